@@ -1,0 +1,51 @@
+# Everything a newcomer types.  Each target installs what it needs and says so; a second call is quick.
+PYTHON ?= /usr/bin/python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+APT_BUILD := python3-venv gcc libc6-dev musl-tools
+APT_TEST  := iproute2 iptables nftables docker.io busybox-static
+APT_BENCH := $(APT_TEST) socat haproxy postgresql postgresql-contrib
+APT_VM    := qemu-system-x86 busybox-static cpio kmod iproute2 xz-utils
+
+.PHONY: build test test-vm lint bench demo format clean
+
+build: $(BIN)/gangway $(BIN)/gangway-docker-proxy
+
+$(BIN)/gangway: pyproject.toml
+	@scripts/apt-need $(APT_BUILD)
+	@echo "make: installing gangway and its Python tools into $(VENV)"
+	@test -x $(BIN)/python3 || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python3 -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	@touch $@
+
+$(BIN)/gangway-docker-proxy: launcher/docker-proxy.c | $(BIN)/gangway
+	musl-gcc -static -Os -Wall -Wextra -Werror -o $@ $<
+
+test: build
+	@scripts/apt-need $(APT_TEST)
+	$(BIN)/python3 -m pytest tests
+
+test-vm: build
+	@scripts/apt-need $(APT_VM)
+	tests/vm/run $(abspath $(BIN))/python3 -m pytest -p no:cacheprovider tests/unit tests/kernel
+
+lint: build
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: build
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: build
+	@scripts/apt-need $(APT_BENCH)
+	$(BIN)/python3 -m bench
+
+demo: build
+	@scripts/apt-need $(APT_TEST)
+	@$(BIN)/python3 -m demo
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,407 @@
+/*
+ * load: the traffic of the benchmark, both ends of it.
+ *
+ *   load serve PORT                          echo on PORT (tcp, udp), discard on PORT+1, source on PORT+2
+ *   load rr   ADDRESS PORT CLIENTS SECONDS   1-byte request/response on CLIENTS connections
+ *   load crr  ADDRESS PORT CLIENTS SECONDS   connect, 1 byte there and back, close; CLIENTS at once
+ *   load up   ADDRESS PORT CLIENTS SECONDS   bulk to PORT+1
+ *   load down ADDRESS PORT CLIENTS SECONDS   bulk from PORT+2
+ *   load udp  ADDRESS PORT CLIENTS SECONDS   1-byte request/response on CLIENTS udp sockets
+ *
+ * A client's last line is "RATE DONE FAILED": operations (rr, crr, udp) or bytes (up, down) a second, how many in
+ * all, and how many were lost or refused and tried again.  `crr` prints one line for each whole second before it,
+ * so that a rate that falls can be seen falling.  The clock starts when every client of rr and udp has had one
+ * answer, and every bulk client is connected.
+ *
+ * A refused connection is a failure of what is measured in crr, where it is counted and tried again: a proxy without
+ * a free port must show a low rate, not an error.  In rr, up and down it ends the run.
+ *
+ * It is C, and not Python like the rest of the benchmark, because a generator that is slower than what it
+ * measures would pull every ratio towards 1.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MAX_CLIENTS = 4096, CHUNK = 131072, LOST_MS = 200, ANSWER_MS = 10000, RETRY_MS = 10 };
+
+static char chunk[CHUNK];
+
+struct peer {
+	struct sockaddr_storage address;
+	socklen_t length;
+};
+
+static double now_s(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static void die(const char *what)
+{
+	fprintf(stderr, "load: %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+static struct peer peer_of(const char *address, int port)
+{
+	struct peer p = { .length = sizeof(struct sockaddr_in) };
+	struct sockaddr_in *v4 = (void *)&p.address;
+	struct sockaddr_in6 *v6 = (void *)&p.address;
+
+	if (inet_pton(AF_INET, address, &v4->sin_addr) == 1) {
+		v4->sin_family = AF_INET;
+		v4->sin_port = htons(port);
+		return p;
+	}
+	if (inet_pton(AF_INET6, address, &v6->sin6_addr) != 1)
+		die(address);
+	v6->sin6_family = AF_INET6;
+	v6->sin6_port = htons(port);
+	p.length = sizeof(*v6);
+	return p;
+}
+
+static int open_socket(int family, int type)
+{
+	int one = 1, fd = socket(family, type, 0);
+
+	if (fd < 0)
+		die("socket");
+	if ((type & 0xf) == SOCK_STREAM)
+		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	return fd;
+}
+
+static void watch(int ep, int fd, uint32_t events, uint64_t tag)
+{
+	struct epoll_event e = { .events = events, .data.u64 = tag };
+
+	if (epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e) < 0)
+		die("epoll_ctl");
+}
+
+/* ---- the server ---- */
+
+enum role { ECHO, DISCARD, SOURCE, LISTEN = 4, DATAGRAM = 8 };
+
+static int listen_on(int port, int type)
+{
+	struct peer any = peer_of("::", port);
+	int one = 1, fd = open_socket(AF_INET6, type | SOCK_NONBLOCK);
+
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	if (bind(fd, (void *)&any.address, any.length) < 0)
+		die("bind");
+	if ((type & 0xf) == SOCK_STREAM && listen(fd, 4096) < 0)
+		die("listen");
+	return fd;
+}
+
+static void serve_datagrams(int fd)
+{
+	struct peer from = { .length = sizeof(from.address) };
+	ssize_t n;
+
+	while ((n = recvfrom(fd, chunk, CHUNK, MSG_DONTWAIT, (void *)&from.address, &from.length)) >= 0)
+		sendto(fd, chunk, n, 0, (void *)&from.address, from.length);
+}
+
+static void serve_stream(int fd, enum role role)
+{
+	ssize_t n = role == SOURCE ? send(fd, chunk, CHUNK, MSG_DONTWAIT | MSG_NOSIGNAL) : recv(fd, chunk, CHUNK, MSG_DONTWAIT);
+
+	if (n > 0 && role == ECHO)
+		n = send(fd, chunk, n, MSG_NOSIGNAL);
+	if (n == 0 || (n < 0 && errno != EAGAIN))
+		close(fd);
+}
+
+static void serve_accept(int ep, int listener, enum role role)
+{
+	int one = 1, fd;
+
+	while ((fd = accept4(listener, NULL, NULL, role == SOURCE ? SOCK_NONBLOCK : 0)) >= 0) {
+		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+		watch(ep, fd, role == SOURCE ? EPOLLOUT : EPOLLIN, (uint64_t)role << 32 | fd);
+	}
+}
+
+static void serve(int port)
+{
+	struct epoll_event events[256];
+	int ep = epoll_create1(0);
+
+	for (int role = ECHO; role <= SOURCE; role++) {
+		int fd = listen_on(port + role, SOCK_STREAM);
+		watch(ep, fd, EPOLLIN, (uint64_t)(role | LISTEN) << 32 | fd);
+	}
+	int udp = listen_on(port, SOCK_DGRAM);
+	watch(ep, udp, EPOLLIN, (uint64_t)DATAGRAM << 32 | udp);
+	puts("ready");
+	fflush(stdout);
+	for (;;) {
+		int n = epoll_wait(ep, events, 256, -1);
+
+		for (int i = 0; i < n; i++) {
+			enum role role = events[i].data.u64 >> 32;
+			int fd = (int)events[i].data.u64;
+
+			if (role & LISTEN)
+				serve_accept(ep, fd, role & ~LISTEN);
+			else if (role & DATAGRAM)
+				serve_datagrams(fd);
+			else
+				serve_stream(fd, role);
+		}
+	}
+}
+
+/* ---- the clients ---- */
+
+struct client {
+	int fd;
+	char sequence; /* of the last request: an answer that comes late must not count twice */
+	double asked_s;
+};
+
+struct run {
+	struct peer to;
+	int count, ep;
+	double seconds, start_s, end_s;
+	unsigned long long done, failed;
+	struct client clients[MAX_CLIENTS];
+};
+
+static void start_clock(struct run *r)
+{
+	r->start_s = now_s();
+	r->end_s = r->start_s + r->seconds;
+}
+
+static void report(struct run *r)
+{
+	printf("%.1f %llu %llu\n", (double)r->done / (now_s() - r->start_s), r->done, r->failed);
+}
+
+/* A connected socket, or -1 if there is none to be had now. */
+static int opened(struct run *r, int type)
+{
+	int fd = open_socket(r->to.address.ss_family, type);
+
+	if (connect(fd, (void *)&r->to.address, r->to.length) == 0 || errno == EINPROGRESS)
+		return fd;
+	close(fd);
+	return -1;
+}
+
+static int opened_surely(struct run *r, int type)
+{
+	int fd = opened(r, type);
+
+	if (fd < 0)
+		die("connect");
+	return fd;
+}
+
+static void request(struct client *c)
+{
+	c->sequence++;
+	c->asked_s = now_s();
+	/* A datagram that was refused reports it here, once. */
+	if (send(c->fd, &c->sequence, 1, MSG_NOSIGNAL) != 1 && errno != ECONNREFUSED)
+		die("send");
+}
+
+/* One exchange, so that the whole way to the server is open; a datagram may need several attempts. */
+static void first_answer(struct client *c, int type)
+{
+	struct pollfd answer = { .fd = c->fd, .events = POLLIN };
+	double end_s = now_s() + ANSWER_MS / 1e3;
+
+	request(c);
+	while (now_s() < end_s) {
+		if (poll(&answer, 1, LOST_MS) > 0 && recv(c->fd, chunk, CHUNK, MSG_DONTWAIT) == 1)
+			return;
+		if (type == SOCK_DGRAM)
+			request(c);
+	}
+	errno = ETIMEDOUT;
+	die("first answer");
+}
+
+static void take_answer(struct run *r, struct client *c, int type)
+{
+	ssize_t n = recv(c->fd, chunk, CHUNK, MSG_DONTWAIT);
+
+	if (n == 1 && chunk[0] == c->sequence) {
+		r->done++;
+		request(c);
+	} else if (type == SOCK_STREAM && (n >= 0 || errno != EAGAIN)) {
+		die("recv");
+	}
+}
+
+static void ask_again(struct run *r, double now)
+{
+	for (int i = 0; i < r->count; i++) {
+		if (now - r->clients[i].asked_s < LOST_MS / 1e3)
+			continue;
+		r->failed++;
+		request(&r->clients[i]);
+	}
+}
+
+static void run_rr(struct run *r, int type)
+{
+	struct epoll_event events[256];
+	double now, look_s;
+
+	for (int i = 0; i < r->count; i++) {
+		r->clients[i].fd = opened_surely(r, type);
+		first_answer(&r->clients[i], type);
+		watch(r->ep, r->clients[i].fd, EPOLLIN, i);
+	}
+	start_clock(r);
+	look_s = r->start_s + LOST_MS / 1e3;
+	for (int i = 0; i < r->count; i++)
+		request(&r->clients[i]);
+	while ((now = now_s()) < r->end_s) {
+		int n = epoll_wait(r->ep, events, 256, LOST_MS);
+
+		for (int i = 0; i < n; i++)
+			take_answer(r, &r->clients[events[i].data.u64], type);
+		if (type == SOCK_DGRAM && now >= look_s) {
+			ask_again(r, now);
+			look_s = now + LOST_MS / 1e3;
+		}
+	}
+	report(r);
+}
+
+/* One bulk connection for each client, as many bytes as fit into the time. */
+static void run_bulk(struct run *r, int up)
+{
+	struct epoll_event events[256];
+
+	for (int i = 0; i < r->count; i++) {
+		int fd = opened_surely(r, SOCK_STREAM);
+		fcntl(fd, F_SETFL, O_NONBLOCK);
+		watch(r->ep, fd, up ? EPOLLOUT : EPOLLIN, fd);
+	}
+	start_clock(r);
+	while (now_s() < r->end_s) {
+		int n = epoll_wait(r->ep, events, 256, 1000);
+
+		for (int i = 0; i < n; i++) {
+			int fd = events[i].data.fd;
+			ssize_t got = up ? send(fd, chunk, CHUNK, MSG_NOSIGNAL) : recv(fd, chunk, CHUNK, 0);
+
+			if (got > 0)
+				r->done += got;
+			else if (got == 0 || errno != EAGAIN)
+				die(up ? "send" : "recv");
+		}
+	}
+	report(r);
+}
+
+/* What may happen to a connection of crr: it is writable, then readable, or it failed.  Returns whether it is over. */
+static int crr_step(struct run *r, int fd, uint32_t events)
+{
+	struct epoll_event readable = { .events = EPOLLIN, .data.u64 = fd };
+
+	if (!(events & (EPOLLIN | EPOLLERR | EPOLLHUP)) && send(fd, "x", 1, MSG_NOSIGNAL) == 1) {
+		epoll_ctl(r->ep, EPOLL_CTL_MOD, fd, &readable);
+		return 0;
+	}
+	if (recv(fd, chunk, CHUNK, MSG_DONTWAIT) == 1)
+		r->done++;
+	else
+		r->failed++;
+	close(fd);
+	return 1;
+}
+
+/* Opens the connections that are missing; returns how many could not be. */
+static int crr_open(struct run *r, int missing)
+{
+	for (; missing > 0; missing--) {
+		int fd = opened(r, SOCK_STREAM | SOCK_NONBLOCK);
+
+		if (fd < 0) {
+			r->failed++;
+			break;
+		}
+		watch(r->ep, fd, EPOLLOUT, fd);
+	}
+	return missing;
+}
+
+static void run_crr(struct run *r)
+{
+	struct epoll_event events[256];
+	unsigned long long before = 0;
+	int missing = r->count;
+	double now;
+
+	start_clock(r);
+	for (double second_s = r->start_s + 1;;) {
+		for (now = now_s(); now >= second_s; second_s += 1) {
+			printf("%llu\n", r->done - before);
+			before = r->done;
+		}
+		if (now >= r->end_s)
+			break;
+		missing = crr_open(r, missing);
+		int n = epoll_wait(r->ep, events, 256, missing ? RETRY_MS : LOST_MS);
+
+		for (int i = 0; i < n; i++)
+			missing += crr_step(r, events[i].data.fd, events[i].events);
+	}
+	report(r);
+}
+
+int main(int argc, char **argv)
+{
+	static struct run r;
+
+	signal(SIGPIPE, SIG_IGN);
+	if (argc == 3 && !strcmp(argv[1], "serve"))
+		serve(atoi(argv[2]));
+	if (argc != 6 || (r.count = atoi(argv[4])) > MAX_CLIENTS) {
+		fputs("usage: load serve PORT | load rr|crr|up|down|udp ADDRESS PORT CLIENTS SECONDS\n", stderr);
+		return 2;
+	}
+	int port = atoi(argv[3]);
+	char *what = argv[1];
+
+	port += !strcmp(what, "up") ? DISCARD : !strcmp(what, "down") ? SOURCE : ECHO;
+	r.to = peer_of(argv[2], port);
+	r.ep = epoll_create1(0);
+	r.seconds = atof(argv[5]);
+	if (!strcmp(what, "rr"))
+		run_rr(&r, SOCK_STREAM);
+	else if (!strcmp(what, "udp"))
+		run_rr(&r, SOCK_DGRAM);
+	else if (!strcmp(what, "crr"))
+		run_crr(&r);
+	else
+		run_bulk(&r, !strcmp(what, "up"));
+	return 0;
+}

@@ -1,0 +1,1 @@
+"""gangway publishes containers' ports."""
