@@ -2,6 +2,7 @@
 PYTHON ?= /usr/bin/python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 APT_BUILD := python3-venv gcc libc6-dev musl-tools
 APT_TEST  := iproute2 iptables nftables docker.io busybox-static
@@ -20,7 +21,7 @@ $(BIN)/gangway: pyproject.toml
 	@touch $@
 
 $(BIN)/gangway-docker-proxy: launcher/docker-proxy.c | $(BIN)/gangway
-	musl-gcc -static -Os -Wall -Wextra -Werror -o $@ $<
+	musl-gcc -std=gnu11 -static -Os -Wall -Wextra -Werror -DVERSION=\"$(VERSION)\" -o $@ $<
 
 test: build
 	@scripts/apt-need $(APT_TEST)

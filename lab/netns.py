@@ -1,0 +1,167 @@
+"""Network namespaces that play hosts and containers, joined by a real bridge.
+
+Everything is made with iproute2, under names that carry this process's pid, and is gone when its `with` block ends, also after
+a failure: first the processes, then the namespaces (their interfaces go with them).
+
+    with Host() as host:
+        box = host.container()              # 172.30.0.2, fd30::2, behind the host's bridge 172.30.0.1, fd30::1
+        server = box.popen("socat", "TCP-LISTEN:80,fork", "PIPE")
+        with host.entered():                # sockets made here belong to the host
+            socket.create_connection((box.address4, 80))
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
+from types import TracebackType
+from typing import Any, Self
+
+_CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
+_numbers = count(1)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Namespace:
+    """A network namespace with its loopback up, and the processes that were started in it."""
+
+    def __init__(self, role: str) -> None:
+        self.name = f"gw-{os.getpid()}-{next(_numbers)}-{role}"
+        self.path = f"/run/netns/{self.name}"
+        self._processes: list[subprocess.Popen[Any]] = []
+
+    def __enter__(self) -> Self:
+        ip("netns", "add", self.name)
+        try:
+            self.ip("link", "set", "lo", "up")
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what was started here, and the namespace."""
+        for process in reversed(self._processes):
+            end(process)
+        ip("netns", "delete", self.name)
+
+    def command(self, *words: str) -> list[str]:
+        """The command line that runs `words` in here.  nsenter, as `ip netns exec` would mount another /sys."""
+        return ["nsenter", f"--net={self.path}", "--", *words]
+
+    def run(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Runs a command in here to its end; CalledProcessError if it fails, unless `check=False`."""
+        options = {"check": True, "text": True, "capture_output": True, **options}
+        return subprocess.run(self.command(*words), **options)
+
+    def popen(self, *words: str, **options: Any) -> subprocess.Popen[Any]:
+        """Starts a command in here; it is ended with the namespace."""
+        process = subprocess.Popen(self.command(*words), **options)
+        self._processes.append(process)
+        return process
+
+    def ip(self, *words: str) -> str:
+        """`ip` in here."""
+        return ip("-n", self.name, *words)
+
+    def sysctl(self, name: str, value: object = None) -> str:
+        """Reads a setting, or writes it when there is a `value`."""
+        words = ["sysctl", "-qn", name] if value is None else ["sysctl", "-qw", f"{name}={value}"]
+        return self.run(*words).stdout.strip()
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """The calling thread is in here for the time of the block; sockets that it makes stay here."""
+        with open("/proc/thread-self/ns/net") as home, open(self.path) as there:
+            _setns(there.fileno())
+            try:
+                yield
+            finally:
+                _setns(home.fileno())
+
+
+class Container(Namespace):
+    """A namespace behind a host's bridge."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"c{number}")
+        self.address4 = f"172.30.0.{number + 1}"
+        self.address6 = f"fd30::{number + 1:x}"
+
+
+class Host(Namespace):
+    """A namespace with the bridge `br0` (172.30.0.1/24, fd30::1/64), and its containers."""
+
+    gateway4, gateway6 = "172.30.0.1", "fd30::1"
+
+    def __init__(self) -> None:
+        super().__init__("host")
+        self._containers = ExitStack()
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        try:
+            self.ip("link", "add", "br0", "type", "bridge")
+            self.ip("address", "add", f"{self.gateway4}/24", "dev", "br0")
+            self.ip("address", "add", f"{self.gateway6}/64", "dev", "br0", "nodad")
+            self.ip("link", "set", "br0", "up")
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Ends the containers, then the host."""
+        with self._containers:
+            pass
+        super().close()
+
+    def container(self) -> Container:
+        """One more container, attached to the bridge."""
+        self._count += 1
+        box = self._containers.enter_context(Container(self._count))
+        port = f"veth{self._count}"
+        self.ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", box.name)
+        self.ip("link", "set", port, "master", "br0", "up")
+        box.ip("address", "add", f"{box.address4}/24", "dev", "eth0")
+        box.ip("address", "add", f"{box.address6}/64", "dev", "eth0", "nodad")
+        box.ip("link", "set", "eth0", "up")
+        box.ip("route", "add", "default", "via", self.gateway4)
+        box.ip("route", "add", "default", "via", self.gateway6)
+        return box
+
+
+def ip(*words: str) -> str:
+    """`ip`, in the namespace of this process."""
+    done = subprocess.run(["ip", *words], text=True, capture_output=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def end(process: subprocess.Popen[Any], patience_s: float = 5.0) -> None:
+    """Ends a process that we started: SIGTERM, and SIGKILL if that does not do in `patience_s` seconds."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGKILL)
+            process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
+
+
+def _setns(fd: int) -> None:
+    if _libc.setns(fd, _CLONE_NEWNET):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))

@@ -1,0 +1,417 @@
+/* gangway-docker-proxy: what dockerd starts for each published port, in docker-proxy's place.
+ *
+ * What this file knows: docker-proxy's command line and status pipe, and the lease protocol.  What it must not know: what is
+ * done with a connection.
+ *
+ * How it works.  dockerd starts one of these for each port and family, and keeps it for as long as the port is published.
+ * So it is small, and holds just two things: the port's socket, which it binds (or is given as descriptor 4), and a lease: a
+ * connection to the relay process that all launchers of the network namespace share, over which it has handed that socket.
+ *
+ *     launcher → relay   lease 0 PROTO HOST-IP HOST-PORT CONTAINER-IP CONTAINER-PORT     with the socket (SCM_RIGHTS)
+ *     relay → launcher   ok 0        or        error 0 TEXT
+ *
+ * A lease ends when its connection does, whoever ends it.  A launcher that is told to stop closes its half and waits for the
+ * relay's, so the port is free when it exits; one that is killed takes its port along all the same.  When the relay dies the
+ * socket still listens here, and clients queue in the kernel until a relay has it again.
+ *
+ * Who starts the relay.  The relay's unix socket lies in a directory that only its owner can enter, one for each network
+ * namespace.  Who finds nobody there locks the directory, looks again, and if there is still nobody binds that socket
+ * itself and starts gangway.docker_proxy with it: two at once cannot start two.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { STATUS_FD = 3, PASSED_FD = 4 };             /* cmd/docker-proxy: fd 3 is the status pipe, fd 4 the socket */
+enum { ANSWER_MS = 10000, STOP_MS = 2000, RETRY_MS = 500, ATTEMPTS = 3 };   /* dockerd waits 16 s for the status */
+
+static const char *proto = "tcp", *host_ip = "0.0.0.0", *container_ip = "0.0.0.0";
+static int host_port = -1, container_port = -1;
+static bool use_listen_fd, version, help;
+static char socket_path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+static char reason[512];                           /* why the last thing that failed did */
+
+static const struct flag { const char *name; const char **text; int *number; bool *truth; const char *usage; } FLAGS[] = {
+    { "container-ip", &container_ip, NULL, NULL, "container ip" },
+    { "container-port", NULL, &container_port, NULL, "container port (default -1)" },
+    { "h", NULL, NULL, &help, NULL },
+    { "help", NULL, NULL, &help, NULL },
+    { "host-ip", &host_ip, NULL, NULL, "host ip" },
+    { "host-port", NULL, &host_port, NULL, "host port (default -1)" },
+    { "proto", &proto, NULL, NULL, "proxy protocol (default \"tcp\")" },
+    { "use-listen-fd", NULL, NULL, &use_listen_fd, "use a passed listen fd" },
+    { "v", NULL, NULL, &version, "print version information and quit" },
+    { "version", NULL, NULL, &version, "print version information and quit" },
+};
+enum { FLAG_COUNT = sizeof(FLAGS) / sizeof(FLAGS[0]) };
+
+static const struct protocol { const char *name; int type, number; } PROTOCOLS[] = {
+    { "tcp", SOCK_STREAM, IPPROTO_TCP },
+    { "udp", SOCK_DGRAM, IPPROTO_UDP },
+    { "sctp", SOCK_STREAM, IPPROTO_SCTP },
+};
+static const struct protocol *protocol;
+
+/* Sets `reason`; false, so that a caller can return what failed in one line. */
+static bool fails(const char *format, ...) {
+    va_list facts;
+    va_start(facts, format);
+    vsnprintf(reason, sizeof reason, format, facts);
+    va_end(facts);
+    return false;
+}
+
+/* The errno in the reference's words: Go's own table (syscall/zerrors_linux_amd64.go), lower case. */
+static const char *words(int error) {
+    switch (error) {
+    case EADDRINUSE: return "address already in use";
+    case EADDRNOTAVAIL: return "cannot assign requested address";
+    case EACCES: return "permission denied";
+    case EAFNOSUPPORT: return "address family not supported by protocol";
+    case EINVAL: return "invalid argument";
+    case EMFILE: return "too many open files";
+    case EPROTONOSUPPORT:
+    case ESOCKTNOSUPPORT: return "protocol not supported";
+    default: return strerror(error);
+    }
+}
+
+/* dockerd reads the pipe to its end: the whole status goes in one write, and nobody else may hold the pipe. */
+static void report(const char *status) {
+    if (write(STATUS_FD, status, strlen(status)) < 0 && errno == EPIPE) exit(1);
+    close(STATUS_FD);
+}
+
+static int refuse(void) {
+    char status[sizeof reason + 2];
+    snprintf(status, sizeof status, "1\n%s", reason);
+    dprintf(STDERR_FILENO, "docker-proxy: %s\n", reason);
+    report(status);
+    return 1;
+}
+
+/* ---- the command line: Go's flag package, its rules and its words ---- */
+
+static void usage(void) {
+    dprintf(STDERR_FILENO, "Usage of docker-proxy:\n");
+    for (const struct flag *flag = FLAGS; flag < FLAGS + FLAG_COUNT; flag++)
+        if (flag->usage)
+            dprintf(STDERR_FILENO, "  -%s%s\n    \t%s\n", flag->name, flag->text ? " string" : flag->number ? " int" : "", flag->usage);
+}
+
+static bool parse_number(const char *text, int *number) {
+    char *end;
+    errno = 0;
+    long value = strtol(text, &end, 0);
+    *number = (int)value;
+    return *text && !*end && !errno && value >= INT_MIN && value <= INT_MAX;
+}
+
+static bool parse_truth(const char *text, bool *truth) {
+    static const char *const YES[] = { "1", "t", "T", "true", "TRUE", "True" }, *const NO[] = { "0", "f", "F", "false", "FALSE", "False" };
+    for (int i = 0; i < 6; i++) {
+        if (!strcmp(text, YES[i])) return *truth = true;
+        if (!strcmp(text, NO[i])) return !(*truth = false);
+    }
+    return false;
+}
+
+static bool set_flag(const struct flag *flag, const char *value) {
+    if (flag->text) *flag->text = value;
+    else if (flag->truth && !parse_truth(value, flag->truth)) return fails("invalid boolean value \"%s\" for -%s: parse error", value, flag->name);
+    else if (flag->number && !parse_number(value, flag->number)) return fails("invalid value \"%s\" for flag -%s: parse error", value, flag->name);
+    return true;
+}
+
+static bool parse_flags(char **argument) {
+    while (*argument && (*argument)[0] == '-' && (*argument)[1]) {
+        const char *given = *argument++, *name = given + 1 + (given[1] == '-');
+        if (!*name) return true;                   /* "--" ends the flags */
+        if (*name == '-' || *name == '=') return fails("bad flag syntax: %s", given);
+        const char *value = strchr(name, '=');
+        size_t length = value ? (size_t)(value++ - name) : strlen(name);
+        const struct flag *flag = FLAGS;
+        while (flag < FLAGS + FLAG_COUNT && (strncmp(flag->name, name, length) || flag->name[length])) flag++;
+        if (flag == FLAGS + FLAG_COUNT) return fails("flag provided but not defined: -%.*s", (int)length, name);
+        if (!value && flag->truth) value = "true";
+        if (!value && !*argument) return fails("flag needs an argument: -%s", flag->name);
+        if (!set_flag(flag, value ? value : *argument++)) return false;
+    }
+    return true;
+}
+
+static bool known_protocol(void) {
+    for (unsigned i = 0; i < sizeof(PROTOCOLS) / sizeof(PROTOCOLS[0]); i++)
+        if (!strcmp(proto, PROTOCOLS[i].name)) protocol = &PROTOCOLS[i];
+    return protocol || fails("unsupported protocol %s", proto);
+}
+
+/* ---- the port's socket ---- */
+
+static bool set_option(int fd, int level, int name) {
+    return !setsockopt(fd, level, name, &(int){ 1 }, sizeof(int));
+}
+
+static int option(int fd, int name) {
+    int value = -1;
+    getsockopt(fd, SOL_SOCKET, name, &value, &(socklen_t){ sizeof value });
+    return value;
+}
+
+/* UDP answers must leave from the address that was asked: ip(7) IP_PKTINFO, ipv6(7) IPV6_RECVPKTINFO. */
+static bool ask_for_address(int fd, int family) {
+    return protocol->type != SOCK_DGRAM
+        || (family == AF_INET6 ? set_option(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO) : set_option(fd, IPPROTO_IP, IP_PKTINFO));
+}
+
+static int passed_socket(void) {
+    struct stat status;
+    int family = option(PASSED_FD, SO_DOMAIN);
+    if (fstat(PASSED_FD, &status)) fails("file descriptor %d: bad file descriptor", PASSED_FD);
+    else if (!S_ISSOCK(status.st_mode)) fails("file descriptor %d is not a socket", PASSED_FD);
+    else if (family != AF_INET && family != AF_INET6) fails("file descriptor %d is not an internet socket", PASSED_FD);
+    else if (option(PASSED_FD, SO_PROTOCOL) != protocol->number || option(PASSED_FD, SO_TYPE) != protocol->type)
+        fails("file descriptor %d is not a %s socket", PASSED_FD, proto);
+    else if (protocol->type == SOCK_STREAM && option(PASSED_FD, SO_ACCEPTCONN) != 1 && listen(PASSED_FD, SOMAXCONN))
+        fails("file descriptor %d: listen: %s", PASSED_FD, words(errno));
+    else if (fcntl(PASSED_FD, F_SETFD, FD_CLOEXEC) || !ask_for_address(PASSED_FD, family))
+        fails("file descriptor %d: %s", PASSED_FD, words(errno));
+    else return PASSED_FD;
+    return -1;
+}
+
+/* SO_REUSEADDR as Go sets it: connections of the port's last user in TIME_WAIT do not keep it.  Not for UDP, where it would let two bind. */
+static int bound_socket(void) {
+    struct sockaddr_in6 six = { .sin6_family = AF_INET6, .sin6_port = htons((uint16_t)host_port) };
+    struct sockaddr_in four = { .sin_family = AF_INET, .sin_port = htons((uint16_t)host_port) };
+    bool is_six = inet_pton(AF_INET6, host_ip, &six.sin6_addr) == 1;
+    if (!is_six && inet_pton(AF_INET, host_ip, &four.sin_addr) != 1) return fails("invalid host-ip \"%s\"", host_ip), -1;
+    const char *step = "socket";
+    int fd = socket(is_six ? AF_INET6 : AF_INET, protocol->type | SOCK_CLOEXEC, protocol->number);
+    if (fd < 0 && (errno == EPROTONOSUPPORT || errno == ESOCKTNOSUPPORT)) return fails("%s", words(errno)), -1;
+    bool ready = fd >= 0 && (!is_six || set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY)) && ask_for_address(fd, is_six ? AF_INET6 : AF_INET)
+        && (protocol->type == SOCK_DGRAM || set_option(fd, SOL_SOCKET, SO_REUSEADDR));
+    if (ready) {
+        step = "bind";
+        ready = !(is_six ? bind(fd, (struct sockaddr *)&six, sizeof six) : bind(fd, (struct sockaddr *)&four, sizeof four));
+    }
+    if (ready && protocol->type == SOCK_STREAM) {
+        step = "listen";
+        ready = !listen(fd, SOMAXCONN);
+    }
+    if (ready) return fd;
+    fails(is_six ? "listen %s6 [%s]:%d: %s: %s" : "listen %s4 %s:%d: %s: %s", proto, host_ip, host_port, step, words(errno));
+    if (fd >= 0) close(fd);
+    return -1;
+}
+
+static int open_socket(void) {
+    char address[sizeof(struct in6_addr)];
+    if (host_port < 0 || host_port > 65535) fails("invalid host-port %d", host_port);
+    else if (container_port < 1 || container_port > 65535) fails("invalid container-port %d", container_port);
+    else if (inet_pton(AF_INET, container_ip, address) != 1 && inet_pton(AF_INET6, container_ip, address) != 1)
+        fails("invalid container-ip \"%s\"", container_ip);
+    else return use_listen_fd ? passed_socket() : bound_socket();
+    return -1;
+}
+
+/* ---- the relay: finding it, starting it ---- */
+
+/* Opens the directory of the relay's socket, made if need be.  Nobody else may be able to put a socket there. */
+static int open_directory(void) {
+    const char *base = geteuid() ? getenv("XDG_RUNTIME_DIR") : "/run";
+    char path[sizeof socket_path];
+    struct stat directory, namespace;
+    if (!base) return fails("XDG_RUNTIME_DIR is not set: no place for the relay's socket"), -1;
+    if (snprintf(path, sizeof path, "%s/gangway", base) >= (int)sizeof path) return fails("XDG_RUNTIME_DIR is too long: %s", base), -1;
+    mkdir(path, 0700);
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &directory) || stat("/proc/self/ns/net", &namespace)) fails("%s: %s", path, strerror(errno));
+    else if (directory.st_uid != geteuid() || directory.st_mode & 077) fails("%s must belong to uid %d with mode 0700", path, (int)geteuid());
+    else if (snprintf(socket_path, sizeof socket_path, "%s/docker-proxy-%lu.sock", path, (unsigned long)namespace.st_ino) >= (int)sizeof socket_path)
+        fails("XDG_RUNTIME_DIR is too long: %s", base);
+    else return fd;
+    if (fd >= 0) close(fd);
+    return -1;
+}
+
+/* A connection to the relay, or -1.  `errno` ENOENT and ECONNREFUSED mean that there is none. */
+static int connect_relay(void) {
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    struct ucred peer;
+    strcpy(address.sun_path, socket_path);
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address)) fails("%s: %s", socket_path, strerror(errno));
+    else if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &(socklen_t){ sizeof peer }) || peer.uid != geteuid())
+        fails("%s belongs to somebody else", socket_path), errno = EPERM;
+    else return fd;
+    int error = errno;
+    if (fd >= 0) close(fd);
+    errno = error;
+    return -1;
+}
+
+static int listen_for_launchers(void) {
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    strcpy(address.sun_path, socket_path);
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    unlink(socket_path);
+    if (fd >= 0 && !bind(fd, (struct sockaddr *)&address, sizeof address) && !listen(fd, SOMAXCONN)) return fd;
+    fails("%s: %s", socket_path, strerror(errno));
+    if (fd >= 0) close(fd);
+    return -1;
+}
+
+/* Becomes the relay's keeper: descriptor 2 is its status pipe, 3 its socket; nothing else of ours goes along. */
+static void become_keeper(int listener, int status) {
+    char python[PATH_MAX], *environment[] = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", NULL };
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    ssize_t length = readlink("/proc/self/exe", python, sizeof python - sizeof "python3");
+    python[length < 0 ? 0 : length] = 0;
+    char *name = strrchr(python, '/');
+    strcpy(name ? name + 1 : python, "python3");
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (chdir("/") || null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(status, 2) < 0 || dup2(listener, 3) < 0) _exit(1);
+    execve(python, (char *[]){ python, "-I", "-m", "gangway.docker_proxy", socket_path, NULL }, environment);
+    dprintf(2, "cannot start the relay: %s: %s", python, strerror(errno));
+    _exit(1);
+}
+
+/* Reads the keeper's status until it has said all: `0\n`, or why it cannot. */
+static bool read_status(int status) {
+    size_t length = 0;
+    ssize_t got = 1;
+    struct pollfd readable = { status, POLLIN, 0 };
+    while (got > 0 && length < sizeof reason - 1) {
+        if (poll(&readable, 1, ANSWER_MS) <= 0) return fails("the relay does not say whether it started");
+        got = read(status, reason + length, sizeof reason - 1 - length);
+        if (got > 0) length += (size_t)got;
+    }
+    reason[length] = 0;
+    if (!strcmp(reason, "0\n")) return true;
+    return length ? false : fails("the relay ended before it had started");
+}
+
+static bool start_relay(void) {
+    int status[2], listener = listen_for_launchers();
+    if (listener < 0) return false;
+    if (pipe2(status, O_CLOEXEC)) return close(listener), fails("pipe: %s", strerror(errno));
+    pid_t child = fork();
+    if (!child) {                                  /* twice, so that the keeper is nobody's child that has to be waited for */
+        setsid();
+        if (fork()) _exit(0);
+        /* Out of the way of the descriptors that become_keeper puts in place. */
+        become_keeper(fcntl(listener, F_DUPFD_CLOEXEC, 10), fcntl(status[1], F_DUPFD_CLOEXEC, 10));
+    }
+    close(status[1]);
+    close(listener);
+    if (child > 0) waitpid(child, NULL, 0);
+    bool up = child > 0 ? read_status(status[0]) : fails("fork: %s", strerror(errno));
+    close(status[0]);
+    if (!up) unlink(socket_path);
+    return up;
+}
+
+static int find_relay(void) {
+    int relay = connect_relay();
+    if (relay >= 0 || (errno != ENOENT && errno != ECONNREFUSED)) return relay;
+    int directory = open_directory();
+    if (directory < 0) return -1;
+    if (flock(directory, LOCK_EX)) fails("flock: %s", strerror(errno));
+    else if ((relay = connect_relay()) < 0 && (errno == ENOENT || errno == ECONNREFUSED) && start_relay()) relay = connect_relay();
+    close(directory);
+    return relay;
+}
+
+/* ---- the lease ---- */
+
+/* Hands the port's socket over and waits for the answer.  1: it is served, 0: the relay says no, -1: the relay went away. */
+static int hand_over(int relay, int port) {
+    char text[256], control[CMSG_SPACE(sizeof(int))] = { 0 };
+    int length = snprintf(text, sizeof text, "lease 0 %s %s %d %s %d", proto, host_ip, host_port, container_ip, container_port);
+    struct iovec part = { text, (size_t)length };
+    struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };
+    struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
+    rights->cmsg_level = SOL_SOCKET;
+    rights->cmsg_type = SCM_RIGHTS;
+    rights->cmsg_len = CMSG_LEN(sizeof port);
+    memcpy(CMSG_DATA(rights), &port, sizeof port);
+    if (sendmsg(relay, &message, MSG_NOSIGNAL) < 0) return fails("the relay went away: %s", strerror(errno)), -1;
+    if (poll(&(struct pollfd){ relay, POLLIN, 0 }, 1, ANSWER_MS) <= 0) return fails("the relay does not answer"), 0;
+    ssize_t got = recv(relay, text, sizeof text - 1, 0);
+    if (got <= 0) return fails("the relay went away"), -1;
+    text[got] = 0;
+    if (!strcmp(text, "ok 0")) return 1;
+    return fails("%s", strncmp(text, "error 0 ", 8) ? text : text + 8), 0;
+}
+
+/* A lease for the port, or -1.  A relay that ends just now is no reason to fail: the next attempt starts another. */
+static int take_lease(int port) {
+    for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
+        int relay = find_relay();
+        if (relay < 0) return -1;
+        int answer = hand_over(relay, port);
+        if (answer > 0) return relay;
+        close(relay);
+        if (!answer) return -1;
+    }
+    return -1;
+}
+
+/* Holds the port until a signal says stop.  While there is no relay, tries again twice a second. */
+static void hold(int port, int lease, int signals) {
+    struct pollfd wait[] = { { signals, POLLIN, 0 }, { lease, POLLIN, 0 } };
+    while (poll(wait, 2, wait[1].fd < 0 ? RETRY_MS : -1) < 0 || !wait[0].revents) {
+        if (wait[1].fd >= 0 && wait[1].revents) close(wait[1].fd), wait[1].fd = -1;
+        if (wait[1].fd < 0) wait[1].fd = take_lease(port);
+    }
+    close(port);
+    if (wait[1].fd < 0) return;
+    shutdown(wait[1].fd, SHUT_WR);                 /* the relay answers by its own end, once the port is free */
+    poll(&wait[1], 1, STOP_MS);
+}
+
+int main(int count, char **arguments) {
+    sigset_t stop;
+    for (int fd = 0; fd <= STATUS_FD; fd++)        /* so that nothing of ours gets a number that means something */
+        if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
+    fcntl(STATUS_FD, F_SETFD, FD_CLOEXEC);
+    bool good = parse_flags(arguments + (count > 0));
+    if (!good) dprintf(STDERR_FILENO, "%s\n", reason);
+    if (!good || help) return usage(), good ? 0 : 2;
+    if (version) return dprintf(STDOUT_FILENO, "docker-proxy (gangway) version %s\n", VERSION), 0;
+
+    sigemptyset(&stop);
+    sigaddset(&stop, SIGINT);
+    sigaddset(&stop, SIGTERM);
+    sigprocmask(SIG_BLOCK, &stop, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    int signals = signalfd(-1, &stop, SFD_CLOEXEC), port = -1, lease = -1;
+    if (known_protocol()) port = open_socket();
+    if (port >= 0) {
+        int directory = open_directory();
+        if (directory >= 0) close(directory), lease = take_lease(port);
+    }
+    if (lease < 0) return refuse();
+    report("0\n");
+    hold(port, lease, signals);
+    return 0;
+}
