@@ -7,8 +7,8 @@
  * So it is small, and holds just two things: the port's socket, which it binds (or is given as descriptor 4), and a lease: a
  * connection to the relay process that all launchers of the network namespace share, over which it has handed that socket.
  *
- *     launcher → relay   lease 0 PROTO HOST-IP HOST-PORT CONTAINER-IP CONTAINER-PORT     with the socket (SCM_RIGHTS)
- *     relay → launcher   ok 0        or        error 0 TEXT
+ *     launcher → relay   lease PROTO CONTAINER-IP CONTAINER-PORT     with the port's socket (SCM_RIGHTS)
+ *     relay → launcher   ok        or        error TEXT
  *
  * A lease ends when its connection does, whoever ends it.  A launcher that is told to stop closes its half and waits for the
  * relay's, so the port is free when it exits; one that is killed takes its port along all the same.  When the relay dies the
@@ -346,7 +346,7 @@ static int find_relay(void) {
 /* Hands the port's socket over and waits for the answer.  1: it is served, 0: the relay says no, -1: the relay went away. */
 static int hand_over(int relay, int port) {
     char text[256], control[CMSG_SPACE(sizeof(int))] = { 0 };
-    int length = snprintf(text, sizeof text, "lease 0 %s %s %d %s %d", proto, host_ip, host_port, container_ip, container_port);
+    int length = snprintf(text, sizeof text, "lease %s %s %d", proto, container_ip, container_port);
     struct iovec part = { text, (size_t)length };
     struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };
     struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
@@ -359,8 +359,8 @@ static int hand_over(int relay, int port) {
     ssize_t got = recv(relay, text, sizeof text - 1, 0);
     if (got <= 0) return fails("the relay went away"), -1;
     text[got] = 0;
-    if (!strcmp(text, "ok 0")) return 1;
-    return fails("%s", strncmp(text, "error 0 ", 8) ? text : text + 8), 0;
+    if (!strcmp(text, "ok")) return 1;
+    return fails("%s", strncmp(text, "error ", 6) ? text : text + 6), 0;
 }
 
 /* A lease for the port, or -1.  A relay that ends just now is no reason to fail: the next attempt starts another. */

@@ -8,5 +8,6 @@ import click
 def main() -> None:
     """Publishes containers' ports.
 
-    So far dockerd is its user: start it with --userland-proxy-path=PATH/gangway-docker-proxy, the program beside this one.
+    So far dockerd is its user: start it with --userland-proxy-path=PATH/gangway-docker-proxy, the program beside this
+    one.
     """

@@ -3,11 +3,11 @@
 What this file knows: the states that a connection between a client and its backend (the container) can be in, what can
 happen to it, and what has to be done then.  What it must not know: sockets, pipes, epoll, bytes, time.
 
-How it works.  A flow has two directions: *up* (client → backend) and *down* (backend → client).  Each ends by itself, as
-TCP's half-close wants it.  `TABLE[state, event]` is total: it gives the next state and the actions for every state that
-can be reached and every event, also for those that make no sense there (they change nothing: an event loop may
-deliver what was overtaken by another event of the same round).  `stream.py` asks it at transitions only, never for each
-transfer.
+How it works.  A flow has two directions: *up* (client → backend) and *down* (backend → client).  Each ends by itself,
+as TCP's half-close wants it.  `TABLE[state, event]` is total: it gives the next state and the actions for every state
+that can be reached and every event, also for those that make no sense there (they change nothing: an event loop may
+deliver what was overtaken by another event of the same round).  `stream.py` asks it at transitions only, never for
+each transfer.
 
     CONNECTING ──connected──▶ RELAYING ──both directions ended──▶ CLOSED (orderly: both sides saw an end)
          │                        │
@@ -58,7 +58,10 @@ class Event(Enum):
 
 
 class Action(Enum):
-    """What has to be done about it.  CLOSE and RESET are the last thing that a flow asks for, and it asks for one of them once."""
+    """What has to be done about it.
+
+    CLOSE and RESET are the last thing that a flow asks for, and it asks for one of them once.
+    """
 
     PUMP_UP = auto()
     PUMP_DOWN = auto()

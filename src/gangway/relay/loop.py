@@ -1,25 +1,25 @@
 """The event loop of a relay process: epoll, timers, what was left for the next round, sockets to close.
 
-What this file knows: descriptors and whom to call when something happens to them.  What it must not know: flows, leases,
-protocols.
+What this file knows: descriptors and whom to call when something happens to them.  What it must not know: flows,
+leases, protocols.
 
 Some facts about epoll that the relay leans on (epoll(7), fs/eventpoll.c):
 
-* Sockets of flows are registered once, edge-triggered, for everything.  A level-triggered set would look at each socket
-  that was reported a second time in the following epoll_wait, and a flow that stalls would cost an epoll_ctl each time it
-  stops and goes on.  The price is that whoever is called must use up the edge: read until the kernel has no more, or ask to
-  be called `again`.
-* "No more" need not be EAGAIN.  A read of a stream that returns less than was asked for has emptied the queue, and whatever
-  comes after it makes a new edge (epoll(7), Q9).  The one thing that such a read may leave behind is an end that came
-  together with the data: it made no edge of its own.  EPOLLRDHUP tells: it is in the event if the end had arrived when
-  epoll_wait looked, and if it arrived later, it makes an edge.
+* Sockets of flows are registered once, edge-triggered, for everything.  A level-triggered set would look at each
+  socket that was reported a second time in the following epoll_wait, and a flow that stalls would cost an epoll_ctl
+  each time it stops and goes on.  The price is that whoever is called must use up the edge: read until the kernel has
+  no more, or ask to be called `again`.
+* "No more" need not be EAGAIN.  A read of a stream that returns less than was asked for has emptied the queue, and
+  whatever comes after it makes a new edge (epoll(7), Q9).  The one thing that such a read may leave behind is an end
+  that came together with the data: it made no edge of its own.  EPOLLRDHUP tells: it is in the event if the end had
+  arrived when epoll_wait looked, and if it arrived later, it makes an edge.
 * An edge reports the whole state of the socket, so EPOLLOUT is in nearly every event.  But an edge *because* of room to
   write comes only after a write that found none (SOCK_NOSPACE), so an idle flow is not woken by acknowledgements.
-* A descriptor's number may be taken again as soon as it is closed, and an event for the old socket may still be in the batch
-  that is being worked on.  So nothing is closed inside a batch: `close_later` forgets the handler at once, and the socket
-  goes when the batch is done.
-* Listening sockets are level-triggered: one accept for each report, no accept that only finds EAGAIN, and a listener with
-  a long queue shares the loop with everybody else.
+* A descriptor's number may be taken again as soon as it is closed, and an event for the old socket may still be in
+  the batch that is being worked on.  So nothing is closed inside a batch: `close_later` forgets the handler at once,
+  and the socket goes when the batch is done.
+* Listening sockets are level-triggered: one accept for each report, no accept that only finds EAGAIN, and a listener
+  with a long queue shares the loop with everybody else.
 """
 
 import heapq
@@ -38,7 +38,8 @@ FAILED = select.EPOLLERR
 ENDED = select.EPOLLRDHUP | select.EPOLLHUP
 EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
-# How many events one epoll_wait takes.  A batch is also the time for which a descriptor stays open after its flow is gone.
+# How many events one epoll_wait takes.  A batch is also the time for which a descriptor stays open after its flow is
+# gone.
 BATCH = 128
 
 
@@ -115,6 +116,7 @@ class Loop:
 
     def run(self) -> None:
         """Goes round until `stop`."""
+        self._stopped = False
         while not self._stopped:
             self.turn()
 

@@ -17,7 +17,8 @@ class Settings(NamedTuple):
     connect_timeout_s: float = 10.0
     """How long the container may take to answer a connection attempt."""
     keepalive_s: int = 15
-    """Silence on a TCP connection after which the peer is asked whether it is still there, and the time between questions."""
+    """Silence on a TCP connection after which the peer is asked whether it is still there, and the time between
+    questions."""
     udp_timeout_s: float = 90.0
     """Silence in both directions after which a UDP client is forgotten."""
     udp_clients: int = 8192

@@ -1,0 +1,172 @@
+"""The keeper of the relay that stands in for docker-proxy: `python -m gangway.docker_proxy SOCKET`, started by a
+launcher.
+
+What this file knows: the settings file, and what needs root for as long as the relay runs.  What it must not know:
+what the relay does, what a launcher wants.
+
+How it works.  A launcher starts this process with a unix socket that listens already (descriptor 3) and a pipe for
+its status (descriptor 2: `0\\n`, or why the relay cannot start).  It reads the settings, sets tcp_tw_reuse, forks the
+relay, which gives up root, and waits for its end.  Then it puts back what it set.  The unix socket stays open until
+that is done, so launchers that come meanwhile wait, and then start a new keeper: no two of them ever overlap.
+
+Why tcp_tw_reuse.  All the relay's connections to a container come from one address, and it is the relay's side that
+stays in TIME_WAIT for 60 s: 28,000 ephemeral ports are used up in seconds, and connections then fail or crawl.  With
+the setting at 1 the kernel uses such a port again after one second, when TCP timestamps make that safe (ip-sysctl,
+RFC 6191).  What was set before is kept in a file beside the socket, so that it is put back even if this process is
+killed: by the next one.
+"""
+
+import os
+import signal
+import socket
+import sys
+import tomllib
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from gangway.errors import InvalidRequest
+from gangway.relay.log import Log, open_log
+from gangway.relay.process import run
+from gangway.relay.settings import Settings
+
+SETTINGS_PATH = Path("/etc/gangway/docker-proxy.toml")
+STATUS_FD, LISTENER_FD = 2, 3
+_TW_REUSE = Path("/proc/sys/net/ipv4/tcp_tw_reuse")
+
+# What a number may be; what is not here is a truth value or a text.
+_BOUNDS = {
+    "workers": (1, 64),
+    "connect_timeout_s": (0.1, 3600),
+    "keepalive_s": (1, 32767),  # include/net/tcp.h, MAX_TCP_KEEPIDLE
+    "udp_timeout_s": (1, 86400),
+    "udp_clients": (1, 1_000_000),
+}
+
+
+def load_settings(path: Path) -> Settings:
+    """The settings in a TOML file; the defaults if there is none.
+
+    InvalidRequest names the key, or the place, that is wrong.
+    """
+    try:
+        with path.open("rb") as file:
+            given = tomllib.load(file)
+    except FileNotFoundError:
+        return Settings()
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise InvalidRequest(f"{path}: {error}") from None
+    defaults = Settings()._asdict()
+    for key, value in given.items():
+        if key not in defaults:
+            raise InvalidRequest(f"{path}: unknown key {key!r}; known are {', '.join(defaults)}")
+        _check(path, key, value, defaults[key])
+    return Settings(**given)
+
+
+def _check(path: Path, key: str, value: Any, default: Any) -> None:
+    if key in _BOUNDS:
+        low, high = _BOUNDS[key]
+        kinds = (int, float) if isinstance(default, float) else (int,)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+            kind = "a number" if isinstance(default, float) else "a whole number"
+            raise InvalidRequest(f"{path}: {key} must be {kind} from {low} to {high}, not {value!r}")
+    elif isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"{path}: {key} must be true or false, not {value!r}")
+    elif not isinstance(value, str) or (value != "syslog" and not value.startswith("/")):
+        raise InvalidRequest(f'{path}: {key} must be "syslog" or a file\'s absolute path, not {value!r}')
+
+
+class TwReuse:
+    """net.ipv4.tcp_tw_reuse at 1 for the time of a `with` block; what it was before is kept in the file `kept`."""
+
+    def __init__(self, kept: Path, log: Log) -> None:
+        self._kept = kept
+        self._log = log
+
+    def __enter__(self) -> None:
+        try:
+            if not self._kept.exists():
+                self._kept.write_text(_TW_REUSE.read_text())
+            _TW_REUSE.write_text("1")
+            self._log.info("net.ipv4.tcp_tw_reuse is 1 while the relay runs; it was %s", self._kept.read_text().strip())
+        except OSError as error:
+            self._log.warning(
+                "net.ipv4.tcp_tw_reuse cannot be set (%s): many short connections will run out of ports", error
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            before = self._kept.read_text()
+            _TW_REUSE.write_text(before)
+            self._kept.unlink()
+            self._log.info("net.ipv4.tcp_tw_reuse is %s again", before.strip())
+        except FileNotFoundError:
+            pass  # it was not set
+        except OSError as failure:
+            self._log.warning("net.ipv4.tcp_tw_reuse could not be put back: %s", failure)
+
+
+def keep(launchers: socket.socket, settings: Settings, log: Log) -> int:
+    """Runs the relay, and waits for it; gives the exit status."""
+    relay = os.fork()
+    if relay == 0:
+        _be_the_relay(launchers, settings, log)
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: os.kill(relay, signal.SIGTERM))
+    _say("")
+    _, status = os.waitpid(relay, 0)
+    if status:
+        log.warning("the relay ended unexpectedly (%s); a launcher will start another", _how(status))
+    return 1 if status else 0
+
+
+def _be_the_relay(launchers: socket.socket, settings: Settings, log: Log) -> None:
+    status = 1
+    try:
+        run(launchers, settings, log, lambda: _say("0\n"))
+        status = 0
+    except Exception as error:
+        _say(f"the relay cannot run: {error}")
+        log.failure(error)
+    finally:
+        os._exit(status)
+
+
+def _say(text: str) -> None:
+    """Says `text` on the status pipe, once, and lets go of it: the launcher reads to its end."""
+    with suppress(OSError):  # the launcher is gone; its port is, too
+        os.write(STATUS_FD, text.encode())
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, STATUS_FD)
+    os.close(null)
+
+
+def _how(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"exit status {code}" if code >= 0 else signal.Signals(-code).name
+
+
+def main() -> int:
+    """Everything that can go wrong before the relay is up is said on the status pipe."""
+    path = Path(sys.argv[1])
+    try:
+        settings = load_settings(SETTINGS_PATH)
+        log = open_log(settings.log)
+    except (InvalidRequest, OSError) as error:
+        _say(str(error))
+        return 1
+    tw_reuse = TwReuse(path.with_suffix(".tcp_tw_reuse"), log) if settings.tcp_tw_reuse else nullcontext()
+    with socket.socket(fileno=LISTENER_FD) as launchers:
+        with tw_reuse:
+            status = keep(launchers, settings, log)
+        # From here on nobody can connect.  A launcher that did meanwhile sees its connection end, and looks again.
+        path.unlink(missing_ok=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

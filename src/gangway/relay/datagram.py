@@ -1,0 +1,257 @@
+"""Relays datagrams: UDP.
+
+What this file knows: sockets, clients, and when one is forgotten.  What it must not know: where listeners come from,
+that there are other processes.
+
+How it works.  All clients of a `Port` arrive at its one socket.  For each of them the relay keeps a `Client`: a
+socket connected to the backend, whose port is what the backend knows the client by, and the way back.  Datagrams are
+moved one at a time through one buffer that serves the whole process, so a silent client costs a socket and some
+hundred bytes.
+
+Whose a datagram is.  A client is known by its address (with the zone, if that is link-local) *and* the host address
+that it asked: one that asks two of the host's addresses from one port must get each answer from the address that it
+belongs to. Which address was asked comes with each datagram (IP_PKTINFO, IPV6_RECVPKTINFO) and goes back with each
+answer.
+
+When one is forgotten.  `Datagrams.clients` is ordered by the last second in which something was moved, either way:
+the first is the one that was silent longest.  Time is counted in ticks of one second, so a datagram costs a
+comparison and no look at the clock, and a client that is busy is moved to the end of the order once a second.
+
+Facts that it leans on:
+
+* ip(7), struct in_pktinfo: `ipi_spec_dst` is the local address for the datagram: the one that was asked or, for a
+  broadcast, the interface's own; given to sendmsg it is the source of the answer.  With `ipi_ifindex` 0 routing picks
+  the interface.
+* ipv6(7), struct in6_pktinfo: address and interface; the interface matters to link-local addresses only.  A multicast
+  address cannot be a source: the kernel chooses.
+* A dual-stack socket tells the IPv4 way (IP_PKTINFO) too, if asked: only there does a broadcast have its interface's
+  address (net/ipv6/udp.c, udpv6_recvmsg and udpv6_sendmsg know both).
+* A connected UDP socket reports the backend's ICMP "port unreachable" as ECONNREFUSED once, to whatever call comes
+  next; a send that reports it has sent nothing (net/core/sock.c, sock_error).
+"""
+
+import errno
+import socket
+import struct
+from contextlib import suppress
+
+from gangway.relay.log import Log
+from gangway.relay.loop import READABLE, Loop
+from gangway.relay.pump import OUT_OF_DESCRIPTORS
+from gangway.relay.settings import Settings
+from gangway.relay.stream import Backend
+
+# The largest datagram is 65,507 bytes of IPv4, 65,527 of IPv6.
+_BUFFER = memoryview(bytearray(65536))
+_INTO = [_BUFFER]
+# Room for in_pktinfo and in6_pktinfo with their headers (cmsg(3)): 28 → 32 and 36 → 40 bytes.
+_CONTROL_BYTES = socket.CMSG_SPACE(12) + socket.CMSG_SPACE(20)
+_IP_PKTINFO = 8  # include/uapi/linux/in.h; Python 3.11 does not name it
+_LINK_LOCAL = 0xFE80 >> 6
+_MULTICAST = 0xFF
+# Datagrams that one socket may move before the others get a turn.
+TURN = 32
+
+Address = tuple[str, int] | tuple[str, int, int, int]
+Ancillary = list[tuple[int, int, bytes]]
+Key = tuple[Address, bytes]
+
+
+class Client:
+    """One client of a port: its backend socket, and how an answer gets back."""
+
+    __slots__ = ("address", "asked", "backend", "fd", "port", "seen_tick", "way_back")
+
+    def __init__(
+        self, port: "Port", address: Address, asked: bytes, way_back: Ancillary, backend: socket.socket
+    ) -> None:
+        self.port = port
+        self.address = address
+        self.asked = asked
+        self.way_back = way_back
+        self.backend = backend
+        self.fd = backend.fileno()
+        self.seen_tick = port.datagrams.tick
+
+    def answer(self, _events: int) -> None:
+        """Moves what the backend has sent to the client."""
+        backend, send, address, way_back = self.backend, self.port.listener.sendmsg, self.address, self.way_back
+        self.port.datagrams.saw(self)
+        for _ in range(TURN):
+            try:
+                size = backend.recv_into(_BUFFER)
+            except ConnectionRefusedError:
+                continue
+            except OSError:
+                return
+            try:
+                send((_BUFFER[:size],), way_back, 0, address)
+            except OSError as error:
+                self.port.datagrams.lost(error, "to a client", self.port.backend)
+
+    def forget(self) -> None:
+        """It is closed when the batch is done, as everything (`loop.py` says why)."""
+        del self.port.clients[self.address, self.asked]
+        del self.port.datagrams.clients[self]
+        self.port.datagrams.loop.close_later(self.backend)
+
+
+class Datagrams:
+    """What all UDP ports of a process share: the clients, in the order in which they will be forgotten."""
+
+    def __init__(self, loop: Loop, settings: Settings, log: Log) -> None:
+        self.loop = loop
+        self.settings = settings
+        self.log = log
+        self.tick = 0
+        self.clients: dict[Client, None] = {}
+        self._ticking = False
+
+    def saw(self, client: Client) -> None:
+        """Something was moved for `client` just now."""
+        if client.seen_tick != self.tick:
+            client.seen_tick = self.tick
+            del self.clients[client]
+            self.clients[client] = None
+
+    def remember(self, client: Client) -> None:
+        """A client is new; if there are too many, the one that was silent longest goes."""
+        while len(self.clients) >= self.settings.udp_clients:
+            next(iter(self.clients)).forget()
+        self.clients[client] = None
+        if not self._ticking:
+            self._ticking = True
+            self.loop.call_in(1.0, self._tick)
+
+    def lost(self, error: OSError, whither: str, backend: Backend) -> None:
+        """A datagram could not be sent.  That is no error of the relay's: UDP promises nothing."""
+        if error.errno != errno.EAGAIN:
+            self.log.warning("udp: a datagram %s (%s) could not be sent: %s", whither, backend, error.strerror)
+
+    def _tick(self) -> None:
+        self.tick += 1
+        late_tick = self.tick - self.settings.udp_timeout_s
+        for client in tuple(self.clients):
+            if client.seen_tick >= late_tick:
+                break
+            client.forget()
+        self._ticking = bool(self.clients)
+        if self._ticking:
+            self.loop.call_in(1.0, self._tick)
+
+
+class Port:
+    """A published UDP port: its socket, its backend, its clients."""
+
+    def __init__(self, datagrams: Datagrams, backend: Backend, listener: socket.socket) -> None:
+        self.datagrams = datagrams
+        self.backend = backend
+        self.listener = listener
+        self.clients: dict[Key, Client] = {}
+        self._asked = _asked6 if listener.family == socket.AF_INET6 else _asked4
+        listener.setblocking(False)
+        if listener.family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        listener.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        datagrams.loop.add(listener.fileno(), self._ready, READABLE)
+
+    def close(self) -> None:
+        """The port is withdrawn, and its clients with it."""
+        self.datagrams.loop.forget(self.listener.fileno())
+        self.listener.close()
+        for client in tuple(self.clients.values()):
+            client.forget()
+
+    def _ready(self, _events: int) -> None:
+        """Moves what clients have sent to the backend."""
+        receive, clients, asked_of, saw = self.listener.recvmsg_into, self.clients, self._asked, self.datagrams.saw
+        for _ in range(TURN):
+            try:
+                size, ancillary, _flags, address = receive(_INTO, _CONTROL_BYTES)
+            except OSError:
+                return
+            asked = asked_of(ancillary)
+            client = clients.get((address, asked))
+            if client is None:
+                client = self._meet(address, asked)
+                if client is None:
+                    continue
+            else:
+                saw(client)
+            self._pass_on(client, size)
+
+    def _pass_on(self, client: Client, size: int) -> None:
+        """The container's refusal of an earlier datagram is reported first, and keeps this one from being sent."""
+        data = _BUFFER[:size]
+        try:
+            client.backend.send(data)
+        except ConnectionRefusedError:
+            with suppress(OSError):
+                client.backend.send(data)
+        except OSError as error:
+            self.datagrams.lost(error, "to the container", self.backend)
+
+    def _meet(self, address: Address, asked: bytes) -> Client | None:
+        """A new client; None when the backend cannot be reached, or there is no descriptor even after forgetting
+        another."""
+        try:
+            backend = self._open_backend()
+        except OSError as error:
+            self.datagrams.log.warning("cannot reach %s: %s", self.backend, error.strerror)
+            return None
+        client = Client(self, address, asked, _way_back(asked), backend)
+        self.clients[address, asked] = client
+        self.datagrams.remember(client)
+        self.datagrams.loop.add(client.fd, client.answer, READABLE)
+        return client
+
+    def _open_backend(self) -> socket.socket:
+        backend = self._new_socket()
+        try:
+            backend.connect((self.backend.address, self.backend.port))
+        except OSError:
+            backend.close()
+            raise
+        return backend
+
+    def _new_socket(self) -> socket.socket:
+        """A socket; when there is no descriptor left, with that of the client that was silent longest.
+
+        It is closed in the midst of a batch, but its number is taken at once by another UDP socket, and that is not
+        harmed by an event that is not its own.
+        """
+        kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+        try:
+            return socket.socket(self.backend.family, kind)
+        except OSError as error:
+            oldest = next(iter(self.datagrams.clients), None)
+            if error.errno not in OUT_OF_DESCRIPTORS or oldest is None:
+                raise
+            oldest.forget()
+            oldest.backend.close()
+            return socket.socket(self.backend.family, kind)
+
+
+def _asked4(ancillary: Ancillary) -> bytes:
+    """The host address that an IPv4 socket's client asked: ipi_spec_dst, 4 bytes."""
+    return ancillary[0][2][4:8] if ancillary else b""
+
+
+def _asked6(ancillary: Ancillary) -> bytes:
+    """The same of an IPv6 socket: 16 bytes and, for a link-local address, the interface (4 bytes); 4 bytes from an
+    IPv4 client."""
+    for level, _, data in ancillary:
+        if level == socket.IPPROTO_IP:
+            return data[4:8]
+    for _, _, data in ancillary:
+        return data if int.from_bytes(data[:2]) >> 6 == _LINK_LOCAL else data[:16]
+    return b""
+
+
+def _way_back(asked: bytes) -> Ancillary:
+    """The ancillary data that makes an answer leave from `asked`, as `_asked4` and `_asked6` give it."""
+    if len(asked) == 4:
+        return [(socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("=i4s4s", 0, asked, b"\0\0\0\0"))]
+    if not asked or asked[0] == _MULTICAST:
+        return []
+    return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, asked.ljust(20, b"\0"))]

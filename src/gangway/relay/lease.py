@@ -1,0 +1,147 @@
+"""Leases: how a port comes to the relay, and how it goes.
+
+What this file knows: the protocol between whoever holds a port's socket (a launcher) and the relay.  What it must not
+know: what is done with a connection, other processes.
+
+How it works.  A holder connects to the relay's unix socket, hands over the port's socket and says where its clients
+are to be taken.  The lease lasts as long as that connection: when the holder ends it, or dies, the port and all its
+connections end at once, and then the relay's end of the connection is closed, so a holder can wait for that.
+
+    holder → relay   lease PROTO CONTAINER-IP CONTAINER-PORT     with the port's socket (SCM_RIGHTS)
+    relay → holder   ok        or        error TEXT
+
+Each message is one datagram of a SOCK_SEQPACKET socket.  Only holders of the user that made the unix socket are heard
+(SO_PEERCRED, unix(7)): the directory that it lies in keeps others away, this keeps them away should it not.
+"""
+
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from gangway.errors import InvalidRequest
+from gangway.relay.log import Log
+from gangway.relay.loop import READABLE, Loop
+from gangway.relay.pump import OUT_OF_DESCRIPTORS
+from gangway.relay.stream import IPPROTO_SCTP, Backend
+
+_PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": IPPROTO_SCTP}
+_MESSAGE_BYTES = 256
+_UCRED = struct.Struct("iII")  # pid, uid, gid: unix(7)
+# After this a relay without descriptors looks again whether it can hear a new holder.
+RETRY_S = 0.1
+
+
+class Published(Protocol):
+    """A port that the relay serves."""
+
+    def close(self) -> None: ...
+
+
+def parse(message: str) -> Backend:
+    """What a holder's message asks for.  InvalidRequest: it is not of the form above."""
+    try:
+        verb, protocol, address, port = message.split()
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        socket.inet_pton(family, address)
+        backend = Backend(_PROTOCOLS[protocol], family, address, int(port))
+    except (ValueError, KeyError, OSError):
+        raise InvalidRequest(f"not a lease: {message!r}") from None
+    if verb != "lease" or not 0 < backend.port < 65536:
+        raise InvalidRequest(f"not a lease: {message!r}")
+    return backend
+
+
+class Leases:
+    """The leases of a relay process.
+
+    `publish` makes a port of a backend and a socket; `withdraw` ends it, and calls what it is given when nothing is
+    left; `unused` is called when the last lease has ended.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        listener: socket.socket,
+        log: Log,
+        publish: Callable[[Backend, socket.socket], Published],
+        withdraw: Callable[[Published, Callable[[], None]], None],
+        unused: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._listener = listener
+        self._log = log
+        self._publish = publish
+        self._withdraw = withdraw
+        self._unused = unused
+        self._uid = _peer_uid(listener)
+        self._holders: dict[socket.socket, Published | None] = {}
+        listener.setblocking(False)
+        loop.add(listener.fileno(), self._accept, READABLE)
+
+    def __len__(self) -> int:
+        return len(self._holders)
+
+    def _accept(self, _events: int) -> None:
+        try:
+            holder, _ = self._listener.accept()
+        except OSError as error:
+            if error.errno in OUT_OF_DESCRIPTORS:
+                self._log.warning("out of file descriptors: a port waits to be published")
+                self._loop.modify(self._listener.fileno(), 0)
+                self._loop.call_in(RETRY_S, lambda: self._loop.modify(self._listener.fileno(), READABLE))
+            return
+        if _peer_uid(holder) != self._uid:
+            self._log.warning("a process of another user asked for a lease, and was sent away")
+            holder.close()
+            return
+        holder.setblocking(False)
+        self._holders[holder] = None
+        self._loop.add(holder.fileno(), lambda _events: self._hear(holder), READABLE)
+
+    def _hear(self, holder: socket.socket) -> None:
+        try:
+            message, fds, _flags, _address = socket.recv_fds(holder, _MESSAGE_BYTES, 1)
+        except OSError:
+            message, fds = b"", []
+        socks = [socket.socket(fileno=fd) for fd in fds]
+        if not message or self._holders[holder] is not None:
+            return self._end(holder)
+        return self._grant(holder, message.decode(errors="replace"), socks)
+
+    def _grant(self, holder: socket.socket, message: str, socks: list[socket.socket]) -> None:
+        try:
+            backend = parse(message)
+            if not socks:
+                raise InvalidRequest("the relay has no file descriptor left for this port")
+            self._holders[holder] = self._publish(backend, socks[0])
+        except (InvalidRequest, OSError) as error:
+            self._answer(holder, f"error {error}")
+            self._end(holder)
+        else:
+            self._answer(holder, "ok")
+
+    def _answer(self, holder: socket.socket, text: str) -> None:
+        with suppress(OSError):  # it is gone, and its end of the connection will say so
+            holder.send(text.encode()[:_MESSAGE_BYTES])
+
+    def _end(self, holder: socket.socket) -> None:
+        published = self._holders[holder]
+        self._loop.forget(holder.fileno())
+        if published is None:
+            self._close(holder)
+        else:
+            self._withdraw(published, lambda: self._close(holder))
+
+    def _close(self, holder: socket.socket) -> None:
+        holder.close()
+        del self._holders[holder]
+        if not self._holders:
+            self._unused()
+
+
+def _peer_uid(sock: socket.socket) -> int:
+    """Whose process is at the other end; of a listening socket: whose process made it listen."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return int(_UCRED.unpack(credentials)[1])

@@ -1,0 +1,65 @@
+"""Gives up root, for good.
+
+What this file knows: user ids, capabilities, prctl(2).  What it must not know: what the process does.
+
+A process that changes from uid 0 to another loses its effective and permitted capabilities (capabilities(7)); what is
+left is the bounding set, dropped while CAP_SETPCAP is still there, and set-user-ID programs, which no-new-privileges
+disarms. A process that was not root keeps its user, and still may not gain anything.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+
+# include/uapi/linux/prctl.h
+_PR_SET_PDEATHSIG = 1
+_PR_CAPBSET_READ = 23
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
+
+# Debian's, Fedora's and Alpine's `nobody`, by number: a minimal system may have no entry for it.
+NOBODY = 65534
+
+
+def give_up() -> None:
+    """From now on: no root, no capabilities, no way back.  OSError if the kernel does not let go."""
+    if os.geteuid() == 0:
+        _drop_bounding_set()
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def end_with(parent: int) -> None:
+    """This process ends when its parent does.
+
+    `parent` is the pid it should have; call it after `give_up`, which resets this.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as the hard limit allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _drop_bounding_set() -> None:
+    capability = 0
+    while _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) >= 0:  # EINVAL: the kernel knows no more
+        _prctl(_PR_CAPBSET_DROP, capability)
+        capability += 1
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)

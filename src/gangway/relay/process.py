@@ -1,0 +1,86 @@
+"""A relay process from its first moment to its last.
+
+What this file knows: how the relay's parts are put together, and when it is over.  What it must not know: what they do.
+
+How it works.  The process is handed a unix socket that already listens, gives up root, says that it is ready, and
+serves leases until there has been none for `LINGER_S` seconds.  Everything that it opens later (clients, backends,
+pipes) needs no right, and the ports' sockets are bound by those who hand them over.
+"""
+
+import gc
+import os
+import socket
+from collections.abc import Callable
+
+from gangway.relay import datagram, privilege, stream
+from gangway.relay.datagram import Datagrams
+from gangway.relay.lease import Leases, Published
+from gangway.relay.log import Log
+from gangway.relay.loop import Loop, Timer
+from gangway.relay.settings import Settings
+from gangway.relay.stream import Backend, Streams
+from gangway.relay.worker import Workers, work
+
+# dockerd starts launchers one after the other and `docker restart` ends the last one before it starts the next: the
+# relay is not to go up and down with that.
+LINGER_S = 3.0
+
+
+class Relay:
+    """The relay process: one loop, the leases, the ports."""
+
+    def __init__(self, launchers: socket.socket, settings: Settings, log: Log) -> None:
+        self.loop = Loop()
+        self.streams = Streams(self.loop, settings, log)
+        self.workers = Workers(self.loop, self.streams, settings, log)
+        self._datagrams = Datagrams(self.loop, settings, log)
+        self._leases = Leases(self.loop, launchers, log, self._publish, self._withdraw, self._unused)
+        self._keys = 0
+        self._end: Timer | None = None
+        self._unused()
+
+    def _publish(self, backend: Backend, listener: socket.socket) -> Published:
+        if backend.protocol == socket.IPPROTO_UDP:
+            return datagram.Port(self._datagrams, backend, listener)
+        self._keys += 1
+        return stream.Port(self.streams, backend, self._keys, listener)
+
+    def _withdraw(self, port: Published, then: Callable[[], None]) -> None:
+        port.close()
+        if isinstance(port, stream.Port):
+            self.workers.withdraw(port, then)
+        else:
+            then()
+
+    def _unused(self) -> None:
+        """No lease is left: ends in a while, unless there is one by then."""
+        if self._end is not None:
+            self._end.cancel()
+        self._end = self.loop.call_in(LINGER_S, self._end_if_unused)
+
+    def _end_if_unused(self) -> None:
+        if not self._leases:
+            self.loop.stop()
+
+
+def run(launchers: socket.socket, settings: Settings, log: Log, ready: Callable[[], None]) -> None:
+    """Serves leases that come over `launchers` until there are none.  OSError: the privileges could not be given up."""
+    keeper = os.getppid()
+    privilege.raise_descriptor_limit()
+    privilege.give_up()
+    privilege.end_with(keeper)
+    relay = Relay(launchers, settings, log)
+    gc.collect()
+    gc.freeze()
+    ready()
+    relay.loop.run()
+    while relay.workers.wanted:
+        role = relay.workers.start()
+        if role is not None:
+            launchers.close()
+            del relay
+            gc.unfreeze()
+            gc.collect()  # closes every socket of the relay's
+            return work(*role, settings, log)
+        relay.loop.run()
+    return None
