@@ -30,8 +30,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from array import array
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from gangway.relay.log import Log
@@ -46,6 +46,7 @@ RETIRE_S = 5.0
 # Messages that a worker takes in before its flows get a turn.
 TURN = 32
 _MESSAGE_BYTES = 256
+_RIGHTS_BYTES = socket.CMSG_SPACE(2 * array("i").itemsize)
 
 
 class Worker:
@@ -66,7 +67,7 @@ class Worker:
         backend = port.backend
         text = f"flow {port.key} {backend.protocol:d} {backend.family:d} {backend.address} {backend.port}"
         try:
-            socket.send_fds(self.channel, [text.encode()], [sock.fileno() for sock in socks], socket.MSG_DONTWAIT)
+            self.channel.sendmsg([text.encode()], [_rights(socks)], socket.MSG_DONTWAIT)
         except OSError:
             return False
         self.keys.add(port.key)
@@ -117,12 +118,20 @@ class Workers:
         told = {worker for worker in self._crew if port.key in worker.keys}
         for worker in told:
             worker.keys.discard(port.key)
-            with suppress(OSError):  # a worker that is gone is heard of through its channel
-                worker.channel.send(b"withdraw %d" % port.key)
+            self._tell(worker, port.key)
         if told:
             self._waiting[port.key] = (told, then)
         else:
             then()
+
+    def _tell(self, worker: Worker, key: int, _events: int = 0) -> None:
+        """Never waits: the worker may be waiting for us to read what it said."""
+        try:
+            worker.channel.send(b"withdraw %d" % key, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._loop.again(partial(self._tell, worker, key), 0)
+        except OSError:
+            pass  # a worker that is gone is heard of through its channel
 
     def _spent_a_slice(self, _signal: int, _frame: object) -> None:
         now_s = time.monotonic()
@@ -221,26 +230,32 @@ class _Work:
     def _hear(self, _events: int) -> None:
         for _ in range(TURN):
             try:
-                message, fds, _flags, _address = socket.recv_fds(self._channel, _MESSAGE_BYTES, 2, socket.MSG_DONTWAIT)
+                message, rights, _, _ = self._channel.recvmsg(_MESSAGE_BYTES, _RIGHTS_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError:
-                message = b""
+                message, rights = b"", []
             if not message:
                 self.ended = True
                 return
             verb, key, *backend = message.decode().split()
             if verb == "flow":
                 self.taken += 1
-                self._take(int(key), backend, [socket.socket(fileno=fd) for fd in fds])
+                self._take(self._port(int(key), *backend), rights)
             else:
                 self._withdraw(int(key))
 
-    def _take(self, key: int, backend: list[str], socks: list[socket.socket]) -> None:
+    def _port(self, key: int, protocol: str, family: str, address: str, number: str) -> Port:
         port = self._ports.get(key)
         if port is None:
-            protocol, family, address, number = backend
-            port = self._ports[key] = Port(self.streams, Backend(int(protocol), int(family), address, int(number)), key)
+            backend = Backend(int(protocol), int(family), address, int(number))
+            port = self._ports[key] = Port(self.streams, backend, key)
+        return port
+
+    def _take(self, port: Port, rights: list[tuple[int, int, bytes]]) -> None:
+        to = port.backend
+        fds = array("i", b"".join(data for _, _, data in rights))
+        socks = [socket.socket(to.family, socket.SOCK_STREAM, to.protocol, fileno=fd) for fd in fds]
         try:
             if len(socks) == 2:
                 port.adopt(*socks)
@@ -254,6 +269,11 @@ class _Work:
         if port is not None:
             port.close()
         self._channel.send(b"gone %d" % key)
+
+
+def _rights(socks: Iterable[socket.socket]) -> tuple[int, int, bytes]:
+    """The ancillary data that carries sockets along (socket.send_fds of Python 3.11 forgets its flags)."""
+    return socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [sock.fileno() for sock in socks]).tobytes()
 
 
 def work(channel: socket.socket, counter: memoryview, settings: Settings, log: Log) -> None:

@@ -1,0 +1,143 @@
+"""Ports that a real dockerd publishes: who reaches them, and what is left when they are withdrawn.
+
+Each test has ports of its own, as all share one dockerd.
+"""
+
+import socket
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from lab import mirror
+from lab.dockerd import DockerFailed
+from tests.docker.dockerhost import Site, site
+
+DOCKER0 = "172.17.0.1"  # dockerd's default bridge: what a container sees of a client that comes through the proxy
+
+
+@pytest.fixture(scope="module")
+def web(shared_site: Site) -> Iterator[str]:
+    """A container with port 8000 published, TCP and UDP."""
+    name = shared_site.container("-p", "8000:8000", "-p", "8000:8000/udp", serving=(8000,))
+    yield name
+    shared_site.remove(name)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize(
+    ("address", "seen"),
+    [
+        ("127.0.0.1", DOCKER0),
+        ("127.1.2.3", DOCKER0),
+        ("::1", DOCKER0),
+        ("172.30.0.1", "172.30.0.1"),
+        ("fd30::1", DOCKER0),
+    ],
+)
+@pytest.mark.usefixtures("web")
+def test_the_host_reaches_a_published_port(shared_site: Site, address: str, seen: str, protocol: str) -> None:
+    assert shared_site.ask(8000, address, protocol) == seen
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize(("address", "seen"), [("172.30.0.1", "172.30.0.2"), ("fd30::1", DOCKER0)])
+@pytest.mark.usefixtures("web")
+def test_a_neighbour_reaches_a_published_port(shared_site: Site, address: str, seen: str, protocol: str) -> None:
+    assert mirror.ask(shared_site.neighbour.command, protocol, address, 8000).peer == seen
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("address", [DOCKER0, "172.30.0.1"])
+def test_containers_reach_a_published_port(shared_site: Site, web: str, address: str, protocol: str) -> None:
+    other = shared_site.container()
+    for client in (other, web):
+        assert mirror.ask(partial(shared_site.docker.command_in, client), protocol, address, 8000).peer == DOCKER0
+    shared_site.remove(other)
+
+
+def test_without_iptables_the_proxy_carries_everything() -> None:
+    with site("--iptables=false") as bare:
+        name = bare.container("-p", "8000:8000", "-p", "8000:8000/udp", serving=(8000,))
+        for protocol in ("tcp", "udp"):
+            assert bare.ask(8000, "172.30.0.1", protocol) == DOCKER0
+            assert mirror.ask(bare.neighbour.command, protocol, "172.30.0.1", 8000).peer == DOCKER0
+        bare.remove(name)
+
+
+def test_a_port_on_one_address_leaves_the_others_free(shared_site: Site) -> None:
+    names = [shared_site.container("-p", f"{address}:8001:80", serving=(80,)) for address in ("127.0.0.1", "127.0.0.2")]
+    assert shared_site.ask(8001, "127.0.0.1") == DOCKER0
+    assert shared_site.ask(8001, "127.0.0.2") == DOCKER0
+    with pytest.raises(mirror.NoAnswer, match="refused"):
+        shared_site.ask(8001, "127.0.0.3")
+    shared_site.remove(*names)
+
+
+def test_a_range_of_ports(shared_site: Site) -> None:
+    ports = range(8100, 8120)
+    name = shared_site.container("-p", "8100-8119:8100-8119", serving=tuple(ports))
+    for port in ports:
+        assert shared_site.ask(port) == DOCKER0
+        assert shared_site.ask(port, "::1") == DOCKER0
+    shared_site.remove(name)
+    assert all(shared_site.is_free(port) for port in ports)
+
+
+def test_a_container_takes_over_the_port_of_one_just_removed(shared_site: Site) -> None:
+    for _ in range(5):
+        name = shared_site.container("-p", "8002:80", "-p", "8002:80/udp", serving=(80,))
+        for _ in range(10):
+            assert shared_site.ask(8002) == DOCKER0
+        assert shared_site.ask(8002, protocol="udp") == DOCKER0
+        waiting = shared_site.host.run("ss", "-Htn", "state", "time-wait", "sport = :8002").stdout
+        assert waiting  # what makes this hard
+        with shared_site.host.entered(), socket.create_connection(("127.0.0.1", 8002)) as open_still:
+            shared_site.remove(name)
+            open_still.settimeout(5)
+            assert ends(open_still)
+
+
+def ends(connection: socket.socket) -> bool:
+    """Whether the other side ends a connection, in whatever way."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_a_stopped_container_frees_its_port_and_a_started_one_takes_it_again(shared_site: Site) -> None:
+    name = shared_site.container("-p", "8003:80", serving=(80,))
+    assert shared_site.ask(8003) == DOCKER0
+    shared_site.docker.run("stop", name)
+    assert shared_site.is_free(8003)
+    for verb in ("start", "restart"):
+        shared_site.docker.run(verb, name)
+        shared_site.serve(name, 80)
+        assert shared_site.ask(8003) == DOCKER0
+    shared_site.remove(name)
+
+
+def test_dockerd_logs_no_error_when_ports_come_and_go(shared_site: Site) -> None:
+    before = len(shared_site.docker.log)
+    name = shared_site.container("-p", "8005:80", "-p", "8005:80/udp", serving=(80,))
+    assert shared_site.ask(8005) == DOCKER0
+    shared_site.docker.run("restart", name)
+    shared_site.remove(name)
+    logged = shared_site.docker.log[before:].splitlines()
+    assert not [line for line in logged if "level=error" in line or "proxy" in line]
+
+
+@pytest.mark.parametrize(
+    ("family", "listen"), [(socket.AF_INET, "listen tcp4 0.0.0.0:8004"), (socket.AF_INET6, "listen tcp6 [::]:8004")]
+)
+def test_a_taken_port_is_named_and_leaves_nothing_behind(
+    shared_site: Site, family: socket.AddressFamily, listen: str
+) -> None:
+    with shared_site.bound(8004, family), pytest.raises(DockerFailed) as failed:
+        shared_site.container("-p", "8004:80")
+    assert f"Error starting userland proxy: {listen}: bind: address already in use" in str(failed.value)
+    assert shared_site.is_free(8004)
+    name = shared_site.container("-p", "8004:80", serving=(80,))
+    assert shared_site.ask(8004) == DOCKER0
+    shared_site.remove(name)
