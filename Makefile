@@ -7,7 +7,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 APT_BUILD := python3-venv gcc libc6-dev musl-tools
 APT_TEST  := iproute2 iptables nftables docker.io busybox-static
 APT_BENCH := $(APT_TEST) socat haproxy postgresql postgresql-contrib
-APT_VM    := qemu-system-x86 busybox-static cpio kmod iproute2 xz-utils
+APT_VM    := qemu-system-x86 cpio kmod xz-utils
 
 .PHONY: build test test-vm lint bench demo format clean
 
@@ -28,8 +28,8 @@ test: build
 	$(BIN)/python3 -m pytest tests
 
 test-vm: build
-	@scripts/apt-need $(APT_VM)
-	tests/vm/run $(abspath $(BIN))/python3 -m pytest -p no:cacheprovider tests/unit tests/kernel
+	@scripts/apt-need $(APT_TEST) $(APT_VM)
+	tests/vm/run $(abspath $(BIN))/python3 -m pytest -p no:cacheprovider -o timeout=600 tests/unit tests/kernel
 
 lint: build
 	$(BIN)/ruff format --check .

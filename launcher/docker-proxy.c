@@ -34,6 +34,7 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -290,6 +291,7 @@ static void become_keeper(int listener, int status) {
     strcpy(name ? name + 1 : python, "python3");
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     if (chdir("/") || null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(status, 2) < 0 || dup2(listener, 3) < 0) _exit(1);
+    syscall(SYS_close_range, 4, ~0U, 0);           /* Linux 5.9; before it, what our parent forgot to mark CLOEXEC goes along */
     execve(python, (char *[]){ python, "-I", "-m", "gangway.docker_proxy", socket_path, NULL }, environment);
     dprintf(2, "cannot start the relay: %s: %s", python, strerror(errno));
     _exit(1);

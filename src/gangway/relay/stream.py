@@ -13,6 +13,11 @@ Facts that it leans on:
   are set once for all clients.
 * A client may send, and end, before its backend has answered.  Nothing is read from it until then; the edges that epoll
   reported meanwhile are kept (`seen`) and played back.
+* A connection's own side of TCP's handshake ends with an acknowledgement.  With TCP_QUICKACK off (tcp(7)) it waits
+  for the first data, which a client has mostly sent by the time that its backend answers: one packet and one wake-up
+  of the backend less.  If it has sent none, turning the option on sends the acknowledgement at once (net/ipv4/tcp.c,
+  __tcp_sock_set_quickack): a backend that speaks first must not wait.
+* Keepalive is set on a backend's socket when its flow is a second old.  Most never are.
 * A backend socket is made before its client is accepted: when the process is out of descriptors the client still
   waits in the kernel's queue, where it loses nothing.
 """
@@ -37,6 +42,10 @@ IPPROTO_SCTP = 132
 SCTP_NODELAY = 3  # include/uapi/linux/sctp.h
 _RESET = struct.pack("ii", 1, 0)  # struct linger: close at once, with a reset
 _NAMES = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp", IPPROTO_SCTP: "sctp"}
+
+
+Taker = Callable[["Port", socket.socket], None]
+"""Takes a client that a port has accepted."""
 
 
 class Backend(NamedTuple):
@@ -73,7 +82,7 @@ class Flow:
     def connect(self) -> None:
         """Opens the connection to the backend.  The client is watched meanwhile, and not read."""
         loop, to = self.streams.loop, self.port.backend
-        self.streams.connecting[self] = loop.clock() + self.streams.settings.connect_timeout_s
+        self.streams.young[self] = loop.clock() + self.streams.settings.connect_timeout_s
         error = self.backend.sock.connect_ex((to.address, to.port))
         if error not in (0, errno.EINPROGRESS):
             return self._connect_failed(error)
@@ -95,9 +104,17 @@ class Flow:
         for action in actions:
             _ACTIONS[action](self)
 
-    def timed_out(self) -> None:
-        """The backend has not answered in time."""
-        self._connect_failed(errno.ETIMEDOUT)
+    def grow_up(self, late: bool) -> bool:
+        """A second went by: whether that was all that had to be waited for.
+
+        `late`: the backend has not answered in time.
+        """
+        if self.state.phase is Phase.CONNECTING:
+            if late:
+                self._connect_failed(errno.ETIMEDOUT)
+            return late
+        self.port.keep_alive(self.backend.sock)
+        return True
 
     def is_quiet(self) -> bool:
         """Nothing is under way in this process: another one could take over the two sockets."""
@@ -106,6 +123,7 @@ class Flow:
     def let_go(self) -> tuple[socket.socket, socket.socket]:
         """Gives the two sockets away; only for a quiet flow."""
         self._leave()
+        self.port.keep_alive(self.backend.sock)
         for half in (self.client, self.backend):
             self.streams.loop.forget(half.fd)
             half.drop()
@@ -114,6 +132,7 @@ class Flow:
     def _leave(self) -> None:
         self.port.flows.remove(self)
         self.streams.flows.remove(self)
+        self.streams.young.pop(self, None)
 
     def _apply(self, state: State) -> None:
         self.state = state
@@ -130,13 +149,14 @@ class Flow:
         error = self.backend.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if events & FAILED else 0
         if error:
             return self._connect_failed(error)
-        del self.streams.connecting[self]
         loop = self.streams.loop
         loop.redirect(self.client.fd, self.client.ready)
         loop.redirect(self.backend.fd, self.backend.ready)
         self.on(Event.CONNECTED)
         if self.seen & ~WRITABLE:
             self.client.ready(self.seen)
+        else:
+            self.port.acknowledge(self.backend.sock, 1)
         if events & ~WRITABLE:
             self.backend.ready(events)
         return None
@@ -159,7 +179,6 @@ class Flow:
 
     def _close(self) -> None:
         self._leave()
-        self.streams.connecting.pop(self, None)
         for half in (self.client, self.backend):
             half.drop()
             self.streams.loop.close_later(half.sock)
@@ -189,15 +208,16 @@ class Streams:
         self.settings = settings
         self.log = log
         self.pipes = Pipes()
-        self.connecting: dict[Flow, float] = {}
+        self.young: dict[Flow, float] = {}
+        """The flows that began within the last second or have no backend yet, and when that is too late."""
         self.flows: set[Flow] = set()
-        self.give_away: Callable[[Port, socket.socket], bool] | None = None
-        """Asked for each client: whether somebody else has taken it."""
+        self.find_taker: Callable[[], Taker | None] | None = None
+        """Asked before each client: whether somebody else should take it."""
         self._paused: list[Port] = []
         self._ticking = False
 
     def started(self) -> None:
-        """A flow began to connect: looks after its timeout."""
+        """A flow began: looks after it in a second."""
         if not self._ticking:
             self._ticking = True
             self.loop.call_in(1.0, self._tick)
@@ -217,11 +237,11 @@ class Streams:
                 port.resume()
 
     def _tick(self) -> None:
-        now = self.loop.clock()
-        late = [flow for flow, deadline in self.connecting.items() if deadline <= now]
-        for flow in late:
-            flow.timed_out()
-        self._ticking = bool(self.connecting)
+        now_s = self.loop.clock()
+        for flow, deadline_s in tuple(self.young.items()):
+            if flow.grow_up(late=deadline_s <= now_s):
+                self.young.pop(flow, None)
+        self._ticking = bool(self.young)
         if self._ticking:
             self.loop.call_in(1.0, self._tick)
 
@@ -239,13 +259,20 @@ class Port:
         self.flows: set[Flow] = set()
         self._listener = listener
         if listener is not None:
-            self._prepare(listener)
+            self._send_at_once(listener)
+            self.keep_alive(listener)
             listener.setblocking(False)
             streams.loop.add(listener.fileno(), self._accept, READABLE)
 
     def serve(self, client: socket.socket) -> None:
-        """Takes a client that was accepted elsewhere.  OSError: there is no socket to be had for its backend."""
-        self._begin(client, self._open_backend())
+        """Takes a client that was accepted already; one whose backend cannot be had a socket for is dropped."""
+        try:
+            backend = self._open_backend()
+        except OSError as error:
+            self.streams.log.warning("a connection was dropped: %s", error.strerror)
+            client.close()
+        else:
+            self._begin(client, backend)
 
     def adopt(self, client: socket.socket, backend: socket.socket) -> None:
         """Relays between two sockets that are connected already."""
@@ -268,9 +295,11 @@ class Port:
     def _accept(self, _events: int) -> None:
         """One client; see the head of this file for the order."""
         assert self._listener is not None
+        find_taker = self.streams.find_taker
+        taker = find_taker() if find_taker is not None else None
         backend = None
         try:
-            backend = self._open_backend()
+            backend = self._open_backend() if taker is None else None
             client, _ = self._listener.accept()
         except OSError as error:
             if backend is not None:
@@ -279,31 +308,39 @@ class Port:
                 self.streams.loop.modify(self._listener.fileno(), 0)
                 self.streams.pause(self)
             return
-        give_away = self.streams.give_away
-        if give_away is not None and give_away(self, client):
-            backend.close()
-        else:
+        if backend is not None:
             self._begin(client, backend)
+        elif taker is not None:
+            taker(self, client)
 
     def _open_backend(self) -> socket.socket:
         to = self.backend
         return socket.socket(to.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, to.protocol)
 
     def _begin(self, client: socket.socket, backend: socket.socket) -> None:
-        self._prepare(backend)
+        self._send_at_once(backend)
+        self.acknowledge(backend, 0)
         self.streams.started()
         Flow(self, client, backend, START).connect()
 
-    def _prepare(self, sock: socket.socket) -> None:
-        """Small messages go at once, and a peer that vanished is noticed."""
-        if self.backend.protocol == IPPROTO_SCTP:  # its own heartbeats notice that
+    def acknowledge(self, backend: socket.socket, quick: int) -> None:
+        """Sends the handshake's last acknowledgement with the first data (0), or now (1)."""
+        if self.backend.protocol != IPPROTO_SCTP:
+            backend.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, quick)
+
+    def keep_alive(self, sock: socket.socket) -> None:
+        """A peer that vanished is noticed.  SCTP notices by heartbeats of its own."""
+        if self.backend.protocol != IPPROTO_SCTP:
+            idle_s = self.streams.settings.keepalive_s
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, idle_s)
+
+    def _send_at_once(self, sock: socket.socket) -> None:
+        if self.backend.protocol == IPPROTO_SCTP:
             sock.setsockopt(IPPROTO_SCTP, SCTP_NODELAY, 1)
-            return
-        idle_s = self.streams.settings.keepalive_s
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, idle_s)
+        else:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _shut(sock: socket.socket) -> None:

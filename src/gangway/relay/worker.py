@@ -37,7 +37,7 @@ from functools import partial
 from gangway.relay.log import Log
 from gangway.relay.loop import READABLE, Loop
 from gangway.relay.settings import Settings
-from gangway.relay.stream import Backend, Flow, Port, Streams
+from gangway.relay.stream import Backend, Flow, Port, Streams, Taker
 
 SLICE_S = 0.05
 BUSY_SHARE = 0.5
@@ -108,7 +108,7 @@ class Workers:
             self._crew.append(worker)
             self._loop.add(ours.fileno(), partial(self._hear, worker), READABLE)
         self._log.info("started %d more process(es): there is traffic enough", self._count)
-        self._streams.give_away = self._give_away
+        self._streams.find_taker = self._find_taker
         self._loop.call_in(RETIRE_S, self._look_after)
         self._level()
         return None
@@ -160,12 +160,15 @@ class Workers:
             sock.close()
         return True
 
-    def _give_away(self, port: Port, client: socket.socket) -> bool:
+    def _find_taker(self) -> Taker | None:
         worker = self._idlest()
-        if worker is None or not worker.give(port, client):
-            return False
-        client.close()
-        return True
+        return None if worker is None else partial(self._give_client, worker)
+
+    def _give_client(self, worker: Worker, port: Port, client: socket.socket) -> None:
+        if worker.give(port, client):
+            client.close()
+        else:
+            port.serve(client)
 
     def _idlest(self) -> Worker | None:
         """The worker with the fewest flows, if those are fewer than ours."""
@@ -201,7 +204,7 @@ class Workers:
         self._loop.forget(worker.channel.fileno())
         worker.channel.close()
         if not self._crew:
-            self._streams.give_away = None
+            self._streams.find_taker = None
 
     def _look_after(self) -> None:
         """Ends the workers when they were idle twice in a row."""
@@ -256,13 +259,12 @@ class _Work:
         to = port.backend
         fds = array("i", b"".join(data for _, _, data in rights))
         socks = [socket.socket(to.family, socket.SOCK_STREAM, to.protocol, fileno=fd) for fd in fds]
-        try:
-            if len(socks) == 2:
-                port.adopt(*socks)
-            else:
-                port.serve(*socks)
-        except (OSError, TypeError) as error:  # TypeError: the sockets themselves could not be received
-            self._log.warning("out of file descriptors: a connection was dropped: %s", error)
+        if len(socks) == 2:
+            port.adopt(*socks)
+        elif socks:
+            port.serve(*socks)
+        else:
+            self._log.warning("out of file descriptors: a connection was dropped")
 
     def _withdraw(self, key: int) -> None:
         port = self._ports.pop(key, None)
