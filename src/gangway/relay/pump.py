@@ -157,6 +157,7 @@ class Half:
     def _pour(self) -> None:
         """Moves pages to the peer until there are no more, the peer takes no more, or others want a turn."""
         pipes = self.flow.streams.pipes
+        self.flow.streams.loop.chatty = False
         pipe = pipes.take()
         if pipe is None:
             self.bulky = False
