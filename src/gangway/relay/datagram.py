@@ -51,6 +51,8 @@ _LINK_LOCAL = 0xFE80 >> 6
 _MULTICAST = 0xFF
 # Datagrams that one socket may move before the others get a turn.
 TURN = 32
+# Bursts that were all there before a larger one is tried.
+FULL_BURSTS = 8
 
 Address = tuple[str, int] | tuple[str, int, int, int]
 Ancillary = list[tuple[int, int, bytes]]
@@ -74,20 +76,18 @@ class Client:
         self.seen_tick = port.datagrams.tick
 
     def answer(self, _events: int) -> None:
-        """Moves what the backend has sent to the client."""
-        backend, send, address, way_back = self.backend, self.port.listener.sendmsg, self.address, self.way_back
-        self.port.datagrams.saw(self)
-        for _ in range(TURN):
-            try:
-                size = backend.recv_into(_BUFFER)
-            except ConnectionRefusedError:
-                continue
-            except OSError:
-                return
-            try:
-                send((_BUFFER[:size],), way_back, 0, address)
-            except OSError as error:
-                self.port.datagrams.lost(error, "to a client", self.port.backend)
+        """Moves one datagram that the backend has sent to the client; epoll says if there are more."""
+        port = self.port
+        if self.seen_tick != port.datagrams.tick:
+            port.datagrams.saw(self)
+        try:
+            size = self.backend.recv_into(_BUFFER)
+        except OSError:  # ECONNREFUSED: the container refused an earlier datagram, and that ends nothing
+            return
+        try:
+            port.answer((_BUFFER[:size],), self.way_back, 0, self.address)
+        except OSError as error:
+            port.datagrams.lost(error, "to a client", port.backend)
 
     def forget(self) -> None:
         """It is closed when the batch is done, as everything (`loop.py` says why)."""
@@ -108,11 +108,10 @@ class Datagrams:
         self._ticking = False
 
     def saw(self, client: Client) -> None:
-        """Something was moved for `client` just now."""
-        if client.seen_tick != self.tick:
-            client.seen_tick = self.tick
-            del self.clients[client]
-            self.clients[client] = None
+        """Something was moved for `client`, for the first time in this tick."""
+        client.seen_tick = self.tick
+        del self.clients[client]
+        self.clients[client] = None
 
     def remember(self, client: Client) -> None:
         """A client is new; if there are too many, the one that was silent longest goes."""
@@ -146,7 +145,10 @@ class Port:
     def __init__(self, datagrams: Datagrams, backend: Backend, listener: socket.socket) -> None:
         self.datagrams = datagrams
         self.backend = backend
-        self.listener = listener
+        self.answer = listener.sendmsg
+        self._listener = listener
+        self._burst = 1
+        self._full_bursts = 0
         self.clients: dict[Key, Client] = {}
         self._asked = _asked6 if listener.family == socket.AF_INET6 else _asked4
         listener.setblocking(False)
@@ -157,18 +159,22 @@ class Port:
 
     def close(self) -> None:
         """The port is withdrawn, and its clients with it."""
-        self.datagrams.loop.forget(self.listener.fileno())
-        self.listener.close()
+        self.datagrams.loop.forget(self._listener.fileno())
+        self._listener.close()
         for client in tuple(self.clients.values()):
             client.forget()
 
     def _ready(self, _events: int) -> None:
-        """Moves what clients have sent to the backend."""
-        receive, clients, asked_of, saw = self.listener.recvmsg_into, self.clients, self._asked, self.datagrams.saw
-        for _ in range(TURN):
+        """Moves what clients have sent to the backend: as many datagrams as are likely to be there.
+
+        Looking in vain costs as much as a datagram, so it is tried only after some bursts that were all there.
+        """
+        receive, clients, asked_of, tick = self._listener.recvmsg_into, self.clients, self._asked, self.datagrams.tick
+        for done in range(self._burst):
             try:
                 size, ancillary, _flags, address = receive(_INTO, _CONTROL_BYTES)
             except OSError:
+                self._burst = max(1, done)
                 return
             asked = asked_of(ancillary)
             client = clients.get((address, asked))
@@ -176,9 +182,12 @@ class Port:
                 client = self._meet(address, asked)
                 if client is None:
                     continue
-            else:
-                saw(client)
+            elif client.seen_tick != tick:
+                self.datagrams.saw(client)
             self._pass_on(client, size)
+        self._full_bursts += 1
+        if self._full_bursts % FULL_BURSTS == 0:
+            self._burst = min(2 * self._burst, TURN)
 
     def _pass_on(self, client: Client, size: int) -> None:
         """The container's refusal of an earlier datagram is reported first, and keeps this one from being sent."""

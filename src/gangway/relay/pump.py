@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 SMALL_BYTES = 16 * 1024
 # The largest message that one SCTP send passed (kernel 6.1: 212,992 bytes); larger ones are EMSGSIZE at the sender.
 MESSAGE_BYTES = 256 * 1024
-PIPE_BYTES = 1024 * 1024
+PIPE_BYTES = 256 * 1024
 # Full reads in a row that make a flow bulky.
 BULKY_READS = 4
 # Transfers of one flow before the others get a turn.

@@ -1,0 +1,151 @@
+"""The table of a flow's life: total, always able to end, and it ends once."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gangway.relay.flow import CLOSED, OPEN, START, TABLE, Action, Event, Phase, State, Way, step
+
+CUTS = {Event.CLIENT_RESET, Event.BACKEND_RESET, Event.WITHDRAWN}
+LAST = {Action.CLOSE, Action.RESET}
+REACHABLE = {state for state, _ in TABLE}
+SEQUENCES = st.lists(st.sampled_from(Event), max_size=30)
+
+
+class Played(NamedTuple):
+    """One step of a flow's life."""
+
+    before: State
+    event: Event
+    after: State
+    actions: tuple[Action, ...]
+
+
+def play(events: Iterable[Event], state: State = START) -> list[Played]:
+    """What happens when `events` do, one after the other."""
+    played = []
+    for event in events:
+        after, actions = TABLE[state, event]
+        played.append(Played(state, event, after, actions))
+        state = after
+    return played
+
+
+def asked(played: Iterable[Played]) -> list[Action]:
+    """All actions, in order."""
+    return [action for one in played for action in one.actions]
+
+
+def test_the_table_is_total_over_what_can_be_reached() -> None:
+    assert set(TABLE) == {(state, event) for state in REACHABLE for event in Event}
+    assert {after for after, _ in TABLE.values()} | {START} == REACHABLE
+
+
+def test_the_reachable_states_are_those_that_make_sense() -> None:
+    ways = {State(Phase.RELAYING, up, down) for up in Way for down in Way}
+    assert {START, CLOSED} | ways - {CLOSED._replace(phase=Phase.RELAYING)} == REACHABLE
+
+
+@pytest.mark.parametrize("state", REACHABLE, ids=str)
+def test_every_state_can_still_come_to_its_end(state: State) -> None:
+    ends = {TABLE[state, cut][0] for cut in CUTS}
+    assert ends == {CLOSED}
+
+
+@pytest.mark.parametrize("state", [state for state in REACHABLE if state.phase is Phase.RELAYING], ids=str)
+def test_every_relaying_flow_can_come_to_an_orderly_end(state: State) -> None:
+    ending = (Event.UP_DRAINED, Event.UP_ENDED, Event.DOWN_DRAINED, Event.DOWN_ENDED)
+    played = play(ending, state)
+    assert played[-1].after == CLOSED
+    assert asked(played)[-1] is Action.CLOSE
+
+
+@pytest.mark.parametrize("event", Event, ids=str)
+def test_nothing_wakes_a_closed_flow(event: Event) -> None:
+    assert TABLE[CLOSED, event] == (CLOSED, ())
+
+
+@pytest.mark.parametrize(("state", "event"), TABLE, ids=str)
+def test_the_table_is_what_step_says(state: State, event: Event) -> None:
+    assert TABLE[state, event] == step(state, event)
+
+
+@pytest.mark.parametrize(("state", "event"), TABLE, ids=str)
+def test_a_flow_closes_exactly_when_that_is_asked_for(state: State, event: Event) -> None:
+    after, actions = TABLE[state, event]
+    closes = state is not CLOSED and state != CLOSED and after == CLOSED
+    assert [action for action in actions if action in LAST] == list(actions if closes else ())
+    assert len(actions) <= 1
+
+
+@pytest.mark.parametrize(("state", "event"), TABLE, ids=str)
+def test_a_cut_resets_both_sides(state: State, event: Event) -> None:
+    cut = event in CUTS or (event is Event.CONNECT_FAILED and state.phase is Phase.CONNECTING)
+    _, actions = TABLE[state, event]
+    assert (actions == (Action.RESET,)) is (cut and state != CLOSED)
+
+
+def test_connecting_waits_for_the_connection_only() -> None:
+    for event in Event:
+        if event not in CUTS | {Event.CONNECTED, Event.CONNECT_FAILED}:
+            assert TABLE[START, event] == (START, ())
+    assert TABLE[START, Event.CONNECTED] == (OPEN, ())
+
+
+def test_a_half_close_leaves_the_other_direction_alone() -> None:
+    ended, actions = TABLE[OPEN, Event.UP_ENDED]
+    assert (ended, actions) == (OPEN._replace(up=Way.ENDED), (Action.END_BACKEND,))
+    stalled, _ = TABLE[ended, Event.DOWN_STALLED]
+    assert TABLE[stalled, Event.DOWN_DRAINED] == (ended, (Action.PUMP_DOWN,))
+    assert TABLE[ended, Event.DOWN_ENDED] == (CLOSED, (Action.CLOSE,))
+
+
+@given(SEQUENCES)
+def test_nothing_is_asked_after_the_last_thing(events: list[Event]) -> None:
+    played = play(events)
+    actions = asked(played)
+    last = [place for place, action in enumerate(actions) if action in LAST]
+    closed = bool(played) and played[-1].after == CLOSED
+    assert last == ([len(actions) - 1] if closed else [])
+
+
+@given(SEQUENCES)
+def test_an_end_is_passed_on_once(events: list[Event]) -> None:
+    actions = asked(play(events))
+    assert actions.count(Action.END_BACKEND) <= 1
+    assert actions.count(Action.END_CLIENT) <= 1
+
+
+@given(SEQUENCES)
+def test_no_end_is_lost(events: list[Event]) -> None:
+    ends = {Event.UP_ENDED: Action.END_BACKEND, Event.DOWN_ENDED: Action.END_CLIENT}
+    for before, event, _, actions in play(events):
+        if event in ends and before.phase is Phase.RELAYING:
+            flows = (before.up if event is Event.UP_ENDED else before.down) is Way.FLOWING
+            other_ended = Way.ENDED in ((before.down,) if event is Event.UP_ENDED else (before.up,))
+            expected = Action.CLOSE if other_ended else ends[event]
+            assert actions == ((expected,) if flows else ())
+
+
+@given(SEQUENCES)
+def test_a_stalled_direction_is_pumped_again_once_it_is_drained(events: list[Event]) -> None:
+    played = play(events)
+    for stalled, drained, pump in (
+        (Event.UP_STALLED, Event.UP_DRAINED, Action.PUMP_UP),
+        (Event.DOWN_STALLED, Event.DOWN_DRAINED, Action.PUMP_DOWN),
+    ):
+        stalls = sum(one.event is stalled and one.after != one.before for one in played)
+        drains = sum(one.event is drained and one.after != one.before for one in played)
+        assert asked(played).count(pump) == drains
+        assert stalls - drains in (0, 1)
+
+
+@given(SEQUENCES)
+def test_both_ends_close_orderly_and_a_cut_resets(events: list[Event]) -> None:
+    for before, event, after, actions in play(events):
+        if before != CLOSED and after == CLOSED:
+            orderly = event in (Event.UP_ENDED, Event.DOWN_ENDED)
+            assert actions == ((Action.CLOSE,) if orderly else (Action.RESET,))
