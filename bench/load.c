@@ -11,7 +11,7 @@
  * A client's last line is "RATE DONE FAILED": operations (rr, crr, udp) or bytes (up, down) a second, how many in
  * all, and how many were lost or refused and tried again.  `crr` prints one line for each whole second before it,
  * so that a rate that falls can be seen falling.  The clock starts when every client of rr and udp has had one
- * answer, and every bulk client is connected.
+ * answer, and every bulk client is connected; with SECONDS 0 rr and udp are over then.
  *
  * A refused connection is a failure of what is measured in crr, where it is counted and tried again: a proxy without
  * a free port must show a low rate, not an error.  In rr, up and down it ends the run.
@@ -279,7 +279,7 @@ static void run_rr(struct run *r, int type)
 	}
 	start_clock(r);
 	look_s = r->start_s + LOST_MS / 1e3;
-	for (int i = 0; i < r->count; i++)
+	for (int i = 0; i < r->count && r->seconds > 0; i++)
 		request(&r->clients[i]);
 	while ((now = now_s()) < r->end_s) {
 		int n = epoll_wait(r->ep, events, 256, LOST_MS);

@@ -1,7 +1,7 @@
 """Network namespaces that play hosts and containers, joined by a real bridge.
 
-Everything is made with iproute2, under names that carry this process's pid, and is gone when its `with` block ends, also after
-a failure: first the processes, then the namespaces (their interfaces go with them).
+Everything is made with iproute2, under names that carry this process's pid, and is gone when its `with` block ends,
+also after a failure: first the processes, then the namespaces (their interfaces go with them).
 
     with Host() as host:
         box = host.container()              # 172.30.0.2, fd30::2, behind the host's bridge 172.30.0.1, fd30::1
@@ -34,8 +34,8 @@ class Namespace:
         self._processes: list[subprocess.Popen[Any]] = []
 
     def __enter__(self) -> Self:
-        ip("netns", "add", self.name)
         try:
+            ip("netns", "add", self.name)
             self.ip("link", "set", "lo", "up")
         except BaseException:
             self.close()
@@ -51,7 +51,8 @@ class Namespace:
         """Ends what was started here, and the namespace."""
         for process in reversed(self._processes):
             end(process)
-        ip("netns", "delete", self.name)
+        if os.path.exists(self.path):
+            ip("netns", "delete", self.name)
 
     def command(self, *words: str) -> list[str]:
         """The command line that runs `words` in here.  nsenter, as `ip netns exec` would mount another /sys."""

@@ -1,0 +1,23 @@
+"""The benchmark: gangway beside docker-proxy, socat and haproxy, from 127.0.0.1 to a container.
+
+    python -m bench                     every row, some 25 minutes on two cores; bench/RESULTS.md and bench/results.png
+    python -m bench --only rr1 up8      some rows; these and --quick write to build/bench, not over the published table
+
+What each module knows:
+
+    rows        the issue's table: what is promised for each row                                  pure
+    tally       medians, ratios, whether a row holds                                              pure
+    report      the table in Markdown                                                             pure
+    chart       the picture
+    measures    how each row is measured
+    rounds      who has a turn when, and what is done if it fails
+    stage       a host and a container, fresh for each turn
+    contenders  how each contender is started
+    processes   what a contender's processes spend, and how they are ended
+    traffic     the load generator load.c
+    database    PostgreSQL and pgbench
+    machine     what the figures were measured on
+
+A contender's turn is a namespace of its own, made for it and gone after it: no TIME_WAIT, no conntrack entry and no
+process of one turn is there in the next one.
+"""

@@ -1,0 +1,121 @@
+"""`python -m bench`: the command line, and where the results go."""
+
+import argparse
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from bench import machine, report
+from bench.contenders import contenders
+from bench.errors import CannotMeasure
+from bench.measures import QUICK_SUSTAINED_S
+from bench.rounds import Runner, Settings
+from bench.rows import ROWS, Row
+from bench.traffic import Load
+
+_TOP = Path(__file__).resolve().parent.parent
+_BUILD = _TOP / "build"
+_GANGWAY = _TOP / ".venv/bin/gangway-docker-proxy"
+_DOCKER_PROXY = Path("/usr/sbin/docker-proxy")
+_USUAL, _QUICK = (5, 3.0), (2, 1.0)  # rounds, and seconds for each measurement
+_INTERRUPTED = 130
+
+
+def main() -> int:
+    options = _parse()
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, _stop)
+    try:
+        _check(options.gangway)
+        _run(options)
+    except KeyboardInterrupt:
+        print("bench: interrupted; nothing is left behind, no results are written", file=sys.stderr)
+        return _INTERRUPTED
+    except (CannotMeasure, OSError, RuntimeError, subprocess.SubprocessError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description="Measures gangway beside docker-proxy and others.")
+    keys = [row.key for row in ROWS]
+    parser.add_argument("--rounds", type=_rounds, metavar="N", help="rounds (5)")
+    parser.add_argument("--seconds", type=_seconds, metavar="S", help="seconds for each measurement (3)")
+    parser.add_argument("--only", nargs="+", choices=keys, metavar="ROW", help=f"some rows: {' '.join(keys)}")
+    parser.add_argument("--quick", action="store_true", help="2 rounds of 1 second: whether everything runs")
+    parser.add_argument("--gangway", type=Path, default=_GANGWAY, metavar="PATH", help="the program to try")
+    parser.add_argument("--output", type=Path, metavar="DIRECTORY", help="where RESULTS.md and results.png go")
+    options = parser.parse_args()
+    rounds, seconds = _QUICK if options.quick else _USUAL
+    options.rounds, options.seconds = options.rounds or rounds, options.seconds or seconds
+    whole = not options.quick and not options.only and options.gangway == _GANGWAY
+    options.output = options.output or (_TOP / "bench" if whole else _BUILD / "bench")
+    return options
+
+
+def _check(gangway: Path) -> None:
+    """What must be so before anything is started."""
+    if os.geteuid():
+        raise CannotMeasure("needs root, for its network namespaces")
+    for program, remedy in ((gangway, "make build"), (_DOCKER_PROXY, "apt-get install docker.io")):
+        if not os.access(program, os.X_OK):
+            raise CannotMeasure(f"{program} is not there: {remedy}")
+    # As Go does it for docker-proxy; the others inherit it.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _run(options: argparse.Namespace) -> None:
+    from bench import chart  # matplotlib takes its time, and leaves a cache: not for a run that ends in _check
+
+    settings = Settings(options.rounds, options.seconds, options.quick)
+    rows = [row for row in ROWS if not options.only or row.key in options.only]
+    gangway = options.gangway.absolute()
+    facts = [*machine.facts(gangway, _DOCKER_PROXY), ("Measured", _extent(settings, rows))]
+    start_s = time.monotonic()
+    with Runner(contenders(gangway, _DOCKER_PROXY), Load.built(_BUILD), settings) as runner:
+        tallies = runner.run(rows, say=lambda line: print(line, flush=True))
+    facts.append(("Took", f"{(time.monotonic() - start_s) / 60:.0f} minutes"))
+    named = dict(facts)
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "RESULTS.md").write_text(report.document(tallies, facts))
+    chart.draw(tallies, options.output / "results.png", f"{named['Measured']}; {named['Kernel']}, {named['Date']}")
+    print(f"\n{report.table(tallies)}\n\n{report.summary(tallies)}\nIn {options.output}: RESULTS.md, results.png")
+
+
+def _extent(settings: Settings, rows: Sequence[Row]) -> str:
+    what = "all rows" if len(rows) == len(ROWS) else "some rows"
+    rounds = "1 round" if settings.rounds == 1 else f"{settings.rounds} rounds"
+    shortened = f", crr-sustained for {QUICK_SUSTAINED_S} s only" if settings.quick else ""
+    return f"{what}, {rounds} of {settings.seconds:g} s{shortened}"
+
+
+def _rounds(text: str) -> int:
+    if (rounds := int(text)) < 1:
+        raise argparse.ArgumentTypeError("at least one round")
+    return rounds
+
+
+def _seconds(text: str) -> float:
+    if not 0.1 <= (seconds := float(text)) <= 600:
+        raise argparse.ArgumentTypeError("from 0.1 to 600 seconds")
+    return seconds
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """The first signal ends the run; while it tears down, a second one must not keep it from that."""
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""The results as a picture: how far each row is from docker-proxy, to which side.
+
+What this file knows: matplotlib.  What it must not know: anything that is not in the tallies.
+
+How it works.  Two panels, as better is to the right in one and to the left in the other.  The scale is logarithmic:
+twice as much and half as much are equally far from 1, and 0.02 and 15 fit on one sheet.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from bench.tally import Tally, Verdict
+
+_COLOURS = {
+    Verdict.AIM: "#1b6e5a",
+    Verdict.HOLDS: "#6fb49f",
+    Verdict.SHORT: "#c8553d",
+    Verdict.MISSING: "#a9b0b7",
+}
+_INK, _GRID = "#22282e", "#e3e6e9"
+_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+_FLOOR = 0.005  # what a ratio of zero, or below it, is drawn as
+_ROW_INCHES = 0.36
+
+
+def draw(tallies: Sequence[Tally], path: Path, subtitle: str) -> None:
+    """Writes the picture as a PNG."""
+    rates = [tally for tally in tallies if not tally.row.less_is_better]
+    costs = [tally for tally in tallies if tally.row.less_is_better]
+    panels = [(rows, title) for rows, title in ((rates, "more is better →"), (costs, "← less is better")) if rows]
+    figure, axes = pyplot.subplots(
+        len(panels),
+        figsize=(11, 1.9 + _ROW_INCHES * len(tallies) + 0.55 * len(panels)),
+        height_ratios=[len(rows) + 0.6 for rows, _ in panels],
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, (rows, title) in zip(axes[:, 0], panels, strict=True):
+        _panel(axis, rows, title)
+    figure.suptitle(f"gangway against docker-proxy = 1, 127.0.0.1 → container\n{subtitle}", color=_INK, fontsize=11)
+    figure.legend(handles=_legend(), loc="outside lower center", ncols=5, frameon=False, fontsize=9, labelcolor=_INK)
+    figure.savefig(path, dpi=150, facecolor="white")
+    pyplot.close(figure)
+
+
+def _panel(axis: Any, tallies: Sequence[Tally], title: str) -> None:
+    _frame(axis, tallies, title)
+    for place, tally in enumerate(tallies):
+        _bounds(axis, place, tally)
+        _bar(axis, place, tally)
+
+
+def _frame(axis: Any, tallies: Sequence[Tally], title: str) -> None:
+    low, high = _span(tallies)
+    axis.set_xscale("log")
+    axis.set_xlim(low, high)
+    axis.set_ylim(len(tallies) - 0.4, -0.6)
+    axis.xaxis.set_major_locator(FixedLocator([tick for tick in _TICKS if low <= tick <= high]))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_yticks(range(len(tallies)), [tally.row.title.replace("`", "") for tally in tallies])
+    axis.tick_params(length=0, labelsize=9, labelcolor=_INK)
+    axis.set_title(title, loc="right", fontsize=9, color=_INK)
+    axis.set_axisbelow(True)
+    axis.grid(axis="x", color=_GRID)
+    axis.axvline(1, color=_INK, linewidth=1)
+    axis.spines[:].set_visible(False)
+
+
+def _span(tallies: Sequence[Tally]) -> tuple[float, float]:
+    """The scale's ends: all bars and marks, with some room beside them."""
+    marks = [
+        mark for tally in tallies for mark in (tally.ratio(), tally.row.at_least, tally.row.aim) if mark is not None
+    ]
+    low, high = min([1.0, *marks]), max([1.0, *marks])
+    return max(low, _FLOOR) / 1.25, high * 1.25
+
+
+def _bar(axis: Any, place: int, tally: Tally) -> None:
+    """The bar, and its figure in a column of its own, where no mark is in its way."""
+    ratio, verdict = tally.ratio(), tally.verdict()
+    shown = "none" if ratio is None else f"{ratio:.2f}" if ratio >= 0.2 else f"{ratio:.3f}"
+    column = {"xycoords": axis.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "ha": "right"}
+    colour = _COLOURS[verdict] if verdict is Verdict.SHORT else _INK
+    axis.annotate(shown, (1, place), (42, 0), fontsize=9, color=colour, fontweight="bold", **column)
+    if ratio is not None:
+        axis.barh(place, max(ratio, _FLOOR) - 1, left=1, height=0.56, color=_COLOURS[verdict])
+
+
+def _bounds(axis: Any, place: int, tally: Tally) -> None:
+    axis.plot([tally.row.at_least] * 2, [place - 0.38, place + 0.38], color=_INK, linewidth=2, zorder=3)
+    axis.plot(tally.row.aim, place, "D", markersize=5.5, color="white", markeredgecolor=_INK, zorder=4)
+
+
+def _legend() -> list[Patch | Line2D]:
+    shown = (Verdict.AIM, Verdict.HOLDS, Verdict.SHORT)
+    bars = [Patch(color=_COLOURS[verdict], label=verdict.value) for verdict in shown]
+    bound = Line2D([], [], color=_INK, linewidth=0, marker="|", markersize=11, markeredgewidth=2, label="at least")
+    aim = Line2D([], [], color="white", marker="D", markersize=5.5, markeredgecolor=_INK, linewidth=0, label="aim")
+    return [*bars, bound, aim]

@@ -1,0 +1,156 @@
+"""How each row is measured: a function from a contender's turn to one figure.
+
+What this file knows: what happens in a turn, in which order.  What it must not know: bounds, and other turns.
+
+Each figure that depends on traffic has the same traffic before it, for `WARM_UP_S`: gangway starts worker processes
+when there is enough of it, and docker-proxy's heap grows.  Figures are in plain units: seconds, bytes, one a second.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+from bench import database, traffic
+from bench.contenders import DockerProxy, Port
+from bench.database import Database
+from bench.errors import CannotCarry
+from bench.stage import Stage
+from bench.traffic import DATAGRAMS, STREAMS, Load
+from lab.dockerd import Dockerd, DockerFailed
+
+WARM_UP_S = 1.0
+SUSTAINED_S, QUICK_SUSTAINED_S = 30, 12
+STARTS = 50
+PORTS = 500
+UDP_CLIENTS = 2000
+DOCKER_PORTS = 200
+_FIRST = 10000
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a measurement has at hand.  `quick` shortens what `seconds` does not rule."""
+
+    stage: Stage
+    load: Load
+    database: Callable[[], Database]
+    seconds: float
+    quick: bool
+
+
+def rate(mode: str, clients: int, turn: Turn) -> float:
+    """Operations, or bytes, a second."""
+    _serve(turn, DATAGRAMS if mode == "udp" else STREAMS)
+    turn.load.ask(turn.stage, mode, clients, WARM_UP_S)
+    return turn.load.ask(turn.stage, mode, clients, turn.seconds).rate
+
+
+def connection_rate(turn: Turn) -> float:
+    """Connections a second, with local ports enough: what a lack of them does is the next measure's business."""
+    turn.stage.host.sysctl("net.ipv4.ip_local_port_range", "10000 65535")
+    turn.stage.host.sysctl("net.ipv4.tcp_tw_reuse", 1)
+    return rate("crr", 16, turn)
+
+
+def sustained_connection_rate(turn: Turn) -> float:
+    """Connections a second, after a third of the time: 28,000 local ports last for four seconds or so."""
+    seconds = QUICK_SUSTAINED_S if turn.quick else SUSTAINED_S
+    turn.stage.host.sysctl("net.ipv4.ip_local_port_range", "32768 60999")  # the kernel's own defaults, named
+    turn.stage.host.sysctl("net.ipv4.tcp_tw_reuse", 2)
+    _serve(turn, STREAMS)
+    each_second = turn.load.ask(turn.stage, "crr", 16, seconds).each_second
+    late = each_second[seconds // 3 :]
+    return sum(late) / len(late)
+
+
+def transaction_rate(clients: int, turn: Turn) -> float:
+    """pgbench's transactions a second."""
+    server = turn.database()
+    with server.served(turn.stage):
+        turn.stage.publish(database.PORT)
+        server.ask(turn.stage, clients, WARM_UP_S)
+        return server.ask(turn.stage, clients, turn.seconds)
+
+
+def bulk_cpu(turn: Turn) -> float:
+    """CPU seconds of the contender's processes for a byte, one connection: the mean of both ways."""
+    _serve(turn, STREAMS)
+    turn.load.ask(turn.stage, "up", 1, WARM_UP_S)
+    return (_cpu_for_byte(turn, "up") + _cpu_for_byte(turn, "down")) / 2
+
+
+def start_time(turn: Turn) -> float:
+    """The median time to one more published port; those before it stay, as with dockerd."""
+    contender = turn.stage.contender
+    assert isinstance(contender, DockerProxy)
+    first, *others = _ports(STARTS + 1)
+    turn.stage.publish(first)
+    return median(turn.stage.group.serve(contender.command(turn.stage.box.address4, port)) for port in others)
+
+
+def port_memory(turn: Turn) -> float:
+    turn.stage.publish(*_ports(PORTS))
+    return turn.stage.group.pss_bytes() / PORTS
+
+
+def client_memory(turn: Turn) -> float:
+    """What one more UDP client costs, after one request and its answer; the proxy keeps it for a while."""
+    group = turn.stage.group
+    _serve(turn, DATAGRAMS)
+    turn.load.ask(turn.stage, "udp", 1, 0)
+    before = group.pss_bytes()
+    turn.load.ask(turn.stage, "udp", UDP_CLIENTS, 0)
+    return (group.pss_bytes() - before) / UDP_CLIENTS
+
+
+def docker_time(turn: Turn) -> float:
+    """What a user of docker waits for: a container with many ports, and its end."""
+    contender = turn.stage.contender
+    assert isinstance(contender, DockerProxy)
+    ports = f"{_FIRST}-{_FIRST + DOCKER_PORTS - 1}"
+    try:
+        with Dockerd(turn.stage.host, contender.program) as docker:
+            start_s = time.perf_counter()
+            docker.run("run", "-d", "--name", "bench", "-p", f"{ports}:{ports}", docker.image, "sleep", "1d")
+            docker.run("rm", "-f", "bench")
+            return time.perf_counter() - start_s
+    except DockerFailed as error:
+        raise CannotCarry(str(error)) from None
+
+
+def _serve(turn: Turn, ports: tuple[Port, ...]) -> None:
+    turn.load.serve(turn.stage)
+    turn.stage.publish(*ports)
+
+
+def _cpu_for_byte(turn: Turn, mode: str) -> float:
+    before = turn.stage.group.cpu_s()
+    carried = turn.load.ask(turn.stage, mode, 1, turn.seconds / 2).done
+    return (turn.stage.group.cpu_s() - before) / carried
+
+
+def _ports(count: int) -> list[Port]:
+    return [Port("tcp", traffic.ECHO, port) for port in range(_FIRST, _FIRST + count)]
+
+
+MEASURES: dict[str, Callable[[Turn], float]] = {
+    "rr1": partial(rate, "rr", 1),
+    "rr64": partial(rate, "rr", 64),
+    "crr16": connection_rate,
+    "crr-sustained": sustained_connection_rate,
+    "pgbench50": partial(transaction_rate, 50),
+    "pgbench1": partial(transaction_rate, 1),
+    "up1": partial(rate, "up", 1),
+    "up8": partial(rate, "up", 8),
+    "down1": partial(rate, "down", 1),
+    "down8": partial(rate, "down", 8),
+    "udp1": partial(rate, "udp", 1),
+    "udp64": partial(rate, "udp", 64),
+    "bulk-cpu": bulk_cpu,
+    "start": start_time,
+    "port-memory": port_memory,
+    "udp-memory": client_memory,
+    "docker": docker_time,
+}

@@ -1,0 +1,71 @@
+"""The load generator: load.c compiled, its server in the container, its client on the host.
+
+What this file knows: load's command line and its answer.  What it must not know: contenders.
+"""
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.contenders import Port
+from bench.errors import CannotCarry, CannotMeasure
+from bench.stage import Stage
+
+ECHO = 7000  # discard and source follow it; see load.c
+STREAMS = tuple(Port("tcp", port, port) for port in range(ECHO, ECHO + 3))
+DATAGRAMS = (Port("udp", ECHO, ECHO),)
+_PATIENCE_S = 60
+_SOURCE = Path(__file__).with_name("load.c")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a client has done: in all, for each second, and in each whole second (crr only)."""
+
+    rate: float
+    done: int
+    failed: int
+    each_second: list[int]
+
+
+class Load:
+    """The compiled program."""
+
+    def __init__(self, program: Path) -> None:
+        self._program = program
+
+    @classmethod
+    def built(cls, directory: Path) -> "Load":
+        """Compiles load.c, unless that is done."""
+        program = directory / "load"
+        if program.exists() and program.stat().st_mtime >= _SOURCE.stat().st_mtime:
+            return cls(program)
+        directory.mkdir(exist_ok=True)
+        made = directory / f"load.{os.getpid()}"
+        command = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-o", str(made), str(_SOURCE)]
+        done = subprocess.run(command, text=True, capture_output=True, check=False)
+        if done.returncode:
+            raise CannotMeasure(f"load.c does not compile: {done.stderr.strip()}")
+        made.replace(program)
+        return cls(program)
+
+    def serve(self, stage: Stage) -> None:
+        """Starts the server in the container; it ends with the stage."""
+        server = stage.box.popen(str(self._program), "serve", str(ECHO), stdout=subprocess.PIPE, text=True)
+        assert server.stdout is not None
+        if server.stdout.readline() != "ready\n":
+            raise CannotMeasure("load's server does not start")
+
+    def ask(self, stage: Stage, mode: str, clients: int, seconds: float) -> Result:
+        """Runs a client on the host to its end."""
+        words = [str(self._program), mode, stage.address, str(ECHO), str(clients), f"{seconds:g}"]
+        try:
+            done = stage.host.run(*words, check=False, timeout=seconds + _PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            raise CannotCarry(f"{mode} with {clients} clients hangs") from None
+        if done.returncode:
+            raise CannotCarry(f"{mode} with {clients} clients: {done.stderr.strip().removeprefix('load: ')}")
+        *before, last = done.stdout.splitlines()
+        rate, operations, failed = last.split()
+        return Result(float(rate), int(operations), int(failed), [int(line) for line in before])

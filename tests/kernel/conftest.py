@@ -1,0 +1,48 @@
+"""A host with two containers for the tests of one file, and the relay that all their ports share."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from lab.netns import Host
+from tests.kernel.ground import SLOW_MACHINE, Ports, Site
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes ten seconds or more")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if SLOW_MACHINE:
+        for item in items:
+            item.add_marker(pytest.mark.timeout(600))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _able() -> None:
+    if os.geteuid():
+        pytest.skip("only root can make network namespaces")
+
+
+@pytest.fixture(scope="module")
+def host(_able: None) -> Iterator[Host]:
+    """A host with two containers."""
+    with Host() as made:
+        made.container()
+        made.container()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def site(_able: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A host, two containers, and a relay with ordinary settings that never has more than one process."""
+    with Site(tmp_path_factory.mktemp("site"), workers=1) as made:
+        yield made
+
+
+@pytest.fixture
+def ports(site: Site) -> Iterator[Ports]:
+    """What a test publishes on `site`; it ends with the test."""
+    with Ports(site) as made:
+        yield made

@@ -1,0 +1,205 @@
+"""What the tests of the relay stand on: hosts whose relay has settings of its own, ports, and servers behind them."""
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+
+from lab.netns import Container, Host
+from lab.waiting import wait_until
+from tests.kernel.published import children, open_socket, processes, publish, start, status_of
+
+SLOW_MACHINE = "GANGWAY_VM" in os.environ
+PATIENCE_S = 50.0 if SLOW_MACHINE else 5.0
+BRIEF_S = 3.0 if SLOW_MACHINE else 0.3
+"""Within this time nothing must happen."""
+RESET = b"\1\0\0\0\0\0\0\0"
+"""struct linger: close at once, with a reset."""
+_SETTINGS = 'mount -t overlay -o lowerdir="$0:/etc" overlay /etc && exec "$@"'
+
+
+class Site:
+    """A host with two containers, and settings for its relay: /etc is another one to its launchers."""
+
+    def __init__(self, folder: Path, before: tuple[str, ...] = (), **settings: object) -> None:
+        self.log = folder / "log"
+        (folder / "etc/gangway").mkdir(parents=True)
+        lines = [f'log = "{self.log}"', *(f"{key} = {value}" for key, value in settings.items())]
+        (folder / "etc/gangway/docker-proxy.toml").write_text("\n".join(lines))
+        self.before = ("unshare", "--mount", "sh", "-c", _SETTINGS, str(folder / "etc"), *before)
+        self.host = Host()
+
+    def __enter__(self) -> Self:
+        self.host.__enter__()
+        self.box, self.other = self.host.container(), self.host.container()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.end_relay()
+        finally:
+            self.host.close()
+
+    def keeper(self) -> int:
+        """The pid of the relay's keeper."""
+        return next(pid for pid in processes(self.host) if status_of(pid)["Uid"].startswith("0\t"))
+
+    def relay(self) -> int:
+        """The pid of the relay."""
+        return children(self.keeper())[0]
+
+    def workers(self) -> list[int]:
+        """The pids of the relay's workers."""
+        return children(self.relay())
+
+    def log_lines(self, text: str) -> list[str]:
+        """The lines of the log with `text` in them."""
+        return [line for line in self.log.read_text().splitlines() if text in line]
+
+    def end_relay(self) -> None:
+        """Ends the relay, which would wait some seconds for a next port, and all that belongs to it."""
+        with suppress(StopIteration, FileNotFoundError, ProcessLookupError):  # it ends by itself just now
+            os.kill(self.keeper(), signal.SIGTERM)
+        wait_until(lambda: not list(processes(self.host)), "the end of the relay and its workers", PATIENCE_S)
+
+
+class Port:
+    """A published port; `server` is a socket in the container, bound to the backend's address."""
+
+    def __init__(self, site: Site, proto: str, address: str, server: socket.socket) -> None:
+        self.site = site
+        self.proto = proto
+        self.address = address
+        self.server = server
+        self.scope = ExitStack()
+        self.number = 0
+        self.launcher: subprocess.Popen[Any]
+
+    def keep(self, sock: socket.socket) -> socket.socket:
+        """Gives `sock` a time limit, and closes it when the port ends."""
+        sock.settimeout(PATIENCE_S)
+        if sock.proto == socket.IPPROTO_TCP:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self.scope.enter_context(sock)
+
+    def connect(self, address: str = "", by: Host | Container | None = None) -> socket.socket:
+        """A client of the port: a connected socket."""
+        address = address or self.address
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with (by or self.site.host).entered():
+            client = self.keep(socket.socket(family, self.server.type, self.server.proto))
+        client.connect((address, self.number))
+        return client
+
+    def accept(self) -> socket.socket:
+        """The next connection, as the container has it."""
+        return self.keep(self.server.accept()[0])
+
+    def pair(self) -> tuple[socket.socket, socket.socket]:
+        """A client and its connection in the container."""
+        client = self.connect()
+        return client, self.accept()
+
+    def stop(self) -> int:
+        """Withdraws the port as dockerd does; gives the launcher's exit status."""
+        self.launcher.send_signal(signal.SIGINT)
+        return self.launcher.wait(PATIENCE_S)
+
+
+class Ports:
+    """What one test publishes."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self._scope = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scope.close()
+
+    def tcp(self, host_ip: str = "127.0.0.1", address: str = "", container: str = "", proto: str = "tcp") -> Port:
+        """Publishes a port with a server that listens.
+
+        `address` is where clients find it, `container` the backend's address.
+        """
+        port = self._serve(proto, address or host_ip, container)
+        port.server.listen(512)
+        return self._publish(port, host_ip)
+
+    def udp(self, host_ip: str = "127.0.0.1", address: str = "", container: str = "") -> Port:
+        """The same for datagrams."""
+        return self._publish(self._serve("udp", address or host_ip, container), host_ip)
+
+    def passed(self, listener: socket.socket, address: str, container: str = "") -> Port:
+        """Publishes a socket that is bound already; it is the relay's then."""
+        proto = "udp" if listener.type == socket.SOCK_DGRAM else "tcp"
+        port = self._serve(proto, address, container)
+        if proto == "tcp":
+            port.server.listen(512)
+        port.number = listener.getsockname()[1]
+        to, number = port.server.getsockname()[:2]
+        flags = ["-proto", proto, "-host-ip", "::", "-host-port", str(port.number), "-use-listen-fd"]
+        flags += ["-container-ip", to, "-container-port", str(number)]
+        with listener:
+            port.launcher, status = start(self.site.host, *flags, before=self.site.before, passed=listener.fileno())
+        assert status == b"0\n", status
+        return port
+
+    def to_nowhere(self, container: str) -> Port:
+        """Publishes a TCP port whose backend's address nobody has."""
+        port = self._serve("tcp", "127.0.0.1", "")
+        port.launcher, port.number = publish(self.site.host, "tcp", "127.0.0.1", container, 80, self.site.before)
+        return port
+
+    def _serve(self, proto: str, address: str, container: str) -> Port:
+        server = open_socket(self.site.box, proto, container or self.site.box.address4)
+        port = Port(self.site, proto, address, server)
+        self._scope.callback(self._end, port)
+        port.keep(server)
+        return port
+
+    def _publish(self, port: Port, host_ip: str) -> Port:
+        to, number = port.server.getsockname()[:2]
+        port.launcher, port.number = publish(self.site.host, port.proto, host_ip, to, number, self.site.before)
+        return port
+
+    def _end(self, port: Port) -> None:
+        with port.scope:
+            if hasattr(port, "launcher") and port.launcher.poll() is None:
+                assert port.stop() == 0
+
+
+@contextmanager
+def site_and_ports(folder: Path, before: tuple[str, ...] = (), **settings: object) -> Iterator[tuple[Site, Ports]]:
+    """A site for one test."""
+    with Site(folder, before, **settings) as site, Ports(site) as ports:
+        yield site, ports
+
+
+def exactly(sock: socket.socket, size: int) -> bytes:
+    """That many bytes; fewer if the stream ends before."""
+    parts = []
+    while size > 0 and (part := sock.recv(min(size, 1 << 20))):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def echo(client: socket.socket, served: socket.socket, text: bytes = b"what is up?") -> None:
+    """Both ways of a connection work."""
+    client.sendall(text)
+    assert exactly(served, len(text)) == text
+    served.sendall(text.upper())
+    assert exactly(client, len(text)) == text.upper()
+
+
+def reset(sock: socket.socket) -> None:
+    """Closes a connection with a reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()

@@ -1,0 +1,381 @@
+"""Published TCP and SCTP ports, with real connections through the launcher's relay."""
+
+import ctypes
+import fcntl
+import os
+import random
+import select
+import socket
+import struct
+import termios
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lab.waiting import wait_until
+from tests.kernel.ground import (
+    BRIEF_S,
+    PATIENCE_S,
+    SLOW_MACHINE,
+    Port,
+    Ports,
+    echo,
+    exactly,
+    reset,
+    site_and_ports,
+)
+from tests.kernel.published import IPPROTO_SCTP, descriptors, pss_kib
+
+BULK_BYTES = (4 if SLOW_MACHINE else 64) << 20
+_PIDFD_GETFD = 438  # the same on every architecture: include/uapi/asm-generic/unistd.h
+_CONTAINERS = ["172.30.0.2", "fd30::2"]
+_FRONTS = [
+    ("0.0.0.0", "127.0.0.1"),
+    ("0.0.0.0", "172.30.0.1"),
+    ("172.30.0.1", "172.30.0.1"),
+    ("::", "::1"),
+    ("::", "fd30::1"),
+    ("fd30::1", "fd30::1"),
+]
+
+
+@pytest.mark.parametrize("container", _CONTAINERS)
+@pytest.mark.parametrize(("host_ip", "address"), _FRONTS)
+def test_echo(ports: Ports, host_ip: str, address: str, container: str) -> None:
+    echo(*ports.tcp(host_ip, address, container).pair())
+
+
+@pytest.mark.parametrize("container", _CONTAINERS)
+def test_a_passed_dual_stack_socket_serves_both_families(ports: Ports, container: str) -> None:
+    with ports.site.host.entered():
+        listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    port = ports.passed(listener, "127.0.0.1", container)
+    echo(*port.pair())
+    echo(port.connect("::1"), port.accept())
+
+
+def test_a_client_in_a_container_reaches_the_published_port(ports: Ports) -> None:
+    port = ports.tcp("0.0.0.0", "172.30.0.1")
+    echo(port.connect(by=ports.site.other), port.accept())
+
+
+def test_the_end_of_the_client_leaves_the_way_back_open(ports: Ports) -> None:
+    client, served = ports.tcp().pair()
+    client.sendall(b"question")
+    client.shutdown(socket.SHUT_WR)
+    assert exactly(served, 100) == b"question"
+    for number in range(3):
+        served.sendall(b"%d" % number)
+        assert client.recv(10) == b"%d" % number
+    served.close()
+    assert client.recv(10) == b""
+
+
+def test_the_end_of_the_container_leaves_the_way_there_open(ports: Ports) -> None:
+    client, served = ports.tcp().pair()
+    served.sendall(b"banner")
+    served.shutdown(socket.SHUT_WR)
+    assert exactly(client, 100) == b"banner"
+    for number in range(3):
+        client.sendall(b"%d" % number)
+        assert served.recv(10) == b"%d" % number
+    client.close()
+    assert served.recv(10) == b""
+
+
+def test_a_client_that_sends_and_ends_at_once_is_heard(ports: Ports) -> None:
+    port = ports.tcp()
+    for number in range(20):
+        client = port.connect()
+        client.sendall(b"%d" % number)
+        client.shutdown(socket.SHUT_WR)
+        served = port.accept()
+        assert exactly(served, 100) == b"%d" % number
+        served.sendall(b"bye")
+        served.close()
+        assert exactly(client, 100) == b"bye"
+
+
+def test_a_container_that_speaks_first_is_heard(ports: Ports) -> None:
+    client, served = ports.tcp().pair()
+    served.sendall(b"220 ready")
+    assert client.recv(100) == b"220 ready"
+
+
+def _send(sock: socket.socket, block: bytes, size: int) -> None:
+    for _ in range(size // len(block)):
+        sock.sendall(block)
+    sock.shutdown(socket.SHUT_WR)
+
+
+def _sum(sock: socket.socket) -> tuple[int, int]:
+    """The length and checksum of all that comes until the end."""
+    size = checksum = 0
+    while part := sock.recv(1 << 20):
+        size, checksum = size + len(part), zlib.crc32(part, checksum)
+    return size, checksum
+
+
+def test_bulk_both_ways_at_once(ports: Ports) -> None:
+    pair = ports.tcp().pair()
+    blocks = [random.Random(seed).randbytes(1 << 20) for seed in (1, 2)]
+    sums: dict[int, tuple[int, int]] = {}
+    threads = [
+        threading.Thread(target=_send, args=(sock, block, BULK_BYTES)) for sock, block in zip(pair, blocks, strict=True)
+    ]
+    threads += [
+        threading.Thread(target=lambda way=way, sock=sock: sums.update({way: _sum(sock)}))
+        for way, sock in enumerate(reversed(pair))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for way, block in enumerate(blocks):
+        checksum = 0
+        for _ in range(BULK_BYTES // len(block)):
+            checksum = zlib.crc32(block, checksum)
+        assert sums[way] == (BULK_BYTES, checksum)
+    held = [name for name in descriptors(ports.site.relay()) if name.startswith("pipe:")]
+    assert held, "such a flow goes through a pipe"
+
+
+def _fill(sock: socket.socket) -> tuple[int, int]:
+    """Sends until nothing more is taken; gives length and checksum of what was."""
+    size = checksum = 0
+    block = random.Random(3).randbytes(1 << 16)
+    sock.setblocking(False)
+    while select.select([], [sock], [], BRIEF_S)[1]:
+        sent = sock.send(block)
+        size, checksum = size + sent, zlib.crc32(block[:sent], checksum)
+    sock.settimeout(PATIENCE_S)
+    return size, checksum
+
+
+def test_a_client_that_does_not_read_stalls_its_own_flow_only(ports: Ports) -> None:
+    port = ports.tcp()
+    other = port.pair()
+    echo(*other)
+    relay = ports.site.relay()
+    stalled = [port.pair() for _ in range(2 if SLOW_MACHINE else 4)]
+    before_kib = pss_kib(relay)
+    sums = [_fill(served) for _, served in stalled]
+    for _ in range(50):
+        echo(*other)
+    echo(*port.pair())
+    assert pss_kib(relay) - before_kib < 64 * len(stalled) + 256
+    for (client, served), filled in zip(stalled, sums, strict=True):
+        served.shutdown(socket.SHUT_WR)
+        assert _sum(client) == filled
+
+
+def test_a_refusal_reaches_the_client_as_a_reset_and_the_port_goes_on(ports: Ports) -> None:
+    port = ports.tcp()
+    name = port.server.getsockname()
+    port.server.close()
+    for _ in range(3):
+        with pytest.raises(ConnectionResetError):
+            port.connect().recv(1)
+    with port.site.box.entered():
+        port.server = port.keep(socket.create_server(name))
+    echo(*port.pair())
+
+
+@pytest.mark.parametrize("size", [0, 1000, 60_000])
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_a_reset_passes_and_overtakes_no_data(ports: Ports, way: str, size: int) -> None:
+    client, served = ports.tcp().pair()
+    sender, receiver = (client, served) if way == "up" else (served, client)
+    sender.sendall(b"x" * size)
+    if size > 1000:  # a reset drops what its sender still has: it follows when all has arrived
+        wait_until(lambda: _waiting_bytes(receiver) == size, "the data", PATIENCE_S)
+    reset(sender)
+    assert len(exactly(receiver, size)) == size
+    with pytest.raises(ConnectionResetError):
+        receiver.recv(1)
+
+
+def _waiting_bytes(sock: socket.socket) -> int:
+    return int(struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, b"\0" * 4))[0])
+
+
+def test_an_end_overtakes_no_data(ports: Ports) -> None:
+    client, served = ports.tcp().pair()
+    filled = _fill(served)
+    served.close()
+    assert _sum(client) == filled
+
+
+def test_a_container_that_does_not_answer_is_given_up_with_one_line_a_second(tmp_path: Path) -> None:
+    with site_and_ports(tmp_path, connect_timeout_s=1.0, workers=1) as (site, ports):
+        port = ports.to_nowhere("172.30.0.99")
+        clients = [port.connect() for _ in range(20)]
+        for client in clients:
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        lines = site.log_lines("cannot connect to tcp 172.30.0.99:80: Connection timed out")
+        seconds = {line.split()[0] for line in lines}
+        assert 1 <= len(lines) <= 3
+        assert len(seconds) == len(lines)
+
+
+def test_a_client_that_goes_while_its_container_is_awaited_is_forgotten(ports: Ports) -> None:
+    port = ports.to_nowhere("172.30.0.98")
+    relay = ports.site.relay()
+    before = len(descriptors(relay))
+    clients = [port.connect() for _ in range(5)]
+    wait_until(lambda: len(descriptors(relay)) == before + 10, "five flows", PATIENCE_S)
+    for client in clients:
+        reset(client)
+    wait_until(lambda: len(descriptors(relay)) == before, "the end of the flows", PATIENCE_S)
+
+
+@contextmanager
+def _relay_sockets(relay: int) -> Iterator[list[socket.socket]]:
+    """The relay's connected TCP sockets, as descriptors of this process."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pidfd = os.pidfd_open(relay)
+    socks = []
+    try:
+        for number in os.listdir(f"/proc/{relay}/fd"):
+            if os.readlink(f"/proc/{relay}/fd/{number}").startswith("socket:"):
+                socks.append(socket.socket(fileno=libc.syscall(_PIDFD_GETFD, pidfd, int(number), 0)))
+        yield [sock for sock in socks if sock.proto == socket.IPPROTO_TCP and not _listens(sock)]
+    finally:
+        os.close(pidfd)
+        for sock in socks:
+            sock.close()
+
+
+def _listens(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _options(relay: int) -> list[tuple[int, int, int]]:
+    """Of each of the relay's connections: no delay, keepalive, and after how many seconds."""
+    tcp = socket.IPPROTO_TCP
+    with _relay_sockets(relay) as socks:
+        return [
+            (
+                sock.getsockopt(tcp, socket.TCP_NODELAY),
+                sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                sock.getsockopt(tcp, socket.TCP_KEEPIDLE),
+            )
+            for sock in socks
+        ]
+
+
+def test_small_messages_go_at_once_and_a_peer_that_vanished_is_noticed(ports: Ports) -> None:
+    echo(*ports.tcp().pair())
+    relay = ports.site.relay()
+    wait_until(lambda: _options(relay) == [(1, 1, 15)] * 2, "keepalive on both sides", PATIENCE_S)
+    lines = ports.site.host.run("ss", "-Htnop", "state", "established").stdout.splitlines()
+    assert sum(f"pid={relay}," in line and "timer:(keepalive" in line for line in lines) == 2
+
+
+def test_out_of_descriptors_clients_wait_and_are_served_when_others_end(tmp_path: Path) -> None:
+    with site_and_ports(tmp_path, ("prlimit", "--nofile=64:64"), workers=1) as (site, ports):
+        port = ports.tcp()
+        relay = site.relay()
+        clients = [port.connect() for _ in range(40)]
+        for number, client in enumerate(clients):
+            client.sendall(b"%2d" % number)
+        wait_until(lambda: site.log_lines("out of file descriptors"), "a relay without descriptors", PATIENCE_S)
+        served = 0
+        while served < len(clients):
+            with port.accept() as connection:
+                number = int(exactly(connection, 2))
+                connection.sendall(b"%2d" % number)
+                assert exactly(clients[number], 2) == b"%2d" % number
+            clients[number].close()
+            served += 1
+        assert site.relay() == relay
+        echo(*port.pair())
+
+
+def test_a_withdrawn_port_ends_its_connections_at_once(ports: Ports) -> None:
+    port, other = ports.tcp(), ports.tcp()
+    pairs, kept = [port.pair() for _ in range(5)], other.pair()
+    assert port.stop() == 0
+    for sock in (sock for pair in pairs for sock in pair):
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+    with pytest.raises(ConnectionRefusedError):
+        port.connect()
+    echo(*kept)
+
+
+def _has_sctp() -> bool:
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_SCTP).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def sctp(ports: Ports) -> Port:
+    """A published SCTP port."""
+    if not _has_sctp():
+        pytest.skip("the kernel has no SCTP")
+    return ports.tcp(proto="sctp")
+
+
+def test_sctp_echo(sctp: Port) -> None:
+    client, served = sctp.pair()
+    for number in range(10):
+        echo(client, served, b"message %d" % number)
+
+
+@pytest.mark.parametrize("container", _CONTAINERS)
+@pytest.mark.parametrize(("host_ip", "address"), [("0.0.0.0", "127.0.0.1"), ("::", "fd30::1")])
+def test_sctp_echo_between_families(ports: Ports, host_ip: str, address: str, container: str) -> None:
+    if not _has_sctp():
+        pytest.skip("the kernel has no SCTP")
+    echo(*ports.tcp(host_ip, address, container, proto="sctp").pair())
+
+
+def test_sctp_messages_keep_their_bounds(sctp: Port) -> None:
+    client, served = sctp.pair()
+    for size in (1, 20, 300):
+        client.sendall(b"m" * size)
+    for size in (1, 20, 300):
+        assert len(served.recv(1000)) == size
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_sctp_a_large_message(sctp: Port, way: str) -> None:
+    client, served = sctp.pair()
+    sender, receiver = (client, served) if way == "up" else (served, client)
+    message = random.Random(4).randbytes(100_000)
+    sender.sendall(message)
+    assert exactly(receiver, len(message)) == message
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_sctp_an_end_passes(sctp: Port, way: str) -> None:
+    client, served = sctp.pair()
+    sender, receiver = (client, served) if way == "up" else (served, client)
+    sender.sendall(b"last")
+    sender.close()
+    assert exactly(receiver, 100) == b"last"
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_sctp_a_reset_passes(sctp: Port, way: str) -> None:
+    client, served = sctp.pair()
+    echo(client, served)
+    sender, receiver = (client, served) if way == "up" else (served, client)
+    reset(sender)
+    with pytest.raises(ConnectionResetError):
+        receiver.recv(1)
+
+
+def test_sctp_a_refusal_is_a_reset(sctp: Port) -> None:
+    sctp.server.close()
+    with pytest.raises(ConnectionResetError):
+        sctp.connect().recv(1)
