@@ -406,8 +406,8 @@ int main(int count, char **arguments) {
     sigaddset(&stop, SIGTERM);
     sigprocmask(SIG_BLOCK, &stop, NULL);
     signal(SIGPIPE, SIG_IGN);
-    int signals = signalfd(-1, &stop, SFD_CLOEXEC), port = -1, lease = -1;
-    if (known_protocol()) port = open_socket();
+    int port = known_protocol() ? open_socket() : -1, lease = -1;
+    int signals = signalfd(-1, &stop, SFD_CLOEXEC);    /* after the socket: it must not be given descriptor 4 */
     if (port >= 0) {
         int directory = open_directory();
         if (directory >= 0) close(directory), lease = take_lease(port);

@@ -172,7 +172,7 @@ def test_new_connections_are_shared_out(tmp_path: Path) -> None:
         for pair in pairs:
             echo(*pair)
         after = Counter({pid: len(_sockets(pid)) for pid in (site.relay(), *workers)})
-        assert sorted((after - before).values()) == [12, 12]
+        assert min((after - before)[pid] for pid in after) >= 6, "each has some of the 24 sockets"
 
 
 def test_half_closed_connections_survive_the_start_of_the_workers(tmp_path: Path) -> None:
