@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from gangway.relay.log import Log
-from gangway.relay.loop import READABLE, Loop
+from gangway.relay.loop import READABLE, Loop, Timer
 from gangway.relay.settings import Settings
 from gangway.relay.stream import Backend, Flow, Port, Streams, Taker
 
@@ -89,7 +89,9 @@ class Workers:
         self._waiting: dict[int, tuple[set[Worker], Callable[[], None]]] = {}
         self._were_idle = False
         self._slice_began_s = time.monotonic()
+        self._look: Timer | None = None
         if self._count:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a worker: its channel tells its end
             signal.signal(signal.SIGPROF, self._spent_a_slice)
             signal.setitimer(signal.ITIMER_PROF, SLICE_S, SLICE_S)
 
@@ -109,7 +111,9 @@ class Workers:
             self._loop.add(ours.fileno(), partial(self._hear, worker), READABLE)
         self._log.info("started %d more process(es): there is traffic enough", self._count)
         self._streams.find_taker = self._find_taker
-        self._loop.call_in(RETIRE_S, self._look_after)
+        if self._look is not None:
+            self._look.cancel()
+        self._look = self._loop.call_in(RETIRE_S, self._look_after)
         self._level()
         return None
 
@@ -214,7 +218,7 @@ class Workers:
                 self._dismiss(worker)
         self._were_idle = idle
         if self._crew:
-            self._loop.call_in(RETIRE_S, self._look_after)
+            self._look = self._loop.call_in(RETIRE_S, self._look_after)
 
 
 class _Work:
