@@ -28,6 +28,7 @@ import fcntl
 import os
 import socket
 from contextlib import suppress
+from socket import SocketType
 from typing import TYPE_CHECKING, NamedTuple
 
 from gangway.relay.flow import Event
@@ -92,7 +93,7 @@ class Half:
         "sock",
     )  # fmt: skip
 
-    def __init__(self, flow: "Flow", sock: socket.socket, size: int, events: Events) -> None:
+    def __init__(self, flow: "Flow", sock: SocketType, size: int, events: Events) -> None:
         self.flow = flow
         self.sock = sock
         self.fd = sock.fileno()

@@ -27,6 +27,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from socket import SocketType
 from typing import NamedTuple
 
 from gangway.relay.flow import OPEN, START, TABLE, Action, Event, Phase, State, Way
@@ -44,7 +45,7 @@ _RESET = struct.pack("ii", 1, 0)  # struct linger: close at once, with a reset
 _NAMES = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp", IPPROTO_SCTP: "sctp"}
 
 
-Taker = Callable[["Port", socket.socket], None]
+Taker = Callable[["Port", SocketType], None]
 """Takes a client that a port has accepted."""
 
 
@@ -68,7 +69,7 @@ class Flow:
 
     __slots__ = ("backend", "client", "port", "seen", "state", "streams")
 
-    def __init__(self, port: "Port", client: socket.socket, backend: socket.socket, state: State) -> None:
+    def __init__(self, port: "Port", client: SocketType, backend: SocketType, state: State) -> None:
         self.port = port
         self.streams = port.streams
         self.state = state
@@ -86,8 +87,9 @@ class Flow:
         error = self.backend.sock.connect_ex((to.address, to.port))
         if error not in (0, errno.EINPROGRESS):
             return self._connect_failed(error)
-        loop.add(self.backend.fd, self._backend_ready)
+        # The client first: what it has sent is to be known when the backend's answer is looked at.
         loop.add(self.client.fd, self._client_ready)
+        loop.add(self.backend.fd, self._backend_ready)
         return None
 
     def relay(self) -> None:
@@ -120,7 +122,7 @@ class Flow:
         """Nothing is under way in this process: another one could take over the two sockets."""
         return self.state == OPEN
 
-    def let_go(self) -> tuple[socket.socket, socket.socket]:
+    def let_go(self) -> tuple[SocketType, SocketType]:
         """Gives the two sockets away; only for a quiet flow."""
         self._leave()
         self.port.keep_alive(self.backend.sock)
@@ -264,7 +266,7 @@ class Port:
             listener.setblocking(False)
             streams.loop.add(listener.fileno(), self._accept, READABLE)
 
-    def serve(self, client: socket.socket) -> None:
+    def serve(self, client: SocketType) -> None:
         """Takes a client that was accepted already; one whose backend cannot be had a socket for is dropped."""
         try:
             backend = self._open_backend()
@@ -274,7 +276,7 @@ class Port:
         else:
             self._begin(client, backend)
 
-    def adopt(self, client: socket.socket, backend: socket.socket) -> None:
+    def adopt(self, client: SocketType, backend: SocketType) -> None:
         """Relays between two sockets that are connected already."""
         Flow(self, client, backend, OPEN).relay()
 
@@ -300,7 +302,7 @@ class Port:
         backend = None
         try:
             backend = self._open_backend() if taker is None else None
-            client, _ = self._listener.accept()
+            client = self._next_client(self._listener)
         except OSError as error:
             if backend is not None:
                 backend.close()
@@ -313,22 +315,27 @@ class Port:
         elif taker is not None:
             taker(self, client)
 
-    def _open_backend(self) -> socket.socket:
-        to = self.backend
-        return socket.socket(to.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, to.protocol)
+    def _next_client(self, listener: socket.socket) -> SocketType:
+        """`listener.accept()` without the wrapping in Python, which takes longer than the system call."""
+        fd, _ = listener._accept()  # type: ignore[attr-defined]  # CPython's own, beneath socket.accept
+        return SocketType(self.backend.family, socket.SOCK_STREAM, self.backend.protocol, fd)
 
-    def _begin(self, client: socket.socket, backend: socket.socket) -> None:
+    def _open_backend(self) -> SocketType:
+        to = self.backend
+        return SocketType(to.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, to.protocol)
+
+    def _begin(self, client: SocketType, backend: SocketType) -> None:
         self._send_at_once(backend)
         self.acknowledge(backend, 0)
         self.streams.started()
         Flow(self, client, backend, START).connect()
 
-    def acknowledge(self, backend: socket.socket, quick: int) -> None:
+    def acknowledge(self, backend: SocketType, quick: int) -> None:
         """Sends the handshake's last acknowledgement with the first data (0), or now (1)."""
         if self.backend.protocol != IPPROTO_SCTP:
             backend.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, quick)
 
-    def keep_alive(self, sock: socket.socket) -> None:
+    def keep_alive(self, sock: SocketType) -> None:
         """A peer that vanished is noticed.  SCTP notices by heartbeats of its own."""
         if self.backend.protocol != IPPROTO_SCTP:
             idle_s = self.streams.settings.keepalive_s
@@ -336,14 +343,14 @@ class Port:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, idle_s)
 
-    def _send_at_once(self, sock: socket.socket) -> None:
+    def _send_at_once(self, sock: SocketType) -> None:
         if self.backend.protocol == IPPROTO_SCTP:
             sock.setsockopt(IPPROTO_SCTP, SCTP_NODELAY, 1)
         else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def _shut(sock: socket.socket) -> None:
+def _shut(sock: SocketType) -> None:
     """Passes an end on.  A side that is already gone says so by an event of its own."""
     try:
         sock.shutdown(socket.SHUT_WR)

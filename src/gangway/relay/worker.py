@@ -33,6 +33,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable
 from functools import partial
+from socket import SocketType
 
 from gangway.relay.log import Log
 from gangway.relay.loop import READABLE, Loop, Timer
@@ -62,7 +63,7 @@ class Worker:
         """How many flows it has, those on the way to it included."""
         return self._given - int(self._ended[0])
 
-    def give(self, port: Port, *socks: socket.socket) -> bool:
+    def give(self, port: Port, *socks: SocketType) -> bool:
         """Hands a flow over; False when the channel is full or the worker is gone."""
         backend = port.backend
         text = f"flow {port.key} {backend.protocol:d} {backend.family:d} {backend.address} {backend.port}"
@@ -168,14 +169,14 @@ class Workers:
         worker = self._idlest()
         return None if worker is None else partial(self._give_client, worker)
 
-    def _give_client(self, worker: Worker, port: Port, client: socket.socket) -> None:
+    def _give_client(self, worker: Worker, port: Port, client: SocketType) -> None:
         if worker.give(port, client):
             client.close()
         else:
             port.serve(client)
 
     def _idlest(self) -> Worker | None:
-        """The worker with the fewest flows, if those are fewer than ours."""
+        """The worker with the fewest flows, if we have more."""
         worker = min(self._crew, key=Worker.flow_count)
         return worker if worker.flow_count() < len(self._streams.flows) else None
 
@@ -262,7 +263,7 @@ class _Work:
     def _take(self, port: Port, rights: list[tuple[int, int, bytes]]) -> None:
         to = port.backend
         fds = array("i", b"".join(data for _, _, data in rights))
-        socks = [socket.socket(to.family, socket.SOCK_STREAM, to.protocol, fileno=fd) for fd in fds]
+        socks = [SocketType(to.family, socket.SOCK_STREAM, to.protocol, fd) for fd in fds]
         if len(socks) == 2:
             port.adopt(*socks)
         elif socks:
@@ -277,7 +278,7 @@ class _Work:
         self._channel.send(b"gone %d" % key)
 
 
-def _rights(socks: Iterable[socket.socket]) -> tuple[int, int, bytes]:
+def _rights(socks: Iterable[SocketType]) -> tuple[int, int, bytes]:
     """The ancillary data that carries sockets along (socket.send_fds of Python 3.11 forgets its flags)."""
     return socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [sock.fileno() for sock in socks]).tobytes()
 
