@@ -40,12 +40,13 @@
 #include <unistd.h>
 
 enum { STATUS_FD = 3, PASSED_FD = 4 };             /* cmd/docker-proxy: fd 3 is the status pipe, fd 4 the socket */
-enum { ANSWER_MS = 10000, STOP_MS = 2000, RETRY_MS = 500, ATTEMPTS = 3 };   /* dockerd waits 16 s for the status */
+enum { ANSWER_MS = 10000, STOP_MS = 2000, RETRY_MS = 500, LOCKED_MS = 10, ATTEMPTS = 3 };   /* dockerd waits 16 s for the status */
 
 static const char *proto = "tcp", *host_ip = "0.0.0.0", *container_ip = "0.0.0.0";
 static int host_port = -1, container_port = -1;
 static bool use_listen_fd, version, help;
 static char socket_path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+static int signals = -1;                           /* signalfd: SIGINT or SIGTERM came */
 static char reason[512];                           /* why the last thing that failed did */
 
 static const struct flag { const char *name; const char **text; int *number; bool *truth; const char *usage; } FLAGS[] = {
@@ -91,6 +92,12 @@ static const char *words(int error) {
     case ESOCKTNOSUPPORT: return "protocol not supported";
     default: return strerror(error);
     }
+}
+
+/* Waits until `fd` can be read; false after `patience_ms` milliseconds (-1: never), or when told to stop. */
+static bool readable(int fd, int patience_ms) {
+    struct pollfd wait[] = { { fd, POLLIN, 0 }, { signals, POLLIN, 0 } };
+    return poll(wait, 2, patience_ms) > 0 && !wait[1].revents;
 }
 
 /* dockerd reads the pipe to its end: the whole status goes in one write, and nobody else may hold the pipe. */
@@ -301,9 +308,8 @@ static void become_keeper(int listener, int status) {
 static bool read_status(int status) {
     size_t length = 0;
     ssize_t got = 1;
-    struct pollfd readable = { status, POLLIN, 0 };
     while (got > 0 && length < sizeof reason - 1) {
-        if (poll(&readable, 1, ANSWER_MS) <= 0) return fails("the relay does not say whether it started");
+        if (!readable(status, ANSWER_MS)) return fails("the relay does not say whether it started");
         got = read(status, reason + length, sizeof reason - 1 - length);
         if (got > 0) length += (size_t)got;
     }
@@ -332,12 +338,19 @@ static bool start_relay(void) {
     return up;
 }
 
+/* Waits, and not longer than until told to stop. */
+static bool told_to_stop(int wait_ms) {
+    return poll(&(struct pollfd){ signals, POLLIN, 0 }, 1, wait_ms) > 0;
+}
+
 static int find_relay(void) {
     int relay = connect_relay();
     if (relay >= 0 || (errno != ENOENT && errno != ECONNREFUSED)) return relay;
     int directory = open_directory();
     if (directory < 0) return -1;
-    if (flock(directory, LOCK_EX)) fails("flock: %s", strerror(errno));
+    bool locked = false;
+    while (!(locked = !flock(directory, LOCK_EX | LOCK_NB)) && errno == EWOULDBLOCK && !told_to_stop(LOCKED_MS)) {}
+    if (!locked) fails("another launcher is starting the relay");
     else if ((relay = connect_relay()) < 0 && (errno == ENOENT || errno == ECONNREFUSED) && start_relay()) relay = connect_relay();
     close(directory);
     return relay;
@@ -357,7 +370,7 @@ static int hand_over(int relay, int port) {
     rights->cmsg_len = CMSG_LEN(sizeof port);
     memcpy(CMSG_DATA(rights), &port, sizeof port);
     if (sendmsg(relay, &message, MSG_NOSIGNAL) < 0) return fails("the relay went away: %s", strerror(errno)), -1;
-    if (poll(&(struct pollfd){ relay, POLLIN, 0 }, 1, ANSWER_MS) <= 0) return fails("the relay does not answer"), 0;
+    if (!readable(relay, ANSWER_MS)) return fails("the relay does not answer"), 0;
     ssize_t got = recv(relay, text, sizeof text - 1, 0);
     if (got <= 0) return fails("the relay went away"), -1;
     text[got] = 0;
@@ -379,7 +392,7 @@ static int take_lease(int port) {
 }
 
 /* Holds the port until a signal says stop.  While there is no relay, tries again twice a second. */
-static void hold(int port, int lease, int signals) {
+static void hold(int port, int lease) {
     struct pollfd wait[] = { { signals, POLLIN, 0 }, { lease, POLLIN, 0 } };
     while (poll(wait, 2, wait[1].fd < 0 ? RETRY_MS : -1) < 0 || !wait[0].revents) {
         if (wait[1].fd >= 0 && wait[1].revents) close(wait[1].fd), wait[1].fd = -1;
@@ -407,13 +420,13 @@ int main(int count, char **arguments) {
     sigprocmask(SIG_BLOCK, &stop, NULL);
     signal(SIGPIPE, SIG_IGN);
     int port = known_protocol() ? open_socket() : -1, lease = -1;
-    int signals = signalfd(-1, &stop, SFD_CLOEXEC);    /* after the socket: it must not be given descriptor 4 */
+    signals = signalfd(-1, &stop, SFD_CLOEXEC);    /* after the socket: it must not be given descriptor 4 */
     if (port >= 0) {
         int directory = open_directory();
         if (directory >= 0) close(directory), lease = take_lease(port);
     }
     if (lease < 0) return refuse();
     report("0\n");
-    hold(port, lease, signals);
+    hold(port, lease);
     return 0;
 }

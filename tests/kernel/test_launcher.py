@@ -204,16 +204,17 @@ def nothing_is_bound(host: Host) -> bool:
 
 
 def keeper_and_relay(host: Namespace) -> tuple[int, int]:
-    """The pids of the two processes; there is exactly one of each."""
-    keeper, relay = processes(host)
+    """The pids of the two processes; there is exactly one of each, and perhaps the relay has workers."""
+    keeper, relay, *workers = processes(host)
     assert children(keeper) == [relay]
+    assert {*workers} <= {*children(relay)}
     return keeper, relay
 
 
 def is_replaced(host: Namespace, *old: int) -> bool:
     """There is a keeper with a relay, and the processes `old` are no more."""
     now = list(processes(host))
-    return len(now) == 2 and children(now[0]) == now[1:] and not {*now} & {*old}
+    return len(now) >= 2 and children(now[0]) == now[1:2] and not {*now} & {*old}
 
 
 def relay_socket(host: Namespace) -> Path:

@@ -11,7 +11,7 @@ import termios
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -104,6 +104,32 @@ def test_a_container_that_speaks_first_is_heard(ports: Ports) -> None:
     client, served = ports.tcp().pair()
     served.sendall(b"220 ready")
     assert client.recv(100) == b"220 ready"
+
+
+def test_what_follows_urgent_data_is_not_left_behind(ports: Ports) -> None:
+    client, served = ports.tcp().pair()
+    client.sendall(b"before")
+    client.send(b"!", socket.MSG_OOB)
+    client.sendall(b"after")
+    assert exactly(served, 11) == b"beforeafter"
+
+
+@pytest.mark.parametrize("upload", [1000, 8 << 20])
+def test_an_answer_comes_through_though_the_container_wants_to_hear_no_more(ports: Ports, upload: int) -> None:
+    client, served = ports.tcp().pair()
+    sender = threading.Thread(target=_send_what_goes, args=(client, bytes(upload)))
+    sender.start()
+    served.recv(100)
+    served.sendall(b"413 too large")
+    served.close()  # unread data is left: the kernel sends a reset behind the answer
+    assert exactly(client, 13) == b"413 too large"
+    client.close()
+    sender.join()
+
+
+def _send_what_goes(sock: socket.socket, data: bytes) -> None:
+    with suppress(OSError):
+        sock.sendall(data)
 
 
 def _send(sock: socket.socket, block: bytes, size: int) -> None:

@@ -160,7 +160,7 @@ class Port:
     def close(self) -> None:
         """The port is withdrawn, and its clients with it."""
         self.datagrams.loop.forget(self._listener.fileno())
-        self._listener.close()
+        self.datagrams.loop.close_later(self._listener)
         for client in tuple(self.clients.values()):
             client.forget()
 

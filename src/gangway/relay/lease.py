@@ -14,6 +14,7 @@ Each message is one datagram of a SOCK_SEQPACKET socket.  Only holders of the us
 (SO_PEERCRED, unix(7)): the directory that it lies in keeps others away, this keeps them away should it not.
 """
 
+import os
 import socket
 import struct
 from collections.abc import Callable
@@ -105,17 +106,18 @@ class Leases:
             message, fds, _flags, _address = socket.recv_fds(holder, _MESSAGE_BYTES, 1)
         except OSError:
             message, fds = b"", []
-        socks = [socket.socket(fileno=fd) for fd in fds]
         if not message or self._holders[holder] is not None:
+            for fd in fds:
+                os.close(fd)
             return self._end(holder)
-        return self._grant(holder, message.decode(errors="replace"), socks)
+        return self._grant(holder, message.decode(errors="replace"), fds)
 
-    def _grant(self, holder: socket.socket, message: str, socks: list[socket.socket]) -> None:
+    def _grant(self, holder: socket.socket, message: str, fds: list[int]) -> None:
         try:
-            backend = parse(message)
-            if not socks:
-                raise InvalidRequest("the relay has no file descriptor left for this port")
-            self._holders[holder] = self._publish(backend, socks[0])
+            if not fds:
+                raise InvalidRequest("no socket came with the lease, or the relay has no file descriptor left for it")
+            port = socket.socket(fileno=fds[0])
+            self._holders[holder] = self._publish(parse(message), port)
         except (InvalidRequest, OSError) as error:
             self._answer(holder, f"error {error}")
             self._end(holder)
@@ -135,7 +137,7 @@ class Leases:
             self._withdraw(published, lambda: self._close(holder))
 
     def _close(self, holder: socket.socket) -> None:
-        holder.close()
+        self._loop.close_later(holder)  # after the port's socket, which is closed at the end of this batch, too
         del self._holders[holder]
         if not self._holders:
             self._unused()

@@ -11,6 +11,7 @@ import syslog
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 _NAME = "gangway"
 _LEVELS = {syslog.LOG_INFO: "info", syslog.LOG_WARNING: "warning", syslog.LOG_ERR: "error"}
@@ -25,7 +26,8 @@ def open_log(target: str) -> "Log":
 
     def write(level: int, line: str) -> None:
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        os.write(fd, f"{when} {_NAME}[{os.getpid()}] {_LEVELS[level]}: {line}\n".encode())
+        with suppress(OSError):  # a full disk is no reason to end connections
+            os.write(fd, f"{when} {_NAME}[{os.getpid()}] {_LEVELS[level]}: {line}\n".encode())
 
     return Log(write)
 

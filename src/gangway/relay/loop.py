@@ -13,6 +13,8 @@ Some facts about epoll that the relay leans on (epoll(7), fs/eventpoll.c):
   whatever comes after it makes a new edge (epoll(7), Q9).  The one thing that such a read may leave behind is an end
   that came together with the data: it made no edge of its own.  EPOLLRDHUP tells: it is in the event if the end had
   arrived when epoll_wait looked, and if it arrived later, it makes an edge.
+* TCP's urgent data is the other case: a read stops in front of it.  EPOLLPRI is in the event then, and the relay
+  reads on as at an end.  (The urgent byte itself is lost, as it is through docker-proxy.)
 * An edge reports the whole state of the socket, so EPOLLOUT is in nearly every event.  But an edge *because* of room to
   write comes only after a write that found none (SOCK_NOSPACE), so an idle flow is not woken by acknowledgements.
 * A descriptor's number may be taken again as soon as it is closed, and an event for the old socket may still be in
@@ -40,8 +42,8 @@ Ready = Callable[[int], None]
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 FAILED = select.EPOLLERR
-ENDED = select.EPOLLRDHUP | select.EPOLLHUP
-EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLPRI
+EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 
 # How long a wait may take to count as short, and how long one stays awake for the next: some times what waking up
 # costs.

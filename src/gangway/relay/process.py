@@ -39,6 +39,13 @@ class Relay:
         self._end: Timer | None = None
         self._unused()
 
+    def let_go_of_pipes(self) -> None:
+        """In a worker: what no socket's end closes."""
+        for flow in self.streams.flows:
+            flow.client.drop()
+            flow.backend.drop()
+        self.streams.pipes.close()
+
     def _publish(self, backend: Backend, listener: socket.socket) -> Published:
         if backend.protocol == socket.IPPROTO_UDP:
             return datagram.Port(self._datagrams, backend, listener)
@@ -78,6 +85,7 @@ def run(launchers: socket.socket, settings: Settings, log: Log, ready: Callable[
         role = relay.workers.start()
         if role is not None:
             launchers.close()
+            relay.let_go_of_pipes()
             del relay
             gc.unfreeze()
             gc.collect()  # closes every socket of the relay's

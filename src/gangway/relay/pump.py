@@ -143,7 +143,7 @@ class Half:
             except BlockingIOError:
                 sent = 0
             except OSError:
-                return self.flow.on(peer.events.reset)
+                return self._send_failed()
             if sent < len(data):
                 self.held = data[sent:]
                 return self.flow.on(self.events.stalled)
@@ -182,7 +182,7 @@ class Half:
                 return self.flow.on(self.events.stalled)
             except OSError:
                 pipe.close()
-                return self.flow.on(self.peer.events.reset)
+                return self._send_failed()
             if moved < SMALL_BYTES:
                 self.bulky = False
                 pipes.give(pipe)
@@ -203,7 +203,7 @@ class Half:
         except BlockingIOError:
             return
         except OSError:
-            return self.flow.on(self.peer.events.reset)
+            return self._send_failed()
         if self.held is None:
             self.flow.on(self.events.drained)
 
@@ -232,6 +232,13 @@ class Half:
         os.set_blocking(self.fd, False)
         os.set_blocking(self.peer.fd, False)
         return True
+
+    def _send_failed(self) -> None:
+        """The peer takes no more.  What it had said before (a server's "413", and then its end) is passed on first."""
+        self.reading = False
+        if self.peer.reading:
+            self.peer.ready(READABLE | ENDED)
+        self.flow.on(self.peer.events.reset)
 
     def _failed(self, error: OSError) -> None:
         self.flow.on(self.events.ended if error.errno == errno.ENOTCONN else self.events.reset)

@@ -289,7 +289,7 @@ class Port:
         """The port is withdrawn: nobody is accepted any more, and its connections end at once."""
         if self._listener is not None:
             self.streams.loop.forget(self._listener.fileno())
-            self._listener.close()
+            self.streams.loop.close_later(self._listener)
             self._listener = None
         for flow in tuple(self.flows):
             flow.on(Event.WITHDRAWN)

@@ -11,7 +11,8 @@ have had none for a while, they end.
 
     relay → worker   flow KEY PROTO FAMILY ADDRESS PORT   with one socket or two (SCM_RIGHTS)
                      withdraw KEY                         the port is no more: its flows end at once
-    worker → relay   gone KEY
+    worker → relay   up                                   it holds no descriptor of the relay's any more
+                     gone KEY
 
 How many flows a worker has ended so far is in a page of memory that the processes share: the relay reads it each
 time that it gives a client away, and that must not cost a message.
@@ -27,6 +28,7 @@ Facts that it leans on:
 
 import mmap
 import os
+import resource
 import signal
 import socket
 import time
@@ -42,6 +44,8 @@ from gangway.relay.stream import Backend, Flow, Port, Streams, Taker
 
 SLICE_S = 0.05
 BUSY_SHARE = 0.5
+# What a worker needs beside two for each flow: its own, and pipes.
+SPARE_DESCRIPTORS = 48
 # Workers without flows are looked at this often; at the second time in a row they end.
 RETIRE_S = 5.0
 # Messages that a worker takes in before its flows get a turn.
@@ -85,6 +89,7 @@ class Workers:
         self._loop = loop
         self._streams = streams
         self._count = settings.workers - 1
+        self._most_flows = (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS) // 2
         self._log = log
         self._crew: list[Worker] = []
         self._waiting: dict[int, tuple[set[Worker], Callable[[], None]]] = {}
@@ -101,16 +106,24 @@ class Workers:
         self.wanted = False
         counters = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
         for number in range(self._count):
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             counter = counters[number : number + 1]
-            if os.fork() == 0:
+            try:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                pid = os.fork()
+            except OSError as error:
+                self._log.warning("cannot start a worker process: %s", error.strerror)
+                break
+            if pid == 0:
                 signal.signal(signal.SIGPROF, signal.SIG_DFL)  # it was bound to what the worker is about to drop
                 return theirs, counter
             theirs.close()
+            ours.recv(_MESSAGE_BYTES)  # until then it holds all that we do, and a port withdrawn now would stay taken
             worker = Worker(ours, counter)
             self._crew.append(worker)
             self._loop.add(ours.fileno(), partial(self._hear, worker), READABLE)
-        self._log.info("started %d more process(es): there is traffic enough", self._count)
+        if not self._crew:
+            return None
+        self._log.info("started %d more process(es): there is traffic enough", len(self._crew))
         self._streams.find_taker = self._find_taker
         if self._look is not None:
             self._look.cancel()
@@ -176,9 +189,9 @@ class Workers:
             port.serve(client)
 
     def _idlest(self) -> Worker | None:
-        """The worker with the fewest flows, if we have more."""
+        """The worker with the fewest flows, if we have more, and it has descriptors for one."""
         worker = min(self._crew, key=Worker.flow_count)
-        return worker if worker.flow_count() < len(self._streams.flows) else None
+        return worker if worker.flow_count() < min(len(self._streams.flows), self._most_flows) else None
 
     def _hear(self, worker: Worker, _events: int) -> None:
         try:
@@ -207,7 +220,7 @@ class Workers:
     def _dismiss(self, worker: Worker) -> None:
         self._crew.remove(worker)
         self._loop.forget(worker.channel.fileno())
-        worker.channel.close()
+        self._loop.close_later(worker.channel)
         if not self._crew:
             self._streams.find_taker = None
 
@@ -238,18 +251,18 @@ class _Work:
     def _hear(self, _events: int) -> None:
         for _ in range(TURN):
             try:
-                message, rights, _, _ = self._channel.recvmsg(_MESSAGE_BYTES, _RIGHTS_BYTES, socket.MSG_DONTWAIT)
+                message, rights, flags, _ = self._channel.recvmsg(_MESSAGE_BYTES, _RIGHTS_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError:
-                message, rights = b"", []
+                message, rights, flags = b"", [], 0
             if not message:
                 self.ended = True
                 return
             verb, key, *backend = message.decode().split()
             if verb == "flow":
                 self.taken += 1
-                self._take(self._port(int(key), *backend), rights)
+                self._take(self._port(int(key), *backend), rights, whole=not flags & socket.MSG_CTRUNC)
             else:
                 self._withdraw(int(key))
 
@@ -260,16 +273,19 @@ class _Work:
             port = self._ports[key] = Port(self.streams, backend, key)
         return port
 
-    def _take(self, port: Port, rights: list[tuple[int, int, bytes]]) -> None:
+    def _take(self, port: Port, rights: list[tuple[int, int, bytes]], whole: bool) -> None:
+        """`whole`: all sockets came; the kernel leaves out those that the process has no descriptor for."""
         to = port.backend
         fds = array("i", b"".join(data for _, _, data in rights))
         socks = [SocketType(to.family, socket.SOCK_STREAM, to.protocol, fd) for fd in fds]
-        if len(socks) == 2:
-            port.adopt(*socks)
-        elif socks:
-            port.serve(*socks)
-        else:
+        if not whole:
             self._log.warning("out of file descriptors: a connection was dropped")
+            for sock in socks:
+                sock.close()
+        elif len(socks) == 2:
+            port.adopt(*socks)
+        else:
+            port.serve(*socks)
 
     def _withdraw(self, key: int) -> None:
         port = self._ports.pop(key, None)
@@ -286,6 +302,7 @@ def _rights(socks: Iterable[SocketType]) -> tuple[int, int, bytes]:
 def work(channel: socket.socket, counter: memoryview, settings: Settings, log: Log) -> None:
     """The life of a worker process: until its relay closes the channel, or is no more."""
     worker = _Work(channel, settings, log)
+    channel.send(b"up")
     while not worker.ended:
         worker.loop.turn()
         counter[0] = worker.taken - len(worker.streams.flows)
