@@ -114,10 +114,10 @@ class Leases:
 
     def _grant(self, holder: socket.socket, message: str, fds: list[int]) -> None:
         try:
+            backend = parse(message)
             if not fds:
                 raise InvalidRequest("no socket came with the lease, or the relay has no file descriptor left for it")
-            port = socket.socket(fileno=fds[0])
-            self._holders[holder] = self._publish(parse(message), port)
+            self._holders[holder] = self._publish(backend, socket.socket(fileno=fds[0]))
         except (InvalidRequest, OSError) as error:
             self._answer(holder, f"error {error}")
             self._end(holder)
