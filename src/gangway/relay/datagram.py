@@ -62,7 +62,7 @@ Key = tuple[Address, bytes]
 class Client:
     """One client of a port: its backend socket, and how an answer gets back."""
 
-    __slots__ = ("address", "asked", "backend", "fd", "port", "seen_tick", "way_back")
+    __slots__ = ("address", "asked", "backend", "port", "receive", "seen_tick", "send", "way_back")
 
     def __init__(
         self, port: "Port", address: Address, asked: bytes, way_back: Ancillary, backend: socket.socket
@@ -72,7 +72,8 @@ class Client:
         self.asked = asked
         self.way_back = way_back
         self.backend = backend
-        self.fd = backend.fileno()
+        self.send = backend.send
+        self.receive = backend.recv_into
         self.seen_tick = port.datagrams.tick
 
     def answer(self, _events: int) -> None:
@@ -81,7 +82,7 @@ class Client:
         if self.seen_tick != port.datagrams.tick:
             port.datagrams.saw(self)
         try:
-            size = self.backend.recv_into(_BUFFER)
+            size = self.receive(_BUFFER)
         except OSError:  # ECONNREFUSED: the container refused an earlier datagram, and that ends nothing
             return
         try:
@@ -184,20 +185,20 @@ class Port:
                     continue
             elif client.seen_tick != tick:
                 self.datagrams.saw(client)
-            self._pass_on(client, size)
+            try:
+                client.send(_BUFFER[:size])
+            except OSError as error:
+                self._send_again(client, size, error)
         self._full_bursts += 1
         if self._full_bursts % FULL_BURSTS == 0:
             self._burst = min(2 * self._burst, TURN)
 
-    def _pass_on(self, client: Client, size: int) -> None:
+    def _send_again(self, client: Client, size: int, error: OSError) -> None:
         """The container's refusal of an earlier datagram is reported first, and keeps this one from being sent."""
-        data = _BUFFER[:size]
-        try:
-            client.backend.send(data)
-        except ConnectionRefusedError:
+        if error.errno == errno.ECONNREFUSED:
             with suppress(OSError):
-                client.backend.send(data)
-        except OSError as error:
+                client.send(_BUFFER[:size])
+        else:
             self.datagrams.lost(error, "to the container", self.backend)
 
     def _meet(self, address: Address, asked: bytes) -> Client | None:
@@ -211,7 +212,7 @@ class Port:
         client = Client(self, address, asked, _way_back(asked), backend)
         self.clients[address, asked] = client
         self.datagrams.remember(client)
-        self.datagrams.loop.add(client.fd, client.answer, READABLE)
+        self.datagrams.loop.add(backend.fileno(), client.answer, READABLE)
         return client
 
     def _open_backend(self) -> socket.socket:
