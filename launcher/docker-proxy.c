@@ -94,7 +94,7 @@ static const char *words(int error) {
     }
 }
 
-/* Waits until `fd` can be read; false after `patience_ms` milliseconds (-1: never), or when told to stop. */
+/* Waits until `fd` can be read; false after `patience_ms` milliseconds, or when told to stop. */
 static bool readable(int fd, int patience_ms) {
     struct pollfd wait[] = { { fd, POLLIN, 0 }, { signals, POLLIN, 0 } };
     return poll(wait, 2, patience_ms) > 0 && !wait[1].revents;
@@ -338,11 +338,12 @@ static bool start_relay(void) {
     return up;
 }
 
-/* Waits, and not longer than until told to stop. */
+/* Waits for `wait_ms` milliseconds, or until told to stop. */
 static bool told_to_stop(int wait_ms) {
     return poll(&(struct pollfd){ signals, POLLIN, 0 }, 1, wait_ms) > 0;
 }
 
+/* A connection to the relay, which is started if there is none; or -1. */
 static int find_relay(void) {
     int relay = connect_relay();
     if (relay >= 0 || (errno != ENOENT && errno != ECONNREFUSED)) return relay;

@@ -3,7 +3,3 @@
 
 class InvalidRequest(Exception):
     """What was asked for makes no sense: whoever asked has to ask for something else."""
-
-
-class Unsupported(Exception):
-    """This kernel, or this machine's set-up, cannot do it."""

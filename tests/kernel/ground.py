@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+
 from lab.netns import Container, Host
 from lab.waiting import wait_until
 from tests.kernel.published import children, open_socket, processes, publish, start, status_of
@@ -197,6 +199,16 @@ def echo(client: socket.socket, served: socket.socket, text: bytes = b"what is u
     assert exactly(served, len(text)) == text
     served.sendall(text.upper())
     assert exactly(client, len(text)) == text.upper()
+
+
+def stop_ends_all(port: Port, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    """Withdraws the port: both ends of its connections are reset at once, and nobody listens."""
+    assert port.stop() == 0
+    for sock in (sock for pair in pairs for sock in pair):
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+    with pytest.raises(ConnectionRefusedError):
+        port.connect()
 
 
 def reset(sock: socket.socket) -> None:

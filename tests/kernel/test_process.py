@@ -16,7 +16,17 @@ from typing import Self
 import pytest
 
 from lab.waiting import wait_until
-from tests.kernel.ground import PATIENCE_S, SLOW_MACHINE, Port, Ports, Site, echo, exactly, site_and_ports
+from tests.kernel.ground import (
+    PATIENCE_S,
+    SLOW_MACHINE,
+    Port,
+    Ports,
+    Site,
+    echo,
+    exactly,
+    site_and_ports,
+    stop_ends_all,
+)
 from tests.kernel.published import children, descriptors, processes, status_of
 
 _CONNECTIONS = 20
@@ -194,12 +204,7 @@ def test_a_port_that_workers_carry_is_withdrawn_at_once(tmp_path: Path) -> None:
         pairs = [port.pair() for _ in range(12)]
         for pair in pairs:
             echo(*pair)
-        assert port.stop() == 0
-        for sock in (sock for pair in pairs for sock in pair):
-            with pytest.raises(ConnectionResetError):
-                sock.recv(1)
-        with pytest.raises(ConnectionRefusedError):
-            port.connect()
+        stop_ends_all(port, pairs)
         with site.host.entered(), closing(socket.create_server((port.address, port.number))):
             pass
         busy.exchange()

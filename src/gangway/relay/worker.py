@@ -125,6 +125,7 @@ class Workers:
             return None
         self._log.info("started %d more process(es): there is traffic enough", len(self._crew))
         self._streams.find_taker = self._find_taker
+        self._were_idle = False
         if self._look is not None:
             self._look.cancel()
         self._look = self._loop.call_in(RETIRE_S, self._look_after)
