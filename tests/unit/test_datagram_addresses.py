@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from gangway.relay.datagram import _IP_PKTINFO, Ancillary, _asked4, _asked6, _way_back
+from gangway.relay.batch import Ancillary
+from gangway.relay.datagram import _IP_PKTINFO, _asked4, _asked6, _way_back
 
 LINK_LOCAL = socket.inet_pton(socket.AF_INET6, "fe80::1")
 GLOBAL = socket.inet_pton(socket.AF_INET6, "2001:db8::7")

@@ -221,3 +221,17 @@ def test_run_goes_round_until_stop(loop: Loop) -> None:
     loop.again(go_on, 1)
     loop.run()
     assert rounds == [1, 2, 3]
+
+
+def test_a_call_at_the_end_comes_after_everybody_had_a_turn(loop: Loop) -> None:
+    made: list[str] = []
+
+    def ready(_events: int) -> None:
+        loop.call_at_end(partial(made.append, "end"))
+        made.append("turn")
+
+    loop.again(ready, 0)
+    loop.again(ready, 0)
+    loop.turn()
+    turn(loop)
+    assert made == ["turn", "turn", "end", "end"]

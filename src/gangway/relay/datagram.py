@@ -4,9 +4,9 @@ What this file knows: sockets, clients, and when one is forgotten.  What it must
 that there are other processes.
 
 How it works.  All clients of a `Port` arrive at its one socket.  For each of them the relay keeps a `Client`: a
-socket connected to the backend, whose port is what the backend knows the client by, and the way back.  Datagrams are
-moved one at a time through one buffer that serves the whole process, so a silent client costs a socket and some
-hundred bytes.
+socket connected to the backend, whose port is what the backend knows the client by, and the way back.  Clients'
+datagrams come in batches, and the answers that a round of the loop finds go in batches, through memory that serves
+the whole process (`batch.py`): a silent client costs a socket and some hundred bytes.
 
 Whose a datagram is.  A client is known by its address (with the zone, if that is link-local) *and* the host address
 that it asked: one that asks two of the host's addresses from one port must get each answer from the address that it
@@ -35,64 +35,61 @@ import socket
 import struct
 from contextlib import suppress
 
+from gangway.relay.batch import BATCH, Ancillary, Inbox, Outbox, read_label, write_label
 from gangway.relay.log import Log
 from gangway.relay.loop import READABLE, Loop
 from gangway.relay.pump import OUT_OF_DESCRIPTORS
 from gangway.relay.settings import Settings
 from gangway.relay.stream import Backend
 
-# The largest datagram is 65,507 bytes of IPv4, 65,527 of IPv6.
-_BUFFER = memoryview(bytearray(65536))
-_INTO = [_BUFFER]
-# Room for in_pktinfo and in6_pktinfo with their headers (cmsg(3)): 28 → 32 and 36 → 40 bytes.
-_CONTROL_BYTES = socket.CMSG_SPACE(12) + socket.CMSG_SPACE(20)
 _IP_PKTINFO = 8  # include/uapi/linux/in.h; Python 3.11 does not name it
 _LINK_LOCAL = 0xFE80 >> 6
 _MULTICAST = 0xFF
-# Datagrams that one socket may move before the others get a turn.
-TURN = 32
-# Bursts that were all there before a larger one is tried.
-FULL_BURSTS = 8
 
-Address = tuple[str, int] | tuple[str, int, int, int]
-Ancillary = list[tuple[int, int, bytes]]
-Key = tuple[Address, bytes]
+Key = tuple[bytes, bytes]
+"""A client's struct sockaddr, and the host address that it asked."""
 
 
 class Client:
     """One client of a port: its backend socket, and how an answer gets back."""
 
-    __slots__ = ("address", "asked", "backend", "port", "receive", "seen_tick", "send", "way_back")
+    __slots__ = ("backend", "key", "labels", "port", "receive", "seen_tick", "send", "way_back")
 
-    def __init__(
-        self, port: "Port", address: Address, asked: bytes, way_back: Ancillary, backend: socket.socket
-    ) -> None:
+    def __init__(self, port: "Port", key: Key, backend: socket.socket) -> None:
         self.port = port
-        self.address = address
-        self.asked = asked
-        self.way_back = way_back
+        self.key = key
+        self.labels: list[bytes] = []
+        sockaddr, asked = key
+        self.way_back = write_label(sockaddr, _way_back(asked))
         self.backend = backend
         self.send = backend.send
         self.receive = backend.recv_into
         self.seen_tick = port.datagrams.tick
 
     def answer(self, _events: int) -> None:
-        """Moves one datagram that the backend has sent to the client; epoll says if there are more."""
-        port = self.port
-        if self.seen_tick != port.datagrams.tick:
-            port.datagrams.saw(self)
+        """Takes one datagram that the backend has sent; epoll says if there are more."""
+        port, datagrams = self.port, self.port.datagrams
+        if self.seen_tick != datagrams.tick:
+            datagrams.saw(self)
+        if datagrams.answering is not port:
+            datagrams.send_answers()
+            datagrams.answering = port
+        outbox = datagrams.outbox
         try:
-            size = self.receive(_BUFFER)
+            size = self.receive(outbox.room())
         except OSError:  # ECONNREFUSED: the container refused an earlier datagram, and that ends nothing
             return
-        try:
-            port.answer((_BUFFER[:size],), self.way_back, 0, self.address)
-        except OSError as error:
-            port.datagrams.lost(error, "to a client", port.backend)
+        outbox.add(size, self.way_back)
+        if outbox.count == 1:
+            datagrams.loop.call_at_end(datagrams.send_answers)
+        elif outbox.count == BATCH:
+            datagrams.send_answers()
 
     def forget(self) -> None:
         """It is closed when the batch is done, as everything (`loop.py` says why)."""
-        del self.port.clients[self.address, self.asked]
+        del self.port.clients[self.key]
+        for label in self.labels:
+            del self.port.known[label]
         del self.port.datagrams.clients[self]
         self.port.datagrams.loop.close_later(self.backend)
 
@@ -106,6 +103,10 @@ class Datagrams:
         self.log = log
         self.tick = 0
         self.clients: dict[Client, None] = {}
+        self.inbox = Inbox()
+        self.outbox = Outbox()
+        self.answering: Port | None = None
+        """Whose clients the answers in the outbox are for."""
         self._ticking = False
 
     def saw(self, client: Client) -> None:
@@ -122,6 +123,12 @@ class Datagrams:
         if not self._ticking:
             self._ticking = True
             self.loop.call_in(1.0, self._tick)
+
+    def send_answers(self) -> None:
+        """Empties the outbox."""
+        port = self.answering
+        if port is not None:
+            self.outbox.send(port.fd, lambda error: self.lost(error, "to a client", port.backend))
 
     def lost(self, error: OSError, whither: str, backend: Backend) -> None:
         """A datagram could not be sent.  That is no error of the relay's: UDP promises nothing."""
@@ -146,62 +153,58 @@ class Port:
     def __init__(self, datagrams: Datagrams, backend: Backend, listener: socket.socket) -> None:
         self.datagrams = datagrams
         self.backend = backend
-        self.answer = listener.sendmsg
+        self.fd = listener.fileno()
         self._listener = listener
-        self._burst = 1
-        self._full_bursts = 0
         self.clients: dict[Key, Client] = {}
+        self.known: dict[bytes, Client] = {}
+        """The clients by the labels that their datagrams came with."""
         self._asked = _asked6 if listener.family == socket.AF_INET6 else _asked4
         listener.setblocking(False)
         if listener.family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         listener.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        datagrams.loop.add(listener.fileno(), self._ready, READABLE)
+        datagrams.loop.add(self.fd, self._ready, READABLE)
 
     def close(self) -> None:
         """The port is withdrawn, and its clients with it."""
-        self.datagrams.loop.forget(self._listener.fileno())
+        self.datagrams.loop.forget(self.fd)
         self.datagrams.loop.close_later(self._listener)
         for client in tuple(self.clients.values()):
             client.forget()
 
     def _ready(self, _events: int) -> None:
-        """Moves what clients have sent to the backend: as many datagrams as are likely to be there.
-
-        Looking in vain costs as much as a datagram, so it is tried only after some bursts that were all there.
-        """
-        receive, clients, asked_of, tick = self._listener.recvmsg_into, self.clients, self._asked, self.datagrams.tick
-        for done in range(self._burst):
-            try:
-                size, ancillary, _flags, address = receive(_INTO, _CONTROL_BYTES)
-            except OSError:
-                self._burst = max(1, done)
-                return
-            asked = asked_of(ancillary)
-            client = clients.get((address, asked))
+        """Moves what clients have sent to the backend."""
+        known, tick = self.known, self.datagrams.tick
+        for label, data in self.datagrams.inbox.receive(self.fd):
+            client = known.get(label) or self._recognize(label)
             if client is None:
-                client = self._meet(address, asked)
-                if client is None:
-                    continue
-            elif client.seen_tick != tick:
+                continue
+            if client.seen_tick != tick:
                 self.datagrams.saw(client)
             try:
-                client.send(_BUFFER[:size])
+                client.send(data)
             except OSError as error:
-                self._send_again(client, size, error)
-        self._full_bursts += 1
-        if self._full_bursts % FULL_BURSTS == 0:
-            self._burst = min(2 * self._burst, TURN)
+                self._send_again(client, data, error)
 
-    def _send_again(self, client: Client, size: int, error: OSError) -> None:
+    def _send_again(self, client: Client, data: memoryview, error: OSError) -> None:
         """The container's refusal of an earlier datagram is reported first, and keeps this one from being sent."""
         if error.errno == errno.ECONNREFUSED:
             with suppress(OSError):
-                client.send(_BUFFER[:size])
+                client.send(data)
         else:
             self.datagrams.lost(error, "to the container", self.backend)
 
-    def _meet(self, address: Address, asked: bytes) -> Client | None:
+    def _recognize(self, label: bytes) -> Client | None:
+        """Whose datagrams come with a label not seen before: a new client's, mostly."""
+        sockaddr, ancillary = read_label(label)
+        key = sockaddr, self._asked(ancillary)
+        client = self.clients.get(key) or self._meet(key)
+        if client is not None:
+            client.labels.append(label)
+            self.known[label] = client
+        return client
+
+    def _meet(self, key: Key) -> Client | None:
         """A new client; None when the backend cannot be reached, or there is no descriptor even after forgetting
         another."""
         try:
@@ -209,8 +212,7 @@ class Port:
         except OSError as error:
             self.datagrams.log.warning("cannot reach %s: %s", self.backend, error.strerror)
             return None
-        client = Client(self, address, asked, _way_back(asked), backend)
-        self.clients[address, asked] = client
+        client = self.clients[key] = Client(self, key, backend)
         self.datagrams.remember(client)
         self.datagrams.loop.add(backend.fileno(), client.answer, READABLE)
         return client

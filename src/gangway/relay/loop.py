@@ -84,6 +84,7 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()
         self._again: list[tuple[Ready, int]] = []
+        self._at_end: list[Callable[[], None]] = []
         self._closing: list[Closable] = []
         self._stopped = False
         self.chatty = False
@@ -116,6 +117,10 @@ class Loop:
         """Calls `ready(events)` in the next round, after everybody else had a turn."""
         self._again.append((ready, events))
 
+    def call_at_end(self, call: Callable[[], None]) -> None:
+        """Makes one call when everybody had a turn in this round."""
+        self._at_end.append(call)
+
     def call_in(self, delay_s: float, call: Callable[[], None]) -> Timer:
         """Makes one call in `delay_s` seconds."""
         timer = Timer(call)
@@ -142,6 +147,8 @@ class Loop:
                 ready(events)
         for ready, events in again:
             ready(events)
+        if self._at_end:
+            self._end()
         if self._timers:
             self._ring()
         if self._closing:
@@ -169,6 +176,11 @@ class Loop:
     def _patience_s(self) -> float:
         """How long epoll may wait, in seconds: until the first timer, for ever (-1) without one."""
         return max(0.0, self._timers[0][0] - self.clock()) if self._timers else -1
+
+    def _end(self) -> None:
+        at_end, self._at_end = self._at_end, []
+        for call in at_end:
+            call()
 
     def _ring(self) -> None:
         now = self.clock()

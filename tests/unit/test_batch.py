@@ -1,0 +1,86 @@
+"""Datagrams by the batch: labels, order, and what a datagram that cannot be sent does to the others."""
+
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gangway.relay.batch import BATCH, Inbox, Outbox, read_label, write_label
+
+_IP_PKTINFO = 8
+_LARGEST_BYTES = 65507
+_NOBODY = struct.pack("@H", socket.AF_INET) + struct.pack("!H4s8x", 9, socket.inet_aton("127.0.0.1"))
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two UDP sockets on loopback; the second says which of its addresses was asked."""
+    with ExitStack() as stack:
+        one, other = (stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(2))
+        for sock in (one, other):
+            sock.bind(("127.0.0.1", 0))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            sock.settimeout(5)
+        other.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        yield one, other
+
+
+def sockaddr(sock: socket.socket) -> bytes:
+    """struct sockaddr_in of a socket's own address."""
+    address, port = sock.getsockname()
+    return struct.pack("@H", socket.AF_INET) + struct.pack("!H4s8x", port, socket.inet_aton(address))
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 300), st.integers(0, 300), st.binary(min_size=12, max_size=20)), min_size=0, max_size=2
+    )
+)
+def test_a_label_that_was_written_can_be_read(ancillary: list[tuple[int, int, bytes]]) -> None:
+    if sum(socket.CMSG_SPACE(len(data)) for _, _, data in ancillary) <= socket.CMSG_SPACE(12) + socket.CMSG_SPACE(20):
+        assert read_label(write_label(_NOBODY, ancillary).text) == (_NOBODY, ancillary)
+
+
+def test_a_batch_is_received_in_order_with_its_senders(pair: tuple[socket.socket, socket.socket]) -> None:
+    one, other = pair
+    sent = [b"", b"x" * _LARGEST_BYTES, *(b"%d" % number for number in range(BATCH))]
+    for data in sent:
+        one.sendto(data, other.getsockname())
+    inbox, got = Inbox(), []
+    while batch := [(read_label(label), bytes(data)) for label, data in inbox.receive(other.fileno())]:
+        assert len(batch) <= BATCH
+        got += batch
+    assert [data for _, data in got] == sent
+    for (sender, ancillary), _ in got:
+        assert sender == sockaddr(one)
+        assert [(level, kind, data[4:8]) for level, kind, data in ancillary] == [
+            (socket.IPPROTO_IP, _IP_PKTINFO, socket.inet_aton("127.0.0.1"))
+        ]
+
+
+def test_a_batch_is_sent_in_order(pair: tuple[socket.socket, socket.socket]) -> None:
+    one, other = pair
+    outbox, lost = Outbox(), list[OSError]()
+    sent = [b"x" * _LARGEST_BYTES, b"", b"last"]
+    for data in sent:
+        outbox.room()[: len(data)] = data
+        outbox.add(len(data), write_label(sockaddr(other), []))
+    outbox.send(one.fileno(), lost.append)
+    assert [other.recv(1 << 16) for _ in sent] == sent
+    assert (outbox.count, lost) == (0, [])
+
+
+def test_a_datagram_that_cannot_be_sent_keeps_no_other(pair: tuple[socket.socket, socket.socket]) -> None:
+    one, other = pair
+    outbox, lost = Outbox(), list[OSError]()
+    not_ours = [(socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("=i4s4s", 0, socket.inet_aton("192.0.2.1"), bytes(4)))]
+    for data, way in ((b"a", []), (b"b", not_ours), (b"c", []), (b"d", not_ours)):
+        outbox.room()[:1] = data
+        outbox.add(1, write_label(sockaddr(other), way))
+    outbox.send(one.fileno(), lost.append)
+    assert [other.recv(10), other.recv(10)] == [b"a", b"c"]
+    assert len(lost) == 2
