@@ -16,7 +16,8 @@
  *
  * Who starts the relay.  The relay's unix socket lies in a directory that only its owner can enter, one for each network
  * namespace.  Who finds nobody there locks the directory, looks again, and if there is still nobody binds that socket
- * itself and starts gangway.docker_proxy with it: two at once cannot start two.
+ * itself and starts gangway.docker_proxy with it: two at once cannot start two.  From then on the socket is the keeper's, who
+ * removes it while it still listens there: so it is never its successor's that it removes.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -301,6 +302,7 @@ static void become_keeper(int listener, int status) {
     syscall(SYS_close_range, 4, ~0U, 0);           /* Linux 5.9; before it, what our parent forgot to mark CLOEXEC goes along */
     execve(python, (char *[]){ python, "-I", "-m", "gangway.docker_proxy", socket_path, NULL }, environment);
     dprintf(2, "cannot start the relay: %s: %s", python, strerror(errno));
+    unlink(socket_path);
     _exit(1);
 }
 
@@ -321,7 +323,7 @@ static bool read_status(int status) {
 static bool start_relay(void) {
     int status[2], listener = listen_for_launchers();
     if (listener < 0) return false;
-    if (pipe2(status, O_CLOEXEC)) return close(listener), fails("pipe: %s", strerror(errno));
+    if (pipe2(status, O_CLOEXEC)) return unlink(socket_path), close(listener), fails("pipe: %s", strerror(errno));
     pid_t child = fork();
     if (!child) {                                  /* twice, so that the keeper is nobody's child that has to be waited for */
         setsid();
@@ -334,7 +336,6 @@ static bool start_relay(void) {
     if (child > 0) waitpid(child, NULL, 0);
     bool up = child > 0 ? read_status(status[0]) : fails("fork: %s", strerror(errno));
     close(status[0]);
-    if (!up) unlink(socket_path);
     return up;
 }
 

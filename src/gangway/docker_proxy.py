@@ -13,7 +13,8 @@ Why tcp_tw_reuse.  All the relay's connections to a container come from one addr
 stays in TIME_WAIT for 60 s: 28,000 ephemeral ports are used up in seconds, and connections then fail or crawl.  With
 the setting at 1 the kernel uses such a port again after one second, when TCP timestamps make that safe (ip-sysctl,
 RFC 6191).  What was set before is kept in a file beside the socket, so that it is put back even if this process is
-killed: by the next one.
+killed: by the next one.  The file's name has the namespace's inode number, which a later namespace may get again; the
+namespace's cookie, which none ever gets again, is in the file.
 """
 
 import os
@@ -34,6 +35,7 @@ from gangway.relay.settings import Settings
 SETTINGS_PATH = Path("/etc/gangway/docker-proxy.toml")
 STATUS_FD, LISTENER_FD = 2, 3
 _TW_REUSE = Path("/proc/sys/net/ipv4/tcp_tw_reuse")
+_SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
 
 # What a number may be; what is not here is a truth value or a text.
 _BOUNDS = {
@@ -80,18 +82,25 @@ def _check(path: Path, key: str, value: Any, default: Any) -> None:
 
 
 class TwReuse:
-    """net.ipv4.tcp_tw_reuse at 1 for the time of a `with` block; what it was before is kept in the file `kept`."""
+    """net.ipv4.tcp_tw_reuse at 1 for the time of a `with` block.
 
-    def __init__(self, kept: Path, log: Log) -> None:
+    What it was before is kept in the file `kept`: "COOKIE VALUE".  A file with another cookie than `netns_cookie` is
+    one that a dead namespace has left.
+    """
+
+    def __init__(self, kept: Path, netns_cookie: int, log: Log) -> None:
         self._kept = kept
+        self._cookie = netns_cookie
         self._log = log
 
     def __enter__(self) -> None:
         try:
-            if not self._kept.exists():
-                self._kept.write_text(_TW_REUSE.read_text())
+            before = self._read()
+            if before is None:
+                before = _TW_REUSE.read_text().strip()
+                self._kept.write_text(f"{self._cookie} {before}")
             _TW_REUSE.write_text("1")
-            self._log.info("net.ipv4.tcp_tw_reuse is 1 while the relay runs; it was %s", self._kept.read_text().strip())
+            self._log.info("net.ipv4.tcp_tw_reuse is 1 while the relay runs; it was %s", before)
         except OSError as error:
             self._log.warning(
                 "net.ipv4.tcp_tw_reuse cannot be set (%s): many short connections will run out of ports", error
@@ -101,14 +110,26 @@ class TwReuse:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            before = self._kept.read_text()
-            _TW_REUSE.write_text(before)
-            self._kept.unlink()
-            self._log.info("net.ipv4.tcp_tw_reuse is %s again", before.strip())
-        except FileNotFoundError:
-            pass  # it was not set
+            before = self._read()
+            if before is not None:
+                _TW_REUSE.write_text(before)
+                self._kept.unlink()
+                self._log.info("net.ipv4.tcp_tw_reuse is %s again", before)
         except OSError as failure:
             self._log.warning("net.ipv4.tcp_tw_reuse could not be put back: %s", failure)
+
+    def _read(self) -> str | None:
+        """What was set before, if it is this namespace's."""
+        words = self._kept.read_text().split() if self._kept.exists() else []
+        return words[1] if len(words) == 2 and words[0] == str(self._cookie) else None
+
+
+def _netns_cookie(sock: socket.socket) -> int:
+    """The number of the network namespace of `sock`, or 0 where the kernel does not say."""
+    try:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+    except OSError:
+        return 0
 
 
 def keep(launchers: socket.socket, settings: Settings, log: Log) -> int:
@@ -153,19 +174,19 @@ def _how(status: int) -> str:
 def main() -> int:
     """Everything that can go wrong before the relay is up is said on the status pipe."""
     path = Path(sys.argv[1])
-    try:
-        settings = load_settings(SETTINGS_PATH)
-        log = open_log(settings.log)
-    except (InvalidRequest, OSError) as error:
-        _say(str(error))
-        return 1
-    tw_reuse = TwReuse(path.with_suffix(".tcp_tw_reuse"), log) if settings.tcp_tw_reuse else nullcontext()
     with socket.socket(fileno=LISTENER_FD) as launchers:
-        with tw_reuse:
-            status = keep(launchers, settings, log)
-        # From here on nobody can connect.  A launcher that did meanwhile sees its connection end, and looks again.
-        path.unlink(missing_ok=True)
-    return status
+        try:
+            settings = load_settings(SETTINGS_PATH)
+            log = open_log(settings.log)
+            kept = path.with_suffix(".tcp_tw_reuse")
+            with TwReuse(kept, _netns_cookie(launchers), log) if settings.tcp_tw_reuse else nullcontext():
+                return keep(launchers, settings, log)
+        except (InvalidRequest, OSError) as error:
+            _say(str(error))
+            return 1
+        finally:
+            # While it listens, it is ours.  A launcher that has connected sees its connection end, and looks again.
+            path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

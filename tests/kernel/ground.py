@@ -201,6 +201,25 @@ def echo(client: socket.socket, served: socket.socket, text: bytes = b"what is u
     assert exactly(client, len(text)) == text.upper()
 
 
+def crowd_in(port: Port, count: int) -> list[socket.socket]:
+    """So many clients that the relay runs out of descriptors; each has said its number."""
+    clients = [port.connect() for _ in range(count)]
+    for number, client in enumerate(clients):
+        client.sendall(b"%2d" % number)
+    wait_until(lambda: port.site.log_lines("out of file descriptors"), "a relay without descriptors", PATIENCE_S)
+    return clients
+
+
+def serve_one_by_one(port: Port, clients: list[socket.socket]) -> None:
+    """All of a crowd are served, each as soon as another has left."""
+    for _ in clients:
+        with port.accept() as connection:
+            number = int(exactly(connection, 2))
+            connection.sendall(b"%2d" % number)
+            assert exactly(clients[number], 2) == b"%2d" % number
+        clients[number].close()
+
+
 def stop_ends_all(port: Port, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
     """Withdraws the port: both ends of its connections are reset at once, and nobody listens."""
     assert port.stop() == 0

@@ -731,6 +731,20 @@ def test_tcp_tw_reuse_is_put_back_by_a_later_relay(fresh: tuple[Host, Container]
     assert host.sysctl(TW_REUSE) == "0"
 
 
+def test_what_a_dead_namespace_has_left_is_not_put_back(
+    fresh: tuple[Host, Container], port: int, settled: Settle
+) -> None:
+    host, box = fresh
+    host.sysctl(TW_REUSE, 0)
+    RELAYS.mkdir(mode=0o700, exist_ok=True)
+    relay_socket(host).with_suffix(".tcp_tw_reuse").write_text("4294967296123 2")
+    launcher = publish(host, box, port, before=settled(""))
+    assert host.sysctl(TW_REUSE) == "1"
+    assert stop(launcher) == 0
+    wait_until(lambda: relay_is_gone(host), "the relay's end", PATIENCE_S)
+    assert host.sysctl(TW_REUSE) == "0"
+
+
 def test_tcp_tw_reuse_is_left_alone_if_the_settings_say_so(
     fresh: tuple[Host, Container], port: int, settled: Settle
 ) -> None:

@@ -22,8 +22,10 @@ from tests.kernel.ground import (
     Port,
     Ports,
     Site,
+    crowd_in,
     echo,
     exactly,
+    serve_one_by_one,
     site_and_ports,
     stop_ends_all,
 )
@@ -238,6 +240,18 @@ def _ended(clients: list[socket.socket]) -> list[socket.socket]:
             ended.append(client)
         client.settimeout(PATIENCE_S)
     return ended
+
+
+def test_out_of_descriptors_in_all_processes_clients_wait_and_nobody_ends(tmp_path: Path) -> None:
+    limit = ("prlimit", "--nofile=64:64")
+    with site_and_ports(tmp_path, limit, workers=2) as (site, ports), Echo(ports.tcp()) as busy:
+        workers = busy.until_there_are_workers(1)
+        relay = site.relay()
+        port = ports.tcp()
+        serve_one_by_one(port, crowd_in(port, 80))
+        assert (site.relay(), site.workers()) == (relay, workers)
+        busy.exchange()
+        echo(*port.pair())
 
 
 def test_without_the_relay_there_are_no_workers(tmp_path: Path) -> None:

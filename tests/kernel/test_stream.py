@@ -23,9 +23,11 @@ from tests.kernel.ground import (
     SLOW_MACHINE,
     Port,
     Ports,
+    crowd_in,
     echo,
     exactly,
     reset,
+    serve_one_by_one,
     site_and_ports,
     stop_ends_all,
 )
@@ -308,18 +310,8 @@ def test_out_of_descriptors_clients_wait_and_are_served_when_others_end(tmp_path
     with site_and_ports(tmp_path, ("prlimit", "--nofile=64:64"), workers=1) as (site, ports):
         port = ports.tcp()
         relay = site.relay()
-        clients = [port.connect() for _ in range(40)]
-        for number, client in enumerate(clients):
-            client.sendall(b"%2d" % number)
-        wait_until(lambda: site.log_lines("out of file descriptors"), "a relay without descriptors", PATIENCE_S)
-        served = 0
-        while served < len(clients):
-            with port.accept() as connection:
-                number = int(exactly(connection, 2))
-                connection.sendall(b"%2d" % number)
-                assert exactly(clients[number], 2) == b"%2d" % number
-            clients[number].close()
-            served += 1
+        clients = crowd_in(port, 40)
+        serve_one_by_one(port, clients)
         assert site.relay() == relay
         echo(*port.pair())
 
