@@ -122,6 +122,10 @@ class Flow:
         """Nothing is under way in this process: another one could take over the two sockets."""
         return self.state == OPEN
 
+    def is_bulky(self) -> bool:
+        """It moves pages, one way at least."""
+        return self.client.bulky or self.backend.bulky
+
     def let_go(self) -> tuple[SocketType, SocketType]:
         """Gives the two sockets away; only for a quiet flow."""
         self._leave()

@@ -9,6 +9,10 @@ that each process has about as many as the others.  A flow is handed over as its
 the worker has yet to reach) or two (a pair that is connected and quiet).  A flow never comes back.  When the workers
 have had none for a while, they end.
 
+Bulky flows ask for more: a process that only moves pages is not what a transfer waits for, until it has a core to
+itself and needs more than that (`FULL_SHARE`).  Before, a second one only takes time away from the two ends: some
+tenth of the throughput where cores are few.
+
     relay → worker   flow KEY PROTO FAMILY ADDRESS PORT   with one socket or two (SCM_RIGHTS)
                      withdraw KEY                         the port is no more: its flows end at once
     worker → relay   up                                   it holds no descriptor of the relay's any more
@@ -44,6 +48,7 @@ from gangway.relay.stream import Backend, Flow, Port, Streams, Taker
 
 SLICE_S = 0.05
 BUSY_SHARE = 0.5
+FULL_SHARE = 0.9
 # What a worker needs beside two for each flow: its own, and pipes.
 SPARE_DESCRIPTORS = 48
 # Workers without flows are looked at this often; at the second time in a row they end.
@@ -129,7 +134,7 @@ class Workers:
         if self._look is not None:
             self._look.cancel()
         self._look = self._loop.call_in(RETIRE_S, self._look_after)
-        self._level()
+        self._level(full=False)
         return None
 
     def withdraw(self, port: Port, then: Callable[[], None]) -> None:
@@ -154,21 +159,25 @@ class Workers:
 
     def _spent_a_slice(self, _signal: int, _frame: object) -> None:
         now_s = time.monotonic()
-        if now_s - self._slice_began_s < SLICE_S / BUSY_SHARE:
-            self._loop.again(self._busy, 0)
+        took_s = now_s - self._slice_began_s
+        if took_s < SLICE_S / BUSY_SHARE:
+            self._loop.again(partial(self._busy, took_s < SLICE_S / FULL_SHARE), 0)
         self._slice_began_s = now_s
 
-    def _busy(self, _events: int) -> None:
+    def _busy(self, full: bool, _events: int) -> None:
         if self._crew:
-            self._level()
-        elif len(self._streams.flows) > 1:
+            self._level(full)
+        elif len(self._worth_sharing(full)) > 1:
             self.wanted = True
             self._loop.stop()
 
-    def _level(self) -> None:
+    def _worth_sharing(self, full: bool) -> list[Flow]:
+        return [flow for flow in self._streams.flows if full or not flow.is_bulky()]
+
+    def _level(self, full: bool) -> None:
         """Hands over what is quiet, until no worker has fewer flows than we."""
-        for flow in [flow for flow in self._streams.flows if flow.is_quiet()]:
-            if not self._give_flow(flow):
+        for flow in self._worth_sharing(full):
+            if flow.is_quiet() and not self._give_flow(flow):
                 return
 
     def _give_flow(self, flow: Flow) -> bool:
