@@ -18,6 +18,7 @@
  * namespace.  Who finds nobody there locks the directory, looks again, and if there is still nobody binds that socket
  * itself and starts gangway.docker_proxy with it: two at once cannot start two.  From then on the socket is the keeper's, who
  * removes it while it still listens there: so it is never its successor's that it removes.
+ * What a killed keeper leaves there nobody listens on, and the next launcher replaces it.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -298,7 +299,7 @@ static void become_keeper(int listener, int status) {
     char *name = strrchr(python, '/');
     strcpy(name ? name + 1 : python, "python3");
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (chdir("/") || null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(status, 2) < 0 || dup2(listener, 3) < 0) _exit(1);
+    if (chdir("/") || null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(status, 2) < 0 || dup2(listener, 3) < 0) unlink(socket_path), _exit(1);
     syscall(SYS_close_range, 4, ~0U, 0);           /* Linux 5.9; before it, what our parent forgot to mark CLOEXEC goes along */
     execve(python, (char *[]){ python, "-I", "-m", "gangway.docker_proxy", socket_path, NULL }, environment);
     dprintf(2, "cannot start the relay: %s: %s", python, strerror(errno));
@@ -331,6 +332,7 @@ static bool start_relay(void) {
         /* Out of the way of the descriptors that become_keeper puts in place. */
         become_keeper(fcntl(listener, F_DUPFD_CLOEXEC, 10), fcntl(status[1], F_DUPFD_CLOEXEC, 10));
     }
+    if (child < 0) unlink(socket_path);
     close(status[1]);
     close(listener);
     if (child > 0) waitpid(child, NULL, 0);

@@ -14,7 +14,7 @@ stays in TIME_WAIT for 60 s: 28,000 ephemeral ports are used up in seconds, and 
 the setting at 1 the kernel uses such a port again after one second, when TCP timestamps make that safe (ip-sysctl,
 RFC 6191).  What was set before is kept in a file beside the socket, so that it is put back even if this process is
 killed: by the next one.  The file's name has the namespace's inode number, which a later namespace may get again; the
-namespace's cookie, which none ever gets again, is in the file.
+namespace's cookie, which none ever gets again, is in the file (0 before Linux 5.14, which has none).
 """
 
 import os
@@ -34,6 +34,9 @@ from gangway.relay.settings import Settings
 
 SETTINGS_PATH = Path("/etc/gangway/docker-proxy.toml")
 STATUS_FD, LISTENER_FD = 2, 3
+# After this, one that hangs (its log is on a file system that does not answer) ends, or no launcher could ever start
+# another.
+START_S = 9
 _TW_REUSE = Path("/proc/sys/net/ipv4/tcp_tw_reuse")
 _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
 
@@ -120,7 +123,7 @@ class TwReuse:
 
     def _read(self) -> str | None:
         """What was set before, if it is this namespace's."""
-        words = self._kept.read_text().split() if self._kept.exists() else []
+        words = self._kept.read_text(errors="replace").split() if self._kept.exists() else []
         return words[1] if len(words) == 2 and words[0] == str(self._cookie) else None
 
 
@@ -140,6 +143,7 @@ def keep(launchers: socket.socket, settings: Settings, log: Log) -> int:
     signal.signal(signal.SIGTERM, lambda _signal, _frame: os.kill(relay, signal.SIGTERM))
     _say("")
     _, status = os.waitpid(relay, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if status:
         log.warning("the relay ended unexpectedly (%s); a launcher will start another", _how(status))
     return 1 if status else 0
@@ -159,6 +163,7 @@ def _be_the_relay(launchers: socket.socket, settings: Settings, log: Log) -> Non
 
 def _say(text: str) -> None:
     """Says `text` on the status pipe, once, and lets go of it: the launcher reads to its end."""
+    signal.alarm(0)
     with suppress(OSError):  # the launcher is gone; its port is, too
         os.write(STATUS_FD, text.encode())
     null = os.open(os.devnull, os.O_RDWR)
@@ -174,6 +179,7 @@ def _how(status: int) -> str:
 def main() -> int:
     """Everything that can go wrong before the relay is up is said on the status pipe."""
     path = Path(sys.argv[1])
+    signal.alarm(START_S)
     with socket.socket(fileno=LISTENER_FD) as launchers:
         try:
             settings = load_settings(SETTINGS_PATH)

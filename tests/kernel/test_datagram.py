@@ -1,13 +1,15 @@
 """Published UDP ports, with real datagrams through the launcher's relay."""
 
 import json
+import os
+import signal
 import socket
 import time
 from pathlib import Path
 
 import pytest
 
-from lab.netns import Namespace
+from lab.netns import Host, Namespace
 from lab.waiting import wait_until
 from tests.kernel.ground import BRIEF_S, PATIENCE_S, SLOW_MACHINE, Port, Ports, site_and_ports
 from tests.kernel.published import descriptors, open_socket, pss_kib
@@ -23,6 +25,7 @@ _FRONTS = [
     ("fd30::1", "fd30::1"),
 ]
 _LARGEST_BYTES = 65_507
+_AT_ONCE = 50
 _CLIENTS = 100 if SLOW_MACHINE else 500
 
 
@@ -79,7 +82,9 @@ def test_a_passed_dual_stack_socket_serves_both_families(ports: Ports, container
     _ask(port, four)
     _ask(port, four, address="127.1.2.3")
     port.address = "fd30::1"
-    _ask(port, _client(port))
+    six = _client(port)
+    for client, address in ((six, "fd30::1"), (four, "127.0.0.1"), (six, "::1"), (_client(port), "fd30::1")):
+        _ask(port, client, address=address)
 
 
 def test_one_client_asks_two_addresses_of_the_host(ports: Ports) -> None:
@@ -190,6 +195,21 @@ def test_a_burst_passes_in_order(ports: Ports) -> None:
     for number in range(100):
         client.sendto(b"%d" % number, (port.address, port.number))
     assert [int(port.server.recv(100)) for _ in range(100)] == list(range(100))
+
+
+def test_answers_that_come_all_at_once_reach_their_clients_from_their_ports(ports: Ports) -> None:
+    published = [ports.udp(), ports.udp("172.30.0.1", "172.30.0.1")]
+    waiting = [(port, _client(port)) for _ in range(_AT_ONCE) for port in published]
+    known = [_ask(port, client) for port, client in waiting]
+    relay = ports.site.relay()
+    os.kill(relay, signal.SIGSTOP)
+    try:
+        for (port, _), number in zip(waiting, known, strict=True):
+            port.server.sendto(b"%d" % number, (Host.gateway4, number))
+    finally:
+        os.kill(relay, signal.SIGCONT)
+    for (port, client), number in zip(waiting, known, strict=True):
+        assert client.recvfrom(100) == (b"%d" % number, (port.address, port.number))
 
 
 def test_a_client_keeps_its_port_while_in_use_and_is_forgotten_afterwards(tmp_path: Path) -> None:

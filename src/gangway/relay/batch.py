@@ -7,7 +7,7 @@ How it works.  An `Inbox` and an `Outbox` have room for `BATCH` datagrams each, 
 datagram comes from and what the kernel says about it is its *label*: the sender's struct sockaddr, and behind it the
 ancillary data (cmsg(3)), as the kernel wrote them.  Labels are compared as bytes; only one that was never seen
 before has to be taken apart.  Looking for a datagram in vain costs as much as receiving one, so an `Inbox` asks for
-all that are there, and does not ask again.
+`BATCH` at once, and epoll says if there are more.
 
 Facts that it leans on:
 
@@ -16,7 +16,7 @@ Facts that it leans on:
 * sendmmsg(2) ends at the first datagram that cannot be sent, and says how many went; the error is told only if that
   was the first one.
 * A datagram is not larger than 65,507 bytes of IPv4 and 65,527 of IPv6.  The memory for one is had when a datagram of
-  its size comes: an anonymous mapping has no pages before.
+  its size comes (an anonymous mapping has no pages before), and kept: 4 MiB at most, if all were of the largest size.
 """
 
 import ctypes

@@ -43,8 +43,12 @@ from gangway.relay.settings import Settings
 from gangway.relay.stream import Backend
 
 _IP_PKTINFO = 8  # include/uapi/linux/in.h; Python 3.11 does not name it
+_ASKED4 = socket.IPPROTO_IP, _IP_PKTINFO
+_ASKED6 = socket.IPPROTO_IPV6, socket.IPV6_PKTINFO
 _LINK_LOCAL = 0xFE80 >> 6
 _MULTICAST = 0xFF
+# Labels that a client is known by: one for each interface and broadcast address that it came to.
+_LABELS = 8
 
 Key = tuple[bytes, bytes]
 """A client's struct sockaddr, and the host address that it asked."""
@@ -126,7 +130,7 @@ class Datagrams:
 
     def send_answers(self) -> None:
         """Empties the outbox."""
-        port = self.answering
+        port, self.answering = self.answering, None
         if port is not None:
             self.outbox.send(port.fd, lambda error: self.lost(error, "to a client", port.backend))
 
@@ -200,6 +204,8 @@ class Port:
         key = sockaddr, self._asked(ancillary)
         client = self.clients.get(key) or self._meet(key)
         if client is not None:
+            if len(client.labels) == _LABELS:
+                del self.known[client.labels.pop(0)]
             client.labels.append(label)
             self.known[label] = client
         return client
@@ -246,18 +252,17 @@ class Port:
 
 def _asked4(ancillary: Ancillary) -> bytes:
     """The host address that an IPv4 socket's client asked: ipi_spec_dst, 4 bytes."""
-    return ancillary[0][2][4:8] if ancillary else b""
+    return next((data[4:8] for level, kind, data in ancillary if (level, kind) == _ASKED4), b"")
 
 
 def _asked6(ancillary: Ancillary) -> bytes:
     """The same of an IPv6 socket: 16 bytes and, for a link-local address, the interface (4 bytes); 4 bytes from an
     IPv4 client."""
-    for level, _, data in ancillary:
-        if level == socket.IPPROTO_IP:
-            return data[4:8]
-    for _, _, data in ancillary:
-        return data if int.from_bytes(data[:2]) >> 6 == _LINK_LOCAL else data[:16]
-    return b""
+    asked4 = _asked4(ancillary)
+    if asked4:
+        return asked4
+    asked = next((data for level, kind, data in ancillary if (level, kind) == _ASKED6), b"")
+    return asked if int.from_bytes(asked[:2]) >> 6 == _LINK_LOCAL else asked[:16]
 
 
 def _way_back(asked: bytes) -> Ancillary:

@@ -141,7 +141,7 @@ class Loop:
         """One round: waits for events, then makes all the calls that are due."""
         again, self._again = self._again, []
         handlers = self._handlers
-        for fd, events in self._wait(0 if again else self._patience_s()):
+        for fd, events in self._wait(0 if again or self._at_end else self._patience_s()):
             ready = handlers.get(fd)
             if ready is not None:
                 ready(events)

@@ -89,8 +89,8 @@ class Half:
     """One side of a flow: its socket, and the way from there to the other side's."""
 
     __slots__ = (
-        "bulky", "events", "fd", "flow", "full_reads", "held", "peer", "pipe", "reading", "recv", "send", "size",
-        "sock",
+        "bulky", "events", "fd", "flow", "full_reads", "held", "peer", "pipe", "poured", "reading", "recv", "send",
+        "size", "sock",
     )  # fmt: skip
 
     def __init__(self, flow: "Flow", sock: SocketType, size: int, events: Events) -> None:
@@ -107,6 +107,8 @@ class Half:
         self.pipe: Pipe | None = None
         self.full_reads = 0
         self.bulky = False
+        self.poured = False
+        """It was bulky once."""
 
     def ready(self, events: int) -> None:
         """What epoll has seen of this half's socket."""
@@ -228,7 +230,7 @@ class Half:
         if self.full_reads < BULKY_READS:
             return False
         self.full_reads = 0
-        self.bulky = True
+        self.bulky = self.poured = True
         os.set_blocking(self.fd, False)
         os.set_blocking(self.peer.fd, False)
         return True

@@ -123,8 +123,8 @@ class Flow:
         return self.state == OPEN
 
     def is_bulky(self) -> bool:
-        """It moves pages, one way at least."""
-        return self.client.bulky or self.backend.bulky
+        """It has moved pages, one way at least."""
+        return self.client.poured or self.backend.poured
 
     def let_go(self) -> tuple[SocketType, SocketType]:
         """Gives the two sockets away; only for a quiet flow."""

@@ -9,9 +9,9 @@ that each process has about as many as the others.  A flow is handed over as its
 the worker has yet to reach) or two (a pair that is connected and quiet).  A flow never comes back.  When the workers
 have had none for a while, they end.
 
-Bulky flows ask for more: a process that only moves pages is not what a transfer waits for, until it has a core to
-itself and needs more than that (`FULL_SHARE`).  Before, a second one only takes time away from the two ends: some
-tenth of the throughput where cores are few.
+Bulky flows ask for more: a process that only moves pages is not what a transfer waits for, until it has had a core to
+itself for a while (`FULL_SHARE`, `FULL_SLICES`).  Before, a second one only takes time away from the two ends: some
+tenth of the throughput where cores are few.  (New clients are shared out in any case: what they will do nobody knows.)
 
     relay → worker   flow KEY PROTO FAMILY ADDRESS PORT   with one socket or two (SCM_RIGHTS)
                      withdraw KEY                         the port is no more: its flows end at once
@@ -49,6 +49,7 @@ from gangway.relay.stream import Backend, Flow, Port, Streams, Taker
 SLICE_S = 0.05
 BUSY_SHARE = 0.5
 FULL_SHARE = 0.9
+FULL_SLICES = 10
 # What a worker needs beside two for each flow: its own, and pipes.
 SPARE_DESCRIPTORS = 48
 # Workers without flows are looked at this often; at the second time in a row they end.
@@ -100,6 +101,7 @@ class Workers:
         self._waiting: dict[int, tuple[set[Worker], Callable[[], None]]] = {}
         self._were_idle = False
         self._slice_began_s = time.monotonic()
+        self._full_slices = 0
         self._look: Timer | None = None
         if self._count:
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a worker: its channel tells its end
@@ -160,8 +162,9 @@ class Workers:
     def _spent_a_slice(self, _signal: int, _frame: object) -> None:
         now_s = time.monotonic()
         took_s = now_s - self._slice_began_s
+        self._full_slices = self._full_slices + 1 if took_s < SLICE_S / FULL_SHARE else 0
         if took_s < SLICE_S / BUSY_SHARE:
-            self._loop.again(partial(self._busy, took_s < SLICE_S / FULL_SHARE), 0)
+            self._loop.again(partial(self._busy, self._full_slices >= FULL_SLICES), 0)
         self._slice_began_s = now_s
 
     def _busy(self, full: bool, _events: int) -> None:

@@ -1,0 +1,53 @@
+"""When the relay wants workers: what is worth sharing, and how busy it has to be."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from gangway.relay.log import Log
+from gangway.relay.loop import Loop
+from gangway.relay.settings import Settings
+from gangway.relay.stream import Streams
+from gangway.relay.worker import Workers
+
+
+class Stub(NamedTuple):
+    """A flow, as far as the decision looks at it."""
+
+    name: int
+    bulky: bool
+
+    def is_bulky(self) -> bool:
+        return self.bulky
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+@pytest.mark.parametrize(
+    ("bulky", "chatty", "full", "wanted"),
+    [
+        (8, 0, False, False),
+        (8, 0, True, True),
+        (8, 1, False, False),
+        (8, 2, False, True),
+        (1, 0, True, False),
+        (0, 1, True, False),
+        (0, 2, False, True),
+    ],
+)
+def test_bulky_flows_are_shared_only_by_a_full_process(
+    loop: Loop, bulky: int, chatty: int, full: bool, wanted: bool
+) -> None:
+    settings, log = Settings(workers=1), Log(lambda _level, _line: None)  # one: this process keeps its signals
+    streams = Streams(loop, settings, log)
+    flows = [Stub(number, number < bulky) for number in range(bulky + chatty)]
+    streams.flows.update(flows)  # type: ignore[arg-type]  # stubs
+    workers = Workers(loop, streams, settings, log)
+    workers._busy(full, 0)
+    assert workers.wanted is wanted
