@@ -1,0 +1,264 @@
+"""What is wanted: networks, endpoints, port mappings, and how `-p` says it.
+
+What this file knows: which values make sense, by themselves and beside one another.  What it must not know: roads,
+rules, the host.
+
+How it works.  Each class refuses, when it is made, what makes no sense by itself; so who holds one need not ask again.
+`parse_port` reads one `-p` as Docker does (github.com/docker/go-connections, nat.ParsePortSpec), its corners included:
+the text is cut at its last two colons, so an IPv6 address needs no brackets; a protocol may be in capitals; a host
+range for one container port means "one of these".
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from itertools import combinations
+
+from gangway.errors import InvalidRequest
+
+Address = IPv4Address | IPv6Address
+Subnet = IPv4Network | IPv6Network
+
+ANY = (IPv4Address("0.0.0.0"), IPv6Address("::"))
+"""What a host address that is left out means."""
+
+_LAST_PORT = 65535
+_INTERFACE_NAME_CHARACTERS = 15  # include/uapi/linux/if.h: IFNAMSIZ counts the closing zero
+_LEAST_MTU = {4: 68, 6: 1280}  # RFC 791, RFC 8200
+_MOST_MTU = 65535  # net/bridge: ETH_MAX_MTU
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+# net/core/dev.c, dev_valid_name: no slash, colon or white space; and neither of the two directories.
+_INTERFACE_NAME = re.compile(r"(?!\.{1,2}$)[^/:\s]+")
+
+
+class Protocol(StrEnum):
+    """The protocols that have ports."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    SCTP = "sctp"
+
+
+@dataclass(frozen=True, order=True)
+class PortRange:
+    """Ports from `first` to `last`, both included; mostly it is one."""
+
+    first: int
+    last: int
+
+    def __post_init__(self) -> None:
+        for port in (self.first, self.last):
+            if not 1 <= port <= _LAST_PORT:
+                raise InvalidRequest(f"{port} is not a port: ports go from 1 to {_LAST_PORT}")
+        if self.first > self.last:
+            raise InvalidRequest(f"the range {self.first}-{self.last} is upside down: write {self.last}-{self.first}")
+
+    @classmethod
+    def parse(cls, text: str) -> "PortRange":
+        """`8000` or `8000-8010`."""
+        first, dash, last = text.partition("-")
+        if not _is_number(first) or (dash and not _is_number(last)):
+            raise InvalidRequest(f"{text!r} is neither a port nor a range of ports")
+        return cls(int(first), int(last or first))
+
+    @property
+    def count(self) -> int:
+        """How many ports."""
+        return self.last - self.first + 1
+
+    def overlaps(self, other: "PortRange") -> bool:
+        """Whether a port is in both."""
+        return self.first <= other.last and other.first <= self.last
+
+    def __str__(self) -> str:
+        return str(self.first) if self.count == 1 else f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True)
+class PortRequest:
+    """What one `-p` asks for.  Without `host_ports` any free port will do; where one container port has several, any
+    one of these."""
+
+    protocol: Protocol
+    host_addresses: tuple[Address, ...]
+    host_ports: PortRange | None
+    container_ports: PortRange
+
+    def __post_init__(self) -> None:
+        host, container = self.host_ports, self.container_ports
+        if host is None and container.count > 1:
+            raise InvalidRequest(f"no host ports for the range {container}: write HOST-PORT-END:{container}")
+        if host is not None and container.count not in (1, host.count):
+            raise InvalidRequest(
+                f"{host} are {host.count} host ports and {container} are {container.count} container ports: "
+                "they must be as many"
+            )
+
+    @property
+    def is_choice(self) -> bool:
+        """A host port has to be chosen."""
+        return self.host_ports is None or self.host_ports.count != self.container_ports.count
+
+
+def parse_port(text: str) -> PortRequest:
+    """One `-p`: [HOST-IP:]HOST-PORT[-END]:PORT[-END][/PROTOCOL] or [HOST-IP::]PORT[/PROTOCOL].
+
+    InvalidRequest names it, and what is wrong.
+    """
+    try:
+        ports, _, protocol = text.partition("/")
+        *host, container_ports = ports.rsplit(":", 2)
+        host_ports = host.pop() if host else ""
+        return PortRequest(
+            _parse_protocol(protocol or Protocol.TCP),
+            (_parse_address(host[0]),) if host and host[0] else ANY,
+            None if host_ports in ("", "0") else PortRange.parse(host_ports),
+            PortRange.parse(container_ports),
+        )
+    except InvalidRequest as error:
+        raise InvalidRequest(f"-p {text}: {error}") from None
+
+
+@dataclass(frozen=True)
+class PortMapping:
+    """Ports of one host address that lead to a container's."""
+
+    container: str
+    protocol: Protocol
+    host_address: Address
+    host_ports: PortRange
+    container_ports: PortRange
+
+    def __post_init__(self) -> None:
+        if self.host_ports.count != self.container_ports.count:
+            raise InvalidRequest(f"{self.host_ports} and {self.container_ports} must be as many ports")
+
+    def collides(self, other: "PortMapping") -> bool:
+        """Whether the two want a port of the same address.  An unspecified address (0.0.0.0, ::) wants all of its
+        family."""
+        return (
+            self.protocol == other.protocol
+            and self.host_ports.overlaps(other.host_ports)
+            and self.host_address.version == other.host_address.version
+            and (
+                self.host_address == other.host_address
+                or self.host_address.is_unspecified
+                or other.host_address.is_unspecified
+            )
+        )
+
+    def __str__(self) -> str:
+        return f"{in_brackets(self.host_address)}:{self.host_ports}:{self.container_ports}/{self.protocol}"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A bridge, the subnets behind it (one of a family at most) with the host's address in each, and a policy."""
+
+    name: str
+    bridge: str
+    subnets: tuple[Subnet, ...]
+    gateways: tuple[Address, ...]
+    masquerade: bool = True
+    icc: bool = True
+    internal: bool = False
+    mtu: int = 1500
+    """Bytes."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InvalidRequest(f"{self.name!r} is no name for a network: letters, digits, '_', '.' and '-'")
+        if len(self.bridge.encode()) > _INTERFACE_NAME_CHARACTERS:
+            raise InvalidRequest(f"the bridge's name {self.bridge!r} is longer than {_INTERFACE_NAME_CHARACTERS}")
+        if not _INTERFACE_NAME.fullmatch(self.bridge):
+            raise InvalidRequest(f"{self.bridge!r} is no name for an interface")
+        versions = [subnet.version for subnet in self.subnets]
+        if not versions or len(set(versions)) != len(versions):
+            raise InvalidRequest(f"network {self.name} must have one subnet of IPv4, one of IPv6, or both")
+        for subnet, gateway in zip(self.subnets, self.gateways, strict=True):
+            _check_gateway(subnet, gateway)
+        least = max(_LEAST_MTU[version] for version in versions)
+        if not least <= self.mtu <= _MOST_MTU:
+            raise InvalidRequest(f"an MTU of {self.mtu} does not do for network {self.name}: {least} to {_MOST_MTU}")
+
+    def overlaps(self, other: "Network") -> tuple[Subnet, Subnet] | None:
+        """A subnet of each with addresses in common, if there are any."""
+        for own in self.subnets:
+            for foreign in other.subnets:
+                if own.version == foreign.version and own.overlaps(foreign):
+                    return own, foreign
+        return None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A container on a network, and its addresses there: one in each subnet."""
+
+    container: str
+    network: str
+    addresses: tuple[Address, ...]
+
+    def address_for(self, host_address: Address) -> Address:
+        """The address where a mapping of `host_address` leads: of the same family, if there is one."""
+        same = (address for address in self.addresses if address.version == host_address.version)
+        return next(same, self.addresses[0])
+
+
+def first_gateway(subnet: Subnet) -> Address:
+    """The gateway when nobody said another: the subnet's first address."""
+    return subnet[0] if subnet.num_addresses == 1 else subnet[1]
+
+
+def free_address(network: Network, subnet: Subnet, taken: frozenset[Address]) -> Address:
+    """The first address of `subnet` that neither the gateway nor anybody else has."""
+    used = taken | set(network.gateways)
+    for address in subnet.hosts():
+        # An IPv4 subnet of two addresses or one has no broadcast address (RFC 3021): hosts() knows.
+        if address not in used:
+            return address
+    raise InvalidRequest(f"network {network.name} has no free address left in {subnet}")
+
+
+def check_together(networks: tuple[Network, ...]) -> None:
+    """Networks of one host: no name, no bridge and no address twice."""
+    for one, other in combinations(networks, 2):
+        if one.name == other.name:
+            raise InvalidRequest(f"there is a network {one.name} already")
+        if one.bridge == other.bridge:
+            raise InvalidRequest(f"network {one.name} has the bridge {one.bridge} already")
+        common = one.overlaps(other)
+        if common is not None:
+            raise InvalidRequest(f"subnet {common[1]} overlaps {common[0]} of network {one.name}")
+
+
+def in_brackets(address: Address) -> str:
+    """An address as it stands before a colon and a port."""
+    return f"[{address}]" if address.version == 6 else str(address)
+
+
+def _check_gateway(subnet: Subnet, gateway: Address) -> None:
+    if gateway not in subnet:
+        raise InvalidRequest(f"the gateway {gateway} is not in {subnet}")
+    if subnet.num_addresses < 3:
+        raise InvalidRequest(f"{subnet} has no room for a gateway and a container")
+    if gateway == subnet.network_address or (subnet.version == 4 and gateway == subnet.broadcast_address):
+        raise InvalidRequest(f"the gateway {gateway} is not an address for a host of {subnet}")
+
+
+def _parse_protocol(text: str) -> Protocol:
+    try:
+        return Protocol(text.lower())
+    except ValueError:
+        raise InvalidRequest(f"unknown protocol {text!r}: tcp, udp or sctp") from None
+
+
+def _parse_address(text: str) -> Address:
+    try:
+        return ip_address(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
+    except ValueError:
+        raise InvalidRequest(f"{text!r} is not an address") from None
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
