@@ -214,7 +214,6 @@ def free_address(network: Network, subnet: Subnet, taken: frozenset[Address]) ->
     """The first address of `subnet` that neither the gateway nor anybody else has."""
     used = taken | set(network.gateways)
     for address in subnet.hosts():
-        # An IPv4 subnet of two addresses or one has no broadcast address (RFC 3021): hosts() knows.
         if address not in used:
             return address
     raise InvalidRequest(f"network {network.name} has no free address left in {subnet}")
