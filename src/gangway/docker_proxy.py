@@ -152,7 +152,7 @@ def keep(launchers: socket.socket, settings: Settings, log: Log) -> int:
 def _be_the_relay(launchers: socket.socket, settings: Settings, log: Log) -> None:
     status = 1
     try:
-        run(launchers, settings, log, lambda: _say("0\n"))
+        run(launchers, settings, log, lambda: _say("0\n"), keeper=os.getppid())
         status = 0
     except Exception as error:
         _say(f"the relay cannot run: {error}")

@@ -10,12 +10,12 @@ range for one container port means "one of these".
 """
 
 import re
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from itertools import combinations
 
-from gangway.errors import InvalidRequest
+from gangway.errors import Conflict, InvalidRequest
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
@@ -38,6 +38,14 @@ class Protocol(StrEnum):
     TCP = "tcp"
     UDP = "udp"
     SCTP = "sctp"
+
+    @classmethod
+    def parse(cls, text: str) -> "Protocol":
+        """In capitals or not."""
+        try:
+            return cls(text.lower())
+        except ValueError:
+            raise InvalidRequest(f"unknown protocol {text!r}: tcp, udp or sctp") from None
 
 
 @dataclass(frozen=True, order=True)
@@ -111,13 +119,21 @@ def parse_port(text: str) -> PortRequest:
         *host, container_ports = ports.rsplit(":", 2)
         host_ports = host.pop() if host else ""
         return PortRequest(
-            _parse_protocol(protocol or Protocol.TCP),
-            (_parse_address(host[0]),) if host and host[0] else ANY,
+            Protocol.parse(protocol or Protocol.TCP),
+            (parse_address(host[0]),) if host and host[0] else ANY,
             None if host_ports in ("", "0") else PortRange.parse(host_ports),
             PortRange.parse(container_ports),
         )
     except InvalidRequest as error:
         raise InvalidRequest(f"-p {text}: {error}") from None
+
+
+def parse_address(text: str) -> Address:
+    """An address, in brackets or not."""
+    try:
+        return ip_address(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
+    except ValueError:
+        raise InvalidRequest(f"{text!r} is not an address") from None
 
 
 @dataclass(frozen=True)
@@ -133,6 +149,17 @@ class PortMapping:
     def __post_init__(self) -> None:
         if self.host_ports.count != self.container_ports.count:
             raise InvalidRequest(f"{self.host_ports} and {self.container_ports} must be as many ports")
+
+    @property
+    def keeps_ports(self) -> bool:
+        """Each port is the same on both sides."""
+        return self.host_ports == self.container_ports
+
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """Each host port, and the container port where it leads."""
+        offset = self.container_ports.first - self.host_ports.first
+        for port in range(self.host_ports.first, self.host_ports.last + 1):
+            yield port, port + offset
 
     def collides(self, other: "PortMapping") -> bool:
         """Whether the two want a port of the same address.  An unspecified address (0.0.0.0, ::) wants all of its
@@ -216,19 +243,78 @@ def free_address(network: Network, subnet: Subnet, taken: frozenset[Address]) ->
     for address in subnet.hosts():
         if address not in used:
             return address
-    raise InvalidRequest(f"network {network.name} has no free address left in {subnet}")
+    raise Conflict(f"network {network.name} has no free address left in {subnet}")
 
 
-def check_together(networks: tuple[Network, ...]) -> None:
-    """Networks of one host: no name, no bridge and no address twice."""
-    for one, other in combinations(networks, 2):
-        if one.name == other.name:
-            raise InvalidRequest(f"there is a network {one.name} already")
-        if one.bridge == other.bridge:
-            raise InvalidRequest(f"network {one.name} has the bridge {one.bridge} already")
-        common = one.overlaps(other)
+def free_subnets(taken: Collection[Subnet], global_id: bytes) -> tuple[Subnet, Subnet]:
+    """A private /24 and a unique local /64 (RFC 4193, of these 5 random bytes) of which nothing is taken.
+
+    Conflict: there is none.
+    """
+    used = [subnet for subnet in taken if subnet.version == 4]
+    for subnet in IPv4Network("10.201.0.0/16").subnets(new_prefix=24):
+        if not any(subnet.overlaps(other) for other in used):
+            return subnet, IPv6Network((b"\xfd" + global_id + bytes(10), 64))
+    raise Conflict("no private /24 is free: create a network with --subnet")
+
+
+def check_fits(network: Network, others: Iterable[Network]) -> None:
+    """One more network on a host: no name, no bridge and no address twice.  Conflict says which."""
+    for other in others:
+        if other.name == network.name:
+            raise Conflict(f"there is a network {network.name} already")
+        if other.bridge == network.bridge:
+            raise Conflict(f"network {other.name} has the bridge {network.bridge} already")
+        common = other.overlaps(network)
         if common is not None:
-            raise InvalidRequest(f"subnet {common[1]} overlaps {common[0]} of network {one.name}")
+            raise Conflict(f"subnet {common[1]} overlaps {common[0]} of network {other.name}")
+
+
+class Taken:
+    """The mappings of a host, by port: whether one more fits costs the same however many there are, unless it is a
+    range."""
+
+    def __init__(self) -> None:
+        self._single: dict[tuple[Protocol, int], list[PortMapping]] = {}
+        self._ranges: list[PortMapping] = []
+
+    def add(self, mapping: PortMapping) -> None:
+        """One more.  Conflict: a port of it is another's."""
+        other = self.collision(mapping)
+        if other is not None:
+            raise Conflict(f"{mapping} is taken: container {other.container} has {other}")
+        self._place(mapping).append(mapping)
+
+    def remove(self, mapping: PortMapping) -> None:
+        """One less."""
+        self._place(mapping).remove(mapping)
+
+    def collision(self, mapping: PortMapping) -> PortMapping | None:
+        """One that has a port of it already, if there is one."""
+        return next(
+            (other for other in self._near(mapping.protocol, mapping.host_ports) if mapping.collides(other)), None
+        )
+
+    def at(self, protocol: Protocol, address: Address, port: int) -> PortMapping | None:
+        """The mapping that a client meets who asks there."""
+        for mapping in self._near(protocol, PortRange(port, port)):
+            of_all = mapping.host_address.is_unspecified and mapping.host_address.version == address.version
+            if mapping.host_ports.overlaps(PortRange(port, port)) and (of_all or mapping.host_address == address):
+                return mapping
+        return None
+
+    def _place(self, mapping: PortMapping) -> list[PortMapping]:
+        if mapping.host_ports.count > 1:
+            return self._ranges
+        return self._single.setdefault((mapping.protocol, mapping.host_ports.first), [])
+
+    def _near(self, protocol: Protocol, ports: PortRange) -> Iterator[PortMapping]:
+        """All that have a port in `ports`, and some that have not."""
+        yield from (mapping for mapping in self._ranges if mapping.protocol == protocol)
+        if ports.count == 1:
+            yield from self._single.get((protocol, ports.first), ())
+        else:
+            yield from (one for found in self._single.values() for one in found if one.protocol == protocol)
 
 
 def in_brackets(address: Address) -> str:
@@ -243,20 +329,6 @@ def _check_gateway(subnet: Subnet, gateway: Address) -> None:
         raise InvalidRequest(f"{subnet} has no room for a gateway and a container")
     if gateway == subnet.network_address or (subnet.version == 4 and gateway == subnet.broadcast_address):
         raise InvalidRequest(f"the gateway {gateway} is not an address for a host of {subnet}")
-
-
-def _parse_protocol(text: str) -> Protocol:
-    try:
-        return Protocol(text.lower())
-    except ValueError:
-        raise InvalidRequest(f"unknown protocol {text!r}: tcp, udp or sctp") from None
-
-
-def _parse_address(text: str) -> Address:
-    try:
-        return ip_address(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
-    except ValueError:
-        raise InvalidRequest(f"{text!r} is not an address") from None
 
 
 def _is_number(text: str) -> bool:

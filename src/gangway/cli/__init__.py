@@ -1,13 +1,16 @@
-"""The command `gangway`."""
+"""The command `gangway`: commands become requests to the daemon (`commands`, `run`, `client`), answers become tables
+and sentences (`views`)."""
 
-import click
+import sys
 
 
-@click.group()
-@click.version_option(package_name="gangway", message="%(prog)s %(version)s")
 def main() -> None:
-    """Publishes containers' ports.
+    """The console script.  `publish`, which scripts call in loops, is spared the weight of the rest (`quick`)."""
+    from gangway.cli import quick
 
-    So far dockerd is its user: start it with --userland-proxy-path=PATH/gangway-docker-proxy, the program beside this
-    one.
-    """
+    done = quick.publish(sys.argv[1:])
+    if done is not None:
+        sys.exit(done)
+    from gangway.cli.commands import gangway
+
+    gangway(prog_name="gangway")

@@ -10,6 +10,9 @@ connections end at once, and then the relay's end of the connection is closed, s
     holder → relay   lease PROTO CONTAINER-IP CONTAINER-PORT     with the port's socket (SCM_RIGHTS)
     relay → holder   ok        or        error TEXT
 
+The daemon, which may end and come again while ports stay published, has another kind of port (`kept.py`), over the same
+connection.
+
 Each message is one datagram of a SOCK_SEQPACKET socket.  Only holders of the user that made the unix socket are heard
 (SO_PEERCRED, unix(7)): the directory that it lies in keeps others away, this keeps them away should it not.
 """
@@ -19,39 +22,29 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
 
 from gangway.errors import InvalidRequest
+from gangway.relay.kept import VERBS, Kept, Published, parse_backend
 from gangway.relay.log import Log
 from gangway.relay.loop import READABLE, Loop
 from gangway.relay.pump import OUT_OF_DESCRIPTORS
-from gangway.relay.stream import IPPROTO_SCTP, Backend
+from gangway.relay.stream import Backend
 
-_PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": IPPROTO_SCTP}
-_MESSAGE_BYTES = 256
+_MESSAGE_BYTES = 256  # of a holder's
 _UCRED = struct.Struct("iII")  # pid, uid, gid: unix(7)
 # After this a relay without descriptors looks again whether it can hear a new holder.
 RETRY_S = 0.1
-
-
-class Published(Protocol):
-    """A port that the relay serves."""
-
-    def close(self) -> None: ...
 
 
 def parse(message: str) -> Backend:
     """What a holder's message asks for.  InvalidRequest: it is not of the form above."""
     try:
         verb, protocol, address, port = message.split()
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        socket.inet_pton(family, address)
-        backend = Backend(_PROTOCOLS[protocol], family, address, int(port))
-    except (ValueError, KeyError, OSError):
+        if verb != "lease":
+            raise ValueError(verb)
+        return parse_backend(protocol, address, port)
+    except ValueError:
         raise InvalidRequest(f"not a lease: {message!r}") from None
-    if verb != "lease" or not 0 < backend.port < 65536:
-        raise InvalidRequest(f"not a lease: {message!r}")
-    return backend
 
 
 class Leases:
@@ -76,13 +69,14 @@ class Leases:
         self._publish = publish
         self._withdraw = withdraw
         self._unused = unused
+        self._kept = Kept(publish, withdraw)
         self._uid = _peer_uid(listener)
         self._holders: dict[socket.socket, Published | None] = {}
         listener.setblocking(False)
         loop.add(listener.fileno(), self._accept, READABLE)
 
     def __len__(self) -> int:
-        return len(self._holders)
+        return len(self._holders) + len(self._kept)
 
     def _accept(self, _events: int) -> None:
         try:
@@ -106,11 +100,14 @@ class Leases:
             message, fds, _flags, _address = socket.recv_fds(holder, _MESSAGE_BYTES, 1)
         except OSError:
             message, fds = b"", []
-        if not message or self._holders[holder] is not None:
+        if not message.strip() or self._holders[holder] is not None:
             for fd in fds:
                 os.close(fd)
             return self._end(holder)
-        return self._grant(holder, message.decode(errors="replace"), fds)
+        text = message.decode(errors="replace")
+        if text.split()[0] in VERBS:
+            return self._kept.hear(text, fds, lambda answer: self._answer(holder, answer))
+        return self._grant(holder, text, fds)
 
     def _grant(self, holder: socket.socket, message: str, fds: list[int]) -> None:
         try:
@@ -126,7 +123,7 @@ class Leases:
 
     def _answer(self, holder: socket.socket, text: str) -> None:
         with suppress(OSError):  # it is gone, and its end of the connection will say so
-            holder.send(text.encode()[:_MESSAGE_BYTES])
+            holder.send(text.encode())
 
     def _end(self, holder: socket.socket) -> None:
         published = self._holders[holder]
@@ -139,7 +136,7 @@ class Leases:
     def _close(self, holder: socket.socket) -> None:
         self._loop.close_later(holder)  # after the port's socket, which is closed at the end of this batch, too
         del self._holders[holder]
-        if not self._holders:
+        if not self:
             self._unused()
 
 

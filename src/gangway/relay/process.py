@@ -8,13 +8,13 @@ pipes) needs no right, and the ports' sockets are bound by those who hand them o
 """
 
 import gc
-import os
 import socket
 from collections.abc import Callable
 
 from gangway.relay import datagram, privilege, stream
 from gangway.relay.datagram import Datagrams
-from gangway.relay.lease import Leases, Published
+from gangway.relay.kept import Published
+from gangway.relay.lease import Leases
 from gangway.relay.log import Log
 from gangway.relay.loop import Loop, Timer
 from gangway.relay.settings import Settings
@@ -70,12 +70,16 @@ class Relay:
             self.loop.stop()
 
 
-def run(launchers: socket.socket, settings: Settings, log: Log, ready: Callable[[], None]) -> None:
-    """Serves leases that come over `launchers` until there are none.  OSError: the privileges could not be given up."""
-    keeper = os.getppid()
+def run(
+    launchers: socket.socket, settings: Settings, log: Log, ready: Callable[[], None], keeper: int | None = None
+) -> None:
+    """Serves leases that come over `launchers` until there are none; not longer than `keeper` (a pid) lives, if there
+    is one.  OSError: the privileges could not be given up.
+    """
     privilege.raise_descriptor_limit()
     privilege.give_up()
-    privilege.end_with(keeper)
+    if keeper is not None:
+        privilege.end_with(keeper)
     relay = Relay(launchers, settings, log)
     gc.collect()
     gc.freeze()

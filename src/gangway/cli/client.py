@@ -1,0 +1,96 @@
+"""Asks the daemon: HTTP over its unix socket.
+
+What this file knows: how a request and its answer look on the wire, and how a daemon is started when there is none.
+What it must not know: what is asked.
+
+It is not http.client: importing that takes twice as long as asking does, and a command is mostly its imports.  The
+daemon's answers have a Content-Length and the connection ends after each, so there is little to get wrong.
+"""
+
+import json
+import os
+import socket
+import sys
+from typing import Any
+
+DEFAULT_SOCKET = "/run/gangway/gangway.sock"
+
+
+class Refused(Exception):
+    """The daemon said no, or cannot be asked.  `kind` is that of the error, as in `gangway.errors`."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+    @property
+    def exit_code(self) -> int:
+        """2: what was asked makes no sense; 1: it failed."""
+        return 2 if self.kind == "InvalidRequest" else 1
+
+
+class NoDaemon(Exception):
+    """Nobody listens on the socket."""
+
+
+def socket_path() -> str:
+    """Where the daemon listens, unless a command says otherwise."""
+    return os.environ.get("GANGWAY_SOCKET") or DEFAULT_SOCKET
+
+
+def ask(path: str, method: str, target: str, body: object = None) -> Any:
+    """Asks a daemon; starts one if there is none.  Refused: it said no."""
+    try:
+        return ask_running(path, method, target, body)
+    except NoDaemon:
+        start_daemon(path)
+        return ask_running(path, method, target, body)
+
+
+def ask_running(path: str, method: str, target: str, body: object = None) -> Any:
+    """Asks a daemon.  NoDaemon: there is none."""
+    content = b"" if body is None else json.dumps(body).encode()
+    head = f"{method} {target} HTTP/1.1\r\nHost: gangway\r\nConnection: close\r\nContent-Length: {len(content)}\r\n\r\n"
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise NoDaemon from None
+        except OSError as error:
+            advice = "; run as root" if isinstance(error, PermissionError) else ""
+            raise Refused("HostRefused", f"the daemon at {path} cannot be reached: {error.strerror}{advice}") from None
+        sock.sendall(head.encode() + content)
+        status, answer = _receive(sock, path)
+    found = json.loads(answer)
+    if status != 200:
+        raise Refused(found["kind"], found["error"])
+    return found
+
+
+def start_daemon(path: str) -> None:
+    """Starts a daemon that ends itself when nothing is left to keep, and says so.  Refused: it does not start."""
+    reading, writing = os.pipe()
+    command = ["-m", "gangway.cli.commands", "daemon", "--socket", path, "--until-idle", "--ready-fd", str(writing)]
+    os.set_inheritable(writing, True)
+    null = os.open(os.devnull, os.O_RDWR)
+    actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
+    pid = os.posix_spawn(sys.executable, [sys.executable, *command], os.environ, file_actions=actions, setsid=True)
+    os.close(null)
+    os.close(writing)
+    with open(reading) as status:
+        said = status.read()
+    if said != "0\n":
+        kind, _, text = said.partition(" ")
+        raise Refused(kind or "HostRefused", text.strip() or "the daemon does not start, and does not say why")
+    print(f"gangway: started a daemon (pid {pid}), which listens on {path}", file=sys.stderr)
+
+
+def _receive(sock: socket.socket, path: str) -> tuple[int, bytes]:
+    """The status and the body of an answer."""
+    parts = []
+    while part := sock.recv(65536):
+        parts.append(part)
+    head, found, body = b"".join(parts).partition(b"\r\n\r\n")
+    if not found:
+        raise Refused("HostRefused", f"the daemon at {path} ended before it answered")
+    return int(head.split(None, 2)[1]), body

@@ -1,0 +1,249 @@
+"""The commands of `gangway`.
+
+What this file knows: their words and options, and which request each becomes.  What it must not know: how anything is
+done.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
+
+import click
+
+from gangway.cli.client import DEFAULT_SOCKET, Refused, ask, socket_path
+from gangway.cli.quick import line
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_STATE = "/var/lib/gangway/state.db"
+_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class _Group(click.Group):
+    """Every error is a line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Refused as error:
+            print(f"gangway: {error}", file=sys.stderr)
+            ctx.exit(error.exit_code)
+
+
+def _with_socket(command: _Command) -> _Command:
+    option = click.option(
+        "--socket", "path", metavar="PATH", default=socket_path, help="The daemon's socket (or GANGWAY_SOCKET)."
+    )
+    return option(command)
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="As JSON, an array.")
+_ports = click.option(
+    "-p", "--publish", "ports", metavar="PORTS", multiple=True, help="[HOST-IP:]HOST-PORT[-END]:PORT[-END][/PROTO]"
+)
+
+
+@click.group(cls=_Group, context_settings=_HELP)
+@click.version_option(package_name="gangway", message="%(prog)s %(version)s")
+def gangway() -> None:
+    """Publishes containers' ports."""
+
+
+@gangway.group()
+def network() -> None:
+    """Networks: a bridge, its subnets, and a policy."""
+
+
+@network.command("create")
+@click.argument("name")
+@click.option("--subnet", "subnets", multiple=True, required=True, help="One of IPv4, one of IPv6, or both.")
+@click.option("--gateway", "gateways", multiple=True, help="The host's address in a subnet; its first one if left out.")
+@click.option("--bridge", metavar="IF", default="", help="The bridge's name; gw-NAME if left out.")
+@click.option("--no-masquerade", is_flag=True, help="Containers go out under their own addresses.")
+@click.option("--no-icc", is_flag=True, help="Containers cannot reach each other but by published ports.")
+@click.option("--internal", is_flag=True, help="Containers cannot go out, and nobody gets in but the host.")
+@click.option("--mtu", type=int, default=1500, show_default=True)
+@_with_socket
+def create_network(path: str, no_masquerade: bool, no_icc: bool, **given: Any) -> None:
+    """Makes a network."""
+    body = {**given, "masquerade": not no_masquerade, "icc": not no_icc}
+    print(ask(path, "POST", "/networks", body)["name"])
+
+
+@network.command("ls")
+@_json
+@_with_socket
+def list_networks(path: str, as_json: bool) -> None:
+    """Lists networks."""
+    found = ask(path, "GET", "/networks")
+    _show(found, as_json, lambda: _views().print_networks(found))
+
+
+@network.command("inspect")
+@click.argument("name")
+@_json
+@_with_socket
+def inspect_network(path: str, name: str, as_json: bool) -> None:
+    """Shows a network and its containers."""
+    found = ask(path, "GET", f"/networks/{_part(name)}")
+    _show([found], as_json, lambda: _views().print_network(found))
+
+
+@network.command("rm")
+@click.argument("name")
+@_with_socket
+def remove_network(path: str, name: str) -> None:
+    """Removes a network that has no containers."""
+    ask(path, "DELETE", f"/networks/{_part(name)}")
+
+
+@gangway.command()
+@click.argument("container")
+@click.option("--network", default="", help="The network; gangway0, which is made on demand, if left out.")
+@click.option("--ip", "addresses", multiple=True, help="An address for it; a free one if left out.")
+@_with_socket
+def attach(path: str, **given: Any) -> None:
+    """Attaches CONTAINER (a name of ip-netns, a path, or pid:PID) to a network."""
+    print(*ask(path, "POST", "/endpoints", given)["addresses"], sep="\n")
+
+
+@gangway.command()
+@click.argument("container")
+@_with_socket
+def detach(path: str, container: str) -> None:
+    """Takes CONTAINER off its network; its ports are withdrawn."""
+    ask(path, "DELETE", f"/endpoints/{_part(container)}")
+
+
+@gangway.command()
+@click.argument("container")
+@_ports
+@_with_socket
+def publish(path: str, container: str, ports: tuple[str, ...]) -> None:
+    """Publishes CONTAINER's ports."""
+    if not ports:
+        raise click.UsageError("nothing to publish: name ports with -p")
+    for mapping in ask(path, "POST", "/mappings", {"container": container, "ports": ports}):
+        print(line(mapping))
+
+
+@gangway.command()
+@click.argument("container")
+@_ports
+@_with_socket
+def unpublish(path: str, container: str, ports: tuple[str, ...]) -> None:
+    """Withdraws CONTAINER's ports: those after -p, or all."""
+    ask(path, "POST", "/mappings/withdraw", {"container": container, "ports": ports})
+
+
+@gangway.command("ls")
+@click.argument("container", required=False)
+@_json
+@_with_socket
+def list_mappings(path: str, container: str | None, as_json: bool) -> None:
+    """Lists what is published, and the road of each kind of client."""
+    query = f"?{urlencode({'container': container})}" if container else ""
+    found = ask(path, "GET", f"/mappings{query}")
+    _show(found, as_json, lambda: _views().print_mappings(found))
+
+
+@gangway.command()
+@click.argument("at", metavar="HOST-IP:PORT[/PROTO]")
+@click.option(
+    "--from", "origin", type=click.Choice(["loopback", "host", "remote", "container"]), help="One origin only."
+)
+@_json
+@_with_socket
+def explain(path: str, at: str, origin: str | None, as_json: bool) -> None:
+    """Tells by which road a client gets to a container's port, and why."""
+    query = {"at": at} | ({"from": origin} if origin else {})
+    found = ask(path, "GET", f"/explain?{urlencode(query)}")
+    _show([found], as_json, lambda: print(*_views().explanation(found), sep="\n"))
+
+
+@gangway.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--name", help="The container's name; run-PID if left out.")
+@click.option("--network", default="", help="The network; gangway0, which is made on demand, if left out.")
+@_ports
+@_with_socket
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(path: str, name: str | None, network: str, ports: tuple[str, ...], command: tuple[str, ...]) -> None:
+    """Runs COMMAND in a network namespace of its own, attached and published for as long as it runs."""
+    from gangway.cli.run import run as run_command
+
+    container = name or f"run-{os.getpid()}"
+
+    def begin(pid: int) -> None:
+        body = {"container": container, "network": network, "namespace": f"/proc/{pid}/ns/net"}
+        ask(path, "POST", "/endpoints", body)
+        if ports:
+            for mapping in ask(path, "POST", "/mappings", {"container": container, "ports": ports}):
+                print(f"gangway: {line(mapping)}", file=sys.stderr)
+
+    sys.exit(run_command(command, begin, lambda: _detach_if_there(path, container)))
+
+
+@gangway.command()
+@click.option("--firewall", metavar="auto|nftables|iptables|none", help="Who writes the rules.  [default: auto]")
+@click.option("--no-ip-forward", is_flag=True, help="Leave forwarding as it is; what needs it goes by the relay.")
+@click.option("--chain-prefix", metavar="NAME", help="The name of iptables' chains; DOCKER: Docker's very layout.")
+@click.option("--state", metavar="PATH", help=f"The database.  [default: {_STATE}, or beside the socket]")
+@click.option("--config", metavar="FILE", help="A TOML file with the same names; options come first.")
+@click.option("--until-idle", is_flag=True, hidden=True)
+@click.option("--ready-fd", type=int, hidden=True)
+@_with_socket
+def daemon(path: str, config: str | None, until_idle: bool, ready_fd: int | None, **options: Any) -> None:
+    """Looks after networks and published ports.  Other commands start one when there is none."""
+    from gangway.daemon import config as settings
+    from gangway.daemon import process
+    from gangway.errors import GangwayError
+    from gangway.relay.log import open_log
+
+    given = {name.replace("_", "-"): value for name, value in options.items() if value not in (None, False)}
+    if given.pop("no-ip-forward", False):
+        given["ip-forward"] = False
+    try:
+        loaded = settings.load(Path(config) if config else None, given)
+        state = loaded.state or (_STATE if path == DEFAULT_SOCKET else str(Path(path).with_suffix(".db")))
+        log = open_log(loaded.relay.log) if until_idle else process.to_stderr()
+        start = process.Start(loaded, Path(path).absolute(), Path(state).absolute(), until_idle, log)
+        process.run(start, process.said_on(ready_fd))
+    except GangwayError as error:
+        if ready_fd is not None:
+            os.write(ready_fd, f"{type(error).__name__} {error}".encode())
+        raise Refused(type(error).__name__, str(error)) from None
+
+
+def _detach_if_there(path: str, container: str) -> None:
+    """The daemon may have noticed already."""
+    try:
+        ask(path, "DELETE", f"/endpoints/{_part(container)}")
+    except Refused as error:
+        if error.kind != "Conflict":
+            raise
+
+
+def _show(found: list[Any], as_json: bool, show: Callable[[], None]) -> None:
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        show()
+
+
+def _views() -> Any:
+    """rich takes longer to import than the daemon takes to answer."""
+    from gangway.cli import views
+
+    return views
+
+
+def _part(name: str) -> str:
+    """A name as a part of a path."""
+    return quote(name, safe="")
+
+
+if __name__ == "__main__":
+    gangway(prog_name="gangway")

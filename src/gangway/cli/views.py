@@ -1,0 +1,128 @@
+"""What a person reads: tables, and sentences for reasons.
+
+What this file knows: the daemon's answers, and how they are told.  What it must not know: how they are had.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gangway.cli.quick import line
+from gangway.plan import Code, Origin, Source
+
+Answer = dict[str, Any]
+
+_REASONS = {
+    Code.TRANSLATED: "A rule translates the destination to {fact}; the kernel does the rest.",
+    Code.MASQUERADED: "A rule translates the destination to {fact}, and another the source to the gateway's address: "
+    "the container would answer a neighbour directly, from an address that was not asked.",
+    Code.LOOPBACK: "The kernel routes no packet of {fact}, so a process on the host has to answer: the relay.",
+    Code.LINK_LOCAL: "The kernel forwards nothing from a link-local address, and that is where who asks {fact} comes "
+    "from: the relay answers.",
+    Code.FAMILY: "The container's address is {fact}, of the other family, and no rule translates between the two: the "
+    "relay answers.",
+    Code.NO_FIREWALL: "The daemon writes no rules (--firewall none): the relay answers.",
+    Code.NOT_FORWARDED: "{fact} is off and the daemon may not switch it on (--no-ip-forward): the relay answers.",
+    Code.FORWARD_DROPPED: "Another program's chain drops what is forwarded ({fact}), and that is final: the relay "
+    "answers.",
+    Code.OWN_BRIDGE: "Docker's layout translates nothing that comes from {fact}, the container's own bridge: the relay "
+    "answers.",
+    Code.LOOPBACK_ONLY: "It is published on {fact} only, which nobody else can reach.",
+    Code.ELSEWHERE: "It is published on {fact} only.",
+    Code.NO_SOCKETS: "This kernel has no {fact} sockets, so the relay cannot answer.",
+}
+
+
+def print_networks(networks: Sequence[Answer]) -> None:
+    """`network ls`."""
+    rows = (
+        (
+            network["name"],
+            network["bridge"],
+            ", ".join(network["subnets"]),
+            ", ".join(network["gateways"]),
+            ", ".join(_policy(network)) or "-",
+            str(len(network["endpoints"])),
+        )
+        for network in networks
+    )
+    _print_table(("NETWORK", "BRIDGE", "SUBNETS", "GATEWAYS", "POLICY", "CONTAINERS"), rows)
+
+
+def print_network(network: Answer) -> None:
+    """`network inspect`."""
+    print_networks([network])
+    if network["endpoints"]:
+        print()
+        rows = ((endpoint["container"], ", ".join(endpoint["addresses"])) for endpoint in network["endpoints"])
+        _print_table(("CONTAINER", "ADDRESSES"), rows)
+
+
+def print_mappings(mappings: Sequence[Answer]) -> None:
+    """`ls`."""
+    rows = (
+        (mapping["container"], *line(mapping).split(" -> "), *(roads(mapping, origin) for origin in Origin))
+        for mapping in mappings
+    )
+    _print_table(("CONTAINER", "PUBLISHED", "LEADS TO", *(origin.value.upper() for origin in Origin)), rows)
+
+
+def roads(mapping: Answer, origin: str) -> str:
+    """The road of an origin; two, if it is another one from the container's own network."""
+    found = dict.fromkeys(route["road"] for route in mapping["routes"] if route["origin"] == origin)
+    return ", ".join(found)
+
+
+def explanation(answer: Answer) -> Iterator[str]:
+    """`explain`, line by line."""
+    mapping = answer["mapping"]
+    host = answer["host_address"]
+    asked = f"[{host}]:{answer['host_port']}" if ":" in host else f"{host}:{answer['host_port']}"
+    yield f"{asked}/{mapping['protocol']} is {line(mapping)}"
+    yield f"container {mapping['container']}, network {answer['network']}, firewall {answer['firewall']}"
+    for route in mapping["routes"]:
+        yield ""
+        yield f"{_who(route)}: {route['road']}"
+        yield f"  {_REASONS[Code(route['code'])].format(fact=route['fact'])}"
+        if route["source"] != Source.NOBODY:
+            yield f"  The container sees {_source(route, mapping, answer)}."
+        yield from (f"    {rule}" for rule in route["rules"])
+
+
+def _who(route: Answer) -> str:
+    if route["origin"] != Origin.CONTAINER:
+        return str(route["origin"])
+    return "container, of the same network" if route["neighbour"] else "container, of another network"
+
+
+def _source(route: Answer, mapping: Answer, answer: Answer) -> str:
+    if route["source"] == Source.GATEWAY:
+        same = [one for one in answer["gateways"] if (":" in one) == (":" in mapping["container_address"])]
+        return f"the gateway, {(same or answer['gateways'])[0]}"
+    return "the host's address" if route["origin"] == Origin.HOST else "the client's own address"
+
+
+def _policy(network: Answer) -> Iterator[str]:
+    if network["internal"]:
+        yield "internal"
+    elif not network["masquerade"]:
+        yield "no masquerade"
+    if not network["icc"]:
+        yield "no icc"
+    if network["mtu"] != 1500:
+        yield f"mtu {network['mtu']}"
+
+
+def _print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Never cut: to a pipe, as wide as it is."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in head:
+        table.add_column(title, overflow="fold", no_wrap=False)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=500)
+    console.print(table)

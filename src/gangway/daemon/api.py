@@ -1,0 +1,242 @@
+"""The daemon's HTTP API, on a unix socket.
+
+What this file knows: paths, methods, status codes.  What it must not know: how anything is brought about.
+
+How it works.  `ROUTES` says all: method, path, what comes in, what goes out; the handlers and the OpenAPI document are
+made of it.  Requests are carried out one after the other in one thread: what they do to this host has an order, and the
+loop stays free to listen.
+
+    curl --unix-socket /run/gangway/gangway.sock http://localhost/mappings
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import msgspec
+from aiohttp import web
+
+from gangway.daemon import messages
+from gangway.daemon.messages import (
+    AttachRequest,
+    EndpointAnswer,
+    ErrorAnswer,
+    ExplainAnswer,
+    MappingAnswer,
+    NetworkAnswer,
+    NetworkRequest,
+    PublishRequest,
+    RouteAnswer,
+)
+from gangway.daemon.service import Service
+from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest, PortTaken, Unsupported
+from gangway.model import PortRange, Protocol, parse_address
+from gangway.relay.log import Log
+
+_STATUS = {InvalidRequest: 400, Conflict: 409, PortTaken: 409, HostRefused: 500, Unsupported: 501}
+
+
+class Operation(NamedTuple):
+    """One thing that can be asked for.  `call(service, request, path and query)` gives the answer."""
+
+    method: str
+    path: str
+    what: str
+    call: Callable[[Service, Any, dict[str, str]], Any]
+    answer: Any
+    request: type[msgspec.Struct] | None = None
+    query: tuple[str, ...] = ()
+
+
+def _network(service: Service, name: str) -> NetworkAnswer:
+    return NetworkAnswer.of(service.network(name), service.endpoints(name))
+
+
+def _list_networks(service: Service, _request: None, _given: dict[str, str]) -> list[NetworkAnswer]:
+    return [_network(service, network.name) for network in service.networks()]
+
+
+def _inspect_network(service: Service, _request: None, given: dict[str, str]) -> NetworkAnswer:
+    return _network(service, given["name"])
+
+
+def _create_network(service: Service, request: NetworkRequest, _given: dict[str, str]) -> NetworkAnswer:
+    return _network(service, service.create_network(request.network()).name)
+
+
+def _remove_network(service: Service, _request: None, given: dict[str, str]) -> None:
+    service.remove_network(given["name"])
+
+
+def _list_endpoints(service: Service, _request: None, _given: dict[str, str]) -> list[EndpointAnswer]:
+    return [EndpointAnswer.of(endpoint) for endpoint in service.endpoints()]
+
+
+def _attach(service: Service, request: AttachRequest, _given: dict[str, str]) -> EndpointAnswer:
+    addresses = [parse_address(text) for text in request.addresses]
+    endpoint = service.attach(request.container, request.network or None, addresses, request.namespace or None)
+    return EndpointAnswer.of(endpoint)
+
+
+def _detach(service: Service, _request: None, given: dict[str, str]) -> None:
+    service.detach(given["container"])
+
+
+def _list_mappings(service: Service, _request: None, given: dict[str, str]) -> list[MappingAnswer]:
+    return [MappingAnswer.of(planned) for planned in service.mappings(given.get("container"))]
+
+
+def _publish(service: Service, request: PublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
+    if not request.ports:
+        raise InvalidRequest("nothing to publish: name ports with -p")
+    return [MappingAnswer.of(planned) for planned in service.publish(request.container, request.ports)]
+
+
+def _unpublish(service: Service, request: PublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
+    return [MappingAnswer.of(planned) for planned in service.unpublish(request.container, request.ports)]
+
+
+def _explain(service: Service, _request: None, given: dict[str, str]) -> ExplainAnswer:
+    host, _, rest = given.get("at", "").rpartition(":")
+    port, _, protocol = rest.partition("/")
+    if not host:
+        raise InvalidRequest(f"{given.get('at', '')!r} is not HOST-IP:PORT[/PROTO]")
+    address = parse_address(host)
+    asked = PortRange.parse(port)
+    if asked.count != 1:
+        raise InvalidRequest(f"{port} are several ports: ask for one")
+    origin = messages.origin(given["from"]) if "from" in given else None
+    found = service.explain(Protocol.parse(protocol or "tcp"), address, asked.first, origin)
+    routes = [RouteAnswer.of(route, rules) for route, rules in found.routes]
+    gateways = list(map(str, found.network.gateways))
+    answer = MappingAnswer.of(found.planned, routes)
+    return ExplainAnswer(str(address), asked.first, service.firewall.value, found.network.name, gateways, answer)
+
+
+OPERATIONS = (
+    Operation("GET", "/networks", "All networks.", _list_networks, list[NetworkAnswer]),
+    Operation("POST", "/networks", "Makes a network.", _create_network, NetworkAnswer, NetworkRequest),
+    Operation("GET", "/networks/{name}", "One network.", _inspect_network, NetworkAnswer),
+    Operation("DELETE", "/networks/{name}", "Removes a network that has no containers.", _remove_network, None),
+    Operation("GET", "/endpoints", "All endpoints.", _list_endpoints, list[EndpointAnswer]),
+    Operation("POST", "/endpoints", "Attaches a container to a network.", _attach, EndpointAnswer, AttachRequest),
+    Operation(
+        "DELETE",
+        "/endpoints/{container}",
+        "Detaches a container; its mappings go with it.  In the path, `/` is %2F.",
+        _detach,
+        None,
+    ),
+    Operation(
+        "GET", "/mappings", "All mappings, or a container's.", _list_mappings, list[MappingAnswer], query=("container",)
+    ),
+    Operation("POST", "/mappings", "Publishes ports.", _publish, list[MappingAnswer], PublishRequest),
+    Operation(
+        "POST",
+        "/mappings/withdraw",
+        "Withdraws a container's mappings: those that are named, all if none is.",
+        _unpublish,
+        list[MappingAnswer],
+        PublishRequest,
+    ),
+    Operation(
+        "GET",
+        "/explain",
+        "What a client meets that asks HOST-IP:PORT[/PROTO].",
+        _explain,
+        ExplainAnswer,
+        query=("at", "from"),
+    ),
+)
+
+
+def application(service: Service, executor: Executor, log: Log, done: Callable[[], None]) -> web.Application:
+    """The API.  `done` is called in the loop after each request that may have changed something."""
+    app = web.Application()
+    for operation in OPERATIONS:
+        app.router.add_route(operation.method, operation.path, _handler(operation, service, executor, log, done))
+    document = msgspec.json.encode(openapi())
+
+    async def describe(_request: web.Request) -> web.Response:
+        return web.Response(body=document, content_type="application/json")
+
+    app.router.add_get("/openapi.json", describe)
+    return app
+
+
+def _handler(
+    operation: Operation, service: Service, executor: Executor, log: Log, done: Callable[[], None]
+) -> Callable[[web.Request], Awaitable[web.Response]]:
+    decode = None if operation.request is None else msgspec.json.Decoder(operation.request).decode
+
+    async def handle(request: web.Request) -> web.Response:
+        given = {**request.query, **request.match_info}
+        try:
+            body = None if decode is None else decode(await request.read())
+            answer = await asyncio.get_running_loop().run_in_executor(executor, operation.call, service, body, given)
+        except msgspec.MsgspecError as error:
+            return _refusal(400, ErrorAnswer("InvalidRequest", str(error)))
+        except GangwayError as error:
+            return _refusal(_STATUS[type(error)], ErrorAnswer(type(error).__name__, str(error)))
+        except Exception as error:
+            log.failure(error)
+            return _refusal(500, ErrorAnswer("HostRefused", _in_one_line(error)))
+        if operation.method != "GET":
+            done()
+        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+    return handle
+
+
+def _refusal(status: int, answer: ErrorAnswer) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(answer), content_type="application/json")
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, ExceptionGroup):
+        first, *rest = map(str, error.exceptions)
+        return f"{first} ({error.message}: {'; '.join(rest)})"
+    return f"a defect of gangway's: {error!r}; the daemon's log has the details"
+
+
+def openapi() -> dict[str, Any]:
+    """The OpenAPI 3.1 document (spec.openapis.org/oas/v3.1.0)."""
+    types = [operation.answer for operation in OPERATIONS if operation.answer is not None]
+    types += [operation.request for operation in OPERATIONS if operation.request is not None]
+    schemas, components = msgspec.json.schema_components(
+        [*types, ErrorAnswer], ref_template="#/components/schemas/{name}"
+    )
+    schema = dict(zip(map(repr, [*types, ErrorAnswer]), schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation, schema)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "gangway", "version": version("gangway")},
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+def _described(operation: Operation, schema: dict[str, Any]) -> dict[str, Any]:
+    def body(kind: Any) -> dict[str, Any]:
+        return {"application/json": {"schema": {"type": "null"} if kind is None else schema[repr(kind)]}}
+
+    in_path = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
+    text = {"schema": {"type": "string"}}
+    described: dict[str, Any] = {
+        "summary": operation.what,
+        "parameters": [
+            *({"name": name, "in": "path", "required": True, **text} for name in in_path),
+            *({"name": name, "in": "query", **text} for name in operation.query),
+        ],
+        "responses": {
+            "200": {"description": "It is done.", "content": body(operation.answer)},
+            "default": {"description": "It is not, and nothing was changed.", "content": body(ErrorAnswer)},
+        },
+    }
+    if operation.request is not None:
+        described["requestBody"] = {"required": True, "content": body(operation.request)}
+    return described

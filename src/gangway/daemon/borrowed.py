@@ -1,0 +1,45 @@
+"""Kernel settings that the daemon changes, and puts back.
+
+What this file knows: what a setting was before, which the store remembers.  What it must not know: what it is for.
+
+What was before is good for this start of the machine only: after another one the setting is whatever the machine's
+configuration says.
+"""
+
+from gangway.daemon.store import Store
+from gangway.kernel import probe, sysctl
+
+
+class Borrowed:
+    """The settings that are changed at the moment."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def set(self, name: str, value: str) -> None:
+        """Sets one, unless it is so already.  HostRefused: the kernel does not let us."""
+        before = sysctl.read(name)
+        if before == value or before is None:
+            return
+        if not self.has(name):
+            self._store.remember(_key(name), f"{probe.boot_id()} {before}")
+        sysctl.write(name, value)
+
+    def has(self, name: str) -> bool:
+        """Whether it is we who changed it."""
+        return self._before(name) is not None
+
+    def put_back(self, name: str) -> None:
+        """As it was before, if we changed it."""
+        before = self._before(name)
+        if before is not None:
+            sysctl.write(name, before)
+        self._store.forget(_key(name))
+
+    def _before(self, name: str) -> str | None:
+        boot, _, value = (self._store.recall(_key(name)) or "").partition(" ")
+        return value if boot == probe.boot_id() else None
+
+
+def _key(name: str) -> str:
+    return f"setting {name}"

@@ -1,0 +1,59 @@
+"""What an operator may set for the daemon: by options, or by the same names in a file.
+
+What this file knows: the keys, and that an option comes before the file.  What it must not know: what is done with
+them.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gangway.errors import InvalidRequest
+from gangway.relay.settings import Settings
+
+FIREWALLS = ("auto", "nftables", "iptables", "none")
+PREFIX = "GANGWAY"
+_LONGEST_PREFIX = 20  # a chain of iptables has 28 characters at most
+
+
+class Config(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    rename={"ip_forward": "ip-forward", "chain_prefix": "chain-prefix"},
+):
+    """The daemon's settings."""
+
+    firewall: str = "auto"
+    """`auto`, `nftables`, `iptables` or `none`."""
+    ip_forward: bool = True
+    """Whether forwarding may be switched on."""
+    chain_prefix: str = PREFIX
+    """The name of iptables' chains; DOCKER asks for Docker's layout to the letter."""
+    state: str | None = None
+    """The database's path."""
+    relay: Settings = Settings()
+
+    def __post_init__(self) -> None:
+        if self.firewall not in FIREWALLS:
+            raise InvalidRequest(f"unknown firewall {self.firewall!r}: {', '.join(FIREWALLS)}")
+        if not (
+            self.chain_prefix.isascii() and self.chain_prefix.isalnum() and len(self.chain_prefix) <= _LONGEST_PREFIX
+        ):
+            raise InvalidRequest(f"{self.chain_prefix!r} is no prefix: up to {_LONGEST_PREFIX} letters and digits")
+
+
+def load(path: Path | None, options: dict[str, Any]) -> Config:
+    """The settings in a TOML file, if there is one, with `options` on top.  InvalidRequest names what is wrong."""
+    given: dict[str, Any] = {}
+    if path is not None:
+        try:
+            given = tomllib.loads(path.read_text())
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise InvalidRequest(f"{path}: {error}") from None
+    try:
+        return msgspec.convert(given | options, Config)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"{path or 'options'}: {error}") from None

@@ -1,0 +1,187 @@
+"""Carries steps out.
+
+What this file knows: which hand does which step.  What it must not know: why, in what order, what comes of a failure.
+
+Each step may be carried out again by a daemon that does not know how far its predecessor came: what is there already
+is taken for done, or made anew.
+"""
+
+import hashlib
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import ip_interface
+
+from gangway.daemon.borrowed import Borrowed
+from gangway.daemon.reconcile import Attachment, Change, Forwarding, HostPort, Ports, Rewrite, State, Step, Target, Verb
+from gangway.daemon.relay import Relay
+from gangway.daemon.reserve import Reserved
+from gangway.daemon.rules import Rules
+from gangway.errors import Conflict, GangwayError
+from gangway.kernel import conntrack, ports, probe
+from gangway.kernel.netlink import Interface, Links
+from gangway.kernel.ports import PROTOCOLS
+from gangway.model import Network, Subnet
+from gangway.plan import MappingPlan, NetworkPlan
+
+_TW_REUSE = "net.ipv4.tcp_tw_reuse"
+_ALIAS = "gangway"
+
+
+class Hands:
+    """All that the daemon changes on this host it changes here."""
+
+    def __init__(self, rules: Rules, relay: Relay, borrowed: Borrowed, reuse_ports: bool) -> None:
+        self.rules = rules
+        self.reserved: Reserved = {}
+        """Sockets of ports that are about to be kept."""
+        self._links = Links()
+        self._relay = relay
+        self._borrowed = borrowed
+        self._reuse_ports = reuse_ports
+
+    def close(self) -> None:
+        """Lets go of the kernel's sockets; changes nothing."""
+        self._links.close()
+
+    def do(self, step: Step) -> None:
+        """Carries one step out: all of it or nothing.  GangwayError says what was in the way."""
+        match step.what:
+            case Rewrite(_, after):
+                if after is None:
+                    self.rules.remove()
+                else:
+                    self.rules.rewrite(after)
+            case Change(withdrawn, published):
+                self.rules.change(withdrawn, published)
+            case Forwarding(_, after):
+                self._forward(after)
+            case Ports(of):
+                (self._keep if step.verb is Verb.KEEP else self._drop)(of)
+            case MappingPlan():
+                self._forget(step.what)
+            case _:
+                self._link(step)
+
+    def found(self) -> State:
+        """What there is of ours: links, and the relay's ports."""
+        return replace(self._found_links(), ports=dict(self._relay.kept()) if self._relay.lives() else {})
+
+    def _found_links(self) -> State:
+        links = self._links.all()
+        ours = {name: link for name, link in links.items() if link.alias.startswith(_ALIAS)}
+        bridges = {name: None for name, link in ours.items() if link.kind == "bridge"}
+        numbers = {links[name].number for name in bridges}
+        joined = {name: link for name, link in ours.items() if link.kind == "veth" and link.master in numbers}
+        return State(
+            bridges=bridges,
+            attachments=dict.fromkeys(joined),
+            isolated=frozenset(name for name, link in joined.items() if link.isolated),
+        )
+
+    def is_attached(self, name: str) -> bool:
+        """Whether the host's end of an attachment is there."""
+        return name in self._links.all()
+
+    def links_of_ours(self) -> set[str]:
+        """The names of all links that are ours and where they should be."""
+        state = self._found_links()
+        return {*state.bridges, *state.attachments}
+
+    def routed(self) -> Collection[Subnet]:
+        """What this host routes by its interfaces."""
+        return self._links.subnets().keys()
+
+    def check_free(self, network: Network) -> None:
+        """Conflict: the host has an interface of the bridge's name, or routes addresses of the network elsewhere."""
+        if network.bridge in self._links.all():
+            raise Conflict(f"there is an interface {network.bridge} already: choose another name with --bridge")
+        for routed, interface in self._links.subnets().items():
+            for subnet in network.subnets:
+                if subnet.version == routed.version and subnet.overlaps(routed):
+                    raise Conflict(f"subnet {subnet} overlaps {routed}, which this host routes by {interface}")
+
+    def _link(self, step: Step) -> None:
+        match step.verb, step.what:
+            case Verb.MAKE_BRIDGE, NetworkPlan(network):
+                self._links.make_bridge(network.bridge, f"{_ALIAS} {network.name}", _gateways(network), network.mtu)
+            case ((Verb.DELETE_BRIDGE | Verb.DETACH), _):
+                self._links.delete(step.name)
+            case Verb.ATTACH, Attachment() as attachment:
+                self._attach(step.name, attachment)
+            case Verb.ISOLATE, Attachment() as attachment:
+                self._links.set_isolated(step.name, attachment.isolated)
+
+    def _attach(self, name: str, attachment: Attachment) -> None:
+        endpoint, network = attachment.endpoint, attachment.network
+        addresses = [
+            ip_interface(f"{address}/{subnet.prefixlen}")
+            for address in endpoint.addresses
+            for subnet in network.subnets
+            if address in subnet
+        ]
+        self._links.delete(name)
+        self._links.attach(
+            name,
+            f"{_ALIAS} {endpoint.container}",
+            network.bridge,
+            attachment.namespace,
+            addresses,
+            () if network.internal else [str(gateway) for gateway in network.gateways],
+            network.mtu,
+        )
+        if attachment.isolated:
+            self._links.set_isolated(name, True)
+
+    def _keep(self, of: tuple[tuple[HostPort, Target], ...]) -> None:
+        if self._reuse_ports:
+            with suppress(GangwayError):  # many short connections will run out of ports then, and nothing else
+                self._borrowed.set(_TW_REUSE, "1")
+        done: list[tuple[HostPort, Target]] = []
+        try:
+            for port, target in of:
+                sock = self.reserved.pop(port, None) or ports.take(*port)
+                self._relay.keep(port, target, sock)
+                done.append((port, target))
+        except GangwayError:
+            self._drop(tuple(done))
+            raise
+
+    def _drop(self, of: tuple[tuple[HostPort, Target], ...]) -> None:
+        for port, _ in of:
+            self._relay.drop(port)
+
+    def _forget(self, planned: MappingPlan) -> None:
+        """Flows that were begun before the change would go on as if it had not been."""
+        mapping = planned.mapping
+        if mapping.protocol.value == "sctp":
+            return
+        at = mapping.host_address
+        addresses = self._links.addresses() if at.is_unspecified else {str(at)}
+        host_ports = range(mapping.host_ports.first, mapping.host_ports.last + 1)
+        conntrack.delete(PROTOCOLS[mapping.protocol.value], planned.family, host_ports, addresses)
+
+    def _forward(self, families: frozenset[int]) -> None:
+        for family, names in probe.FORWARDING.items():
+            for name in names:
+                if family in families:
+                    self._borrowed.set(name, "1")
+                elif self._borrowed.has(name):
+                    self._borrowed.put_back(name)
+
+    def put_back_ports(self) -> None:
+        """Nothing is published any more."""
+        self._borrowed.put_back(_TW_REUSE)
+        self._relay.close()
+
+
+def link_name(container: str) -> str:
+    """The host's end of a container's attachment: the same for the same container, and short enough for a link."""
+    return "gw" + hashlib.blake2s(container.encode(), digest_size=6).hexdigest()
+
+
+def _gateways(network: Network) -> list[Interface]:
+    return [
+        ip_interface(f"{gateway}/{subnet.prefixlen}")
+        for subnet, gateway in zip(network.subnets, network.gateways, strict=True)
+    ]

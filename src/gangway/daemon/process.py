@@ -1,0 +1,167 @@
+"""The daemon's process, from its first moment to its last.
+
+What this file knows: what the daemon's parts are, and when it is over.  What it must not know: what they do.
+
+How it works.  One loop listens to the API's socket, to signals and to the kernel's notices; one thread does the work.
+After a notice, and after the last of a burst of them, that thread looks whether there is something to do.  Only one
+daemon can look after a network namespace: a name in its abstract unix sockets (unix(7)), which are the namespace's own,
+goes to the first.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from aiohttp import web
+
+from gangway.daemon.api import application
+from gangway.daemon.config import Config
+from gangway.daemon.relay import Relay
+from gangway.daemon.service import Service
+from gangway.daemon.store import Store
+from gangway.errors import Conflict, GangwayError, HostRefused, Unsupported
+from gangway.kernel import ports, probe
+from gangway.kernel.events import Notices
+from gangway.relay.log import Log
+
+_LOCK = "\0gangway-daemon"
+# After a notice of the kernel's, one waits so long for more before one looks.
+_SETTLE_S = 0.1
+# A daemon that a command has started ends when there has been nothing to keep for so long.
+_LINGER_S = 5.0
+
+
+class Start(NamedTuple):
+    """How a daemon is to run."""
+
+    config: Config
+    socket_path: Path
+    state: Path
+    until_idle: bool
+    """It ends itself when nothing is left to keep."""
+    log: Log
+
+
+class Daemon:
+    """A daemon that runs until a signal, or until it is idle."""
+
+    def __init__(self, start: Start, service: Service, notices: Notices, worker: ThreadPoolExecutor) -> None:
+        self._start = start
+        self._service = service
+        self._notices = notices
+        self._worker = worker
+        self._over = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._look: asyncio.TimerHandle | None = None
+        self._end: asyncio.TimerHandle | None = None
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serves; `ready` is called when it does."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._over.set)
+        for sock in (self._notices.links, self._notices.rules):
+            self._loop.add_reader(sock, self._noticed, sock)
+        app = application(self._service, self._worker, self._start.log, self._changed)
+        runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        await runner.setup()
+        try:
+            await web.UnixSite(runner, str(self._start.socket_path)).start()
+            self._start.socket_path.chmod(0o660)
+            ready()
+            self._changed()
+            await self._over.wait()
+        finally:
+            await runner.cleanup()
+
+    def _noticed(self, sock: socket.socket) -> None:
+        self._notices.drain(sock)
+        if self._look is None:
+            self._look = self._loop.call_later(_SETTLE_S, self._look_now)
+
+    def _look_now(self) -> None:
+        self._look = None
+        self._loop.run_in_executor(self._worker, self._check).add_done_callback(lambda _: self._changed())
+
+    def _check(self) -> None:
+        try:
+            self._service.check()
+        except GangwayError as error:
+            self._start.log.warning("%s", error)
+        except Exception as error:
+            self._start.log.failure(error)
+
+    def _changed(self) -> None:
+        """It may be over now."""
+        if self._end is not None:
+            self._end.cancel()
+        if self._start.until_idle and self._service.is_idle:
+            self._end = self._loop.call_later(_LINGER_S, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        if self._service.is_idle:
+            self._over.set()
+
+
+def run(start: Start, ready: Callable[[], None]) -> None:
+    """Runs a daemon to its end; `ready` is called when it serves.  GangwayError: it cannot."""
+    if not probe.is_root():
+        raise Unsupported("the daemon changes links, rules and settings of this host: run it as root")
+    ports.raise_descriptor_limit()
+    with ExitStack() as stack:
+        _claim(start, stack)
+        store = Store(start.state)
+        relay = Relay(start.socket_path.with_suffix(".relay"), start.config.relay)
+        worker = stack.enter_context(ThreadPoolExecutor(1, "worker"))
+        notices = Notices()
+        stack.callback(notices.close)
+        service = worker.submit(Service, start.config, store, relay, start.log).result()
+        stack.callback(lambda: worker.submit(service.close).result())
+
+        async def serve() -> None:
+            await Daemon(start, service, notices, worker).run(ready)
+
+        asyncio.run(serve())
+
+
+def _claim(start: Start, stack: ExitStack) -> None:
+    """Makes sure that no other daemon looks after this network namespace, or has this socket."""
+    lock = stack.enter_context(socket.socket(socket.AF_UNIX))
+    try:
+        lock.bind(_LOCK)
+    except OSError:
+        raise Conflict("another gangway daemon looks after this network namespace already") from None
+    path = start.socket_path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        with socket.socket(socket.AF_UNIX) as probing:
+            probing.connect(str(path))
+        raise Conflict(f"another daemon listens on {path}: give this one another --socket")
+    except (FileNotFoundError, ConnectionRefusedError):
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise HostRefused(f"the socket {path} cannot be had: {error.strerror or error}") from None
+    stack.callback(lambda: path.unlink(missing_ok=True))
+
+
+def said_on(fd: int | None) -> Callable[[], None]:
+    """Says on a pipe that the daemon serves."""
+
+    def ready() -> None:
+        if fd is not None:
+            with suppress(OSError):
+                os.write(fd, b"0\n")
+            os.close(fd)
+
+    return ready
+
+
+def to_stderr() -> Log:
+    """A log for a daemon in the foreground."""
+    return Log(lambda _level, line: print(f"gangway: {line}", file=sys.stderr, flush=True))

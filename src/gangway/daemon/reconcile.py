@@ -1,0 +1,208 @@
+"""What has to be done: the difference between what is and what should be, as steps in an order.
+
+What this file knows: the kinds of steps, what goes before what, and how each is undone.  What it must not know: how a
+step is carried out.
+
+How it works.  `diff(before, after)` compares two States.  A command compares the little that it changes; a daemon that
+starts, or that was told of a change, compares what it found in the kernel with all that is wanted.  The order:
+
+    taking down     rules → flows → relay's ports → attachments → bridges → forwarding
+    setting up      bridges → attachments → relay's ports → rules → flows → forwarding
+
+Nothing is translated to where it does not lead yet, and a port is the relay's before a rule leads past it: so no moment
+refuses a connection that a moment later would have been served.  Forwarding comes last: it is switched on when the
+rules that restrict it stand.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from gangway.model import Endpoint, Network
+from gangway.plan import MappingPlan, NetworkPlan, Plan
+
+
+class HostPort(NamedTuple):
+    """A port that the relay keeps."""
+
+    protocol: str
+    address: str
+    port: int
+
+
+class Target(NamedTuple):
+    """Where its clients are taken."""
+
+    address: str
+    port: int
+
+
+class Attachment(NamedTuple):
+    """An endpoint with what it takes to make it."""
+
+    endpoint: Endpoint
+    network: Network
+    namespace: str
+    """The path of the container's."""
+    isolated: bool
+    """Its bridge port reaches the bridge only."""
+
+
+class Ports(NamedTuple):
+    """Some of the relay's ports."""
+
+    of: tuple[tuple[HostPort, Target], ...]
+
+
+class Rewrite(NamedTuple):
+    """All rules, from one plan to another; None: none are."""
+
+    before: Plan | None
+    after: Plan | None
+
+
+class Change(NamedTuple):
+    """Rules of mappings."""
+
+    withdrawn: tuple[MappingPlan, ...]
+    published: tuple[MappingPlan, ...]
+
+
+class Forwarding(NamedTuple):
+    """Families that are to be forwarded."""
+
+    before: frozenset[int]
+    after: frozenset[int]
+
+
+class Verb(StrEnum):
+    """What a step does."""
+
+    MAKE_BRIDGE = "make bridge"
+    DELETE_BRIDGE = "delete bridge"
+    ATTACH = "attach"
+    DETACH = "detach"
+    ISOLATE = "isolate"
+    KEEP = "keep ports"
+    DROP = "drop ports"
+    REWRITE = "rewrite rules"
+    CHANGE = "change rules"
+    FORGET = "forget flows"
+    FORWARD = "forward"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do.  `name` is that of a link, for the steps about one."""
+
+    verb: Verb
+    what: object
+    name: str = ""
+
+    def undo(self) -> "Step | None":
+        """What takes it back; None where nothing does, or need."""
+        match self.what:
+            case None:
+                return None
+            case Rewrite(before, after):
+                return Step(self.verb, Rewrite(after, before))
+            case Change(withdrawn, published):
+                return Step(self.verb, Change(published, withdrawn))
+            case Forwarding(before, after):
+                return Step(self.verb, Forwarding(after, before))
+        opposite = _OPPOSITES.get(self.verb)
+        return None if opposite is None else Step(opposite, self.what, self.name)
+
+
+_OPPOSITES = {
+    Verb.MAKE_BRIDGE: Verb.DELETE_BRIDGE,
+    Verb.DELETE_BRIDGE: Verb.MAKE_BRIDGE,
+    Verb.ATTACH: Verb.DETACH,
+    Verb.DETACH: Verb.ATTACH,
+    Verb.KEEP: Verb.DROP,
+    Verb.DROP: Verb.KEEP,
+}
+
+
+@dataclass(frozen=True)
+class State:
+    """What is, or should be.  Of what was only found, no more is known than its name: the value is None."""
+
+    bridges: Mapping[str, NetworkPlan | None] = field(default_factory=dict)
+    """By the bridge's name."""
+    attachments: Mapping[str, Attachment | None] = field(default_factory=dict)
+    """By the name of the host's end."""
+    isolated: frozenset[str] = frozenset()
+    """The host's ends that are."""
+    ports: Mapping[HostPort, Target] = field(default_factory=dict)
+    mappings: Mapping[str, MappingPlan] = field(default_factory=dict)
+    """Those whose rules change by themselves, by their text."""
+    plan: Plan | None = None
+    """Whose rules stand there."""
+    forwarding: frozenset[int] = frozenset()
+
+
+def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPort, Target]]:
+    """The relay's ports for a mapping."""
+    mapping = planned.mapping
+    for port, container_port in mapping.pairs():
+        host_port = HostPort(mapping.protocol.value, str(mapping.host_address), port)
+        yield host_port, Target(str(planned.container_address), container_port)
+
+
+def diff(before: State, after: State) -> Iterator[Step]:
+    """The steps from one to the other, in order."""
+    yield from _take_down(before, after)
+    yield from _set_up(before, after)
+
+
+def _take_down(before: State, after: State) -> Iterator[Step]:
+    withdrawn = [planned for name, planned in before.mappings.items() if name not in after.mappings]
+    if before.plan is not after.plan and _is_less(after.plan, before.plan):
+        yield Step(Verb.REWRITE, Rewrite(before.plan, after.plan))
+    elif withdrawn:
+        yield Step(Verb.CHANGE, Change(tuple(withdrawn), ()))
+    gone = tuple((port, target) for port, target in before.ports.items() if after.ports.get(port) != target)
+    if gone:
+        yield Step(Verb.DROP, Ports(gone))
+    yield from (Step(Verb.FORGET, planned) for planned in withdrawn)
+    for name, attachment in before.attachments.items():
+        if name not in after.attachments:
+            yield Step(Verb.DETACH, attachment, name)
+    for name, network in before.bridges.items():
+        if name not in after.bridges:
+            yield Step(Verb.DELETE_BRIDGE, network, name)
+    if before.forwarding - after.forwarding:
+        yield Step(Verb.FORWARD, Forwarding(before.forwarding, before.forwarding & after.forwarding))
+
+
+def _set_up(before: State, after: State) -> Iterator[Step]:
+    for name, network in after.bridges.items():
+        if name not in before.bridges:
+            yield Step(Verb.MAKE_BRIDGE, network, name)
+    for name, attachment in after.attachments.items():
+        # A new bridge has no ports: who was attached to one of that name is not any more.
+        fresh = attachment is not None and attachment.network.bridge in after.bridges.keys() - before.bridges.keys()
+        if name not in before.attachments or fresh:
+            yield Step(Verb.ATTACH, attachment, name)
+        elif attachment is not None and attachment.isolated != (name in before.isolated):
+            yield Step(Verb.ISOLATE, attachment, name)
+    new = tuple((port, target) for port, target in after.ports.items() if before.ports.get(port) != target)
+    if new:
+        yield Step(Verb.KEEP, Ports(new))
+    published = [planned for name, planned in after.mappings.items() if name not in before.mappings]
+    if before.plan is not after.plan and not _is_less(after.plan, before.plan):
+        yield Step(Verb.REWRITE, Rewrite(before.plan, after.plan))
+    elif published:
+        yield Step(Verb.CHANGE, Change((), tuple(published)))
+    yield from (Step(Verb.FORGET, planned) for planned in published if planned.mapping.protocol == "udp")
+    if after.forwarding - before.forwarding:
+        yield Step(Verb.FORWARD, Forwarding(before.forwarding & after.forwarding, after.forwarding))
+
+
+def _is_less(after: Plan | None, before: Plan | None) -> bool:
+    """Rules go before what they lead to goes."""
+    if after is None or before is None:
+        return after is None
+    return len(after.networks) < len(before.networks)

@@ -1,0 +1,130 @@
+"""The daemon's end of its relay: starting one, handing ports over, taking them back.
+
+What this file knows: the messages of `gangway.relay.kept`, and how a relay is started.  What it must not know:
+mappings, how the relay works.
+
+How it works.  The relay is a process apart, which outlives the daemon: it listens on a unix socket of its own, and a
+daemon that starts looks there first.  One that has neither a port nor a daemon ends by itself.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from gangway.daemon.reconcile import HostPort, Target
+from gangway.errors import HostRefused
+from gangway.relay.settings import Settings
+
+_MESSAGE_BYTES = 65536
+_PATIENCE_S = 10.0
+
+
+class Relay:
+    """The relay behind the unix socket `path`.  HostRefused: it does not do as it is told."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self._path = path
+        self._settings = settings
+        self._channel: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def find(self) -> bool:
+        """Connects to a relay that runs already; False if there is none."""
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        channel.settimeout(_PATIENCE_S)
+        try:
+            channel.connect(str(self._path))
+        except OSError:
+            channel.close()
+            return False
+        self._channel = channel
+        return True
+
+    def kept(self) -> Iterator[tuple[HostPort, Target]]:
+        """The ports that it keeps."""
+        offset = 0
+        while self._channel is not None:
+            lines = self._ask(f"kept {offset}").splitlines()
+            for line in lines:
+                protocol, address, port, to, to_port = line.split()
+                yield HostPort(protocol, address, int(port)), Target(to, int(to_port))
+            if not lines:
+                return
+            offset += len(lines)
+
+    def keep(self, port: HostPort, target: Target, sock: socket.socket) -> None:
+        """Hands a port's socket over; it is closed here."""
+        if self._channel is None and not self.find():
+            self._start()
+        with sock:
+            text = f"keep {port.protocol} {port.address} {port.port} {target.address} {target.port}"
+            self._expect_ok(text, [sock.fileno()])
+
+    def drop(self, port: HostPort) -> None:
+        """Takes a port back; its connections end.  With a relay that is gone, they have."""
+        if self._channel is not None and self.lives():
+            self._expect_ok(f"drop {port.protocol} {port.address} {port.port}")
+
+    def lives(self) -> bool:
+        """Whether it is there; a relay that nobody has needed yet does not count as dead."""
+        if self._process is not None:
+            self._process.poll()
+        if self._channel is None:
+            return True
+        with suppress(OSError):
+            self._channel.setblocking(False)
+            try:
+                return bool(self._channel.recv(1, socket.MSG_PEEK))
+            except BlockingIOError:
+                return True
+            finally:
+                self._channel.settimeout(_PATIENCE_S)
+        return False
+
+    def close(self) -> None:
+        """Lets go of it; one without ports ends."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def _start(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            self._path.unlink(missing_ok=True)
+            listener.bind(str(self._path))
+            listener.listen()
+            os.chmod(self._path, 0o600)
+            command = [sys.executable, "-I", "-m", "gangway.relay", json.dumps(self._settings._asdict())]
+            self._process = process = subprocess.Popen(
+                command,
+                stdin=listener.fileno(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd="/",
+            )
+        assert process.stdout is not None
+        with process.stdout as status:
+            said = status.read().decode(errors="replace")
+        if said != "0\n" or not self.find():
+            raise HostRefused(f"the relay does not start: {said.strip() or 'it says nothing'}")
+
+    def _expect_ok(self, text: str, fds: list[int] | None = None) -> None:
+        answer = self._ask(text, fds or [])
+        if answer != "ok":
+            raise HostRefused(f"the relay refused {text!r}: {answer.removeprefix('error ')}")
+
+    def _ask(self, text: str, fds: list[int] | None = None) -> str:
+        if self._channel is None:
+            raise HostRefused("the relay is gone")
+        try:
+            socket.send_fds(self._channel, [text.encode()], fds or [])
+            answer = self._channel.recv(_MESSAGE_BYTES)
+        except OSError as error:
+            self.close()
+            raise HostRefused(f"the relay does not answer: {error}") from None
+        return answer.decode()

@@ -1,0 +1,97 @@
+"""Host ports for a `-p`: choosing them, and taking them before anybody else does.
+
+What this file knows: what a PortRequest asks for, and that a port is taken by a socket.  What it must not know: what
+becomes of the sockets.
+
+A request is for all of its ports at all of its addresses, or for none.  Where it leaves a choice, the next choice is
+tried when one port of it is taken: for 0.0.0.0 and :: the number has to be the same.
+"""
+
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
+
+from gangway.daemon.reconcile import HostPort
+from gangway.errors import Conflict, GangwayError, PortTaken, Unsupported
+from gangway.kernel import ports
+from gangway.model import ANY, Address, PortMapping, PortRange, PortRequest, Protocol, Taken
+
+Reserved = dict[HostPort, socket.socket]
+
+# How many numbers of the kernel's choice are tried.
+_TRIES = 20
+# Where a number is looked for when the kernel has no sockets of the protocol to choose one by (RFC 6335, 6).
+_DYNAMIC = PortRange(49152, 65535)
+
+
+class Reserving:
+    """Takes ports for a container; `missing` are the protocols that the kernel has no sockets of."""
+
+    def __init__(self, container: str, taken: Taken, missing: Collection[Protocol]) -> None:
+        self._container = container
+        self._taken = taken
+        self._missing = missing
+
+    def reserve(self, request: PortRequest) -> tuple[list[PortMapping], Reserved]:
+        """The mappings that a request means, and a socket for each port; they are the caller's.
+
+        PortTaken, Conflict: they cannot be had, and who has them.
+        """
+        refused: GangwayError | None = None
+        for choice in self._choices(request):
+            try:
+                return self._take(request, choice)
+            except (PortTaken, Conflict) as error:
+                if not request.is_choice:
+                    raise
+                refused = error
+        raise PortTaken(f"none of the host ports {request.host_ports or ''} is free: {refused}")
+
+    def _choices(self, request: PortRequest) -> Iterator[PortRange]:
+        """The host ports to try; that of a free one is decided by taking it."""
+        given = request.host_ports
+        if given is not None and not request.is_choice:
+            yield given
+        elif given is None and request.protocol not in self._missing:
+            for _ in range(_TRIES):
+                yield from self._free(request)
+        else:
+            numbers = given or _DYNAMIC
+            yield from (PortRange(port, port) for port in range(numbers.first, numbers.last + 1))
+
+    def _free(self, request: PortRequest) -> Iterator[PortRange]:
+        with ports.take(request.protocol.value, str(request.host_addresses[0]), 0) as sock:
+            number = sock.getsockname()[1]
+        yield PortRange(number, number)
+
+    def _take(self, request: PortRequest, host_ports: PortRange) -> tuple[list[PortMapping], Reserved]:
+        mappings: list[PortMapping] = []
+        reserved: Reserved = {}
+        with ExitStack() as opened:
+            for address in request.host_addresses:
+                mapping = PortMapping(self._container, request.protocol, address, host_ports, request.container_ports)
+                other = self._taken.collision(mapping)
+                if other is not None:
+                    raise Conflict(f"{mapping} is taken: container {other.container} has {other}")
+                try:
+                    reserved |= self._take_at(mapping, opened)
+                except Unsupported:
+                    if not _can_do_without(address, request):
+                        raise
+                else:
+                    mappings.append(mapping)
+            opened.pop_all()
+        return mappings, reserved
+
+    def _take_at(self, mapping: PortMapping, opened: ExitStack) -> Reserved:
+        found: Reserved = {}
+        if mapping.protocol not in self._missing:
+            for port, _ in mapping.pairs():
+                at = HostPort(mapping.protocol.value, str(mapping.host_address), port)
+                found[at] = opened.enter_context(ports.take(*at))
+        return found
+
+
+def _can_do_without(address: Address, request: PortRequest) -> bool:
+    """Nobody has asked for :: by name, and this kernel has no IPv6."""
+    return address == ANY[1] and request.host_addresses == ANY

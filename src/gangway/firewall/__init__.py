@@ -1,0 +1,1 @@
+"""The firewall: a Plan as rules (`nftables`, `iptables`: pure), and how rules get into the kernel (`apply`)."""

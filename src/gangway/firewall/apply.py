@@ -1,0 +1,110 @@
+"""How rules get into the kernel, and how what is there is read.
+
+What this file knows: libnftables, iptables-restore(8) and iptables-save(8).  What it must not know: what the rules are.
+
+nftables takes a text as one transaction: all of it or nothing (libnftables(3)).  It is called in this process: nft(8)
+does no more, and starting a program costs twenty times what a change does.  iptables-restore makes a transaction of
+each table; so what it was that failed, and what was there before, is its caller's to know.
+"""
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Collection
+from ctypes import c_char_p, c_int, c_uint, c_void_p
+
+from gangway.errors import HostRefused, Unsupported
+
+_LIBRARY = "libnftables.so.1"
+# include/nftables/libnftables.h
+_STATELESS, _JSON, _TERSE = 1 << 1, 1 << 4, 1 << 11
+
+
+class Nftables:
+    """libnftables, in the network namespace of the calling thread.  Unsupported: it is not installed."""
+
+    def __init__(self) -> None:
+        try:
+            self._library = library = ctypes.CDLL(_LIBRARY)
+        except OSError:
+            raise Unsupported(f"nftables cannot be used: {_LIBRARY} is not installed (Debian: nftables)") from None
+        library.nft_ctx_new.restype, library.nft_ctx_new.argtypes = c_void_p, [c_uint]
+        library.nft_run_cmd_from_buffer.argtypes = [c_void_p, c_char_p]
+        library.nft_ctx_output_set_flags.argtypes = [c_void_p, c_uint]
+        for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error", "nft_ctx_free"):
+            getattr(library, name).argtypes = [c_void_p]
+        for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
+            getattr(library, name).argtypes = [c_void_p]
+            getattr(library, name).restype = c_char_p
+        library.nft_run_cmd_from_buffer.restype = c_int
+        self._context = library.nft_ctx_new(0)
+        library.nft_ctx_buffer_output(self._context)
+        library.nft_ctx_buffer_error(self._context)
+
+    def close(self) -> None:
+        """Frees it."""
+        self._library.nft_ctx_free(self._context)
+
+    def apply(self, text: str) -> None:
+        """One transaction.  HostRefused: nothing was changed."""
+        self._run(text)
+
+    def listing(self, table: str) -> str:
+        """A table's rules, and its sets without their elements; empty if there is no such table."""
+        try:
+            return self._run(f"list table {table}", _STATELESS | _TERSE)
+        except HostRefused:
+            return ""
+
+    def chains(self) -> str:
+        """All chains there are, as JSON (libnftables-json(5)).  HostRefused: the kernel has no nftables."""
+        return self._run("list chains", _JSON)
+
+    def _run(self, text: str, flags: int = 0) -> str:
+        self._library.nft_ctx_output_set_flags(self._context, flags)
+        failed = self._library.nft_run_cmd_from_buffer(self._context, text.encode())
+        output = self._library.nft_ctx_get_output_buffer(self._context) or b""
+        complaint = self._library.nft_ctx_get_error_buffer(self._context) or b""
+        if failed:
+            lines = complaint.decode(errors="replace").splitlines()
+            raise HostRefused(f"nftables: {lines[0].removeprefix('Error: ') if lines else 'refused'}")
+        return bytes(output).decode(errors="replace")
+
+
+class Iptables:
+    """iptables-restore and iptables-save of a family, of whatever variant (nft or legacy) the host has set up."""
+
+    def __init__(self, family: int) -> None:
+        name = {4: "iptables", 6: "ip6tables"}[family]
+        self._save, self._restore = f"{name}-save", f"{name}-restore"
+        self._command = name
+        for program in (self._save, self._restore):
+            if shutil.which(program) is None:
+                raise Unsupported(f"iptables cannot be used: there is no {program} (Debian: iptables)")
+
+    def apply(self, text: str) -> None:
+        """One call.  HostRefused: the table that failed, and those after it, were not changed."""
+        self._run(self._restore, "--noflush", "--wait", feed=text)
+
+    def listing(self, tables: Collection[str]) -> str:
+        """What iptables-save says of some tables."""
+        return "".join(self._run(self._save, "-t", table) for table in tables)
+
+    def policy(self) -> str:
+        """The policy of FORWARD: ACCEPT or DROP."""
+        return self._run(self._command, "--wait", "-S", "FORWARD").split()[2]
+
+    def set_policy(self, policy: str) -> None:
+        """Sets it."""
+        self._run(self._command, "--wait", "-P", "FORWARD", policy)
+
+    def _run(self, *words: str, feed: str = "") -> str:
+        done = subprocess.run(words, input=feed, text=True, capture_output=True, check=False)
+        if done.returncode:
+            raise HostRefused(f"{words[0]}: {_first_line(done.stderr)}")
+        return done.stdout
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return lines[0] if lines else "refused"

@@ -1,0 +1,275 @@
+"""A Plan as iptables rules: text for iptables-restore(8) and ip6tables-restore(8).
+
+What this file knows: the layout of Docker's rules, and the spelling of iptables-save(8): a rule is rendered exactly as
+it will be listed, so what is there can be compared with what should be.  What it must not know: why a road was chosen,
+how text gets into the kernel.
+
+How it works.  The layout is the one that Docker has had since the beginning, in chains that all bear one name, the
+prefix.  In `nat`, PREROUTING and OUTPUT send what is for a local address to that chain, which has a rule for each
+mapping; POSTROUTING masquerades.  In `filter`, FORWARD asks the chain, which accepts what is for a container's
+published port, and lets pass what is established, what leaves a bridge, and what stays within one.  `mangle` and
+`raw` have what that layout lacks: networks are kept apart, and nobody gets to a container, or to the host's loopback
+address, but by a published port, whatever the policy of FORWARD.
+
+With the prefix DOCKER it is Docker's layout to the letter: what comes from a container's own bridge is not translated
+but left to the relay, and a container that reaches itself is masqueraded by a rule of its own for each port.  With any
+other, rules translate that too, and one rule for each network masquerades it.
+
+Docker's rules stand in the built-in chains themselves, with nothing to tell whose they are.  So to change them one has
+to know what was there before: `batch` compares with a listing, and with what is said to have been applied last.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+from gangway.model import in_brackets
+from gangway.plan import MappingPlan, Origin, Plan, Road, Route
+
+DOCKERS_PREFIX = "DOCKER"
+"""The prefix that asks for Docker's layout to the letter."""
+
+_LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
+_NOT_ALLOWED = "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table's share of the rules.  `rules` are `-A CHAIN …`; those of other chains than `chain` stand in built-in
+    ones."""
+
+    name: str
+    chain: str
+    rules: tuple[str, ...]
+
+    @property
+    def has_chain(self) -> bool:
+        """Whether a rule stands in the chain, or jumps to it."""
+        return any(f" {self.chain} " in f"{rule} " for rule in self.rules)
+
+    @property
+    def built_in(self) -> tuple[str, ...]:
+        """The rules in built-in chains, in order."""
+        return tuple(rule for rule in self.rules if chain_of(rule) != self.chain)
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The rules in the chain of our own, in order."""
+        return tuple(rule for rule in self.rules if chain_of(rule) == self.chain)
+
+
+def render(plan: Plan, family: int, prefix: str) -> tuple[Table, ...]:
+    """All rules of a family."""
+    mappings = [planned for planned in plan.mappings if planned.family == family and planned.is_nat]
+    of_mappings = [rules_of(planned, prefix) for planned in mappings]
+
+    def table(name: str, rules: Iterable[str]) -> Table:
+        return Table(name, prefix, (*rules, *(rule for found in of_mappings for rule in found.get(name, ()))))
+
+    return (
+        table("raw", [f"-A PREROUTING -d {_LOOPBACK[family]} ! -i lo -j DROP"]),
+        table("mangle", _apart(plan, prefix)),
+        table("nat", _nat(plan, family, prefix)),
+        table("filter", _filter(plan, prefix)),
+    )
+
+
+def rules_of(planned: MappingPlan, prefix: str) -> dict[str, tuple[str, ...]]:
+    """A mapping's rules, by table."""
+    mapping, bridge = planned.mapping, planned.bridge
+    ports = f"-p {mapping.protocol} -m {mapping.protocol} --dport {_ports(mapping.host_ports)}"
+    inner = f"-p {mapping.protocol} -m {mapping.protocol} --dport {_ports(mapping.container_ports)}"
+    at = "" if mapping.host_address.is_unspecified else f" -d {ip_network(mapping.host_address)}"
+    container = ip_network(planned.container_address)
+    elsewhere = f" ! -i {bridge}" if prefix == DOCKERS_PREFIX else ""
+    rules: dict[str, tuple[str, ...]] = {
+        "nat": (f"-A {prefix}{at}{elsewhere} {ports} -j DNAT --to-destination {_target(planned)}",),
+        "filter": (f"-A {prefix} -d {container}{elsewhere} -o {bridge} {inner} -j ACCEPT",),
+    }
+    if prefix == DOCKERS_PREFIX:
+        rules["nat"] += (f"-A POSTROUTING -s {container} -d {container} {inner} -j MASQUERADE",)
+    return rules
+
+
+def rules_met(planned: MappingPlan, route: Route, prefix: str) -> Iterator[str]:
+    """The rules that the first packet of a client on `route` meets, each as `TABLE: RULE`."""
+    if route.road is not Road.NAT:
+        return
+    rules = rules_of(planned, prefix)
+    hook = _to_output(planned.family, prefix) if route.origin is Origin.HOST else _to_prerouting(prefix)
+    yield f"nat: {hook}"
+    yield f"nat: {rules['nat'][0]}"
+    if route.origin is not Origin.HOST:
+        yield f"filter: -A FORWARD -o {planned.bridge} -j {prefix}"
+        yield f"filter: {rules['filter'][0]}"
+    if route.neighbour:
+        yield f"nat: … -o {planned.bridge} -m conntrack --ctstate DNAT -j MASQUERADE"
+
+
+def batch(wanted: Collection[Table], applied: Collection[Table], listed: Mapping[str, frozenset[str]]) -> str:
+    """What makes `wanted` of what is `listed` (rules by table), of which `applied` is ours: iptables-restore
+    --noflush.
+
+    With nothing wanted it takes away all that was applied.
+    """
+    text = []
+    before, after = ({table.name: table for table in tables} for tables in (applied, wanted))
+    for name in dict.fromkeys((*before, *after)):
+        old, new = before.get(name), after.get(name)
+        rules = listed.get(name, frozenset())
+        ours = dict.fromkeys((*(old.built_in if old else ()), *(new.built_in if new else ())))
+        text.append(f"*{name}")
+        if new is not None and new.has_chain:
+            text.append(f":{new.chain} - [0:0]")
+        text += [_deletion(rule) for rule in ours if rule in rules]
+        if new is not None:
+            text += _insertions(new.built_in)
+            text += new.own
+        if old is not None and (new is None or new.chain != old.chain) and f":{old.chain}" in rules:
+            text += [f"-F {old.chain}", f"-X {old.chain}"]
+        text.append("COMMIT")
+    return "\n".join(text) + "\n"
+
+
+def change(withdrawn: Iterable[MappingPlan], published: Iterable[MappingPlan], family: int, prefix: str) -> str:
+    """Takes mappings out and puts others in; empty if none is of the family."""
+    lines: dict[str, list[str]] = {}
+    for plans, spell in ((withdrawn, _deletion), (published, str)):
+        for planned in plans:
+            if planned.family == family and planned.is_nat:
+                for table, rules in rules_of(planned, prefix).items():
+                    lines.setdefault(table, []).extend(spell(rule) for rule in rules)
+    return "".join(f"*{table}\n" + "\n".join(rules) + "\nCOMMIT\n" for table, rules in lines.items())
+
+
+def built_in(tables: Iterable[Table]) -> tuple[Table, ...]:
+    """The same tables with no other rules than those in built-in chains."""
+    return tuple(Table(table.name, table.chain, table.built_in) for table in tables)
+
+
+def with_mappings(
+    tables: Iterable[Table], withdrawn: Iterable[MappingPlan], published: Iterable[MappingPlan], family: int
+) -> tuple[Table, ...]:
+    """What `built_in` gives, after a change of mappings."""
+    gone, new = (
+        [planned for planned in plans if planned.family == family and planned.is_nat]
+        for plans in (withdrawn, published)
+    )
+
+    def changed(table: Table) -> Table:
+        def rules(plans: Iterable[MappingPlan]) -> tuple[str, ...]:
+            found = (rule for planned in plans for rule in rules_of(planned, table.chain).get(table.name, ()))
+            return Table(table.name, table.chain, tuple(found)).built_in
+
+        left = list(table.rules)
+        for rule in rules(gone):
+            if rule in left:
+                left.remove(rule)
+        return Table(table.name, table.chain, (*left, *rules(new)))
+
+    return tuple(changed(table) for table in tables)
+
+
+def missing(tables: Collection[Table], listed: Mapping[str, frozenset[str]]) -> tuple[str, ...]:
+    """Which rules are not `listed` (rules by table)."""
+    return tuple(rule for table in tables for rule in table.rules if rule not in listed.get(table.name, frozenset()))
+
+
+def parse_listing(text: str) -> dict[str, frozenset[str]]:
+    """The rules of each table, from iptables-save(8); a chain of somebody's own is there as `:NAME`."""
+    found: dict[str, set[str]] = {}
+    rules: set[str] = set()
+    for line in text.splitlines():
+        if line.startswith("*"):
+            rules = found.setdefault(line[1:], set())
+        elif line.startswith("-A "):
+            rules.add(line)
+        elif line.startswith(":"):
+            rules.add(line.split()[0])
+    return {table: frozenset(rules) for table, rules in found.items()}
+
+
+def chain_of(rule: str) -> str:
+    """The chain that `-A CHAIN …` stands in."""
+    return rule.split(" ", 2)[1]
+
+
+def _nat(plan: Plan, family: int, prefix: str) -> Iterator[str]:
+    if family in plan.routed:
+        yield _to_prerouting(prefix)
+    yield _to_output(family, prefix)
+    if family == 6:
+        # The kernel forwards nothing from a link-local address, and that is where who asks one comes from.
+        yield f"-A {prefix} -d fe80::/10 -j RETURN"
+    subnets = [
+        (planned.network, subnet)
+        for planned in plan.networks
+        for subnet in planned.network.subnets
+        if subnet.version == family
+    ]
+    if prefix != DOCKERS_PREFIX:
+        for network, subnet in subnets:
+            translated = f"-o {network.bridge} -m conntrack --ctstate DNAT"
+            yield f"-A POSTROUTING -s {subnet} {translated} -j MASQUERADE"
+            yield f"-A POSTROUTING {translated} -j ACCEPT"
+    for network, subnet in subnets:
+        if network.masquerade and not network.internal:
+            yield f"-A POSTROUTING -s {subnet} ! -o {network.bridge} -j MASQUERADE"
+
+
+def _filter(plan: Plan, prefix: str) -> Iterator[str]:
+    for network in (planned.network for planned in plan.networks):
+        bridge = network.bridge
+        yield f"-A FORWARD -o {bridge} -j {prefix}"
+        yield f"-A FORWARD -o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+        yield f"-A FORWARD -i {bridge} ! -o {bridge} -j ACCEPT"
+        if network.icc:
+            yield f"-A FORWARD -i {bridge} -o {bridge} -j ACCEPT"
+
+
+def _apart(plan: Plan, prefix: str) -> Iterator[str]:
+    yield f"-A FORWARD -j {prefix}"
+    for network in (planned.network for planned in plan.networks):
+        bridge = network.bridge
+        if network.internal:
+            yield f"-A {prefix} -i {bridge} ! -o {bridge} -j DROP"
+            yield f"-A {prefix} ! -i {bridge} -o {bridge} -j DROP"
+        else:
+            yield f"-A {prefix} ! -i {bridge} -o {bridge} {_NOT_ALLOWED} -j DROP"
+        if not network.icc:
+            yield f"-A {prefix} -i {bridge} -o {bridge} {_NOT_ALLOWED} -j DROP"
+
+
+def _to_prerouting(prefix: str) -> str:
+    return f"-A PREROUTING -m addrtype --dst-type LOCAL -j {prefix}"
+
+
+def _to_output(family: int, prefix: str) -> str:
+    return f"-A OUTPUT ! -d {_LOOPBACK[family]} -m addrtype --dst-type LOCAL -j {prefix}"
+
+
+def _target(planned: MappingPlan) -> str:
+    mapping, address = planned.mapping, planned.container_address
+    host, container = mapping.host_ports, mapping.container_ports
+    if host.count > 1 and mapping.keeps_ports:
+        return str(address)
+    if host.count == 1:
+        return f"{in_brackets(address)}:{container}"
+    return f"{in_brackets(address)}:{container}/{host.first}"
+
+
+def _ports(ports: object) -> str:
+    return str(ports).replace("-", ":")
+
+
+def _deletion(rule: str) -> str:
+    return f"-D{rule[2:]}"
+
+
+def _insertions(rules: Iterable[str]) -> Iterator[str]:
+    """At the head of each chain, in order: what other programs have there comes after."""
+    places: dict[str, int] = {}
+    for rule in rules:
+        chain = chain_of(rule)
+        places[chain] = places.get(chain, 0) + 1
+        yield f"-I {chain} {places[chain]}{rule[len('-A ') + len(chain) :]}"

@@ -1,0 +1,204 @@
+"""A Plan as nftables rules: text for nft(8).
+
+What this file knows: nft's language.  What it must not know: why a road was chosen, how text gets into the kernel.
+
+How it works.  All of it is one table, `inet gangway`.  Its rules are fixed: they depend on what families are forwarded
+and on nothing else.  Networks and mappings are elements of its sets and maps, so a packet meets the same few rules
+however many mappings there are, and one more mapping is one more element.  Only a connection's first packet sees the
+chains of type nat at all.
+
+A family has three maps, as each kind of mapping has its cheapest form:
+
+    ports      protocol . port → container . port           a host address of 0.0.0.0 or ::, one port or ports moved
+    addresses  protocol . address . port → the same         one host address
+    ranges     protocol . address . ports → container       a range whose ports stay what they are: one element
+
+The first two are hashes.  The third holds intervals in several dimensions, and for these the kernel makes a copy of
+the whole set for every change (net/netfilter/nft_set_pipapo.c, commit): right for few long ranges, wrong for many
+ports.  `th dport` asks for a transport protocol that nft knows to have ports, hence the first rule of `published`.
+
+A verdict is final only when it is `drop`: other programs' chains see what is accepted here, and may still drop it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_network
+
+from gangway.plan import MappingPlan, Origin, Plan, Road, Route
+
+TABLE = "inet gangway"
+
+Elements = dict[str, list[str]]
+"""The elements of each set or map, by its name."""
+
+_MAPS = """\
+	map ports{f} {{ type inet_proto . inet_service : ipv{f}_addr . inet_service; }}
+	map addresses{f} {{ type inet_proto . ipv{f}_addr . inet_service : ipv{f}_addr . inet_service; }}
+	map ranges{f} {{ type inet_proto . ipv{f}_addr . inet_service : ipv{f}_addr; flags interval; }}
+	set inside{f} {{ type ifname . ipv{f}_addr; flags interval; }}
+	set masqueraded{f} {{ type ipv{f}_addr; flags interval; }}
+"""
+_SETS = """\
+	set bridges { type ifname; }
+	set internal { type ifname; }
+	set together { type ifname . ifname; }
+"""
+_WORD = {4: "ip", 6: "ip6"}
+# What is never translated: the kernel routes no loopback address and forwards nothing from a link-local one.
+_KEPT = {4: "127.0.0.0/8", 6: "{ ::1, fe80::/10 }"}
+_EVERY = {4: "0.0.0.0/0", 6: "::/0"}
+
+_ESTABLISHED = "oifname @bridges ct state established,related accept"
+_TRANSLATED = "oifname @bridges ct status dnat accept"
+
+
+def render(plan: Plan) -> str:
+    """The whole table, in place of whatever it was before, in one transaction."""
+    lines = [f"table {TABLE}", f"delete table {TABLE}", f"table {TABLE} {{"]
+    lines += [_MAPS.format(f=family) for family in (4, 6)]
+    lines.append(_SETS)
+    for name, (head, rules) in chains(plan).items():
+        lines.append(f"\tchain {name} {{")
+        lines += [f"\t\t{line}" for line in (head, *rules) if line]
+        lines.append("\t}")
+    lines.append("}")
+    return "\n".join(lines) + "\n" + "".join(_statements("add", _join(_networks(plan), _mappings(plan.mappings))))
+
+
+def change(withdrawn: Iterable[MappingPlan], published: Iterable[MappingPlan]) -> str:
+    """Takes mappings out and puts others in, in one transaction."""
+    return "".join((*_statements("delete", _mappings(withdrawn)), *_statements("add", _mappings(published))))
+
+
+def remove() -> str:
+    """Takes the table away, if it is there."""
+    return f"table {TABLE}\ndelete table {TABLE}\n"
+
+
+def chains(plan: Plan) -> dict[str, tuple[str, list[str]]]:
+    """Each chain's hook and rules."""
+    translate = {family: _translation(family) for family in (4, 6)}
+    return {
+        "arriving": (
+            "type filter hook prerouting priority raw;",
+            ['iifname != "lo" ip daddr 127.0.0.0/8 drop'],
+        ),
+        "published": (
+            "",
+            ["meta l4proto != { tcp, udp, sctp } return", *(_lookup(f, kind) for f in (4, 6) for kind in _KINDS)],
+        ),
+        "prerouting": (
+            "type nat hook prerouting priority dstnat;",
+            [translate[family] for family in sorted(plan.routed)],
+        ),
+        "output": ("type nat hook output priority -100;", list(translate.values())),
+        "postrouting": (
+            "type nat hook postrouting priority srcnat;",
+            [
+                *(_hairpin(family) for family in (4, 6)),
+                "oifname @bridges return",
+                *(f"{_WORD[family]} saddr @masqueraded{family} masquerade" for family in (4, 6)),
+            ],
+        ),
+        "forward": (
+            "type filter hook forward priority filter;",
+            [
+                "iifname . oifname @together accept",
+                "iifname @internal drop",
+                "oifname @internal drop",
+                _ESTABLISHED,
+                _TRANSLATED,
+                "oifname @bridges drop",
+                "iifname @bridges accept",
+                *(f"meta nfproto ipv{family} drop" for family in sorted(plan.closed)),
+            ],
+        ),
+    }
+
+
+def rules_met(planned: MappingPlan, route: Route) -> Iterator[str]:
+    """The rules that the first packet of a client on `route` meets, each as `CHAIN: RULE`."""
+    if route.road is not Road.NAT:
+        return
+    hook = "output" if route.origin is Origin.HOST else "prerouting"
+    yield f"{hook}: {_translation(planned.family)}"
+    (name, elements), *_ = _elements(planned)
+    kind = name.rstrip("46")
+    yield f"published: {_lookup(planned.family, kind)} {{ {_some(elements)} }}"
+    if route.origin is not Origin.HOST:
+        yield f"forward: {_TRANSLATED}"
+    if route.neighbour:
+        yield f"postrouting: {_hairpin(planned.family)}"
+
+
+_KINDS = ("ports", "addresses", "ranges")
+
+
+def _translation(family: int) -> str:
+    return f"{_WORD[family]} daddr != {_KEPT[family]} fib daddr type local jump published"
+
+
+def _lookup(family: int, kind: str) -> str:
+    key = "th dport" if kind == "ports" else f"{_WORD[family]} daddr . th dport"
+    return f"dnat {_WORD[family]} to meta l4proto . {key} map @{kind}{family}"
+
+
+def _hairpin(family: int) -> str:
+    """A container that answers its neighbour directly would do so from an address that nobody asked."""
+    return f"oifname . {_WORD[family]} saddr @inside{family} ct status dnat masquerade"
+
+
+def _networks(plan: Plan) -> Elements:
+    found: Elements = defaultdict(list)
+    for network in (planned.network for planned in plan.networks):
+        bridge = f'"{network.bridge}"'
+        found["bridges"].append(bridge)
+        if network.internal:
+            found["internal"].append(bridge)
+        if network.icc:
+            found["together"].append(f"{bridge} . {bridge}")
+        for subnet in network.subnets:
+            found[f"inside{subnet.version}"].append(f"{bridge} . {subnet}")
+            if network.masquerade and not network.internal:
+                found[f"masqueraded{subnet.version}"].append(str(subnet))
+    return found
+
+
+def _mappings(plans: Iterable[MappingPlan]) -> Elements:
+    return _join(*(_elements_of(planned) for planned in plans if planned.is_nat))
+
+
+def _elements_of(planned: MappingPlan) -> Elements:
+    return dict(_elements(planned))
+
+
+def _elements(planned: MappingPlan) -> Iterator[tuple[str, list[str]]]:
+    """The map that a mapping is in, and its elements there."""
+    mapping, family = planned.mapping, planned.family
+    to = planned.container_address
+    if mapping.host_ports.count > 1 and mapping.keeps_ports:
+        at = _EVERY[family] if mapping.host_address.is_unspecified else ip_network(mapping.host_address)
+        yield f"ranges{family}", [f"{mapping.protocol} . {at} . {mapping.host_ports} : {to}"]
+        return
+    if mapping.host_address.is_unspecified:
+        name, key = f"ports{family}", mapping.protocol.value
+    else:
+        name, key = f"addresses{family}", f"{mapping.protocol} . {mapping.host_address}"
+    yield name, [f"{key} . {host} : {to} . {container}" for host, container in mapping.pairs()]
+
+
+def _join(*many: Elements) -> Elements:
+    joined: Elements = defaultdict(list)
+    for elements in many:
+        for name, found in elements.items():
+            joined[name] += found
+    return joined
+
+
+def _statements(verb: str, elements: Elements) -> Iterator[str]:
+    for name, found in elements.items():
+        yield f"{verb} element {TABLE} {name} {{ {', '.join(found)} }}\n"
+
+
+def _some(elements: list[str]) -> str:
+    return elements[0] if len(elements) == 1 else f"{elements[0]}, … {elements[-1]}"

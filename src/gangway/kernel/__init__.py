@@ -1,0 +1,1 @@
+"""The hands: links, namespaces, settings, tracked connections, sockets.  Plain arguments; no model, no plan."""

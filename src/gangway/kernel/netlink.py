@@ -1,0 +1,196 @@
+"""Links, addresses and routes, by rtnetlink (pyroute2).
+
+What this file knows: bridges, veth pairs, bridge ports.  What it must not know: networks, endpoints, why.
+
+Facts that it leans on:
+
+* A bridge takes the lowest MAC address of its ports unless it was given one (net/bridge/br_stp_if.c,
+  br_stp_recalculate_bridge_id): with ports that come and go, containers would remember a wrong one.
+* `hairpin` lets a frame leave by the port that it came by: a container that reaches itself by a published port needs
+  it where br_netfilter translates within the bridge.  `isolated` ports reach the bridge itself, and no other isolated
+  port (bridge(8)).
+* A deleted bridge frees its ports; a deleted end of a veth pair takes the other along, and so does the end of the
+  namespace that one is in (veth(4)).
+* An alias (ip-link(8)) is how links of ours are known again; nobody else's is touched.
+"""
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
+from typing import Any, NamedTuple
+
+from pyroute2.iproute.linux import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from gangway.errors import HostRefused
+from gangway.kernel import netns
+
+Interface = IPv4Interface | IPv6Interface
+"""An address with its subnet."""
+
+_NO_DUPLICATE_DETECTION = 0x02  # IFA_F_NODAD, include/uapi/linux/if_addr.h: an address that is usable at once
+_MAIN_TABLE = 254
+_LOOPBACK = 1
+
+
+class Link(NamedTuple):
+    """An interface; `alias` is empty if it has none, `master` 0."""
+
+    number: int
+    name: str
+    kind: str
+    alias: str
+    master: int
+    isolated: bool
+
+
+class Links:
+    """The links of the namespace in which this object was made."""
+
+    def __init__(self) -> None:
+        with doing("talk to the kernel by netlink"):
+            self._route = IPRoute()
+
+    def close(self) -> None:
+        """Closes the socket."""
+        self._route.close()
+
+    def all(self) -> dict[str, Link]:
+        """Every link, by name."""
+        with doing("list links"):
+            links = [_link(message) for message in self._route.get_links()]
+        return {link.name: link for link in links}
+
+    def make_bridge(self, name: str, alias: str, addresses: Iterable[Interface], mtu: int) -> None:
+        """A bridge that is up and has these addresses; all of it or nothing."""
+        with doing(f"make the bridge {name}"):
+            self._route.link("add", ifname=name, kind="bridge", address=_mac())
+        try:
+            with doing(f"set up the bridge {name}"):
+                index = self._index(name)
+                self._route.link("set", index=index, ifalias=alias, mtu=mtu)
+                self._give_addresses(self._route, index, addresses)
+                self._route.link("set", index=index, state="up")
+        except HostRefused:
+            self.delete(name)
+            raise
+
+    def delete(self, name: str) -> None:
+        """Deletes a link, if it is there."""
+        with doing(f"delete {name}"):
+            for index in self._route.link_lookup(ifname=name):
+                self._route.link("del", index=index)
+
+    def attach(
+        self,
+        name: str,
+        alias: str,
+        bridge: str,
+        namespace: str,
+        addresses: Iterable[Interface],
+        gateways: Iterable[str],
+        mtu: int,
+    ) -> None:
+        """Joins a namespace (its path) to a bridge by a veth pair, of which `name` is the host's end; all of it or
+        nothing."""
+        with netns.entered(namespace), doing(f"talk to the kernel in {namespace}"):
+            inner = IPRoute()
+        try:
+            with doing(f"attach {namespace} to {bridge}"), open(namespace) as there:
+                taken = {message.get_attr("IFLA_IFNAME") for message in inner.get_links()}
+                device = next(name for name in _ethernet_names() if name not in taken)
+                peer = {"ifname": device, "net_ns_fd": there.fileno(), "mtu": mtu}
+                master = self._index(bridge)
+                self._route.link("add", ifname=name, kind="veth", master=master, mtu=mtu, peer=peer)
+                index = self._index(name)
+                self._route.link("set", index=index, ifalias=alias)
+                self._route.brport("set", index=index, mode=1)
+                self._set_up_inside(inner, device, addresses, gateways)
+                self._route.link("set", index=index, state="up")
+        except HostRefused:
+            self.delete(name)
+            raise
+        finally:
+            inner.close()
+
+    def set_isolated(self, name: str, isolated: bool) -> None:
+        """Whether a bridge's port reaches the bridge only."""
+        with doing(f"isolate {name}"):
+            self._route.brport("set", index=self._index(name), isolated=int(isolated))
+
+    def subnets(self) -> dict[IPv4Network | IPv6Network, str]:
+        """What is routed by an interface, and which; without default routes."""
+        with doing("list routes"):
+            names = {message["index"]: message.get_attr("IFLA_IFNAME") for message in self._route.get_links()}
+            found = {}
+            for message in self._route.get_routes(table=_MAIN_TABLE):
+                to, out = message.get_attr("RTA_DST"), message.get_attr("RTA_OIF")
+                if to and out:
+                    found[ip_network(f"{to}/{message['dst_len']}", strict=False)] = names.get(out, "?")
+        return found
+
+    def addresses(self) -> frozenset[str]:
+        """All addresses of this namespace."""
+        with doing("list addresses"):
+            return frozenset(message.get_attr("IFA_ADDRESS") for message in self._route.get_addr())
+
+    def _index(self, name: str) -> int:
+        found = self._route.link_lookup(ifname=name)
+        if not found:
+            raise HostRefused(f"there is no interface {name}")
+        return int(found[0])
+
+    def _set_up_inside(
+        self, inner: IPRoute, device: str, addresses: Iterable[Interface], gateways: Iterable[str]
+    ) -> None:
+        index = inner.link_lookup(ifname=device)[0]
+        inner.link("set", index=_LOOPBACK, state="up")
+        self._give_addresses(inner, index, addresses)
+        inner.link("set", index=index, state="up")
+        for gateway in gateways:
+            family = 10 if ":" in gateway else 2
+            if not any(not message["dst_len"] for message in inner.get_routes(family=family, table=_MAIN_TABLE)):
+                inner.route("add", dst="default", gateway=gateway, oif=index, family=family)
+
+    def _give_addresses(self, route: IPRoute, index: int, addresses: Iterable[Interface]) -> None:
+        for interface in addresses:
+            flags = {"flags": _NO_DUPLICATE_DETECTION} if interface.version == 6 else {}
+            route.addr("add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen, **flags)
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Says what failed, when the kernel refuses."""
+    try:
+        yield
+    except NetlinkError as error:
+        raise HostRefused(f"cannot {what}: {os.strerror(error.code)}{_advice(error.code)}") from None
+    except OSError as error:
+        raise HostRefused(f"cannot {what}: {error.strerror or error}{_advice(error.errno or 0)}") from None
+
+
+def _advice(code: int) -> str:
+    return "; run as root" if code in (1, 13) else ""  # EPERM, EACCES
+
+
+def _link(message: Any) -> Link:
+    return Link(
+        number=message["index"],
+        name=message.get_attr("IFLA_IFNAME"),
+        kind=message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or "",
+        alias=message.get_attr("IFLA_IFALIAS") or "",
+        master=message.get_attr("IFLA_MASTER") or 0,
+        isolated=bool(message.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA", "IFLA_BRPORT_ISOLATED")),
+    )
+
+
+def _ethernet_names() -> Iterator[str]:
+    return (f"eth{number}" for number in range(1000))
+
+
+def _mac() -> str:
+    """A random address, locally administered, of one station (IEEE 802)."""
+    first, *rest = secrets.token_bytes(6)
+    return ":".join(f"{byte:02x}" for byte in (first & 0xFC | 0x02, *rest))

@@ -1,0 +1,66 @@
+"""What the kernel, and other programs on this host, are found to do: one function for each assumption.
+
+What this file knows: where to look.  What it must not know: what is decided by it.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from gangway.kernel import sysctl
+
+FORWARDING = {4: ("net.ipv4.ip_forward",), 6: ("net.ipv6.conf.default.forwarding", "net.ipv6.conf.all.forwarding")}
+"""The settings that make the kernel forward a family; the last one tells whether it does.  In this order: setting
+`all` sets every interface that there is, `default` those to come."""
+_FAMILIES = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
+_LEGACY = {4: ("iptables-legacy", "ip_tables_names"), 6: ("ip6tables-legacy", "ip6_tables_names")}
+
+
+def forwards(family: int) -> bool:
+    """Whether the kernel forwards packets of a family."""
+    return sysctl.read(FORWARDING[family][-1]) not in (None, "0")
+
+
+def bridge_filtered() -> bool:
+    """Whether br_netfilter shows bridged frames to the firewall (kernel Documentation, bridge-nf-call-iptables)."""
+    return sysctl.read("net.bridge.bridge-nf-call-iptables") == "1"
+
+
+def forward_chains(listing: str, own_table: str) -> dict[int, dict[str, str]]:
+    """Other programs' base chains that filter what is forwarded: by family, the policy of each.
+
+    `listing` is libnftables' JSON of all chains.
+    """
+    found: dict[int, dict[str, str]] = {4: {}, 6: {}}
+    for entry in json.loads(listing)["nftables"]:
+        chain = entry.get("chain", {})
+        table = f"{chain.get('family')} {chain.get('table')}"
+        if chain.get("hook") == "forward" and chain.get("type") == "filter" and table != own_table:
+            for family in _FAMILIES.get(chain["family"], ()):
+                found[family][f"{table} {chain['name']}"] = chain.get("policy", "accept")
+    return found
+
+
+def legacy_forward_policy(family: int) -> str | None:
+    """The policy of the legacy iptables' FORWARD (ACCEPT, DROP); None where these tables are not in use."""
+    program, names = _LEGACY[family]
+    try:
+        in_use = "filter" in Path("/proc/thread-self/net", names).read_text().split()
+    except OSError:
+        return None
+    if not in_use or shutil.which(program) is None:
+        return None
+    done = subprocess.run([program, "-S", "FORWARD"], text=True, capture_output=True, check=False)
+    return done.stdout.split()[2] if done.returncode == 0 else None
+
+
+def boot_id() -> str:
+    """This start of the machine (random(4)): settings that were changed before it are as they were."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def is_root() -> bool:
+    """Whether this process may change anything at all."""
+    return os.geteuid() == 0

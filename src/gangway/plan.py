@@ -1,0 +1,322 @@
+"""Decides: by which road each kind of client gets to a container's port, and why.
+
+What this file knows: networks, endpoints, mappings, and the facts about the host that a decision depends on.  What it
+must not know: how those facts are found, what a rule looks like.
+
+How it works.  `plan(wanted, facts)` gives the Plan that the hands carry out and that `ls` and `explain` print.  Each
+mapping is decided by itself (`plan_mapping`), so one more costs the same however many there are.  A mapping has one
+host address, hence clients of one family: 0.0.0.0 is IPv4's, `::` is IPv6's.
+
+    is it published where the client asks?      no: blocked
+    loopback                                    the kernel does not route it: relay
+    the container has no address of the family  nothing can translate between them: relay
+    no firewall                                 relay
+    the host's own process, own address         nat, in OUTPUT; nothing is forwarded
+    whoever comes by an interface               nat, in PREROUTING, if the kernel forwards and nobody else drops it
+
+What comes from the container's own network is masqueraded besides: the container would answer a neighbour directly,
+from an address that the neighbour has not asked.
+
+Link-local addresses are an exception within an origin: the kernel forwards nothing that comes from one (RFC 4291,
+2.5.6), so who asks fe80::… is served by the relay, though the mapping be of `::`; the rules leave them out.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from gangway.model import Address, Endpoint, Network, PortMapping, Protocol
+
+
+class Firewall(StrEnum):
+    """Who writes the rules."""
+
+    NFTABLES = "nftables"
+    IPTABLES = "iptables"
+    NONE = "none"
+
+
+class Origin(StrEnum):
+    """Who opens the connection."""
+
+    LOOPBACK = "loopback"
+    HOST = "host"
+    REMOTE = "remote"
+    CONTAINER = "container"
+
+
+class Road(StrEnum):
+    """How it gets to the container."""
+
+    NAT = "nat"
+    RELAY = "relay"
+    BLOCKED = "blocked"
+
+
+class Code(StrEnum):
+    """Why a road was chosen; what fact goes with it stands beside each."""
+
+    TRANSLATED = "translated"
+    """A rule translates the destination.  Fact: the container's address and ports."""
+    MASQUERADED = "masqueraded"
+    """As above, and the source becomes the gateway's.  Fact: the same."""
+    LOOPBACK = "loopback"
+    """The kernel does not route loopback addresses.  Fact: the addresses."""
+    LINK_LOCAL = "link_local"
+    """The kernel forwards nothing from a link-local address.  Fact: the host address."""
+    FAMILY = "family"
+    """The container has no address of the client's family.  Fact: its address."""
+    NO_FIREWALL = "no_firewall"
+    """The daemon writes no rules.  Fact: empty."""
+    NOT_FORWARDED = "not_forwarded"
+    """The kernel does not forward.  Fact: the setting that says so."""
+    FORWARD_DROPPED = "forward_dropped"
+    """Somebody else drops what is forwarded.  Fact: whose chain."""
+    OWN_BRIDGE = "own_bridge"
+    """Docker's layout translates nothing that comes from the container's own bridge.  Fact: the bridge."""
+    LOOPBACK_ONLY = "loopback_only"
+    """Published on a loopback address.  Fact: that address."""
+    ELSEWHERE = "elsewhere"
+    """Published on another address than the client asks.  Fact: that address."""
+    NO_SOCKETS = "no_sockets"
+    """The kernel has no sockets of the protocol, so there is no relay.  Fact: the protocol."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why, for machines; `cli.views` has the sentences."""
+
+    code: Code
+    fact: str = ""
+
+
+class Source(StrEnum):
+    """Whose address the container sees as its client's."""
+
+    CLIENT = "client"
+    GATEWAY = "gateway"
+    NOBODY = "nobody"
+
+
+@dataclass(frozen=True)
+class Route:
+    """The road of one kind of client.  `neighbour`: it is a container of the same network, perhaps the very same."""
+
+    origin: Origin
+    neighbour: bool
+    road: Road
+    reason: Reason
+    source: Source
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What a decision depends on.  Families are 4 and 6."""
+
+    firewall: Firewall
+    forwarding: frozenset[int] = frozenset({4, 6})
+    """Families that the kernel forwards."""
+    may_forward: bool = True
+    """Whether the daemon may switch forwarding on."""
+    switched_on: frozenset[int] = frozenset()
+    """Families that the kernel forwards because the daemon switched it on."""
+    forward_droppers: tuple[tuple[int, str], ...] = ()
+    """Who else drops what is forwarded: family, and whose chain."""
+    other_filters: bool = False
+    """Somebody else filters what is forwarded; whatever the policy is to be is theirs to say."""
+    own_bridge: bool = True
+    """The rules translate also what comes from the container's own bridge."""
+    bridge_filtered: bool = False
+    """The kernel shows bridged frames to the firewall (br_netfilter)."""
+    missing: frozenset[Protocol] = frozenset()
+    """Protocols that the kernel has no sockets of."""
+
+    def dropper(self, family: int) -> str | None:
+        """Who else drops what is forwarded, if anybody does."""
+        return next((who for version, who in self.forward_droppers if version == family), None)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """All that has been asked for and not been taken back."""
+
+    networks: tuple[Network, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    mappings: tuple[PortMapping, ...] = ()
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """A network as it is to be."""
+
+    network: Network
+    isolate_ports: bool
+    """The bridge itself keeps containers from each other; else rules do, or nobody is to."""
+
+
+@dataclass(frozen=True)
+class MappingPlan:
+    """A mapping, where it leads, and the road of each kind of client."""
+
+    mapping: PortMapping
+    bridge: str
+    container_address: Address
+    routes: tuple[Route, ...]
+    is_nat: bool = field(init=False)
+    """Rules translate it, for some client at least."""
+    is_relayed: bool = field(init=False)
+    """The relay carries it, for some client at least."""
+
+    def __post_init__(self) -> None:
+        roads = {route.road for route in self.routes}
+        object.__setattr__(self, "is_nat", Road.NAT in roads)
+        object.__setattr__(self, "is_relayed", Road.RELAY in roads)
+
+    @property
+    def family(self) -> int:
+        """4 or 6: that of the clients."""
+        return self.mapping.host_address.version
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be; see the head of this file."""
+
+    facts: HostFacts
+    networks: tuple[NetworkPlan, ...]
+    endpoints: tuple[Endpoint, ...]
+    mappings: tuple[MappingPlan, ...]
+    forwarding: frozenset[int]
+    """Families that have to be forwarded; not all of them may be yet."""
+
+    @property
+    def closed(self) -> frozenset[int]:
+        """Families in which what nobody allowed is not forwarded: those that nobody forwarded before us.
+
+        A drop in a table of our own would be final also for what another program's rules accept, so with nftables it
+        gives way as soon as there is another program that filters.
+        """
+        if self.facts.other_filters and self.facts.firewall is Firewall.NFTABLES:
+            return frozenset()
+        return self.facts.switched_on | (self.forwarding - self.facts.forwarding)
+
+    @property
+    def routed(self) -> frozenset[int]:
+        """Families in which what comes by an interface is translated."""
+        return frozenset(family for family in (4, 6) if not_routed(self.facts, family) is None)
+
+
+def plan(wanted: Wanted, facts: HostFacts) -> Plan:
+    """Decides everything.  Each mapping's container must have an endpoint."""
+    networks = {network.name: network for network in wanted.networks}
+    endpoints = {endpoint.container: endpoint for endpoint in wanted.endpoints}
+
+    def decided(mapping: PortMapping) -> MappingPlan:
+        endpoint = endpoints[mapping.container]
+        return plan_mapping(mapping, endpoint, networks[endpoint.network], facts)
+
+    families = {subnet.version for network in wanted.networks for subnet in network.subnets if not network.internal}
+    return Plan(
+        facts=facts,
+        networks=tuple(plan_network(network, facts) for network in wanted.networks),
+        endpoints=wanted.endpoints,
+        mappings=tuple(decided(mapping) for mapping in wanted.mappings),
+        forwarding=frozenset(families) if facts.firewall is not Firewall.NONE and facts.may_forward else frozenset(),
+    )
+
+
+def plan_network(network: Network, facts: HostFacts) -> NetworkPlan:
+    """How containers are kept from each other, if they are to be.
+
+    Where the firewall sees bridged frames it must do it: an isolated bridge port would keep back also what a rule
+    has translated there and then (br_netfilter hands such a frame on within the bridge).
+    """
+    seen = facts.bridge_filtered and facts.firewall is not Firewall.NONE
+    return NetworkPlan(network, isolate_ports=not network.icc and not seen)
+
+
+def plan_mapping(mapping: PortMapping, endpoint: Endpoint, network: Network, facts: HostFacts) -> MappingPlan:
+    """Decides one mapping."""
+    address = endpoint.address_for(mapping.host_address)
+    kinds = [(origin, False) for origin in Origin] + [(Origin.CONTAINER, True)]
+    routes = tuple(_route(origin, near, mapping, address, network, facts) for origin, near in kinds)
+    return MappingPlan(mapping, network.bridge, address, routes)
+
+
+def not_routed(facts: HostFacts, family: int) -> Reason | None:
+    """Why nothing is translated for clients that come by an interface; None if it is."""
+    if facts.firewall is Firewall.NONE:
+        return Reason(Code.NO_FIREWALL)
+    if not (facts.may_forward or family in facts.forwarding):
+        return Reason(Code.NOT_FORWARDED, FORWARDING_SETTING[family])
+    dropper = facts.dropper(family)
+    return None if dropper is None else Reason(Code.FORWARD_DROPPED, dropper)
+
+
+FORWARDING_SETTING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
+
+
+def asked_at(planned: MappingPlan, host_address: Address) -> Iterator[Route]:
+    """The routes of clients that ask `host_address` of a mapping that includes it: `LINK_LOCAL` takes effect here."""
+    for route in planned.routes:
+        link_local = host_address.version == 6 and host_address.is_link_local
+        if route.road is Road.NAT and link_local:
+            yield _by_relay(route.origin, route.neighbour, Reason(Code.LINK_LOCAL, str(host_address)))
+        else:
+            yield route
+
+
+def origins_of(host_address: Address, origins: Iterable[Origin]) -> tuple[Origin, ...]:
+    """Which of `origins` can ask `host_address`: a loopback address only loopback, any other only the rest."""
+    return tuple(origin for origin in origins if host_address.is_loopback == (origin is Origin.LOOPBACK))
+
+
+def _route(
+    origin: Origin, neighbour: bool, mapping: PortMapping, address: Address, network: Network, facts: HostFacts
+) -> Route:
+    blocked = _blocked(origin, mapping)
+    if blocked is not None:
+        return Route(origin, neighbour, Road.BLOCKED, blocked, Source.NOBODY)
+    relayed = _relayed(origin, neighbour, mapping, address, network, facts)
+    if relayed is None:
+        target = f"{address} port {mapping.container_ports}"
+        if neighbour:
+            return Route(origin, neighbour, Road.NAT, Reason(Code.MASQUERADED, target), Source.GATEWAY)
+        return Route(origin, neighbour, Road.NAT, Reason(Code.TRANSLATED, target), Source.CLIENT)
+    if mapping.protocol in facts.missing:
+        return Route(origin, neighbour, Road.BLOCKED, Reason(Code.NO_SOCKETS, mapping.protocol.value), Source.NOBODY)
+    return _by_relay(origin, neighbour, relayed)
+
+
+def _by_relay(origin: Origin, neighbour: bool, reason: Reason) -> Route:
+    return Route(origin, neighbour, Road.RELAY, reason, Source.GATEWAY)
+
+
+def _blocked(origin: Origin, mapping: PortMapping) -> Reason | None:
+    """Why a client finds nothing published where it asks."""
+    at = mapping.host_address
+    if at.is_loopback and origin is not Origin.LOOPBACK:
+        return Reason(Code.LOOPBACK_ONLY, str(at))
+    if origin is Origin.LOOPBACK and not (at.is_loopback or at.is_unspecified):
+        return Reason(Code.ELSEWHERE, str(at))
+    return None
+
+
+def _relayed(
+    origin: Origin, neighbour: bool, mapping: PortMapping, address: Address, network: Network, facts: HostFacts
+) -> Reason | None:
+    """Why no rule can serve a client; None if one can."""
+    at = mapping.host_address
+    if origin is Origin.LOOPBACK:
+        return Reason(Code.LOOPBACK, "127.0.0.0/8" if at.version == 4 else "::1")
+    if facts.firewall is Firewall.NONE:
+        return Reason(Code.NO_FIREWALL)
+    if address.version != at.version:
+        return Reason(Code.FAMILY, str(address))
+    if at.version == 6 and at.is_link_local:
+        return Reason(Code.LINK_LOCAL, str(at))
+    if origin is Origin.HOST:
+        return None
+    if neighbour and not facts.own_bridge:
+        return Reason(Code.OWN_BRIDGE, network.bridge)
+    return not_routed(facts, at.version)
