@@ -5,7 +5,8 @@ What this file knows: nothing but sockets, so that it can be run by path in any 
 
 How it works.  A client sends a line; the answer is the address that the server saw, a space, and that line.  Over TCP
 it is the server that closes then, so it is the proxy's side towards the client that stays in TIME_WAIT.  A client that
-sends nothing keeps its connection for as long as it likes.  Each port is served over TCP and UDP, IPv4.
+sends nothing keeps its connection for as long as it likes.  Each port is served over TCP, UDP and, where the kernel has
+it, SCTP, over IPv4 and IPv6.
 """
 
 import socket
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 _PATIENCE_S = 5.0
+_SCTP = 132
 _SELF = (sys.executable, "-I", "-S", __file__)
 
 
@@ -48,14 +50,16 @@ def ask(command: Callable[..., list[str]], protocol: str, address: str, port: in
     return Answer(*done.stdout.split())
 
 
-def ask_here(protocol: str, address: str, port: int) -> Answer:
+def ask_here(protocol: str, address: str, port: int, patience_s: float = _PATIENCE_S) -> Answer:
     """Asks from the calling thread's network namespace.  NoAnswer says why there is none."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
     try:
-        with socket.socket(family, kind) as client:
-            client.settimeout(_PATIENCE_S)
-            client.connect((address, port))  # also for UDP: an answer from another address does not count
+        with socket.socket(family, kind, _SCTP if protocol == "sctp" else 0) as client:
+            client.settimeout(patience_s)
+            client.connect(
+                socket.getaddrinfo(address, port, family, kind)[0][4]
+            )  # also for UDP: an answer from another address does not count
             client.sendall(b"hello\n")
             got = client.recv(1000).decode()
     except OSError as error:
@@ -84,6 +88,43 @@ class _StreamServer(socketserver.ThreadingTCPServer):
     request_queue_size = 128
 
 
+class _SctpServer(_StreamServer):
+    def __init__(self, *where: Any) -> None:
+        super().__init__(*where, bind_and_activate=False)
+        self.socket.close()
+        self.socket = socket.socket(self.address_family, socket.SOCK_STREAM, _SCTP)
+        self.server_bind()
+        self.server_activate()
+
+
+_SERVERS: tuple[tuple[type[socketserver.BaseServer], type[socketserver.BaseRequestHandler]], ...] = (
+    (_StreamServer, _Stream),
+    (socketserver.UDPServer, _Datagram),
+    (_SctpServer, _Stream),
+)
+
+
+def _serve(port: int) -> None:
+    for kind, handler in _SERVERS:
+        for family, everywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+            version = type(kind.__name__, (kind,), {"address_family": family, "server_bind": _bind_one_family})
+            try:
+                server = version((everywhere, port), handler)
+            except OSError:
+                if kind is not _SctpServer:
+                    raise
+                continue  # this kernel has none
+            threading.Thread(target=server.serve_forever).start()
+
+
+def _bind_one_family(server: socketserver.TCPServer) -> None:
+    if server.address_family == socket.AF_INET6:
+        server.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    if server.allow_reuse_address:
+        server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.socket.bind(server.server_address)
+
+
 def main(words: list[str]) -> int:
     """The command line."""
     match words:
@@ -95,9 +136,7 @@ def main(words: list[str]) -> int:
                 return 1
         case ["serve", *ports]:
             for port in ports:
-                for server in (_StreamServer, socketserver.UDPServer):
-                    handler = _Stream if server is _StreamServer else _Datagram
-                    threading.Thread(target=server(("0.0.0.0", int(port)), handler).serve_forever).start()
+                _serve(int(port))
             print("ready", flush=True)
     return 0
 

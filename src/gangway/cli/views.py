@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gangway.cli.quick import line
 from gangway.plan import Code, Origin, Source
@@ -121,7 +122,7 @@ def _print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for title in head:
         table.add_column(title, overflow="fold", no_wrap=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # brackets are an address's, not markup
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=500)

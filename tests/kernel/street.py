@@ -1,0 +1,155 @@
+"""The scene of the origins: a host with two networks, three containers, one more with IPv4 only, and a neighbour.
+
+    neighbour 10.77.0.2, fd77::2 ── 10.77.0.1, fd77::1 host ─┬─ web    172.30.0.0/24, fd30::/64: server, near
+                                                              ├─ other  172.31.0.0/24, fd31::/64: far
+                                                              └─ old    172.29.0.0/24: four
+
+Every container serves a mirror on port 80; the neighbour and the containers have default routes to the host.
+"""
+
+import socket
+from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
+
+from lab import mirror
+from lab.gangwayd import Gangway
+from lab.netns import Namespace, ip
+
+HOST4, HOST6 = "10.77.0.1", "fd77::1"
+NEIGHBOUR4, NEIGHBOUR6 = "10.77.0.2", "fd77::2"
+PORT = 80
+
+
+class Box(NamedTuple):
+    """A container, and its addresses."""
+
+    space: Namespace
+    address4: str
+    address6: str
+
+    @property
+    def name(self) -> str:
+        """What gangway knows it by."""
+        return self.space.name
+
+
+class Street:
+    """The scene, with a daemon that has these flags."""
+
+    def __init__(self, *flags: str, environment: dict[str, str] | None = None, prepare: str = "") -> None:
+        self._flags = flags
+        self._environment = environment
+        self._prepare = prepare
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.host = stack.enter_context(Namespace("host"))
+            self.neighbour = stack.enter_context(Namespace("nbr"))
+            self._join()
+            if self._prepare:
+                self.host.run("sh", "-ec", self._prepare)
+            self.gangway = stack.enter_context(Gangway(self.host, *self._flags, environment=self._environment))
+            self.gangway("network", "create", "web", "--subnet", "172.30.0.0/24", "--subnet", "fd30::/64")
+            self.gangway("network", "create", "other", "--subnet", "172.31.0.0/24", "--subnet", "fd31::/64")
+            self.gangway("network", "create", "old", "--subnet", "172.29.0.0/24")
+            self._containers = stack
+            self.server = self.container("srv", "web")
+            self.near = self.container("near", "web")
+            self.far = self.container("far", "other")
+            self.four = self.container("four", "old")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def container(self, role: str, network: str) -> Box:
+        """One more, attached, with a mirror in it."""
+        space = self._containers.enter_context(Namespace(role))
+        addresses = self.gangway("attach", space.name, "--network", network).split()
+        mirror.serve(space.popen, PORT)
+        return Box(space, addresses[0], addresses[1] if len(addresses) > 1 else "")
+
+    def publish(self, box: Box, *ports: str) -> list[int]:
+        """Publishes ports, each as after -p; gives the host ports, in order."""
+        words = [word for port in ports for word in ("-p", port)]
+        lines = self.gangway("publish", box.name, *words).splitlines()
+        return [int(line.split(" -> ")[0].rpartition(":")[2].partition("-")[0]) for line in lines]
+
+    @contextmanager
+    def published(self, box: Box, *ports: str) -> Iterator[int]:
+        """The same for a `with` block; gives the first host port."""
+        found = self.publish(box, *ports)
+        try:
+            yield found[0]
+        finally:
+            self.gangway("unpublish", box.name)
+
+    def road(self, space: Namespace, protocol: str, address: str, port: int) -> tuple[str, str]:
+        """The road that a client in `space` really gets, and the source that the container sees.
+
+        Not by what gangway says: by the kernel's own record of whether it translated the destination.  mirror.NoAnswer
+        if nothing answers.
+        """
+        with space.entered():
+            answer = mirror.ask_here(protocol, address, port, patience_s=3)
+        bare = address.partition("%")[0]
+        return ("nat" if self._was_translated(protocol, bare, port) else "relay"), answer.peer
+
+    def reaches(self, space: Namespace, protocol: str, address: str, port: int) -> bool:
+        """Whether anything answers a client in `space`."""
+        try:
+            with space.entered():
+                mirror.ask_here(protocol, address, port, patience_s=0.7)
+        except mirror.NoAnswer:
+            return False
+        return True
+
+    def _was_translated(self, protocol: str, address: str, port: int) -> bool:
+        """Whether the newest tracked flow to there is one that was sent on; all of them are deleted then."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        number = {"tcp": 6, "udp": 17, "sctp": 132}[protocol]
+        roads = set()
+        with self.host.entered(), NFCTSocket(nfgen_family=family) as conntrack:
+            for message in list(conntrack.dump()):
+                way, back = message.get_attr("CTA_TUPLE_ORIG"), message.get_attr("CTA_TUPLE_REPLY")
+                name = "CTA_IP_V6_" if family == socket.AF_INET6 else "CTA_IP_V4_"
+                if (
+                    way.get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_NUM") == number
+                    and way.get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_DST_PORT") == port
+                    and way.get_attr("CTA_TUPLE_IP").get_attr(f"{name}DST") == address
+                ):
+                    roads.add(back.get_attr("CTA_TUPLE_IP").get_attr(f"{name}SRC") != address)
+                    if number != 132:
+                        conntrack.entry("del", tuple_orig=NFCTAttrTuple.from_netlink(family, way))
+        assert len(roads) <= 1, f"{protocol} {address} {port} went both roads"
+        return roads == {True}
+
+    def _join(self) -> None:
+        ip(
+            "link",
+            "add",
+            "eth0",
+            "netns",
+            self.host.name,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            self.neighbour.name,
+        )
+        for space, four, six in ((self.host, HOST4, HOST6), (self.neighbour, NEIGHBOUR4, NEIGHBOUR6)):
+            space.ip("address", "add", f"{four}/24", "dev", "eth0")
+            space.ip("address", "add", f"{six}/64", "dev", "eth0", "nodad")
+            space.ip("link", "set", "eth0", "up")
+        self.neighbour.ip("route", "add", "default", "via", HOST4)
+        self.neighbour.ip("route", "add", "default", "via", HOST6)
