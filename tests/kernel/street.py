@@ -8,8 +8,8 @@ Every container serves a mirror on port 80; the neighbour and the containers hav
 """
 
 import socket
-from contextlib import ExitStack, contextmanager
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -50,7 +50,7 @@ class Street:
         with ExitStack() as stack:
             self.host = stack.enter_context(Namespace("host"))
             self.neighbour = stack.enter_context(Namespace("nbr"))
-            self._join()
+            join(self.host, self.neighbour)
             if self._prepare:
                 self.host.run("sh", "-ec", self._prepare)
             self.gangway = stack.enter_context(Gangway(self.host, *self._flags, environment=self._environment))
@@ -62,7 +62,7 @@ class Street:
             self.near = self.container("near", "web")
             self.far = self.container("far", "other")
             self.four = self.container("four", "old")
-            self._stack = stack.pop_all()
+            self._stack = self._containers = stack.pop_all()
         return self
 
     def __exit__(
@@ -132,24 +132,14 @@ class Street:
         assert len(roads) <= 1, f"{protocol} {address} {port} went both roads"
         return roads == {True}
 
-    def _join(self) -> None:
-        ip(
-            "link",
-            "add",
-            "eth0",
-            "netns",
-            self.host.name,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            self.neighbour.name,
-        )
-        for space, four, six in ((self.host, HOST4, HOST6), (self.neighbour, NEIGHBOUR4, NEIGHBOUR6)):
-            space.ip("address", "add", f"{four}/24", "dev", "eth0")
-            space.ip("address", "add", f"{six}/64", "dev", "eth0", "nodad")
-            space.ip("link", "set", "eth0", "up")
-        self.neighbour.ip("route", "add", "default", "via", HOST4)
-        self.neighbour.ip("route", "add", "default", "via", HOST6)
+
+def join(host: Namespace, neighbour: Namespace) -> None:
+    """Makes two namespaces neighbours, on `eth0` of each; the host is the other one's way out."""
+    pair = ("type", "veth", "peer", "name", "eth0", "netns", neighbour.name)
+    ip("link", "add", "eth0", "netns", host.name, *pair)
+    for space, four, six in ((host, HOST4, HOST6), (neighbour, NEIGHBOUR4, NEIGHBOUR6)):
+        space.ip("address", "add", f"{four}/24", "dev", "eth0")
+        space.ip("address", "add", f"{six}/64", "dev", "eth0", "nodad")
+        space.ip("link", "set", "eth0", "up")
+    neighbour.ip("route", "add", "default", "via", HOST4)
+    neighbour.ip("route", "add", "default", "via", HOST6)

@@ -14,6 +14,8 @@ import sys
 from typing import Any
 
 DEFAULT_SOCKET = "/run/gangway/gangway.sock"
+STATE = "/var/lib/gangway/state.db"
+"""The database of the daemon at the default socket; that of any other is beside its socket."""
 
 
 class Refused(Exception):
@@ -70,11 +72,11 @@ def ask_running(path: str, method: str, target: str, body: object = None) -> Any
 def start_daemon(path: str) -> None:
     """Starts a daemon that ends itself when nothing is left to keep, and says so.  Refused: it does not start."""
     reading, writing = os.pipe()
-    command = ["-m", "gangway.cli.commands", "daemon", "--socket", path, "--until-idle", "--ready-fd", str(writing)]
     os.set_inheritable(writing, True)
+    command = daemon_command(path, {}, until_idle=True, ready_fd=writing)
     null = os.open(os.devnull, os.O_RDWR)
     actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
-    pid = os.posix_spawn(sys.executable, [sys.executable, *command], os.environ, file_actions=actions, setsid=True)
+    pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True)
     os.close(null)
     os.close(writing)
     with open(reading) as status:
@@ -83,6 +85,13 @@ def start_daemon(path: str) -> None:
         kind, _, text = said.partition(" ")
         raise Refused(kind or "HostRefused", text.strip() or "the daemon does not start, and does not say why")
     print(f"gangway: started a daemon (pid {pid}), which listens on {path}", file=sys.stderr)
+
+
+def daemon_command(path: str, options: dict[str, Any], config: str | None = None, **start: Any) -> list[str]:
+    """The command line of a daemon for a socket.  -OO: without docstrings it takes some 8 MB less."""
+    state = STATE if path == DEFAULT_SOCKET else f"{os.path.splitext(path)[0]}.db"
+    told = {"socket": path, "options": {"state": state, **options}, "config": config, **start}
+    return [sys.executable, "-OO", "-m", "gangway.daemon", json.dumps(told)]
 
 
 def _receive(sock: socket.socket, path: str) -> tuple[int, bytes]:

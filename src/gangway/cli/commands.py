@@ -8,17 +8,15 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import click
 
-from gangway.cli.client import DEFAULT_SOCKET, Refused, ask, socket_path
+from gangway.cli.client import STATE, Refused, ask, daemon_command, socket_path
 from gangway.cli.quick import line
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_STATE = "/var/lib/gangway/state.db"
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -190,31 +188,16 @@ def run(path: str, name: str | None, network: str, ports: tuple[str, ...], comma
 @click.option("--firewall", metavar="auto|nftables|iptables|none", help="Who writes the rules.  [default: auto]")
 @click.option("--no-ip-forward", is_flag=True, help="Leave forwarding as it is; what needs it goes by the relay.")
 @click.option("--chain-prefix", metavar="NAME", help="The name of iptables' chains; DOCKER: Docker's very layout.")
-@click.option("--state", metavar="PATH", help=f"The database.  [default: {_STATE}, or beside the socket]")
+@click.option("--state", metavar="PATH", help=f"The database.  [default: {STATE}, or beside the socket]")
 @click.option("--config", metavar="FILE", help="A TOML file with the same names; options come first.")
-@click.option("--until-idle", is_flag=True, hidden=True)
-@click.option("--ready-fd", type=int, hidden=True)
 @_with_socket
-def daemon(path: str, config: str | None, until_idle: bool, ready_fd: int | None, **options: Any) -> None:
+def daemon(path: str, config: str | None, **options: Any) -> None:
     """Looks after networks and published ports.  Other commands start one when there is none."""
-    from gangway.daemon import config as settings
-    from gangway.daemon import process
-    from gangway.errors import GangwayError
-    from gangway.relay.log import open_log
-
     given = {name.replace("_", "-"): value for name, value in options.items() if value not in (None, False)}
     if given.pop("no-ip-forward", False):
         given["ip-forward"] = False
-    try:
-        loaded = settings.load(Path(config) if config else None, given)
-        state = loaded.state or (_STATE if path == DEFAULT_SOCKET else str(Path(path).with_suffix(".db")))
-        log = open_log(loaded.relay.log) if until_idle else process.to_stderr()
-        start = process.Start(loaded, Path(path).absolute(), Path(state).absolute(), until_idle, log)
-        process.run(start, process.said_on(ready_fd))
-    except GangwayError as error:
-        if ready_fd is not None:
-            os.write(ready_fd, f"{type(error).__name__} {error}".encode())
-        raise Refused(type(error).__name__, str(error)) from None
+    words = daemon_command(path, given, config)
+    os.execv(words[0], words)
 
 
 def _detach_if_there(path: str, container: str) -> None:
@@ -243,7 +226,3 @@ def _views() -> Any:
 def _part(name: str) -> str:
     """A name as a part of a path."""
     return quote(name, safe="")
-
-
-if __name__ == "__main__":
-    gangway(prog_name="gangway")

@@ -12,7 +12,6 @@ loop stays free to listen.
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import msgspec
@@ -35,6 +34,8 @@ from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest, 
 from gangway.model import PortRange, Protocol, parse_address
 from gangway.relay.log import Log
 
+# Of the API: what a client may rely on.
+_VERSION = "1.0"
 _STATUS = {InvalidRequest: 400, Conflict: 409, PortTaken: 409, HostRefused: 500, Unsupported: 501}
 
 
@@ -214,7 +215,7 @@ def openapi() -> dict[str, Any]:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation, schema)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "gangway", "version": version("gangway")},
+        "info": {"title": "gangway", "version": _VERSION},
         "paths": paths,
         "components": {"schemas": components},
     }

@@ -32,7 +32,7 @@ class Config(
     """Whether forwarding may be switched on."""
     chain_prefix: str = PREFIX
     """The name of iptables' chains; DOCKER asks for Docker's layout to the letter."""
-    state: str | None = None
+    state: str = "/var/lib/gangway/state.db"
     """The database's path."""
     relay: Settings = Settings()
 

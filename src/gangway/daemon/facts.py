@@ -7,25 +7,28 @@ drop in any table is final, so nothing that a table of our own accepts would pas
 does.  For the same reason a family counts as dropped if the chain that drops is not one that our rules can stand in.
 """
 
+from contextlib import suppress
+
 from gangway.daemon.config import Config
-from gangway.daemon.rules import refuse, usable
 from gangway.errors import HostRefused, Unsupported
 from gangway.firewall import apply, nftables
+from gangway.firewall.iptables import DOCKERS_PREFIX
 from gangway.kernel import ports, probe
 from gangway.model import Protocol
 from gangway.plan import Firewall, HostFacts
 
 _FAMILIES = (4, 6)
+_WITHOUT = "--firewall none"
 _IPTABLES_CHAIN = {4: "ip filter FORWARD", 6: "ip6 filter FORWARD"}
 
 Chains = dict[int, dict[str, str]]
 """By family, other programs' chains for what is forwarded, and the policy of each."""
 
 
-def gather(config: Config, docker_layout: bool, switched_on: frozenset[int]) -> HostFacts:
+def gather(config: Config, nft: apply.Nftables | None, switched_on: frozenset[int]) -> HostFacts:
     """All of them, now.  Unsupported: no firewall as it was asked for can be used here."""
-    others = _others()
-    firewall = _choose(config.firewall, others)
+    others = _others(nft)
+    firewall = _choose(config.firewall, nft, others)
     droppers = {family: _dropper(firewall, family, others[family]) for family in _FAMILIES}
     return HostFacts(
         firewall=firewall,
@@ -34,17 +37,17 @@ def gather(config: Config, docker_layout: bool, switched_on: frozenset[int]) -> 
         switched_on=switched_on,
         forward_droppers=tuple((family, who) for family, who in droppers.items() if who is not None),
         other_filters=any(others.values()),
-        own_bridge=not (firewall is Firewall.IPTABLES and docker_layout),
+        own_bridge=not (firewall is Firewall.IPTABLES and config.chain_prefix == DOCKERS_PREFIX),
         bridge_filtered=probe.bridge_filtered(),
         missing=frozenset(protocol for protocol in Protocol if not ports.has_sockets(protocol)),
     )
 
 
-def _others() -> Chains:
-    try:
-        chains = probe.forward_chains(apply.Nftables().chains(), nftables.TABLE)
-    except (HostRefused, Unsupported):
-        chains = {family: {} for family in _FAMILIES}
+def _others(nft: apply.Nftables | None) -> Chains:
+    chains: Chains = {family: {} for family in _FAMILIES}
+    if nft is not None:
+        with suppress(HostRefused):
+            chains = probe.forward_chains(nft.chains(), nftables.TABLE)
     for family in _FAMILIES:
         policy = probe.legacy_forward_policy(family)
         if policy is not None:
@@ -52,23 +55,39 @@ def _others() -> Chains:
     return chains
 
 
-def _choose(asked: str, others: Chains) -> Firewall:
+def _choose(asked: str, nft: apply.Nftables | None, others: Chains) -> Firewall:
     if asked != "auto":
         firewall = Firewall(asked)
-        why = usable(firewall)
+        why = _unusable(firewall, nft)
         if why is not None:
-            raise refuse(firewall, why)
+            raise Unsupported(f"the firewall {firewall} cannot be used: {why}; or start the daemon with {_WITHOUT}")
         return firewall
-    whys = {firewall: usable(firewall) for firewall in (Firewall.NFTABLES, Firewall.IPTABLES)}
-    if all(whys.values()):
-        raise Unsupported(
-            f"neither nftables nor iptables can be used ({whys[Firewall.NFTABLES]}; {whys[Firewall.IPTABLES]}): "
-            "install one, or start the daemon with --firewall none"
-        )
-    iptables_drops = any(others[family].get(_IPTABLES_CHAIN[family]) == "drop" for family in _FAMILIES)
-    if whys[Firewall.NFTABLES] is not None or (iptables_drops and whys[Firewall.IPTABLES] is None):
+    no_nftables = _unusable(Firewall.NFTABLES, nft)
+    dropped = any(others[family].get(_IPTABLES_CHAIN[family]) == "drop" for family in _FAMILIES)
+    if no_nftables is None and not dropped:
+        return Firewall.NFTABLES
+    no_iptables = _unusable(Firewall.IPTABLES, nft)
+    if no_iptables is None:
         return Firewall.IPTABLES
-    return Firewall.NFTABLES
+    if no_nftables is None:
+        return Firewall.NFTABLES
+    raise Unsupported(
+        f"neither nftables nor iptables can be used ({no_nftables}; {no_iptables}): install one, or start the daemon "
+        f"with {_WITHOUT}"
+    )
+
+
+def _unusable(firewall: Firewall, nft: apply.Nftables | None) -> str | None:
+    """Why a firewall cannot be used here; None if it can."""
+    try:
+        if firewall is Firewall.NFTABLES:
+            (nft or apply.Nftables()).chains()
+        elif firewall is Firewall.IPTABLES:
+            for family in _FAMILIES:
+                apply.Iptables(family).policy()
+    except (HostRefused, Unsupported) as error:
+        return str(error)
+    return None
 
 
 def _dropper(firewall: Firewall, family: int, chains: dict[str, str]) -> str | None:

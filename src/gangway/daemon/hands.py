@@ -13,15 +13,26 @@ from dataclasses import replace
 from ipaddress import ip_interface
 
 from gangway.daemon.borrowed import Borrowed
-from gangway.daemon.reconcile import Attachment, Change, Forwarding, HostPort, Ports, Rewrite, State, Step, Target, Verb
+from gangway.daemon.reconcile import (
+    Attachment,
+    Change,
+    Flows,
+    Forwarding,
+    HostPort,
+    Ports,
+    Rewrite,
+    State,
+    Step,
+    Target,
+    Verb,
+)
 from gangway.daemon.relay import Relay
 from gangway.daemon.reserve import Reserved
 from gangway.daemon.rules import Rules
 from gangway.errors import Conflict, GangwayError
 from gangway.kernel import conntrack, ports, probe
 from gangway.kernel.netlink import Interface, Links
-from gangway.kernel.ports import PROTOCOLS
-from gangway.model import Network, Subnet
+from gangway.model import Network, PortMapping, Protocol, Subnet
 from gangway.plan import MappingPlan, NetworkPlan
 
 _TW_REUSE = "net.ipv4.tcp_tw_reuse"
@@ -58,8 +69,8 @@ class Hands:
                 self._forward(after)
             case Ports(of):
                 (self._keep if step.verb is Verb.KEEP else self._drop)(of)
-            case MappingPlan():
-                self._forget(step.what)
+            case Flows(of):
+                self._forget(of)
             case _:
                 self._link(step)
 
@@ -151,15 +162,18 @@ class Hands:
         for port, _ in of:
             self._relay.drop(port)
 
-    def _forget(self, planned: MappingPlan) -> None:
-        """Flows that were begun before the change would go on as if it had not been."""
-        mapping = planned.mapping
-        if mapping.protocol.value == "sctp":
-            return
-        at = mapping.host_address
-        addresses = self._links.addresses() if at.is_unspecified else {str(at)}
-        host_ports = range(mapping.host_ports.first, mapping.host_ports.last + 1)
-        conntrack.delete(PROTOCOLS[mapping.protocol.value], planned.family, host_ports, addresses)
+    def _forget(self, of: tuple[MappingPlan, ...]) -> None:
+        """Flows that were begun before the change would go on as if it had not been.
+
+        The kernel looks at all that it tracks for each question, so there is one for each protocol and family.
+        """
+        kinds: dict[tuple[Protocol, int], list[PortMapping]] = {}
+        for planned in of:
+            kinds.setdefault((planned.mapping.protocol, planned.family), []).append(planned.mapping)
+        here = self._links.addresses()
+        for (protocol, family), mappings in kinds.items():
+            if protocol in conntrack.PROTOCOLS:
+                conntrack.delete(protocol.value, family, [_asked(mapping, here) for mapping in mappings])
 
     def _forward(self, families: frozenset[int]) -> None:
         for family, names in probe.FORWARDING.items():
@@ -172,12 +186,18 @@ class Hands:
     def put_back_ports(self) -> None:
         """Nothing is published any more."""
         self._borrowed.put_back(_TW_REUSE)
-        self._relay.close()
+        self._relay.end()
 
 
 def link_name(container: str) -> str:
     """The host's end of a container's attachment: the same for the same container, and short enough for a link."""
     return "gw" + hashlib.blake2s(container.encode(), digest_size=6).hexdigest()
+
+
+def _asked(mapping: PortMapping, here: Collection[str]) -> conntrack.Asked:
+    at = mapping.host_address
+    ports_asked = range(mapping.host_ports.first, mapping.host_ports.last + 1)
+    return conntrack.Asked(here if at.is_unspecified else {str(at)}, ports_asked)
 
 
 def _gateways(network: Network) -> list[Interface]:

@@ -9,13 +9,11 @@ goes to the first.
 """
 
 import asyncio
-import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +41,6 @@ class Start(NamedTuple):
 
     config: Config
     socket_path: Path
-    state: Path
     until_idle: bool
     """It ends itself when nothing is left to keep."""
     log: Log
@@ -116,7 +113,7 @@ def run(start: Start, ready: Callable[[], None]) -> None:
     ports.raise_descriptor_limit()
     with ExitStack() as stack:
         _claim(start, stack)
-        store = Store(start.state)
+        store = Store(Path(start.config.state))
         relay = Relay(start.socket_path.with_suffix(".relay"), start.config.relay)
         worker = stack.enter_context(ThreadPoolExecutor(1, "worker"))
         notices = Notices()
@@ -148,20 +145,3 @@ def _claim(start: Start, stack: ExitStack) -> None:
     except OSError as error:
         raise HostRefused(f"the socket {path} cannot be had: {error.strerror or error}") from None
     stack.callback(lambda: path.unlink(missing_ok=True))
-
-
-def said_on(fd: int | None) -> Callable[[], None]:
-    """Says on a pipe that the daemon serves."""
-
-    def ready() -> None:
-        if fd is not None:
-            with suppress(OSError):
-                os.write(fd, b"0\n")
-            os.close(fd)
-
-    return ready
-
-
-def to_stderr() -> Log:
-    """A log for a daemon in the foreground."""
-    return Log(lambda _level, line: print(f"gangway: {line}", file=sys.stderr, flush=True))

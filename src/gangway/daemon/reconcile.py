@@ -69,6 +69,12 @@ class Change(NamedTuple):
     published: tuple[MappingPlan, ...]
 
 
+class Flows(NamedTuple):
+    """Connections by the rules of some mappings, as far as they are tracked."""
+
+    of: tuple[MappingPlan, ...]
+
+
 class Forwarding(NamedTuple):
     """Families that are to be forwarded."""
 
@@ -166,7 +172,8 @@ def _take_down(before: State, after: State) -> Iterator[Step]:
     gone = tuple((port, target) for port, target in before.ports.items() if after.ports.get(port) != target)
     if gone:
         yield Step(Verb.DROP, Ports(gone))
-    yield from (Step(Verb.FORGET, planned) for planned in withdrawn)
+    if withdrawn:
+        yield Step(Verb.FORGET, Flows(tuple(withdrawn)))
     for name, attachment in before.attachments.items():
         if name not in after.attachments:
             yield Step(Verb.DETACH, attachment, name)
@@ -196,7 +203,9 @@ def _set_up(before: State, after: State) -> Iterator[Step]:
         yield Step(Verb.REWRITE, Rewrite(before.plan, after.plan))
     elif published:
         yield Step(Verb.CHANGE, Change((), tuple(published)))
-    yield from (Step(Verb.FORGET, planned) for planned in published if planned.mapping.protocol == "udp")
+    stale = tuple(planned for planned in published if planned.mapping.protocol == "udp")
+    if stale:
+        yield Step(Verb.FORGET, Flows(stale))
     if after.forwarding - before.forwarding:
         yield Step(Verb.FORWARD, Forwarding(before.forwarding & after.forwarding, after.forwarding))
 

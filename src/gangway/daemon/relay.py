@@ -92,13 +92,18 @@ class Relay:
             self._channel.close()
             self._channel = None
 
+    def end(self) -> None:
+        """There is no port left: it ends by itself, and nobody shall look for it."""
+        self.close()
+        self._path.unlink(missing_ok=True)
+
     def _start(self) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             self._path.unlink(missing_ok=True)
             listener.bind(str(self._path))
             listener.listen()
             os.chmod(self._path, 0o600)
-            command = [sys.executable, "-I", "-m", "gangway.relay", json.dumps(self._settings._asdict())]
+            command = [sys.executable, "-OO", "-I", "-m", "gangway.relay", json.dumps(self._settings._asdict())]
             self._process = process = subprocess.Popen(
                 command,
                 stdin=listener.fileno(),

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from gangway.daemon.store import Store
-from gangway.errors import GangwayError, Unsupported
+from gangway.errors import GangwayError
 from gangway.firewall import apply, iptables, nftables
 from gangway.kernel import events
 from gangway.plan import Firewall, MappingPlan, Plan, Route
@@ -41,17 +41,17 @@ class Rules(Protocol):
         """The rules that the first packet of a client meets."""
 
 
-def rules_for(firewall: Firewall, store: Store, prefix: str) -> Rules:
+def rules_for(firewall: Firewall, nft: apply.Nftables | None, store: Store, prefix: str) -> Rules:
     """The rules of a firewall.  Whatever another one has left is swept away."""
     remembered = json.loads(store.recall(_REMEMBERED) or "{}")
     former = remembered.get("firewall")
-    if former == Firewall.NFTABLES and firewall is not Firewall.NFTABLES:
-        NftRules(store).remove()
+    if former == Firewall.NFTABLES and firewall is not Firewall.NFTABLES and nft is not None:
+        NftRules(nft, store).remove()
     if former == Firewall.IPTABLES and firewall is not Firewall.IPTABLES:
         IptRules(store, remembered["prefix"]).remove()
     match firewall:
         case Firewall.NFTABLES:
-            return NftRules(store)
+            return NftRules(nft or apply.Nftables(), store)
         case Firewall.IPTABLES:
             return IptRules(store, prefix)
         case Firewall.NONE:
@@ -82,8 +82,8 @@ class NoRules:
 class NftRules:
     """nftables."""
 
-    def __init__(self, store: Store) -> None:
-        self._nft = apply.Nftables()
+    def __init__(self, nft: apply.Nftables, store: Store) -> None:
+        self._nft = nft
         self._store = store
         self._generation = events.generation()
         self._listing: str | None = None
@@ -242,24 +242,3 @@ def _merged(tables: Iterable[iptables.Table]) -> tuple[iptables.Table, ...]:
         rules = (*(before.rules if before else ()), *table.rules)
         found[table.name] = iptables.Table(table.name, table.chain, tuple(dict.fromkeys(rules)))
     return tuple(found.values())
-
-
-def usable(firewall: Firewall) -> str | None:
-    """Why a firewall cannot be used here; None if it can."""
-    try:
-        match firewall:
-            case Firewall.NFTABLES:
-                apply.Nftables().chains()
-            case Firewall.IPTABLES:
-                for family in _FAMILIES:
-                    apply.Iptables(family).policy()
-            case Firewall.NONE:
-                pass
-    except GangwayError as error:
-        return str(error)
-    return None
-
-
-def refuse(firewall: Firewall, why: str) -> Unsupported:
-    """The error for a firewall that was asked for and cannot be used."""
-    return Unsupported(f"the firewall {firewall} cannot be used: {why}; or start the daemon with --firewall none")

@@ -41,7 +41,7 @@ from gangway.daemon.reserve import Reserving
 from gangway.daemon.rules import rules_for
 from gangway.daemon.store import Place, Store
 from gangway.errors import Conflict, GangwayError, InvalidRequest
-from gangway.firewall.iptables import DOCKERS_PREFIX
+from gangway.firewall import apply
 from gangway.kernel import netns, probe
 from gangway.model import (
     Address,
@@ -102,9 +102,10 @@ class Service:
         self._mappings: dict[str, dict[str, MappingPlan]] = {}
         self._taken = Taken()
         self._plan: Plan | None = None
+        self._nft = apply.Nftables.if_there()
         self._facts = self._gather()
         relay.find()
-        rules = rules_for(self._facts.firewall, store, config.chain_prefix)
+        rules = rules_for(self._facts.firewall, self._nft, store, config.chain_prefix)
         self._hands = Hands(rules, relay, self._borrowed, config.relay.tcp_tw_reuse)
         self._load()
         self.reconcile()
@@ -114,6 +115,8 @@ class Service:
         self._hands.close()
         self._relay.close()
         self._store.close()
+        if self._nft is not None:
+            self._nft.close()
 
     @property
     def firewall(self) -> Firewall:
@@ -312,7 +315,7 @@ class Service:
         switched_on = frozenset(
             family for family, names in probe.FORWARDING.items() if any(map(self._borrowed.has, names))
         )
-        return facts.gather(self._config, self._config.chain_prefix == DOCKERS_PREFIX, switched_on)
+        return facts.gather(self._config, self._nft, switched_on)
 
     def _load(self) -> None:
         for network, on_demand in self._store.networks():
@@ -496,7 +499,7 @@ class Service:
         for text in _notes(self._facts, now, self._plan):
             self._log.warning("%s", text)
         if now.firewall is not self._facts.firewall:
-            self._hands.rules = rules_for(now.firewall, self._store, self._config.chain_prefix)
+            self._hands.rules = rules_for(now.firewall, self._nft, self._store, self._config.chain_prefix)
         self._facts, self._plan = now, None
         for container, endpoint in self._endpoints.items():
             network = self._networks[endpoint.network]

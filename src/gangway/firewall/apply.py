@@ -41,6 +41,14 @@ class Nftables:
         library.nft_ctx_buffer_output(self._context)
         library.nft_ctx_buffer_error(self._context)
 
+    @classmethod
+    def if_there(cls) -> "Nftables | None":
+        """None where it is not installed."""
+        try:
+            return cls()
+        except Unsupported:
+            return None
+
     def close(self) -> None:
         """Frees it."""
         self._library.nft_ctx_free(self._context)

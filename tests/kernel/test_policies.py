@@ -1,0 +1,183 @@
+"""What a network's policy promises, and what nobody may do: by nftables and by iptables."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from lab import mirror
+from lab.netns import Namespace
+from tests.kernel.crossings import Tap, everywhere, reached, routed_at
+from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, PORT, Box, Street, join
+
+FIREWALLS = pytest.mark.parametrize("street", ["nftables", "iptables"], indirect=True)
+pytestmark = FIREWALLS
+GATEWAY4, GATEWAY6 = "172.30.0.1", "fd30::1"
+
+
+class Quarter(Street):
+    """The street, with a network that has no way out, and one whose containers go out as themselves."""
+
+    inner: Box
+    within: Box
+    bare: Box
+
+
+@pytest.fixture(scope="module")
+def street(request: pytest.FixtureRequest) -> Iterator[Quarter]:
+    with Quarter("--firewall", request.param) as made:
+        inner = "--subnet", "172.27.0.0/24", "--subnet", "fd27::/64"
+        made.gangway("network", "create", "inner", *inner, "--internal")
+        made.inner, made.within = made.container("inner", "inner"), made.container("within", "inner")
+        bare = "--subnet", "172.28.0.0/24", "--subnet", "fd28::/64"
+        made.gangway("network", "create", "bare", *bare, "--no-masquerade")
+        made.bare = made.container("bare", "bare")
+        mirror.serve(made.neighbour.popen, PORT)
+        yield made
+
+
+def test_networks_are_isolated_from_each_other_but_for_published_ports(street: Quarter) -> None:
+    server, far, four = street.server, street.far, street.four
+    with street.published(server, "80:80/tcp", "80:80/udp"):
+        strangers = [far.space, four.space, street.bare.space]
+        assert reached(street, everywhere(strangers, [server.address4], PORT)) == []
+        assert reached(street, everywhere(strangers[:1], [server.address6], PORT)) == []
+        others = [far.address4, far.address6, four.address4, street.bare.address6]
+        assert reached(street, everywhere([server.space], others, PORT)) == []
+        published = everywhere([far.space], [HOST4, HOST6, GATEWAY4, GATEWAY6, "172.31.0.1", "fd31::1"], PORT)
+        assert reached(street, published) == list(map(str, published))
+
+
+def test_a_neighbour_that_routes_a_containers_address_at_the_host_does_not_get_in(street: Quarter) -> None:
+    server = street.server
+    with street.published(server, "80:80/tcp", "80:80/udp"), Tap(street.host, "eth0") as tap:
+        direct = everywhere([street.neighbour], [server.address4, server.address6, street.far.address4], PORT)
+        assert reached(street, direct) == []
+        tap.saw(server.address4, PORT)
+        published = everywhere([street.neighbour], [HOST4, HOST6], PORT)
+        assert reached(street, published) == list(map(str, published))
+
+
+def test_a_neighbour_that_routes_loopback_at_a_host_gets_in_where_nobody_is_in_the_way(street: Quarter) -> None:
+    """Or else the next test would prove nothing."""
+    with Namespace("host") as host, Namespace("nbr") as neighbour:
+        join(host, neighbour)
+        host.sysctl("net.ipv4.conf.all.route_localnet", 1)
+        mirror.serve(host.popen, 8080)
+        with routed_at(host, neighbour):
+            assert reached(street, everywhere([neighbour], ["127.0.0.1"], 8080)) != []
+
+
+@pytest.mark.parametrize("host_ip", ["127.0.0.1:", "0.0.0.0:"])
+@pytest.mark.parametrize("somebody_has_set_route_localnet", [0, 1])
+def test_nobody_gets_to_loopback_from_outside(
+    street: Quarter, host_ip: str, somebody_has_set_route_localnet: int
+) -> None:
+    host = street.host
+    host.sysctl("net.ipv4.conf.all.route_localnet", somebody_has_set_route_localnet)
+    try:
+        with (
+            street.published(street.server, f"{host_ip}8080:80/tcp", f"{host_ip}8080:80/udp") as port,
+            routed_at(host, street.neighbour),
+            Tap(host, "eth0") as tap,
+        ):
+            assert reached(street, everywhere([street.neighbour], ["127.0.0.1"], port)) == []
+            tap.saw("127.0.0.1", port)
+            inside = everywhere([host], ["127.0.0.1"], port)
+            assert reached(street, inside) == list(map(str, inside))
+    finally:
+        host.sysctl("net.ipv4.conf.all.route_localnet", 0)
+
+
+def test_nobody_gets_to_ipv6_loopback_from_outside(street: Quarter) -> None:
+    with (
+        street.published(street.server, "[::1]:8080:80/tcp", "[::1]:8080:80/udp") as port,
+        routed_at(street.host, street.neighbour),
+        Tap(street.host, "eth0") as tap,
+    ):
+        assert reached(street, everywhere([street.neighbour], ["::1"], port)) == []
+        tap.saw("::1", port)
+        inside = everywhere([street.host], ["::1"], port)
+        assert reached(street, inside) == list(map(str, inside))
+
+
+def test_what_is_published_on_loopback_is_not_found_at_another_address(street: Quarter) -> None:
+    published = "127.0.0.1:8080:80/tcp", "127.0.0.1:8080:80/udp", "[::1]:8080:80/tcp", "[::1]:8080:80/udp"
+    with street.published(street.server, *published) as port:
+        clients = [street.host, street.neighbour, street.far.space, street.near.space, street.server.space]
+        assert reached(street, everywhere(clients, [HOST4, HOST6, GATEWAY4, GATEWAY6], port)) == []
+
+
+def test_route_localnet_is_never_set(street: Quarter) -> None:
+    with street.published(street.server, "127.0.0.1:8080:80"):
+        settings = street.host.run("sh", "-c", "cat /proc/sys/net/ipv4/conf/*/route_localnet").stdout.split()
+        assert len(settings) > 8
+        assert set(settings) == {"0"}
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_containers_reach_the_outside_under_the_hosts_address(street: Quarter, protocol: str) -> None:
+    for box in (street.server, street.far):
+        assert _seen(box, protocol, NEIGHBOUR4) == HOST4
+        assert _seen(box, protocol, NEIGHBOUR6) == HOST6
+    assert _seen(street.four, protocol, NEIGHBOUR4) == HOST4
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_without_masquerade_they_do_so_under_their_own(street: Quarter, protocol: str) -> None:
+    assert _seen(street.bare, protocol, NEIGHBOUR4) == street.bare.address4
+    assert _seen(street.bare, protocol, NEIGHBOUR6) == street.bare.address6
+
+
+def _seen(box: Box, protocol: str, address: str) -> str:
+    with box.space.entered():
+        return mirror.ask_here(protocol, address, PORT).peer
+
+
+def test_containers_of_an_ordinary_network_reach_each_other_as_themselves(street: Quarter) -> None:
+    for protocol in ("tcp", "udp"):
+        assert _seen(street.near, protocol, street.server.address4) == street.near.address4
+        assert _seen(street.near, protocol, street.server.address6) == street.near.address6
+
+
+def test_an_internal_network_has_no_way_out_even_for_a_container_that_makes_itself_a_route(street: Quarter) -> None:
+    inner = street.inner
+    assert "default" not in inner.space.ip("route") + inner.space.ip("-6", "route")
+    outside = [NEIGHBOUR4, NEIGHBOUR6, street.far.address4, street.far.address6]
+    inner.space.ip("route", "add", "default", "via", "172.27.0.1")
+    inner.space.ip("route", "add", "default", "via", "fd27::1")
+    try:
+        with Tap(street.host, _bridge(street, "inner")) as tap:
+            assert reached(street, everywhere([inner.space], outside, PORT)) == []
+            tap.saw(NEIGHBOUR4, PORT)
+    finally:
+        inner.space.ip("route", "del", "default")
+        inner.space.ip("-6", "route", "del", "default")
+
+
+def _bridge(street: Street, network: str) -> str:
+    found = street.gangway.json("network", "inspect", network)[0]["bridge"]
+    assert isinstance(found, str)
+    return found
+
+
+def test_nobody_gets_into_an_internal_network(street: Quarter) -> None:
+    clients = [street.neighbour, street.server.space, street.far.space]
+    assert reached(street, everywhere(clients, [street.inner.address4, street.inner.address6], PORT)) == []
+
+
+def test_containers_of_an_internal_network_reach_each_other(street: Quarter) -> None:
+    inside = everywhere([street.inner.space], [street.within.address4, street.within.address6], PORT)
+    assert reached(street, inside) == list(map(str, inside))
+
+
+def test_an_internal_network_publishes_on_loopback_only(street: Quarter) -> None:
+    with street.published(street.inner, "127.0.0.1:8080:80", "[::1]:8080:80") as port:
+        assert street.road(street.host, "tcp", "127.0.0.1", port) == ("relay", "172.27.0.1")
+        assert street.road(street.host, "tcp", "::1", port) == ("relay", "fd27::1")
+    for refused in ("8080:80", "0.0.0.0:8080:80", f"{HOST4}:8080:80", "[::]:8080:80"):
+        done = street.gangway.run("publish", street.inner.name, "-p", refused)
+        assert done.returncode == 1
+        assert "internal" in done.stderr
+        assert "127.0.0.1" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert street.gangway.json("ls", street.inner.name) == []

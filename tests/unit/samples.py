@@ -1,0 +1,97 @@
+"""Networks, endpoints, mappings and facts: some that tests are about, and any others."""
+
+from ipaddress import ip_address, ip_network
+
+from hypothesis import strategies as st
+
+from gangway.model import Endpoint, Network, PortMapping, PortRange, Protocol, first_gateway
+from gangway.plan import Firewall, HostFacts, MappingPlan, Plan, Wanted, plan, plan_mapping
+
+NFTABLES = HostFacts(Firewall.NFTABLES)
+IPTABLES = HostFacts(Firewall.IPTABLES)
+NONE = HostFacts(Firewall.NONE)
+
+
+def network(
+    name: str = "web",
+    subnets: str = "172.30.0.0/24,fd30::/64",
+    masquerade: bool = True,
+    icc: bool = True,
+    internal: bool = False,
+) -> Network:
+    """A network whose bridge is called gw-NAME."""
+    found = tuple(ip_network(text) for text in subnets.split(","))
+    return Network(name, f"gw-{name}", found, tuple(map(first_gateway, found)), masquerade, icc, internal)
+
+
+WEB = network()
+BACK = network("back", "172.31.0.0/24,fd31::/64", masquerade=False, icc=False)
+INNER = network("inner", "172.29.0.0/24,fd29::/64", internal=True)
+FOUR = network("four", "172.28.0.0/24")
+
+
+def endpoint(of: Network = WEB, container: str = "box") -> Endpoint:
+    """A container with the address after the gateway's in each subnet."""
+    return Endpoint(container, of.name, tuple(subnet[2] for subnet in of.subnets))
+
+
+def mapping(
+    at: str, ports: str = "8000", to: str = "", protocol: Protocol = Protocol.TCP, container: str = "box"
+) -> PortMapping:
+    """Host ports that lead to the same ones of a container, or to others."""
+    return PortMapping(container, protocol, ip_address(at), PortRange.parse(ports), PortRange.parse(to or ports))
+
+
+def planned(one: PortMapping, facts: HostFacts = NFTABLES, of: Network = WEB) -> MappingPlan:
+    """A mapping of a container on a network."""
+    return plan_mapping(one, endpoint(of), of, facts)
+
+
+def whole(facts: HostFacts, *mappings: PortMapping, networks: tuple[Network, ...] = (WEB,)) -> Plan:
+    """A plan of these networks and, on the first of them, a container with these mappings."""
+    return plan(Wanted(networks, (endpoint(networks[0]),), mappings), facts)
+
+
+_FAMILIES = st.frozensets(st.sampled_from((4, 6)))
+FACTS = st.builds(
+    HostFacts,
+    firewall=st.sampled_from(Firewall),
+    forwarding=_FAMILIES,
+    may_forward=st.booleans(),
+    switched_on=_FAMILIES,
+    forward_droppers=st.sampled_from(((), ((4, "ip filter FORWARD"),), ((6, "ip6 theirs drop"),))),
+    other_filters=st.booleans(),
+    own_bridge=st.booleans(),
+    bridge_filtered=st.booleans(),
+    missing=st.frozensets(st.sampled_from(Protocol)),
+)
+NETWORKS = st.sampled_from((WEB, BACK, INNER, FOUR))
+HOST_ADDRESSES = tuple(
+    map(ip_address, ("0.0.0.0", "::", "127.0.0.1", "::1", "192.0.2.5", "2001:db8::5", "fe80::5", "169.254.0.5"))
+)
+
+
+@st.composite
+def mappings(draw: st.DrawFn, containers: tuple[str, ...] = ("box",)) -> PortMapping:
+    """Any mapping; many of them collide."""
+    first, to = draw(st.integers(8000, 8008)), draw(st.integers(80, 83) | st.integers(8000, 8002))
+    length = draw(st.sampled_from((0, 0, 0, 1, 4)))
+    return PortMapping(
+        draw(st.sampled_from(containers)),
+        draw(st.sampled_from(Protocol)),
+        draw(st.sampled_from(HOST_ADDRESSES)),
+        PortRange(first, first + length),
+        PortRange(to, to + length),
+    )
+
+
+def apart(many: list[PortMapping]) -> list[PortMapping]:
+    """Those of them that do not collide with one before."""
+    found: list[PortMapping] = []
+    for one in many:
+        if not any(one.collides(other) for other in found):
+            found.append(one)
+    return found
+
+
+APART = st.lists(mappings(), max_size=8).map(apart)

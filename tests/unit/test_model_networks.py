@@ -1,0 +1,118 @@
+"""What makes sense as a network, by itself and beside others; the addresses that it gives out."""
+
+from collections.abc import Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gangway.errors import Conflict, InvalidRequest
+from gangway.model import Address, Network, Subnet, check_fits, first_gateway, free_address, free_subnets
+
+PRIVATE = IPv4Network("10.201.0.0/16")
+GLOBAL_IDS = st.binary(min_size=5, max_size=5)
+
+
+def network(
+    subnet: str = "172.30.0.0/24", name: str = "web", bridge: str = "gw-web", gateway: str = "", mtu: int = 1500
+) -> Network:
+    subnets = tuple(ip_network(text) for text in subnet.split(","))
+    gateways = (ip_address(gateway),) if gateway else tuple(first_gateway(each) for each in subnets)
+    return Network(name, bridge, subnets, gateways, mtu=mtu)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"name": "we b"}, "no name for a network"),
+        ({"name": ""}, "no name for a network"),
+        ({"bridge": "a" * 16}, "longer than 15"),
+        ({"bridge": "a/b"}, "no name for an interface"),
+        ({"bridge": ".."}, "no name for an interface"),
+        ({"bridge": ""}, "no name for an interface"),
+        # Rules name the bridge: a quote would end its name there, and these signs stand for any other characters.
+        ({"bridge": 'a"b'}, "no name for an interface"),
+        ({"bridge": "gw+"}, "no name for an interface"),
+        ({"bridge": "gw*"}, "no name for an interface"),
+        ({"gateway": "172.31.0.1"}, "172.31.0.1 is not in 172.30.0.0/24"),
+        ({"gateway": "172.30.0.0"}, "not an address for a host"),
+        ({"gateway": "172.30.0.255"}, "not an address for a host"),
+        ({"subnet": "172.30.0.0/31"}, "no room"),
+        ({"subnet": "172.30.0.0/32"}, "no room"),
+        ({"subnet": "172.30.0.0/24,172.31.0.0/24"}, "one subnet of IPv4, one of IPv6, or both"),
+        ({"mtu": 67}, "68 to 65535"),
+        ({"mtu": 65536}, "68 to 65535"),
+        ({"mtu": 1279, "subnet": "fd30::/64"}, "1280 to 65535"),
+    ],
+)
+def test_a_network_that_makes_no_sense_is_named(wrong: dict[str, str | int], why: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        network(**wrong)  # type: ignore[arg-type]  # each is one of network's own
+    assert why in str(refusal.value)
+
+
+def test_networks_have_nothing_in_common() -> None:
+    web = network("172.30.0.0/24,fd30::/64")
+    check_fits(web, ())
+    check_fits(network("172.31.0.0/24,fd31::/64", "db", "gw-db"), (web,))
+    for other, why in (
+        (network("172.31.0.0/24", "web", "gw-db"), "there is a network web already"),
+        (network("172.31.0.0/24", "db", "gw-web"), "network web has the bridge gw-web already"),
+        (network("172.30.0.0/16", "db", "gw-db"), "subnet 172.30.0.0/16 overlaps 172.30.0.0/24 of network web"),
+        (network("fd30::/48", "db", "gw-db"), "subnet fd30::/48 overlaps fd30::/64 of network web"),
+    ):
+        with pytest.raises(Conflict, match=why):
+            check_fits(other, (network("172.29.0.0/24", "first", "gw-first"), web))
+
+
+def test_addresses_are_given_in_order_until_there_are_none() -> None:
+    small = network("172.30.0.0/29", gateway="172.30.0.2")
+    given_out: set[Address] = set()
+    for _ in range(5):
+        given_out.add(free_address(small, small.subnets[0], frozenset(given_out)))
+    assert sorted(map(str, given_out)) == [f"172.30.0.{number}" for number in (1, 3, 4, 5, 6)]
+    with pytest.raises(Conflict, match="network web has no free address left in"):
+        free_address(small, small.subnets[0], frozenset(given_out))
+
+
+def test_a_network_is_checked_against_all_others() -> None:
+    others = [network(f"172.{number}.0.0/24", f"n{number}", f"gw-n{number}") for number in range(16, 20)]
+    with pytest.raises(Conflict, match="of network n19"):
+        check_fits(network("172.19.0.128/25"), iter(others))
+
+
+def test_the_first_gateway_is_the_first_address() -> None:
+    assert first_gateway(ip_network("172.30.0.0/24")) == ip_address("172.30.0.1")
+    assert first_gateway(ip_network("fd30::/64")) == ip_address("fd30::1")
+    assert first_gateway(ip_network("172.30.0.7/32")) == ip_address("172.30.0.7")
+
+
+def test_the_first_private_subnet_is_free_on_an_empty_host() -> None:
+    four, six = free_subnets((), bytes(range(1, 6)))
+    assert (str(four), str(six)) == ("10.201.0.0/24", "fd01:203:405::/64")
+
+
+def _around() -> Iterator[Subnet]:
+    """Subnets that are in the way: some in the range that is looked through, of any size, some not."""
+    yield from (ip_network(f"10.201.{number}.0/24") for number in range(6))
+    yield from map(ip_network, ("10.201.1.16/28", "10.201.4.0/22", "10.201.0.77/32", "172.30.0.0/24", "fd30::/64"))
+
+
+@given(st.sets(st.sampled_from(list(_around()))), GLOBAL_IDS)
+def test_what_is_given_out_is_free_private_and_fits_a_network(taken: set[Subnet], global_id: bytes) -> None:
+    four, six = free_subnets(taken, global_id)
+    assert isinstance(four, IPv4Network)
+    assert four.subnet_of(PRIVATE)
+    assert not any(four.overlaps(other) for other in taken if isinstance(other, IPv4Network))
+    assert isinstance(six, IPv6Network)
+    assert six.subnet_of(IPv6Network("fd00::/8"))
+    assert six.network_address.packed[1:6] == global_id
+    made = Network("gangway0", "gangway0", (four, six), (first_gateway(four), first_gateway(six)))
+    assert [subnet.prefixlen for subnet in made.subnets] == [24, 64]
+
+
+def test_when_no_private_subnet_is_left_one_has_to_be_named() -> None:
+    assert free_subnets((IPv4Network("10.201.0.0/17"),), bytes(5))[0] == ip_network("10.201.128.0/24")
+    with pytest.raises(Conflict, match="--subnet"):
+        free_subnets((IPv4Network("10.0.0.0/8"),), bytes(5))
