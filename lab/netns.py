@@ -141,6 +141,33 @@ class Host(Namespace):
         return box
 
 
+class Neighbour(Namespace):
+    """Another machine, on a cable to a host's eth0 (10.77.0.1, fd77::1); whatever it asks goes by that host."""
+
+    host4, host6 = "10.77.0.1", "fd77::1"
+    address4, address6 = "10.77.0.2", "fd77::2"
+
+    def __init__(self, host: Namespace) -> None:
+        super().__init__("nbr")
+        self._host = host
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        try:
+            self._host.ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", self.name)
+            ends = (self._host, self.host4, self.host6), (self, self.address4, self.address6)
+            for space, address4, address6 in ends:
+                space.ip("address", "add", f"{address4}/24", "dev", "eth0")
+                space.ip("address", "add", f"{address6}/64", "dev", "eth0", "nodad")
+                space.ip("link", "set", "eth0", "up")
+            self.ip("route", "add", "default", "via", self.host4)
+            self.ip("route", "add", "default", "via", self.host6)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+
 def ip(*words: str) -> str:
     """`ip`, in the namespace of this process."""
     done = subprocess.run(["ip", *words], text=True, capture_output=True, check=False)

@@ -4,14 +4,20 @@ What this file knows: how a request and its answer look on the wire, and how a d
 What it must not know: what is asked.
 
 It is not http.client: importing that takes twice as long as asking does, and a command is mostly its imports.  The
-daemon's answers have a Content-Length and the connection ends after each, so there is little to get wrong.
+daemon's answers have a Content-Length and the connection ends after each, so there is little to get wrong.  For the
+same reason `typing` is for the type checker only.
 """
+
+from __future__ import annotations
 
 import json
 import os
 import socket
 import sys
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 DEFAULT_SOCKET = "/run/gangway/gangway.sock"
 STATE = "/var/lib/gangway/state.db"

@@ -6,8 +6,7 @@ Each step may be carried out again by a daemon that does not know how far its pr
 is taken for done, or made anew.
 """
 
-import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_interface
@@ -46,14 +45,14 @@ class Hands:
         self.rules = rules
         self.reserved: Reserved = {}
         """Sockets of ports that are about to be kept."""
-        self._links = Links()
+        self._netlink = Links()
         self._relay = relay
         self._borrowed = borrowed
         self._reuse_ports = reuse_ports
 
     def close(self) -> None:
         """Lets go of the kernel's sockets; changes nothing."""
-        self._links.close()
+        self._netlink.close()
 
     def do(self, step: Step) -> None:
         """Carries one step out: all of it or nothing.  GangwayError says what was in the way."""
@@ -74,12 +73,38 @@ class Hands:
             case _:
                 self._link(step)
 
+    def carry_out(self, steps: Iterable[Step]) -> None:
+        """All steps, or none: when one fails, those before it are undone, the last one first.
+
+        ExceptionGroup: some of them could not be.
+        """
+        done: list[Step] = []
+        try:
+            for step in steps:
+                self.do(step)
+                done.append(step)
+        except BaseException as error:
+            failures = [failure for step in reversed(done) if (failure := self.undo(step)) is not None]
+            if failures and isinstance(error, Exception):
+                raise ExceptionGroup("and what was done already could not all be undone", [error, *failures]) from None
+            raise
+
+    def undo(self, step: Step) -> Exception | None:
+        """Takes a step back; gives what was in the way."""
+        back = step.undo()
+        try:
+            if back is not None:
+                self.do(back)
+        except Exception as error:
+            return error
+        return None
+
     def found(self) -> State:
         """What there is of ours: links, and the relay's ports."""
         return replace(self._found_links(), ports=dict(self._relay.kept()) if self._relay.lives() else {})
 
     def _found_links(self) -> State:
-        links = self._links.all()
+        links = self._netlink.all()
         ours = {name: link for name, link in links.items() if link.alias.startswith(_ALIAS)}
         bridges = {name: None for name, link in ours.items() if link.kind == "bridge"}
         numbers = {links[name].number for name in bridges}
@@ -92,36 +117,41 @@ class Hands:
 
     def is_attached(self, name: str) -> bool:
         """Whether the host's end of an attachment is there."""
-        return name in self._links.all()
+        return name in self._netlink.all()
 
-    def links_of_ours(self) -> set[str]:
+    def links(self) -> set[str]:
         """The names of all links that are ours and where they should be."""
         state = self._found_links()
         return {*state.bridges, *state.attachments}
 
     def routed(self) -> Collection[Subnet]:
         """What this host routes by its interfaces."""
-        return self._links.subnets().keys()
+        return self._netlink.subnets().keys()
 
     def check_free(self, network: Network) -> None:
         """Conflict: the host has an interface of the bridge's name, or routes addresses of the network elsewhere."""
-        if network.bridge in self._links.all():
+        if network.bridge in self._netlink.all():
             raise Conflict(f"there is an interface {network.bridge} already: choose another name with --bridge")
-        for routed, interface in self._links.subnets().items():
+        for routed, interface in self._netlink.subnets().items():
             for subnet in network.subnets:
                 if subnet.version == routed.version and subnet.overlaps(routed):
                     raise Conflict(f"subnet {subnet} overlaps {routed}, which this host routes by {interface}")
 
+    def put_back_ports(self) -> None:
+        """Nothing is published any more."""
+        self._borrowed.put_back(_TW_REUSE)
+        self._relay.end()
+
     def _link(self, step: Step) -> None:
         match step.verb, step.what:
             case Verb.MAKE_BRIDGE, NetworkPlan(network):
-                self._links.make_bridge(network.bridge, f"{_ALIAS} {network.name}", _gateways(network), network.mtu)
+                self._netlink.make_bridge(network.bridge, f"{_ALIAS} {network.name}", _gateways(network), network.mtu)
             case ((Verb.DELETE_BRIDGE | Verb.DETACH), _):
-                self._links.delete(step.name)
+                self._netlink.delete(step.name)
             case Verb.ATTACH, Attachment() as attachment:
                 self._attach(step.name, attachment)
             case Verb.ISOLATE, Attachment() as attachment:
-                self._links.set_isolated(step.name, attachment.isolated)
+                self._netlink.set_isolated(step.name, attachment.isolated)
 
     def _attach(self, name: str, attachment: Attachment) -> None:
         endpoint, network = attachment.endpoint, attachment.network
@@ -131,8 +161,8 @@ class Hands:
             for subnet in network.subnets
             if address in subnet
         ]
-        self._links.delete(name)
-        self._links.attach(
+        self._netlink.delete(name)
+        self._netlink.attach(
             name,
             f"{_ALIAS} {endpoint.container}",
             network.bridge,
@@ -142,7 +172,7 @@ class Hands:
             network.mtu,
         )
         if attachment.isolated:
-            self._links.set_isolated(name, True)
+            self._netlink.set_isolated(name, True)
 
     def _keep(self, of: tuple[tuple[HostPort, Target], ...]) -> None:
         if self._reuse_ports:
@@ -170,7 +200,7 @@ class Hands:
         kinds: dict[tuple[Protocol, int], list[PortMapping]] = {}
         for planned in of:
             kinds.setdefault((planned.mapping.protocol, planned.family), []).append(planned.mapping)
-        here = self._links.addresses()
+        here = self._netlink.addresses()
         for (protocol, family), mappings in kinds.items():
             if protocol in conntrack.PROTOCOLS:
                 conntrack.delete(protocol.value, family, [_asked(mapping, here) for mapping in mappings])
@@ -182,16 +212,6 @@ class Hands:
                     self._borrowed.set(name, "1")
                 elif self._borrowed.has(name):
                     self._borrowed.put_back(name)
-
-    def put_back_ports(self) -> None:
-        """Nothing is published any more."""
-        self._borrowed.put_back(_TW_REUSE)
-        self._relay.end()
-
-
-def link_name(container: str) -> str:
-    """The host's end of a container's attachment: the same for the same container, and short enough for a link."""
-    return "gw" + hashlib.blake2s(container.encode(), digest_size=6).hexdigest()
 
 
 def _asked(mapping: PortMapping, here: Collection[str]) -> conntrack.Asked:

@@ -14,6 +14,7 @@ refuses a connection that a moment later would have been served.  Forwarding com
 rules that restrict it stand.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -147,6 +148,11 @@ class State:
     plan: Plan | None = None
     """Whose rules stand there."""
     forwarding: frozenset[int] = frozenset()
+
+
+def link_name(container: str) -> str:
+    """The host's end of a container's attachment: the same for the same container, and short enough for a link."""
+    return "gw" + hashlib.blake2s(container.encode(), digest_size=6).hexdigest()
 
 
 def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPort, Target]]:
