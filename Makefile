@@ -5,11 +5,12 @@ BIN    := $(VENV)/bin
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 APT_BUILD := python3-venv gcc libc6-dev musl-tools
-APT_TEST  := iproute2 iptables nftables docker.io busybox-static
+APT_DEMO  := iproute2 nftables
+APT_TEST  := $(APT_DEMO) iptables docker.io busybox-static
 APT_BENCH := $(APT_TEST) socat haproxy postgresql postgresql-contrib
 APT_VM    := qemu-system-x86 cpio kmod xz-utils
 
-.PHONY: build test test-vm lint bench demo format clean
+.PHONY: build test test-vm lint bench demo demo-docker format clean
 
 build: $(BIN)/gangway $(BIN)/gangway-docker-proxy
 
@@ -45,8 +46,12 @@ bench: build
 	$(BIN)/python3 -m bench
 
 demo: build
-	@scripts/apt-need $(APT_TEST)
+	@scripts/apt-need $(APT_DEMO)
 	@$(BIN)/python3 -m demo
+
+demo-docker: build
+	@scripts/apt-need $(APT_TEST)
+	@$(BIN)/python3 -m demo.docker
 
 clean:
 	rm -rf $(VENV) build

@@ -1,119 +1,162 @@
-"""The demo from its first line to its last: sets the scene, shows the tables, and proves that nothing stays behind."""
+"""Ports published with no Docker on the machine: what a user types, who gets there by which road, and what it costs.
 
-import os
-import signal
+How it works.  A host and another machine are network namespaces, and so are the containers.  Every command is the real
+one.  The road in the table is not what gangway says it is: the kernel's record of tracked connections tells whether the
+destination was translated; what was answered and not translated has gone through the relay.
+"""
+
+import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
-from functools import partial
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import NamedTuple
 
-from demo import clients, costs
+from demo import stage
 from lab import mirror
-from lab.dockerd import Dockerd, DockerFailed
-from lab.netns import Host
+from lab.conntrack import was_translated
+from lab.netns import Namespace, ip
+from lab.waiting import wait_until
 
-PROXY = Path(__file__).parents[1] / ".venv/bin/gangway-docker-proxy"
-RANGE = "9000-9099"
+GANGWAY = Path(__file__).parents[1] / ".venv/bin/gangway"
+PORT = 8000
+HOST4, HOST6, OTHER4, OTHER6 = "10.77.0.1", "fd77::1", "10.77.0.2", "fd77::2"
 
 
-def main() -> int:
-    """Runs the demo; 1, and the reason in one line, if something is not as it should be."""
-    if os.geteuid():
-        return _fail("only root can make network namespaces and run dockerd")
-    if not PROXY.exists():
-        return _fail(f"{PROXY} is missing: `make build` makes it")
-    signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(1))  # an exception, so that everything is cleaned up
-    before = _machine()
-    try:
-        show()
-    except (mirror.NoAnswer, DockerFailed, AssertionError, RuntimeError, OSError, subprocess.SubprocessError) as error:
-        return _fail(" ".join(str(error).split()))
-    after = _machine()
-    for what, was in before.items():
-        if after[what] != was:
-            return _fail(f"something stayed behind: {what}: {sorted(set(after[what]) ^ set(was))}")
-    print(f"\nEverything was cleaned up: no {', '.join(before)} stays behind.")
-    return 0
+class Scene(NamedTuple):
+    """The host, another machine, three containers, and where the daemon listens."""
+
+    host: Namespace
+    other: Namespace
+    web: Namespace
+    near: Namespace
+    far: Namespace
+    socket: str
 
 
 def show() -> None:
     """Everything between setting up and cleaning up."""
-    with Host() as host, Dockerd(host, PROXY) as docker:
-        remote = host.container()
-        run = ("run", "-d", "--init", "--name")
-        docker.run(*run, clients.SERVER, "-p", "8000:8000", "-p", "8000:8000/udp", docker.image, "sleep", "1h")
-        docker.run(*run, clients.OTHER, docker.image, "sleep", "1h")
-        mirror.serve(partial(docker.popen_in, clients.SERVER), clients.PORT)
-        version = docker.run("version", "-f", "{{.Server.Version}}").stdout.strip()
-        print(f"A real dockerd {version}, --userland-proxy-path={_short(PROXY)}, in a network namespace:")
-        print("    docker run -p 8000:8000 -p 8000:8000/udp ...")
-        print(
-            f"The container is {docker.address_of(clients.SERVER)} on docker0 (172.17.0.1); the host is {host.gateway4}"
-            f" and {host.gateway6};\nanother machine is {remote.address4} and {remote.address6}.\n"
-        )
-        rows = [found for client in clients.clients(host, remote, docker) for found in clients.outcomes(host, client)]
-        _table(("client", "asks", "answer", "the container saw", "road"), rows)
-
-        few = costs.measure(docker, PROXY, remote)
-        docker.run(*run, "range", "-p", f"{RANGE}:{RANGE}", docker.image, "sleep", "1h")
-        many = costs.measure(docker, PROXY, remote)
-        print(f"\nMemory (PSS) for these ports, and with 100 more (-p {RANGE}:{RANGE}), IPv4 and IPv6 counted apart:")
-        _table(("", *(f"{cost.ports} ports" for cost in (few, many)), "each"), _costs(few, many), right=(1, 2, 3))
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="gangway-demo-"))
+        roles = {role: stack.enter_context(Namespace(role)) for role in ("host", "other", "web", "near", "far")}
+        scene = Scene(**roles, socket=f"{directory}/gangway.sock")
+        _join(scene.host, scene.other)
+        print(f"The host is {HOST4} and {HOST6}; another machine is {OTHER4} and {OTHER6}.  No Docker.\n")
+        _publish(scene)
+        stack.callback(_withdraw, scene)
+        mirror.serve(scene.web.popen, PORT)
+        print()
+        head = ("client", "asks", "answer", "the container saw", "road")
+        stage.table(head, [row for client in _clients(scene) for row in _rows(scene, *client)])
+        print()
+        _type(scene, "explain", f"{HOST4}:{PORT}", "--from", "remote")
+        print()
+        _costs(scene)
 
 
-def _costs(few: costs.Cost, many: costs.Cost) -> list[Sequence[str]]:
-    def row(name: str, small: int | None, large: int | None) -> Sequence[str]:
-        if small is None or large is None:
-            return name, "-", "-", "-"
-        return name, f"{small / 1024:.1f} MiB", f"{large / 1024:.1f} MiB", f"{large / many.ports:.0f} KiB"
-
-    return [
-        row("gangway's launchers, one for each", few.launchers, many.launchers),
-        row("their one shared relay", few.relay, many.relay),
-        row("gangway in all", few.launchers + few.relay, many.launchers + many.relay),
-        row("docker-proxy for the same", few.docker_proxy, many.docker_proxy),
-    ]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    for row in (head, ["-" * width for width in widths], *rows):
-        cells = [
-            text.rjust(width) if i in right else text.ljust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
+def _publish(scene: Scene) -> None:
+    for words in (
+        ("network", "create", "shop", "--subnet", "172.30.0.0/24", "--subnet", "fd30::/64"),
+        ("network", "create", "back", "--subnet", "172.31.0.0/24", "--subnet", "fd31::/64"),
+        ("attach", scene.web.name, "--network", "shop"),
+        ("attach", scene.near.name, "--network", "shop"),
+        ("attach", scene.far.name, "--network", "back"),
+        ("publish", scene.web.name, "-p", f"{PORT}:{PORT}", "-p", f"{PORT}:{PORT}/udp"),
+        ("ls",),
+    ):
+        _type(scene, *words)
 
 
-def _machine() -> dict[str, list[str]]:
-    """What the demo could leave on the machine, by kind.
-
-    Its namespaces, mounts and processes bear its pid in their names.
-    """
-
-    def lines(*command: str) -> list[str]:
-        return subprocess.run(command, text=True, capture_output=True, check=True).stdout.splitlines()
-
-    mark = f"gw-{os.getpid()}-"
-    return {
-        "network namespace": [line for line in lines("ip", "netns", "list") if mark in line],
-        "mount": [line for line in Path("/proc/self/mounts").read_text().splitlines() if mark in line],
-        "process": [line for line in lines("ps", "-eo", "pid,args") if mark in line],
-        "firewall rule": [line for line in lines("iptables-save") if line.startswith("-")],
-        "kernel setting": [Path("/proc/sys/net/ipv4/ip_forward").read_text().strip()],
-    }
+def _withdraw(scene: Scene) -> None:
+    for container in (scene.web, scene.near, scene.far):
+        _run(scene, "detach", container.name)
+    for network in ("shop", "back"):
+        _run(scene, "network", "rm", network)
+    wait_until(lambda: not _processes(scene), "the daemon's end: nothing is left to keep", patience_s=20)
 
 
-def _short(path: Path) -> str:
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+def _clients(scene: Scene) -> Iterable[tuple[str, Namespace, Sequence[str]]]:
+    yield "the host, loopback", scene.host, ("127.0.0.1", "::1")
+    yield "the host, own address", scene.host, (HOST4, HOST6)
+    yield "another machine", scene.other, (HOST4, HOST6)
+    yield "a container, other network", scene.far, (HOST4, HOST6)
+    yield "a container, same network", scene.near, (HOST4, HOST6)
+    yield "the container itself", scene.web, (HOST4, HOST6)
 
 
-def _fail(reason: str) -> int:
-    print(f"demo: {reason}", file=sys.stderr)
-    return 1
+def _rows(scene: Scene, who: str, space: Namespace, addresses: Sequence[str]) -> Iterable[Sequence[str]]:
+    """Asks over TCP and UDP: one row if they are alike, else one for each."""
+    for address in addresses:
+        found = {}
+        for protocol in ("tcp", "udp"):
+            with space.entered():
+                answer = mirror.ask_here(protocol, address, PORT)
+            road = "nat" if was_translated(scene.host, protocol, address, PORT) else "relay"
+            found[protocol] = answer.text, answer.peer, road
+        if found["tcp"] == found["udp"]:
+            found = {"tcp and udp": found["tcp"]}
+        at = f"[{address}]:{PORT}" if ":" in address else f"{address}:{PORT}"
+        yield from ((who, f"{at} {protocol}", *outcome) for protocol, outcome in found.items())
+
+
+def _costs(scene: Scene) -> None:
+    """Memory for the two ports above, and with a range of a hundred."""
+    before = _memory_kib(scene)
+    _type(scene, "publish", scene.web.name, "-p", "9000-9099:9000-9099")
+    after = _memory_kib(scene)
+    each = (after - before) / 200
+    print(
+        f"\nDaemon and relay take {before / 1024:.0f} MiB (PSS), and {each:.0f} KiB more for each of these ports, IPv4"
+    )
+    print("and IPv6 counted apart; no process, and one element of the firewall's maps for the range.")
+
+
+def _memory_kib(scene: Scene) -> int:
+    total = 0
+    for pid in _processes(scene):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            found = re.search(r"^Pss: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+            total += int(found[1]) if found else 0
+    return total
+
+
+def _processes(scene: Scene) -> list[int]:
+    """The daemon and its relay."""
+    found = []
+    inode = Path(scene.host.path).stat().st_ino
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            ours = {b"gangway.daemon", b"gangway.relay"} & set(words)
+            if ours and (process / "ns/net").stat().st_ino == inode:
+                found.append(int(process.name))
+    return found
+
+
+def _type(scene: Scene, *words: str) -> None:
+    """Shows a command and what it says."""
+    print(f"$ gangway {shlex.join(words)}")
+    done = _run(scene, *words)
+    print(*(f"    {line}" for line in (done.stderr + done.stdout).splitlines()), sep="\n")
+
+
+def _run(scene: Scene, *words: str) -> subprocess.CompletedProcess[str]:
+    done = scene.host.run(str(GANGWAY), words[0], *words[1:], check=False, env={"GANGWAY_SOCKET": scene.socket})
+    if done.returncode:
+        raise RuntimeError(f"gangway {shlex.join(words)}: {done.stderr.strip()}")
+    return done
+
+
+def _join(host: Namespace, other: Namespace) -> None:
+    ip("link", "add", "eth0", "netns", host.name, "type", "veth", "peer", "name", "eth0", "netns", other.name)
+    for space, four, six in ((host, HOST4, HOST6), (other, OTHER4, OTHER6)):
+        space.ip("address", "add", f"{four}/24", "dev", "eth0")
+        space.ip("address", "add", f"{six}/64", "dev", "eth0", "nodad")
+        space.ip("link", "set", "eth0", "up")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stage.run(show))

@@ -89,8 +89,8 @@ class _StreamServer(socketserver.ThreadingTCPServer):
 
 
 class _SctpServer(_StreamServer):
-    def __init__(self, *where: Any) -> None:
-        super().__init__(*where, bind_and_activate=False)
+    def __init__(self, at: tuple[str, int], handler: type[socketserver.BaseRequestHandler]) -> None:
+        super().__init__(at, handler, bind_and_activate=False)
         self.socket.close()
         self.socket = socket.socket(self.address_family, socket.SOCK_STREAM, _SCTP)
         self.server_bind()

@@ -1,0 +1,68 @@
+"""The drop-in for docker-proxy, under a real dockerd: who gets to a published port by which road, and what it costs."""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from demo import docker_clients, docker_costs, stage
+from lab import mirror
+from lab.dockerd import Dockerd
+from lab.netns import Host
+
+PROXY = Path(__file__).parents[1] / ".venv/bin/gangway-docker-proxy"
+RANGE = "9000-9099"
+
+
+def show() -> None:
+    """Everything between setting up and cleaning up."""
+    if not PROXY.exists():
+        raise RuntimeError(f"{PROXY} is missing: `make build` makes it")
+    with Host() as host, Dockerd(host, PROXY) as docker:
+        remote = host.container()
+        run = ("run", "-d", "--init", "--name")
+        docker.run(*run, docker_clients.SERVER, "-p", "8000:8000", "-p", "8000:8000/udp", docker.image, "sleep", "1h")
+        docker.run(*run, docker_clients.OTHER, docker.image, "sleep", "1h")
+        mirror.serve(partial(docker.popen_in, docker_clients.SERVER), docker_clients.PORT)
+        version = docker.run("version", "-f", "{{.Server.Version}}").stdout.strip()
+        print(f"A real dockerd {version}, --userland-proxy-path={_short(PROXY)}, in a network namespace:")
+        print("    docker run -p 8000:8000 -p 8000:8000/udp ...")
+        print(
+            f"The container is {docker.address_of(docker_clients.SERVER)} on docker0 (172.17.0.1); the host is "
+            f"{host.gateway4} and {host.gateway6};\nanother machine is {remote.address4} and {remote.address6}.\n"
+        )
+        rows = [
+            found
+            for client in docker_clients.clients(host, remote, docker)
+            for found in docker_clients.outcomes(host, client)
+        ]
+        stage.table(("client", "asks", "answer", "the container saw", "road"), rows)
+
+        few = docker_costs.measure(docker, PROXY, remote)
+        docker.run(*run, "range", "-p", f"{RANGE}:{RANGE}", docker.image, "sleep", "1h")
+        many = docker_costs.measure(docker, PROXY, remote)
+        print(f"\nMemory (PSS) for these ports, and with 100 more (-p {RANGE}:{RANGE}), IPv4 and IPv6 counted apart:")
+        stage.table(("", *(f"{cost.ports} ports" for cost in (few, many)), "each"), _costs(few, many), right=(1, 2, 3))
+
+
+def _costs(few: docker_costs.Cost, many: docker_costs.Cost) -> list[Sequence[str]]:
+    def row(name: str, small: int | None, large: int | None) -> Sequence[str]:
+        if small is None or large is None:
+            return name, "-", "-", "-"
+        return name, f"{small / 1024:.1f} MiB", f"{large / 1024:.1f} MiB", f"{large / many.ports:.0f} KiB"
+
+    return [
+        row("gangway's launchers, one for each", few.launchers, many.launchers),
+        row("their one shared relay", few.relay, many.relay),
+        row("gangway in all", few.launchers + few.relay, many.launchers + many.relay),
+        row("docker-proxy for the same", few.docker_proxy, many.docker_proxy),
+    ]
+
+
+def _short(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+if __name__ == "__main__":
+    sys.exit(stage.run(show))
