@@ -25,12 +25,11 @@ import tomllib
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from gangway.errors import InvalidRequest
 from gangway.relay.log import Log, open_log
 from gangway.relay.process import run
-from gangway.relay.settings import Settings
+from gangway.relay.settings import Settings, checked
 
 SETTINGS_PATH = Path("/etc/gangway/docker-proxy.toml")
 STATUS_FD, LISTENER_FD = 2, 3
@@ -39,15 +38,6 @@ STATUS_FD, LISTENER_FD = 2, 3
 START_S = 9
 _TW_REUSE = Path("/proc/sys/net/ipv4/tcp_tw_reuse")
 _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
-
-# What a number may be; what is not here is a truth value or a text.
-_BOUNDS = {
-    "workers": (1, 64),
-    "connect_timeout_s": (0.1, 3600),
-    "keepalive_s": (1, 32767),  # include/net/tcp.h, MAX_TCP_KEEPIDLE
-    "udp_timeout_s": (1, 86400),
-    "udp_clients": (1, 1_000_000),
-}
 
 
 def load_settings(path: Path) -> Settings:
@@ -62,26 +52,7 @@ def load_settings(path: Path) -> Settings:
         return Settings()
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise InvalidRequest(f"{path}: {error}") from None
-    defaults = Settings()._asdict()
-    for key, value in given.items():
-        if key not in defaults:
-            raise InvalidRequest(f"{path}: unknown key {key!r}; known are {', '.join(defaults)}")
-        _check(path, key, value, defaults[key])
-    return Settings(**given)
-
-
-def _check(path: Path, key: str, value: Any, default: Any) -> None:
-    if key in _BOUNDS:
-        low, high = _BOUNDS[key]
-        kinds = (int, float) if isinstance(default, float) else (int,)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-            kind = "a number" if isinstance(default, float) else "a whole number"
-            raise InvalidRequest(f"{path}: {key} must be {kind} from {low} to {high}, not {value!r}")
-    elif isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise InvalidRequest(f"{path}: {key} must be true or false, not {value!r}")
-    elif not isinstance(value, str) or (value != "syslog" and not value.startswith("/")):
-        raise InvalidRequest(f'{path}: {key} must be "syslog" or a file\'s absolute path, not {value!r}')
+    return checked(given, str(path))
 
 
 class TwReuse:

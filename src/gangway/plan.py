@@ -21,7 +21,7 @@ Link-local addresses are an exception within an origin: the kernel forwards noth
 2.5.6), so who asks fe80::… is served by the relay, though the mapping be of `::`; the rules leave them out.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -266,9 +266,9 @@ def asked_at(planned: MappingPlan, host_address: Address) -> Iterator[Route]:
             yield route
 
 
-def origins_of(host_address: Address, origins: Iterable[Origin]) -> tuple[Origin, ...]:
-    """Which of `origins` can ask `host_address`: a loopback address only loopback, any other only the rest."""
-    return tuple(origin for origin in origins if host_address.is_loopback == (origin is Origin.LOOPBACK))
+def origins_of(host_address: Address) -> tuple[Origin, ...]:
+    """Who can ask `host_address`: a loopback address only loopback, any other only the rest."""
+    return tuple(origin for origin in Origin if host_address.is_loopback == (origin is Origin.LOOPBACK))
 
 
 def _route(

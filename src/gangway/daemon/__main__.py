@@ -36,7 +36,7 @@ def main() -> int:
     told = msgspec.json.decode(sys.argv[1], type=Told)
     try:
         settings = config.load(Path(told.config) if told.config else None, told.options)
-        log = open_log(settings.relay.log) if told.until_idle else Log(_to_stderr)
+        log = open_log(settings.relay_settings.log) if told.until_idle else Log(_to_stderr)
         start = process.Start(settings, Path(told.socket).absolute(), told.until_idle, log)
         process.run(start, lambda: _serves(told.ready_fd))
     except (GangwayError, OSError) as error:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from gangway.errors import InvalidRequest
-from gangway.relay.settings import Settings
+from gangway.relay.settings import Settings, checked
 
 FIREWALLS = ("auto", "nftables", "iptables", "none")
 PREFIX = "GANGWAY"
@@ -34,9 +34,16 @@ class Config(
     """The name of iptables' chains; DOCKER asks for Docker's layout to the letter."""
     state: str = "/var/lib/gangway/state.db"
     """The database's path."""
-    relay: Settings = Settings()
+    relay: dict[str, Any] = {}
+    """The relay's settings: `gangway.relay.settings`."""
+
+    @property
+    def relay_settings(self) -> Settings:
+        """The relay's settings, checked."""
+        return checked(self.relay, "relay")
 
     def __post_init__(self) -> None:
+        _ = self.relay_settings
         if self.firewall not in FIREWALLS:
             raise InvalidRequest(f"unknown firewall {self.firewall!r}: {', '.join(FIREWALLS)}")
         if not (

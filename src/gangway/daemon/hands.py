@@ -31,7 +31,7 @@ from gangway.daemon.rules import Rules
 from gangway.errors import Conflict, GangwayError
 from gangway.kernel import conntrack, ports, probe
 from gangway.kernel.netlink import Interface, Links
-from gangway.model import Network, PortMapping, Protocol, Subnet
+from gangway.model import Address, Network, PortMapping, Protocol, Subnet
 from gangway.plan import MappingPlan, NetworkPlan
 
 _TW_REUSE = "net.ipv4.tcp_tw_reuse"
@@ -123,6 +123,10 @@ class Hands:
         """The names of all links that are ours and where they should be."""
         state = self._found_links()
         return {*state.bridges, *state.attachments}
+
+    def has_address(self, address: Address) -> bool:
+        """Whether it is one of this host's."""
+        return str(address).partition("%")[0] in self._netlink.addresses()
 
     def routed(self) -> Collection[Subnet]:
         """What this host routes by its interfaces."""

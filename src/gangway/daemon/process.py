@@ -114,7 +114,7 @@ def run(start: Start, ready: Callable[[], None]) -> None:
     with ExitStack() as stack:
         _claim(start, stack)
         store = Store(Path(start.config.state))
-        relay = Relay(start.socket_path.with_suffix(".relay"), start.config.relay)
+        relay = Relay(start.socket_path.with_suffix(".relay"), start.config.relay_settings)
         worker = stack.enter_context(ThreadPoolExecutor(1, "worker"))
         notices = Notices()
         stack.callback(notices.close)

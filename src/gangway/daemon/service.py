@@ -109,12 +109,18 @@ class Service:
         return self._ledger.mappings(container)
 
     def explain(self, protocol: Protocol, address: Address, port: int, origin: Origin | None) -> Explanation:
-        """What a client meets that asks there.  Conflict: nothing is published there."""
+        """What a client meets that asks there; of an unspecified address, wherever it asks.
+
+        Conflict: nothing is published there.
+        """
+        if not (address.is_unspecified or address.is_loopback or self._hands.has_address(address)):
+            raise Conflict(f"{address} is not an address of this host")
         mapping = self._ledger.taken.at(protocol, address, port)
         if mapping is None:
             raise Conflict(f"nothing is published at {address} port {port}/{protocol}: gangway ls lists what is")
         planned = self._ledger.mapping(mapping)
-        wanted = (origin,) if origin is not None else origins_of(address, Origin)
+        every = tuple(Origin) if address.is_unspecified else origins_of(address)
+        wanted = every if origin is None else (origin,)
         routes = tuple(
             (route, tuple(self._hands.rules.met(planned, route)))
             for route in asked_at(planned, address)

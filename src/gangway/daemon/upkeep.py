@@ -44,7 +44,7 @@ class Upkeep:
         """Whose rules stand, as far as networks and facts go."""
         relay.find()
         rules = rules_for(self.facts.firewall, self._nft, store, config.chain_prefix)
-        self.hands = Hands(rules, relay, self._borrowed, config.relay.tcp_tw_reuse)
+        self.hands = Hands(rules, relay, self._borrowed, config.relay_settings.tcp_tw_reuse)
         self.ledger = Ledger(store, self.facts)
 
     def close(self) -> None:

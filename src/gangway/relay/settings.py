@@ -1,7 +1,18 @@
 """What an operator may set for the relay.  Plain values: reading a file is the keeper's affair."""
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from gangway.errors import InvalidRequest
+
+# What a number may be; what is not here is a truth value or a text.
+_BOUNDS = {
+    "workers": (1, 64),
+    "connect_timeout_s": (0.1, 3600),
+    "keepalive_s": (1, 32767),  # include/net/tcp.h, MAX_TCP_KEEPIDLE
+    "udp_timeout_s": (1, 86400),
+    "udp_clients": (1, 1_000_000),
+}
 
 
 def _worker_count() -> int:
@@ -27,3 +38,30 @@ class Settings(NamedTuple):
     """Set net.ipv4.tcp_tw_reuse=1 in the relay's network namespace while it runs."""
     log: str = "syslog"
     """`syslog`, or a file's path."""
+
+
+def checked(given: dict[str, Any], where: str) -> Settings:
+    """The settings in `given`, and the defaults of the others.
+
+    InvalidRequest names the key that is wrong, and `where` it is.
+    """
+    defaults = Settings()._asdict()
+    for key, value in given.items():
+        if key not in defaults:
+            raise InvalidRequest(f"{where}: unknown key {key!r}; known are {', '.join(defaults)}")
+        _check(where, key, value, defaults[key])
+    return Settings(**given)
+
+
+def _check(where: str, key: str, value: Any, default: Any) -> None:
+    if key in _BOUNDS:
+        low, high = _BOUNDS[key]
+        kinds = (int, float) if isinstance(default, float) else (int,)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+            kind = "a number" if isinstance(default, float) else "a whole number"
+            raise InvalidRequest(f"{where}: {key} must be {kind} from {low} to {high}, not {value!r}")
+    elif isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"{where}: {key} must be true or false, not {value!r}")
+    elif not isinstance(value, str) or (value != "syslog" and not value.startswith("/")):
+        raise InvalidRequest(f'{where}: {key} must be "syslog" or a file\'s absolute path, not {value!r}')
