@@ -28,8 +28,9 @@ _INTERFACE_NAME_CHARACTERS = 15  # include/uapi/linux/if.h: IFNAMSIZ counts the 
 _LEAST_MTU = {4: 68, 6: 1280}  # RFC 791, RFC 8200
 _MOST_MTU = 65535  # net/bridge: ETH_MAX_MTU
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-# net/core/dev.c, dev_valid_name: no slash, colon or white space; and neither of the two directories.
-_INTERFACE_NAME = re.compile(r"(?!\.{1,2}$)[^/:\s]+")
+# The kernel allows more (net/core/dev.c, dev_valid_name).  But rules name interfaces, and there a quote ends a name,
+# and + and * stand for any characters.
+_INTERFACE_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.][A-Za-z0-9_.@-]*")
 
 
 class Protocol(StrEnum):
@@ -131,9 +132,18 @@ def parse_port(text: str) -> PortRequest:
 def parse_address(text: str) -> Address:
     """An address, in brackets or not."""
     try:
-        return ip_address(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
+        address = ip_address(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
     except ValueError:
         raise InvalidRequest(f"{text!r} is not an address") from None
+    zone = getattr(address, "scope_id", None)
+    if zone is not None and not (address.is_link_local and is_interface_name(zone)):
+        raise InvalidRequest(f"{text!r} is not an address")  # only a link-local one has a zone: an interface
+    return address
+
+
+def is_interface_name(text: str) -> bool:
+    """Whether an interface may have this name; the kernel would allow some more."""
+    return len(text) <= _INTERFACE_NAME_CHARACTERS and _INTERFACE_NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
@@ -198,7 +208,7 @@ class Network:
             raise InvalidRequest(f"{self.name!r} is no name for a network: letters, digits, '_', '.' and '-'")
         if len(self.bridge.encode()) > _INTERFACE_NAME_CHARACTERS:
             raise InvalidRequest(f"the bridge's name {self.bridge!r} is longer than {_INTERFACE_NAME_CHARACTERS}")
-        if not _INTERFACE_NAME.fullmatch(self.bridge):
+        if not is_interface_name(self.bridge):
             raise InvalidRequest(f"{self.bridge!r} is no name for an interface")
         versions = [subnet.version for subnet in self.subnets]
         if not versions or len(set(versions)) != len(versions):

@@ -128,6 +128,8 @@ class HostFacts:
     """The rules translate also what comes from the container's own bridge."""
     bridge_filtered: bool = False
     """The kernel shows bridged frames to the firewall (br_netfilter)."""
+    foreign_bridges: tuple[str, ...] = ()
+    """Other programs' bridges whose frames the firewall sees."""
     missing: frozenset[Protocol] = frozenset()
     """Protocols that the kernel has no sockets of."""
 
@@ -215,13 +217,24 @@ def plan(wanted: Wanted, facts: HostFacts) -> Plan:
         endpoint = endpoints[mapping.container]
         return plan_mapping(mapping, endpoint, networks[endpoint.network], facts)
 
-    families = {subnet.version for network in wanted.networks for subnet in network.subnets if not network.internal}
+    return assemble(wanted.networks, wanted.endpoints, tuple(map(decided, wanted.mappings)), facts)
+
+
+def assemble(
+    networks: tuple[Network, ...],
+    endpoints: tuple[Endpoint, ...],
+    mappings: tuple[MappingPlan, ...],
+    facts: HostFacts,
+) -> Plan:
+    """A Plan of mappings that have been decided, by the same facts."""
+    families = {subnet.version for network in networks for subnet in network.subnets if not network.internal}
+    needs_forwarding = facts.firewall is not Firewall.NONE and facts.may_forward
     return Plan(
         facts=facts,
-        networks=tuple(plan_network(network, facts) for network in wanted.networks),
-        endpoints=wanted.endpoints,
-        mappings=tuple(decided(mapping) for mapping in wanted.mappings),
-        forwarding=frozenset(families) if facts.firewall is not Firewall.NONE and facts.may_forward else frozenset(),
+        networks=tuple(plan_network(network, facts) for network in networks),
+        endpoints=endpoints,
+        mappings=mappings,
+        forwarding=frozenset(families) if needs_forwarding else frozenset(),
     )
 
 

@@ -16,6 +16,9 @@ from gangway.relay.settings import Settings, checked
 FIREWALLS = ("auto", "nftables", "iptables", "none")
 PREFIX = "GANGWAY"
 _LONGEST_PREFIX = 20  # a chain of iptables has 28 characters at most
+# A chain of such a name is refused, or takes the target's place in the rules.
+_NO_PREFIX = {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "ACCEPT", "DROP", "RETURN", "QUEUE"}
+_NO_PREFIX |= {"MASQUERADE", "DNAT", "SNAT", "REDIRECT", "REJECT", "LOG", "MARK", "CT", "NOTRACK", "TRACE"}
 
 
 class Config(
@@ -46,10 +49,11 @@ class Config(
         _ = self.relay_settings
         if self.firewall not in FIREWALLS:
             raise InvalidRequest(f"unknown firewall {self.firewall!r}: {', '.join(FIREWALLS)}")
-        if not (
-            self.chain_prefix.isascii() and self.chain_prefix.isalnum() and len(self.chain_prefix) <= _LONGEST_PREFIX
-        ):
-            raise InvalidRequest(f"{self.chain_prefix!r} is no prefix: up to {_LONGEST_PREFIX} letters and digits")
+        prefix = self.chain_prefix
+        if not (prefix.isascii() and prefix.isalnum() and len(prefix) <= _LONGEST_PREFIX) or prefix in _NO_PREFIX:
+            raise InvalidRequest(
+                f"{prefix!r} is no prefix: up to {_LONGEST_PREFIX} letters and digits, and no chain or target of iptables'"
+            )
 
 
 def load(path: Path | None, options: dict[str, Any]) -> Config:
@@ -62,5 +66,5 @@ def load(path: Path | None, options: dict[str, Any]) -> Config:
             raise InvalidRequest(f"{path}: {error}") from None
     try:
         return msgspec.convert(given | options, Config)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, InvalidRequest) as error:
         raise InvalidRequest(f"{path or 'options'}: {error}") from None

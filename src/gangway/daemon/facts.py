@@ -14,6 +14,7 @@ from gangway.errors import HostRefused, Unsupported
 from gangway.firewall import apply, nftables
 from gangway.firewall.iptables import DOCKERS_PREFIX
 from gangway.kernel import ports, probe
+from gangway.kernel.netlink import Links
 from gangway.model import Protocol
 from gangway.plan import Firewall, HostFacts
 
@@ -25,10 +26,11 @@ Chains = dict[int, dict[str, str]]
 """By family, other programs' chains for what is forwarded, and the policy of each."""
 
 
-def gather(config: Config, nft: apply.Nftables | None, switched_on: frozenset[int]) -> HostFacts:
+def gather(config: Config, nft: apply.Nftables | None, links: Links, switched_on: frozenset[int]) -> HostFacts:
     """All of them, now.  Unsupported: no firewall as it was asked for can be used here."""
     others = _others(nft)
     firewall = _choose(config.firewall, nft, others)
+    filtered = probe.bridge_filtered()
     droppers = {family: _dropper(firewall, family, others[family]) for family in _FAMILIES}
     return HostFacts(
         firewall=firewall,
@@ -38,9 +40,14 @@ def gather(config: Config, nft: apply.Nftables | None, switched_on: frozenset[in
         forward_droppers=tuple((family, who) for family, who in droppers.items() if who is not None),
         other_filters=any(others.values()),
         own_bridge=not (firewall is Firewall.IPTABLES and config.chain_prefix == DOCKERS_PREFIX),
-        bridge_filtered=probe.bridge_filtered(),
+        bridge_filtered=filtered,
+        foreign_bridges=_foreign_bridges(links) if filtered else (),
         missing=frozenset(protocol for protocol in Protocol if not ports.has_sockets(protocol)),
     )
+
+
+def _foreign_bridges(links: Links) -> tuple[str, ...]:
+    return tuple(sorted(name for name, link in links.all().items() if link.kind == "bridge" and not link.is_ours))
 
 
 def _others(nft: apply.Nftables | None) -> Chains:

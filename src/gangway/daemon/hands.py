@@ -30,29 +30,24 @@ from gangway.daemon.reserve import Reserved
 from gangway.daemon.rules import Rules
 from gangway.errors import Conflict, GangwayError
 from gangway.kernel import conntrack, ports, probe
-from gangway.kernel.netlink import Interface, Links
+from gangway.kernel.netlink import ALIAS, Interface, Links
 from gangway.model import Address, Network, PortMapping, Protocol, Subnet
 from gangway.plan import MappingPlan, NetworkPlan
 
 _TW_REUSE = "net.ipv4.tcp_tw_reuse"
-_ALIAS = "gangway"
 
 
 class Hands:
     """All that the daemon changes on this host it changes here."""
 
-    def __init__(self, rules: Rules, relay: Relay, borrowed: Borrowed, reuse_ports: bool) -> None:
+    def __init__(self, rules: Rules, links: Links, relay: Relay, borrowed: Borrowed, reuse_ports: bool) -> None:
         self.rules = rules
         self.reserved: Reserved = {}
         """Sockets of ports that are about to be kept."""
-        self._netlink = Links()
+        self._netlink = links
         self._relay = relay
         self._borrowed = borrowed
         self._reuse_ports = reuse_ports
-
-    def close(self) -> None:
-        """Lets go of the kernel's sockets; changes nothing."""
-        self._netlink.close()
 
     def do(self, step: Step) -> None:
         """Carries one step out: all of it or nothing.  GangwayError says what was in the way."""
@@ -105,7 +100,7 @@ class Hands:
 
     def _found_links(self) -> State:
         links = self._netlink.all()
-        ours = {name: link for name, link in links.items() if link.alias.startswith(_ALIAS)}
+        ours = {name: link for name, link in links.items() if link.is_ours}
         bridges = {name: None for name, link in ours.items() if link.kind == "bridge"}
         numbers = {links[name].number for name in bridges}
         joined = {name: link for name, link in ours.items() if link.kind == "veth" and link.master in numbers}
@@ -149,7 +144,7 @@ class Hands:
     def _link(self, step: Step) -> None:
         match step.verb, step.what:
             case Verb.MAKE_BRIDGE, NetworkPlan(network):
-                self._netlink.make_bridge(network.bridge, f"{_ALIAS} {network.name}", _gateways(network), network.mtu)
+                self._netlink.make_bridge(network.bridge, f"{ALIAS} {network.name}", _gateways(network), network.mtu)
             case ((Verb.DELETE_BRIDGE | Verb.DETACH), _):
                 self._netlink.delete(step.name)
             case Verb.ATTACH, Attachment() as attachment:
@@ -168,7 +163,7 @@ class Hands:
         self._netlink.delete(name)
         self._netlink.attach(
             name,
-            f"{_ALIAS} {endpoint.container}",
+            f"{ALIAS} {endpoint.container}",
             network.bridge,
             attachment.namespace,
             addresses,

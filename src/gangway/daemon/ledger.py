@@ -8,12 +8,13 @@ store, too.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from gangway.daemon.reconcile import Attachment, State, link_name, ports_of
 from gangway.daemon.store import Place, Store
 from gangway.errors import Conflict, InvalidRequest
 from gangway.model import Address, Endpoint, Network, PortMapping, PortRequest, Taken, free_address, parse_port
-from gangway.plan import HostFacts, MappingPlan, Plan, Wanted, plan, plan_mapping, plan_network
+from gangway.plan import HostFacts, MappingPlan, Plan, assemble, plan_mapping, plan_network
 
 
 class Ledger:
@@ -114,7 +115,8 @@ class Ledger:
         self._remember_endpoint(endpoint, place)
 
     def remove_endpoint(self, container: str) -> None:
-        """One less; it must have no mappings."""
+        """One less, and its mappings."""
+        self.remove_mappings(self.mappings(container))
         self._store.remove_endpoint(container)
         del self._endpoints[container], self._places[container], self._mappings[container]
 
@@ -166,8 +168,7 @@ class Ledger:
         networks = tuple(network for network in self.networks if network.name != without)
         if not networks:
             return None
-        mappings = tuple(planned.mapping for planned in self.mappings())
-        return plan(Wanted(networks, self.endpoints(), mappings), self._facts)
+        return assemble(networks, self.endpoints(), self.mappings(), self._facts)
 
     def state(self, whole: Plan) -> State:
         """What the host should be by a plan."""
@@ -189,6 +190,11 @@ class Ledger:
             ports=dict(pair for one in relayed for pair in ports_of(one)),
             mappings={str(one.mapping): one for one in planned},
         )
+
+    def state_of_container(self, container: str) -> State:
+        """What an endpoint and its mappings make of the host."""
+        attachments = self.attachment(self.endpoint(container), self._places[container])
+        return replace(self.state_of(self.mappings(container)), attachments=attachments)
 
     def attachment(self, endpoint: Endpoint, place: Place) -> dict[str, Attachment]:
         """What an endpoint makes of the host."""

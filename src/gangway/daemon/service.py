@@ -68,7 +68,7 @@ class Service:
 
     def __init__(self, config: Config, store: Store, relay: Relay, log: Log) -> None:
         self._store = store
-        self._upkeep = Upkeep(config, store, relay, log, self.detach)
+        self._upkeep = Upkeep(config, store, relay, log)
         self._ledger = self._upkeep.ledger
         self._hands = self._upkeep.hands
         self.check = self._upkeep.check
@@ -186,12 +186,7 @@ class Service:
     def detach(self, container: str) -> None:
         """Takes a container off its network, and its mappings away."""
         endpoint = self._ledger.endpoint(container)
-        planned = self._ledger.mappings(container)
-        of_mappings = self._ledger.state_of(planned)
-        attachments = self._ledger.attachment(endpoint, self._ledger.place(container))
-        before = State(attachments=attachments, ports=of_mappings.ports, mappings=of_mappings.mappings)
-        self._upkeep.carry_out(before, State())
-        self._ledger.remove_mappings(planned)
+        self._upkeep.carry_out(self._ledger.state_of_container(container), State())
         self._ledger.remove_endpoint(container)
         self._remove_if_unneeded(endpoint.network)
 

@@ -24,32 +24,33 @@ from gangway.daemon.store import Store
 from gangway.errors import GangwayError
 from gangway.firewall import apply
 from gangway.kernel import netns, probe
+from gangway.kernel.netlink import Links
 from gangway.plan import FORWARDING_SETTING, HostFacts, Plan
 from gangway.relay.log import Log
 
 
 class Upkeep:
-    """`withdraw` takes away a container that is gone, and its mappings."""
+    """The host of one daemon."""
 
-    def __init__(self, config: Config, store: Store, relay: Relay, log: Log, withdraw: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, store: Store, relay: Relay, log: Log) -> None:
         self._config = config
         self._store = store
         self._relay = relay
         self._log = log
-        self._withdraw = withdraw
         self._borrowed = Borrowed(store)
         self._nft = apply.Nftables.if_there()
+        self._links = Links()
         self.facts = self._gather()
         self._plan: Plan | None = None
         """Whose rules stand, as far as networks and facts go."""
         relay.find()
         rules = rules_for(self.facts.firewall, self._nft, store, config.chain_prefix)
-        self.hands = Hands(rules, relay, self._borrowed, config.relay_settings.tcp_tw_reuse)
+        self.hands = Hands(rules, self._links, relay, self._borrowed, config.relay_settings.tcp_tw_reuse)
         self.ledger = Ledger(store, self.facts)
 
     def close(self) -> None:
         """Lets go of sockets; changes nothing."""
-        self.hands.close()
+        self._links.close()
         self._relay.close()
         if self._nft is not None:
             self._nft.close()
@@ -67,16 +68,16 @@ class Upkeep:
             self._attempt(self.hands.put_back_ports)
 
     def check(self) -> None:
-        """Looks whether somebody else has changed something; if so, `reconcile`."""
-        if self.ledger.networks and (self._gather() != self.facts or self._is_disturbed()):
-            self.reconcile()
+        """Looks whether somebody else has changed something, and if so puts it right."""
+        if self.ledger.networks:
+            self._withdraw_what_is_gone()
+            if self._gather() != self.facts or self._is_disturbed():
+                self.reconcile()
 
     def reconcile(self) -> None:
         """Makes what is what should be."""
         self._refresh()
-        for container in [one.container for one in self.ledger.endpoints() if self.is_gone(one.container)]:
-            self._log.warning("container %s is gone: its ports are withdrawn", container)
-            self._attempt(partial(self._withdraw, container))
+        self._withdraw_what_is_gone()
         whole = self.ledger.plan()
         stand = self._plan is not None and self.hands.rules.are_intact()
         before = replace(self.hands.found(), plan=whole if stand else None, forwarding=self._ours(whole))
@@ -92,11 +93,25 @@ class Upkeep:
         """Its namespace has ended, and the attachment with it."""
         return not netns.is_there(*self.ledger.place(container)) and not self.hands.is_attached(link_name(container))
 
+    def _withdraw_what_is_gone(self) -> None:
+        """Containers whose namespace has ended, and the network on demand when the last of them was on it."""
+        for container in [one.container for one in self.ledger.endpoints() if self.is_gone(one.container)]:
+            self._log.warning("container %s is gone: its ports are withdrawn", container)
+            network = self.ledger.network_of(container).name
+            try:
+                self.carry_out(self.ledger.state_of_container(container), State())
+            except (GangwayError, ExceptionGroup):
+                self._plan = None  # what is left of it goes when everything is compared
+            self.ledger.remove_endpoint(container)
+            if self.ledger.is_unneeded(network):
+                self.ledger.remove_network(network)
+                self._plan = None
+
     def _gather(self) -> HostFacts:
         switched_on = frozenset(
             family for family, names in probe.FORWARDING.items() if any(map(self._borrowed.has, names))
         )
-        return facts.gather(self._config, self._nft, switched_on)
+        return facts.gather(self._config, self._nft, self._links, switched_on)
 
     def _refresh(self) -> None:
         """Looks at the host again; with other facts everything is decided anew, another firewall perhaps."""
@@ -112,7 +127,7 @@ class Upkeep:
 
     def _is_disturbed(self) -> bool:
         """Something of ours is not there any more, or not as it was."""
-        if not self.hands.rules.are_intact() or not self._relay.lives():
+        if self._plan is None or not self.hands.rules.are_intact() or not self._relay.lives():
             return True
         bridges = {network.bridge for network in self.ledger.networks}
         return self.hands.links() != bridges | {link_name(one.container) for one in self.ledger.endpoints()}

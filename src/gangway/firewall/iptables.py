@@ -19,6 +19,7 @@ Docker's rules stand in the built-in chains themselves, with nothing to tell who
 to know what was there before: `batch` compares with a listing, and with what is said to have been applied last.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -28,6 +29,9 @@ from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 
 DOCKERS_PREFIX = "DOCKER"
 """The prefix that asks for Docker's layout to the letter."""
+
+Listing = Mapping[str, Counter[str]]
+"""The rules of each table, and how often each is there; a chain of somebody's own counts as the rule `:NAME`."""
 
 _LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
 _NOT_ALLOWED = "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"
@@ -70,7 +74,7 @@ def render(plan: Plan, family: int, prefix: str) -> tuple[Table, ...]:
         table("raw", [f"-A PREROUTING -d {_LOOPBACK[family]} ! -i lo -j DROP"]),
         table("mangle", _apart(plan, prefix)),
         table("nat", _nat(plan, family, prefix)),
-        table("filter", _filter(plan, prefix)),
+        table("filter", _filter(plan, family, prefix)),
     )
 
 
@@ -106,7 +110,7 @@ def rules_met(planned: MappingPlan, route: Route, prefix: str) -> Iterator[str]:
         yield f"nat: … -o {planned.bridge} -m conntrack --ctstate DNAT -j MASQUERADE"
 
 
-def batch(wanted: Collection[Table], applied: Collection[Table], listed: Mapping[str, frozenset[str]]) -> str:
+def batch(wanted: Collection[Table], applied: Collection[Table], listed: Listing) -> str:
     """What makes `wanted` of what is `listed` (rules by table), of which `applied` is ours: iptables-restore
     --noflush.
 
@@ -116,12 +120,13 @@ def batch(wanted: Collection[Table], applied: Collection[Table], listed: Mapping
     before, after = ({table.name: table for table in tables} for tables in (applied, wanted))
     for name in dict.fromkeys((*before, *after)):
         old, new = before.get(name), after.get(name)
-        rules = listed.get(name, frozenset())
+        rules = listed.get(name, Counter())
         ours = dict.fromkeys((*(old.built_in if old else ()), *(new.built_in if new else ())))
         text.append(f"*{name}")
         if new is not None and new.has_chain:
             text.append(f":{new.chain} - [0:0]")
-        text += [_deletion(rule) for rule in ours if rule in rules]
+        # Two mappings to one port of a container have one rule twice.
+        text += [_deletion(rule) for rule in ours for _ in range(rules[rule])]
         if new is not None:
             text += _insertions(new.built_in)
             text += new.own
@@ -170,23 +175,23 @@ def with_mappings(
     return tuple(changed(table) for table in tables)
 
 
-def missing(tables: Collection[Table], listed: Mapping[str, frozenset[str]]) -> tuple[str, ...]:
+def missing(tables: Collection[Table], listed: Listing) -> tuple[str, ...]:
     """Which rules are not `listed` (rules by table)."""
-    return tuple(rule for table in tables for rule in table.rules if rule not in listed.get(table.name, frozenset()))
+    return tuple(rule for table in tables for rule in table.rules if rule not in listed.get(table.name, Counter()))
 
 
-def parse_listing(text: str) -> dict[str, frozenset[str]]:
-    """The rules of each table, from iptables-save(8); a chain of somebody's own is there as `:NAME`."""
-    found: dict[str, set[str]] = {}
-    rules: set[str] = set()
+def parse_listing(text: str) -> dict[str, Counter[str]]:
+    """What iptables-save(8) says."""
+    found: dict[str, Counter[str]] = {}
+    rules: Counter[str] = Counter()
     for line in text.splitlines():
         if line.startswith("*"):
-            rules = found.setdefault(line[1:], set())
+            rules = found.setdefault(line[1:], Counter())
         elif line.startswith("-A "):
-            rules.add(line)
+            rules[line] += 1
         elif line.startswith(":"):
-            rules.add(line.split()[0])
-    return {table: frozenset(rules) for table, rules in found.items()}
+            rules[line.split()[0]] += 1
+    return found
 
 
 def chain_of(rule: str) -> str:
@@ -217,13 +222,17 @@ def _nat(plan: Plan, family: int, prefix: str) -> Iterator[str]:
             yield f"-A POSTROUTING -s {subnet} ! -o {network.bridge} -j MASQUERADE"
 
 
-def _filter(plan: Plan, prefix: str) -> Iterator[str]:
+def _filter(plan: Plan, family: int, prefix: str) -> Iterator[str]:
     for network in (planned.network for planned in plan.networks):
         bridge = network.bridge
         yield f"-A FORWARD -o {bridge} -j {prefix}"
         yield f"-A FORWARD -o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
         yield f"-A FORWARD -i {bridge} ! -o {bridge} -j ACCEPT"
         if network.icc:
+            yield f"-A FORWARD -i {bridge} -o {bridge} -j ACCEPT"
+    if family in plan.closed:
+        # Frames within another program's bridge are not forwarded by us, though br_netfilter shows them here.
+        for bridge in plan.facts.foreign_bridges:
             yield f"-A FORWARD -i {bridge} -o {bridge} -j ACCEPT"
 
 

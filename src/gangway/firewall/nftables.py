@@ -161,6 +161,9 @@ def _networks(plan: Plan) -> Elements:
             found[f"inside{subnet.version}"].append(f"{bridge} . {subnet}")
             if network.masquerade and not network.internal:
                 found[f"masqueraded{subnet.version}"].append(str(subnet))
+    if plan.closed and plan.facts.foreign_bridges:
+        # Frames within another program's bridge are not forwarded by us, though br_netfilter shows them here.
+        found["together"] += [f'"{bridge}" . "{bridge}"' for bridge in plan.facts.foreign_bridges]
     return found
 
 

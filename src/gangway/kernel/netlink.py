@@ -30,6 +30,9 @@ from gangway.kernel import netns
 Interface = IPv4Interface | IPv6Interface
 """An address with its subnet."""
 
+ALIAS = "gangway"
+"""How the alias of every link of ours begins."""
+
 _NO_DUPLICATE_DETECTION = 0x02  # IFA_F_NODAD, include/uapi/linux/if_addr.h: an address that is usable at once
 _MAIN_TABLE = 254
 _LOOPBACK = 1
@@ -44,6 +47,11 @@ class Link(NamedTuple):
     alias: str
     master: int
     isolated: bool
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was made here."""
+        return self.alias.startswith(ALIAS)
 
 
 class Links:
