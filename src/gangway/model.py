@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import blake2s
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from gangway.errors import Conflict, InvalidRequest
@@ -214,6 +215,7 @@ class Network:
         if not versions or len(set(versions)) != len(versions):
             raise InvalidRequest(f"network {self.name} must have one subnet of IPv4, one of IPv6, or both")
         for subnet, gateway in zip(self.subnets, self.gateways, strict=True):
+            _check_subnet(subnet)
             _check_gateway(subnet, gateway)
         least = max(_LEAST_MTU[version] for version in versions)
         if not least <= self.mtu <= _MOST_MTU:
@@ -240,6 +242,14 @@ class Endpoint:
         """The address where a mapping of `host_address` leads: of the same family, if there is one."""
         same = (address for address in self.addresses if address.version == host_address.version)
         return next(same, self.addresses[0])
+
+
+def bridge_name(network: str) -> str:
+    """The bridge's name when nobody said another; a long one is cut, and told from others by a digest."""
+    name = f"gw-{network}"
+    if len(name) <= _INTERFACE_NAME_CHARACTERS:
+        return name
+    return f"{name[: _INTERFACE_NAME_CHARACTERS - 7]}-{blake2s(network.encode(), digest_size=3).hexdigest()}"
 
 
 def first_gateway(subnet: Subnet) -> Address:
@@ -330,6 +340,11 @@ class Taken:
 def in_brackets(address: Address) -> str:
     """An address as it stands before a colon and a port."""
     return f"[{address}]" if address.version == 6 else str(address)
+
+
+def _check_subnet(subnet: Subnet) -> None:
+    if subnet.is_multicast or subnet.is_loopback or subnet.is_link_local or subnet.network_address.is_unspecified:
+        raise InvalidRequest(f"{subnet} is not a subnet for containers: its addresses have another meaning")
 
 
 def _check_gateway(subnet: Subnet, gateway: Address) -> None:

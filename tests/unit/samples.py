@@ -52,6 +52,25 @@ def whole(facts: HostFacts, *mappings: PortMapping, networks: tuple[Network, ...
     return plan(Wanted(networks, (endpoint(networks[0]),), mappings), facts)
 
 
+FORMS = (
+    mapping("0.0.0.0", "8000", "80"),
+    mapping("0.0.0.0", "53", protocol=Protocol.UDP),
+    mapping("::", "8000", "80"),
+    mapping("192.0.2.5", "8443", "443"),
+    mapping("2001:db8::5", "8443", "443", Protocol.SCTP),
+    mapping("0.0.0.0", "9000-9010"),
+    mapping("::", "9000-9010", protocol=Protocol.UDP),
+    mapping("192.0.2.5", "9000-9010", protocol=Protocol.UDP),
+    mapping("2001:db8::5", "9020-9021"),
+    mapping("0.0.0.0", "7000-7002", "5000-5002"),
+    mapping("192.0.2.5", "7100-7101", "5000-5001"),
+    mapping("127.0.0.1", "6000"),
+    mapping("::1", "6000"),
+    mapping("127.0.0.1", "6001-6005"),
+    mapping("fe80::5", "6000"),
+)
+"""All forms of a mapping; rules carry none of the last four."""
+
 _FAMILIES = st.frozensets(st.sampled_from((4, 6)))
 FACTS = st.builds(
     HostFacts,
@@ -63,6 +82,7 @@ FACTS = st.builds(
     other_filters=st.booleans(),
     own_bridge=st.booleans(),
     bridge_filtered=st.booleans(),
+    foreign_bridges=st.sampled_from(((), ("docker0",), ("br0", "virbr0"))),
     missing=st.frozensets(st.sampled_from(Protocol)),
 )
 NETWORKS = st.sampled_from((WEB, BACK, INNER, FOUR))

@@ -190,7 +190,12 @@ def test_an_address_is_read_in_brackets_or_not(address: Address, bracketed: bool
 def test_what_is_no_address_is_named(text: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         parse_address(text)
-    assert str(refusal.value) == f"{text!r} is not an address"
+    assert str(refusal.value).startswith(f"{text!r} is not an address")
+
+
+@pytest.mark.parametrize("zone", ["eth0", "gw-web", "br0.100", "2"])
+def test_a_link_local_address_may_have_a_zone(zone: str) -> None:
+    assert str(parse_address(f"[fe80::1%{zone}]")) == f"fe80::1%{zone}"
 
 
 @given(RANGES, st.data())

@@ -52,7 +52,7 @@ class Config(
         prefix = self.chain_prefix
         if not (prefix.isascii() and prefix.isalnum() and len(prefix) <= _LONGEST_PREFIX) or prefix in _NO_PREFIX:
             raise InvalidRequest(
-                f"{prefix!r} is no prefix: up to {_LONGEST_PREFIX} letters and digits, and no chain or target of iptables'"
+                f"{prefix!r} is no prefix: up to {_LONGEST_PREFIX} letters and digits, and no chain or target's name"
             )
 
 
@@ -64,7 +64,12 @@ def load(path: Path | None, options: dict[str, Any]) -> Config:
             given = tomllib.loads(path.read_text())
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise InvalidRequest(f"{path}: {error}") from None
+        _convert(given, str(path))
+    return _convert(given | options, "options")
+
+
+def _convert(given: dict[str, Any], where: str) -> Config:
     try:
-        return msgspec.convert(given | options, Config)
+        return msgspec.convert(given, Config)
     except (msgspec.ValidationError, InvalidRequest) as error:
-        raise InvalidRequest(f"{path or 'options'}: {error}") from None
+        raise InvalidRequest(f"{where}: {error}") from None

@@ -15,7 +15,7 @@ from gangway.firewall import apply, nftables
 from gangway.firewall.iptables import DOCKERS_PREFIX
 from gangway.kernel import ports, probe
 from gangway.kernel.netlink import Links
-from gangway.model import Protocol
+from gangway.model import Protocol, is_interface_name
 from gangway.plan import Firewall, HostFacts
 
 _FAMILIES = (4, 6)
@@ -26,19 +26,20 @@ Chains = dict[int, dict[str, str]]
 """By family, other programs' chains for what is forwarded, and the policy of each."""
 
 
-def gather(config: Config, nft: apply.Nftables | None, links: Links, switched_on: frozenset[int]) -> HostFacts:
+def gather(
+    config: Config, nft: apply.Nftables | None, chains: Chains, links: Links, switched_on: frozenset[int]
+) -> HostFacts:
     """All of them, now.  Unsupported: no firewall as it was asked for can be used here."""
-    others = _others(nft)
-    firewall = _choose(config.firewall, nft, others)
+    firewall = _choose(config.firewall, nft, chains)
     filtered = probe.bridge_filtered()
-    droppers = {family: _dropper(firewall, family, others[family]) for family in _FAMILIES}
+    droppers = {family: _dropper(firewall, family, chains[family]) for family in _FAMILIES}
     return HostFacts(
         firewall=firewall,
         forwarding=frozenset(family for family in _FAMILIES if probe.forwards(family)),
         may_forward=config.ip_forward,
         switched_on=switched_on,
         forward_droppers=tuple((family, who) for family, who in droppers.items() if who is not None),
-        other_filters=any(others.values()),
+        other_filters=any(chains.values()),
         own_bridge=not (firewall is Firewall.IPTABLES and config.chain_prefix == DOCKERS_PREFIX),
         bridge_filtered=filtered,
         foreign_bridges=_foreign_bridges(links) if filtered else (),
@@ -47,10 +48,14 @@ def gather(config: Config, nft: apply.Nftables | None, links: Links, switched_on
 
 
 def _foreign_bridges(links: Links) -> tuple[str, ...]:
-    return tuple(sorted(name for name, link in links.all().items() if link.kind == "bridge" and not link.is_ours))
+    """But those whose names no rule can bear."""
+    bridges = (name for name, link in links.all().items() if link.kind == "bridge" and not link.is_ours)
+    return tuple(sorted(filter(is_interface_name, bridges)))
 
 
-def _others(nft: apply.Nftables | None) -> Chains:
+def others(nft: apply.Nftables | None) -> Chains:
+    """What other programs do with what is forwarded.  With many elements in our maps this takes a while: libnftables
+    reads them all."""
     chains: Chains = {family: {} for family in _FAMILIES}
     if nft is not None:
         with suppress(HostRefused):
@@ -62,7 +67,7 @@ def _others(nft: apply.Nftables | None) -> Chains:
     return chains
 
 
-def _choose(asked: str, nft: apply.Nftables | None, others: Chains) -> Firewall:
+def _choose(asked: str, nft: apply.Nftables | None, chains: Chains) -> Firewall:
     if asked != "auto":
         firewall = Firewall(asked)
         why = _unusable(firewall, nft)
@@ -70,7 +75,7 @@ def _choose(asked: str, nft: apply.Nftables | None, others: Chains) -> Firewall:
             raise Unsupported(f"the firewall {firewall} cannot be used: {why}; or start the daemon with {_WITHOUT}")
         return firewall
     no_nftables = _unusable(Firewall.NFTABLES, nft)
-    dropped = any(others[family].get(_IPTABLES_CHAIN[family]) == "drop" for family in _FAMILIES)
+    dropped = any(chains[family].get(_IPTABLES_CHAIN[family]) == "drop" for family in _FAMILIES)
     if no_nftables is None and not dropped:
         return Firewall.NFTABLES
     no_iptables = _unusable(Firewall.IPTABLES, nft)

@@ -7,7 +7,7 @@ Everything is looked up by name, so one more costs the same however many there a
 store, too.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from gangway.daemon.reconcile import Attachment, State, link_name, ports_of
@@ -135,7 +135,12 @@ class Ledger:
     def named(self, container: str, text: str) -> tuple[MappingPlan, ...]:
         """The mappings of a container that a `-p` names.  Conflict: it names none."""
         request = parse_port(text)
-        found = tuple(planned for planned in self.mappings(container) if _is_meant(planned.mapping, request))
+        known = self._mappings[self.endpoint(container).container]
+        if request.is_choice:
+            found = tuple(planned for planned in known.values() if _is_meant(planned.mapping, request))
+        else:
+            meant = (str(one) for one in _mappings_of(container, request))
+            found = tuple(known[name] for name in meant if name in known)
         if not found:
             raise Conflict(f"container {container} has no mapping -p {text}: gangway ls {container} lists them")
         return found
@@ -218,10 +223,18 @@ class Ledger:
         return planned
 
 
+def _mappings_of(container: str, request: PortRequest) -> Iterator[PortMapping]:
+    """The mappings of a request that leaves no choice."""
+    for address in request.host_addresses:
+        if request.host_ports is not None:
+            yield PortMapping(container, request.protocol, address, request.host_ports, request.container_ports)
+
+
 def _is_meant(mapping: PortMapping, request: PortRequest) -> bool:
+    """Whether it is one that a request may have led to that left a choice."""
     return (
         mapping.protocol == request.protocol
         and mapping.container_ports == request.container_ports
         and mapping.host_address in request.host_addresses
-        and (request.is_choice or mapping.host_ports == request.host_ports)
+        and (request.host_ports is None or mapping.host_ports.overlaps(request.host_ports))
     )

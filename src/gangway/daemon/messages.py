@@ -11,7 +11,7 @@ from ipaddress import ip_network
 import msgspec
 
 from gangway.errors import InvalidRequest
-from gangway.model import Endpoint, Network, PortMapping, Subnet, first_gateway, parse_address
+from gangway.model import Endpoint, Network, PortMapping, Subnet, bridge_name, first_gateway, parse_address
 from gangway.plan import MappingPlan, Origin, Route
 
 
@@ -43,7 +43,7 @@ class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True):
         if left:
             raise InvalidRequest(f"the gateway {left[0]} is not in any of the subnets")
         policy = self.masquerade, self.icc, self.internal, self.mtu
-        return Network(self.name, self.bridge or f"gw-{self.name}", subnets, tuple(gateways), *policy)
+        return Network(self.name, self.bridge or bridge_name(self.name), subnets, tuple(gateways), *policy)
 
 
 class AttachRequest(msgspec.Struct, forbid_unknown_fields=True):

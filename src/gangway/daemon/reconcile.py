@@ -6,7 +6,7 @@ step is carried out.
 How it works.  `diff(before, after)` compares two States.  A command compares the little that it changes; a daemon that
 starts, or that was told of a change, compares what it found in the kernel with all that is wanted.  The order:
 
-    taking down     rules → flows → relay's ports → attachments → bridges → forwarding
+    taking down     rules → relay's ports → flows → attachments → bridges → forwarding
     setting up      bridges → attachments → relay's ports → rules → flows → forwarding
 
 Nothing is translated to where it does not lead yet, and a port is the relay's before a rule leads past it: so no moment

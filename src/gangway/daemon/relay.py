@@ -49,7 +49,7 @@ class Relay:
         """The ports that it keeps."""
         offset = 0
         while self._channel is not None:
-            lines = self._ask(f"kept {offset}").splitlines()
+            _ok, *lines = self._ask(f"kept {offset}").splitlines()
             for line in lines:
                 protocol, address, port, to, to_port = line.split()
                 yield HostPort(protocol, address, int(port)), Target(to, int(to_port))
@@ -132,4 +132,7 @@ class Relay:
         except OSError as error:
             self.close()
             raise HostRefused(f"the relay does not answer: {error}") from None
+        if not answer:
+            self.close()
+            raise HostRefused("the relay has ended")
         return answer.decode()

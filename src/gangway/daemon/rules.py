@@ -25,6 +25,10 @@ _REMEMBERED = "rules"
 class Rules(Protocol):
     """A firewall that is in use."""
 
+    generation: int
+    """That of the host's rules (`events.generation`) after our last change or look: any other has been somebody else's
+    doing."""
+
     def rewrite(self, plan: Plan) -> None:
         """Everything, in place of what was there."""
 
@@ -61,6 +65,9 @@ def rules_for(firewall: Firewall, nft: apply.Nftables | None, store: Store, pref
 class NoRules:
     """--firewall none."""
 
+    def __init__(self) -> None:
+        self.generation = events.generation()
+
     def rewrite(self, plan: Plan) -> None:
         """Nothing."""
 
@@ -69,6 +76,7 @@ class NoRules:
 
     def are_intact(self) -> bool:
         """Always."""
+        self.generation = events.generation()
         return True
 
     def remove(self) -> None:
@@ -85,7 +93,7 @@ class NftRules:
     def __init__(self, nft: apply.Nftables, store: Store) -> None:
         self._nft = nft
         self._store = store
-        self._generation = events.generation()
+        self.generation = events.generation()
         self._listing: str | None = None
         self._undisturbed = True
 
@@ -102,10 +110,11 @@ class NftRules:
 
     def are_intact(self) -> bool:
         generation = events.generation()
-        if generation == self._generation and self._undisturbed:
+        if generation == self.generation and self._undisturbed:
             return True
         intact = self._listing is not None and self._nft.listing(nftables.TABLE) == self._listing
-        self._generation, self._undisturbed = generation, True
+        if intact:
+            self.generation, self._undisturbed = generation, True
         return intact
 
     def remove(self) -> None:
@@ -121,8 +130,8 @@ class NftRules:
         before = events.generation()
         self._nft.apply(text)
         after = events.generation()
-        self._undisturbed = self._undisturbed and before == self._generation and after - before <= 1
-        self._generation = after
+        self._undisturbed = self._undisturbed and before == self.generation and after - before <= 1
+        self.generation = after
 
 
 class IptRules:
@@ -134,7 +143,7 @@ class IptRules:
         self._prefix = prefix
         self._built_in: dict[int, tuple[iptables.Table, ...]] = {}
         """The rules in built-in chains, by family."""
-        self._generation = -1
+        self.generation = -1
 
     def rewrite(self, plan: Plan) -> None:
         wanted = {family: iptables.render(plan, family, self._prefix) for family in _FAMILIES}
@@ -155,7 +164,7 @@ class IptRules:
         self._remember(built_in)
         self._built_in = built_in
         self._set_policies(plan.closed)
-        self._generation = events.generation()
+        self.generation = events.generation()
 
     def change(self, withdrawn: Collection[MappingPlan], published: Collection[MappingPlan]) -> None:
         before = self._built_in
@@ -171,15 +180,17 @@ class IptRules:
         if after != before:
             self._remember(after)
         self._built_in = after
-        self._generation = events.generation()
+        self.generation = events.generation()
 
     def are_intact(self) -> bool:
         """Of the chain of our own it is enough that it is there: a built-in one refers to it."""
         generation = events.generation()
-        if generation == self._generation:
+        if generation == self.generation:
             return True
-        self._generation = generation
-        return all(not self._missing(family) for family in _FAMILIES)
+        intact = all(not self._missing(family) for family in _FAMILIES)
+        if intact:
+            self.generation = generation
+        return intact
 
     def remove(self) -> None:
         former = self._remembered()

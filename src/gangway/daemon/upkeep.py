@@ -23,7 +23,7 @@ from gangway.daemon.rules import rules_for
 from gangway.daemon.store import Store
 from gangway.errors import GangwayError
 from gangway.firewall import apply
-from gangway.kernel import netns, probe
+from gangway.kernel import events, netns, probe
 from gangway.kernel.netlink import Links
 from gangway.plan import FORWARDING_SETTING, HostFacts, Plan
 from gangway.relay.log import Log
@@ -40,6 +40,7 @@ class Upkeep:
         self._borrowed = Borrowed(store)
         self._nft = apply.Nftables.if_there()
         self._links = Links()
+        self._chains = facts.others(self._nft)
         self.facts = self._gather()
         self._plan: Plan | None = None
         """Whose rules stand, as far as networks and facts go."""
@@ -56,7 +57,9 @@ class Upkeep:
             self._nft.close()
 
     def carry_out(self, before: State, after: State) -> None:
-        """The difference, all of it or nothing."""
+        """The difference, all of it or nothing.  Rules that somebody else has taken away are put back before."""
+        if self._plan is not None and not self.hands.rules.are_intact():
+            self.reconcile()
         self.hands.carry_out(diff(before, after))
 
     def settle(self, whole: Plan | None) -> None:
@@ -70,12 +73,14 @@ class Upkeep:
     def check(self) -> None:
         """Looks whether somebody else has changed something, and if so puts it right."""
         if self.ledger.networks:
+            self._look_at_others()
             self._withdraw_what_is_gone()
             if self._gather() != self.facts or self._is_disturbed():
                 self.reconcile()
 
     def reconcile(self) -> None:
         """Makes what is what should be."""
+        self._look_at_others()
         self._refresh()
         self._withdraw_what_is_gone()
         whole = self.ledger.plan()
@@ -99,7 +104,7 @@ class Upkeep:
             self._log.warning("container %s is gone: its ports are withdrawn", container)
             network = self.ledger.network_of(container).name
             try:
-                self.carry_out(self.ledger.state_of_container(container), State())
+                self.hands.carry_out(diff(self.ledger.state_of_container(container), State()))
             except (GangwayError, ExceptionGroup):
                 self._plan = None  # what is left of it goes when everything is compared
             self.ledger.remove_endpoint(container)
@@ -107,11 +112,16 @@ class Upkeep:
                 self.ledger.remove_network(network)
                 self._plan = None
 
+    def _look_at_others(self) -> None:
+        """Only if the rules were changed by somebody else: it takes a while."""
+        if events.generation() != self.hands.rules.generation:
+            self._chains = facts.others(self._nft)
+
     def _gather(self) -> HostFacts:
         switched_on = frozenset(
             family for family, names in probe.FORWARDING.items() if any(map(self._borrowed.has, names))
         )
-        return facts.gather(self._config, self._nft, self._links, switched_on)
+        return facts.gather(self._config, self._nft, self._chains, self._links, switched_on)
 
     def _refresh(self) -> None:
         """Looks at the host again; with other facts everything is decided anew, another firewall perhaps."""

@@ -176,8 +176,10 @@ def with_mappings(
 
 
 def missing(tables: Collection[Table], listed: Listing) -> tuple[str, ...]:
-    """Which rules are not `listed` (rules by table)."""
-    return tuple(rule for table in tables for rule in table.rules if rule not in listed.get(table.name, Counter()))
+    """Which rules are not listed, or not as often as they should be."""
+    return tuple(
+        rule for table in tables for rule in (Counter(table.rules) - listed.get(table.name, Counter())).elements()
+    )
 
 
 def parse_listing(text: str) -> dict[str, Counter[str]]:

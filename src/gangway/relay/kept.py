@@ -10,7 +10,7 @@ A daemon that comes back asks which there are.
     daemon → relay   keep PROTO HOST-IP HOST-PORT CONTAINER-IP CONTAINER-PORT    with the port's socket (SCM_RIGHTS)
                      drop PROTO HOST-IP HOST-PORT                                answered when nothing of it is left
                      kept OFFSET                                                 which there are, from one of them on
-    relay → daemon   ok        or        error TEXT        or, to `kept`, lines as after `keep`: PAGE of them at most
+    relay → daemon   ok        or        error TEXT        to `kept`, after ok, PAGE lines at most, as after `keep`
 """
 
 import socket
@@ -77,7 +77,7 @@ class Kept:
                     self._drop(" ".join(words), answer)
                 case ["kept", offset]:
                     lines = (f"{key} {backend}" for key, (backend, _) in self._ports.items())
-                    answer("\n".join(islice(lines, int(offset), int(offset) + PAGE)))
+                    answer("\n".join(("ok", *islice(lines, int(offset), int(offset) + PAGE))))
                 case _:
                     raise ValueError(message)
         except (ValueError, TypeError):

@@ -1,0 +1,136 @@
+"""Forwarding: switched on when it is needed, and never a way for what nobody allowed."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from lab import mirror
+from lab.gangwayd import Gangway
+from lab.netns import Namespace, ip
+
+SWITCHES = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.default.forwarding")
+PORT = 80
+
+
+class Crossroads:
+    """A host between two others, `left` and `right`, which know no other way to each other."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.host, self.left, self.right = (stack.enter_context(Namespace(role)) for role in ("host", "left", "right"))
+        for number, space in ((1, self.left), (2, self.right)):
+            device = f"eth{number}"
+            ip(
+                "link",
+                "add",
+                device,
+                "netns",
+                self.host.name,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                space.name,
+            )
+            self.host.ip("address", "add", f"10.7{number}.0.1/24", "dev", device)
+            self.host.ip("link", "set", device, "up")
+            space.ip("address", "add", f"10.7{number}.0.2/24", "dev", "eth0")
+            space.ip("link", "set", "eth0", "up")
+            space.ip("route", "add", "default", "via", f"10.7{number}.0.1")
+        mirror.serve(self.right.popen, PORT)
+
+    def is_open(self) -> bool:
+        """Whether the left gets to the right."""
+        try:
+            with self.left.entered():
+                mirror.ask_here("tcp", "10.72.0.2", PORT, patience_s=0.7)
+        except mirror.NoAnswer:
+            return False
+        return True
+
+    def switches(self) -> list[str]:
+        """What the kernel's switches say."""
+        return [self.host.sysctl(name) for name in SWITCHES]
+
+
+@pytest.fixture
+def crossroads() -> Iterator[Crossroads]:
+    with ExitStack() as stack:
+        yield Crossroads(stack)
+
+
+@pytest.fixture(params=["nftables", "iptables"])
+def firewall(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_it_is_switched_on_and_off_and_lets_nobody_through(crossroads: Crossroads, firewall: str) -> None:
+    with Gangway(crossroads.host, "--firewall", firewall) as gangway:
+        assert not crossroads.is_open()
+        before = crossroads.host.run("iptables-save").stdout if firewall == "iptables" else ""
+        gangway("network", "create", "web", "--subnet", "172.30.0.0/24", "--subnet", "fd30::/64")
+        assert crossroads.switches() == ["1", "1", "1"]
+        assert not crossroads.is_open()
+        gangway("network", "rm", "web")
+        assert crossroads.switches() == ["0", "0", "0"]
+        if before:
+            assert ":FORWARD ACCEPT" in crossroads.host.run("iptables-save").stdout
+
+
+def test_a_network_of_one_family_leaves_the_other_alone(crossroads: Crossroads, firewall: str) -> None:
+    with Gangway(crossroads.host, "--firewall", firewall) as gangway:
+        gangway("network", "create", "web", "--subnet", "172.30.0.0/24")
+        assert crossroads.switches() == ["1", "0", "0"]
+
+
+def test_who_forwarded_before_goes_on(crossroads: Crossroads, firewall: str) -> None:
+    crossroads.host.sysctl("net.ipv4.ip_forward", 1)
+    with Gangway(crossroads.host, "--firewall", firewall) as gangway:
+        assert crossroads.is_open()
+        gangway("network", "create", "web", "--subnet", "172.30.0.0/24")
+        assert crossroads.is_open()
+        gangway("network", "rm", "web")
+        assert crossroads.is_open()
+        assert crossroads.switches() == ["1", "0", "0"]
+
+
+@pytest.mark.parametrize("flags", [("--no-ip-forward",), ("--firewall", "none")])
+def test_it_is_not_touched(crossroads: Crossroads, flags: tuple[str, ...]) -> None:
+    with Gangway(crossroads.host, *flags) as gangway:
+        gangway("network", "create", "web", "--subnet", "172.30.0.0/24", "--subnet", "fd30::/64")
+        assert crossroads.switches() == ["0", "0", "0"]
+
+
+def test_another_programs_bridge_is_not_ours_to_close(firewall: str) -> None:
+    """br_netfilter shows the firewall what passes within a bridge, as if it were forwarded."""
+    with ExitStack() as stack:
+        host, one, other = (stack.enter_context(Namespace(role)) for role in ("host", "one", "other"))
+        host.ip("link", "add", "lan0", "type", "bridge")
+        host.ip("link", "set", "lan0", "up")
+        for number, space in ((1, one), (2, other)):
+            ip(
+                "link",
+                "add",
+                f"p{number}",
+                "netns",
+                host.name,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                space.name,
+            )
+            host.ip("link", "set", f"p{number}", "master", "lan0", "up")
+            space.ip("address", "add", f"10.70.0.{number}/24", "dev", "eth0")
+            space.ip("link", "set", "eth0", "up")
+        mirror.serve(other.popen, PORT)
+        if host.run("sysctl", "-w", "net.bridge.bridge-nf-call-iptables=1", check=False).returncode:
+            pytest.skip("this kernel has no br_netfilter")
+        gangway = stack.enter_context(Gangway(host, "--firewall", firewall))
+        gangway("network", "create", "web", "--subnet", "172.30.0.0/24")
+        with one.entered():
+            assert mirror.ask_here("tcp", "10.70.0.2", PORT).text == "hello"

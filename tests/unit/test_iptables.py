@@ -1,0 +1,179 @@
+"""A plan as iptables rules: the whole text for some plans, the article's listings, and which rules a client meets."""
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gangway.firewall.iptables import Table, batch, built_in, chain_of, missing, parse_listing, render, rules_met
+from gangway.model import Endpoint, Network, PortMapping
+from gangway.plan import Firewall, HostFacts, Origin, Plan, Road, Wanted, plan
+from tests.unit.golden import FOLDER, assert_golden
+from tests.unit.samples import APART, BACK, FACTS, FORMS, FOUR, INNER, IPTABLES, WEB, mapping, planned, whole
+
+PREFIX, DOCKER = "GANGWAY", "DOCKER"
+DOCKERS = HostFacts(Firewall.IPTABLES, own_bridge=False)
+PLANS: dict[str, Plan] = {
+    "one": whole(IPTABLES, mapping("0.0.0.0", "8000", "80"), networks=(FOUR,)),
+    "forms": whole(IPTABLES, *FORMS, networks=(BACK, INNER)),
+    "unrouted": whole(
+        HostFacts(Firewall.IPTABLES, forwarding=frozenset(), may_forward=False), mapping("192.0.2.5"), networks=(WEB,)
+    ),
+}
+
+
+def article() -> dict[str, list[str]]:
+    """The rules that the article "The docker-proxy" lists, by listing: `TABLE CHAIN …`."""
+    listings: dict[str, list[str]] = {}
+    for line in (FOLDER / "article.iptables").read_text().splitlines():
+        if line.startswith("# "):
+            rules = listings.setdefault(line[2:], [])
+        else:
+            rules.append(line)
+    return listings
+
+
+def dockers_plan() -> Plan:
+    """The article's host: docker0, and a container whose port 8000 is published."""
+    docker0 = Network("bridge", "docker0", (ip_network("172.17.0.0/16"),), (ip_address("172.17.0.1"),))
+    box = Endpoint("box", "bridge", (ip_address("172.17.0.2"),))
+    return plan(Wanted((docker0,), (box,), (mapping("0.0.0.0", "8000"),)), DOCKERS)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("name", PLANS)
+def test_the_whole_text(name: str, family: int) -> None:
+    assert_golden(f"{name}{family}.iptables", batch(render(PLANS[name], family, PREFIX), (), {}))
+
+
+@pytest.mark.parametrize("listing", article())
+def test_with_dockers_prefix_it_is_the_articles_listing(listing: str) -> None:
+    name, *chains = listing.split()
+    (table,) = (table for table in render(dockers_plan(), 4, DOCKER) if table.name == name)
+    assert [rule for chain in chains for rule in table.rules if chain_of(rule) == chain] == article()[listing]
+
+
+def test_the_article_lists_all_that_is_in_nat_and_filter() -> None:
+    tables = {table.name: table for table in render(dockers_plan(), 4, DOCKER)}
+    for name in ("nat", "filter"):
+        listed = [rule for listing, rules in article().items() if listing.startswith(name) for rule in rules]
+        assert sorted(tables[name].rules) == sorted(listed)
+
+
+def test_mappings_that_rules_do_not_carry_are_not_in_them() -> None:
+    for family in (4, 6):
+        text = "".join(rule for table in render(PLANS["forms"], family, PREFIX) for rule in table.rules)
+        assert not [port for port in ("6000", "6001", "6005") if port in text]
+
+
+@pytest.mark.parametrize(
+    ("one", "match", "target"),
+    [
+        (mapping("0.0.0.0", "8000", "80"), "-p tcp -m tcp --dport 8000", "172.30.0.2:80"),
+        (mapping("192.0.2.5", "8000", "80"), "-d 192.0.2.5/32 -p tcp -m tcp --dport 8000", "172.30.0.2:80"),
+        (mapping("::", "8000", "80"), "-p tcp -m tcp --dport 8000", "[fd30::2]:80"),
+        (mapping("2001:db8::5", "80"), "-d 2001:db8::5/128 -p tcp -m tcp --dport 80", "[fd30::2]:80"),
+        (mapping("0.0.0.0", "70-79"), "-p tcp -m tcp --dport 70:79", "172.30.0.2"),
+        (mapping("::", "70-79"), "-p tcp -m tcp --dport 70:79", "fd30::2"),
+        (mapping("0.0.0.0", "70-79", "50-59"), "-p tcp -m tcp --dport 70:79", "172.30.0.2:50-59/70"),
+        (mapping("::", "70-79", "50-59"), "-p tcp -m tcp --dport 70:79", "[fd30::2]:50-59/70"),
+    ],
+)
+def test_a_mapping_is_a_rule_in_nat_and_one_in_filter(one: PortMapping, match: str, target: str) -> None:
+    made = whole(IPTABLES, one)
+    tables = {table.name: table for table in render(made, one.host_address.version, PREFIX)}
+    assert tables["nat"].own[-1] == f"-A {PREFIX} {match} -j DNAT --to-destination {target}"
+    address = ip_network(made.mappings[0].container_address)
+    inner = str(one.container_ports).replace("-", ":")
+    assert tables["filter"].own == (f"-A {PREFIX} -d {address} -o gw-web -p tcp -m tcp --dport {inner} -j ACCEPT",)
+
+
+def test_the_rules_that_each_kind_of_client_meets() -> None:
+    found = planned(mapping("0.0.0.0", "8000", "80"), IPTABLES)
+    loopback, host, remote, container, neighbour = (tuple(rules_met(found, route, PREFIX)) for route in found.routes)
+    translation = "nat: -A GANGWAY -p tcp -m tcp --dport 8000 -j DNAT --to-destination 172.30.0.2:80"
+    assert loopback == ()
+    assert host == ("nat: -A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j GANGWAY", translation)
+    assert remote == (
+        "nat: -A PREROUTING -m addrtype --dst-type LOCAL -j GANGWAY",
+        translation,
+        "filter: -A FORWARD -o gw-web -j GANGWAY",
+        "filter: -A GANGWAY -d 172.30.0.2/32 -o gw-web -p tcp -m tcp --dport 80 -j ACCEPT",
+    )
+    assert container == remote
+    assert neighbour == (*remote, "nat: … -o gw-web -m conntrack --ctstate DNAT -j MASQUERADE")
+
+
+@given(APART, FACTS, st.sampled_from((PREFIX, DOCKER)))
+def test_every_rule_that_is_met_is_there(many: list[PortMapping], facts: HostFacts, prefix: str) -> None:
+    made = whole(facts, *many)
+    there = {
+        (family, f"{table.name}: {rule}")
+        for family in (4, 6)
+        for table in render(made, family, prefix)
+        for rule in table.rules
+    }
+    for one in made.mappings:
+        for route in one.routes:
+            met = list(rules_met(one, route, prefix))
+            assert bool(met) == (route.road is Road.NAT)
+            if route.neighbour and prefix != DOCKER and met:
+                ending = met.pop().removeprefix("nat: …")
+                assert [rule for _, rule in there if rule.startswith("nat: -A POSTROUTING") and rule.endswith(ending)]
+            elif not (route.neighbour and prefix == DOCKER):
+                assert {(one.family, rule) for rule in met} <= there
+
+
+@given(APART, FACTS, st.sampled_from((4, 6)), st.sampled_from((PREFIX, DOCKER)))
+def test_a_table_is_its_own_rules_and_those_in_built_in_chains(
+    many: list[PortMapping], facts: HostFacts, family: int, prefix: str
+) -> None:
+    for table in render(whole(facts, *many), family, prefix):
+        assert sorted((*table.own, *table.built_in)) == sorted(table.rules)
+        assert all(rule.startswith(f"-A {prefix} ") for rule in table.own)
+        assert table.has_chain or not table.own
+    assert all(not table.own for table in built_in(render(whole(facts, *many), family, prefix)))
+
+
+def test_a_family_has_its_own_addresses_alone() -> None:
+    for family, own, foreign in ((4, "172.31.0.2", "::"), (6, "fd31::2", "172.")):
+        text = "\n".join(rule for table in render(PLANS["forms"], family, PREFIX) for rule in table.rules)
+        assert own in text
+        assert foreign not in text
+
+
+def test_the_host_is_translated_where_nothing_is_routed() -> None:
+    (nat,) = (table for table in render(PLANS["unrouted"], 4, PREFIX) if table.name == "nat")
+    assert not [rule for rule in nat.rules if chain_of(rule) == "PREROUTING"]
+    found = planned(mapping("192.0.2.5"), PLANS["unrouted"].facts)
+    assert [route.origin for route in found.routes if list(rules_met(found, route, PREFIX))] == [Origin.HOST]
+
+
+@pytest.mark.parametrize("forwarding", [frozenset({4, 6}), frozenset({6}), frozenset[int]()])
+def test_frames_within_others_bridges_pass_where_a_family_is_closed(forwarding: frozenset[int]) -> None:
+    made = whole(HostFacts(Firewall.IPTABLES, forwarding=forwarding, foreign_bridges=("docker0", "virbr0")))
+    passing = [f"-A FORWARD -i {bridge} -o {bridge} -j ACCEPT" for bridge in ("docker0", "virbr0")]
+    for family in (4, 6):
+        (found,) = (table for table in render(made, family, PREFIX) if table.name == "filter")
+        assert [rule for rule in found.rules if rule in passing] == ([] if family in forwarding else passing)
+
+
+def test_a_listing_is_read_by_table() -> None:
+    text = (
+        "# Generated by iptables-save\n*nat\n:PREROUTING ACCEPT [1:60]\n:DOCKER - [0:0]\n"
+        "-A PREROUTING -j DOCKER\nCOMMIT\n# Completed\n*filter\n:FORWARD DROP [0:0]\nCOMMIT\n"
+    )
+    found = parse_listing(text)
+    assert set(found) == {"nat", "filter"}
+    assert set(found["nat"]) == {":PREROUTING", ":DOCKER", "-A PREROUTING -j DOCKER"}
+    assert set(found["filter"]) == {":FORWARD"}
+    assert parse_listing("") == {}
+
+
+def test_what_is_not_listed_is_missing() -> None:
+    tables = (Table("nat", "X", ("-A OUTPUT -j X", "-A X -j RETURN")), Table("raw", "X", ("-A PREROUTING -j DROP",)))
+    assert missing(tables, {}) == ("-A OUTPUT -j X", "-A X -j RETURN", "-A PREROUTING -j DROP")
+    listed = parse_listing("*nat\n-A X -j RETURN\nCOMMIT\n*raw\n-A PREROUTING -j DROP\n")
+    assert missing(tables, listed) == ("-A OUTPUT -j X",)
+    assert missing(tables, parse_listing("*filter\n-A OUTPUT -j X\n")) == missing(tables, {})

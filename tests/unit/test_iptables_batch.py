@@ -1,0 +1,178 @@
+"""What a batch makes of the rules that are there: gangway's as they should be, and everybody else's as they were."""
+
+import copy
+from random import Random
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gangway.firewall.iptables import Table, batch, built_in, chain_of, change, parse_listing, render, with_mappings
+from gangway.model import Network, PortMapping
+from gangway.plan import HostFacts, Plan
+from tests.unit.restoring import Kernel, bare, restore, rules, save
+from tests.unit.samples import APART, FACTS, FOUR, INNER, IPTABLES, NETWORKS, WEB, mapping, whole
+
+Tables = tuple[Table, ...]
+THEIRS = """\
+*filter
+:theirs - [0:0]
+-A FORWARD -j theirs
+-A FORWARD -i eth9 -j DROP
+-A theirs -s 203.0.113.0/24 -j RETURN
+COMMIT
+*nat
+-A POSTROUTING -o eth9 -j MASQUERADE
+COMMIT
+"""
+PREFIXES = st.sampled_from(("GANGWAY", "DOCKER"))
+FAMILY = st.sampled_from((4, 6))
+PLANS = st.builds(lambda facts, many, network: whole(facts, *many, networks=(network,)), FACTS, APART, NETWORKS)
+# Two host ports that lead to the same port of the container.
+TWICE = whole(IPTABLES, mapping("0.0.0.0", "8000", "80"), mapping("0.0.0.0", "8001", "80"))
+ONCE = whole(IPTABLES, mapping("0.0.0.0", "8000", "80"))
+
+
+def others() -> Kernel:
+    """A host with another program's rules."""
+    kernel = bare()
+    restore(kernel, THEIRS)
+    return kernel
+
+
+def bring_about(kernel: Kernel, wanted: Tables, applied: Tables) -> None:
+    restore(kernel, batch(wanted, applied, parse_listing(save(kernel))))
+
+
+def with_rules(wanted: Tables) -> Kernel:
+    """The host above with these rules: in each built-in chain before the others."""
+    kernel = others()
+    for table in wanted:
+        chains = kernel[table.name]
+        if table.has_chain:
+            chains[table.chain] = []
+        for rule in reversed(table.built_in):
+            chains[chain_of(rule)].insert(0, rule.split(" ", 2)[2])
+        for rule in table.own:
+            chains[table.chain].append(rule.split(" ", 2)[2])
+    return kernel
+
+
+def in_any_order(kernel: Kernel) -> dict[str, dict[str, list[str]]]:
+    return {table: {chain: sorted(found) for chain, found in chains.items()} for table, chains in kernel.items()}
+
+
+@given(PLANS, FAMILY, PREFIXES)
+def test_where_nothing_is_there_all_of_it_comes(made: Plan, family: int, prefix: str) -> None:
+    kernel, wanted = others(), render(made, family, prefix)
+    bring_about(kernel, wanted, ())
+    assert kernel == with_rules(wanted)
+
+
+@given(PLANS, FAMILY, PREFIXES)
+@example(TWICE, 4, "DOCKER")
+def test_where_all_is_there_nothing_is_different_afterwards(made: Plan, family: int, prefix: str) -> None:
+    wanted = render(made, family, prefix)
+    kernel = with_rules(wanted)
+    for _ in range(2):
+        bring_about(kernel, wanted, built_in(wanted))
+        assert kernel == with_rules(wanted)
+
+
+@given(PLANS, FAMILY, PREFIXES, st.randoms(use_true_random=False))
+@example(TWICE, 4, "DOCKER", Random(1))
+def test_where_a_part_is_there_the_rest_comes(made: Plan, family: int, prefix: str, random: Random) -> None:
+    wanted = render(made, family, prefix)
+    kernel = with_rules(wanted)
+    for table in wanted:
+        for chain, found in kernel[table.name].items():
+            ours = {rule.split(" ", 2)[2] for rule in table.rules if chain_of(rule) == chain}
+            found[:] = [rule for rule in found if rule not in ours or random.random() < 0.5]
+    bring_about(kernel, wanted, built_in(wanted))
+    assert kernel == with_rules(wanted)
+
+
+@given(PLANS, PLANS, FAMILY, PREFIXES, PREFIXES)
+@example(TWICE, ONCE, 4, "DOCKER", "DOCKER")
+@example(TWICE, TWICE, 4, "DOCKER", "GANGWAY")
+def test_one_plan_takes_the_place_of_another(
+    before: Plan, after: Plan, family: int, prefix_before: str, prefix: str
+) -> None:
+    applied, wanted = render(before, family, prefix_before), render(after, family, prefix)
+    kernel = with_rules(applied)
+    bring_about(kernel, wanted, built_in(applied))
+    assert kernel == with_rules(wanted)
+
+
+@given(PLANS, FAMILY, PREFIXES)
+@example(TWICE, 4, "DOCKER")
+def test_with_nothing_wanted_only_the_others_are_left(made: Plan, family: int, prefix: str) -> None:
+    applied = render(made, family, prefix)
+    for found in (with_rules(applied), others()):
+        bring_about(found, (), built_in(applied))
+        assert found == others()
+
+
+def test_what_is_there_is_deleted_before_it_comes_again() -> None:
+    wanted = (Table("nat", "X", ("-A OUTPUT -j X", "-A POSTROUTING -j ACCEPT", "-A X -j RETURN")),)
+    assert batch(wanted, (), {}) == (
+        "*nat\n:X - [0:0]\n-I OUTPUT 1 -j X\n-I POSTROUTING 1 -j ACCEPT\n-A X -j RETURN\nCOMMIT\n"
+    )
+    listed = parse_listing("*nat\n:OUTPUT ACCEPT [0:0]\n:X - [0:0]\n-A OUTPUT -j X\n-A X -j RETURN\nCOMMIT\n")
+    assert batch(wanted, wanted, listed) == (
+        "*nat\n:X - [0:0]\n-D OUTPUT -j X\n-I OUTPUT 1 -j X\n-I POSTROUTING 1 -j ACCEPT\n-A X -j RETURN\nCOMMIT\n"
+    )
+    assert batch((), wanted, listed) == "*nat\n-D OUTPUT -j X\n-F X\n-X X\nCOMMIT\n"
+    assert batch((), wanted, {}) == "*nat\nCOMMIT\n"
+    assert batch((), (), listed) == "\n"
+
+
+@given(APART, APART, FACTS, NETWORKS.filter(lambda network: network is not INNER), FAMILY, PREFIXES)
+def test_a_change_of_mappings_is_the_difference_of_two_plans(
+    old: list[PortMapping], new: list[PortMapping], facts: HostFacts, network: Network, family: int, prefix: str
+) -> None:
+    before, after = (whole(facts, *many, networks=(network,)) for many in (old, new))
+    kernel = with_rules(render(before, family, prefix))
+    restore(kernel, change(before.mappings, after.mappings, family, prefix))
+    assert in_any_order(kernel) == in_any_order(with_rules(render(after, family, prefix)))
+
+
+@given(APART, APART, FACTS, FAMILY, PREFIXES)
+def test_what_is_remembered_after_a_change_is_what_stands_in_built_in_chains(
+    old: list[PortMapping], new: list[PortMapping], facts: HostFacts, family: int, prefix: str
+) -> None:
+    before, after = (whole(facts, *many) for many in (old, new))
+    tables = built_in(render(before, family, prefix))
+    found = with_mappings(tables, before.mappings, after.mappings, family)
+    wanted = built_in(render(after, family, prefix))
+    assert [(table.name, table.chain, sorted(table.rules)) for table in found] == [
+        (table.name, table.chain, sorted(table.rules)) for table in wanted
+    ]
+
+
+def test_a_change_in_a_family_without_mappings_is_empty() -> None:
+    assert change(ONCE.mappings, ONCE.mappings, 6, "GANGWAY") == ""
+    assert change((), (), 4, "GANGWAY") == ""
+    assert with_mappings((), ONCE.mappings, ONCE.mappings, 4) == ()
+
+
+def test_a_mapping_comes_and_goes_by_rules_of_its_own() -> None:
+    published = change((), ONCE.mappings, 4, "GANGWAY")
+    assert published == (
+        "*nat\n-A GANGWAY -p tcp -m tcp --dport 8000 -j DNAT --to-destination 172.30.0.2:80\nCOMMIT\n"
+        "*filter\n-A GANGWAY -d 172.30.0.2/32 -o gw-web -p tcp -m tcp --dport 80 -j ACCEPT\nCOMMIT\n"
+    )
+    assert change(ONCE.mappings, (), 4, "GANGWAY") == published.replace("-A ", "-D ")
+
+
+@pytest.mark.parametrize("network", [WEB, FOUR])
+def test_ports_of_one_container_port_come_and_go_by_themselves(network: Network) -> None:
+    first, second = (mapping("0.0.0.0", port, "80") for port in ("8000", "8001"))
+    one, both = (whole(IPTABLES, *many, networks=(network,)) for many in ((first,), (first, second)))
+    kernel = with_rules(render(both, 4, "DOCKER"))
+    start = copy.deepcopy(kernel)
+    restore(kernel, change(both.mappings[1:], (), 4, "DOCKER"))
+    assert in_any_order(kernel) == in_any_order(with_rules(render(one, 4, "DOCKER")))
+    restore(kernel, change((), both.mappings[1:], 4, "DOCKER"))
+    assert in_any_order(kernel) == in_any_order(start)
+    assert len(rules(kernel, "filter", "DOCKER")) == 2

@@ -1,0 +1,141 @@
+"""What goes over the daemon's socket: requests become networks, plans become answers."""
+
+from ipaddress import ip_address, ip_network
+
+import msgspec
+import pytest
+
+from gangway.daemon.messages import (
+    AttachRequest,
+    EndpointAnswer,
+    MappingAnswer,
+    NetworkAnswer,
+    NetworkRequest,
+    PublishRequest,
+    RouteAnswer,
+    origin,
+)
+from gangway.errors import InvalidRequest
+from gangway.model import Network
+from gangway.plan import Origin
+from tests.unit.samples import BACK, INNER, NFTABLES, WEB, endpoint, mapping, planned
+
+FOUR, SIX = "172.30.0.0/24", "fd30::/64"
+
+
+@pytest.mark.parametrize(
+    ("subnets", "gateways", "wanted"),
+    [
+        ([FOUR], [], ["172.30.0.1"]),
+        ([SIX], [], ["fd30::1"]),
+        ([FOUR, SIX], [], ["172.30.0.1", "fd30::1"]),
+        ([SIX, FOUR], [], ["fd30::1", "172.30.0.1"]),
+        ([FOUR, SIX], ["172.30.0.254"], ["172.30.0.254", "fd30::1"]),
+        ([FOUR, SIX], ["fd30::fe"], ["172.30.0.1", "fd30::fe"]),
+        ([FOUR, SIX], ["fd30::fe", "172.30.0.254"], ["172.30.0.254", "fd30::fe"]),
+    ],
+)
+def test_a_gateway_is_given_or_the_first_address(subnets: list[str], gateways: list[str], wanted: list[str]) -> None:
+    made = NetworkRequest("web", subnets, gateways).network()
+    assert made.subnets == tuple(map(ip_network, subnets))
+    assert made.gateways == tuple(map(ip_address, wanted))
+
+
+@pytest.mark.parametrize(
+    ("subnets", "gateways", "why"),
+    [
+        ([FOUR], ["fd30::1"], "the gateway fd30::1 is not in any of the subnets"),
+        ([FOUR], ["172.30.0.1", "172.30.0.2"], "the gateway 172.30.0.2 is not in any of the subnets"),
+        ([FOUR], ["172.31.0.1"], "the gateway 172.31.0.1 is not in 172.30.0.0/24"),
+        ([FOUR], ["first"], "'first' is not an address"),
+        ([], [], "network web must have one subnet of IPv4, one of IPv6, or both"),
+        ([FOUR, "172.31.0.0/24"], [], "one subnet of IPv4, one of IPv6, or both"),
+        (["172.30.0.1/24"], [], "'172.30.0.1/24' is not a subnet: 172.30.0.1/24 has host bits set"),
+        (["172.30.0.0/33"], [], "'172.30.0.0/33' is not a subnet"),
+        (["172.30.0.0"], [], "no room"),
+        (["web"], [], "'web' is not a subnet"),
+        ([""], [], "'' is not a subnet"),
+    ],
+)
+def test_a_network_that_makes_no_sense_is_refused(subnets: list[str], gateways: list[str], why: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        NetworkRequest("web", subnets, gateways).network()
+    assert why in str(refusal.value)
+
+
+def test_the_bridge_is_named_after_the_network_unless_it_has_a_name() -> None:
+    assert NetworkRequest("web", [FOUR]).network().bridge == "gw-web"
+    assert NetworkRequest("web", [FOUR], bridge="br0").network().bridge == "br0"
+
+
+@pytest.mark.parametrize("network", [WEB, BACK, INNER])
+def test_an_answer_tells_what_a_request_would_ask_for(network: Network) -> None:
+    told = msgspec.to_builtins(NetworkAnswer.of(network, (endpoint(network),)))
+    assert told.pop("endpoints") == [msgspec.to_builtins(EndpointAnswer.of(endpoint(network)))]
+    assert msgspec.convert(told, NetworkRequest).network() == network
+
+
+@pytest.mark.parametrize("kind", [NetworkRequest, AttachRequest, PublishRequest])
+def test_a_request_with_a_word_too_many_is_refused(kind: type[msgspec.Struct]) -> None:
+    least = {"name": "web", "subnets": []} if kind is NetworkRequest else {"container": "box"}
+    assert msgspec.convert(least, kind) is not None
+    with pytest.raises(msgspec.ValidationError, match="gatway"):
+        msgspec.convert(least | {"gatway": "172.30.0.1"}, kind)
+
+
+def test_an_endpoint_is_told_with_its_addresses() -> None:
+    assert msgspec.to_builtins(EndpointAnswer.of(endpoint(WEB))) == {
+        "container": "box",
+        "network": "web",
+        "addresses": ["172.30.0.2", "fd30::2"],
+    }
+
+
+def test_a_mapping_is_told_with_the_road_of_each_kind_of_client() -> None:
+    told = msgspec.to_builtins(MappingAnswer.of(planned(mapping("::", "8000-8001", "80-81"), NFTABLES)))
+    routes = told.pop("routes")
+    assert told == {
+        "container": "box",
+        "protocol": "tcp",
+        "host_address": "::",
+        "host_ports": "8000-8001",
+        "container_address": "fd30::2",
+        "container_ports": "80-81",
+    }
+    assert [(route["origin"], route["neighbour"]) for route in routes] == [
+        ("loopback", False),
+        ("host", False),
+        ("remote", False),
+        ("container", False),
+        ("container", True),
+    ]
+    assert routes[0] == {
+        "origin": "loopback",
+        "neighbour": False,
+        "road": "relay",
+        "code": "loopback",
+        "fact": "::1",
+        "source": "gateway",
+        "rules": [],
+    }
+
+
+def test_a_mapping_may_be_told_with_some_routes_only() -> None:
+    found = planned(mapping("0.0.0.0"))
+    route = RouteAnswer.of(found.routes[1], ("output: first", "published: second"))
+    told = MappingAnswer.of(found, [route])
+    assert told.routes == [route]
+    assert route.rules == ["output: first", "published: second"]
+    assert MappingAnswer.of(found, []).routes == []
+
+
+@pytest.mark.parametrize("word", list(Origin))
+def test_an_origin_is_read(word: Origin) -> None:
+    assert origin(word.value) is word
+
+
+@pytest.mark.parametrize("word", ["", "neighbour", "HOST", "host "])
+def test_another_origin_is_named_with_those_that_are_known(word: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        origin(word)
+    assert str(refusal.value) == f"unknown origin {word!r}: loopback, host, remote, container"

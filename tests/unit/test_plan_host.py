@@ -1,0 +1,185 @@
+"""What a plan asks of the host as a whole; and what is true of any mapping under any facts."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gangway.model import Address, Network, PortMapping
+from gangway.plan import (
+    Firewall,
+    HostFacts,
+    Origin,
+    Road,
+    Source,
+    Wanted,
+    asked_at,
+    assemble,
+    not_routed,
+    plan,
+    plan_mapping,
+    plan_network,
+)
+from tests.unit.samples import (
+    APART,
+    BACK,
+    FACTS,
+    FOUR,
+    HOST_ADDRESSES,
+    INNER,
+    IPTABLES,
+    NETWORKS,
+    NFTABLES,
+    NONE,
+    WEB,
+    endpoint,
+    mappings,
+    whole,
+)
+
+BOTH: frozenset[int] = frozenset({4, 6})
+NEITHER: frozenset[int] = frozenset()
+
+
+def families(*found: int) -> frozenset[int]:
+    return frozenset(found)
+
+
+@pytest.mark.parametrize("firewall", Firewall)
+@pytest.mark.parametrize("filtered", [False, True])
+@pytest.mark.parametrize("network", [WEB, BACK], ids=["icc", "no icc"])
+def test_the_bridge_isolates_unless_rules_can(network: Network, filtered: bool, firewall: Firewall) -> None:
+    found = plan_network(network, HostFacts(firewall, bridge_filtered=filtered))
+    assert found.network is network
+    by_rules = filtered and firewall is not Firewall.NONE
+    assert found.isolate_ports == (network is BACK and not by_rules)
+
+
+@pytest.mark.parametrize(
+    ("facts", "networks", "wanted"),
+    [
+        (NFTABLES, (WEB,), BOTH),
+        (IPTABLES, (FOUR,), families(4)),
+        (NFTABLES, (FOUR, WEB), BOTH),
+        (NFTABLES, (INNER,), NEITHER),
+        (NFTABLES, (INNER, FOUR), families(4)),
+        (NFTABLES, (), NEITHER),
+        (NONE, (WEB,), NEITHER),
+        (replace(NFTABLES, may_forward=False), (WEB,), NEITHER),
+    ],
+)
+def test_what_has_to_be_forwarded(facts: HostFacts, networks: tuple[Network, ...], wanted: frozenset[int]) -> None:
+    assert plan(Wanted(networks), facts).forwarding == wanted
+
+
+@pytest.mark.parametrize("firewall", [Firewall.NFTABLES, Firewall.IPTABLES])
+@pytest.mark.parametrize(
+    ("forwarding", "switched_on", "networks", "closed"),
+    [
+        (BOTH, NEITHER, (WEB,), NEITHER),
+        (NEITHER, NEITHER, (WEB,), BOTH),
+        (BOTH, BOTH, (WEB,), BOTH),
+        (families(6), NEITHER, (WEB,), families(4)),
+        (BOTH, families(4), (WEB,), families(4)),
+        (NEITHER, NEITHER, (FOUR,), families(4)),
+        (NEITHER, NEITHER, (INNER,), NEITHER),
+        (BOTH, families(6), (INNER,), families(6)),
+    ],
+)
+def test_a_family_that_nobody_forwarded_before_is_closed(
+    forwarding: frozenset[int],
+    switched_on: frozenset[int],
+    networks: tuple[Network, ...],
+    closed: frozenset[int],
+    firewall: Firewall,
+) -> None:
+    facts = HostFacts(firewall, forwarding=forwarding, switched_on=switched_on)
+    assert plan(Wanted(networks), facts).closed == closed
+    beside_others = plan(Wanted(networks), replace(facts, other_filters=True)).closed
+    assert beside_others == (NEITHER if firewall is Firewall.NFTABLES else closed)
+
+
+def test_without_the_right_to_forward_nothing_is_closed() -> None:
+    assert whole(replace(NFTABLES, forwarding=NEITHER, may_forward=False)).closed == NEITHER
+
+
+@pytest.mark.parametrize(
+    ("facts", "routed"),
+    [
+        (NFTABLES, BOTH),
+        (IPTABLES, BOTH),
+        (NONE, NEITHER),
+        (replace(NFTABLES, forwarding=NEITHER), BOTH),
+        (replace(NFTABLES, forwarding=families(4), may_forward=False), families(4)),
+        (replace(NFTABLES, forward_droppers=((4, "ip filter FORWARD"),)), families(6)),
+        (replace(IPTABLES, forward_droppers=((4, "a"), (6, "b"))), NEITHER),
+    ],
+)
+def test_the_families_in_which_what_comes_by_an_interface_is_translated(
+    facts: HostFacts, routed: frozenset[int]
+) -> None:
+    assert whole(facts).routed == routed
+    assert {family for family in BOTH if not_routed(facts, family) is None} == routed
+
+
+@given(mappings(), NETWORKS, FACTS)
+def test_every_kind_of_client_has_one_route(one: PortMapping, network: Network, facts: HostFacts) -> None:
+    routes = plan_mapping(one, endpoint(network), network, facts).routes
+    kinds = [(route.origin, route.neighbour) for route in routes]
+    assert sorted(kinds) == sorted([*((origin, False) for origin in Origin), (Origin.CONTAINER, True)])
+
+
+@given(mappings(), NETWORKS, FACTS)
+def test_nat_needs_a_firewall_and_a_packet_of_the_same_family(
+    one: PortMapping, network: Network, facts: HostFacts
+) -> None:
+    found = plan_mapping(one, endpoint(network), network, facts)
+    through = [route for route in found.routes if route.road is Road.NAT]
+    assert not (through and facts.firewall is Firewall.NONE)
+    assert all(route.origin is not Origin.LOOPBACK for route in through)
+    assert not (through and found.container_address.version != found.family)
+    if not_routed(facts, found.family) is not None:
+        assert all(route.origin is Origin.HOST for route in through)
+
+
+@given(mappings(), NETWORKS, FACTS)
+def test_blocked_is_who_cannot_ask_there_or_what_has_no_sockets(
+    one: PortMapping, network: Network, facts: HostFacts
+) -> None:
+    at = one.host_address
+    able = plan_mapping(one, endpoint(network), network, replace(facts, missing=frozenset()))
+    for route, with_sockets in zip(
+        plan_mapping(one, endpoint(network), network, facts).routes, able.routes, strict=True
+    ):
+        outside = route.origin is not Origin.LOOPBACK
+        cannot_ask = at.is_loopback if outside else not (at.is_loopback or int(at) == 0)
+        no_sockets = with_sockets.road is Road.RELAY and one.protocol in facts.missing
+        assert (route.road is Road.BLOCKED) == (cannot_ask or no_sockets)
+        assert (with_sockets.road is Road.BLOCKED) == cannot_ask
+
+
+@given(mappings(), NETWORKS, FACTS)
+def test_the_source_is_the_gateway_but_for_nat(one: PortMapping, network: Network, facts: HostFacts) -> None:
+    for route in plan_mapping(one, endpoint(network), network, facts).routes:
+        by_nat = Source.GATEWAY if route.neighbour else Source.CLIENT
+        assert route.source == {Road.RELAY: Source.GATEWAY, Road.BLOCKED: Source.NOBODY, Road.NAT: by_nat}[route.road]
+
+
+@given(mappings(), NETWORKS, FACTS, st.sampled_from(HOST_ADDRESSES))
+def test_asking_an_address_changes_nothing_but_nat(
+    one: PortMapping, network: Network, facts: HostFacts, asked: Address
+) -> None:
+    found = plan_mapping(one, endpoint(network), network, facts)
+    for before, after in zip(found.routes, asked_at(found, asked), strict=True):
+        assert after == before or (before.road, after.road) == (Road.NAT, Road.RELAY)
+        assert (after.origin, after.neighbour) == (before.origin, before.neighbour)
+
+
+@given(APART, st.lists(NETWORKS, unique=True, min_size=1), FACTS)
+def test_a_mapping_is_decided_by_itself(many: list[PortMapping], networks: list[Network], facts: HostFacts) -> None:
+    made = whole(facts, *many, networks=tuple(networks))
+    box = endpoint(networks[0])
+    assert made.mappings == tuple(plan_mapping(one, box, networks[0], facts) for one in many)
+    assert made.networks == tuple(plan_network(network, facts) for network in networks)
+    assert assemble(tuple(networks), made.endpoints, made.mappings, facts) == made

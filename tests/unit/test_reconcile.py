@@ -1,0 +1,95 @@
+"""The steps from one state to another: they lead there, in the right order, and can be undone."""
+
+from collections.abc import Iterable
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gangway.daemon.reconcile import Flows, State, Step, Verb, diff
+from tests.unit.pretend_host import BRIDGES, ENDS, PLANNED, PORTS, TARGETS, Host, attachment, states
+
+# What comes at which place; an end that is there may have to be isolated where another is attached.
+DOWN = ({Verb.REWRITE, Verb.CHANGE}, {Verb.DROP}, {Verb.FORGET}, {Verb.DETACH}, {Verb.DELETE_BRIDGE}, {Verb.FORWARD})
+UP = (
+    {Verb.MAKE_BRIDGE},
+    {Verb.ATTACH, Verb.ISOLATE},
+    {Verb.KEEP},
+    {Verb.REWRITE, Verb.CHANGE},
+    {Verb.FORGET},
+    {Verb.FORWARD},
+)
+PAIRS = st.booleans().flatmap(lambda kind: st.tuples(states(kind), states(kind)))
+ISOLATING = st.booleans().flatmap(lambda kind: st.tuples(states(kind, True), states(kind, True)))
+
+
+def verbs(steps: Iterable[Step]) -> list[Verb]:
+    return [step.verb for step in steps]
+
+
+def is_in_order(steps: Iterable[Step], places: Iterable[set[Verb]]) -> bool:
+    """Whether each step is one of the places', and none comes after one of a later place."""
+    ranks = {verb: rank for rank, place in enumerate(places) for verb in place}
+    found = [ranks.get(step.verb, -1) for step in steps]
+    return -1 not in found and found == sorted(found)
+
+
+@given(ISOLATING)
+def test_the_steps_lead_from_one_state_to_the_other(pair: tuple[State, State]) -> None:
+    before, after = pair
+    host = Host.of(before)
+    for step in diff(before, after):
+        host.do(step)
+    assert host == Host.of(after)
+
+
+@given(ISOLATING)
+def test_from_a_state_to_itself_there_is_nothing_to_do(pair: tuple[State, State]) -> None:
+    assert list(diff(pair[0], pair[0])) == []
+
+
+@given(PAIRS)
+def test_undone_in_reverse_all_is_as_before(pair: tuple[State, State]) -> None:
+    before, after = pair
+    host = Host.of(before)
+    steps = list(diff(before, after))
+    for done in range(len(steps) + 1):
+        for step in steps[:done]:
+            host.do(step)
+        for step in reversed(steps[:done]):
+            back = step.undo()
+            if back is not None:
+                host.do(back)
+        assert host == Host.of(before), f"after {verbs(steps[:done])}"
+
+
+@given(ISOLATING)
+def test_taking_down_comes_before_setting_up_each_in_its_order(pair: tuple[State, State]) -> None:
+    before, after = pair
+    steps = list(diff(before, after))
+    cuts = range(len(steps) + 1)
+    assert any(is_in_order(steps[:cut], DOWN) and is_in_order(steps[cut:], UP) for cut in cuts), verbs(steps)
+
+
+EVERYTHING = State(
+    BRIDGES,
+    {name: attachment(name) for name in ENDS},
+    ports=dict.fromkeys(PORTS, TARGETS[0]),
+    mappings=PLANNED,
+    forwarding=frozenset({4, 6}),
+)
+
+
+def test_all_is_set_up_from_the_ground() -> None:
+    steps = list(diff(State(), EVERYTHING))
+    wanted = [*[Verb.MAKE_BRIDGE] * 2, *[Verb.ATTACH] * 3, Verb.KEEP, Verb.CHANGE, Verb.FORGET, Verb.FORWARD]
+    assert verbs(steps) == wanted
+    # Only a flow of UDP can have begun, with whoever answered, before the port was published.
+    assert [step.what for step in steps if step.verb is Verb.FORGET] == [Flows((PLANNED["0.0.0.0:53:53/udp"],))]
+
+
+def test_all_is_taken_down_from_the_top() -> None:
+    steps = list(diff(EVERYTHING, State()))
+    # Flows are forgotten when neither rule nor relay can bring them back.
+    wanted = [Verb.CHANGE, Verb.DROP, Verb.FORGET, *[Verb.DETACH] * 3, *[Verb.DELETE_BRIDGE] * 2, Verb.FORWARD]
+    assert verbs(steps) == wanted
+    assert [step.what for step in steps if step.verb is Verb.FORGET] == [Flows(tuple(PLANNED.values()))]

@@ -1,0 +1,121 @@
+"""Single steps: what undoes each, what rules come when, what becomes of what was only found."""
+
+import pytest
+
+from gangway.daemon.reconcile import (
+    Attachment,
+    Change,
+    Flows,
+    Forwarding,
+    HostPort,
+    Ports,
+    Rewrite,
+    State,
+    Step,
+    Target,
+    Verb,
+    diff,
+    link_name,
+    ports_of,
+)
+from gangway.plan import NetworkPlan, Plan
+from tests.unit.samples import BACK, NFTABLES, WEB, endpoint, mapping, planned, whole
+
+LINK = Attachment(endpoint(WEB), WEB, "/run/netns/box", isolated=False)
+ISOLATED = LINK._replace(isolated=True)
+ONE, OTHER = planned(mapping("0.0.0.0", "80")), planned(mapping("0.0.0.0", "81"))
+SMALL, SAME, LARGE = (whole(NFTABLES, networks=networks) for networks in ((WEB,), (BACK,), (WEB, BACK)))
+PORT, TARGET, ELSEWHERE = HostPort("tcp", "0.0.0.0", 80), Target("172.30.0.2", 80), Target("172.30.0.3", 80)
+BOTH, FOUR = frozenset({4, 6}), frozenset({4})
+
+
+@pytest.mark.parametrize(
+    ("step", "back"),
+    [
+        (Step(Verb.MAKE_BRIDGE, NetworkPlan(WEB, False), "b"), Step(Verb.DELETE_BRIDGE, NetworkPlan(WEB, False), "b")),
+        (Step(Verb.ATTACH, LINK, "gw1"), Step(Verb.DETACH, LINK, "gw1")),
+        (Step(Verb.KEEP, Ports(((PORT, TARGET),))), Step(Verb.DROP, Ports(((PORT, TARGET),)))),
+        (Step(Verb.REWRITE, Rewrite(None, SMALL)), Step(Verb.REWRITE, Rewrite(SMALL, None))),
+        (Step(Verb.CHANGE, Change((ONE,), (OTHER,))), Step(Verb.CHANGE, Change((OTHER,), (ONE,)))),
+        (Step(Verb.FORWARD, Forwarding(FOUR, BOTH)), Step(Verb.FORWARD, Forwarding(BOTH, FOUR))),
+    ],
+)
+def test_what_undoes_a_step_is_undone_by_it(step: Step, back: Step) -> None:
+    assert step.undo() == back
+    assert back.undo() == step
+
+
+def test_a_flow_that_is_forgotten_is_not_remembered() -> None:
+    assert Step(Verb.FORGET, Flows((ONE,))).undo() is None
+
+
+@pytest.mark.parametrize("verb", [Verb.DETACH, Verb.DELETE_BRIDGE])
+def test_what_was_only_found_cannot_be_made_again(verb: Verb) -> None:
+    assert Step(verb, None, "gw1").undo() is None
+
+
+def test_what_was_only_found_is_taken_down_by_its_name() -> None:
+    found = State({"gw-old": None}, {"gw1": None})
+    assert list(diff(found, State())) == [Step(Verb.DETACH, None, "gw1"), Step(Verb.DELETE_BRIDGE, None, "gw-old")]
+
+
+def test_what_was_found_and_is_wanted_stays() -> None:
+    wanted = State({"gw-web": NetworkPlan(WEB, False)}, {"gw1": LINK})
+    assert list(diff(State({"gw-web": None}, {"gw1": None}), wanted)) == []
+
+
+def test_who_was_on_a_bridge_that_is_made_anew_is_attached_anew() -> None:
+    wanted = State({"gw-web": NetworkPlan(WEB, False)}, {"gw1": LINK})
+    steps = list(diff(State({}, {"gw1": None}), wanted))
+    assert steps == [Step(Verb.MAKE_BRIDGE, NetworkPlan(WEB, False), "gw-web"), Step(Verb.ATTACH, LINK, "gw1")]
+
+
+@pytest.mark.parametrize("wanted", [LINK, ISOLATED])
+def test_an_end_is_isolated_as_its_attachment_says(wanted: Attachment) -> None:
+    for before in (frozenset[str](), frozenset({"gw1"})):
+        steps = list(diff(State(attachments={"gw1": None}, isolated=before), State(attachments={"gw1": wanted})))
+        right = wanted.isolated == ("gw1" in before)
+        assert steps == ([] if right else [Step(Verb.ISOLATE, wanted, "gw1")])
+
+
+def test_a_port_that_leads_elsewhere_is_dropped_and_kept_anew() -> None:
+    steps = list(diff(State(ports={PORT: TARGET}), State(ports={PORT: ELSEWHERE})))
+    assert steps == [Step(Verb.DROP, Ports(((PORT, TARGET),))), Step(Verb.KEEP, Ports(((PORT, ELSEWHERE),)))]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "first"),
+    [(None, SMALL, False), (SMALL, LARGE, False), (SMALL, SAME, False), (LARGE, SMALL, True), (SMALL, None, True)],
+)
+def test_rules_go_before_what_they_lead_to_and_come_after_it(
+    before: Plan | None, after: Plan | None, first: bool
+) -> None:
+    steps = list(diff(State(ports={PORT: TARGET}, plan=before), State(ports={PORT: ELSEWHERE}, plan=after)))
+    rewrite = Step(Verb.REWRITE, Rewrite(before, after))
+    assert [step for step in steps if step.verb is Verb.REWRITE] == [rewrite]
+    assert steps[0 if first else -1] == rewrite
+
+
+def test_forwarding_is_switched_on_last_and_off_last() -> None:
+    plans = State(plan=SMALL, forwarding=BOTH), State(forwarding=FOUR)
+    assert list(diff(*plans))[-1] == Step(Verb.FORWARD, Forwarding(BOTH, FOUR))
+    assert list(diff(*reversed(plans)))[-1] == Step(Verb.FORWARD, Forwarding(FOUR, BOTH))
+    one_for_the_other = list(diff(State(forwarding=FOUR), State(forwarding=frozenset({6}))))
+    assert [step.what for step in one_for_the_other] == [
+        Forwarding(FOUR, frozenset()),
+        Forwarding(frozenset(), frozenset({6})),
+    ]
+
+
+def test_a_mapping_has_a_port_of_the_relays_for_each_of_its_own() -> None:
+    moved = planned(mapping("::", "8000-8002", "80-82"))
+    assert dict(ports_of(moved)) == {
+        HostPort("tcp", "::", 8000 + number): Target("fd30::2", 80 + number) for number in range(3)
+    }
+
+
+def test_a_link_is_named_by_its_container_alone() -> None:
+    names = {link_name(container) for container in ("box", "box2", "pid:1", "/run/netns/box", "ö" * 200)}
+    assert len(names) == 5
+    assert all(len(name) <= 15 and name.isalnum() for name in names)
+    assert link_name("box") == link_name("box")
