@@ -6,7 +6,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 APT_BUILD := python3-venv gcc libc6-dev musl-tools
 APT_DEMO  := iproute2 nftables
-APT_TEST  := $(APT_DEMO) iptables docker.io busybox-static
+APT_TEST  := $(APT_DEMO) curl iptables docker.io busybox-static
 APT_BENCH := $(APT_TEST) socat haproxy postgresql postgresql-contrib
 APT_VM    := qemu-system-x86 cpio kmod xz-utils
 

@@ -1,0 +1,95 @@
+"""The daemon's HTTP API: what any client can do with it, and that it is what its document says."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+
+from lab.gangwayd import Gangway
+from lab.netns import Namespace
+
+
+class Api:
+    """A client that is not ours: curl."""
+
+    def __init__(self, gangway: Gangway, box: Namespace) -> None:
+        self.gangway = gangway
+        self.box = box
+        self.document = self.ask("GET", "/openapi.json")[1]
+
+    def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """The status, and the answer."""
+        words = ["curl", "-sS", "--unix-socket", str(self.gangway.socket), "-X", method, f"http://localhost{path}"]
+        words += ["-w", "\n%{http_code}", *(() if body is None else ("-d", json.dumps(body)))]
+        answer, _, status = self.gangway.host.run(*words).stdout.rpartition("\n")
+        return int(status), json.loads(answer)
+
+    def check(self, path: str, method: str, answer: object, status: str = "200") -> None:
+        """The answer is of the form that the document gives."""
+        described = self.document["paths"][path][method]["responses"][status]["content"]["application/json"]["schema"]
+        schema = {**described, "components": self.document["components"]}
+        Draft202012Validator(schema).validate(answer)
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[Api]:
+    with Namespace("host") as host, Namespace("box") as box, Gangway(host) as gangway:
+        yield Api(gangway, box)
+
+
+def test_its_document_is_a_valid_one(api: Api) -> None:
+    validate(api.document)
+
+
+def test_all_that_a_command_does_can_be_asked_for(api: Api) -> None:
+    network = {"name": "web", "subnets": ["172.30.0.0/24", "fd30::/64"]}
+    steps: list[tuple[str, str, str, object]] = [
+        ("POST", "/networks", "/networks", network),
+        ("GET", "/networks", "/networks", None),
+        ("GET", "/networks/{name}", "/networks/web", None),
+        ("POST", "/endpoints", "/endpoints", {"container": api.box.path, "network": "web"}),
+        ("GET", "/endpoints", "/endpoints", None),
+        (
+            "POST",
+            "/mappings",
+            "/mappings",
+            {"container": api.box.path, "ports": ["8000:80", "9000-9010:9000-9010/udp"]},
+        ),
+        ("GET", "/mappings", "/mappings", None),
+        ("GET", "/explain", "/explain?at=127.0.0.1:8000&from=loopback", None),
+        ("POST", "/mappings/withdraw", "/mappings/withdraw", {"container": api.box.path, "ports": ["8000:80"]}),
+        ("DELETE", "/endpoints/{container}", f"/endpoints/{api.box.path.replace('/', '%2F')}", None),
+        ("DELETE", "/networks/{name}", "/networks/web", None),
+    ]
+    for method, described, path, body in steps:
+        status, answer = api.ask(method, path, body)
+        assert status == 200, answer
+        api.check(described, method.lower(), answer)
+    assert {(described, method.lower()) for method, described, *_ in steps} == {
+        (path, method) for path, methods in api.document["paths"].items() for method in methods
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "kind", "said"),
+    [
+        ("POST", "/networks", {"name": "web"}, 400, "InvalidRequest", "subnets"),
+        ("POST", "/networks", {"name": "web", "subnets": ["10.0.0.0/24"], "more": 1}, 400, "InvalidRequest", "more"),
+        ("POST", "/networks", {"name": "web", "subnets": ["10.0.0.1/24"]}, 400, "InvalidRequest", "10.0.0.1/24"),
+        ("GET", "/networks/nosuch", None, 409, "Conflict", "nosuch"),
+        ("POST", "/mappings", {"container": "nosuch", "ports": ["80"]}, 409, "Conflict", "nosuch"),
+        ("GET", "/explain?at=80", None, 400, "InvalidRequest", "HOST-IP:PORT"),
+        ("GET", "/explain?at=127.0.0.1:80&from=mars", None, 400, "InvalidRequest", "mars"),
+    ],
+)
+def test_a_refusal_says_what_is_wrong(
+    api: Api, method: str, path: str, body: object, status: int, kind: str, said: str
+) -> None:
+    found, answer = api.ask(method, path, body)
+    assert (found, answer["kind"]) == (status, kind)
+    assert said in answer["error"]
+    described = "/networks/{name}" if path.startswith("/networks/") else path.partition("?")[0]
+    api.check(described, method.lower(), answer, "default")
