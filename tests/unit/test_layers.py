@@ -28,6 +28,7 @@ PURE = (
     "firewall/nftables.py",
     "firewall/iptables.py",
     "daemon/reconcile.py",
+    "daemon/taken.py",
     "daemon/messages.py",
     "relay/flow.py",
     "relay/settings.py",

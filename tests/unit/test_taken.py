@@ -6,8 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gangway.daemon.taken import Taken
 from gangway.errors import Conflict
-from gangway.model import Address, PortMapping, Protocol, Taken
+from gangway.model import Address, PortMapping, Protocol
 from tests.unit.samples import APART, HOST_ADDRESSES, mapping, mappings
 
 

@@ -12,8 +12,9 @@ from dataclasses import replace
 
 from gangway.daemon.reconcile import Attachment, State, link_name, ports_of
 from gangway.daemon.store import Place, Store
+from gangway.daemon.taken import Taken
 from gangway.errors import Conflict, InvalidRequest
-from gangway.model import Address, Endpoint, Network, PortMapping, PortRequest, Taken, free_address, parse_port
+from gangway.model import Address, Endpoint, Network, PortMapping, PortRequest, free_address, parse_port
 from gangway.plan import HostFacts, MappingPlan, Plan, assemble, plan_mapping, plan_network
 
 

@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 
 from gangway.daemon.reconcile import HostPort
+from gangway.daemon.taken import Taken
 from gangway.errors import Conflict, GangwayError, PortTaken, Unsupported
 from gangway.kernel import ports
-from gangway.model import ANY, Address, PortMapping, PortRange, PortRequest, Protocol, Taken
+from gangway.model import ANY, Address, PortMapping, PortRange, PortRequest, Protocol
 
 Reserved = dict[HostPort, socket.socket]
 
