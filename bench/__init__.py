@@ -1,18 +1,19 @@
-"""The benchmark: gangway beside docker-proxy, socat and haproxy, from 127.0.0.1 to a container.
+"""The benchmark: gangway beside docker-proxy, socat and haproxy in dockerd's service, beside iptables without Docker.
 
-    python -m bench                     every row, some 25 minutes on two cores; bench/RESULTS.md and bench/results.png
+    python -m bench                     every row, some 35 minutes on two cores; bench/RESULTS.md and bench/results.png
     python -m bench --only rr1 up8      some rows; these and --quick write to build/bench, not over the published table
 
 What each module knows:
 
-    rows        the issue's table: what is promised for each row                                  pure
+    rows        the issues' tables: what is promised for each row                                 pure
     tally       medians, ratios, whether a row holds                                              pure
-    report      the table in Markdown                                                             pure
+    report      the tables in Markdown                                                            pure
     chart       the picture
     measures    how each row is measured
     rounds      who has a turn when, and what is done if it fails
-    stage       a host and a container, fresh for each turn
-    contenders  how each contender is started
+    stage       a host, a container and a client, fresh for each turn
+    contenders  how each contender in dockerd's service is started
+    remote      how a neighbour of the host gets to a container: gangway's daemon, iptables
     processes   what a contender's processes spend, and how they are ended
     traffic     the load generator load.c
     database    PostgreSQL and pgbench

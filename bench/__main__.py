@@ -13,12 +13,14 @@ from types import FrameType
 from typing import NoReturn
 
 from bench import machine, report
-from bench.contenders import contenders
+from bench.contenders import in_docker
 from bench.errors import CannotMeasure
 from bench.measures import QUICK_SUSTAINED_S
+from bench.remote import without_docker
 from bench.rounds import Runner, Settings
-from bench.rows import ROWS, Row
+from bench.rows import IN_DOCKER, ROWS, WITHOUT_DOCKER, Row
 from bench.traffic import Load
+from lab.gangwayd import GANGWAY
 
 _TOP = Path(__file__).resolve().parent.parent
 _BUILD = _TOP / "build"
@@ -45,13 +47,17 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench", description="Measures gangway beside docker-proxy and others.")
+    parser = argparse.ArgumentParser(
+        prog="bench", description="Measures gangway beside docker-proxy, iptables and others."
+    )
     keys = [row.key for row in ROWS]
     parser.add_argument("--rounds", type=_rounds, metavar="N", help="rounds (5)")
     parser.add_argument("--seconds", type=_seconds, metavar="S", help="seconds for each measurement (3)")
     parser.add_argument("--only", nargs="+", choices=keys, metavar="ROW", help=f"some rows: {' '.join(keys)}")
     parser.add_argument("--quick", action="store_true", help="2 rounds of 1 second: whether everything runs")
-    parser.add_argument("--gangway", type=Path, default=_GANGWAY, metavar="PATH", help="the program to try")
+    parser.add_argument(
+        "--gangway", type=Path, default=_GANGWAY, metavar="PATH", help="the launcher to try for dockerd"
+    )
     parser.add_argument("--output", type=Path, metavar="DIRECTORY", help="where RESULTS.md and results.png go")
     options = parser.parse_args()
     rounds, seconds = _QUICK if options.quick else _USUAL
@@ -65,7 +71,11 @@ def _check(gangway: Path) -> None:
     """What must be so before anything is started."""
     if os.geteuid():
         raise CannotMeasure("needs root, for its network namespaces")
-    for program, remedy in ((gangway, "make build"), (_DOCKER_PROXY, "apt-get install docker.io")):
+    for program, remedy in (
+        (gangway, "make build"),
+        (GANGWAY, "make build"),
+        (_DOCKER_PROXY, "apt-get install docker.io"),
+    ):
         if not os.access(program, os.X_OK):
             raise CannotMeasure(f"{program} is not there: {remedy}")
     # As Go does it for docker-proxy; the others inherit it.
@@ -81,14 +91,15 @@ def _run(options: argparse.Namespace) -> None:
     gangway = options.gangway.absolute()
     facts = [*machine.facts(gangway, _DOCKER_PROXY), ("Measured", _extent(settings, rows))]
     start_s = time.monotonic()
-    with Runner(contenders(gangway, _DOCKER_PROXY), Load.built(_BUILD), settings) as runner:
+    contenders = {IN_DOCKER: in_docker(gangway, _DOCKER_PROXY), WITHOUT_DOCKER: without_docker()}
+    with Runner(contenders, Load.built(_BUILD), settings) as runner:
         tallies = runner.run(rows, say=lambda line: print(line, flush=True))
     facts.append(("Took", f"{(time.monotonic() - start_s) / 60:.0f} minutes"))
     named = dict(facts)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "RESULTS.md").write_text(report.document(tallies, facts))
     chart.draw(tallies, options.output / "results.png", f"{named['Measured']}; {named['Kernel']}, {named['Date']}")
-    print(f"\n{report.table(tallies)}\n\n{report.summary(tallies)}\nIn {options.output}: RESULTS.md, results.png")
+    print(f"\n{report.tables(tallies)}\n\n{report.summary(tallies)}\nIn {options.output}: RESULTS.md, results.png")
 
 
 def _extent(settings: Settings, rows: Sequence[Row]) -> str:

@@ -1,12 +1,13 @@
-"""The results as a picture: how far each row is from docker-proxy, to which side.
+"""The results as a picture: how far each row is from what it is compared with, to which side.
 
 What this file knows: matplotlib.  What it must not know: anything that is not in the tallies.
 
-How it works.  Two panels, as better is to the right in one and to the left in the other.  The scale is logarithmic:
-twice as much and half as much are equally far from 1, and 0.02 and 15 fit on one sheet.
+How it works.  Two panels for a chapter, as better is to the right in one and to the left in the other.  The scale is
+logarithmic: twice as much and half as much are equally far from 1, and 0.02 and 15 fit on one sheet.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from bench.rows import Chapter
 from bench.tally import Tally, Verdict
 
 _COLOURS = {
@@ -35,9 +37,7 @@ _ROW_INCHES = 0.36
 
 def draw(tallies: Sequence[Tally], path: Path, subtitle: str) -> None:
     """Writes the picture as a PNG."""
-    rates = [tally for tally in tallies if not tally.row.less_is_better]
-    costs = [tally for tally in tallies if tally.row.less_is_better]
-    panels = [(rows, title) for rows, title in ((rates, "more is better →"), (costs, "← less is better")) if rows]
+    panels = [(list(rows), _title(*kind)) for kind, rows in groupby(tallies, _kind)]
     figure, axes = pyplot.subplots(
         len(panels),
         figsize=(11, 1.9 + _ROW_INCHES * len(tallies) + 0.55 * len(panels)),
@@ -47,10 +47,19 @@ def draw(tallies: Sequence[Tally], path: Path, subtitle: str) -> None:
     )
     for axis, (rows, title) in zip(axes[:, 0], panels, strict=True):
         _panel(axis, rows, title)
-    figure.suptitle(f"gangway against docker-proxy = 1, 127.0.0.1 → container\n{subtitle}", color=_INK, fontsize=11)
+    figure.suptitle(f"gangway against what it is compared with = 1\n{subtitle}", color=_INK, fontsize=11)
     figure.legend(handles=_legend(), loc="outside lower center", ncols=5, frameon=False, fontsize=9, labelcolor=_INK)
     figure.savefig(path, dpi=150, facecolor="white")
     pyplot.close(figure)
+
+
+def _kind(tally: Tally) -> tuple[Chapter, bool]:
+    """What makes a panel."""
+    return tally.row.chapter, tally.row.less_is_better
+
+
+def _title(chapter: Chapter, less_is_better: bool) -> str:
+    return f"{chapter.title}: {'← less is better' if less_is_better else 'more is better →'}"
 
 
 def _panel(axis: Any, tallies: Sequence[Tally], title: str) -> None:

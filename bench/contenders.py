@@ -1,4 +1,4 @@
-"""The contenders: how each one is told to publish ports.
+"""The contenders in dockerd's service: how each one is told to publish ports.
 
 What this file knows: command lines.  What it must not know: what is measured.
 
@@ -8,12 +8,11 @@ own address, which is the ceiling for everything that carries bytes from one soc
 """
 
 import shutil
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from bench.processes import Group
+from bench.stage import Contender, Port, Stage
 
 _HAPROXY = """\
 defaults
@@ -24,47 +23,31 @@ defaults
 """
 
 
-class Port(NamedTuple):
-    """A port of the container, published under the same number; or under another one."""
-
-    protocol: str
-    container: int
-    host: int
-
-
-class Contender(ABC):
-    """Something that carries traffic from the host to the container."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def address(self, container: str) -> str:
-        """Where the client finds the published ports."""
-        return "127.0.0.1"
-
-    @abstractmethod
-    def publish(self, group: Group, container: str, ports: Sequence[Port], scratch: Path) -> None:
-        """Publishes ports of a container's address, and returns when they are served."""
-
-
 class Direct(Contender):
     def address(self, container: str) -> str:
         return container
 
-    def publish(self, group: Group, container: str, ports: Sequence[Port], scratch: Path) -> None:
+    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
         pass
 
 
-class DockerProxy(Contender):
+class Proxy(Contender):
+    """A program that listens on the host."""
+
+    def address(self, container: str) -> str:
+        return "127.0.0.1"
+
+
+class DockerProxy(Proxy):
     """docker-proxy, and whatever takes its command line."""
 
     def __init__(self, name: str, program: Path) -> None:
         super().__init__(name)
         self.program = program
 
-    def publish(self, group: Group, container: str, ports: Sequence[Port], scratch: Path) -> None:
+    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
         for port in ports:
-            group.serve(self.command(container, port))
+            stage.group.serve(self.command(stage.container, port))
 
     def command(self, container: str, port: Port) -> list[str]:
         return [
@@ -73,28 +56,30 @@ class DockerProxy(Contender):
         ]
 
 
-class Socat(Contender):
-    def publish(self, group: Group, container: str, ports: Sequence[Port], scratch: Path) -> None:
+class Socat(Proxy):
+    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
         for port in ports:
             kind = f"{port.protocol.upper()}4"
             listen = f"{kind}-LISTEN:{port.host},fork,reuseaddr"
-            group.start([_found("socat"), listen, f"{kind}:{container}:{port.container}"])
-        _await(group, ports)
+            stage.group.start([_found("socat"), listen, f"{kind}:{stage.container}:{port.container}"])
+        _await(stage.group, ports)
 
 
-class Haproxy(Contender):
-    def publish(self, group: Group, container: str, ports: Sequence[Port], scratch: Path) -> None:
-        configuration = scratch / "haproxy.cfg"
+class Haproxy(Proxy):
+    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
+        configuration = stage.scratch / "haproxy.cfg"
         listeners = (
-            f"listen port{port.host}\n    bind 0.0.0.0:{port.host}\n    server container {container}:{port.container}\n"
+            f"listen port{port.host}\n"
+            f"    bind 0.0.0.0:{port.host}\n"
+            f"    server container {stage.container}:{port.container}\n"
             for port in ports
         )
         configuration.write_text(_HAPROXY + "".join(listeners))
-        group.start([_found("haproxy"), "-db", "-f", str(configuration)])
-        _await(group, ports)
+        stage.group.start([_found("haproxy"), "-db", "-f", str(configuration)])
+        _await(stage.group, ports)
 
 
-def contenders(gangway: Path, docker_proxy: Path) -> dict[str, Contender]:
+def in_docker(gangway: Path, docker_proxy: Path) -> dict[str, Contender]:
     """All of them, by name."""
     programs = DockerProxy("gangway", gangway), DockerProxy("docker-proxy", docker_proxy)
     everyone = (*programs, Socat("socat"), Haproxy("haproxy"), Direct("direct"))

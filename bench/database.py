@@ -1,4 +1,4 @@
-"""A real server and its real client: PostgreSQL in the container, pgbench on the host.
+"""A real server and its real client: PostgreSQL in the container, the client's pgbench.
 
 What this file knows: PostgreSQL's programs.  What it must not know: contenders.
 
@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.contenders import Direct, Port
+from bench.contenders import Direct
 from bench.errors import CannotCarry, CannotMeasure
-from bench.stage import Stage, staged
+from bench.stage import Port, Stage
 from lab.waiting import wait_until
 
 PORT = Port("tcp", 5432, 5432)
@@ -49,9 +49,11 @@ class Database:
         """The server runs in the container for the time of the block."""
         server = stage.box.popen(*_AS_POSTGRES, self._program("postgres"), "-D", str(self._data), **_SILENT)
         try:
-            ready = [self._program("pg_isready"), "-q", "-h", stage.box.address4]
+            ready = [self._program("pg_isready"), "-q", "-h", stage.container]
             wait_until(
-                lambda: stage.host.run(*ready, check=False).returncode == 0, "PostgreSQL in the container", _PATIENCE_S
+                lambda: stage.client.space.run(*ready, check=False).returncode == 0,
+                "PostgreSQL in the container",
+                _PATIENCE_S,
             )
             yield
         except AssertionError as error:
@@ -61,11 +63,11 @@ class Database:
             server.wait()
 
     def ask(self, stage: Stage, clients: int, seconds: float) -> float:
-        """Runs `pgbench -S` on the host; its transactions a second, without the time to connect."""
+        """Runs `pgbench -S` as the client; its transactions a second, without the time to connect."""
         threads = min(clients, 2)
         words = f"-S -n -c {clients} -j {threads} -T {max(1, round(seconds))} -h {stage.address} -U postgres postgres"
         try:
-            done = stage.host.run(
+            done = stage.client.space.run(
                 self._program("pgbench"), *words.split(), check=False, timeout=seconds + _PATIENCE_S, cwd="/"
             )
         except subprocess.TimeoutExpired:
@@ -82,9 +84,9 @@ class Database:
             configuration.write(f"{_SETTINGS}unix_socket_directories = '{self._data.parent}'\n")
         with (self._data / "pg_hba.conf").open("a") as access:
             access.write("host all all all trust\n")
-        with staged(Direct("direct")) as stage, self.served(stage):
-            fill = f"-i -q -s {_SCALE} -h {stage.box.address4} -U postgres postgres"
-            _run(*stage.host.command(self._program("pgbench"), *fill.split()))
+        with Direct("direct").staged() as stage, self.served(stage):
+            fill = f"-i -q -s {_SCALE} -h {stage.container} -U postgres postgres"
+            _run(*stage.client.space.command(self._program("pgbench"), *fill.split()))
 
     def _program(self, name: str) -> str:
         return str(self._programs / name)

@@ -3,7 +3,8 @@
  *
  *   load serve PORT                          echo on PORT (tcp, udp), discard on PORT+1, source on PORT+2
  *   load rr   ADDRESS PORT CLIENTS SECONDS   1-byte request/response on CLIENTS connections
- *   load crr  ADDRESS PORT CLIENTS SECONDS   connect, 1 byte there and back, close; CLIENTS at once
+ *   load crr  ADDRESS PORT CLIENTS SECONDS [SOURCE ...]
+ *                                            connect, 1 byte there and back, close; CLIENTS at once
  *   load up   ADDRESS PORT CLIENTS SECONDS   bulk to PORT+1
  *   load down ADDRESS PORT CLIENTS SECONDS   bulk from PORT+2
  *   load udp  ADDRESS PORT CLIENTS SECONDS   1-byte request/response on CLIENTS udp sockets
@@ -11,7 +12,8 @@
  * A client's last line is "RATE DONE FAILED": operations (rr, crr, udp) or bytes (up, down) a second, how many in
  * all, and how many were lost or refused and tried again.  `crr` prints one line for each whole second before it,
  * so that a rate that falls can be seen falling.  The clock starts when every client of rr and udp has had one
- * answer, and every bulk client is connected; with SECONDS 0 rr and udp are over then.
+ * answer, and every bulk client is connected; with SECONDS 0 rr and udp are over then.  crr connects from each SOURCE
+ * in turns: the local ports of one address, with TIME_WAIT, are enough for half as many connections a second.
  *
  * A refused connection is a failure of what is measured in crr, where it is counted and tried again: a proxy without
  * a free port must show a low rate, not an error.  In rr, up and down it ends the run.
@@ -184,7 +186,9 @@ struct run {
 	struct peer to;
 	int count, ep;
 	double seconds, start_s, end_s;
-	unsigned long long done, failed;
+	unsigned long long done, failed, opened;
+	struct peer *sources;
+	int source_count;
 	struct client clients[MAX_CLIENTS];
 };
 
@@ -202,8 +206,16 @@ static void report(struct run *r)
 /* A connected socket, or -1 if there is none to be had now. */
 static int opened(struct run *r, int type)
 {
-	int fd = open_socket(r->to.address.ss_family, type);
+	int one = 1, fd = open_socket(r->to.address.ss_family, type);
 
+	if (r->source_count) {
+		struct peer *from = &r->sources[r->opened++ % r->source_count];
+
+		/* The port is chosen by connect, which knows that it may be in use towards somebody else. */
+		setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one));
+		if (bind(fd, (void *)&from->address, from->length) < 0)
+			die("bind");
+	}
 	if (connect(fd, (void *)&r->to.address, r->to.length) == 0 || errno == EINPROGRESS)
 		return fd;
 	close(fd);
@@ -384,8 +396,8 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	if (argc == 3 && !strcmp(argv[1], "serve"))
 		serve(atoi(argv[2]));
-	if (argc != 6 || (r.count = atoi(argv[4])) > MAX_CLIENTS) {
-		fputs("usage: load serve PORT | load rr|crr|up|down|udp ADDRESS PORT CLIENTS SECONDS\n", stderr);
+	if (argc < 6 || (argc > 6 && strcmp(argv[1], "crr")) || (r.count = atoi(argv[4])) > MAX_CLIENTS) {
+		fputs("usage: load serve PORT | load rr|crr|up|down|udp ADDRESS PORT CLIENTS SECONDS [SOURCE ...]\n", stderr);
 		return 2;
 	}
 	int port = atoi(argv[3]);
@@ -395,6 +407,10 @@ int main(int argc, char **argv)
 	r.to = peer_of(argv[2], port);
 	r.ep = epoll_create1(0);
 	r.seconds = atof(argv[5]);
+	r.source_count = argc - 6;
+	r.sources = calloc(argc, sizeof(*r.sources));
+	for (int i = 0; i < r.source_count; i++)
+		r.sources[i] = peer_of(argv[6 + i], 0);
 	if (!strcmp(what, "rr"))
 		run_rr(&r, SOCK_STREAM);
 	else if (!strcmp(what, "udp"))

@@ -21,6 +21,7 @@ def facts(gangway: Path, docker_proxy: Path) -> list[tuple[str, str]]:
         ("gangway", f"{_first_line(str(gangway), '-version')} ({gangway})"),
         ("docker-proxy", f"Debian's docker.io {_package('docker.io')} ({docker_proxy})"),
         ("socat, haproxy", f"{_package('socat')}, {_package('haproxy')}"),
+        ("iptables, nftables", f"{_first_line('iptables', '--version')}, {_first_line('nft', '--version')}"),
         ("PostgreSQL", _package(f"postgresql-{_newest_postgresql()}")),
     ]
 

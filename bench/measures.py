@@ -1,4 +1,4 @@
-"""How each row is measured: a function from a contender's turn to one figure.
+"""How each row is measured: a function from a contender's turn to one figure, or to a pair of them.
 
 What this file knows: what happens in a turn, in which order.  What it must not know: bounds, and other turns.
 
@@ -7,18 +7,20 @@ when there is enough of it, and docker-proxy's heap grows.  Figures are in plain
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
 from bench import database, traffic
-from bench.contenders import DockerProxy, Port
+from bench.contenders import DockerProxy
 from bench.database import Database
 from bench.errors import CannotCarry
-from bench.stage import Stage
-from bench.traffic import DATAGRAMS, STREAMS, Load
+from bench.remote import WithDaemon
+from bench.stage import Port, Stage
+from bench.traffic import DATAGRAMS, NEEDED, STREAMS, Load
 from lab.dockerd import Dockerd, DockerFailed
+from lab.gangwayd import GANGWAY
 
 WARM_UP_S = 1.0
 SUSTAINED_S, QUICK_SUSTAINED_S = 30, 12
@@ -26,7 +28,13 @@ STARTS = 50
 PORTS = 500
 UDP_CLIENTS = 2000
 DOCKER_PORTS = 200
+MAPPINGS = 10_000
+BATCH = 500
+PUBLICATIONS, COMMANDS = 50, 40
+SETTLE_S = 1.0
+MOST_IDLE_BYTES = 60e6
 _FIRST = 10000
+_PYTHON = "/usr/bin/python3"  # what gangway's own virtual environment is made of
 
 
 @dataclass(frozen=True)
@@ -42,15 +50,16 @@ class Turn:
 
 def rate(mode: str, clients: int, turn: Turn) -> float:
     """Operations, or bytes, a second."""
-    _serve(turn, DATAGRAMS if mode == "udp" else STREAMS)
+    _serve(turn, (NEEDED[mode],))
     turn.load.ask(turn.stage, mode, clients, WARM_UP_S)
     return turn.load.ask(turn.stage, mode, clients, turn.seconds).rate
 
 
 def connection_rate(turn: Turn) -> float:
     """Connections a second, with local ports enough: what a lack of them does is the next measure's business."""
-    turn.stage.host.sysctl("net.ipv4.ip_local_port_range", "10000 65535")
-    turn.stage.host.sysctl("net.ipv4.tcp_tw_reuse", 1)
+    client = turn.stage.client.space
+    client.sysctl("net.ipv4.ip_local_port_range", "10000 65535")
+    client.sysctl("net.ipv4.tcp_tw_reuse", 1)
     return rate("crr", 16, turn)
 
 
@@ -87,7 +96,7 @@ def start_time(turn: Turn) -> float:
     assert isinstance(contender, DockerProxy)
     first, *others = _ports(STARTS + 1)
     turn.stage.publish(first)
-    return median(turn.stage.group.serve(contender.command(turn.stage.box.address4, port)) for port in others)
+    return median(turn.stage.group.serve(contender.command(turn.stage.container, port)) for port in others)
 
 
 def port_memory(turn: Turn) -> float:
@@ -118,6 +127,58 @@ def docker_time(turn: Turn) -> float:
             return time.perf_counter() - start_s
     except DockerFailed as error:
         raise CannotCarry(str(error)) from None
+
+
+def publish_time(turn: Turn) -> tuple[float, float]:
+    """The median time to publish one more port, with many and with none: two daemons, in turns, by their API."""
+    with turn.stage.contender.staged() as other:
+        laden, empty = _with_daemon(turn.stage), _with_daemon(other)
+        for first in range(_FIRST, _FIRST + MAPPINGS, BATCH):
+            laden.ask("/mappings", [_mapping(port) for port in range(first, first + BATCH)])
+        times = [(_publication_s(laden), _publication_s(empty)) for _ in range(PUBLICATIONS)]
+    return _medians(times)
+
+
+def command_time(turn: Turn) -> tuple[float, float]:
+    """The median time that the command `gangway publish` takes, and that Python takes to do nothing, in turns."""
+    stage = _with_daemon(turn.stage)
+    words = [str(GANGWAY), "publish", "--socket", str(stage.gangway.socket), stage.box.name, "-p"]
+    times = []
+    for port in range(_FIRST, _FIRST + COMMANDS + 1):
+        command_s = stage.group.run_s([*words, f"{port}:{traffic.ECHO}"])
+        times.append((command_s, stage.group.run_s([_PYTHON, "-c", "pass"])))
+        stage.ask("/mappings/withdraw", ())
+    return _medians(times[1:])  # the first of each warms the caches
+
+
+def idle_memory(turn: Turn) -> tuple[float, float]:
+    """What the daemon and its relay weigh together, with one port published and nothing to do; and what they may."""
+    turn.stage.publish(*_ports(1))
+    time.sleep(SETTLE_S)
+    return turn.stage.group.pss_bytes(), MOST_IDLE_BYTES
+
+
+def _publication_s(stage: WithDaemon) -> float:
+    one = [_mapping(_FIRST - 1)]
+    start_s = time.perf_counter()
+    stage.ask("/mappings", one)
+    elapsed_s = time.perf_counter() - start_s
+    stage.ask("/mappings/withdraw", one)
+    return elapsed_s
+
+
+def _mapping(port: int) -> str:
+    return f"0.0.0.0:{port}:{traffic.ECHO}/tcp"
+
+
+def _medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    firsts, seconds = zip(*pairs, strict=True)
+    return median(firsts), median(seconds)
+
+
+def _with_daemon(stage: Stage) -> WithDaemon:
+    assert isinstance(stage, WithDaemon)
+    return stage
 
 
 def _serve(turn: Turn, ports: tuple[Port, ...]) -> None:
@@ -153,4 +214,14 @@ MEASURES: dict[str, Callable[[Turn], float]] = {
     "port-memory": port_memory,
     "udp-memory": client_memory,
     "docker": docker_time,
+    "nat-rr1": partial(rate, "rr", 1),
+    "nat-rr64": partial(rate, "rr", 64),
+    "nat-crr16": connection_rate,
+}
+
+# Of these the second figure is the reference's, which has no turn of its own.
+PAIRS: dict[str, Callable[[Turn], tuple[float, float]]] = {
+    "publish-10000": publish_time,
+    "publish-command": command_time,
+    "idle-memory": idle_memory,
 }

@@ -28,6 +28,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _STATUS_S = 16  # dockerd's patience
 _LISTEN_S = 5
 _END_S = 10
+_Action = tuple[int, int, int] | tuple[int, int, str, int, int]
 _LISTENING = {"tcp": "0A", "udp": "07"}  # include/net/tcp_states.h
 
 
@@ -60,15 +61,26 @@ class Group:
     def start(self, words: Sequence[str]) -> None:
         """Starts a program that has no status pipe; what it complains about is kept."""
         with self._namespace.entered():
-            self._spawn(words, (os.POSIX_SPAWN_OPEN, 2, str(self._log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+            self._spawn(words, self._logged())
+
+    def run_s(self, words: Sequence[str]) -> float:
+        """Runs a program to its end; the seconds that took.  What it says is kept."""
+        with self._namespace.entered():
+            start_s = time.perf_counter()
+            pid = self._spawn(words, self._logged())
+            _, status = os.waitpid(pid, 0)
+            elapsed_s = time.perf_counter() - start_s
+        self._children.remove(pid)
+        if status:
+            raise CannotCarry(f"{words[0]} fails: {self._complaint() or status}")
+        return elapsed_s
 
     def await_listening(self, protocol: str, ports: set[int]) -> None:
         """Waits until somebody in the namespace listens on all these ports."""
         try:
             wait_until(lambda: ports <= self._listening(protocol), "its sockets", _LISTEN_S)
         except AssertionError as error:
-            complaint = self._log.read_text().strip() if self._log.exists() else ""
-            raise CannotCarry(f"does not start: {complaint.splitlines()[-1] if complaint else error}") from None
+            raise CannotCarry(f"does not start: {self._complaint() or error}") from None
 
     def cpu_s(self) -> float:
         """CPU time spent so far, user and system, with the children that have ended."""
@@ -96,7 +108,7 @@ class Group:
                 if _within(lambda: not self.pids(), _END_S):
                     break
 
-    def _spawn(self, words: Sequence[str], last_action: tuple[int, int, int] | tuple[int, int, str, int, int]) -> None:
+    def _spawn(self, words: Sequence[str], last_action: _Action) -> int:
         null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
         # What Python ignores and dockerd does not would be ignored in the child, too.
         restored = [signal.SIGPIPE, signal.SIGXFSZ]
@@ -107,6 +119,15 @@ class Group:
         except OSError as error:
             raise CannotCarry(f"does not start: {words[0]}: {error.strerror}") from None
         self._children.add(pid)
+        return pid
+
+    def _logged(self) -> _Action:
+        return os.POSIX_SPAWN_OPEN, 2, str(self._log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
+
+    def _complaint(self) -> str:
+        """The last line of what was kept; empty if there is none."""
+        lines = self._log.read_text().split("\n") if self._log.exists() else []
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def _reap(self) -> set[int]:
         """Our children that still run."""

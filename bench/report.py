@@ -4,18 +4,15 @@ What this file knows: Markdown.  What it must not know: files, and how a figure 
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import count
+from itertools import count, groupby
 
-from bench.rows import ALL, Row
+from bench.rows import SUBJECT, Row
 from bench.tally import Tally, Verdict
-
-_HEAD = ("127.0.0.1 → container", *ALL, "gangway / docker-proxy", "worst round", "at least", "aim", "")
 
 _NONE = "-"
 _EXPLANATION = """\
 Figures are medians over the rounds; the ratio is the median of the rounds' ratios. Of times, CPU time and memory less
-is better, and the bounds are what they may be at most. `direct` is a client of the container's own address.
-socat, haproxy and direct have three rounds at most, connections for 30 s two, docker three."""
+is better, and the bounds are what they may be at most."""
 
 
 def document(tallies: Sequence[Tally], facts: Iterable[tuple[str, str]]) -> str:
@@ -23,9 +20,9 @@ def document(tallies: Sequence[Tally], facts: Iterable[tuple[str, str]]) -> str:
     parts = [
         "# Results of `make bench`",
         summary(tallies),
-        table(tallies),
         _EXPLANATION,
-        "![ratios to docker-proxy](results.png)",
+        *(f"## {of[0].row.chapter.title}\n\n{_table(of)}\n\n{of[0].row.chapter.note}" for of in _by_chapter(tallies)),
+        "![the ratios](results.png)",
         "\n".join(f"- {name}: {value}" for name, value in facts),
     ]
     return "\n\n".join(parts) + "\n"
@@ -40,17 +37,37 @@ def summary(tallies: Iterable[Tally]) -> str:
     return f"{'; '.join(parts)}."
 
 
-def table(tallies: Iterable[Tally]) -> str:
-    """The table, and below it why a contender did not get through a row."""
+def tables(tallies: Iterable[Tally]) -> str:
+    """The tables."""
+    return "\n\n".join(map(_table, _by_chapter(tallies)))
+
+
+def _by_chapter(tallies: Iterable[Tally]) -> list[list[Tally]]:
+    return [list(found) for _, found in groupby(tallies, lambda tally: tally.row.chapter)]
+
+
+def _table(tallies: Sequence[Tally]) -> str:
+    """A chapter's table, and below it why a contender did not get through a row."""
     notes: list[str] = []
-    lines = [_HEAD, *(_line(tally, notes) for tally in tallies)]
+    references = {tally.row.reference for tally in tallies}
+    pairs = {SUBJECT, *references}
+    others = dict.fromkeys(name for tally in tallies for name in tally.row.contenders if name not in pairs)
+    compared, ratio = "compared with", "ratio"
+    if len(references) == 1:
+        compared = references.pop()
+        ratio = f"{SUBJECT} / {compared}"
+    head = (tallies[0].row.chapter.way, SUBJECT, compared, *others, ratio, "worst round", "at least", "aim", "")
+    lines = [head, *(_line(tally, others, bool(references), notes) for tally in tallies)]
     footnotes = [f"({number}) {note}" for number, note in zip(count(1), notes, strict=False)]
     return "\n\n".join([_aligned(lines), *footnotes])
 
 
-def _line(tally: Tally, notes: list[str]) -> tuple[str, ...]:
+def _line(tally: Tally, others: Iterable[str], named: bool, notes: list[str]) -> tuple[str, ...]:
+    """A row; `named`: it says what gangway is compared with."""
     row = tally.row
-    figures = (_figure(tally, contender, notes) for contender in ALL)
+    figure, reference = (_figure(tally, name, notes) for name in (SUBJECT, row.reference))
+    compared = f"{reference} ({row.reference})" if named else reference
+    figures = (figure, compared, *(_figure(tally, name, notes) for name in others))
     ratio, worst = _ratio(tally.ratio()), _ratio(tally.worst())
     bounds = _bound(row, row.at_least), _bound(row, row.aim)
     verdict = tally.verdict()

@@ -4,26 +4,26 @@ What this file knows: rounds and their order.  What it must not know: what a mea
 
 How it works.  A round takes every row once, so that a bad minute of the machine spoils one round of some rows and not
 all rounds of one.  In each row the two that are compared stay neighbours, in turns the one and the other first; the
-others come before or after them, another one first each time.
+others come before or after them, another one first each time.  Where a measure sets two things side by side by itself,
+there is one turn for both.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from bench.contenders import Contender
 from bench.database import Database, database
 from bench.errors import CannotCarry
-from bench.measures import MEASURES, Turn
-from bench.rows import REFERENCE, SUBJECT, Row
-from bench.stage import staged
+from bench.measures import MEASURES, PAIRS, Turn
+from bench.rows import SUBJECT, Chapter, Row
+from bench.stage import Contender
 from bench.tally import Tally
 from bench.traffic import Load
 
-OTHERS_ROUNDS = 3  # socat, haproxy and direct are there for orientation: their medians need no more
+OTHERS_ROUNDS = 3  # those that are in neither side of a ratio are there for orientation: their medians need no more
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def schedule(rows: Sequence[Row], rounds: int) -> list[Slot]:
 class Runner:
     """Runs turns.  What several of them need is made when the first of them needs it, and gone with the block."""
 
-    def __init__(self, contenders: dict[str, Contender], load: Load, settings: Settings) -> None:
+    def __init__(self, contenders: Mapping[Chapter, Mapping[str, Contender]], load: Load, settings: Settings) -> None:
         self._contenders = contenders
         self._load = load
         self._settings = settings
@@ -78,28 +78,32 @@ class Runner:
         slots = schedule(rows, self._settings.rounds)
         for number, slot in enumerate(slots, 1):
             outcome = self._take(slot, tallies[slot.row.key])
-            say(f"{number:4}/{len(slots)}  round {slot.round + 1}  {slot.row.key:<13}  {slot.contender:<12}  {outcome}")
+            say(f"{number:4}/{len(slots)}  round {slot.round + 1}  {slot.row.key:<15}  {slot.contender:<12}  {outcome}")
         return list(tallies.values())
 
     def _take(self, slot: Slot, tally: Tally) -> str:
         if len(tally.rounds) <= slot.round:
             tally.rounds.append({})
         try:
-            figure = self._measure(slot)
+            figures = self._measure(slot)
         except CannotCarry as error:
             tally.failures.setdefault(slot.contender, []).append(str(error))
             return f"fails: {error}"
-        tally.rounds[slot.round][slot.contender] = figure
-        return slot.row.shown(figure)
+        tally.rounds[slot.round] |= figures
+        return ", ".join(slot.row.shown(figure) for figure in figures.values())
 
-    def _measure(self, slot: Slot) -> float:
-        with staged(self._contenders[slot.contender]) as stage:
+    def _measure(self, slot: Slot) -> dict[str, float]:
+        """A turn's figures, by whose they are."""
+        row = slot.row
+        with self._contenders[row.chapter][slot.contender].staged() as stage:
             turn = Turn(stage, self._load, self._database, self._settings.seconds, self._settings.quick)
-            return MEASURES[slot.row.key](turn)
+            if row.key in PAIRS:
+                return dict(zip((SUBJECT, row.reference), PAIRS[row.key](turn), strict=True))
+            return {slot.contender: MEASURES[row.key](turn)}
 
 
 def _order(row: Row, number: int) -> Iterator[str]:
-    pair = [SUBJECT, REFERENCE][:: -1 if number % 2 else 1]
+    pair = [name for name in (SUBJECT, row.reference) if name in row.contenders][:: -1 if number % 2 else 1]
     others = [name for name in row.contenders if name not in pair]
     if others and number < OTHERS_ROUNDS:
         first = number % len(others)

@@ -1,45 +1,92 @@
-"""A host and a container, made for one contender's turn.
+"""A host, a container and a client, made for one contender's turn.
 
-What this file knows: in which order they come up and go.  What it must not know: what happens on them.
+What this file knows: in which order they come up and go, and what is asked of a contender.  What it must not know:
+what happens on them.
 """
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from bench.contenders import Contender, Port
 from bench.processes import Group
-from lab.netns import Container, Host
+from lab.netns import Host, Namespace
+
+
+class Port(NamedTuple):
+    """A port of the container, published under the same number; or under another one."""
+
+    protocol: str
+    container: int
+    host: int
+
+
+class Client(NamedTuple):
+    """Who asks."""
+
+    space: Namespace
+    sources: tuple[str, ...] = ()
+    """The addresses it may connect from, if it has several."""
+    apart: bool = False
+    """It plays another machine, whose cores are not the host's."""
+
+
+class Contender(ABC):
+    """Something by which a client gets to a container."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @contextmanager
+    def staged(self) -> Iterator["Stage"]:
+        """The stage for one turn.  First the contender ends, then the container's server, then the namespaces."""
+        with Host() as host, self.client_of(host) as client, backed(host) as (group, scratch):
+            box = host.container()
+            yield Stage(self, host, box, box.address4, client, self.address(box.address4), group, scratch)
+
+    def client_of(self, host: Namespace) -> AbstractContextManager[Client]:
+        """A client; on the host itself, unless a contender has it elsewhere."""
+        return nullcontext(Client(host))
+
+    @abstractmethod
+    def address(self, container: str) -> str:
+        """Where the client finds the published ports."""
+
+    @abstractmethod
+    def publish(self, stage: "Stage", ports: Sequence[Port]) -> None:
+        """Publishes ports of the container, and returns when they are served."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The host, a container behind its bridge, and the contender's processes on the host."""
+    """The host, a container behind its bridge, a client, and the contender's processes on the host."""
 
     contender: Contender
-    host: Host
-    box: Container
+    host: Namespace
+    box: Namespace
+    container: str
+    """The container's address."""
+    client: Client
+    address: str
+    """Where the client finds what is published."""
     group: Group
     scratch: Path
 
-    @property
-    def address(self) -> str:
-        """Where the host's clients find what is published."""
-        return self.contender.address(self.box.address4)
-
     def publish(self, *ports: Port) -> None:
-        self.contender.publish(self.group, self.box.address4, ports, self.scratch)
+        """Has the contender publish them."""
+        self.contender.publish(self, ports)
 
 
 @contextmanager
-def staged(contender: Contender) -> Iterator[Stage]:
-    """The stage for one turn.  First the contender ends, then the container's server, then the namespaces."""
-    with tempfile.TemporaryDirectory(prefix="gangway-bench-") as directory, Host() as host:
+def backed(host: Namespace) -> Iterator[tuple[Group, Path]]:
+    """The contender's processes on a host, and a directory for its files; both end with the block."""
+    with tempfile.TemporaryDirectory(prefix="gangway-bench-") as directory:
         scratch = Path(directory)
         group = Group(host, scratch / "log")
         try:
-            yield Stage(contender, host, host.container(), group, scratch)
+            yield group, scratch
         finally:
             group.end()

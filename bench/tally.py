@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from statistics import median
 
-from bench.rows import REFERENCE, SUBJECT, Row
+from bench.rows import SUBJECT, Row
 
 
 class Verdict(Enum):
@@ -37,7 +37,7 @@ class Tally:
         return median(figures) if figures else None
 
     def ratios(self) -> list[float]:
-        """gangway to docker-proxy, for each round that both got through."""
+        """gangway to what it is compared with, for each round that both got through."""
         return list(self._ratios())
 
     def ratio(self) -> float | None:
@@ -61,5 +61,5 @@ class Tally:
 
     def _ratios(self) -> Iterator[float]:
         for figures in self.rounds:
-            if SUBJECT in figures and figures.get(REFERENCE):
-                yield figures[SUBJECT] / figures[REFERENCE]
+            if SUBJECT in figures and figures.get(self.row.reference):
+                yield figures[SUBJECT] / figures[self.row.reference]

@@ -1,4 +1,4 @@
-"""The load generator: load.c compiled, its server in the container, its client on the host.
+"""The load generator: load.c compiled, its server in the container, and its client.
 
 What this file knows: load's command line and its answer.  What it must not know: contenders.
 """
@@ -8,13 +8,13 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.contenders import Port
 from bench.errors import CannotCarry, CannotMeasure
-from bench.stage import Stage
+from bench.stage import Port, Stage
 
 ECHO = 7000  # discard and source follow it; see load.c
 STREAMS = tuple(Port("tcp", port, port) for port in range(ECHO, ECHO + 3))
 DATAGRAMS = (Port("udp", ECHO, ECHO),)
+NEEDED = {"rr": STREAMS[0], "crr": STREAMS[0], "up": STREAMS[1], "down": STREAMS[2], "udp": DATAGRAMS[0]}  # by mode
 _PATIENCE_S = 60
 _SOURCE = Path(__file__).with_name("load.c")
 
@@ -52,16 +52,19 @@ class Load:
 
     def serve(self, stage: Stage) -> None:
         """Starts the server in the container; it ends with the stage."""
-        server = stage.box.popen(str(self._program), "serve", str(ECHO), stdout=subprocess.PIPE, text=True)
+        words = [*_core(stage, -1), str(self._program), "serve", str(ECHO)]
+        server = stage.box.popen(*words, stdout=subprocess.PIPE, text=True)
         assert server.stdout is not None
         if server.stdout.readline() != "ready\n":
             raise CannotMeasure("load's server does not start")
 
     def ask(self, stage: Stage, mode: str, clients: int, seconds: float) -> Result:
-        """Runs a client on the host to its end."""
-        words = [str(self._program), mode, stage.address, str(ECHO), str(clients), f"{seconds:g}"]
+        """Runs a client to its end."""
+        words = [*_core(stage, 0), str(self._program), mode, stage.address, str(ECHO), str(clients), f"{seconds:g}"]
+        if mode == "crr":
+            words += stage.client.sources
         try:
-            done = stage.host.run(*words, check=False, timeout=seconds + _PATIENCE_S)
+            done = stage.client.space.run(*words, check=False, timeout=seconds + _PATIENCE_S)
         except subprocess.TimeoutExpired:
             raise CannotCarry(f"{mode} with {clients} clients hangs") from None
         if done.returncode:
@@ -69,3 +72,9 @@ class Load:
         *before, last = done.stdout.splitlines()
         rate, operations, failed = last.split()
         return Result(float(rate), int(operations), int(failed), [int(line) for line in before])
+
+
+def _core(stage: Stage, which: int) -> list[str]:
+    """What comes before a command that is to have a core of its own: two that share one never wait for a wake-up."""
+    cores = sorted(os.sched_getaffinity(0))
+    return ["taskset", "--cpu-list", str(cores[which])] if stage.client.apart else []

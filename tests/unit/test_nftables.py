@@ -1,5 +1,6 @@
 """A plan as nftables rules: the whole text for some plans, and what holds for any."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -102,17 +103,17 @@ def test_what_rules_do_not_carry_changes_nothing(one: MappingPlan) -> None:
 
 MET = {
     "translated": (
-        "prerouting: ip daddr != 127.0.0.0/8 fib daddr type local jump published",
-        "published: dnat ip to meta l4proto . th dport map @ports4 { tcp . 8000 : 172.30.0.2 . 80 }",
+        "prerouting: ip daddr != 127.0.0.0/8 fib daddr type local jump published4",
+        "published4: dnat ip to meta l4proto . th dport map @ports4 { tcp . 8000 : 172.30.0.2 . 80 }",
         "forward: oifname @bridges ct status dnat accept",
     ),
-    "hairpin": "postrouting: oifname . ip saddr @inside4 ct status dnat masquerade",
+    "hairpin": "postrouting: oifname vmap @to, ip saddr 172.30.0.0/24 ct status dnat masquerade",
 }
 
 
 def test_the_rules_that_each_kind_of_client_meets() -> None:
     found = planned(mapping("0.0.0.0", "8000", "80"))
-    loopback, host, remote, container, neighbour = (tuple(rules_met(found, route)) for route in found.routes)
+    loopback, host, remote, container, neighbour = (tuple(rules_met(found, route, WEB)) for route in found.routes)
     assert loopback == ()
     assert host == (MET["translated"][0].replace("prerouting", "output"), MET["translated"][1])
     assert remote == container == MET["translated"]
@@ -140,7 +141,7 @@ def test_the_rules_that_each_kind_of_client_meets() -> None:
 )
 def test_the_element_that_a_client_meets(one: PortMapping, lookup: str) -> None:
     found = planned(one)
-    assert list(rules_met(found, found.routes[2]))[1] == f"published: {lookup}"
+    assert list(rules_met(found, found.routes[2], WEB))[1] == f"published{found.family}: {lookup}"
 
 
 @given(APART, FACTS)
@@ -149,9 +150,11 @@ def test_every_rule_that_is_met_is_there(many: list[PortMapping], facts: HostFac
     there = {f"{name}: {rule}" for name, (_, rules) in chains(made).items() for rule in rules}
     for one in made.mappings:
         for route in one.routes:
-            met = list(rules_met(one, route))
+            met = list(rules_met(one, route, WEB))
             assert bool(met) == (route.road is Road.NAT)
-            assert {rule.partition(" { tcp")[0].partition(" { udp")[0].partition(" { sctp")[0] for rule in met} <= there
+            hairpin = {f"to_0: {rule}" for text in met for rule in text.split(", ip")[1:]}
+            assert {re.split(r" { (?:tcp|udp|sctp)|, ip", text)[0] for text in met} <= there
+            assert {rule.replace("to_0: ", "to_0: ip") for rule in hairpin} <= there
 
 
 @given(APART, FACTS)

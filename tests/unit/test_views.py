@@ -70,8 +70,8 @@ def answer(one: PortMapping, at: str, network: Network, facts: HostFacts) -> Exp
 
     def rules(route: Route) -> tuple[str, ...]:
         if facts.firewall is Firewall.IPTABLES:
-            return tuple(iptables.rules_met(found, route, "GANGWAY"))
-        return tuple(nftables.rules_met(found, route))
+            return tuple(iptables.rules_met(found, route, network, "GANGWAY"))
+        return tuple(nftables.rules_met(found, route, network))
 
     routes = [RouteAnswer.of(route, rules(route)) for route in asked_at(found, ip_address(at))]
     told = MappingAnswer.of(found, routes)

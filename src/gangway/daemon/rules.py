@@ -16,6 +16,7 @@ from gangway.daemon.store import Store
 from gangway.errors import GangwayError
 from gangway.firewall import apply, iptables, nftables
 from gangway.kernel import events
+from gangway.model import Network
 from gangway.plan import Firewall, MappingPlan, Plan, Route
 
 _FAMILIES = (4, 6)
@@ -41,7 +42,7 @@ class Rules(Protocol):
     def remove(self) -> None:
         """Takes everything away."""
 
-    def met(self, planned: MappingPlan, route: Route) -> Iterable[str]:
+    def met(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
         """The rules that the first packet of a client meets."""
 
 
@@ -82,7 +83,7 @@ class NoRules:
     def remove(self) -> None:
         """Nothing."""
 
-    def met(self, planned: MappingPlan, route: Route) -> Iterable[str]:
+    def met(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
         """None."""
         return ()
 
@@ -122,8 +123,8 @@ class NftRules:
         self._listing = None
         self._store.forget(_REMEMBERED)
 
-    def met(self, planned: MappingPlan, route: Route) -> Iterable[str]:
-        return nftables.rules_met(planned, route)
+    def met(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
+        return nftables.rules_met(planned, route, network)
 
     def _apply(self, text: str) -> None:
         """A transaction makes one generation; if there are more, somebody else's came between."""
@@ -200,8 +201,8 @@ class IptRules:
         self._built_in = {}
         self._store.forget(_REMEMBERED)
 
-    def met(self, planned: MappingPlan, route: Route) -> Iterable[str]:
-        return iptables.rules_met(planned, route, self._prefix)
+    def met(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
+        return iptables.rules_met(planned, route, network, self._prefix)
 
     def _bring_about(self, family: int, wanted: Collection[iptables.Table], former: Collection[iptables.Table]) -> None:
         names = {table.name for table in (*wanted, *former)}

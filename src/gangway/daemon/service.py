@@ -121,12 +121,13 @@ class Service:
         planned = self._ledger.mapping(mapping)
         every = tuple(Origin) if address.is_unspecified else origins_of(address)
         wanted = every if origin is None else (origin,)
+        network = self._ledger.network_of(mapping.container)
         routes = tuple(
-            (route, tuple(self._hands.rules.met(planned, route)))
+            (route, tuple(self._hands.rules.met(planned, route, network)))
             for route in asked_at(planned, address)
             if route.origin in wanted
         )
-        return Explanation(planned, self._ledger.network_of(mapping.container), routes)
+        return Explanation(planned, network, routes)
 
     # Networks
 

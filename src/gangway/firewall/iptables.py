@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from gangway.model import in_brackets
+from gangway.model import Network, Subnet, in_brackets
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 
 DOCKERS_PREFIX = "DOCKER"
@@ -95,7 +95,7 @@ def rules_of(planned: MappingPlan, prefix: str) -> dict[str, tuple[str, ...]]:
     return rules
 
 
-def rules_met(planned: MappingPlan, route: Route, prefix: str) -> Iterator[str]:
+def rules_met(planned: MappingPlan, route: Route, network: Network, prefix: str) -> Iterator[str]:
     """The rules that the first packet of a client on `route` meets, each as `TABLE: RULE`."""
     if route.road is not Road.NAT:
         return
@@ -107,7 +107,8 @@ def rules_met(planned: MappingPlan, route: Route, prefix: str) -> Iterator[str]:
         yield f"filter: -A FORWARD -o {planned.bridge} -j {prefix}"
         yield f"filter: {rules['filter'][0]}"
     if route.neighbour:
-        yield f"nat: … -o {planned.bridge} -m conntrack --ctstate DNAT -j MASQUERADE"
+        own = next(subnet for subnet in network.subnets if planned.container_address in subnet)
+        yield f"nat: {_hairpin(own, planned.bridge)}"
 
 
 def batch(wanted: Collection[Table], applied: Collection[Table], listed: Listing) -> str:
@@ -216,9 +217,8 @@ def _nat(plan: Plan, family: int, prefix: str) -> Iterator[str]:
     ]
     if prefix != DOCKERS_PREFIX:
         for network, subnet in subnets:
-            translated = f"-o {network.bridge} -m conntrack --ctstate DNAT"
-            yield f"-A POSTROUTING -s {subnet} {translated} -j MASQUERADE"
-            yield f"-A POSTROUTING {translated} -j ACCEPT"
+            yield _hairpin(subnet, network.bridge)
+            yield f"-A POSTROUTING -o {network.bridge} -m conntrack --ctstate DNAT -j ACCEPT"
     for network, subnet in subnets:
         if network.masquerade and not network.internal:
             yield f"-A POSTROUTING -s {subnet} ! -o {network.bridge} -j MASQUERADE"
@@ -249,6 +249,11 @@ def _apart(plan: Plan, prefix: str) -> Iterator[str]:
             yield f"-A {prefix} ! -i {bridge} -o {bridge} {_NOT_ALLOWED} -j DROP"
         if not network.icc:
             yield f"-A {prefix} -i {bridge} -o {bridge} {_NOT_ALLOWED} -j DROP"
+
+
+def _hairpin(subnet: Subnet, bridge: str) -> str:
+    """A container that answers its neighbour directly would do so from an address that nobody asked."""
+    return f"-A POSTROUTING -s {subnet} -o {bridge} -m conntrack --ctstate DNAT -j MASQUERADE"
 
 
 def _to_prerouting(prefix: str) -> str:

@@ -1,11 +1,13 @@
 """A Plan as nftables rules: text for nft(8).
 
-What this file knows: nft's language.  What it must not know: why a road was chosen, how text gets into the kernel.
+What this file knows: nft's language, and what a packet's way costs.  What it must not know: why a road was chosen, how
+text gets into the kernel.
 
-How it works.  All of it is one table, `inet gangway`.  Its rules are fixed: they depend on what families are forwarded
-and on nothing else.  Networks and mappings are elements of its sets and maps, so a packet meets the same few rules
-however many mappings there are, and one more mapping is one more element.  Only a connection's first packet sees the
-chains of type nat at all.
+How it works.  All of it is one table, `inet gangway`.  Its rules depend on the networks and on what families are
+forwarded, and on nothing else: mappings are elements of its maps, so a packet meets the same few rules however many
+there are, and one more mapping is one more element.  Only a connection's first packet sees the chains of type nat; all
+others of a connection see `forward`, whose first rule lets them pass: each look-up that a packet is spared shows in the
+number of packets.
 
 A family has three maps, as each kind of mapping has its cheapest form:
 
@@ -17,6 +19,9 @@ The first two are hashes.  The third holds intervals in several dimensions, and 
 the whole set for every change (net/netfilter/nft_set_pipapo.c, commit): right for few long ranges, wrong for many
 ports.  `th dport` asks for a transport protocol that nft knows to have ports, hence the first rule of `published`.
 
+`input` guards the host's loopback addresses: nobody gets there from outside while route_localnet is off, but it may be
+on by somebody else's wish.  It looks at the address that was asked: who translates to 127.0.0.1 means it.
+
 A verdict is final only when it is `drop`: other programs' chains see what is accepted here, and may still drop it.
 """
 
@@ -24,6 +29,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
 
+from gangway.model import Network, Subnet
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 
 TABLE = "inet gangway"
@@ -35,20 +41,20 @@ _MAPS = """\
 	map ports{f} {{ type inet_proto . inet_service : ipv{f}_addr . inet_service; }}
 	map addresses{f} {{ type inet_proto . ipv{f}_addr . inet_service : ipv{f}_addr . inet_service; }}
 	map ranges{f} {{ type inet_proto . ipv{f}_addr . inet_service : ipv{f}_addr; flags interval; }}
-	set inside{f} {{ type ifname . ipv{f}_addr; flags interval; }}
 	set masqueraded{f} {{ type ipv{f}_addr; flags interval; }}
 """
 _SETS = """\
 	set bridges { type ifname; }
 	set internal { type ifname; }
 	set together { type ifname . ifname; }
+	map to { type ifname : verdict; }
 """
 _WORD = {4: "ip", 6: "ip6"}
 # What is never translated: the kernel routes no loopback address and forwards nothing from a link-local one.
 _KEPT = {4: "127.0.0.0/8", 6: "{ ::1, fe80::/10 }"}
 _EVERY = {4: "0.0.0.0/0", 6: "::/0"}
 
-_ESTABLISHED = "oifname @bridges ct state established,related accept"
+_LEAVING = "oifname vmap @to"
 _TRANSLATED = "oifname @bridges ct status dnat accept"
 
 
@@ -76,37 +82,34 @@ def remove() -> str:
 
 
 def chains(plan: Plan) -> dict[str, tuple[str, list[str]]]:
-    """Each chain's hook and rules."""
-    translate = {family: _translation(family) for family in (4, 6)}
-    return {
-        "arriving": (
-            "type filter hook prerouting priority raw;",
-            ['iifname != "lo" ip daddr 127.0.0.0/8 drop'],
-        ),
-        "published": (
+    """Each chain's hook and rules; a chain without a hook is jumped to."""
+    found = {
+        f"published{family}": (
             "",
-            ["meta l4proto != { tcp, udp, sctp } return", *(_lookup(f, kind) for f in (4, 6) for kind in _KINDS)],
-        ),
-        "prerouting": (
-            "type nat hook prerouting priority dstnat;",
-            [translate[family] for family in sorted(plan.routed)],
-        ),
-        "output": ("type nat hook output priority -100;", list(translate.values())),
+            ["meta l4proto != { tcp, udp, sctp } return", *(_lookup(family, kind) for kind in _KINDS)],
+        )
+        for family in (4, 6)
+    }
+    for number, planned in enumerate(plan.networks):
+        found[_to(number)] = "", [_hairpin(subnet) for subnet in planned.network.subnets]
+    return found | {
+        "prerouting": ("type nat hook prerouting priority dstnat;", [_translation(f) for f in sorted(plan.routed)]),
+        "output": ("type nat hook output priority -100;", [_translation(family) for family in (4, 6)]),
         "postrouting": (
             "type nat hook postrouting priority srcnat;",
-            [
-                *(_hairpin(family) for family in (4, 6)),
-                "oifname @bridges return",
-                *(f"{_WORD[family]} saddr @masqueraded{family} masquerade" for family in (4, 6)),
-            ],
+            [_LEAVING, *(f"{_WORD[family]} saddr @masqueraded{family} masquerade" for family in (4, 6))],
+        ),
+        "input": (
+            "type filter hook input priority filter;",
+            ['iifname != "lo" ip daddr 127.0.0.0/8 ct original ip daddr 127.0.0.0/8 drop'],
         ),
         "forward": (
             "type filter hook forward priority filter;",
             [
+                "ct state established,related accept",
                 "iifname . oifname @together accept",
                 "iifname @internal drop",
                 "oifname @internal drop",
-                _ESTABLISHED,
                 _TRANSLATED,
                 "oifname @bridges drop",
                 "iifname @bridges accept",
@@ -116,7 +119,7 @@ def chains(plan: Plan) -> dict[str, tuple[str, list[str]]]:
     }
 
 
-def rules_met(planned: MappingPlan, route: Route) -> Iterator[str]:
+def rules_met(planned: MappingPlan, route: Route, network: Network) -> Iterator[str]:
     """The rules that the first packet of a client on `route` meets, each as `CHAIN: RULE`."""
     if route.road is not Road.NAT:
         return
@@ -124,18 +127,19 @@ def rules_met(planned: MappingPlan, route: Route) -> Iterator[str]:
     yield f"{hook}: {_translation(planned.family)}"
     (name, elements), *_ = _elements(planned)
     kind = name.rstrip("46")
-    yield f"published: {_lookup(planned.family, kind)} {{ {_some(elements)} }}"
+    yield f"published{planned.family}: {_lookup(planned.family, kind)} {{ {_some(elements)} }}"
     if route.origin is not Origin.HOST:
         yield f"forward: {_TRANSLATED}"
     if route.neighbour:
-        yield f"postrouting: {_hairpin(planned.family)}"
+        own = next(subnet for subnet in network.subnets if planned.container_address in subnet)
+        yield f"postrouting: {_LEAVING}, {_hairpin(own)}"
 
 
 _KINDS = ("ports", "addresses", "ranges")
 
 
 def _translation(family: int) -> str:
-    return f"{_WORD[family]} daddr != {_KEPT[family]} fib daddr type local jump published"
+    return f"{_WORD[family]} daddr != {_KEPT[family]} fib daddr type local jump published{family}"
 
 
 def _lookup(family: int, kind: str) -> str:
@@ -143,22 +147,27 @@ def _lookup(family: int, kind: str) -> str:
     return f"dnat {_WORD[family]} to meta l4proto . {key} map @{kind}{family}"
 
 
-def _hairpin(family: int) -> str:
+def _to(number: int) -> str:
+    """The chain for what leaves towards a network.  What ends there is not masqueraded: it stays among bridges."""
+    return f"to_{number}"
+
+
+def _hairpin(subnet: Subnet) -> str:
     """A container that answers its neighbour directly would do so from an address that nobody asked."""
-    return f"oifname . {_WORD[family]} saddr @inside{family} ct status dnat masquerade"
+    return f"{_WORD[subnet.version]} saddr {subnet} ct status dnat masquerade"
 
 
 def _networks(plan: Plan) -> Elements:
     found: Elements = defaultdict(list)
-    for network in (planned.network for planned in plan.networks):
+    for number, network in enumerate(planned.network for planned in plan.networks):
         bridge = f'"{network.bridge}"'
         found["bridges"].append(bridge)
+        found["to"].append(f"{bridge} : goto {_to(number)}")
         if network.internal:
             found["internal"].append(bridge)
         if network.icc:
             found["together"].append(f"{bridge} . {bridge}")
         for subnet in network.subnets:
-            found[f"inside{subnet.version}"].append(f"{bridge} . {subnet}")
             if network.masquerade and not network.internal:
                 found[f"masqueraded{subnet.version}"].append(str(subnet))
     if plan.closed and plan.facts.foreign_bridges:
