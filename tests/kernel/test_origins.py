@@ -1,73 +1,93 @@
 """Every kind of client, at every kind of address, by every firewall: the road it gets, and what the container sees."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 
 from gangway.kernel.ports import has_sockets
+from lab.netns import Namespace
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, Street
 
 PROTOCOLS = ("tcp", "udp", pytest.param("sctp", marks=pytest.mark.skipif(not has_sockets("sctp"), reason="no SCTP")))
-GATEWAY4, GATEWAY6 = "172.30.0.1", "fd30::1"
-WITHOUT_FIREWALL = ("--firewall", "none")
+GATEWAY = {4: "172.30.0.1", 6: "fd30::1"}
+HOST_IPS = ["", "0.0.0.0", "[::]", HOST4, f"[{HOST6}]", "127.0.0.1", "[::1]"]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[("--firewall", "nftables"), ("--firewall", "iptables"), WITHOUT_FIREWALL],
-    ids=["nftables", "iptables", "none"],
-)
-def street(request: pytest.FixtureRequest) -> Iterator[Street]:
-    with Street(*request.param) as made:
-        made.has_rules = request.param != WITHOUT_FIREWALL
-        yield made
+class Client(NamedTuple):
+    """Who asks, where; the road and the source that the container sees where there are rules."""
+
+    space: Namespace
+    address: str
+    road: str
+    source: str
+
+
+class Scene(NamedTuple):
+    """A street, and whether its daemon writes rules."""
+
+    street: Street
+    has_rules: bool
+
+    def clients(self, family: int) -> Iterator[Client]:
+        """All of a family's."""
+        street, gateway = self.street, GATEWAY[family]
+        if family == 4:
+            loopback, host, neighbour, far = "127.0.0.1", HOST4, NEIGHBOUR4, street.far.address4
+            yield Client(street.host, "127.0.0.7", "relay", gateway)
+        else:
+            loopback, host, neighbour, far = "::1", HOST6, NEIGHBOUR6, street.far.address6
+        yield Client(street.host, loopback, "relay", gateway)
+        yield Client(street.host, host, "nat", host)
+        yield Client(street.host, gateway, "nat", gateway)
+        yield Client(street.neighbour, host, "nat", neighbour)
+        yield Client(street.far.space, host, "nat", far)
+        yield Client(street.near.space, host, "nat", gateway)
+        yield Client(street.server.space, host, "nat", gateway)
+        yield Client(street.server.space, gateway, "nat", gateway)
+
+
+@pytest.fixture(scope="module", params=["nftables", "iptables", "none"])
+def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
+    with Street("--firewall", request.param) as street:
+        yield Scene(street, request.param != "none")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("host_ip", ["", "0.0.0.0:", "[::]:", f"{HOST4}:", f"[{HOST6}]:", "127.0.0.1:", "[::1]:"])
-def test_every_origin_gets_the_road_of_the_matrix(street: Street, protocol: str, host_ip: str) -> None:
-    with street.published(
-        street.server, f"{host_ip}:80/{protocol}".replace("::80", ":0:80") if host_ip else f"80/{protocol}"
-    ) as port:
+@pytest.mark.parametrize("host_ip", HOST_IPS)
+def test_every_origin_gets_the_road_of_the_matrix(scene: Scene, protocol: str, host_ip: str) -> None:
+    street = scene.street
+    with street.published(street.server, f"{host_ip}:0:80/{protocol}" if host_ip else f"80/{protocol}") as port:
         for family in (4, 6):
-            for space, address, road, source in _clients(street, family):
-                if not _is_published(host_ip, address):
-                    assert not street.reaches(space, protocol, address, port), f"{address} is reached"
+            for client in scene.clients(family):
+                if not _is_published(host_ip, client.address):
+                    assert not street.reaches(client.space, protocol, client.address, port), client
                     continue
-                if not street.has_rules:
-                    road, source = "relay", GATEWAY4 if family == 4 else GATEWAY6
-                found = street.road(space, protocol, address, port)
-                assert found == (road, source), f"{space.name} asks {address}"
+                wanted = (client.road, client.source) if scene.has_rules else ("relay", GATEWAY[family])
+                assert street.road(client.space, protocol, client.address, port) == wanted, client
 
 
-def _clients(street: Street, family: int):
-    """Who asks, where; the road and the source that the container sees where there are rules."""
-    near, far, server = street.near, street.far, street.server
-    if family == 4:
-        loopback, host, gateway, neighbour = "127.0.0.1", HOST4, GATEWAY4, NEIGHBOUR4
-        far_address = far.address4
-    else:
-        loopback, host, gateway, neighbour = "::1", HOST6, GATEWAY6, NEIGHBOUR6
-        far_address = far.address6
-    yield street.host, loopback, "relay", gateway
-    if family == 4:
-        yield street.host, "127.0.0.7", "relay", gateway
-    yield street.host, host, "nat", host
-    yield street.host, gateway, "nat", gateway
-    yield street.neighbour, host, "nat", neighbour
-    yield far.space, host, "nat", far_address
-    yield near.space, host, "nat", gateway
-    yield server.space, host, "nat", gateway
-    yield server.space, gateway, "nat", gateway
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_is_said_is_what_is(scene: Scene, protocol: str) -> None:
+    """`explain` names the road that a client of each origin really gets."""
+    street = scene.street
+    with street.published(street.server, f"80/{protocol}") as port:
+        for origin, neighbour, space, address in (
+            ("loopback", False, street.host, "127.0.0.1"),
+            ("loopback", False, street.host, "::1"),
+            ("host", False, street.host, HOST4),
+            ("remote", False, street.neighbour, HOST4),
+            ("remote", False, street.neighbour, HOST6),
+            ("container", False, street.far.space, HOST4),
+            ("container", True, street.near.space, HOST6),
+        ):
+            at = f"[{address}]:{port}/{protocol}" if ":" in address else f"{address}:{port}/{protocol}"
+            (told,) = street.gangway.json("explain", at, "--from", origin)
+            (road,) = (route["road"] for route in told["mapping"]["routes"] if route["neighbour"] == neighbour)
+            assert street.road(space, protocol, address, port)[0] == road
 
 
 def _is_published(host_ip: str, address: str) -> bool:
-    match host_ip.rstrip(":"):
-        case "":
-            return True
-        case "0.0.0.0":
-            return ":" not in address
-        case "[::]" | "[":
-            return ":" in address
-        case only:
-            return only.strip("[]") == address
+    if host_ip in ("", "0.0.0.0", "[::]"):
+        return host_ip != ("[::]" if "." in address else "0.0.0.0")
+    return host_ip.strip("[]") == address
