@@ -26,11 +26,12 @@ $(BIN)/gangway-docker-proxy: launcher/docker-proxy.c | $(BIN)/gangway
 
 test: build
 	@scripts/apt-need $(APT_TEST)
-	$(BIN)/python3 -m pytest tests
+	$(BIN)/python3 -m pytest -n 2 --dist loadfile tests
 
 test-vm: build
 	@scripts/apt-need $(APT_TEST) $(APT_VM)
-	tests/vm/run $(abspath $(BIN))/python3 -m pytest -p no:cacheprovider -o timeout=600 tests/unit tests/kernel
+	tests/vm/run $(abspath $(BIN))/python3 -m pytest -p no:cacheprovider -o timeout=600 \
+		-m 'not daemon' tests/unit tests/kernel
 
 lint: build
 	$(BIN)/ruff format --check .

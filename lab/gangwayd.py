@@ -34,9 +34,17 @@ class CommandFailed(RuntimeError):
 class Gangway:
     """A running daemon; call it to run a command."""
 
-    def __init__(self, host: Namespace, *flags: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        host: Namespace,
+        *flags: str,
+        environment: dict[str, str] | None = None,
+        within: tuple[str, ...] = (),
+    ) -> None:
+        """`within`: a command that runs the daemon's, somewhere else perhaps."""
         self.host = host
         self._flags = flags
+        self._within = within
         self._environment = {**os.environ, **(environment or {})}
         self.daemon: subprocess.Popen[Any] | None = None
 
@@ -60,7 +68,7 @@ class Gangway:
         """Starts the daemon, and waits until it serves; CommandFailed if it does not."""
         words = ("daemon", "--socket", str(self.socket), *(flags or self._flags))
         with self.log.open("a") as log:
-            self.daemon = self.host.popen(str(GANGWAY), *words, stderr=log, env=self._environment)
+            self.daemon = self.host.popen(*self._within, str(GANGWAY), *words, stderr=log, env=self._environment)
         wait_until(lambda: self._serves() or self.daemon.poll() is not None, "the daemon")  # type: ignore[union-attr]
         if self.daemon.poll() is not None:
             raise CommandFailed(self.log.read_text().strip(), self.daemon.returncode)

@@ -11,7 +11,7 @@ range for one container port means "one of these".
 
 import re
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import blake2s
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -77,6 +77,10 @@ class PortRange:
         """How many ports."""
         return self.last - self.first + 1
 
+    def includes(self, other: "PortRange") -> bool:
+        """Whether all of another's ports are in it."""
+        return self.first <= other.first and other.last <= self.last
+
     def overlaps(self, other: "PortRange") -> bool:
         """Whether a port is in both."""
         return self.first <= other.last and other.first <= self.last
@@ -97,8 +101,6 @@ class PortRequest:
 
     def __post_init__(self) -> None:
         host, container = self.host_ports, self.container_ports
-        if host is None and container.count > 1:
-            raise InvalidRequest(f"no host ports for the range {container}: write HOST-PORT-END:{container}")
         if host is not None and container.count not in (1, host.count):
             raise InvalidRequest(
                 f"{host} are {host.count} host ports and {container} are {container.count} container ports: "
@@ -109,6 +111,14 @@ class PortRequest:
     def is_choice(self) -> bool:
         """A host port has to be chosen."""
         return self.host_ports is None or self.host_ports.count != self.container_ports.count
+
+    def apart(self) -> Iterator["PortRequest"]:
+        """Where any host ports will do, each container port gets one of its own; else it is one request."""
+        if self.host_ports is not None:
+            yield self
+            return
+        for port in range(self.container_ports.first, self.container_ports.last + 1):
+            yield replace(self, container_ports=PortRange(port, port))
 
 
 def parse_port(text: str) -> PortRequest:

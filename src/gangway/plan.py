@@ -78,6 +78,8 @@ class Code(StrEnum):
     """Published on a loopback address.  Fact: that address."""
     ELSEWHERE = "elsewhere"
     """Published on another address than the client asks.  Fact: that address."""
+    ISOLATED = "isolated"
+    """The bridge keeps its containers apart, and nothing is translated within it.  Fact: the bridge."""
     NO_SOCKETS = "no_sockets"
     """The kernel has no sockets of the protocol, so there is no relay.  Fact: the protocol."""
 
@@ -122,12 +124,10 @@ class HostFacts:
     """Families that the kernel forwards because the daemon switched it on."""
     forward_droppers: tuple[tuple[int, str], ...] = ()
     """Who else drops what is forwarded: family, and whose chain."""
-    other_filters: bool = False
-    """Somebody else filters what is forwarded; whatever the policy is to be is theirs to say."""
     own_bridge: bool = True
     """The rules translate also what comes from the container's own bridge."""
-    bridge_filtered: bool = False
-    """The kernel shows bridged frames to the firewall (br_netfilter)."""
+    bridge_filtered: frozenset[int] = frozenset()
+    """Families of which the kernel shows bridged frames to the firewall (br_netfilter)."""
     foreign_bridges: tuple[str, ...] = ()
     """Other programs' bridges whose frames the firewall sees."""
     missing: frozenset[Protocol] = frozenset()
@@ -154,6 +154,8 @@ class NetworkPlan:
     network: Network
     isolate_ports: bool
     """The bridge itself keeps containers from each other; else rules do, or nobody is to."""
+    untranslated: frozenset[int] = frozenset()
+    """Families in which nothing is translated that comes from the bridge: the relay serves its containers."""
 
 
 @dataclass(frozen=True)
@@ -193,13 +195,7 @@ class Plan:
 
     @property
     def closed(self) -> frozenset[int]:
-        """Families in which what nobody allowed is not forwarded: those that nobody forwarded before us.
-
-        A drop in a table of our own would be final also for what another program's rules accept, so with nftables it
-        gives way as soon as there is another program that filters.
-        """
-        if self.facts.other_filters and self.facts.firewall is Firewall.NFTABLES:
-            return frozenset()
+        """Families in which what nobody allowed is not forwarded: those that nobody forwarded before us."""
         return self.facts.switched_on | (self.forwarding - self.facts.forwarding)
 
     @property
@@ -242,10 +238,13 @@ def plan_network(network: Network, facts: HostFacts) -> NetworkPlan:
     """How containers are kept from each other, if they are to be.
 
     Where the firewall sees bridged frames it must do it: an isolated bridge port would keep back also what a rule
-    has translated there and then (br_netfilter hands such a frame on within the bridge).
+    has translated there and then (br_netfilter hands such a frame on within the bridge).  If it sees one family and
+    not the other, the bridge keeps apart, and in the family that is seen nothing is translated that comes from it.
     """
-    seen = facts.bridge_filtered and facts.firewall is not Firewall.NONE
-    return NetworkPlan(network, isolate_ports=not network.icc and not seen)
+    seen = facts.bridge_filtered if facts.firewall is not Firewall.NONE else frozenset()
+    unseen = {subnet.version for subnet in network.subnets} - seen
+    isolate = not network.icc and bool(unseen)
+    return NetworkPlan(network, isolate_ports=isolate, untranslated=seen if isolate else frozenset())
 
 
 def plan_mapping(mapping: PortMapping, endpoint: Endpoint, network: Network, facts: HostFacts) -> MappingPlan:
@@ -332,4 +331,7 @@ def _relayed(
         return None
     if neighbour and not facts.own_bridge:
         return Reason(Code.OWN_BRIDGE, network.bridge)
+    if at.version in plan_network(network, facts).untranslated:
+        # What comes from this bridge is not translated; of containers elsewhere nothing is known here.
+        return Reason(Code.ISOLATED, network.bridge) if neighbour else not_routed(facts, at.version)
     return not_routed(facts, at.version)

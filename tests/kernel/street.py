@@ -7,15 +7,13 @@
 Every container serves a mirror on port 80; the neighbour and the containers have default routes to the host.
 """
 
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
-
 from lab import mirror
+from lab.conntrack import was_translated
 from lab.gangwayd import Gangway
 from lab.netns import Namespace, ip
 
@@ -40,9 +38,16 @@ class Box(NamedTuple):
 class Street:
     """The scene, with a daemon that has these flags."""
 
-    def __init__(self, *flags: str, environment: dict[str, str] | None = None, prepare: str = "") -> None:
+    def __init__(
+        self,
+        *flags: str,
+        environment: dict[str, str] | None = None,
+        within: tuple[str, ...] = (),
+        prepare: str = "",
+    ) -> None:
         self._flags = flags
         self._environment = environment
+        self._within = within
         self._prepare = prepare
         self._stack = ExitStack()
 
@@ -51,9 +56,10 @@ class Street:
             self.host = stack.enter_context(Namespace("host"))
             self.neighbour = stack.enter_context(Namespace("nbr"))
             join(self.host, self.neighbour)
-            if self._prepare:
-                self.host.run("sh", "-ec", self._prepare)
-            self.gangway = stack.enter_context(Gangway(self.host, *self._flags, environment=self._environment))
+            self.arrange(stack)
+            self.gangway = stack.enter_context(
+                Gangway(self.host, *self._flags, environment=self._environment, within=self._within)
+            )
             self.gangway("network", "create", "web", "--subnet", "172.30.0.0/24", "--subnet", "fd30::/64")
             self.gangway("network", "create", "other", "--subnet", "172.31.0.0/24", "--subnet", "fd31::/64")
             self.gangway("network", "create", "old", "--subnet", "172.29.0.0/24")
@@ -69,6 +75,18 @@ class Street:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def arrange(self, stack: ExitStack) -> None:
+        """Makes what is there on the host before the daemon; it goes with `stack`, after it."""
+        if self._prepare:
+            self.host.run("sh", "-ec", self._prepare)
+
+    def leave(self) -> None:
+        """Takes all of gangway's networks away, while the daemon stays."""
+        for network in self.gangway.json("network", "ls"):
+            for endpoint in network["endpoints"]:
+                self.gangway("detach", endpoint["container"])
+            self.gangway("network", "rm", network["name"])
 
     def container(self, role: str, network: str) -> Box:
         """One more, attached, with a mirror in it."""
@@ -98,10 +116,14 @@ class Street:
         Not by what gangway says: by the kernel's own record of whether it translated the destination.  mirror.NoAnswer
         if nothing answers.
         """
-        with space.entered():
-            answer = mirror.ask_here(protocol, address, port, patience_s=3)
         bare = address.partition("%")[0]
-        return ("nat" if self._was_translated(protocol, bare, port) else "relay"), answer.peer
+        try:
+            with space.entered():
+                answer = mirror.ask_here(protocol, address, port, patience_s=3)
+        except mirror.NoAnswer:
+            was_translated(self.host, protocol, bare, port)  # what was recorded is not to be taken for the next one's
+            raise
+        return ("nat" if was_translated(self.host, protocol, bare, port) else "relay"), answer.peer
 
     def reaches(self, space: Namespace, protocol: str, address: str, port: int) -> bool:
         """Whether anything answers a client in `space`."""
@@ -111,26 +133,6 @@ class Street:
         except mirror.NoAnswer:
             return False
         return True
-
-    def _was_translated(self, protocol: str, address: str, port: int) -> bool:
-        """Whether the newest tracked flow to there is one that was sent on; all of them are deleted then."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        number = {"tcp": 6, "udp": 17, "sctp": 132}[protocol]
-        roads = set()
-        with self.host.entered(), NFCTSocket(nfgen_family=family) as conntrack:
-            for message in list(conntrack.dump()):
-                way, back = message.get_attr("CTA_TUPLE_ORIG"), message.get_attr("CTA_TUPLE_REPLY")
-                name = "CTA_IP_V6_" if family == socket.AF_INET6 else "CTA_IP_V4_"
-                if (
-                    way.get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_NUM") == number
-                    and way.get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_DST_PORT") == port
-                    and way.get_attr("CTA_TUPLE_IP").get_attr(f"{name}DST") == address
-                ):
-                    roads.add(back.get_attr("CTA_TUPLE_IP").get_attr(f"{name}SRC") != address)
-                    if number != 132:
-                        conntrack.entry("del", tuple_orig=NFCTAttrTuple.from_netlink(family, way))
-        assert len(roads) <= 1, f"{protocol} {address} {port} went both roads"
-        return roads == {True}
 
 
 def join(host: Namespace, neighbour: Namespace) -> None:

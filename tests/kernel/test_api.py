@@ -11,6 +11,8 @@ from openapi_spec_validator import validate
 from lab.gangwayd import Gangway
 from lab.netns import Namespace
 
+pytestmark = pytest.mark.daemon
+
 
 class Api:
     """A client that is not ours: curl."""

@@ -12,6 +12,8 @@ from lab.netns import Namespace, ip
 SWITCHES = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.default.forwarding")
 PORT = 80
 
+pytestmark = pytest.mark.daemon
+
 
 class Crossroads:
     """A host between two others, `left` and `right`, which know no other way to each other."""

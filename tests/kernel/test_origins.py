@@ -29,12 +29,13 @@ class Scene(NamedTuple):
     street: Street
     has_rules: bool
 
-    def clients(self, family: int) -> Iterator[Client]:
+    def clients(self, family: int, protocol: str) -> Iterator[Client]:
         """All of a family's."""
         street, gateway = self.street, GATEWAY[family]
         if family == 4:
             loopback, host, neighbour, far = "127.0.0.1", HOST4, NEIGHBOUR4, street.far.address4
-            yield Client(street.host, "127.0.0.7", "relay", gateway)
+            if protocol != "sctp":  # it answers from 127.0.0.1, whatever loopback address was asked
+                yield Client(street.host, "127.0.0.7", "relay", gateway)
         else:
             loopback, host, neighbour, far = "::1", HOST6, NEIGHBOUR6, street.far.address6
         yield Client(street.host, loopback, "relay", gateway)
@@ -59,7 +60,7 @@ def test_every_origin_gets_the_road_of_the_matrix(scene: Scene, protocol: str, h
     street = scene.street
     with street.published(street.server, f"{host_ip}:0:80/{protocol}" if host_ip else f"80/{protocol}") as port:
         for family in (4, 6):
-            for client in scene.clients(family):
+            for client in scene.clients(family, protocol):
                 if not _is_published(host_ip, client.address):
                     assert not street.reaches(client.space, protocol, client.address, port), client
                     continue

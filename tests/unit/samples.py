@@ -79,9 +79,8 @@ FACTS = st.builds(
     may_forward=st.booleans(),
     switched_on=_FAMILIES,
     forward_droppers=st.sampled_from(((), ((4, "ip filter FORWARD"),), ((6, "ip6 theirs drop"),))),
-    other_filters=st.booleans(),
     own_bridge=st.booleans(),
-    bridge_filtered=st.booleans(),
+    bridge_filtered=_FAMILIES,
     foreign_bridges=st.sampled_from(((), ("docker0",), ("br0", "virbr0"))),
     missing=st.frozensets(st.sampled_from(Protocol)),
 )

@@ -45,6 +45,7 @@ def mapping(host: str, host_ports: PortRange, protocol: Protocol = Protocol.TCP)
         ("8000:80/udp", PortRequest(Protocol.UDP, ANY, ports(8000), ports(80))),
         ("8000:80/SCTP", PortRequest(Protocol.SCTP, ANY, ports(8000), ports(80))),
         ("8000-8002:80-82", PortRequest(Protocol.TCP, ANY, ports(8000, 8002), ports(80, 82))),
+        ("80-82", PortRequest(Protocol.TCP, ANY, None, ports(80, 82))),
         ("8000-8010:80", PortRequest(Protocol.TCP, ANY, ports(8000, 8010), ports(80))),
         ("127.0.0.1:8000:80", PortRequest(Protocol.TCP, (ip_address("127.0.0.1"),), ports(8000), ports(80))),
         ("127.0.0.1::80/udp", PortRequest(Protocol.UDP, (ip_address("127.0.0.1"),), None, ports(80))),
@@ -70,7 +71,6 @@ def test_a_port_is_read_as_docker_reads_it(text: str, wanted: PortRequest) -> No
         ("8010-8000:80", "8010-8000 is upside down: write 8000-8010"),
         ("8000-8001:80-82", "2 host ports and 80-82 are 3 container ports"),
         ("8000:80-82", "1 host ports and 80-82 are 3 container ports"),
-        ("80-82", "no host ports for the range 80-82"),
         ("8000:80/icmp", "unknown protocol 'icmp': tcp, udp or sctp"),
         ("8000:80/tcp/udp", "unknown protocol 'tcp/udp'"),
         ("1.2.3:8000:80", "'1.2.3' is not an address"),
@@ -206,3 +206,8 @@ def test_every_port_of_a_mapping_leads_to_its_own(host: PortRange, data: st.Data
     of_host, of_container = range(host.first, host.last + 1), range(container.first, container.last + 1)
     assert list(made.pairs()) == list(zip(of_host, of_container, strict=True))
     assert made.keeps_ports == all(one == other for one, other in made.pairs())
+
+
+def test_where_any_host_ports_will_do_each_container_port_gets_its_own() -> None:
+    assert [str(one.container_ports) for one in parse_port("80-82").apart()] == ["80", "81", "82"]
+    assert list(parse_port("8000-8002:80-82").apart()) == [parse_port("8000-8002:80-82")]

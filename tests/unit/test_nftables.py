@@ -27,7 +27,7 @@ from tests.unit.samples import (
 )
 
 FOREIGN = HostFacts(
-    Firewall.NFTABLES, forwarding=frozenset(), bridge_filtered=True, foreign_bridges=("docker0", "virbr0")
+    Firewall.NFTABLES, forwarding=frozenset(), bridge_filtered=frozenset({4, 6}), foreign_bridges=("docker0", "virbr0")
 )
 PLANS: dict[str, Plan] = {
     "one": whole(NFTABLES, mapping("0.0.0.0", "8000", "80"), networks=(FOUR,)),

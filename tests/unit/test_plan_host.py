@@ -47,13 +47,15 @@ def families(*found: int) -> frozenset[int]:
 
 
 @pytest.mark.parametrize("firewall", Firewall)
-@pytest.mark.parametrize("filtered", [False, True])
+@pytest.mark.parametrize("filtered", [NEITHER, families(4), families(6), BOTH])
 @pytest.mark.parametrize("network", [WEB, BACK], ids=["icc", "no icc"])
-def test_the_bridge_isolates_unless_rules_can(network: Network, filtered: bool, firewall: Firewall) -> None:
+def test_the_bridge_isolates_unless_rules_can(network: Network, filtered: frozenset[int], firewall: Firewall) -> None:
     found = plan_network(network, HostFacts(firewall, bridge_filtered=filtered))
     assert found.network is network
-    by_rules = filtered and firewall is not Firewall.NONE
+    by_rules = filtered == BOTH and firewall is not Firewall.NONE
     assert found.isolate_ports == (network is BACK and not by_rules)
+    seen = filtered if firewall is not Firewall.NONE else NEITHER
+    assert found.untranslated == (seen if found.isolate_ports else NEITHER)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +98,6 @@ def test_a_family_that_nobody_forwarded_before_is_closed(
 ) -> None:
     facts = HostFacts(firewall, forwarding=forwarding, switched_on=switched_on)
     assert plan(Wanted(networks), facts).closed == closed
-    beside_others = plan(Wanted(networks), replace(facts, other_filters=True)).closed
-    assert beside_others == (NEITHER if firewall is Firewall.NFTABLES else closed)
 
 
 def test_without_the_right_to_forward_nothing_is_closed() -> None:

@@ -9,7 +9,7 @@ from gangway.daemon.reconcile import Flows, State, Step, Verb, diff
 from tests.unit.pretend_host import BRIDGES, ENDS, PLANNED, PORTS, TARGETS, Host, attachment, states
 
 # What comes at which place; an end that is there may have to be isolated where another is attached.
-DOWN = ({Verb.REWRITE, Verb.CHANGE}, {Verb.DROP}, {Verb.FORGET}, {Verb.DETACH}, {Verb.DELETE_BRIDGE}, {Verb.FORWARD})
+DOWN = ({Verb.FORWARD}, {Verb.REWRITE, Verb.CHANGE}, {Verb.DROP}, {Verb.FORGET}, {Verb.DETACH}, {Verb.DELETE_BRIDGE})
 UP = (
     {Verb.MAKE_BRIDGE},
     {Verb.ATTACH, Verb.ISOLATE},
@@ -90,6 +90,6 @@ def test_all_is_set_up_from_the_ground() -> None:
 def test_all_is_taken_down_from_the_top() -> None:
     steps = list(diff(EVERYTHING, State()))
     # Flows are forgotten when neither rule nor relay can bring them back.
-    wanted = [Verb.CHANGE, Verb.DROP, Verb.FORGET, *[Verb.DETACH] * 3, *[Verb.DELETE_BRIDGE] * 2, Verb.FORWARD]
+    wanted = [Verb.FORWARD, Verb.CHANGE, Verb.DROP, Verb.FORGET, *[Verb.DETACH] * 3, *[Verb.DELETE_BRIDGE] * 2]
     assert verbs(steps) == wanted
     assert [step.what for step in steps if step.verb is Verb.FORGET] == [Flows(tuple(PLANNED.values()))]

@@ -60,6 +60,12 @@ ASKED: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
     ),
     Code.LOOPBACK_ONLY: (mapping("127.0.0.1", "8000", "80"), "127.0.0.1", WEB, NFTABLES),
     Code.ELSEWHERE: (mapping(HOST, "8000", "80"), HOST, WEB, NFTABLES),
+    Code.ISOLATED: (
+        mapping("0.0.0.0", "8000", "80"),
+        HOST,
+        BACK,
+        HostFacts(Firewall.NFTABLES, bridge_filtered=frozenset({4})),
+    ),
     Code.NO_SOCKETS: (mapping("::", "8000", "80", Protocol.SCTP), HOST6, FOUR, NO_SCTP),
 }
 

@@ -14,6 +14,7 @@ import json
 import os
 import socket
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 DEFAULT_SOCKET = "/run/gangway/gangway.sock"
 STATE = "/var/lib/gangway/state.db"
 """The database of the daemon at the default socket; that of any other is beside its socket."""
+
+
+# How long one waits for a daemon that somebody else is starting.
+_PATIENCE_S = 5.0
 
 
 class Refused(Exception):
@@ -48,11 +53,18 @@ def socket_path() -> str:
 
 def ask(path: str, method: str, target: str, body: object = None) -> Any:
     """Asks a daemon; starts one if there is none.  Refused: it said no."""
-    try:
-        return ask_running(path, method, target, body)
-    except NoDaemon:
-        start_daemon(path)
-        return ask_running(path, method, target, body)
+    deadline_s = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return ask_running(path, method, target, body)
+        except NoDaemon as nobody:
+            try:
+                start_daemon(path)
+            except Refused as error:
+                # Another command may have started one at the same moment, which does not listen yet.
+                if error.kind != "Conflict" or time.monotonic() > deadline_s:
+                    raise error from nobody
+                time.sleep(0.05)
 
 
 def ask_running(path: str, method: str, target: str, body: object = None) -> Any:
@@ -67,19 +79,26 @@ def ask_running(path: str, method: str, target: str, body: object = None) -> Any
         except OSError as error:
             advice = "; run as root" if isinstance(error, PermissionError) else ""
             raise Refused("HostRefused", f"the daemon at {path} cannot be reached: {error.strerror}{advice}") from None
-        sock.sendall(head.encode() + content)
-        status, answer = _receive(sock, path)
-    found = json.loads(answer)
-    if status != 200:
-        raise Refused(found["kind"], found["error"])
+        try:
+            sock.sendall(head.encode() + content)
+            status, answer = _receive(sock)
+            found = json.loads(answer)
+            refusal = None if status == 200 else Refused(found["kind"], found["error"])
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise Refused("HostRefused", f"what listens on {path} does not answer as a daemon does: {error}") from None
+    if refusal is not None:
+        raise refusal
     return found
 
 
 def start_daemon(path: str) -> None:
-    """Starts a daemon that ends itself when nothing is left to keep, and says so.  Refused: it does not start."""
+    """Starts a daemon that ends itself when nothing is left to keep, and says so.  Refused: it does not start.
+
+    It is told what the last one at this socket was told.
+    """
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)
-    command = daemon_command(path, {}, until_idle=True, ready_fd=writing)
+    command = daemon_command(path, **_last_start(path), until_idle=True, ready_fd=writing)
     null = os.open(os.devnull, os.O_RDWR)
     actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
     pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True)
@@ -93,19 +112,40 @@ def start_daemon(path: str) -> None:
     print(f"gangway: started a daemon (pid {pid}), which listens on {path}", file=sys.stderr)
 
 
-def daemon_command(path: str, options: dict[str, Any], config: str | None = None, **start: Any) -> list[str]:
-    """The command line of a daemon for a socket.  -OO: without docstrings it takes some 8 MB less."""
-    state = STATE if path == DEFAULT_SOCKET else f"{os.path.splitext(path)[0]}.db"
-    told = {"socket": path, "options": {"state": state, **options}, "config": config, **start}
-    return [sys.executable, "-OO", "-m", "gangway.daemon", json.dumps(told)]
+def daemon_command(
+    path: str, options: dict[str, Any] | None = None, config: str | None = None, **start: Any
+) -> list[str]:
+    """The command line of a daemon for a socket.
+
+    -I: it is root's, and must not import what lies in the current directory.  -OO: without docstrings it takes some
+    8 MB less.
+    """
+    path = os.path.abspath(path)
+    given = {"state": STATE if path == DEFAULT_SOCKET else f"{path}.db", **(options or {})}
+    given["state"] = os.path.abspath(given["state"])
+    told = {"socket": path, "options": given, "config": config and os.path.abspath(config), **start}
+    return [sys.executable, "-I", "-OO", "-m", "gangway.daemon", json.dumps(told)]
 
 
-def _receive(sock: socket.socket, path: str) -> tuple[int, bytes]:
-    """The status and the body of an answer."""
+def _last_start(path: str) -> dict[str, Any]:
+    """How the last daemon at this socket was started, if it was one of this user's and has left word of it."""
+    word = f"{os.path.abspath(path)}.start"
+    try:
+        if os.stat(word).st_uid != os.geteuid():
+            return {}
+        with open(word) as file:
+            told = json.load(file)
+        return {"options": told["options"], "config": told["config"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _receive(sock: socket.socket) -> tuple[int, bytes]:
+    """The status and the body of an answer.  ValueError: it is none."""
     parts = []
     while part := sock.recv(65536):
         parts.append(part)
     head, found, body = b"".join(parts).partition(b"\r\n\r\n")
     if not found:
-        raise Refused("HostRefused", f"the daemon at {path} ended before it answered")
+        raise ValueError("it ended before it answered")
     return int(head.split(None, 2)[1]), body

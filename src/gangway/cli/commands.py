@@ -99,7 +99,7 @@ def remove_network(path: str, name: str) -> None:
 
 
 @gangway.command()
-@click.argument("container")
+@click.argument("container", callback=lambda _context, _option, name: _container(name))
 @click.option("--network", default="", help="The network; gangway0, which is made on demand, if left out.")
 @click.option("--ip", "addresses", multiple=True, help="An address for it; a free one if left out.")
 @_with_socket
@@ -109,7 +109,7 @@ def attach(path: str, **given: Any) -> None:
 
 
 @gangway.command()
-@click.argument("container")
+@click.argument("container", callback=lambda _context, _option, name: _container(name))
 @_with_socket
 def detach(path: str, container: str) -> None:
     """Takes CONTAINER off its network; its ports are withdrawn."""
@@ -117,7 +117,7 @@ def detach(path: str, container: str) -> None:
 
 
 @gangway.command()
-@click.argument("container")
+@click.argument("container", callback=lambda _context, _option, name: _container(name))
 @_ports
 @_with_socket
 def publish(path: str, container: str, ports: tuple[str, ...]) -> None:
@@ -129,7 +129,7 @@ def publish(path: str, container: str, ports: tuple[str, ...]) -> None:
 
 
 @gangway.command()
-@click.argument("container")
+@click.argument("container", callback=lambda _context, _option, name: _container(name))
 @_ports
 @_with_socket
 def unpublish(path: str, container: str, ports: tuple[str, ...]) -> None:
@@ -138,7 +138,7 @@ def unpublish(path: str, container: str, ports: tuple[str, ...]) -> None:
 
 
 @gangway.command("ls")
-@click.argument("container", required=False)
+@click.argument("container", required=False, callback=lambda _context, _option, name: name and _container(name))
 @_json
 @_with_socket
 def list_mappings(path: str, container: str | None, as_json: bool) -> None:
@@ -174,14 +174,23 @@ def run(path: str, name: str | None, network: str, ports: tuple[str, ...], comma
 
     container = name or f"run-{os.getpid()}"
 
+    attached = False
+
     def begin(pid: int) -> None:
+        nonlocal attached
         body = {"container": container, "network": network, "namespace": f"/proc/{pid}/ns/net"}
         ask(path, "POST", "/endpoints", body)
+        attached = True
         if ports:
             for mapping in ask(path, "POST", "/mappings", {"container": container, "ports": ports}):
                 print(f"gangway: {line(mapping)}", file=sys.stderr)
 
-    sys.exit(run_command(command, begin, lambda: _detach_if_there(path, container)))
+    try:
+        code = run_command(command, begin)
+    finally:
+        if attached:
+            _detach_if_there(path, container)
+    sys.exit(code)
 
 
 @gangway.command()
@@ -198,6 +207,11 @@ def daemon(path: str, config: str | None, **options: Any) -> None:
         given["ip-forward"] = False
     words = daemon_command(path, given, config)
     os.execv(words[0], words)
+
+
+def _container(name: str) -> str:
+    """A path means the same wherever the daemon is."""
+    return os.path.abspath(name) if "/" in name else name
 
 
 def _detach_if_there(path: str, container: str) -> None:

@@ -51,7 +51,7 @@ def parse(words: list[str]) -> Plain | None:
             return None
         else:
             containers.append(word)
-    if len(containers) != 1 or not ports or not path:
+    if len(containers) != 1 or not ports or not path or "/" in containers[0]:
         return None
     return path, containers[0], ports
 

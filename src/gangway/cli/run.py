@@ -18,10 +18,11 @@ from gangway.kernel import netns
 _NOT_FOUND, _FAILED = 127, 126  # as sh(1) has it
 
 
-def run(command: Sequence[str], attach: Callable[[int], None], detach: Callable[[], None]) -> int:
-    """Runs it; `attach(pid)` is called when its namespace is there.  Gives the exit code, 128 + n after signal n."""
+def run(command: Sequence[str], begin: Callable[[int], None]) -> int:
+    """Runs it; `begin(pid)` is called when its namespace is there.  Gives the exit code, 128 + n after signal n."""
     ready, is_ready = os.pipe()
     go, do_go = os.pipe()
+    sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
         os.close(ready)
@@ -30,16 +31,13 @@ def run(command: Sequence[str], attach: Callable[[int], None], detach: Callable[
     os.close(is_ready)
     os.close(go)
     try:
-        try:
-            with open(ready, "rb") as status:
-                if status.read() == b"0":
-                    attach(pid)
-                    os.write(do_go, b"0")
-        finally:
-            os.close(do_go)
-            code = _wait(pid)
+        with open(ready, "rb") as status:
+            if status.read() == b"0":
+                begin(pid)
+                os.write(do_go, b"0")
     finally:
-        detach()
+        os.close(do_go)
+        code = _wait(pid)
     return code
 
 
@@ -51,6 +49,7 @@ def _become(command: Sequence[str], is_ready: int, go: int) -> None:
         os.write(is_ready, b"0")
         os.close(is_ready)
         if os.read(go, 1):
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and that is inherited
             os.execvp(command[0], list(command))
     except FileNotFoundError:
         code = _NOT_FOUND

@@ -32,6 +32,8 @@ _REASONS = {
     "answers.",
     Code.LOOPBACK_ONLY: "It is published on {fact} only, which nobody else can reach.",
     Code.ELSEWHERE: "It is published on {fact} only.",
+    Code.ISOLATED: "The network is --no-icc and br_netfilter sees one family only, so {fact} keeps its containers "
+    "apart by itself, and nothing is translated within it: the relay answers.",
     Code.NO_SOCKETS: "This kernel has no {fact} sockets, so the relay cannot answer.",
 }
 

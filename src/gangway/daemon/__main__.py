@@ -9,6 +9,7 @@ What this file knows: how a start is told, as JSON, and how its failure is said.
 
 import ctypes
 import gc
+import json
 import os
 import sys
 from contextlib import suppress
@@ -19,6 +20,8 @@ import msgspec
 from gangway.daemon import config, process
 from gangway.errors import GangwayError, InvalidRequest
 from gangway.relay.log import Log, open_log
+
+_STDERR = 2
 
 
 class Told(msgspec.Struct):
@@ -34,27 +37,44 @@ class Told(msgspec.Struct):
 def main() -> int:
     """Runs a daemon to its end."""
     told = msgspec.json.decode(sys.argv[1], type=Told)
+    if told.until_idle:
+        _let_go(told.ready_fd)
     try:
         settings = config.load(Path(told.config) if told.config else None, told.options)
         log = open_log(settings.relay_settings.log) if told.until_idle else Log(_to_stderr)
         start = process.Start(settings, Path(told.socket).absolute(), told.until_idle, log)
-        process.run(start, lambda: _serves(told.ready_fd))
+        process.run(start, lambda: _serves(told))
     except (GangwayError, OSError) as error:
         _fails(told.ready_fd, error)
         return 2 if isinstance(error, InvalidRequest) else 1
     return 0
 
 
-def _serves(ready_fd: int | None) -> None:
-    """What was needed to come this far is not needed again: it goes back to the kernel."""
+def _let_go(ready_fd: int | None) -> None:
+    """Whoever started us may have had a lock, or a directory that is to be unmounted."""
+    os.chdir("/")
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > _STDERR and fd != ready_fd:
+            with suppress(OSError):
+                os.close(fd)
+
+
+def _serves(told: Told) -> None:
+    """Leaves word of how an operator has started it, for the command that starts the next one.
+
+    What was needed to come this far is not needed again: it goes back to the kernel.
+    """
+    if not told.until_idle:
+        with suppress(OSError), open(f"{told.socket}.start", "w") as file:
+            json.dump({"options": told.options, "config": told.config}, file)
     gc.collect()
     gc.freeze()
     with suppress(AttributeError):  # glibc's; musl has none
         ctypes.CDLL(None).malloc_trim(0)
-    if ready_fd is not None:
+    if told.ready_fd is not None:
         with suppress(OSError):
-            os.write(ready_fd, b"0\n")
-        os.close(ready_fd)
+            os.write(told.ready_fd, b"0\n")
+        os.close(told.ready_fd)
 
 
 def _fails(ready_fd: int | None, error: Exception) -> None:

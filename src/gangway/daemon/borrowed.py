@@ -32,8 +32,12 @@ class Borrowed:
     def put_back(self, name: str) -> None:
         """As it was before, if we changed it."""
         before = self._before(name)
-        if before is not None:
+        if before is not None and sysctl.read(name) not in (None, before):
             sysctl.write(name, before)
+        self.keep(name)
+
+    def keep(self, name: str) -> None:
+        """It stays as it is, and is not ours any more."""
         self._store.forget(_key(name))
 
     def _before(self, name: str) -> str | None:

@@ -2,11 +2,15 @@
 
 What this file knows: whom to ask for each fact, and which firewall `auto` means.  What it must not know: what follows.
 
-`auto` is nftables, unless another program's FORWARD chain of iptables drops by its policy (dockerd's and ufw's do): a
-drop in any table is final, so nothing that a table of our own accepts would pass, whereas a rule in that very chain
-does.  For the same reason a family counts as dropped if the chain that drops is not one that our rules can stand in.
+`auto` is nftables, unless another program's FORWARD chain of iptables decides what is forwarded: a drop in any table is
+final, so nothing that a table of our own accepts passes a chain that drops (dockerd's and ufw's do), and nothing that
+such a chain accepts passes a table of our own that drops because nobody forwarded before.  Rules in that very chain do.
+For the same reason a family counts as dropped if the chain that drops is not one that our rules can stand in.
+
+A chain drops if that is its policy, or if its last rule does, whatever comes (the habit of RHEL and of firewalld).
 """
 
+from collections.abc import Collection
 from contextlib import suppress
 
 from gangway.daemon.config import Config
@@ -14,43 +18,45 @@ from gangway.errors import HostRefused, Unsupported
 from gangway.firewall import apply, nftables
 from gangway.firewall.iptables import DOCKERS_PREFIX
 from gangway.kernel import ports, probe
-from gangway.kernel.netlink import Links
+from gangway.kernel.netlink import Link
 from gangway.model import Protocol, is_interface_name
 from gangway.plan import Firewall, HostFacts
 
 _FAMILIES = (4, 6)
 _WITHOUT = "--firewall none"
 _IPTABLES_CHAIN = {4: "ip filter FORWARD", 6: "ip6 filter FORWARD"}
+_LEGACY_CHAIN = {4: "iptables-legacy filter FORWARD", 6: "ip6tables-legacy filter FORWARD"}
 
 Chains = dict[int, dict[str, str]]
 """By family, other programs' chains for what is forwarded, and the policy of each."""
 
 
+def shared_chains(family: int) -> tuple[str, ...]:
+    """Where the rules of an iptables stand beside others: in nft's variant, the legacy one, and mangle."""
+    filtering = _IPTABLES_CHAIN[family]
+    return filtering, _LEGACY_CHAIN[family], filtering.replace(" filter ", " mangle ")
+
+
 def gather(
-    config: Config, nft: apply.Nftables | None, chains: Chains, links: Links, switched_on: frozenset[int]
+    config: Config, nft: apply.Nftables | None, chains: Chains, links: Collection[Link], switched_on: frozenset[int]
 ) -> HostFacts:
-    """All of them, now.  Unsupported: no firewall as it was asked for can be used here."""
-    firewall = _choose(config.firewall, nft, chains)
-    filtered = probe.bridge_filtered()
+    """All of them, now; `links` are other programs'.  Unsupported: no firewall as it was asked for can be used here."""
+    forwarding = frozenset(family for family in _FAMILIES if probe.forwards(family))
+    closing = frozenset(_FAMILIES) - (forwarding - switched_on) if config.ip_forward else frozenset()
+    firewall = _choose(config.firewall, nft, chains, closing)
     droppers = {family: _dropper(firewall, family, chains[family]) for family in _FAMILIES}
+    filtered = frozenset(family for family in _FAMILIES if probe.bridge_filtered(family))
     return HostFacts(
         firewall=firewall,
-        forwarding=frozenset(family for family in _FAMILIES if probe.forwards(family)),
+        forwarding=forwarding,
         may_forward=config.ip_forward,
         switched_on=switched_on,
         forward_droppers=tuple((family, who) for family, who in droppers.items() if who is not None),
-        other_filters=any(chains.values()),
         own_bridge=not (firewall is Firewall.IPTABLES and config.chain_prefix == DOCKERS_PREFIX),
         bridge_filtered=filtered,
-        foreign_bridges=_foreign_bridges(links) if filtered else (),
+        foreign_bridges=_bridges(links) if filtered else (),
         missing=frozenset(protocol for protocol in Protocol if not ports.has_sockets(protocol)),
     )
-
-
-def _foreign_bridges(links: Links) -> tuple[str, ...]:
-    """But those whose names no rule can bear."""
-    bridges = (name for name, link in links.all().items() if link.kind == "bridge" and not link.is_ours)
-    return tuple(sorted(filter(is_interface_name, bridges)))
 
 
 def others(nft: apply.Nftables | None) -> Chains:
@@ -60,14 +66,28 @@ def others(nft: apply.Nftables | None) -> Chains:
     if nft is not None:
         with suppress(HostRefused):
             chains = probe.forward_chains(nft.chains(), nftables.TABLE)
+    for found in chains.values():
+        for name, policy in tuple(found.items()):
+            table, _, chain = name.rpartition(" ")
+            with suppress(HostRefused):
+                last = nft.last_rule(table, chain) if nft is not None else None
+                if last is None and policy == "accept":
+                    del found[name]  # it says nothing
+                elif last is not None and probe.drops_all(last):
+                    found[name] = "drop"
     for family in _FAMILIES:
-        policy = probe.legacy_forward_policy(family)
-        if policy is not None:
-            chains[family][_IPTABLES_CHAIN[family]] = policy.lower()
+        legacy = probe.legacy_forward_policy(family)
+        if legacy is not None:
+            chains[family][_LEGACY_CHAIN[family]] = legacy
     return chains
 
 
-def _choose(asked: str, nft: apply.Nftables | None, chains: Chains) -> Firewall:
+def _bridges(links: Collection[Link]) -> tuple[str, ...]:
+    """But those whose names no rule can bear."""
+    return tuple(sorted(link.name for link in links if link.kind == "bridge" and is_interface_name(link.name)))
+
+
+def _choose(asked: str, nft: apply.Nftables | None, chains: Chains, closing: Collection[int]) -> Firewall:
     if asked != "auto":
         firewall = Firewall(asked)
         why = _unusable(firewall, nft)
@@ -75,8 +95,7 @@ def _choose(asked: str, nft: apply.Nftables | None, chains: Chains) -> Firewall:
             raise Unsupported(f"the firewall {firewall} cannot be used: {why}; or start the daemon with {_WITHOUT}")
         return firewall
     no_nftables = _unusable(Firewall.NFTABLES, nft)
-    dropped = any(chains[family].get(_IPTABLES_CHAIN[family]) == "drop" for family in _FAMILIES)
-    if no_nftables is None and not dropped:
+    if no_nftables is None and not any(_decides(chains[family], family, closing) for family in _FAMILIES):
         return Firewall.NFTABLES
     no_iptables = _unusable(Firewall.IPTABLES, nft)
     if no_iptables is None:
@@ -87,6 +106,12 @@ def _choose(asked: str, nft: apply.Nftables | None, chains: Chains) -> Firewall:
         f"neither nftables nor iptables can be used ({no_nftables}; {no_iptables}): install one, or start the daemon "
         f"with {_WITHOUT}"
     )
+
+
+def _decides(chains: dict[str, str], family: int, closing: Collection[int]) -> bool:
+    """Whether a FORWARD chain of iptables drops, or would be cut short by a drop of ours."""
+    policies = [chains.get(names[family]) for names in (_IPTABLES_CHAIN, _LEGACY_CHAIN)]
+    return "drop" in policies or (family in closing and any(policies))
 
 
 def _unusable(firewall: Firewall, nft: apply.Nftables | None) -> str | None:
@@ -104,7 +129,7 @@ def _unusable(firewall: Firewall, nft: apply.Nftables | None) -> str | None:
 
 def _dropper(firewall: Firewall, family: int, chains: dict[str, str]) -> str | None:
     """Who drops what our rules accept."""
-    for name, policy in chains.items():
-        if policy == "drop" and not (firewall is Firewall.IPTABLES and name == _IPTABLES_CHAIN[family]):
-            return name
-    return None
+    own = None
+    if firewall is Firewall.IPTABLES:
+        own = (_LEGACY_CHAIN if apply.Iptables(family).is_legacy else _IPTABLES_CHAIN)[family]
+    return next((name for name, policy in chains.items() if policy == "drop" and name != own), None)

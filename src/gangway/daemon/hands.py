@@ -12,6 +12,7 @@ from dataclasses import replace
 from ipaddress import ip_interface
 
 from gangway.daemon.borrowed import Borrowed
+from gangway.daemon.forwarding import Switches
 from gangway.daemon.reconcile import (
     Attachment,
     Change,
@@ -26,11 +27,11 @@ from gangway.daemon.reconcile import (
     Verb,
 )
 from gangway.daemon.relay import Relay
-from gangway.daemon.reserve import Reserved
+from gangway.daemon.reserve import Reserved, take
 from gangway.daemon.rules import Rules
 from gangway.errors import Conflict, GangwayError
-from gangway.kernel import conntrack, ports, probe
-from gangway.kernel.netlink import ALIAS, Interface, Links
+from gangway.kernel import conntrack
+from gangway.kernel.netlink import Interface, Link, Links
 from gangway.model import Address, Network, PortMapping, Protocol, Subnet
 from gangway.plan import MappingPlan, NetworkPlan
 
@@ -40,27 +41,33 @@ _TW_REUSE = "net.ipv4.tcp_tw_reuse"
 class Hands:
     """All that the daemon changes on this host it changes here."""
 
-    def __init__(self, rules: Rules, links: Links, relay: Relay, borrowed: Borrowed, reuse_ports: bool) -> None:
+    def __init__(
+        self, rules: Rules, links: Links, relay: Relay, borrowed: Borrowed, switches: Switches, alias: str
+    ) -> None:
         self.rules = rules
         self.reserved: Reserved = {}
         """Sockets of ports that are about to be kept."""
         self._netlink = links
         self._relay = relay
         self._borrowed = borrowed
-        self._reuse_ports = reuse_ports
+        self._switches = switches
+        self._alias = alias
+        """Of every link of ours; another daemon's, with another state, have another."""
+        self.reuse_ports = True
+        """Ephemeral ports of the relay may be used again at once (`net.ipv4.tcp_tw_reuse`)."""
 
     def do(self, step: Step) -> None:
         """Carries one step out: all of it or nothing.  GangwayError says what was in the way."""
         match step.what:
-            case Rewrite(_, after):
+            case Rewrite(before, after):
                 if after is None:
                     self.rules.remove()
                 else:
-                    self.rules.rewrite(after)
+                    self.rules.rewrite(after, before)
             case Change(withdrawn, published):
                 self.rules.change(withdrawn, published)
             case Forwarding(_, after):
-                self._forward(after)
+                self._switches.switch(after)
             case Ports(of):
                 (self._keep if step.verb is Verb.KEEP else self._drop)(of)
             case Flows(of):
@@ -100,7 +107,7 @@ class Hands:
 
     def _found_links(self) -> State:
         links = self._netlink.all()
-        ours = {name: link for name, link in links.items() if link.is_ours}
+        ours = {name: link for name, link in links.items() if self.is_ours(link)}
         bridges = {name: None for name, link in ours.items() if link.kind == "bridge"}
         numbers = {links[name].number for name in bridges}
         joined = {name: link for name, link in ours.items() if link.kind == "veth" and link.master in numbers}
@@ -109,6 +116,10 @@ class Hands:
             attachments=dict.fromkeys(joined),
             isolated=frozenset(name for name, link in joined.items() if link.isolated),
         )
+
+    def is_ours(self, link: Link) -> bool:
+        """Whether it was made here."""
+        return link.alias.startswith(self._alias)
 
     def is_attached(self, name: str) -> bool:
         """Whether the host's end of an attachment is there."""
@@ -144,7 +155,9 @@ class Hands:
     def _link(self, step: Step) -> None:
         match step.verb, step.what:
             case Verb.MAKE_BRIDGE, NetworkPlan(network):
-                self._netlink.make_bridge(network.bridge, f"{ALIAS} {network.name}", _gateways(network), network.mtu)
+                self._netlink.make_bridge(
+                    network.bridge, f"{self._alias} {network.name}", _gateways(network), network.mtu
+                )
             case ((Verb.DELETE_BRIDGE | Verb.DETACH), _):
                 self._netlink.delete(step.name)
             case Verb.ATTACH, Attachment() as attachment:
@@ -163,7 +176,7 @@ class Hands:
         self._netlink.delete(name)
         self._netlink.attach(
             name,
-            f"{ALIAS} {endpoint.container}",
+            f"{self._alias} {endpoint.container}",
             network.bridge,
             attachment.namespace,
             addresses,
@@ -174,13 +187,13 @@ class Hands:
             self._netlink.set_isolated(name, True)
 
     def _keep(self, of: tuple[tuple[HostPort, Target], ...]) -> None:
-        if self._reuse_ports:
+        if self.reuse_ports:
             with suppress(GangwayError):  # many short connections will run out of ports then, and nothing else
                 self._borrowed.set(_TW_REUSE, "1")
         done: list[tuple[HostPort, Target]] = []
         try:
             for port, target in of:
-                sock = self.reserved.pop(port, None) or ports.take(*port)
+                sock = self.reserved.pop(port, None) or take(port)
                 self._relay.keep(port, target, sock)
                 done.append((port, target))
         except GangwayError:
@@ -203,14 +216,6 @@ class Hands:
         for (protocol, family), mappings in kinds.items():
             if protocol in conntrack.PROTOCOLS:
                 conntrack.delete(protocol.value, family, [_asked(mapping, here) for mapping in mappings])
-
-    def _forward(self, families: frozenset[int]) -> None:
-        for family, names in probe.FORWARDING.items():
-            for name in names:
-                if family in families:
-                    self._borrowed.set(name, "1")
-                elif self._borrowed.has(name):
-                    self._borrowed.put_back(name)
 
 
 def _asked(mapping: PortMapping, here: Collection[str]) -> conntrack.Asked:

@@ -117,8 +117,9 @@ class Ledger:
 
     def remove_endpoint(self, container: str) -> None:
         """One less, and its mappings."""
-        self.remove_mappings(self.mappings(container))
         self._store.remove_endpoint(container)
+        for planned in self.mappings(container):
+            self.taken.remove(planned.mapping)
         del self._endpoints[container], self._places[container], self._mappings[container]
 
     # Mappings
@@ -235,7 +236,7 @@ def _is_meant(mapping: PortMapping, request: PortRequest) -> bool:
     """Whether it is one that a request may have led to that left a choice."""
     return (
         mapping.protocol == request.protocol
-        and mapping.container_ports == request.container_ports
+        and request.container_ports.includes(mapping.container_ports)
         and mapping.host_address in request.host_addresses
-        and (request.host_ports is None or mapping.host_ports.overlaps(request.host_ports))
+        and (request.host_ports is None or request.host_ports.includes(mapping.host_ports))
     )

@@ -9,8 +9,10 @@ goes to the first.
 """
 
 import asyncio
+import os
 import signal
 import socket
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -30,8 +32,11 @@ from gangway.kernel.events import Notices
 from gangway.relay.log import Log
 
 _LOCK = "\0gangway-daemon"
+_UCRED = struct.Struct("iII")  # pid, uid, gid: unix(7)
 # After a notice of the kernel's, one waits so long for more before one looks.
 _SETTLE_S = 0.1
+# What gives no notice is looked at so often: the legacy iptables, br_netfilter's switches, what could not be done.
+_LOOK_S = 10.0
 # A daemon that a command has started ends when there has been nothing to keep for so long.
 _LINGER_S = 5.0
 
@@ -58,6 +63,7 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._look: asyncio.TimerHandle | None = None
         self._end: asyncio.TimerHandle | None = None
+        self._relay_fd: int | None = None
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serves; `ready` is called when it does."""
@@ -73,6 +79,7 @@ class Daemon:
             self._start.socket_path.chmod(0o660)
             ready()
             self._changed()
+            self._loop.call_later(_LOOK_S, self._look_thoroughly)
             await self._over.wait()
         finally:
             await runner.cleanup()
@@ -84,26 +91,46 @@ class Daemon:
 
     def _look_now(self) -> None:
         self._look = None
-        self._loop.run_in_executor(self._worker, self._check).add_done_callback(lambda _: self._changed())
+        self._run(self._service.check)
 
-    def _check(self) -> None:
+    def _look_thoroughly(self) -> None:
+        self._run(self._service.check_thoroughly)
+        self._loop.call_later(_LOOK_S, self._look_thoroughly)
+
+    def _run(self, check: Callable[[], None]) -> None:
+        self._loop.run_in_executor(self._worker, self._check, check).add_done_callback(lambda _: self._changed())
+
+    def _check(self, check: Callable[[], None]) -> None:
         try:
-            self._service.check()
+            check()
         except GangwayError as error:
             self._start.log.warning("%s", error)
         except Exception as error:
             self._start.log.failure(error)
 
     def _changed(self) -> None:
-        """It may be over now."""
+        """There may be another relay now, and it may be over."""
+        if self._service.relay_fd != self._relay_fd:
+            if self._relay_fd is not None:
+                self._loop.remove_reader(self._relay_fd)
+            self._relay_fd = self._service.relay_fd
+            if self._relay_fd is not None:
+                self._loop.add_reader(self._relay_fd, self._relay_ended)
         if self._end is not None:
             self._end.cancel()
         if self._start.until_idle and self._service.is_idle:
             self._end = self._loop.call_later(_LINGER_S, self._end_if_idle)
 
+    def _relay_ended(self) -> None:
+        if self._relay_fd is not None:
+            self._loop.remove_reader(self._relay_fd)
+            self._relay_fd = None
+        self._run(self._service.check)
+
     def _end_if_idle(self) -> None:
-        if self._service.is_idle:
-            self._over.set()
+        """Asked of the thread that does the work: whatever is on its way there comes first."""
+        asked = self._loop.run_in_executor(self._worker, lambda: self._service.is_idle)
+        asked.add_done_callback(lambda answer: self._over.set() if answer.result() else None)
 
 
 def run(start: Start, ready: Callable[[], None]) -> None:
@@ -114,7 +141,7 @@ def run(start: Start, ready: Callable[[], None]) -> None:
     with ExitStack() as stack:
         _claim(start, stack)
         store = Store(Path(start.config.state))
-        relay = Relay(start.socket_path.with_suffix(".relay"), start.config.relay_settings)
+        relay = Relay(Path(f"{start.socket_path}.relay"), start.config.relay_settings)
         worker = stack.enter_context(ThreadPoolExecutor(1, "worker"))
         notices = Notices()
         stack.callback(notices.close)
@@ -127,13 +154,27 @@ def run(start: Start, ready: Callable[[], None]) -> None:
         asyncio.run(serve())
 
 
+def _holder_uid() -> int:
+    """Whose process holds the lock: anybody can take a name in that space.  -1: nobody who listens."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        try:
+            asking.connect(_LOCK)
+            credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        except OSError:
+            return -1
+        return int(_UCRED.unpack(credentials)[1])
+
+
 def _claim(start: Start, stack: ExitStack) -> None:
     """Makes sure that no other daemon looks after this network namespace, or has this socket."""
     lock = stack.enter_context(socket.socket(socket.AF_UNIX))
     try:
         lock.bind(_LOCK)
+        lock.listen()
     except OSError:
-        raise Conflict("another gangway daemon looks after this network namespace already") from None
+        if _holder_uid() == os.geteuid():
+            raise Conflict("another gangway daemon looks after this network namespace already") from None
+        start.log.warning("another user's process has taken the name that keeps two daemons apart")
     path = start.socket_path
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)

@@ -6,12 +6,12 @@ step is carried out.
 How it works.  `diff(before, after)` compares two States.  A command compares the little that it changes; a daemon that
 starts, or that was told of a change, compares what it found in the kernel with all that is wanted.  The order:
 
-    taking down     rules → relay's ports → flows → attachments → bridges → forwarding
+    taking down     forwarding → rules → relay's ports → flows → attachments → bridges
     setting up      bridges → attachments → relay's ports → rules → flows → forwarding
 
 Nothing is translated to where it does not lead yet, and a port is the relay's before a rule leads past it: so no moment
-refuses a connection that a moment later would have been served.  Forwarding comes last: it is switched on when the
-rules that restrict it stand.
+refuses a connection that a moment later would have been served.  Forwarding is on only while the rules that restrict it
+stand.
 """
 
 import hashlib
@@ -170,6 +170,8 @@ def diff(before: State, after: State) -> Iterator[Step]:
 
 
 def _take_down(before: State, after: State) -> Iterator[Step]:
+    if before.forwarding - after.forwarding:
+        yield Step(Verb.FORWARD, Forwarding(before.forwarding, before.forwarding & after.forwarding))
     withdrawn = [planned for name, planned in before.mappings.items() if name not in after.mappings]
     if before.plan is not after.plan and _is_less(after.plan, before.plan):
         yield Step(Verb.REWRITE, Rewrite(before.plan, after.plan))
@@ -186,8 +188,6 @@ def _take_down(before: State, after: State) -> Iterator[Step]:
     for name, network in before.bridges.items():
         if name not in after.bridges:
             yield Step(Verb.DELETE_BRIDGE, network, name)
-    if before.forwarding - after.forwarding:
-        yield Step(Verb.FORWARD, Forwarding(before.forwarding, before.forwarding & after.forwarding))
 
 
 def _set_up(before: State, after: State) -> Iterator[Step]:

@@ -9,11 +9,11 @@ daemon that starts looks there first.  One that has neither a port nor a daemon 
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from gangway.daemon.reconcile import HostPort, Target
@@ -32,6 +32,7 @@ class Relay:
         self._settings = settings
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_lost = False
 
     def find(self) -> bool:
         """Connects to a relay that runs already; False if there is none."""
@@ -43,6 +44,7 @@ class Relay:
             channel.close()
             return False
         self._channel = channel
+        self._is_lost = False
         return True
 
     def kept(self) -> Iterator[tuple[HostPort, Target]]:
@@ -59,7 +61,7 @@ class Relay:
 
     def keep(self, port: HostPort, target: Target, sock: socket.socket) -> None:
         """Hands a port's socket over; it is closed here."""
-        if self._channel is None and not self.find():
+        if (self._channel is None or not self.lives()) and not self.find():
             self._start()
         with sock:
             text = f"keep {port.protocol} {port.address} {port.port} {target.address} {target.port}"
@@ -67,24 +69,27 @@ class Relay:
 
     def drop(self, port: HostPort) -> None:
         """Takes a port back; its connections end.  With a relay that is gone, they have."""
-        if self._channel is not None and self.lives():
-            self._expect_ok(f"drop {port.protocol} {port.address} {port.port}")
+        if self.lives() and self._channel is not None:
+            answer = self._ask(f"drop {port.protocol} {port.address} {port.port}")
+            if answer != "ok" and not answer.endswith("is not kept"):
+                raise HostRefused(f"the relay does not let go of {port}: {answer}")
 
     def lives(self) -> bool:
         """Whether it is there; a relay that nobody has needed yet does not count as dead."""
         if self._process is not None:
             self._process.poll()
         if self._channel is None:
+            return not self._is_lost
+        waiting = select.poll()
+        waiting.register(self._channel, select.POLLIN)
+        if not waiting.poll(0):  # it says nothing unasked: all that can come is its end
             return True
-        with suppress(OSError):
-            self._channel.setblocking(False)
-            try:
-                return bool(self._channel.recv(1, socket.MSG_PEEK))
-            except BlockingIOError:
-                return True
-            finally:
-                self._channel.settimeout(_PATIENCE_S)
+        self._lose()
         return False
+
+    def fileno(self) -> int | None:
+        """A descriptor that is readable when the relay has ended; None while there is no relay."""
+        return None if self._channel is None else self._channel.fileno()
 
     def close(self) -> None:
         """Lets go of it; one without ports ends."""
@@ -95,7 +100,12 @@ class Relay:
     def end(self) -> None:
         """There is no port left: it ends by itself, and nobody shall look for it."""
         self.close()
+        self._is_lost = False
         self._path.unlink(missing_ok=True)
+
+    def _lose(self) -> None:
+        self.close()
+        self._is_lost = True
 
     def _start(self) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
@@ -130,9 +140,9 @@ class Relay:
             socket.send_fds(self._channel, [text.encode()], fds or [])
             answer = self._channel.recv(_MESSAGE_BYTES)
         except OSError as error:
-            self.close()
+            self._lose()
             raise HostRefused(f"the relay does not answer: {error}") from None
         if not answer:
-            self.close()
+            self._lose()
             raise HostRefused("the relay has ended")
         return answer.decode()

@@ -43,10 +43,10 @@ class Reserving:
             try:
                 return self._take(request, choice)
             except (PortTaken, Conflict) as error:
-                if not request.is_choice:
-                    raise
                 refused = error
-        raise PortTaken(f"none of the host ports {request.host_ports or ''} is free: {refused}")
+        if request.is_choice:
+            raise PortTaken(f"none of the host ports {request.host_ports or ''} is free; the last one tried: {refused}")
+        raise refused or PortTaken("there is no port to take")
 
     def _choices(self, request: PortRequest) -> Iterator[PortRange]:
         """The host ports to try; that of a free one is decided by taking it."""
@@ -75,7 +75,7 @@ class Reserving:
                 if other is not None:
                     raise Conflict(f"{mapping} is taken: container {other.container} has {other}")
                 try:
-                    reserved |= self._take_at(mapping, opened)
+                    reserved |= self._take_at(mapping, request.is_choice, opened)
                 except Unsupported:
                     if not _can_do_without(address, request):
                         raise
@@ -84,13 +84,23 @@ class Reserving:
             opened.pop_all()
         return mappings, reserved
 
-    def _take_at(self, mapping: PortMapping, opened: ExitStack) -> Reserved:
+    def _take_at(self, mapping: PortMapping, is_choice: bool, opened: ExitStack) -> Reserved:
         found: Reserved = {}
         if mapping.protocol not in self._missing:
             for port, _ in mapping.pairs():
                 at = HostPort(mapping.protocol.value, str(mapping.host_address), port)
-                found[at] = opened.enter_context(ports.take(*at))
+                found[at] = opened.enter_context(take(at, name_holder=not is_choice))
         return found
+
+
+def take(port: HostPort, name_holder: bool = True) -> socket.socket:
+    """A host port's socket.  PortTaken says who has it, if that is asked for."""
+    try:
+        return ports.take(*port)
+    except PortTaken as error:
+        if not name_holder:
+            raise
+        raise PortTaken(f"{error} by {ports.holder(*port)}: choose another, or end that") from None
 
 
 def _can_do_without(address: Address, request: PortRequest) -> bool:

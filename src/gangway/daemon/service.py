@@ -15,6 +15,7 @@ Nothing here is for more than one thread.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from secrets import token_bytes
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from gangway.daemon.relay import Relay
 from gangway.daemon.reserve import Reserving
 from gangway.daemon.store import Place, Store
 from gangway.daemon.upkeep import Upkeep
-from gangway.errors import Conflict
+from gangway.errors import Conflict, Unsupported
 from gangway.kernel import netns
 from gangway.model import (
     Address,
@@ -68,10 +69,12 @@ class Service:
 
     def __init__(self, config: Config, store: Store, relay: Relay, log: Log) -> None:
         self._store = store
+        self._relay = relay
         self._upkeep = Upkeep(config, store, relay, log)
         self._ledger = self._upkeep.ledger
         self._hands = self._upkeep.hands
-        self.check = self._upkeep.check
+        self.check = partial(self._upkeep.check, thorough=False)
+        self.check_thoroughly = partial(self._upkeep.check, thorough=True)
         self.reconcile = self._upkeep.reconcile
         self.reconcile()
 
@@ -84,6 +87,11 @@ class Service:
     def firewall(self) -> Firewall:
         """Who writes the rules."""
         return self._upkeep.facts.firewall
+
+    @property
+    def relay_fd(self) -> int | None:
+        """A descriptor that is readable when the relay has ended, if there is a relay."""
+        return self._relay.fileno()
 
     @property
     def is_idle(self) -> bool:
@@ -133,7 +141,10 @@ class Service:
 
     def create_network(self, network: Network, on_demand: bool = False) -> Network:
         """One more network."""
+        self._upkeep.prepare()
         check_fits(network, self._ledger.networks)
+        if network.internal and self.firewall is Firewall.NONE:
+            raise Unsupported("without a firewall (--firewall none) nothing keeps an internal network internal")
         self._hands.check_free(network)
         before = self._ledger.plan()
         self._ledger.add_network(network, on_demand)
@@ -148,6 +159,10 @@ class Service:
 
     def remove_network(self, name: str) -> None:
         """One less; it must have no containers."""
+        self._upkeep.prepare()
+        self._remove_network(name)
+
+    def _remove_network(self, name: str) -> None:
         network = self._ledger.network(name)
         attached = [endpoint.container for endpoint in self._ledger.endpoints(name)]
         if attached:
@@ -164,6 +179,7 @@ class Service:
         self, container: str, network_name: str | None, addresses: Sequence[Address], namespace: str | None = None
     ) -> Endpoint:
         """Joins a container to a network; `namespace` is its path, if the name does not tell."""
+        self._upkeep.prepare()
         if self._ledger.has_endpoint(container):
             name = self._ledger.endpoint(container).network
             raise Conflict(f"container {container} is on network {name} already: detach it first")
@@ -186,8 +202,9 @@ class Service:
 
     def detach(self, container: str) -> None:
         """Takes a container off its network, and its mappings away."""
+        self._upkeep.prepare()
         endpoint = self._ledger.endpoint(container)
-        self._upkeep.carry_out(self._ledger.state_of_container(container), State())
+        self._upkeep.take_down(self._ledger.state_of_container(container))
         self._ledger.remove_endpoint(container)
         self._remove_if_unneeded(endpoint.network)
 
@@ -195,8 +212,9 @@ class Service:
 
     def publish(self, container: str, texts: Sequence[str]) -> tuple[MappingPlan, ...]:
         """Publishes a container's ports; each text is as after Docker's `-p`.  All of them or none."""
+        self._upkeep.prepare()
         network = self._ledger.network_of(container)
-        requests = [parse_port(text) for text in texts]
+        requests = [request for text in texts for request in parse_port(text).apart()]
         reserving = Reserving(container, self._ledger.taken, self._upkeep.facts.missing)
         with self._reserved() as mappings:
             for request in requests:
@@ -209,6 +227,7 @@ class Service:
             planned = self._ledger.add_mappings(mappings)
             mappings.clear()
             try:
+                _check_reachable(planned)
                 self._upkeep.carry_out(State(), self._ledger.state_of(planned))
             except BaseException:
                 self._ledger.remove_mappings(planned)
@@ -217,11 +236,12 @@ class Service:
 
     def unpublish(self, container: str, texts: Sequence[str] = ()) -> tuple[MappingPlan, ...]:
         """Withdraws a container's mappings: those that the texts name, all without any."""
+        self._upkeep.prepare()
         planned = self._ledger.mappings(container)
         if texts:
             chosen = [one for text in texts for one in self._ledger.named(container, text)]
             planned = tuple({str(one.mapping): one for one in chosen}.values())
-        self._upkeep.carry_out(self._ledger.state_of(planned), State())
+        self._upkeep.take_down(self._ledger.state_of(planned))
         self._ledger.remove_mappings(planned)
         return planned
 
@@ -246,7 +266,7 @@ class Service:
 
     def _remove_if_unneeded(self, name: str) -> None:
         if self._ledger.is_unneeded(name):
-            self.remove_network(name)
+            self._remove_network(name)
 
     @contextmanager
     def _reserved(self) -> Iterator[list[PortMapping]]:
@@ -268,6 +288,15 @@ def _standing(whole: Plan | None, network: Network | None = None, facts: HostFac
     """The rules of a plan, and perhaps one network's bridge."""
     bridges = {network.bridge: plan_network(network, facts)} if network is not None and facts is not None else {}
     return State(bridges=bridges, plan=whole, forwarding=whole.forwarding if whole is not None else frozenset())
+
+
+def _check_reachable(planned: Sequence[MappingPlan]) -> None:
+    for one in planned:
+        if not (one.is_nat or one.is_relayed):
+            raise Unsupported(
+                f"{one.mapping} could be reached by nobody: this kernel has no {one.mapping.protocol} sockets for a "
+                "relay, and no rule serves it"
+            )
 
 
 def _check_internal(request: PortRequest, network: Network) -> None:

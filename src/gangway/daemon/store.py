@@ -12,7 +12,7 @@ power cut the last ones may be missing, and with them is all that they were abou
 
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import NamedTuple
@@ -61,13 +61,14 @@ class Store:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All of the block's changes, or none."""
-        self._database.execute("BEGIN IMMEDIATE")
+        self._execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._execute("COMMIT")
         except BaseException:
-            self._database.execute("ROLLBACK")
+            with suppress(HostRefused):  # SQLite has rolled it back by itself, if it was the disk
+                self._execute("ROLLBACK")
             raise
-        self._database.execute("COMMIT")
 
     def networks(self) -> Iterator[tuple[Network, bool]]:
         """Each network, and whether it was made on demand."""
@@ -109,15 +110,17 @@ class Store:
 
     def remove_network(self, name: str) -> None:
         """One less."""
-        self._database.execute("DELETE FROM networks WHERE name = ?", (name,))
+        self._execute("DELETE FROM networks WHERE name = ?", (name,))
 
     def add_endpoint(self, endpoint: Endpoint, place: Place) -> None:
         """One more."""
         self._insert("endpoints", (endpoint.container, endpoint.network, _words(endpoint.addresses), *place))
 
     def remove_endpoint(self, container: str) -> None:
-        """One less."""
-        self._database.execute("DELETE FROM endpoints WHERE container = ?", (container,))
+        """One less, and its mappings."""
+        with self.transaction():
+            self._execute("DELETE FROM mappings WHERE container = ?", (container,))
+            self._execute("DELETE FROM endpoints WHERE container = ?", (container,))
 
     def add_mappings(self, mappings: Iterable[PortMapping]) -> None:
         """Some more."""
@@ -129,14 +132,13 @@ class Store:
     def remove_mappings(self, mappings: Iterable[PortMapping]) -> None:
         """Some less."""
         with self.transaction():
-            self._database.executemany(
-                "DELETE FROM mappings WHERE protocol = ? AND host_address = ? AND host_first = ?",
-                [(one.protocol.value, str(one.host_address), one.host_ports.first) for one in mappings],
-            )
+            for one in mappings:
+                key = one.protocol.value, str(one.host_address), one.host_ports.first
+                self._execute("DELETE FROM mappings WHERE protocol = ? AND host_address = ? AND host_first = ?", key)
 
     def remember(self, what: str, value: str) -> None:
         """Keeps a text under a name."""
-        self._database.execute("INSERT OR REPLACE INTO memory VALUES (?, ?)", (what, value))
+        self._execute("INSERT OR REPLACE INTO memory VALUES (?, ?)", (what, value))
 
     def recall(self, what: str) -> str | None:
         """The text under a name, if there is one."""
@@ -145,13 +147,19 @@ class Store:
 
     def forget(self, what: str) -> None:
         """Keeps it no longer."""
-        self._database.execute("DELETE FROM memory WHERE what = ?", (what,))
+        self._execute("DELETE FROM memory WHERE what = ?", (what,))
+
+    def _execute(self, statement: str, values: tuple[object, ...] = ()) -> None:
+        try:
+            self._database.execute(statement, values)
+        except sqlite3.Error as error:
+            raise HostRefused(f"the state cannot be written: {error}") from None
 
     def _all(self, table: str) -> Iterator[tuple]:  # type: ignore[type-arg]  # whatever the columns are
         return iter(self._database.execute(f"SELECT * FROM {table}").fetchall())
 
     def _insert(self, table: str, row: tuple[object, ...]) -> None:
-        self._database.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+        self._execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
 
 
 def _words(values: Iterable[object]) -> str:

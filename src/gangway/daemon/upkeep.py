@@ -4,28 +4,31 @@ What this file knows: when everything is to be decided and compared anew.  What 
 is carried out.
 
 How it works.  `reconcile` compares all that is wanted with all that there is, and may be called at any time.  `check`
-only looks whether it should be, after each notice of the kernel's.  Both do what they can: what fails is logged, and
-the next one tries again.  Requests `carry_out` their own small differences, and `settle` what they decided.
+only looks whether it should be: after each notice of the kernel's and, `thorough`, now and then, for what gives no
+notice.  Both do what they can: what fails is logged, and the next one tries again.  A request first has what others did
+put right (`prepare`), then carries out its own small difference, and settles what it decided.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from secrets import token_hex
 
 from gangway.daemon import facts
 from gangway.daemon.borrowed import Borrowed
 from gangway.daemon.config import Config
+from gangway.daemon.firewalls import rules_for
+from gangway.daemon.forwarding import Switches
 from gangway.daemon.hands import Hands
 from gangway.daemon.ledger import Ledger
 from gangway.daemon.reconcile import Ports, State, Step, diff, link_name
 from gangway.daemon.relay import Relay
-from gangway.daemon.rules import rules_for
 from gangway.daemon.store import Store
-from gangway.errors import GangwayError
+from gangway.errors import GangwayError, HostRefused
 from gangway.firewall import apply
-from gangway.kernel import events, netns, probe
-from gangway.kernel.netlink import Links
-from gangway.plan import FORWARDING_SETTING, HostFacts, Plan
+from gangway.kernel import events, netns
+from gangway.kernel.netlink import Link, Links
+from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts, Plan
 from gangway.relay.log import Log
 
 
@@ -37,16 +40,23 @@ class Upkeep:
         self._store = store
         self._relay = relay
         self._log = log
-        self._borrowed = Borrowed(store)
         self._nft = apply.Nftables.if_there()
         self._links = Links()
+        self._alias = f"gangway {_identity(store)}"
+        borrowed = Borrowed(store)
+        self._switches = Switches(store, borrowed, self._links, self._filters, self._warn)
         self._chains = facts.others(self._nft)
         self.facts = self._gather()
         self._plan: Plan | None = None
         """Whose rules stand, as far as networks and facts go."""
+        self._unfinished = False
+        """Something could not be done when it was tried last."""
+        self._told: set[str] = set()
+        """What was said about that."""
         relay.find()
         rules = rules_for(self.facts.firewall, self._nft, store, config.chain_prefix)
-        self.hands = Hands(rules, self._links, relay, self._borrowed, config.relay_settings.tcp_tw_reuse)
+        self.hands = Hands(rules, self._links, relay, borrowed, self._switches, self._alias)
+        self.hands.reuse_ports = config.relay_settings.tcp_tw_reuse
         self.ledger = Ledger(store, self.facts)
 
     def close(self) -> None:
@@ -56,11 +66,25 @@ class Upkeep:
         if self._nft is not None:
             self._nft.close()
 
+    def prepare(self) -> None:
+        """What others have done meanwhile is put right before a request adds to it."""
+        self._withdraw_what_is_gone()
+        changed = events.generation() != self.hands.rules.generation or not self._relay.lives()
+        if (changed or self._plan is None) and self.ledger.networks:
+            self.check()
+
     def carry_out(self, before: State, after: State) -> None:
-        """The difference, all of it or nothing.  Rules that somebody else has taken away are put back before."""
-        if self._plan is not None and not self.hands.rules.are_intact():
-            self.reconcile()
+        """The difference, all of it or nothing."""
         self.hands.carry_out(diff(before, after))
+
+    def take_down(self, before: State) -> None:
+        """The same, to nothing.  What is not there any more as it should be is made so first: then it can go."""
+        try:
+            self.carry_out(before, State())
+        except HostRefused:
+            self._plan = None
+            self.reconcile()
+            self.carry_out(before, State())
 
     def settle(self, whole: Plan | None) -> None:
         """The rules of a plan stand now."""
@@ -70,58 +94,75 @@ class Upkeep:
         if whole is None:
             self._attempt(self.hands.put_back_ports)
 
-    def check(self) -> None:
+    def check(self, thorough: bool = False) -> None:
         """Looks whether somebody else has changed something, and if so puts it right."""
         if self.ledger.networks:
-            self._look_at_others()
+            self._look_at_others(thorough)
             self._withdraw_what_is_gone()
-            if self._gather() != self.facts or self._is_disturbed():
+            if self._unfinished or self._gather() != self.facts or self._is_disturbed(thorough):
                 self.reconcile()
 
     def reconcile(self) -> None:
         """Makes what is what should be."""
+        self._unfinished = False
+        told, self._told = self._told, set()
         self._look_at_others()
         self._refresh()
         self._withdraw_what_is_gone()
+        for network in [network.name for network in self.ledger.networks if self.ledger.is_unneeded(network.name)]:
+            self.ledger.remove_network(network)
+            self._plan = None
         whole = self.ledger.plan()
-        stand = self._plan is not None and self.hands.rules.are_intact()
+        stand = self._plan is not None and self.hands.rules.are_intact(lambda: whole)
         before = replace(self.hands.found(), plan=whole if stand else None, forwarding=self._ours(whole))
         wanted = self.ledger.state(whole) if whole is not None else State()
         for step in diff(before, wanted):
             for part in _single(step):
-                self._attempt(partial(self.hands.do, part))
+                self._attempt(partial(self.hands.do, part), told)
         if whole is None:
-            self._attempt(self.hands.rules.remove)
+            self._attempt(self.hands.rules.remove, told)
         self.settle(whole)
 
     def is_gone(self, container: str) -> bool:
-        """Its namespace has ended, and the attachment with it."""
-        return not netns.is_there(*self.ledger.place(container)) and not self.hands.is_attached(link_name(container))
+        """Its namespace has ended, and the attachment with it; or its name is another's now."""
+        place = self.ledger.place(container)
+        if netns.is_there(*place):
+            return False
+        return netns.is_another(*place) or not self.hands.is_attached(link_name(container))
 
     def _withdraw_what_is_gone(self) -> None:
-        """Containers whose namespace has ended, and the network on demand when the last of them was on it."""
+        """Containers whose namespace has ended."""
         for container in [one.container for one in self.ledger.endpoints() if self.is_gone(one.container)]:
-            self._log.warning("container %s is gone: its ports are withdrawn", container)
-            network = self.ledger.network_of(container).name
+            self._warn(f"container {container} is gone: its ports are withdrawn")
             try:
                 self.hands.carry_out(diff(self.ledger.state_of_container(container), State()))
             except (GangwayError, ExceptionGroup):
                 self._plan = None  # what is left of it goes when everything is compared
+            network = self.ledger.network_of(container).name
             self.ledger.remove_endpoint(container)
             if self.ledger.is_unneeded(network):
-                self.ledger.remove_network(network)
                 self._plan = None
 
-    def _look_at_others(self) -> None:
-        """Only if the rules were changed by somebody else: it takes a while."""
-        if events.generation() != self.hands.rules.generation:
+    def _look_at_others(self, thorough: bool = False) -> None:
+        """Only if the rules were changed by somebody else, or may have been unnoticed: it takes a while."""
+        if thorough or events.generation() != self.hands.rules.generation:
             self._chains = facts.others(self._nft)
 
+    def _filters(self, family: int) -> Collection[str]:
+        """Other programs' chains for what is forwarded; one that has our rules only is not another's."""
+        found = set(self._chains[family])
+        if self.facts.firewall is Firewall.IPTABLES:
+            found -= set(facts.shared_chains(family))
+            if self.hands.rules.are_among_others(family):
+                found.add(facts.shared_chains(family)[0])
+        return found
+
     def _gather(self) -> HostFacts:
-        switched_on = frozenset(
-            family for family, names in probe.FORWARDING.items() if any(map(self._borrowed.has, names))
-        )
-        return facts.gather(self._config, self._nft, self._chains, self._links, switched_on)
+        links = [link for link in self._links.all().values() if not self._is_ours(link)]
+        return facts.gather(self._config, self._nft, self._chains, links, self._switches.switched_on)
+
+    def _is_ours(self, link: Link) -> bool:
+        return link.alias.startswith(self._alias)
 
     def _refresh(self) -> None:
         """Looks at the host again; with other facts everything is decided anew, another firewall perhaps."""
@@ -129,15 +170,17 @@ class Upkeep:
         if now == self.facts and self._plan is not None:
             return
         for text in _notes(self.facts, now, self._plan):
-            self._log.warning("%s", text)
+            self._warn(text)
         if now.firewall is not self.facts.firewall:
             self.hands.rules = rules_for(now.firewall, self._nft, self._store, self._config.chain_prefix)
         self.facts, self._plan = now, None
         self.ledger.decide(now)
 
-    def _is_disturbed(self) -> bool:
+    def _is_disturbed(self, thorough: bool) -> bool:
         """Something of ours is not there any more, or not as it was."""
-        if self._plan is None or not self.hands.rules.are_intact() or not self._relay.lives():
+        if self._plan is None or not self._relay.lives():
+            return True
+        if not self.hands.rules.are_intact(self.ledger.plan, thorough):
             return True
         bridges = {network.bridge for network in self.ledger.networks}
         return self.hands.links() != bridges | {link_name(one.container) for one in self.ledger.endpoints()}
@@ -147,13 +190,28 @@ class Upkeep:
         wanted = whole.forwarding if whole is not None else frozenset()
         return self.facts.forwarding & (self.facts.switched_on | wanted)
 
-    def _attempt(self, call: Callable[[], None]) -> None:
-        """What cannot be done now is tried again by the next reconcile."""
+    def _attempt(self, call: Callable[[], None], told: Collection[str] = ()) -> None:
+        """What cannot be done now is tried again; what was told before is not told again."""
         try:
             call()
         except* GangwayError as errors:
-            for error in _flat(errors):
-                self._log.warning("%s", error)
+            self._unfinished = True
+            for text in map(str, _flat(errors)):
+                if text not in told:
+                    self._warn(text)
+                self._told.add(text)
+
+    def _warn(self, text: str) -> None:
+        self._log.warning(text.replace("%", "%%"))
+
+
+def _identity(store: Store) -> str:
+    """What tells the links of a daemon with this state from another's."""
+    found = store.recall("identity")
+    if found is None:
+        found = token_hex(4)
+        store.remember("identity", found)
+    return found
 
 
 def _flat(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

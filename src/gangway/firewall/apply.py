@@ -8,6 +8,7 @@ each table; so what it was that failed, and what was there before, is its caller
 """
 
 import ctypes
+import json
 import shutil
 import subprocess
 from collections.abc import Collection
@@ -68,6 +69,21 @@ class Nftables:
         """All chains there are, as JSON (libnftables-json(5)).  HostRefused: the kernel has no nftables."""
         return self._run("list chains", _JSON)
 
+    def last_rule(self, table: str, chain: str) -> list[dict[str, object]] | None:
+        """What the last rule of a chain says, as JSON; None if it has none."""
+        found = json.loads(self._run(f"list chain {table} {chain}", _JSON))["nftables"]
+        rules = [entry["rule"] for entry in found if "rule" in entry]
+        return rules[-1]["expr"] if rules else None
+
+    def element_counts(self, table: str) -> dict[str, int]:
+        """How many elements the sets and maps of a table have; those that have none are left out."""
+        counts = {}
+        for entry in json.loads(self._run(f"list table {table}", _JSON))["nftables"]:
+            found = entry.get("set") or entry.get("map") or {}
+            if found.get("elem"):
+                counts[found["name"]] = len(found["elem"])
+        return counts
+
     def _run(self, text: str, flags: int = 0) -> str:
         self._library.nft_ctx_output_set_flags(self._context, flags)
         failed = self._library.nft_run_cmd_from_buffer(self._context, text.encode())
@@ -97,6 +113,11 @@ class Iptables:
     def listing(self, tables: Collection[str]) -> str:
         """What iptables-save says of some tables."""
         return "".join(self._run(self._save, "-t", table) for table in tables)
+
+    @property
+    def is_legacy(self) -> bool:
+        """The variant that has tables of its own, apart from nftables'."""
+        return "legacy" in self._run(self._command, "--version")
 
     def policy(self) -> str:
         """The policy of FORWARD: ACCEPT or DROP."""

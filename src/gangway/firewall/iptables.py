@@ -27,6 +27,8 @@ from ipaddress import ip_network
 from gangway.model import Network, Subnet, in_brackets
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 
+TABLES = ("raw", "mangle", "nat", "filter")
+"""Those that have rules of ours, in the order in which they are written."""
 DOCKERS_PREFIX = "DOCKER"
 """The prefix that asks for Docker's layout to the letter."""
 
@@ -206,6 +208,9 @@ def _nat(plan: Plan, family: int, prefix: str) -> Iterator[str]:
     if family in plan.routed:
         yield _to_prerouting(prefix)
     yield _to_output(family, prefix)
+    for planned in plan.networks:
+        if family in planned.untranslated:
+            yield f"-A {prefix} -i {planned.network.bridge} -j RETURN"
     if family == 6:
         # The kernel forwards nothing from a link-local address, and that is where who asks one comes from.
         yield f"-A {prefix} -d fe80::/10 -j RETURN"
@@ -242,11 +247,9 @@ def _apart(plan: Plan, prefix: str) -> Iterator[str]:
     yield f"-A FORWARD -j {prefix}"
     for network in (planned.network for planned in plan.networks):
         bridge = network.bridge
+        yield f"-A {prefix} ! -i {bridge} -o {bridge} {_NOT_ALLOWED} -j DROP"
         if network.internal:
-            yield f"-A {prefix} -i {bridge} ! -o {bridge} -j DROP"
-            yield f"-A {prefix} ! -i {bridge} -o {bridge} -j DROP"
-        else:
-            yield f"-A {prefix} ! -i {bridge} -o {bridge} {_NOT_ALLOWED} -j DROP"
+            yield f"-A {prefix} -i {bridge} ! -o {bridge} {_NOT_ALLOWED} -j DROP"
         if not network.icc:
             yield f"-A {prefix} -i {bridge} -o {bridge} {_NOT_ALLOWED} -j DROP"
 

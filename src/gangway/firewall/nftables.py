@@ -42,6 +42,7 @@ _MAPS = """\
 	map addresses{f} {{ type inet_proto . ipv{f}_addr . inet_service : ipv{f}_addr . inet_service; }}
 	map ranges{f} {{ type inet_proto . ipv{f}_addr . inet_service : ipv{f}_addr; flags interval; }}
 	set masqueraded{f} {{ type ipv{f}_addr; flags interval; }}
+	set untranslated{f} {{ type ifname; }}
 """
 _SETS = """\
 	set bridges { type ifname; }
@@ -71,6 +72,11 @@ def render(plan: Plan) -> str:
     return "\n".join(lines) + "\n" + "".join(_statements("add", _join(_networks(plan), _mappings(plan.mappings))))
 
 
+def element_counts(plan: Plan) -> dict[str, int]:
+    """How many elements each set or map has."""
+    return {name: len(found) for name, found in _join(_networks(plan), _mappings(plan.mappings)).items()}
+
+
 def change(withdrawn: Iterable[MappingPlan], published: Iterable[MappingPlan]) -> str:
     """Takes mappings out and puts others in, in one transaction."""
     return "".join((*_statements("delete", _mappings(withdrawn)), *_statements("add", _mappings(published))))
@@ -93,7 +99,7 @@ def chains(plan: Plan) -> dict[str, tuple[str, list[str]]]:
     for number, planned in enumerate(plan.networks):
         found[_to(number)] = "", [_hairpin(subnet) for subnet in planned.network.subnets]
     return found | {
-        "prerouting": ("type nat hook prerouting priority dstnat;", [_translation(f) for f in sorted(plan.routed)]),
+        "prerouting": ("type nat hook prerouting priority dstnat;", list(_arriving(plan))),
         "output": ("type nat hook output priority -100;", [_translation(family) for family in (4, 6)]),
         "postrouting": (
             "type nat hook postrouting priority srcnat;",
@@ -108,9 +114,8 @@ def chains(plan: Plan) -> dict[str, tuple[str, list[str]]]:
             [
                 "ct state established,related accept",
                 "iifname . oifname @together accept",
-                "iifname @internal drop",
-                "oifname @internal drop",
                 _TRANSLATED,
+                "iifname @internal drop",
                 "oifname @bridges drop",
                 "iifname @bridges accept",
                 *(f"meta nfproto ipv{family} drop" for family in sorted(plan.closed)),
@@ -138,6 +143,13 @@ def rules_met(planned: MappingPlan, route: Route, network: Network) -> Iterator[
 _KINDS = ("ports", "addresses", "ranges")
 
 
+def _arriving(plan: Plan) -> Iterator[str]:
+    for family in sorted(plan.routed):
+        if any(family in planned.untranslated for planned in plan.networks):
+            yield f"meta nfproto ipv{family} iifname @untranslated{family} return"
+        yield _translation(family)
+
+
 def _translation(family: int) -> str:
     return f"{_WORD[family]} daddr != {_KEPT[family]} fib daddr type local jump published{family}"
 
@@ -159,9 +171,12 @@ def _hairpin(subnet: Subnet) -> str:
 
 def _networks(plan: Plan) -> Elements:
     found: Elements = defaultdict(list)
-    for number, network in enumerate(planned.network for planned in plan.networks):
+    for number, planned in enumerate(plan.networks):
+        network = planned.network
         bridge = f'"{network.bridge}"'
         found["bridges"].append(bridge)
+        for family in sorted(planned.untranslated):
+            found[f"untranslated{family}"].append(bridge)
         found["to"].append(f"{bridge} : goto {_to(number)}")
         if network.internal:
             found["internal"].append(bridge)

@@ -14,8 +14,9 @@ from gangway.kernel.netlink import doing
 
 _NETLINK_NETFILTER = 12  # include/uapi/linux/netlink.h
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
-# include/uapi/linux/rtnetlink.h: links come and go; forwarding is switched on or off (devinet.c and addrconf.c notify).
-_ROUTE_GROUPS = (1, 24, 25)  # RTNLGRP_LINK, RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF
+# include/uapi/linux/rtnetlink.h: RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, and RTNLGRP_IPV4_NETCONF,
+# RTNLGRP_IPV6_NETCONF: forwarding is switched on or off (devinet.c and addrconf.c notify).
+_ROUTE_GROUPS = (1, 5, 9, 24, 25)
 _NFTABLES_GROUP = 7  # include/uapi/linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES
 
 # struct nlmsghdr and struct nfgenmsg; the answer's one attribute is NFTA_GEN_ID, in network byte order.

@@ -5,7 +5,10 @@ What this file knows: bridges, veth pairs, bridge ports.  What it must not know:
 Facts that it leans on:
 
 * A bridge takes the lowest MAC address of its ports unless it was given one (net/bridge/br_stp_if.c,
-  br_stp_recalculate_bridge_id): with ports that come and go, containers would remember a wrong one.
+  br_stp_recalculate_bridge_id): with ports that come and go, containers would remember a wrong one.  What has had an IP
+  address before, and was made anew, has the MAC address that it had: others remember that for half a minute (arp(7)).
+* A bridge would heed router advertisements (its containers'), and look for duplicates of its own link-local address for
+  two seconds, in which it forwards no IPv6 (ip-sysctl.rst: accept_ra, accept_dad).
 * `hairpin` lets a frame leave by the port that it came by: a container that reaches itself by a published port needs
   it where br_netfilter translates within the bridge.  `isolated` ports reach the bridge itself, and no other isolated
   port (bridge(8)).
@@ -15,9 +18,10 @@ Facts that it leans on:
 """
 
 import os
-import secrets
-from collections.abc import Iterable, Iterator
+import socket
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from hashlib import blake2s
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
 from typing import Any, NamedTuple
 
@@ -25,16 +29,14 @@ from pyroute2.iproute.linux import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from gangway.errors import HostRefused
-from gangway.kernel import netns
+from gangway.kernel import netns, sysctl
 
 Interface = IPv4Interface | IPv6Interface
 """An address with its subnet."""
 
-ALIAS = "gangway"
-"""How the alias of every link of ours begins."""
-
 _NO_DUPLICATE_DETECTION = 0x02  # IFA_F_NODAD, include/uapi/linux/if_addr.h: an address that is usable at once
 _MAIN_TABLE = 254
+_RTPROT_RA = 9  # include/uapi/linux/rtnetlink.h: from a router's advertisement
 _LOOPBACK = 1
 
 
@@ -47,11 +49,6 @@ class Link(NamedTuple):
     alias: str
     master: int
     isolated: bool
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether it was made here."""
-        return self.alias.startswith(ALIAS)
 
 
 class Links:
@@ -74,11 +71,14 @@ class Links:
     def make_bridge(self, name: str, alias: str, addresses: Iterable[Interface], mtu: int) -> None:
         """A bridge that is up and has these addresses; all of it or nothing."""
         with doing(f"make the bridge {name}"):
-            self._route.link("add", ifname=name, kind="bridge", address=_mac())
+            self._route.link("add", ifname=name, kind="bridge", address=_mac(name))
         try:
             with doing(f"set up the bridge {name}"):
                 index = self._index(name)
                 self._route.link("set", index=index, ifalias=alias, mtu=mtu)
+                for setting in ("accept_ra", "accept_dad"):
+                    if sysctl.read(f"net/ipv6/conf/{name}/{setting}") is not None:
+                        sysctl.write(f"net/ipv6/conf/{name}/{setting}", "0")
                 self._give_addresses(self._route, index, addresses)
                 self._route.link("set", index=index, state="up")
         except HostRefused:
@@ -97,7 +97,7 @@ class Links:
         alias: str,
         bridge: str,
         namespace: str,
-        addresses: Iterable[Interface],
+        addresses: Collection[Interface],
         gateways: Iterable[str],
         mtu: int,
     ) -> None:
@@ -109,7 +109,8 @@ class Links:
             with doing(f"attach {namespace} to {bridge}"), open(namespace) as there:
                 taken = {message.get_attr("IFLA_IFNAME") for message in inner.get_links()}
                 device = next(name for name in _ethernet_names() if name not in taken)
-                peer = {"ifname": device, "net_ns_fd": there.fileno(), "mtu": mtu}
+                address = _mac(*map(str, addresses))
+                peer = {"ifname": device, "net_ns_fd": there.fileno(), "mtu": mtu, "address": address}
                 master = self._index(bridge)
                 self._route.link("add", ifname=name, kind="veth", master=master, mtu=mtu, peer=peer)
                 index = self._index(name)
@@ -138,6 +139,17 @@ class Links:
                 if to and out:
                     found[ip_network(f"{to}/{message['dst_len']}", strict=False)] = names.get(out, "?")
         return found
+
+    def advertised(self) -> frozenset[str]:
+        """The interfaces by which a router has advertised itself: those of routes that came so."""
+        with doing("list routes"):
+            numbers = {
+                message.get_attr("RTA_OIF")
+                for message in self._route.get_routes(family=socket.AF_INET6)
+                if message["proto"] == _RTPROT_RA
+            }
+            links = {message["index"]: message.get_attr("IFLA_IFNAME") for message in self._route.get_links()}
+        return frozenset(links[number] for number in numbers if number in links)
 
     def addresses(self) -> frozenset[str]:
         """All addresses of this namespace."""
@@ -198,7 +210,7 @@ def _ethernet_names() -> Iterator[str]:
     return (f"eth{number}" for number in range(1000))
 
 
-def _mac() -> str:
-    """A random address, locally administered, of one station (IEEE 802)."""
-    first, *rest = secrets.token_bytes(6)
-    return ":".join(f"{byte:02x}" for byte in (first & 0xFC | 0x02, *rest))
+def _mac(*of: str) -> str:
+    """An address of a station, locally administered (IEEE 802), that is always the same for the same texts."""
+    digest = blake2s(" ".join(of).encode(), digest_size=5).digest()
+    return ":".join(f"{byte:02x}" for byte in (0x02, *digest))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from gangway.errors import HostRefused, InvalidRequest, Unsupported
+from gangway.errors import Conflict, HostRefused, InvalidRequest, Unsupported
 
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 _NAMED = "/run/netns"  # where ip-netns(8) mounts them
@@ -33,15 +33,15 @@ def path_of(container: str) -> str:
 
 
 def inode_of(path: str) -> int:
-    """The number that a namespace is known by.  InvalidRequest: there is none at `path`."""
+    """The number that a namespace is known by.  Conflict: there is none at `path`."""
     try:
         here, there = os.stat("/proc/thread-self/ns/net"), os.stat(path)
     except PermissionError:
         raise HostRefused(f"the namespace {path} may not be looked at: run as root") from None
     except OSError as error:
-        raise InvalidRequest(f"there is no network namespace {path}: {error.strerror}") from None
+        raise Conflict(f"there is no network namespace {path}: {error.strerror}") from None
     if here.st_dev != there.st_dev:
-        raise InvalidRequest(f"{path} is not a network namespace")
+        raise Conflict(f"{path} is not a network namespace")
     return there.st_ino
 
 
@@ -49,6 +49,14 @@ def is_there(path: str, inode: int) -> bool:
     """Whether `path` still leads to the namespace of that number."""
     try:
         return os.stat(path).st_ino == inode
+    except OSError:
+        return False
+
+
+def is_another(path: str, inode: int) -> bool:
+    """Whether `path` leads to a namespace that is not the one of that number."""
+    try:
+        return os.stat(path).st_ino != inode
     except OSError:
         return False
 
@@ -80,7 +88,7 @@ def _open(path: str) -> TextIO:
     try:
         return open(path)
     except OSError as error:
-        raise InvalidRequest(f"there is no network namespace {path}: {error.strerror}") from None
+        raise Conflict(f"there is no network namespace {path}: {error.strerror}") from None
 
 
 def _setns(fd: int, name: str) -> None:

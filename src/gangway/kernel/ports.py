@@ -11,7 +11,7 @@ import errno
 import resource
 import socket
 
-from gangway.errors import HostRefused, InvalidRequest, PortTaken, Unsupported
+from gangway.errors import Conflict, HostRefused, PortTaken, Unsupported
 
 IPPROTO_SCTP = 132
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": IPPROTO_SCTP}
@@ -21,7 +21,7 @@ BACKLOG = 4096  # net.core.somaxconn's default: the kernel takes the smaller of 
 def take(protocol: str, address: str, port: int) -> socket.socket:
     """A socket bound to a host port (0: any free one), listening if that is in its nature.
 
-    PortTaken says who has it, InvalidRequest that the address is not this host's.
+    PortTaken: somebody has it (`holder` knows who).  Conflict: the address is not this host's.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
@@ -65,9 +65,9 @@ def _refusal(error: OSError, protocol: str, address: str, port: int) -> Exceptio
     at = f"{f'[{address}]' if ':' in address else address}:{port}/{protocol}"
     match error.errno:
         case errno.EADDRINUSE:
-            return PortTaken(f"port {at} is taken by {_holder(protocol, address, port)}: choose another, or end that")
+            return PortTaken(f"port {at} is taken")
         case errno.EADDRNOTAVAIL:
-            return InvalidRequest(f"{address} is not an address of this host")
+            return Conflict(f"{address} is not an address of this host")
         case errno.EACCES | errno.EPERM:
             return HostRefused(f"port {at} may not be taken: run as root")
         case errno.EPROTONOSUPPORT | errno.ESOCKTNOSUPPORT | errno.EAFNOSUPPORT:
@@ -77,8 +77,8 @@ def _refusal(error: OSError, protocol: str, address: str, port: int) -> Exceptio
     return HostRefused(f"port {at} cannot be taken: {error.strerror or error}")
 
 
-def _holder(protocol: str, address: str, port: int) -> str:
-    """Who has a port, for a person."""
+def holder(protocol: str, address: str, port: int) -> str:
+    """Who has a port, for a person.  It takes a while: all descriptors of all processes are looked at."""
     import psutil  # some 10 MB that are needed only here
 
     if protocol == "sctp":

@@ -23,9 +23,11 @@ def forwards(family: int) -> bool:
     return sysctl.read(FORWARDING[family][-1]) not in (None, "0")
 
 
-def bridge_filtered() -> bool:
-    """Whether br_netfilter shows bridged frames to the firewall (kernel Documentation, bridge-nf-call-iptables)."""
-    return sysctl.read("net.bridge.bridge-nf-call-iptables") == "1"
+def bridge_filtered(family: int) -> bool:
+    """Whether br_netfilter shows bridged frames of a family to the firewall (ip-sysctl.rst)."""
+    return (
+        sysctl.read({4: "net.bridge.bridge-nf-call-iptables", 6: "net.bridge.bridge-nf-call-ip6tables"}[family]) == "1"
+    )
 
 
 def forward_chains(listing: str, own_table: str) -> dict[int, dict[str, str]]:
@@ -43,8 +45,14 @@ def forward_chains(listing: str, own_table: str) -> dict[int, dict[str, str]]:
     return found
 
 
+def drops_all(rule: list[dict[str, object]]) -> bool:
+    """Whether a rule, as libnftables' JSON has it, drops or rejects whatever comes to it."""
+    said = [expression for expression in rule if "counter" not in expression]
+    return len(said) == 1 and (bool({"drop", "reject"} & said[0].keys()) or _is_target(said[0], ("DROP", "REJECT")))
+
+
 def legacy_forward_policy(family: int) -> str | None:
-    """The policy of the legacy iptables' FORWARD (ACCEPT, DROP); None where these tables are not in use."""
+    """What the legacy iptables' FORWARD does with what no rule accepts: `accept` or `drop`; None: it says nothing."""
     program, names = _LEGACY[family]
     try:
         in_use = "filter" in Path("/proc/thread-self/net", names).read_text().split()
@@ -53,7 +61,18 @@ def legacy_forward_policy(family: int) -> str | None:
     if not in_use or shutil.which(program) is None:
         return None
     done = subprocess.run([program, "-S", "FORWARD"], text=True, capture_output=True, check=False)
-    return done.stdout.split()[2] if done.returncode == 0 else None
+    if done.returncode:
+        return None
+    policy, *rules = done.stdout.splitlines()
+    if policy.endswith("DROP") or (rules and rules[-1].startswith(("-A FORWARD -j DROP", "-A FORWARD -j REJECT"))):
+        return "drop"
+    return "accept" if rules else None
+
+
+def _is_target(expression: dict[str, object], names: tuple[str, ...]) -> bool:
+    """iptables' targets that nftables has no word for."""
+    said = expression.get("xt")
+    return isinstance(said, dict) and said.get("name") in names
 
 
 def boot_id() -> str:

@@ -10,6 +10,12 @@ from gangway.errors import HostRefused
 _ROOT = Path("/proc/sys")
 
 
+def interfaces(family: int) -> list[str]:
+    """The names below net.ipv4.conf or net.ipv6.conf; `all` and `default` are not interfaces, and not among them."""
+    names = sorted(path.name for path in (_ROOT / f"net/ipv{family}/conf").glob("*"))
+    return [name for name in names if name not in ("all", "default")]
+
+
 def read(name: str) -> str | None:
     """A setting's value; None if the kernel has no such setting."""
     try:
@@ -27,4 +33,5 @@ def write(name: str, value: str) -> None:
 
 
 def _path(name: str) -> Path:
-    return _ROOT.joinpath(*name.split("."))
+    """As sysctl(8) has it: with slashes where an interface's name may have dots."""
+    return _ROOT.joinpath(*name.split("/" if "/" in name else "."))

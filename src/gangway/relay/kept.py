@@ -73,6 +73,8 @@ class Kept:
                 case ["keep", protocol, address, port, *backend] if socks:
                     self._keep(f"{protocol} {address} {port}", parse_backend(protocol, *backend), socks.pop())
                     answer("ok")
+                case ["keep", *_] if not socks:
+                    raise InvalidRequest("no socket came with the port: the relay has no file descriptor left")
                 case ["drop", *words]:
                     self._drop(" ".join(words), answer)
                 case ["kept", offset]:

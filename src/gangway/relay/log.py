@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 _NAME = "gangway"
+_MOST_TEXTS = 1000
 _LEVELS = {syslog.LOG_INFO: "info", syslog.LOG_WARNING: "warning", syslog.LOG_ERR: "error"}
 
 
@@ -47,6 +48,8 @@ class Log:
     def warning(self, text: str, *facts: object) -> None:
         """Logs `text % facts`, unless the same `text` was logged within the last second: then it is counted."""
         now_s = self._clock()
+        if len(self._said) > _MOST_TEXTS:
+            self._said.clear()
         last_s, left_out = self._said.get(text, (now_s - 1.0, 0))
         if now_s - last_s < 1.0:
             self._said[text] = (last_s, left_out + 1)

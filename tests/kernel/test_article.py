@@ -1,0 +1,93 @@
+"""`--chain-prefix DOCKER` in the kernel: the article's four listings, rule for rule, and what follows from them."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from lab import mirror
+from lab.gangwayd import Gangway
+from lab.netns import Namespace
+from tests.kernel.street import HOST4, NEIGHBOUR4, Box, Street, join
+
+pytestmark = pytest.mark.daemon
+
+_EXPECTED = Path(__file__).parents[1] / "golden/article.iptables"
+_PORT = 8000
+
+
+class Article(Street):
+    """The article's host: docker0, and one container that has port 8000 published."""
+
+    def __enter__(self) -> "Article":
+        with ExitStack() as stack:
+            self.host = stack.enter_context(Namespace("host"))
+            self.neighbour = stack.enter_context(Namespace("nbr"))
+            join(self.host, self.neighbour)
+            flags = "--firewall", "iptables", "--chain-prefix", "DOCKER"
+            self.gangway = stack.enter_context(Gangway(self.host, *flags))
+            self.gangway("network", "create", "docker0", "--bridge", "docker0", "--subnet", "172.17.0.0/16")
+            space = stack.enter_context(Namespace("container"))
+            address = self.gangway("attach", space.name, "--network", "docker0").strip()
+            mirror.serve(space.popen, _PORT)
+            self.server = Box(space, address, "")
+            self.gangway("publish", space.name, "-p", f"0.0.0.0:{_PORT}:{_PORT}")
+            self._stack = stack.pop_all()
+        return self
+
+
+@pytest.fixture(scope="module")
+def article() -> Iterator[Article]:
+    with Article() as made:
+        yield made
+
+
+def _sections() -> dict[str, list[str]]:
+    """The expected rules, by table and chains as the file's headings have them."""
+    found: dict[str, list[str]] = {}
+    rules: list[str] = []
+    for line in _EXPECTED.read_text().splitlines():
+        if line.startswith("# "):
+            rules = found.setdefault(line[2:], [])
+        elif line:
+            rules.append(line)
+    return found
+
+
+@pytest.mark.parametrize("heading", list(_sections()))
+def test_the_kernel_has_the_articles_rules_and_no_others(article: Article, heading: str) -> None:
+    table, *chains = heading.split()
+    listed = article.host.run("iptables", "-t", table, "-S").stdout.splitlines()
+    rules = [line for line in listed if line.startswith("-A") and line.split()[1] in chains]
+    assert rules == _sections()[heading]
+
+
+def test_there_is_no_chain_but_the_articles(article: Article) -> None:
+    for table in ("nat", "filter"):
+        listed = article.host.run("iptables", "-t", table, "-S").stdout.splitlines()
+        assert [line for line in listed if line.startswith("-N")] == ["-N DOCKER"]
+
+
+def test_the_container_is_where_the_article_has_it(article: Article) -> None:
+    assert article.server.address4 == "172.17.0.2"
+    assert "inet 172.17.0.1/16" in article.host.ip("address", "show", "docker0")
+
+
+def test_everybody_reaches_the_port_and_the_container_itself_by_relay(article: Article) -> None:
+    assert article.road(article.neighbour, "tcp", HOST4, _PORT) == ("nat", NEIGHBOUR4)
+    assert article.road(article.host, "tcp", HOST4, _PORT) == ("nat", HOST4)
+    assert article.road(article.host, "tcp", "127.0.0.1", _PORT) == ("relay", "172.17.0.1")
+    for address in (HOST4, "172.17.0.1"):
+        assert article.road(article.server.space, "tcp", address, _PORT) == ("relay", "172.17.0.1")
+
+
+def test_a_port_withdrawn_takes_its_rules_along(article: Article) -> None:
+    """The last test of this scene."""
+    article.gangway("unpublish", article.server.name)
+    for table in ("nat", "filter"):
+        assert f"{_PORT}" not in article.host.run("iptables", "-t", table, "-S").stdout
+    article.leave()
+    for table in ("raw", "mangle", "nat", "filter"):
+        listed = article.host.run("iptables", "-t", table, "-S").stdout.splitlines()
+        assert [line for line in listed if not line.startswith("-P")] == []

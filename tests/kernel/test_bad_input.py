@@ -1,0 +1,177 @@
+"""What cannot be done is said in one line, with what to do about it, and changes nothing."""
+
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from gangway.cli.client import ask_running
+from lab.netns import Namespace
+from tests.kernel.snapshot import compare, snapshot
+from tests.kernel.street import HOST4, Box, Street
+
+pytestmark = pytest.mark.daemon
+
+SENSELESS, UNFIT = 2, 1
+_BAD = "network", "create", "bad"
+
+
+class Quiet(Street):
+    """The street, with a program that has a port, a container that is not attached, and all of it as text."""
+
+    free: Namespace
+
+    def state(self) -> dict[str, list[str]]:
+        """What is in the kernel, and what gangway lists."""
+        listed = (str(ask_running(str(self.gangway.socket), "GET", path)) for path in ("/networks", "/mappings"))
+        return snapshot(self.host) | {"listed": list(listed)}
+
+
+@pytest.fixture(scope="module", params=["nftables", "iptables"])
+def street(request: pytest.FixtureRequest) -> Iterator[Quiet]:
+    with Quiet("--firewall", request.param) as made, ExitStack() as stack:
+        made.free = stack.enter_context(Namespace("free"))
+        made.publish(made.server, "8080:80", "8080:80/udp", f"{HOST4}:8081:80")
+        with made.host.entered():
+            program = stack.enter_context(socket.create_server((HOST4, 7000)))
+            assert program.getsockname()[1] == 7000
+            datagram = stack.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+            datagram.bind(("::", 7001))
+        yield made
+
+
+def _refused(street: Quiet, words: tuple[str, ...], code: int) -> str:
+    """The line that is said; nothing may have changed."""
+    before = street.state()
+    done = street.gangway.run(*_named(street, words))
+    assert compare(before, street.state()) == []
+    return _line(done, code)
+
+
+def _line(done: subprocess.CompletedProcess[str], code: int) -> str:
+    assert done.returncode == code, done
+    assert done.stdout == ""
+    assert re.fullmatch(r"gangway: .+\n", done.stderr), done.stderr
+    return done.stderr
+
+
+def _named(street: Quiet, words: tuple[str, ...]) -> list[str]:
+    boxes: dict[str, Box] = {"SERVER": street.server, "FAR": street.far, "FOUR": street.four}
+    names = {word: box.name for word, box in boxes.items()}
+    names |= {"FREE": street.free.name, "FREE-PATH": street.free.path, "HOST": street.host.name}
+    names |= {"SERVER-PATH": street.server.space.path}
+    return [names.get(word, word) for word in words]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((*_BAD, "--subnet", "172.40.0.0/33"), "172.40.0.0/33"),
+        ((*_BAD, "--subnet", "172.40.0.1/24"), "172.40.0.1/24.*host bits"),
+        ((*_BAD, "--subnet", "home"), "'home' is not a subnet"),
+        ((*_BAD, "--subnet", "172.40.0.0/31"), "no room"),
+        ((*_BAD, "--subnet", "172.40.0.0/24", "--subnet", "172.41.0.0/24"), "one subnet of IPv4"),
+        ((*_BAD, "--subnet", "172.40.0.0/24", "--gateway", "172.41.0.1"), "172.41.0.1 is not in"),
+        ((*_BAD, "--subnet", "172.40.0.0/24", "--gateway", "fd00::1"), "fd00::1 is not in"),
+        ((*_BAD, "--subnet", "172.40.0.0/24", "--gateway", "172.40.0.0"), "172.40.0.0 is not an address for a host"),
+        ((*_BAD, "--subnet", "172.40.0.0/24", "--gateway", "172.40.0.255"), "172.40.0.255 is not an address for"),
+        ((*_BAD, "--subnet", "172.40.0.0/24", "--gateway", "door"), "'door' is not an address"),
+        ((*_BAD, "--subnet", "172.40.0.0/24", "--bridge", "sixteencharacter"), "sixteencharacter.*longer than 15"),
+        ((*_BAD, "--subnet", "172.40.0.0/24", "--bridge", "a/b"), "'a/b' is no name for an interface"),
+        ((*_BAD, "--subnet", "172.40.0.0/24", "--mtu", "10"), "MTU of 10.*68 to 65535"),
+        (("network", "create", "a b", "--subnet", "172.40.0.0/24"), "'a b' is no name"),
+        (("publish", "SERVER", "-p", "80:80/icmp"), "-p 80:80/icmp: .*'icmp'.*tcp, udp or sctp"),
+        (("publish", "SERVER", "-p", "9-8:9-8"), "upside down.*8-9"),
+        (("publish", "SERVER", "-p", "1-70000:1-70000"), "70000 is not a port.*65535"),
+        (("publish", "SERVER", "-p", "80-90:80-85"), "as many"),
+        (("publish", "SERVER", "-p", "web"), "'web' is neither a port"),
+        (("publish", "SERVER", "-p", "300.1.1.1:80:80"), "'300.1.1.1' is not an address"),
+        (("publish", "SERVER", "-p", "8090:80", "-p", "8091:80/icmp"), "icmp"),
+        (("unpublish", "SERVER", "-p", "9-8:9-8"), "upside down"),
+        (("attach", "pid:none", "--network", "web"), "'none' is no process id"),
+        (("attach", "FREE", "--network", "web", "--ip", "nowhere"), "'nowhere' is not an address"),
+        (("explain", "somewhere"), "HOST-IP:PORT"),
+        (("explain", "127.0.0.1:80-90"), "ask for one"),
+    ],
+    ids=lambda value: "-".join(value[:2] + value[-1:]) if isinstance(value, tuple) else "",
+)
+def test_what_makes_no_sense_in_itself_is_refused(street: Quiet, words: tuple[str, ...], said: str) -> None:
+    assert re.search(said, _refused(street, words, SENSELESS))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((*_BAD, "--subnet", "172.30.0.0/25"), "172.30.0.0/25 overlaps 172.30.0.0/24 of network web"),
+        ((*_BAD, "--subnet", "172.40.0.0/24", "--subnet", "fd30::/48"), "fd30::/48 overlaps fd30::/64 of network web"),
+        ((*_BAD, "--subnet", "10.77.0.0/16"), "10.77.0.0/16 overlaps 10.77.0.0/24.*eth0"),
+        (("network", "create", "web", "--subnet", "172.40.0.0/24"), "a network web already"),
+        ((*_BAD, "--subnet", "172.40.0.0/24", "--bridge", "gw-web"), "gw-web already"),
+        ((*_BAD, "--subnet", "172.40.0.0/24", "--bridge", "eth0"), "interface eth0 already.*--bridge"),
+        (("network", "rm", "web"), "has containers.*detach"),
+        (("network", "rm", "none"), "no network none.*gangway network ls"),
+        (("network", "inspect", "none"), "no network none"),
+        (("attach", "FREE", "--network", "none"), "no network none"),
+        (("attach", "no-such-name", "--network", "web"), "no network namespace /run/netns/no-such-name"),
+        (("attach", "pid:4194305", "--network", "web"), "no network namespace /proc/4194305"),
+        (("attach", "SERVER", "--network", "other"), "on network web already.*detach"),
+        (("attach", "SERVER-PATH", "--network", "other"), "attached already"),
+        (("attach", "HOST", "--network", "web"), "host's own"),
+        (("attach", "FREE", "--network", "web", "--ip", "172.30.0.2"), "172.30.0.2 is taken"),
+        (("attach", "FREE", "--network", "web", "--ip", "172.30.0.1"), "172.30.0.1 is taken"),
+        (("detach", "FREE"), "on no network"),
+        (("publish", "FREE", "-p", "80"), "on no network.*gangway attach"),
+        (("publish", "FAR", "-p", "8080:80"), "8080.* is taken.*srv"),
+        (("publish", "FAR", "-p", "8079-8082:80-83"), "8081.* is taken|taken.*srv"),
+        (("publish", "SERVER", "-p", "8090:80", "-p", "8091:80", "-p", "8080:80/udp"), "8080.* is taken"),
+        (("publish", "SERVER", "-p", "8090:80", "-p", "8090:81"), "8090.* is taken"),
+        (("publish", "SERVER", "-p", "192.0.2.1:80:80"), "192.0.2.1 is not an address of this host"),
+        (("unpublish", "SERVER", "-p", "9999:80"), "no mapping -p 9999:80.*gangway ls"),
+        (("unpublish", "FREE"), "on no network"),
+        (("ls", "FREE"), "on no network"),
+        (("explain", f"{HOST4}:9999"), "nothing is published.*gangway ls"),
+    ],
+    ids=lambda value: "-".join(value[:2] + value[-1:]) if isinstance(value, tuple) else "",
+)
+def test_what_does_not_fit_what_is_there_is_refused(street: Quiet, words: tuple[str, ...], said: str) -> None:
+    assert re.search(said, _refused(street, words, UNFIT))
+
+
+@pytest.mark.parametrize(
+    "port", ["7000:80", "0.0.0.0:7000:80", f"{HOST4}:7000:80", "6998-7001:80-83", "7001:80/udp", "[::]:7001:80/udp"]
+)
+def test_a_port_that_another_program_has_is_refused_with_its_name_and_pid(street: Quiet, port: str) -> None:
+    line = _refused(street, ("publish", "SERVER", "-p", "8090:80", "-p", port), UNFIT)
+    with open("/proc/self/comm") as comm:
+        name = comm.read().strip()
+    assert re.search(rf"port \S+:700[01]/\S+ is taken by {re.escape(name)} \(pid \d+\): choose another", line)
+    with open("/proc/self/stat") as stat:
+        assert f"(pid {stat.read().split()[0]})" in line
+
+
+def test_a_container_whose_namespace_has_ended_is_refused(street: Quiet) -> None:
+    with Namespace("brief") as brief:
+        name = brief.name
+    line = _refused(street, ("attach", name, "--network", "web"), UNFIT)
+    assert name in line
+
+
+def test_when_every_port_of_a_choice_is_taken_that_is_said(street: Quiet) -> None:
+    line = _refused(street, ("publish", "SERVER", "-p", f"{HOST4}:8080-8081:80"), UNFIT)
+    assert re.search("none of the host ports 8080-8081 is free", line)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("publish", "SERVER"), ("network", "create", "bad"), ("explain", "1.1.1.1:1", "--from", "moon"), ("frob",)],
+)
+def test_a_wrong_command_line_is_refused_with_the_way_to_help(street: Quiet, words: tuple[str, ...]) -> None:
+    before = street.state()
+    done = street.gangway.run(*_named(street, words))
+    assert done.returncode == SENSELESS
+    assert "Traceback" not in done.stderr
+    assert "--help" in done.stderr
+    assert compare(before, street.state()) == []

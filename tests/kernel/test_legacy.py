@@ -1,0 +1,93 @@
+"""The legacy variant of iptables: alone, and where another program's legacy rules drop."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.netns import Namespace
+from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, Street
+
+pytestmark = pytest.mark.daemon
+
+_MULTI = Path("/usr/sbin/xtables-legacy-multi")
+_NAMES = [f"{program}{what}" for program in ("iptables", "ip6tables") for what in ("", "-save", "-restore")]
+
+
+def _usable() -> bool:
+    """Whether the kernel still has the tables."""
+    if os.geteuid() or not _MULTI.exists():
+        return False
+    with Namespace("legacy") as space:
+        return space.run(str(_MULTI), "iptables", "-t", "nat", "-S", check=False).returncode == 0
+
+
+pytestmark = pytest.mark.skipif(not _usable(), reason="the kernel, or this machine, has no legacy iptables")
+
+
+@pytest.fixture(scope="module")
+def legacy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which iptables is the legacy one."""
+    directory = tmp_path_factory.mktemp("legacy")
+    for name in _NAMES:
+        (directory / name).symlink_to(_MULTI)
+    return {"PATH": f"{directory}:{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def street(legacy: dict[str, str]) -> Iterator[Street]:
+    with Street("--firewall", "iptables", environment=legacy) as made:
+        yield made
+
+
+def _rules(street: Street) -> str:
+    """The legacy ones; a table that has been looked at once stays."""
+    listed = (street.host.run(str(_MULTI), f"{program}-save").stdout for program in ("iptables", "ip6tables"))
+    return "".join(line for text in listed for line in text.splitlines(keepends=True) if line[:2] in ("-A", ":G"))
+
+
+@pytest.mark.parametrize("host_ip", ["", f"{HOST4}:"])
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_every_origin_gets_its_road(street: Street, host_ip: str, protocol: str) -> None:
+    near, far, server = street.near.space, street.far.space, street.server.space
+    with street.published(street.server, f"{host_ip}8080:80/{protocol}") as port:
+        assert "--to-destination 172.30.0.2:80" in _rules(street)
+        assert "gangway" not in street.host.run("nft", "list", "ruleset").stdout.lower()
+        expected = [
+            (street.host, HOST4, "nat", HOST4),
+            (street.neighbour, HOST4, "nat", NEIGHBOUR4),
+            (far, HOST4, "nat", street.far.address4),
+            (near, HOST4, "nat", "172.30.0.1"),
+            (server, HOST4, "nat", "172.30.0.1"),
+        ]
+        if not host_ip:
+            expected += [
+                (street.host, "127.0.0.1", "relay", "172.30.0.1"),
+                (street.host, "::1", "relay", "fd30::1"),
+                (street.neighbour, HOST6, "nat", NEIGHBOUR6),
+                (near, HOST6, "nat", "fd30::1"),
+            ]
+        for space, address, road, source in expected:
+            assert street.road(space, protocol, address, port) == (road, source), f"{space.name} asks {address}"
+
+
+def test_nothing_of_it_is_left(street: Street) -> None:
+    """The last test of this scene."""
+    assert "GANGWAY" in _rules(street)
+    street.leave()
+    assert _rules(street) == ""
+    assert street.host.run(str(_MULTI), "iptables", "-S", "FORWARD").stdout == "-P FORWARD ACCEPT\n"
+
+
+@pytest.mark.parametrize("flags", [(), ("--firewall", "nftables"), ("--firewall", "iptables")])
+def test_where_legacy_rules_of_others_drop_everybody_is_served_all_the_same(flags: tuple[str, ...]) -> None:
+    """Our iptables is the other variant: no rule of ours can stand in the chain that drops."""
+    with Street(*flags, prepare=f"{_MULTI} iptables -P FORWARD DROP") as street:
+        with street.published(street.server, "8080:80") as port:
+            told = street.gangway.json("explain", f"{HOST4}:{port}", "--from", "remote")[0]
+            road = told["mapping"]["routes"][0]["road"]
+            assert street.road(street.neighbour, "tcp", HOST4, port)[0] == road
+            assert street.road(street.far.space, "tcp", HOST4, port)[0] == road
+        street.leave()
+        assert street.host.run(str(_MULTI), "iptables", "-S", "FORWARD").stdout == "-P FORWARD DROP\n"

@@ -1,0 +1,210 @@
+"""Other programs' rules, and what they do to ours: obeyed, told of, lived with, made up for."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from lab.waiting import wait_until
+from tests.kernel.crossings import everywhere, reached
+from tests.kernel.snapshot import snapshot
+from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, PORT, Street
+
+pytestmark = pytest.mark.daemon
+
+_SOON_S = 5
+_EMPTY = re.compile(r"\s*(table|chain|type|\})")
+_UFW = """*filter
+:INPUT DROP [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:ufw-before-input - [0:0]
+:ufw-before-forward - [0:0]
+:ufw-user-input - [0:0]
+-A INPUT -j ufw-before-input
+-A INPUT -j ufw-user-input
+-A FORWARD -j ufw-before-forward
+-A ufw-before-input -i lo -j ACCEPT
+-A ufw-before-input -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A ufw-before-input -p ICMP -j ACCEPT
+-A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+COMMIT
+"""
+_UFW_OF = {"iptables": _UFW.replace("ICMP", "icmp"), "ip6tables": _UFW.replace("ICMP", "ipv6-icmp")}
+_FIREWALLD = """nft -f - <<'END'
+table inet firewalld {
+    chain filter_INPUT {
+        type filter hook input priority filter + 10; policy accept;
+    }
+    chain filter_FORWARD {
+        type filter hook forward priority filter + 10; policy drop;
+        ct state established,related accept
+        iifname "lo" accept
+    }
+}
+END
+"""
+
+
+def _nat_works(street: Street) -> None:
+    with street.published(street.server, "8080:80") as port:
+        assert street.road(street.neighbour, "tcp", HOST4, port) == ("nat", NEIGHBOUR4)
+        assert street.road(street.neighbour, "tcp", HOST6, port) == ("nat", NEIGHBOUR6)
+        assert street.road(street.far.space, "tcp", HOST4, port) == ("nat", street.far.address4)
+        assert street.road(street.near.space, "tcp", HOST4, port) == ("nat", "172.30.0.1")
+        assert street.road(street.server.space, "tcp", HOST4, port) == ("nat", "172.30.0.1")
+        assert street.road(street.host, "tcp", HOST4, port) == ("nat", HOST4)
+        assert street.road(street.host, "tcp", "127.0.0.1", port) == ("relay", "172.30.0.1")
+        assert street.road(street.host, "tcp", "::1", port) == ("relay", "fd30::1")
+
+
+def _is_gone(street: Street) -> None:
+    """Once our networks are, so are our rules."""
+    street.leave()
+    rules = (street.host.run(*words).stdout for words in (["nft", "list", "ruleset"], ["iptables-save"]))
+    text = "".join(rules).lower()
+    assert "gangway" not in text
+    assert "gw-" not in text
+
+
+def _explained(street: Street) -> tuple[str, str, str]:
+    """What it says of a remote client: the firewall, the road, and all that a person reads."""
+    with street.published(street.server, "8099:80"):
+        answer = street.gangway.json("explain", f"{HOST4}:8099", "--from", "remote")[0]
+        text = street.gangway("explain", f"{HOST4}:8099", "--from", "remote")
+    return answer["firewall"], answer["mapping"]["routes"][0]["road"], text
+
+
+def test_beside_ufw_everything_works_and_stays_closed() -> None:
+    prepare = "".join(f"{program}-restore <<'END'\n{rules}END\n" for program, rules in _UFW_OF.items())
+    with Street(prepare=prepare) as street:
+        assert _explained(street)[:2] == ("iptables", "nat")
+        _nat_works(street)
+        with street.published(street.server, "80:80"):
+            direct = everywhere([street.neighbour, street.far.space], [street.server.address4], PORT, ["tcp"])
+            assert reached(street, direct) == []
+        _is_gone(street)
+        for program, rules in _UFW_OF.items():
+            left = street.host.run(f"{program}-save").stdout
+            for line in rules.splitlines():
+                assert line.partition(" [")[0] in left
+
+
+def test_where_firewalld_drops_what_is_forwarded_the_relay_serves_and_explain_says_why() -> None:
+    with Street(prepare=_FIREWALLD) as street:
+        before = street.host.run("nft", "list", "table", "inet", "firewalld").stdout
+        firewall, road, text = _explained(street)
+        assert (firewall, road) == ("nftables", "relay")
+        assert "inet firewalld filter_FORWARD" in text
+        with street.published(street.server, "8080:80/tcp", "8080:80/udp") as port:
+            for protocol in ("tcp", "udp"):
+                assert street.road(street.neighbour, protocol, HOST4, port) == ("relay", "172.30.0.1")
+                assert street.road(street.neighbour, protocol, HOST6, port) == ("relay", "fd30::1")
+                assert street.road(street.far.space, protocol, HOST4, port) == ("relay", "172.30.0.1")
+                assert street.road(street.host, protocol, HOST4, port) == ("nat", HOST4)
+        _is_gone(street)
+        assert street.host.run("nft", "list", "table", "inet", "firewalld").stdout == before
+
+
+def test_a_chain_that_drops_may_come_and_go() -> None:
+    with Street() as street, street.published(street.server, "8080:80") as port:
+        assert street.road(street.neighbour, "tcp", HOST4, port)[0] == "nat"
+        street.host.run("sh", "-ec", _FIREWALLD)
+        _comes_by(street, port, "relay")
+        assert "inet firewalld filter_FORWARD drops" in street.gangway.log.read_text()
+        street.host.run("nft", "delete", "table", "inet", "firewalld")
+        _comes_by(street, port, "nat")
+
+
+def _comes_by(street: Street, port: int, road: str) -> None:
+    def is_so() -> bool:
+        client = street.neighbour
+        return street.reaches(client, "tcp", HOST4, port) and street.road(client, "tcp", HOST4, port)[0] == road
+
+    wait_until(is_so, f"the road {road}", _SOON_S)
+
+
+@pytest.fixture(scope="module", params=["nftables", "iptables"])
+def street(request: pytest.FixtureRequest) -> Iterator[Street]:
+    with Street("--firewall", request.param) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    "destroy",
+    [
+        "nft flush ruleset",
+        "iptables -F; ip6tables -F; iptables -t nat -F; ip6tables -t nat -F",
+        "iptables -t nat -D POSTROUTING 1 2>/dev/null || nft flush chain inet gangway postrouting",
+        "iptables -D FORWARD 1 2>/dev/null || nft flush chain inet gangway forward",
+        "nft delete table inet gangway 2>/dev/null || iptables -t mangle -F",
+    ],
+    ids=["everything", "tables", "masquerade", "forward", "ours"],
+)
+def test_rules_that_somebody_takes_away_are_back_soon(street: Street, destroy: str) -> None:
+    with street.published(street.server, "8080:80", "9000-9002:9000-9002", f"{HOST4}:8081:80"):
+        before = _rules(street)
+        street.host.run("sh", "-c", destroy)
+        wait_until(lambda: _rules(street) == before, "the rules as they were", _SOON_S)
+    _nat_works(street)
+
+
+def _rules(street: Street) -> list[str]:
+    """All rules, elements, and what drops, by their words: sets have no order, and an empty chain does nothing."""
+    lines = [line for line in snapshot(street.host)["nftables"] if "drop" in line or not _EMPTY.match(line)]
+    return sorted(word for line in lines for word in line.replace(",", " ").split())
+
+
+@pytest.mark.parametrize("firewall", ["nftables", "iptables"])
+def test_a_mapping_whose_rules_somebody_has_taken_away_can_be_withdrawn_and_is_made_up_for(firewall: str) -> None:
+    with Street("--firewall", firewall) as street:
+        with street.published(street.server, "8080:80"):
+            _forget_mappings(street)
+        with street.published(street.server, "8080:80"):
+            before = _rules(street)
+            _forget_mappings(street)
+            wait_until(lambda: _rules(street) == before, "the rules as they were", _SOON_S)
+
+
+def _forget_mappings(street: Street) -> None:
+    if "inet gangway" in street.host.run("nft", "list", "tables").stdout:
+        street.host.run("nft", "flush map inet gangway ports4; flush map inet gangway ports6")
+    else:
+        street.host.run("sh", "-c", "iptables -t nat -F GANGWAY; iptables -F GANGWAY; ip6tables -t nat -F GANGWAY")
+
+
+def test_a_bridge_that_somebody_deletes_is_back_soon_with_its_containers(street: Street) -> None:
+    street.host.ip("link", "delete", _bridge(street))
+    _is_whole(street)
+
+
+def test_a_containers_interface_that_somebody_deletes_is_back_soon(street: Street) -> None:
+    street.server.space.ip("link", "delete", "eth0")
+    _is_whole(street)
+
+
+def test_the_hosts_ends_that_somebody_deletes_are_back_soon(street: Street) -> None:
+    for line in street.host.ip("-oneline", "link", "show", "master", _bridge(street)).splitlines():
+        street.host.ip("link", "delete", line.split()[1].partition("@")[0])
+    _is_whole(street)
+
+
+def _bridge(street: Street) -> str:
+    found = street.gangway.json("network", "inspect", "web")[0]["bridge"]
+    assert isinstance(found, str)
+    return found
+
+
+def _is_whole(street: Street) -> None:
+    inside = everywhere([street.near.space, street.host], [street.server.address4, street.server.address6], PORT)
+    wait_until(lambda: reached(street, inside) == list(map(str, inside)), "the server", _SOON_S)
+    _nat_works(street)
+
+
+def test_nothing_is_left_though_somebody_has_flushed_everything(street: Street) -> None:
+    """The last test of this scene."""
+    street.publish(street.server, "8080:80")
+    street.host.run("nft", "flush", "ruleset")
+    _is_gone(street)
+    assert street.host.sysctl("net.ipv4.ip_forward") == "0"
+    assert street.host.sysctl("net.ipv6.conf.all.forwarding") == "0"
