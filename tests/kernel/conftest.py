@@ -11,7 +11,7 @@ from tests.kernel.ground import SLOW_MACHINE, Ports, Site
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes ten seconds or more")
-    config.addinivalue_line("markers", "daemon: about the daemon, so another kernel would say nothing new")
+    config.addinivalue_line("markers", "daemon: about the daemon: another kernel would say little new")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,8 +9,6 @@ import pytest
 from lab.netns import Namespace
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, Street
 
-pytestmark = pytest.mark.daemon
-
 _MULTI = Path("/usr/sbin/xtables-legacy-multi")
 _NAMES = [f"{program}{what}" for program in ("iptables", "ip6tables") for what in ("", "-save", "-restore")]
 
@@ -23,7 +21,10 @@ def _usable() -> bool:
         return space.run(str(_MULTI), "iptables", "-t", "nat", "-S", check=False).returncode == 0
 
 
-pytestmark = pytest.mark.skipif(not _usable(), reason="the kernel, or this machine, has no legacy iptables")
+pytestmark = [
+    pytest.mark.daemon,
+    pytest.mark.skipif(not _usable(), reason="the kernel, or this machine, has no legacy iptables"),
+]
 
 
 @pytest.fixture(scope="module")

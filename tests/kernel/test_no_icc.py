@@ -8,6 +8,8 @@ from lab import mirror
 from tests.kernel.crossings import everywhere, reached
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, PORT, Box, Street
 
+pytestmark = pytest.mark.daemon
+
 GATEWAY4, GATEWAY6 = "172.26.0.1", "fd26::1"
 
 

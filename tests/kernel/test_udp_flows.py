@@ -10,6 +10,8 @@ from lab.netns import Namespace
 from lab.waiting import wait_until
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, Street
 
+pytestmark = pytest.mark.daemon
+
 _PORT = 8080
 _PAUSE_S = 0.2
 
