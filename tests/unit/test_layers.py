@@ -19,8 +19,8 @@ ALLOWED: dict[str, set[str]] = {
     "relay": {"errors"},
     "docker_proxy": {"errors", "relay"},
     "daemon": {"errors", "model", "plan", "firewall", "kernel", "relay"},
-    # `run` makes the namespace that its command lives in, and `daemon` becomes the daemon.
-    "cli": {"errors", "plan", "kernel", "daemon", "relay"},
+    # `run` makes the namespace that its command lives in: only the command's own process can.
+    "cli": {"errors", "plan", "kernel"},
 }
 PURE = (
     "model.py",

@@ -27,9 +27,10 @@ from gangway.daemon.relay import Relay
 from gangway.daemon.service import Service
 from gangway.daemon.store import Store
 from gangway.errors import Conflict, GangwayError, HostRefused, Unsupported
-from gangway.kernel import ports, probe
+from gangway.kernel import probe
 from gangway.kernel.events import Notices
 from gangway.relay.log import Log
+from gangway.relay.privilege import raise_descriptor_limit
 
 _LOCK = "\0gangway-daemon"
 _UCRED = struct.Struct("iII")  # pid, uid, gid: unix(7)
@@ -137,7 +138,7 @@ def run(start: Start, ready: Callable[[], None]) -> None:
     """Runs a daemon to its end; `ready` is called when it serves.  GangwayError: it cannot."""
     if not probe.is_root():
         raise Unsupported("the daemon changes links, rules and settings of this host: run it as root")
-    ports.raise_descriptor_limit()
+    raise_descriptor_limit()
     with ExitStack() as stack:
         _claim(start, stack)
         store = Store(Path(start.config.state))

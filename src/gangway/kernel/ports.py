@@ -8,7 +8,6 @@ port.  An IPv6 socket is for IPv6 only: `0.0.0.0` and `::` are two mappings.
 """
 
 import errno
-import resource
 import socket
 
 from gangway.errors import Conflict, HostRefused, PortTaken, Unsupported
@@ -103,9 +102,3 @@ def _named(pid: int | None) -> str:
             return f"{file.read().strip()} (pid {pid})"
     except OSError:
         return f"pid {pid}"
-
-
-def raise_descriptor_limit() -> None:
-    """As many descriptors as the hard limit allows."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
