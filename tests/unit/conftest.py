@@ -4,8 +4,8 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-_FEWER = 8
-_EXAMPLES = _FEWER if "GANGWAY_VM" in os.environ else settings.default.max_examples
+_MANY, _FEWER = 100, 8
+_EXAMPLES = _FEWER if "GANGWAY_VM" in os.environ else _MANY
 
 settings.register_profile(
     "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=_EXAMPLES
