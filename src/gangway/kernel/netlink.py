@@ -17,6 +17,7 @@ Facts that it leans on:
 * An alias (ip-link(8)) is how links of ours are known again; nobody else's is touched.
 """
 
+import errno
 import os
 import socket
 from collections.abc import Collection, Iterable, Iterator
@@ -89,7 +90,11 @@ class Links:
         """Deletes a link, if it is there."""
         with doing(f"delete {name}"):
             for index in self._route.link_lookup(ifname=name):
-                self._route.link("del", index=index)
+                try:
+                    self._route.link("del", index=index)
+                except NetlinkError as error:
+                    if error.code != errno.ENODEV:  # it went with its namespace meanwhile
+                        raise
 
     def attach(
         self,
