@@ -215,12 +215,12 @@ def _container(name: str) -> str:
 
 
 def _detach_if_there(path: str, container: str) -> None:
-    """The daemon may have noticed already."""
+    """The daemon may have noticed already; and the exit code is the command's, whatever comes of this."""
     try:
         ask(path, "DELETE", f"/endpoints/{_part(container)}")
     except Refused as error:
         if error.kind != "Conflict":
-            raise
+            print(f"gangway: {error}", file=sys.stderr)
 
 
 def _show(found: list[Any], as_json: bool, show: Callable[[], None]) -> None:
