@@ -38,6 +38,7 @@ def _with_socket(command: _Command) -> _Command:
     return option(command)
 
 
+_container_argument = click.argument("container", callback=lambda _context, _option, name: _container(name))
 _json = click.option("--json", "as_json", is_flag=True, help="As JSON, an array.")
 _ports = click.option(
     "-p", "--publish", "ports", metavar="PORTS", multiple=True, help="[HOST-IP:]HOST-PORT[-END]:PORT[-END][/PROTO]"
@@ -99,7 +100,7 @@ def remove_network(path: str, name: str) -> None:
 
 
 @gangway.command()
-@click.argument("container", callback=lambda _context, _option, name: _container(name))
+@_container_argument
 @click.option("--network", default="", help="The network; gangway0, which is made on demand, if left out.")
 @click.option("--ip", "addresses", multiple=True, help="An address for it; a free one if left out.")
 @_with_socket
@@ -109,7 +110,7 @@ def attach(path: str, **given: Any) -> None:
 
 
 @gangway.command()
-@click.argument("container", callback=lambda _context, _option, name: _container(name))
+@_container_argument
 @_with_socket
 def detach(path: str, container: str) -> None:
     """Takes CONTAINER off its network; its ports are withdrawn."""
@@ -117,7 +118,7 @@ def detach(path: str, container: str) -> None:
 
 
 @gangway.command()
-@click.argument("container", callback=lambda _context, _option, name: _container(name))
+@_container_argument
 @_ports
 @_with_socket
 def publish(path: str, container: str, ports: tuple[str, ...]) -> None:
@@ -129,7 +130,7 @@ def publish(path: str, container: str, ports: tuple[str, ...]) -> None:
 
 
 @gangway.command()
-@click.argument("container", callback=lambda _context, _option, name: _container(name))
+@_container_argument
 @_ports
 @_with_socket
 def unpublish(path: str, container: str, ports: tuple[str, ...]) -> None:

@@ -2,7 +2,7 @@
 
 What this file knows: paths, methods, status codes.  What it must not know: how anything is brought about.
 
-How it works.  `ROUTES` says all: method, path, what comes in, what goes out; the handlers and the OpenAPI document are
+How it works.  `OPERATIONS` says all: method, path, what comes in, what goes out; handlers and OpenAPI document are
 made of it.  Requests are carried out one after the other in one thread: what they do to this host has an order, and the
 loop stays free to listen.
 

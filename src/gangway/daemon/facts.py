@@ -37,14 +37,35 @@ def shared_chains(family: int) -> tuple[str, ...]:
     return filtering, _LEGACY_CHAIN[family], filtering.replace(" filter ", " mangle ")
 
 
+class Tools:
+    """The firewalls that this host has.  Each is tried once: that takes a while, and a host is looked at often."""
+
+    def __init__(self) -> None:
+        self.nft = apply.Nftables.if_there()
+        self._whys: dict[Firewall, str | None] = {}
+        self._legacy: dict[int, bool] = {}
+
+    def unusable(self, firewall: Firewall) -> str | None:
+        """Why a firewall cannot be used here; None if it can."""
+        if firewall not in self._whys:
+            self._whys[firewall] = _try(firewall, self.nft)
+        return self._whys[firewall]
+
+    def is_legacy(self, family: int) -> bool:
+        """Whether iptables is the variant that has tables of its own."""
+        if family not in self._legacy:
+            self._legacy[family] = apply.Iptables(family).is_legacy
+        return self._legacy[family]
+
+
 def gather(
-    config: Config, nft: apply.Nftables | None, chains: Chains, links: Collection[Link], switched_on: frozenset[int]
+    config: Config, tools: Tools, chains: Chains, links: Collection[Link], switched_on: frozenset[int]
 ) -> HostFacts:
     """All of them, now; `links` are other programs'.  Unsupported: no firewall as it was asked for can be used here."""
     forwarding = frozenset(family for family in _FAMILIES if probe.forwards(family))
     closing = frozenset(_FAMILIES) - (forwarding - switched_on) if config.ip_forward else frozenset()
-    firewall = _choose(config.firewall, nft, chains, closing)
-    droppers = {family: _dropper(firewall, family, chains[family]) for family in _FAMILIES}
+    firewall = _choose(config.firewall, tools, chains, closing)
+    droppers = {family: _dropper(firewall, family, chains[family], tools) for family in _FAMILIES}
     filtered = frozenset(family for family in _FAMILIES if probe.bridge_filtered(family))
     return HostFacts(
         firewall=firewall,
@@ -87,17 +108,17 @@ def _bridges(links: Collection[Link]) -> tuple[str, ...]:
     return tuple(sorted(link.name for link in links if link.kind == "bridge" and is_interface_name(link.name)))
 
 
-def _choose(asked: str, nft: apply.Nftables | None, chains: Chains, closing: Collection[int]) -> Firewall:
+def _choose(asked: str, tools: Tools, chains: Chains, closing: Collection[int]) -> Firewall:
     if asked != "auto":
         firewall = Firewall(asked)
-        why = _unusable(firewall, nft)
+        why = tools.unusable(firewall)
         if why is not None:
             raise Unsupported(f"the firewall {firewall} cannot be used: {why}; or start the daemon with {_WITHOUT}")
         return firewall
-    no_nftables = _unusable(Firewall.NFTABLES, nft)
+    no_nftables = tools.unusable(Firewall.NFTABLES)
     if no_nftables is None and not any(_decides(chains[family], family, closing) for family in _FAMILIES):
         return Firewall.NFTABLES
-    no_iptables = _unusable(Firewall.IPTABLES, nft)
+    no_iptables = tools.unusable(Firewall.IPTABLES)
     if no_iptables is None:
         return Firewall.IPTABLES
     if no_nftables is None:
@@ -114,8 +135,8 @@ def _decides(chains: dict[str, str], family: int, closing: Collection[int]) -> b
     return "drop" in policies or (family in closing and any(policies))
 
 
-def _unusable(firewall: Firewall, nft: apply.Nftables | None) -> str | None:
-    """Why a firewall cannot be used here; None if it can."""
+def _try(firewall: Firewall, nft: apply.Nftables | None) -> str | None:
+    """What is in the way."""
     try:
         if firewall is Firewall.NFTABLES:
             (nft or apply.Nftables()).chains()
@@ -127,9 +148,9 @@ def _unusable(firewall: Firewall, nft: apply.Nftables | None) -> str | None:
     return None
 
 
-def _dropper(firewall: Firewall, family: int, chains: dict[str, str]) -> str | None:
+def _dropper(firewall: Firewall, family: int, chains: dict[str, str], tools: Tools) -> str | None:
     """Who drops what our rules accept."""
     own = None
     if firewall is Firewall.IPTABLES:
-        own = (_LEGACY_CHAIN if apply.Iptables(family).is_legacy else _IPTABLES_CHAIN)[family]
+        own = (_LEGACY_CHAIN if tools.is_legacy(family) else _IPTABLES_CHAIN)[family]
     return next((name for name, policy in chains.items() if policy == "drop" and name != own), None)

@@ -55,15 +55,15 @@ class Reserving:
             yield given
         elif given is None and request.protocol not in self._missing:
             for _ in range(_TRIES):
-                yield from self._free(request)
+                yield self._free(request)
         else:
             numbers = given or _DYNAMIC
             yield from (PortRange(port, port) for port in range(numbers.first, numbers.last + 1))
 
-    def _free(self, request: PortRequest) -> Iterator[PortRange]:
+    def _free(self, request: PortRequest) -> PortRange:
         with ports.take(request.protocol.value, str(request.host_addresses[0]), 0) as sock:
             number = sock.getsockname()[1]
-        yield PortRange(number, number)
+        return PortRange(number, number)
 
     def _take(self, request: PortRequest, host_ports: PortRange) -> tuple[list[PortMapping], Reserved]:
         mappings: list[PortMapping] = []

@@ -25,7 +25,6 @@ from gangway.daemon.reconcile import Ports, State, Step, diff, link_name
 from gangway.daemon.relay import Relay
 from gangway.daemon.store import Store
 from gangway.errors import GangwayError, HostRefused
-from gangway.firewall import apply
 from gangway.kernel import events, netns
 from gangway.kernel.netlink import Link, Links
 from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts, Plan
@@ -40,12 +39,12 @@ class Upkeep:
         self._store = store
         self._relay = relay
         self._log = log
-        self._nft = apply.Nftables.if_there()
+        self._tools = facts.Tools()
         self._links = Links()
         self._alias = f"gangway {_identity(store)}"
         borrowed = Borrowed(store)
         self._switches = Switches(store, borrowed, self._links, self._filters, self._warn)
-        self._chains = facts.others(self._nft)
+        self._chains = facts.others(self._tools.nft)
         self.facts = self._gather()
         self._plan: Plan | None = None
         """Whose rules stand, as far as networks and facts go."""
@@ -54,7 +53,7 @@ class Upkeep:
         self._told: set[str] = set()
         """What was said about that."""
         relay.find()
-        rules = rules_for(self.facts.firewall, self._nft, store, config.chain_prefix)
+        rules = rules_for(self.facts.firewall, self._tools.nft, store, config.chain_prefix)
         self.hands = Hands(rules, self._links, relay, borrowed, self._switches, self._alias)
         self.hands.reuse_ports = config.relay_settings.tcp_tw_reuse
         self.ledger = Ledger(store, self.facts)
@@ -63,8 +62,8 @@ class Upkeep:
         """Lets go of sockets; changes nothing."""
         self._links.close()
         self._relay.close()
-        if self._nft is not None:
-            self._nft.close()
+        if self._tools.nft is not None:
+            self._tools.nft.close()
 
     def prepare(self) -> None:
         """What others have done meanwhile is put right before a request adds to it."""
@@ -146,7 +145,7 @@ class Upkeep:
     def _look_at_others(self, thorough: bool = False) -> None:
         """Only if the rules were changed by somebody else, or may have been unnoticed: it takes a while."""
         if thorough or events.generation() != self.hands.rules.generation:
-            self._chains = facts.others(self._nft)
+            self._chains = facts.others(self._tools.nft)
 
     def _filters(self, family: int) -> Collection[str]:
         """Other programs' chains for what is forwarded; one that has our rules only is not another's."""
@@ -159,7 +158,7 @@ class Upkeep:
 
     def _gather(self) -> HostFacts:
         links = [link for link in self._links.all().values() if not self._is_ours(link)]
-        return facts.gather(self._config, self._nft, self._chains, links, self._switches.switched_on)
+        return facts.gather(self._config, self._tools, self._chains, links, self._switches.switched_on)
 
     def _is_ours(self, link: Link) -> bool:
         return link.alias.startswith(self._alias)
@@ -172,7 +171,7 @@ class Upkeep:
         for text in _notes(self.facts, now, self._plan):
             self._warn(text)
         if now.firewall is not self.facts.firewall:
-            self.hands.rules = rules_for(now.firewall, self._nft, self._store, self._config.chain_prefix)
+            self.hands.rules = rules_for(now.firewall, self._tools.nft, self._store, self._config.chain_prefix)
         self.facts, self._plan = now, None
         self.ledger.decide(now)
 

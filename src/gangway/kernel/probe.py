@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 from gangway.kernel import sysctl
@@ -75,6 +76,7 @@ def _is_target(expression: dict[str, object], names: tuple[str, ...]) -> bool:
     return isinstance(said, dict) and said.get("name") in names
 
 
+@cache
 def boot_id() -> str:
     """This start of the machine (random(4)): settings that were changed before it are as they were."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
