@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-_PATIENCE_S = 5.0
+_PATIENCE_S = 15.0  # SCTP sends the first lost packet anew after 3 s only (RTO.Initial, RFC 9260, 16)
 _SCTP = 132
 _SELF = (sys.executable, "-I", "-S", __file__)
 

@@ -119,7 +119,7 @@ class Street:
         bare = address.partition("%")[0]
         try:
             with space.entered():
-                answer = mirror.ask_here(protocol, address, port, patience_s=3)
+                answer = mirror.ask_here(protocol, address, port)
         except mirror.NoAnswer:
             was_translated(self.host, protocol, bare, port)  # what was recorded is not to be taken for the next one's
             raise
