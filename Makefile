@@ -4,15 +4,18 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-APT_BUILD := python3-venv gcc libc6-dev musl-tools
-APT_DEMO  := iproute2 nftables
+APT_BUILD := python3-venv gcc libc6-dev musl-tools clang libbpf-dev
+APT_DEMO  := iproute2 nftables libbpf1
 APT_TEST  := $(APT_DEMO) curl iptables docker.io busybox-static
 APT_BENCH := $(APT_TEST) socat haproxy postgresql postgresql-contrib
 APT_VM    := qemu-system-x86 cpio kmod xz-utils
 
 .PHONY: build test test-vm lint bench demo demo-docker format clean
 
-build: $(BIN)/gangway $(BIN)/gangway-docker-proxy
+# What the programs in the kernel are compiled to; nothing is compiled when gangway runs.
+BPF := src/gangway/redirect/sockets.bpf.o
+
+build: $(BIN)/gangway $(BIN)/gangway-docker-proxy $(BPF)
 
 $(BIN)/gangway: pyproject.toml
 	@scripts/apt-need $(APT_BUILD)
@@ -23,6 +26,9 @@ $(BIN)/gangway: pyproject.toml
 
 $(BIN)/gangway-docker-proxy: launcher/docker-proxy.c | $(BIN)/gangway
 	musl-gcc -std=gnu11 -static -Os -Wall -Wextra -Werror -DVERSION=\"$(VERSION)\" -o $@ $<
+
+$(BPF): src/gangway/redirect/sockets.bpf.c | $(BIN)/gangway
+	clang -O2 -g -Wall -Wextra -Werror -target bpf -I/usr/include/$(shell gcc -print-multiarch) -c $< -o $@
 
 test: build
 	@scripts/apt-need $(APT_TEST)
@@ -55,4 +61,4 @@ demo-docker: build
 	@$(BIN)/python3 -m demo.docker
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) build $(BPF)

@@ -5,9 +5,10 @@ What this file knows: the settings file, and what needs root for as long as the 
 what the relay does, what a launcher wants.
 
 How it works.  A launcher starts this process with a unix socket that listens already (descriptor 3) and a pipe for
-its status (descriptor 2: `0\\n`, or why the relay cannot start).  It reads the settings, sets tcp_tw_reuse, forks the
-relay, which gives up root, and waits for its end.  Then it puts back what it set.  The unix socket stays open until
-that is done, so launchers that come meanwhile wait, and then start a new keeper: no two of them ever overlap.
+its status (descriptor 2: `0\\n`, or why the relay cannot start).  It reads the settings, sets tcp_tw_reuse, and forks
+the relay, which gives up root.  Until the relay ends it enters the relay's ports into the redirect, for which root is
+needed; then it puts back what it set.  The unix socket stays open until that is done, so launchers that come meanwhile
+wait, and then start a new keeper: no two of them ever overlap.
 
 Why tcp_tw_reuse.  All the relay's connections to a container come from one address, and it is the relay's side that
 stays in TIME_WAIT for 60 s: 28,000 ephemeral ports are used up in seconds, and connections then fail or crawl.  With
@@ -27,6 +28,8 @@ from pathlib import Path
 from types import TracebackType
 
 from gangway.errors import InvalidRequest
+from gangway.redirect.leases import serve
+from gangway.redirect.probe import netns_cookie
 from gangway.relay.log import Log, open_log
 from gangway.relay.process import run
 from gangway.relay.settings import Settings, checked
@@ -37,7 +40,6 @@ STATUS_FD, LISTENER_FD = 2, 3
 # another.
 START_S = 9
 _TW_REUSE = Path("/proc/sys/net/ipv4/tcp_tw_reuse")
-_SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
 
 
 def load_settings(path: Path) -> Settings:
@@ -101,18 +103,24 @@ class TwReuse:
 def _netns_cookie(sock: socket.socket) -> int:
     """The number of the network namespace of `sock`, or 0 where the kernel does not say."""
     try:
-        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+        return netns_cookie(sock)
     except OSError:
         return 0
 
 
 def keep(launchers: socket.socket, settings: Settings, log: Log) -> int:
     """Runs the relay, and waits for it; gives the exit status."""
+    channel, relays_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     relay = os.fork()
     if relay == 0:
-        _be_the_relay(launchers, settings, log)
+        channel.close()
+        _be_the_relay(launchers, relays_end, settings, log)
+    relays_end.close()
     signal.signal(signal.SIGTERM, lambda _signal, _frame: os.kill(relay, signal.SIGTERM))
     _say("")
+    with channel:
+        if settings.redirect:
+            serve(channel, lambda text: log.warning("%s", text))
     _, status = os.waitpid(relay, 0)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if status:
@@ -120,10 +128,10 @@ def keep(launchers: socket.socket, settings: Settings, log: Log) -> int:
     return 1 if status else 0
 
 
-def _be_the_relay(launchers: socket.socket, settings: Settings, log: Log) -> None:
+def _be_the_relay(launchers: socket.socket, channel: socket.socket, settings: Settings, log: Log) -> None:
     status = 1
     try:
-        run(launchers, settings, log, lambda: _say("0\n"), keeper=os.getppid())
+        run(launchers, settings, log, lambda: _say("0\n"), os.getppid(), channel)
         status = 0
     except Exception as error:
         _say(f"the relay cannot run: {error}")

@@ -8,7 +8,8 @@ mapping is decided by itself (`plan_mapping`), so one more costs the same howeve
 host address, hence clients of one family: 0.0.0.0 is IPv4's, `::` is IPv6's.
 
     is it published where the client asks?      no: blocked
-    loopback                                    the kernel does not route it: relay
+    loopback                                    redirect, if the host can; else relay, as the kernel does not route it
+    no firewall, host's own process and address the same
     the container has no address of the family  nothing can translate between them: relay
     no firewall                                 relay
     the host's own process, own address         nat, in OUTPUT; nothing is forwarded
@@ -49,6 +50,7 @@ class Road(StrEnum):
     """How it gets to the container."""
 
     NAT = "nat"
+    REDIRECT = "redirect"
     RELAY = "relay"
     BLOCKED = "blocked"
 
@@ -60,8 +62,14 @@ class Code(StrEnum):
     """A rule translates the destination.  Fact: the container's address and ports."""
     MASQUERADED = "masqueraded"
     """As above, and the source becomes the gateway's.  Fact: the same."""
+    REDIRECTED = "redirected"
+    """The destination of a socket is exchanged when it connects or sends.  Fact: the container's address and ports."""
+    REDIRECTED_AS_IPV4 = "redirected_as_ipv4"
+    """The same, of an IPv6 socket, to a container that has IPv4 only.  Fact: the same."""
     LOOPBACK = "loopback"
-    """The kernel does not route loopback addresses.  Fact: the addresses."""
+    """The kernel does not route loopback addresses, and redirects no socket of the protocol.  Fact: the addresses."""
+    NO_REDIRECT = "no_redirect"
+    """The kernel does not route loopback addresses, and there is no redirect.  Fact: why not."""
     LINK_LOCAL = "link_local"
     """The kernel forwards nothing from a link-local address.  Fact: the host address."""
     FAMILY = "family"
@@ -132,6 +140,8 @@ class HostFacts:
     """Other programs' bridges whose frames the firewall sees."""
     missing: frozenset[Protocol] = frozenset()
     """Protocols that the kernel has no sockets of."""
+    no_redirect: str = ""
+    """Why sockets cannot be redirected; empty: they can."""
 
     def dropper(self, family: int) -> str | None:
         """Who else drops what is forwarded, if anybody does."""
@@ -168,12 +178,15 @@ class MappingPlan:
     routes: tuple[Route, ...]
     is_nat: bool = field(init=False)
     """Rules translate it, for some client at least."""
+    is_redirected: bool = field(init=False)
+    """Sockets are redirected to it, for some client at least."""
     is_relayed: bool = field(init=False)
     """The relay carries it, for some client at least."""
 
     def __post_init__(self) -> None:
         roads = {route.road for route in self.routes}
         object.__setattr__(self, "is_nat", Road.NAT in roads)
+        object.__setattr__(self, "is_redirected", Road.REDIRECT in roads)
         object.__setattr__(self, "is_relayed", Road.RELAY in roads)
 
     @property
@@ -271,8 +284,7 @@ FORWARDING_SETTING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding
 def asked_at(planned: MappingPlan, host_address: Address) -> Iterator[Route]:
     """The routes of clients that ask `host_address` of a mapping that includes it: `LINK_LOCAL` takes effect here."""
     for route in planned.routes:
-        link_local = host_address.version == 6 and host_address.is_link_local
-        if route.road is Road.NAT and link_local:
+        if route.road in (Road.NAT, Road.REDIRECT) and _is_link_local(host_address):
             yield _by_relay(route.origin, route.neighbour, Reason(Code.LINK_LOCAL, str(host_address)))
         else:
             yield route
@@ -289,9 +301,13 @@ def _route(
     blocked = _blocked(origin, mapping)
     if blocked is not None:
         return Route(origin, neighbour, Road.BLOCKED, blocked, Source.NOBODY)
+    target = f"{address} port {mapping.container_ports}"
+    if _is_redirected(origin, mapping, address, facts):
+        mapped = address.version != mapping.host_address.version
+        reason = Reason(Code.REDIRECTED_AS_IPV4 if mapped else Code.REDIRECTED, target)
+        return Route(origin, neighbour, Road.REDIRECT, reason, Source.GATEWAY)
     relayed = _relayed(origin, neighbour, mapping, address, network, facts)
     if relayed is None:
-        target = f"{address} port {mapping.container_ports}"
         if neighbour:
             return Route(origin, neighbour, Road.NAT, Reason(Code.MASQUERADED, target), Source.GATEWAY)
         return Route(origin, neighbour, Road.NAT, Reason(Code.TRANSLATED, target), Source.CLIENT)
@@ -314,18 +330,49 @@ def _blocked(origin: Origin, mapping: PortMapping) -> Reason | None:
     return None
 
 
+def _is_redirected(origin: Origin, mapping: PortMapping, address: Address, facts: HostFacts) -> bool:
+    """Whether a host process's socket can be aimed at the container.
+
+    An IPv6 socket can be connected to an IPv4 address, the other way round there is none.  Where a rule can serve the
+    host's own address it does, so that the container sees that address.
+    """
+    at = mapping.host_address
+    unruled = origin is Origin.HOST and facts.firewall is Firewall.NONE and not _is_link_local(at)
+    return (
+        (origin is Origin.LOOPBACK or unruled)
+        and not facts.no_redirect
+        and mapping.protocol is not Protocol.SCTP  # its sockets run no program when they connect
+        and address.version <= at.version
+    )
+
+
+def _unredirected(mapping: PortMapping, address: Address, facts: HostFacts) -> Reason:
+    """Why who asks a loopback address is relayed."""
+    at = mapping.host_address
+    if at.version < address.version:
+        return Reason(Code.FAMILY, str(address))
+    if mapping.protocol is Protocol.SCTP:
+        return Reason(Code.LOOPBACK, "127.0.0.0/8" if at.version == 4 else "::1")
+    return Reason(Code.NO_REDIRECT, facts.no_redirect)
+
+
+def _is_link_local(address: Address) -> bool:
+    """IPv6's, from which nothing is forwarded."""
+    return address.version == 6 and address.is_link_local
+
+
 def _relayed(
     origin: Origin, neighbour: bool, mapping: PortMapping, address: Address, network: Network, facts: HostFacts
 ) -> Reason | None:
     """Why no rule can serve a client; None if one can."""
     at = mapping.host_address
     if origin is Origin.LOOPBACK:
-        return Reason(Code.LOOPBACK, "127.0.0.0/8" if at.version == 4 else "::1")
+        return _unredirected(mapping, address, facts)
     if facts.firewall is Firewall.NONE:
         return Reason(Code.NO_FIREWALL)
     if address.version != at.version:
         return Reason(Code.FAMILY, str(address))
-    if at.version == 6 and at.is_link_local:
+    if _is_link_local(at):
         return Reason(Code.LINK_LOCAL, str(at))
     if origin is Origin.HOST:
         return None

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from gangway.daemon.reconcile import (
     Attachment,
     Change,
+    Entries,
     Flows,
     Forwarding,
     HostPort,
@@ -17,6 +18,7 @@ from gangway.daemon.reconcile import (
     Step,
     Target,
     Verb,
+    redirects_of,
 )
 from gangway.model import Endpoint, Protocol
 from gangway.plan import MappingPlan, NetworkPlan, Plan
@@ -31,6 +33,11 @@ PLANNED = {
     str(one): planned(one)
     for one in (mapping("0.0.0.0", "80"), mapping("::", "80"), mapping("0.0.0.0", "53", protocol=Protocol.UDP))
 }
+# Of a range that leads here, or there: the same keys, other values.
+HERE, THERE = (
+    dict(redirects_of(planned(mapping("0.0.0.0", "8000-8010", container_ports))))
+    for container_ports in ("80-90", "90-100")
+)
 PLANS = (
     None,
     whole(NFTABLES, networks=(WEB,)),
@@ -52,6 +59,7 @@ class Host:
     attachments: dict[str, Attachment | None] = field(default_factory=dict)
     isolated: set[str] = field(default_factory=set)
     ports: dict[HostPort, Target] = field(default_factory=dict)
+    redirects: dict[bytes, bytes] = field(default_factory=dict)
     mappings: dict[str, MappingPlan] = field(default_factory=dict)
     plan: Plan | None = None
     forwarding: frozenset[int] = frozenset()
@@ -60,7 +68,8 @@ class Host:
     def of(cls, state: State) -> "Host":
         """As it is in a state."""
         host = cls(dict(state.bridges), dict(state.attachments), set(state.isolated), dict(state.ports))
-        host.mappings, host.plan, host.forwarding = dict(state.mappings), state.plan, state.forwarding
+        host.redirects, host.mappings = dict(state.redirects), dict(state.mappings)
+        host.plan, host.forwarding = state.plan, state.forwarding
         return host
 
     def do(self, step: Step) -> None:
@@ -71,6 +80,11 @@ class Host:
                 self.ports |= dict(of)
             case Verb.DROP, Ports(of):
                 assert all(self.ports.pop(port) == target for port, target in of)
+            case Verb.ENTER, Entries(of):
+                assert not dict(of).keys() & self.redirects.keys(), "it has to be erased before"
+                self.redirects |= dict(of)
+            case Verb.ERASE, Entries(of):
+                assert all(self.redirects.pop(key) == value for key, value in of)
             case Verb.REWRITE, Rewrite(before, after):
                 assert self.plan is before
                 self.plan = after
@@ -113,11 +127,13 @@ def states(draw: st.DrawFn, of_mappings: bool, isolation: bool = False) -> State
     ends = draw(st.sets(st.sampled_from([name for name, bridge in ENDS.items() if bridge in bridges] or ["-"]))) - {"-"}
     isolated = {name for name in sorted(ends) if isolation and draw(st.booleans())}
     names = draw(st.sets(st.sampled_from(sorted(PLANNED)))) if of_mappings else set()
+    keys = sorted(draw(st.sets(st.sampled_from(sorted(HERE)))))
     return State(
         {name: BRIDGES[name] for name in sorted(bridges)},
         {name: attachment(name, name in isolated) for name in sorted(ends)},
         frozenset(isolated),
         draw(st.dictionaries(st.sampled_from(PORTS), st.sampled_from(TARGETS))),
+        {key: draw(st.sampled_from((HERE, THERE)))[key] for key in keys},
         {name: PLANNED[name] for name in sorted(names)},
         None if of_mappings else draw(st.sampled_from(PLANS)),
         draw(st.frozensets(st.sampled_from((4, 6)))),

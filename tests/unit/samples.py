@@ -10,6 +10,8 @@ from gangway.plan import Firewall, HostFacts, MappingPlan, Plan, Wanted, plan, p
 NFTABLES = HostFacts(Firewall.NFTABLES)
 IPTABLES = HostFacts(Firewall.IPTABLES)
 NONE = HostFacts(Firewall.NONE)
+NO_CGROUPS = "this kernel has no cgroup v2"
+NO_REDIRECT = HostFacts(Firewall.NFTABLES, no_redirect=NO_CGROUPS)
 
 
 def network(
@@ -28,6 +30,7 @@ WEB = network()
 BACK = network("back", "172.31.0.0/24,fd31::/64", masquerade=False, icc=False)
 INNER = network("inner", "172.29.0.0/24,fd29::/64", internal=True)
 FOUR = network("four", "172.28.0.0/24")
+SIX = network("six", "fd28::/64")
 
 
 def endpoint(of: Network = WEB, container: str = "box") -> Endpoint:
@@ -83,8 +86,9 @@ FACTS = st.builds(
     bridge_filtered=_FAMILIES,
     foreign_bridges=st.sampled_from(((), ("docker0",), ("br0", "virbr0"))),
     missing=st.frozensets(st.sampled_from(Protocol)),
+    no_redirect=st.sampled_from(("", NO_CGROUPS)),
 )
-NETWORKS = st.sampled_from((WEB, BACK, INNER, FOUR))
+NETWORKS = st.sampled_from((WEB, BACK, INNER, FOUR, SIX))
 HOST_ADDRESSES = tuple(
     map(ip_address, ("0.0.0.0", "::", "127.0.0.1", "::1", "192.0.2.5", "2001:db8::5", "fe80::5", "169.254.0.5"))
 )

@@ -1,5 +1,6 @@
 """A plan as iptables rules: the whole text for some plans, the article's listings, and which rules a client meets."""
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -10,7 +11,7 @@ from gangway.firewall.iptables import Table, batch, built_in, chain_of, missing,
 from gangway.model import Endpoint, Network, PortMapping
 from gangway.plan import Firewall, HostFacts, Origin, Plan, Road, Wanted, plan
 from tests.unit.golden import FOLDER, assert_golden
-from tests.unit.samples import APART, BACK, FACTS, FORMS, FOUR, INNER, IPTABLES, WEB, mapping, planned, whole
+from tests.unit.samples import APART, BACK, FACTS, FORMS, FOUR, INNER, IPTABLES, NETWORKS, WEB, mapping, planned, whole
 
 PREFIX, DOCKER = "GANGWAY", "DOCKER"
 DOCKERS = HostFacts(Firewall.IPTABLES, own_bridge=False)
@@ -45,6 +46,15 @@ def dockers_plan() -> Plan:
 @pytest.mark.parametrize("name", PLANS)
 def test_the_whole_text(name: str, family: int) -> None:
     assert_golden(f"{name}{family}.iptables", batch(render(PLANS[name], family, PREFIX), (), {}))
+
+
+@given(APART, NETWORKS, FACTS, st.sampled_from((4, 6)))
+def test_rules_are_the_same_with_the_redirect_and_without(
+    many: list[PortMapping], network: Network, facts: HostFacts, family: int
+) -> None:
+    """It is about sockets that no rule serves."""
+    able, unable = (whole(replace(facts, no_redirect=why), *many, networks=(network,)) for why in ("", "why not"))
+    assert render(able, family, PREFIX) == render(unable, family, PREFIX)
 
 
 @pytest.mark.parametrize("listing", article())

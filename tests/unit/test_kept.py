@@ -2,19 +2,36 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gangway.errors import InvalidRequest
-from gangway.relay.kept import PAGE, Kept
+from gangway.relay.kept import MOST_HELD, PAGE, Kept
 from gangway.relay.stream import Backend
 
 # Text that comes near to a message: its words, in any number, order and spelling.
 WORDS = st.sampled_from(
-    ["keep", "drop", "kept", "tcp", "udp", "10.0.0.1", "::1", "80", "0", "65536", "-1", "\0", "\u0661"]
+    [
+        "keep",
+        "drop",
+        "kept",
+        "hold",
+        "held",
+        "tcp",
+        "udp",
+        "10.0.0.1",
+        "::1",
+        "80",
+        "0",
+        "1",
+        "65536",
+        "-1",
+        "\0",
+        "\u0661",
+    ]
 )
 NEARLY = st.lists(WORDS | st.text(max_size=5), max_size=7).map(" ".join)
 WEB = "tcp 0.0.0.0 80"
@@ -39,13 +56,15 @@ class Desk:
         self.ports: list[Port] = []
         self.leaving: list[Callable[[], None]] = []
         self.said: list[str] = []
+        self.given: list[list[int]] = []
+        """The descriptors that went with each answer."""
         self.trouble: Exception | None = None
         self.kept = Kept(self._publish, self._withdraw)
 
     def say(self, message: str, *fds: int) -> list[str]:
         """What is answered at once."""
         before = len(self.said)
-        self.kept.hear(message, list(fds), self.said.append)
+        self.kept.hear(message, list(fds), self._answer)
         return self.said[before:]
 
     def lines(self, offset: int) -> list[str]:
@@ -54,9 +73,20 @@ class Desk:
         assert ok == "ok"
         return lines
 
+    def held(self) -> list[int]:
+        """What it says that it holds."""
+        assert self.say("held") == ["ok"]
+        return self.given[-1]
+
     def close(self) -> None:
+        self.kept.let_go()
         for port in self.ports:
             port.close()
+
+    def _answer(self, text: str, fds: Sequence[int]) -> None:
+        assert all(map(is_open, fds))
+        self.said.append(text)
+        self.given.append(list(fds))
 
     def _publish(self, backend: Backend, sock: socket.socket) -> Port:
         if self.trouble is not None:
@@ -92,6 +122,15 @@ def is_open(fd: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def some(count: int) -> list[int]:
+    """Descriptors of something that is no socket, as what is held is."""
+    return [os.open(os.devnull, os.O_RDONLY) for _ in range(count)]
+
+
+def are_open(fds: Iterable[int]) -> set[bool]:
+    return set(map(is_open, fds))
 
 
 def test_a_port_is_kept_with_its_socket(desk: Desk) -> None:
@@ -182,6 +221,11 @@ def test_what_is_kept_is_told_by_the_page(desk: Desk, count: int) -> None:
         "kept 99999999999999999999",
         "kept 0 1",
         "KEPT 0",
+        "hold",
+        "hold one",
+        "hold 1 1",
+        "HOLD 1",
+        "held 0",
         "lease tcp 172.17.0.2 8000",
         "",
     ],
@@ -204,10 +248,98 @@ def test_what_is_told_comes_with_a_socket_in_vain(desk: Desk) -> None:
     assert not is_open(fd)
 
 
-@given(st.text() | NEARLY | NEARLY.map("keep tcp 0.0.0.0 {}".format))
-def test_any_message_is_answered_once_and_leaves_no_descriptor(message: str) -> None:
-    desk, fd = Desk(), one_socket()
-    answers = desk.say(message, fd)
-    assert len(answers) == 1
-    assert (answers == ["ok"]) == (len(desk.kept) == 1) == is_open(fd)
+def test_what_does_not_become_a_port_is_closed(desk: Desk) -> None:
+    (fd,) = some(1)
+    (answer,) = desk.say(f"keep {WEB} 172.17.0.2 8000", fd)
+    assert answer.startswith("error ")
+    assert (len(desk.kept), is_open(fd)) == (0, False)
+
+
+def test_of_several_descriptors_one_is_the_ports(desk: Desk) -> None:
+    fds = [one_socket(), one_socket()]
+    assert desk.say(f"keep {WEB} 172.17.0.2 8000", *fds) == ["ok"]
+    assert sorted(map(is_open, fds)) == [False, True]
+
+
+@pytest.mark.parametrize("count", [1, 13, MOST_HELD])
+def test_what_is_held_stays_open_and_can_be_had_again(desk: Desk, count: int) -> None:
+    fds = some(count)
+    assert desk.say(f"hold {count}", *fds) == ["ok"]
+    assert desk.held() == desk.held() == fds, "in the order in which they came"
+    assert are_open(fds) == {True}
+    assert len(desk.kept) == 0, "nothing is published by it"
+
+
+def test_at_first_nothing_is_held(desk: Desk) -> None:
+    assert desk.held() == []
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_what_is_held_takes_the_place_of_what_was(desk: Desk, count: int) -> None:
+    before, after = some(2), some(count)
+    desk.say("hold 2", *before)
+    assert desk.say(f"hold {count}", *after) == ["ok"]
+    assert desk.held() == after
+    assert are_open(before) == {False}
+    assert are_open(after) <= {True}
+
+
+@pytest.mark.parametrize("said", [0, 1, 3, 33, -2])
+def test_if_not_all_came_what_was_held_before_stays(desk: Desk, said: int) -> None:
+    """The kernel drops what there is no descriptor for."""
+    before, came = some(2), some(2)
+    desk.say("hold 2", *before)
+    (answer,) = desk.say(f"hold {said}", *came)
+    assert answer.startswith("error not all of them came")
+    assert desk.held() == before
+    assert (are_open(before), are_open(came)) == ({True}, {False})
+
+
+def test_a_worker_lets_go_of_what_is_held(desk: Desk) -> None:
+    fds = some(3)
+    desk.say("hold 3", *fds)
+    desk.kept.let_go()
+    assert are_open(fds) == {False}
+    assert desk.held() == []
+    desk.kept.let_go()
+
+
+def test_who_asks_what_is_held_gives_nothing(desk: Desk) -> None:
+    held, given = some(1), some(1)
+    desk.say("hold 1", *held)
+    assert desk.say("held", *given) == ["ok"]
+    assert desk.given[-1] == held
+    assert are_open(given) == {False}
+
+
+def test_what_is_held_goes_with_no_other_answer(desk: Desk) -> None:
+    desk.say("hold 1", *some(1))
+    for message in ("kept 0", f"drop {WEB}", "nonsense", f"keep {WEB} 172.17.0.2 8000"):
+        desk.say(message)
+        assert desk.given[-1] == []
+
+
+def test_a_port_comes_and_goes_beside_what_is_held(desk: Desk) -> None:
+    held, sock = some(2), one_socket()
+    desk.say("hold 2", *held)
+    desk.say(f"keep {WEB} 172.17.0.2 8000", sock)
+    assert desk.held() == held
+    desk.say(f"drop {WEB}")
+    assert (are_open(held), is_open(sock)) == ({True}, False)
+
+
+@given(st.text() | NEARLY | NEARLY.map("keep tcp 0.0.0.0 {}".format) | NEARLY.map("hold {}".format), st.integers(0, 3))
+@example("hold 1", 1)
+@example("hold \u0661", 1)
+@example("hold 0", 0)
+def test_any_message_is_answered_once_and_leaves_no_descriptor(message: str, count: int) -> None:
+    """But a port's, or what it holds: and then all of it."""
+    desk, before, fds = Desk(), some(1), [one_socket() for _ in range(count)]
+    desk.say("hold 1", *before)
+    assert len(desk.say(message, *fds)) == 1
+    held = desk.held()
+    left = [fd for fd in before + fds if is_open(fd)]
+    assert left == held + [port.sock.fileno() for port in desk.ports]
+    assert held in (before, fds)
     desk.close()
+    assert are_open(before + fds) == {False}

@@ -16,9 +16,10 @@ ALLOWED: dict[str, set[str]] = {
     "plan": {"errors", "model"},
     "firewall": {"errors", "model", "plan"},
     "kernel": {"errors"},
+    "redirect": {"errors"},
     "relay": {"errors"},
-    "docker_proxy": {"errors", "relay"},
-    "daemon": {"errors", "model", "plan", "firewall", "kernel", "relay"},
+    "docker_proxy": {"errors", "redirect", "relay"},
+    "daemon": {"errors", "model", "plan", "firewall", "kernel", "redirect", "relay"},
     # `run` makes the namespace that its command lives in: only the command's own process can.
     "cli": {"errors", "plan", "kernel"},
 }
@@ -30,6 +31,7 @@ PURE = (
     "daemon/reconcile.py",
     "daemon/taken.py",
     "daemon/messages.py",
+    "redirect/entries.py",
     "relay/flow.py",
     "relay/settings.py",
 )

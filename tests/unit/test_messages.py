@@ -101,6 +101,7 @@ def test_a_mapping_is_told_with_the_road_of_each_kind_of_client() -> None:
         "host_ports": "8000-8001",
         "container_address": "fd30::2",
         "container_ports": "80-81",
+        "redirected": 0,
     }
     assert [(route["origin"], route["neighbour"]) for route in routes] == [
         ("loopback", False),
@@ -112,9 +113,9 @@ def test_a_mapping_is_told_with_the_road_of_each_kind_of_client() -> None:
     assert routes[0] == {
         "origin": "loopback",
         "neighbour": False,
-        "road": "relay",
-        "code": "loopback",
-        "fact": "::1",
+        "road": "redirect",
+        "code": "redirected",
+        "fact": "fd30::2 port 80-81",
         "source": "gateway",
         "rules": [],
     }
@@ -123,10 +124,14 @@ def test_a_mapping_is_told_with_the_road_of_each_kind_of_client() -> None:
 def test_a_mapping_may_be_told_with_some_routes_only() -> None:
     found = planned(mapping("0.0.0.0"))
     route = RouteAnswer.of(found.routes[1], ("output: first", "published: second"))
-    told = MappingAnswer.of(found, [route])
+    told = MappingAnswer.of(found, routes=[route])
     assert told.routes == [route]
     assert route.rules == ["output: first", "published: second"]
-    assert MappingAnswer.of(found, []).routes == []
+    assert MappingAnswer.of(found, routes=[]).routes == []
+
+
+def test_a_mapping_is_told_with_how_often_sockets_were_redirected_to_it() -> None:
+    assert msgspec.to_builtins(MappingAnswer.of(planned(mapping("0.0.0.0")), 1 << 40))["redirected"] == 1 << 40
 
 
 @pytest.mark.parametrize("word", list(Origin))

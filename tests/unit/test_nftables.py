@@ -56,6 +56,15 @@ def test_what_rules_do_not_carry_is_not_in_them() -> None:
     assert render(PLANS["family"]) == render(whole(NFTABLES, mapping("0.0.0.0", "8000", "80"), networks=(FOUR,)))
 
 
+@given(APART, NETWORKS, FACTS)
+def test_rules_are_the_same_with_the_redirect_and_without(
+    many: list[PortMapping], network: Network, facts: HostFacts
+) -> None:
+    """It is about sockets that no rule serves."""
+    able, unable = (whole(replace(facts, no_redirect=why), *many, networks=(network,)) for why in ("", "why not"))
+    assert render(able) == render(unable)
+
+
 def test_the_table_is_made_anew_in_one_transaction() -> None:
     text = render(PLANS["one"])
     assert text.startswith(remove())

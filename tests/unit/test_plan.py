@@ -1,12 +1,28 @@
 """Which road each kind of client gets, and why: every cell of the matrix, and what turns a cell."""
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
 from gangway.model import Network, Protocol
-from gangway.plan import Code, Firewall, HostFacts, MappingPlan, Origin, Road, Source, asked_at, origins_of
-from tests.unit.samples import BACK, FOUR, INNER, IPTABLES, NFTABLES, NONE, WEB, endpoint, mapping, planned, whole
+from gangway.plan import Code, Firewall, HostFacts, MappingPlan, Origin, Reason, Road, Source, asked_at, origins_of
+from tests.unit.samples import (
+    BACK,
+    FOUR,
+    INNER,
+    IPTABLES,
+    NFTABLES,
+    NO_CGROUPS,
+    NO_REDIRECT,
+    NONE,
+    SIX,
+    WEB,
+    endpoint,
+    mapping,
+    planned,
+    whole,
+)
 
 WITH_RULES = (Firewall.NFTABLES, Firewall.IPTABLES)
 # The columns: loopback, host, remote, a container of another network, one of the same network (or the very same).
@@ -14,25 +30,31 @@ COLUMNS = [*((origin, False) for origin in Origin), (Origin.CONTAINER, True)]
 CELLS = {
     "e": (Road.BLOCKED, Source.NOBODY, Code.ELSEWHERE),
     "o": (Road.BLOCKED, Source.NOBODY, Code.LOOPBACK_ONLY),
+    "r": (Road.REDIRECT, Source.GATEWAY, Code.REDIRECTED),
+    "4": (Road.REDIRECT, Source.GATEWAY, Code.REDIRECTED_AS_IPV4),
     "L": (Road.RELAY, Source.GATEWAY, Code.LOOPBACK),
+    "x": (Road.RELAY, Source.GATEWAY, Code.NO_REDIRECT),
     "F": (Road.RELAY, Source.GATEWAY, Code.FAMILY),
     "K": (Road.RELAY, Source.GATEWAY, Code.LINK_LOCAL),
     "W": (Road.RELAY, Source.GATEWAY, Code.NO_FIREWALL),
     "n": (Road.NAT, Source.CLIENT, Code.TRANSLATED),
     "m": (Road.NAT, Source.GATEWAY, Code.MASQUERADED),
 }
-# Host address: with rules, with rules and a container of IPv4 only, without rules.
+# Host address: with rules, then without; and for each a container of both families, of IPv4 only, of IPv6 only.
 MATRIX = {
-    "0.0.0.0": ("Lnnnm", "Lnnnm", "LWWWW"),
-    "::": ("Lnnnm", "LFFFF", "LWWWW"),
-    "127.0.0.1": ("Loooo", "Loooo", "Loooo"),
-    "127.7.7.7": ("Loooo", "Loooo", "Loooo"),
-    "::1": ("Loooo", "Loooo", "Loooo"),
-    "192.0.2.5": ("ennnm", "ennnm", "eWWWW"),
-    "169.254.0.5": ("ennnm", "ennnm", "eWWWW"),
-    "2001:db8::5": ("ennnm", "eFFFF", "eWWWW"),
-    "fe80::5": ("eKKKK", "eFFFF", "eWWWW"),
+    "0.0.0.0": (("rnnnm", "rnnnm", "FFFFF"), ("rrWWW", "rrWWW", "FWWWW")),
+    "::": (("rnnnm", "4FFFF", "rnnnm"), ("rrWWW", "44WWW", "rrWWW")),
+    "127.0.0.1": (("roooo", "roooo", "Foooo"), ("roooo", "roooo", "Foooo")),
+    "127.7.7.7": (("roooo", "roooo", "Foooo"), ("roooo", "roooo", "Foooo")),
+    "::1": (("roooo", "4oooo", "roooo"), ("roooo", "4oooo", "roooo")),
+    "192.0.2.5": (("ennnm", "ennnm", "eFFFF"), ("erWWW", "erWWW", "eWWWW")),
+    "169.254.0.5": (("ennnm", "ennnm", "eFFFF"), ("erWWW", "erWWW", "eWWWW")),
+    "2001:db8::5": (("ennnm", "eFFFF", "ennnm"), ("erWWW", "e4WWW", "erWWW")),
+    "fe80::5": (("eKKKK", "eFFFF", "eKKKK"), ("eWWWW", "eWWWW", "eWWWW")),
 }
+# What becomes of the first cell, and of any other, where sockets are not redirected.
+NEVER = str.maketrans("r4", "LL"), str.maketrans("r4", "WW")
+LACKING = str.maketrans("r4", "xx"), str.maketrans("r4", "WW")
 
 
 def codes(found: MappingPlan) -> list[Code]:
@@ -44,39 +66,59 @@ def turned(facts: HostFacts) -> list[list[Code]]:
     return [codes(planned(mapping(at), facts)) for at in ("0.0.0.0", "::")]
 
 
-USUAL = [Code.LOOPBACK, Code.TRANSLATED, Code.TRANSLATED, Code.TRANSLATED, Code.MASQUERADED]
+USUAL = [Code.REDIRECTED, Code.TRANSLATED, Code.TRANSLATED, Code.TRANSLATED, Code.MASQUERADED]
 
 
+@pytest.mark.parametrize("lacking", ["", NO_CGROUPS], ids=["redirect", "no redirect"])
 @pytest.mark.parametrize("protocol", Protocol)
 @pytest.mark.parametrize("firewall", Firewall)
-@pytest.mark.parametrize("network", [WEB, FOUR], ids=["both", "ipv4"])
+@pytest.mark.parametrize("network", [WEB, FOUR, SIX], ids=["both", "ipv4", "ipv6"])
 @pytest.mark.parametrize("at", MATRIX)
-def test_every_cell_of_the_matrix(at: str, network: Network, firewall: Firewall, protocol: Protocol) -> None:
-    both, only_four, none = MATRIX[at]
-    cells = none if firewall is Firewall.NONE else both if network is WEB else only_four
-    found = planned(mapping(at, protocol=protocol), HostFacts(firewall), network)
+def test_every_cell_of_the_matrix(
+    at: str, network: Network, firewall: Firewall, protocol: Protocol, lacking: str
+) -> None:
+    cells = MATRIX[at][firewall is Firewall.NONE][(WEB, FOUR, SIX).index(network)]
+    if protocol is Protocol.SCTP or lacking:
+        first, other = NEVER if protocol is Protocol.SCTP else LACKING
+        cells = cells[0].translate(first) + cells[1:].translate(other)
+    found = planned(mapping(at, protocol=protocol), HostFacts(firewall, no_redirect=lacking), network)
     assert [(route.origin, route.neighbour) for route in found.routes] == COLUMNS
     assert [(route.road, route.source, route.reason.code) for route in found.routes] == [CELLS[one] for one in cells]
     assert found.is_nat == bool(set(cells) & set("nm"))
-    assert found.is_relayed == bool(set(cells) & set("LFKW"))
+    assert found.is_redirected == bool(set(cells) & set("r4"))
+    assert found.is_relayed == bool(set(cells) & set("LxFKW"))
 
 
 @pytest.mark.parametrize("facts", [NFTABLES, IPTABLES])
 def test_an_ipv4_client_of_a_container_with_ipv6_only_is_relayed(facts: HostFacts) -> None:
-    only_six = Network("six", "gw-six", BACK.subnets[1:], BACK.gateways[1:])
-    assert codes(planned(mapping("0.0.0.0"), facts, only_six)) == [Code.LOOPBACK, *[Code.FAMILY] * 4]
-    assert codes(planned(mapping("::"), facts, only_six)) == USUAL
+    """No socket of IPv4 can be connected to an address of IPv6."""
+    found = planned(mapping("0.0.0.0"), facts, SIX)
+    assert codes(found) == [Code.FAMILY] * 5
+    assert {(route.road, route.reason.fact) for route in found.routes} == {(Road.RELAY, "fd28::2")}
+    assert codes(planned(mapping("::"), facts, SIX)) == USUAL
+
+
+@pytest.mark.parametrize("lacking", ["", NO_CGROUPS], ids=["redirect", "no redirect"])
+def test_sockets_of_sctp_are_never_redirected(lacking: str) -> None:
+    """They run no program when they connect, whatever the host has."""
+    for at in MATRIX:
+        for firewall in Firewall:
+            facts = HostFacts(firewall, no_redirect=lacking)
+            assert not planned(mapping(at, protocol=Protocol.SCTP), facts).is_redirected
+    assert codes(planned(mapping("0.0.0.0", protocol=Protocol.SCTP)))[0] is Code.LOOPBACK
 
 
 @pytest.mark.parametrize(
     ("at", "facts", "reasons"),
     [
-        ("0.0.0.0", NFTABLES, ["127.0.0.0/8", "172.30.0.2 port 80", "172.30.0.2 port 80"]),
-        ("::", NFTABLES, ["::1", "fd30::2 port 80", "fd30::2 port 80"]),
-        ("127.0.0.1", NFTABLES, ["127.0.0.0/8", "127.0.0.1", "127.0.0.1"]),
+        ("0.0.0.0", NFTABLES, ["172.30.0.2 port 80", "172.30.0.2 port 80", "172.30.0.2 port 80"]),
+        ("::", NFTABLES, ["fd30::2 port 80", "fd30::2 port 80", "fd30::2 port 80"]),
+        ("127.0.0.1", NFTABLES, ["172.30.0.2 port 80", "127.0.0.1", "127.0.0.1"]),
+        ("::1", NO_REDIRECT, [NO_CGROUPS, "::1", "::1"]),
         ("192.0.2.5", NFTABLES, ["192.0.2.5", "172.30.0.2 port 80", "172.30.0.2 port 80"]),
         ("fe80::5", NFTABLES, ["fe80::5", "fe80::5", "fe80::5"]),
-        ("0.0.0.0", NONE, ["127.0.0.0/8", "", ""]),
+        ("0.0.0.0", NONE, ["172.30.0.2 port 80", "172.30.0.2 port 80", ""]),
+        ("0.0.0.0", replace(NONE, no_redirect=NO_CGROUPS), [NO_CGROUPS, "", ""]),
     ],
 )
 def test_a_reason_comes_with_its_fact(at: str, facts: HostFacts, reasons: list[str]) -> None:
@@ -85,10 +127,31 @@ def test_a_reason_comes_with_its_fact(at: str, facts: HostFacts, reasons: list[s
     assert [route.reason.fact for route in (loopback, host, neighbour)] == reasons
 
 
+@pytest.mark.parametrize(("at", "fact"), [("0.0.0.0", "127.0.0.0/8"), ("127.0.0.1", "127.0.0.0/8"), ("::", "::1")])
+def test_what_is_never_redirected_comes_with_the_addresses_that_are_not_routed(at: str, fact: str) -> None:
+    assert planned(mapping(at, protocol=Protocol.SCTP)).routes[0].reason.fact == fact
+
+
+@pytest.mark.parametrize(
+    ("at", "network", "target"),
+    [
+        ("0.0.0.0", WEB, "172.30.0.2"),
+        ("::", WEB, "fd30::2"),
+        ("::", FOUR, "172.28.0.2"),
+        ("192.0.2.5", FOUR, "172.28.0.2"),
+    ],
+)
+def test_a_socket_is_redirected_to_the_containers_address_and_ports(at: str, network: Network, target: str) -> None:
+    found = planned(mapping(at, "8000-8010", "80-90"), NONE, network)
+    redirected = [route for route in found.routes if route.road is Road.REDIRECT]
+    assert redirected
+    assert {(route.reason.fact, route.source) for route in redirected} == {(f"{target} port 80-90", Source.GATEWAY)}
+
+
 @pytest.mark.parametrize("firewall", WITH_RULES)
 def test_without_forwarding_only_the_host_is_translated(firewall: Firewall) -> None:
     off = HostFacts(firewall, forwarding=frozenset({6}), may_forward=False)
-    relayed = [Code.LOOPBACK, Code.TRANSLATED, *[Code.NOT_FORWARDED] * 3]
+    relayed = [Code.REDIRECTED, Code.TRANSLATED, *[Code.NOT_FORWARDED] * 3]
     assert turned(off) == [relayed, USUAL]
     assert planned(mapping("0.0.0.0"), off).routes[2].reason.fact == "net.ipv4.ip_forward"
     off = HostFacts(firewall, forwarding=frozenset(), may_forward=False)
@@ -104,7 +167,7 @@ def test_forwarding_that_may_be_switched_on_counts_as_on(firewall: Firewall) -> 
 @pytest.mark.parametrize("firewall", WITH_RULES)
 def test_where_others_drop_only_the_host_is_translated(firewall: Firewall) -> None:
     facts = HostFacts(firewall, forward_droppers=((6, "ip6 theirs drop"),))
-    assert turned(facts) == [USUAL, [Code.LOOPBACK, Code.TRANSLATED, *[Code.FORWARD_DROPPED] * 3]]
+    assert turned(facts) == [USUAL, [Code.REDIRECTED, Code.TRANSLATED, *[Code.FORWARD_DROPPED] * 3]]
     assert planned(mapping("::"), facts).routes[3].reason.fact == "ip6 theirs drop"
     assert (facts.dropper(4), facts.dropper(6)) == (None, "ip6 theirs drop")
 
@@ -138,10 +201,23 @@ def test_without_sockets_and_rules_nobody_gets_anywhere() -> None:
 def test_who_asks_a_link_local_address_is_relayed() -> None:
     found = planned(mapping("::"))
     asked = list(asked_at(found, ip_address("fe80::1")))
-    assert [route.reason.code for route in asked] == [Code.LOOPBACK, *[Code.LINK_LOCAL] * 4]
-    assert {route.reason.fact for route in asked[1:]} == {"fe80::1"}
+    assert [route.reason.code for route in asked] == [Code.LINK_LOCAL] * 5
+    assert {route.reason.fact for route in asked} == {"fe80::1"}
     assert {(route.road, route.source) for route in asked} == {(Road.RELAY, Source.GATEWAY)}
     assert [(route.origin, route.neighbour) for route in asked] == COLUMNS
+
+
+@pytest.mark.parametrize("network", [WEB, FOUR, SIX], ids=["both", "ipv4", "ipv6"])
+def test_without_rules_too_who_asks_a_link_local_address_is_not_redirected(network: Network) -> None:
+    host = list(asked_at(planned(mapping("::"), NONE, network), ip_address("fe80::1")))[1]
+    assert (host.origin, host.road, host.reason) == (Origin.HOST, Road.RELAY, Reason(Code.LINK_LOCAL, "fe80::1"))
+
+
+@pytest.mark.parametrize("firewall", Firewall)
+def test_a_reason_to_relay_stays_at_a_link_local_address(firewall: Firewall) -> None:
+    found = planned(mapping("::"), HostFacts(firewall, no_redirect=NO_CGROUPS), SIX)
+    assert next(asked_at(found, ip_address("fe80::1"))) == found.routes[0]
+    assert found.routes[0].reason == Reason(Code.NO_REDIRECT, NO_CGROUPS)
 
 
 @pytest.mark.parametrize(("at", "asked"), [("::", "fd30::1"), ("0.0.0.0", "169.254.0.5"), ("192.0.2.5", "192.0.2.5")])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gangway.model import Address, Network, PortMapping
+from gangway.model import Address, Network, PortMapping, Protocol
 from gangway.plan import (
     Firewall,
     HostFacts,
@@ -163,16 +163,51 @@ def test_blocked_is_who_cannot_ask_there_or_what_has_no_sockets(
 def test_the_source_is_the_gateway_but_for_nat(one: PortMapping, network: Network, facts: HostFacts) -> None:
     for route in plan_mapping(one, endpoint(network), network, facts).routes:
         by_nat = Source.GATEWAY if route.neighbour else Source.CLIENT
-        assert route.source == {Road.RELAY: Source.GATEWAY, Road.BLOCKED: Source.NOBODY, Road.NAT: by_nat}[route.road]
+        sources = {
+            Road.NAT: by_nat,
+            Road.REDIRECT: Source.GATEWAY,
+            Road.RELAY: Source.GATEWAY,
+            Road.BLOCKED: Source.NOBODY,
+        }
+        assert route.source == sources[route.road]
+
+
+@given(mappings(), NETWORKS, FACTS)
+def test_redirected_are_sockets_of_the_host_that_no_rule_serves(
+    one: PortMapping, network: Network, facts: HostFacts
+) -> None:
+    found = plan_mapping(one, endpoint(network), network, facts)
+    redirected = [route.origin for route in found.routes if route.road is Road.REDIRECT]
+    assert found.is_redirected == bool(redirected)
+    assert set(redirected) <= {Origin.LOOPBACK, Origin.HOST}
+    assert Origin.HOST not in redirected or facts.firewall is Firewall.NONE
+    if redirected:
+        assert one.protocol is not Protocol.SCTP
+        assert found.container_address.version <= found.family
+        assert not one.host_address.is_link_local
+
+
+@given(APART, NETWORKS, FACTS)
+def test_without_the_redirect_nothing_is_redirected_and_all_else_is_as_with_it(
+    many: list[PortMapping], network: Network, facts: HostFacts
+) -> None:
+    able, unable = (whole(replace(facts, no_redirect=why), *many, networks=(network,)) for why in ("", "why not"))
+    for with_it, without in zip(able.mappings, unable.mappings, strict=True):
+        assert not without.is_redirected
+        for before, after in zip(with_it.routes, without.routes, strict=True):
+            assert after.road is not Road.REDIRECT
+            # A reason to relay may be another one; without sockets for a relay there is no road.
+            had_none = before.road in (Road.REDIRECT, Road.RELAY) and after.road in (Road.RELAY, Road.BLOCKED)
+            assert after == before or had_none
 
 
 @given(mappings(), NETWORKS, FACTS, st.sampled_from(HOST_ADDRESSES))
-def test_asking_an_address_changes_nothing_but_nat(
+def test_asking_an_address_changes_nothing_but_nat_and_redirect(
     one: PortMapping, network: Network, facts: HostFacts, asked: Address
 ) -> None:
     found = plan_mapping(one, endpoint(network), network, facts)
     for before, after in zip(found.routes, asked_at(found, asked), strict=True):
-        assert after == before or (before.road, after.road) == (Road.NAT, Road.RELAY)
+        assert after == before or (before.road in (Road.NAT, Road.REDIRECT) and after.road is Road.RELAY)
         assert (after.origin, after.neighbour) == (before.origin, before.neighbour)
 
 

@@ -6,10 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gangway.daemon.reconcile import Flows, State, Step, Verb, diff
-from tests.unit.pretend_host import BRIDGES, ENDS, PLANNED, PORTS, TARGETS, Host, attachment, states
+from tests.unit.pretend_host import BRIDGES, ENDS, HERE, PLANNED, PORTS, TARGETS, Host, attachment, states
 
 # What comes at which place; an end that is there may have to be isolated where another is attached.
-DOWN = ({Verb.FORWARD}, {Verb.REWRITE, Verb.CHANGE}, {Verb.DROP}, {Verb.FORGET}, {Verb.DETACH}, {Verb.DELETE_BRIDGE})
+DOWN = (
+    {Verb.ERASE},
+    {Verb.FORWARD},
+    {Verb.REWRITE, Verb.CHANGE},
+    {Verb.DROP},
+    {Verb.FORGET},
+    {Verb.DETACH},
+    {Verb.DELETE_BRIDGE},
+)
 UP = (
     {Verb.MAKE_BRIDGE},
     {Verb.ATTACH, Verb.ISOLATE},
@@ -17,6 +25,7 @@ UP = (
     {Verb.REWRITE, Verb.CHANGE},
     {Verb.FORGET},
     {Verb.FORWARD},
+    {Verb.ENTER},
 )
 PAIRS = st.booleans().flatmap(lambda kind: st.tuples(states(kind), states(kind)))
 ISOLATING = st.booleans().flatmap(lambda kind: st.tuples(states(kind, True), states(kind, True)))
@@ -74,6 +83,7 @@ EVERYTHING = State(
     BRIDGES,
     {name: attachment(name) for name in ENDS},
     ports=dict.fromkeys(PORTS, TARGETS[0]),
+    redirects=HERE,
     mappings=PLANNED,
     forwarding=frozenset({4, 6}),
 )
@@ -81,8 +91,9 @@ EVERYTHING = State(
 
 def test_all_is_set_up_from_the_ground() -> None:
     steps = list(diff(State(), EVERYTHING))
-    wanted = [*[Verb.MAKE_BRIDGE] * 2, *[Verb.ATTACH] * 3, Verb.KEEP, Verb.CHANGE, Verb.FORGET, Verb.FORWARD]
-    assert verbs(steps) == wanted
+    links = [*[Verb.MAKE_BRIDGE] * 2, *[Verb.ATTACH] * 3]
+    # Sockets are redirected when all is there, and until then the relay listens.
+    assert verbs(steps) == [*links, Verb.KEEP, Verb.CHANGE, Verb.FORGET, Verb.FORWARD, Verb.ENTER]
     # Only a flow of UDP can have begun, with whoever answered, before the port was published.
     assert [step.what for step in steps if step.verb is Verb.FORGET] == [Flows((PLANNED["0.0.0.0:53:53/udp"],))]
 
@@ -90,6 +101,6 @@ def test_all_is_set_up_from_the_ground() -> None:
 def test_all_is_taken_down_from_the_top() -> None:
     steps = list(diff(EVERYTHING, State()))
     # Flows are forgotten when neither rule nor relay can bring them back.
-    wanted = [Verb.FORWARD, Verb.CHANGE, Verb.DROP, Verb.FORGET, *[Verb.DETACH] * 3, *[Verb.DELETE_BRIDGE] * 2]
-    assert verbs(steps) == wanted
+    links = [*[Verb.DETACH] * 3, *[Verb.DELETE_BRIDGE] * 2]
+    assert verbs(steps) == [Verb.ERASE, Verb.FORWARD, Verb.CHANGE, Verb.DROP, Verb.FORGET, *links]
     assert [step.what for step in steps if step.verb is Verb.FORGET] == [Flows(tuple(PLANNED.values()))]

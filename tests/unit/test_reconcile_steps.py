@@ -1,10 +1,13 @@
 """Single steps: what undoes each, what rules come when, what becomes of what was only found."""
 
+from ipaddress import ip_address
+
 import pytest
 
 from gangway.daemon.reconcile import (
     Attachment,
     Change,
+    Entries,
     Flows,
     Forwarding,
     HostPort,
@@ -17,15 +20,19 @@ from gangway.daemon.reconcile import (
     diff,
     link_name,
     ports_of,
+    redirects_of,
 )
-from gangway.plan import NetworkPlan, Plan
-from tests.unit.samples import BACK, NFTABLES, WEB, endpoint, mapping, planned, whole
+from gangway.model import Protocol
+from gangway.plan import MappingPlan, NetworkPlan, Plan
+from gangway.redirect.entries import entries, key_at
+from tests.unit.samples import BACK, NFTABLES, NO_REDIRECT, NONE, SIX, WEB, endpoint, mapping, planned, whole
 
 LINK = Attachment(endpoint(WEB), WEB, "/run/netns/box", isolated=False)
 ISOLATED = LINK._replace(isolated=True)
 ONE, OTHER = planned(mapping("0.0.0.0", "80")), planned(mapping("0.0.0.0", "81"))
 SMALL, SAME, LARGE = (whole(NFTABLES, networks=networks) for networks in ((WEB,), (BACK,), (WEB, BACK)))
 PORT, TARGET, ELSEWHERE = HostPort("tcp", "0.0.0.0", 80), Target("172.30.0.2", 80), Target("172.30.0.3", 80)
+KEY, HERE, THERE = b"key", b"here", b"there"
 BOTH, FOUR = frozenset({4, 6}), frozenset({4})
 
 
@@ -35,6 +42,7 @@ BOTH, FOUR = frozenset({4, 6}), frozenset({4})
         (Step(Verb.MAKE_BRIDGE, NetworkPlan(WEB, False), "b"), Step(Verb.DELETE_BRIDGE, NetworkPlan(WEB, False), "b")),
         (Step(Verb.ATTACH, LINK, "gw1"), Step(Verb.DETACH, LINK, "gw1")),
         (Step(Verb.KEEP, Ports(((PORT, TARGET),))), Step(Verb.DROP, Ports(((PORT, TARGET),)))),
+        (Step(Verb.ENTER, Entries(((KEY, HERE),))), Step(Verb.ERASE, Entries(((KEY, HERE),)))),
         (Step(Verb.REWRITE, Rewrite(None, SMALL)), Step(Verb.REWRITE, Rewrite(SMALL, None))),
         (Step(Verb.CHANGE, Change((ONE,), (OTHER,))), Step(Verb.CHANGE, Change((OTHER,), (ONE,)))),
         (Step(Verb.FORWARD, Forwarding(FOUR, BOTH)), Step(Verb.FORWARD, Forwarding(BOTH, FOUR))),
@@ -83,6 +91,26 @@ def test_a_port_that_leads_elsewhere_is_dropped_and_kept_anew() -> None:
     assert steps == [Step(Verb.DROP, Ports(((PORT, TARGET),))), Step(Verb.KEEP, Ports(((PORT, ELSEWHERE),)))]
 
 
+def test_a_redirect_that_leads_elsewhere_is_erased_and_entered_anew() -> None:
+    steps = list(diff(State(redirects={KEY: HERE, b"other": HERE}), State(redirects={KEY: THERE, b"other": HERE})))
+    assert steps == [Step(Verb.ERASE, Entries(((KEY, HERE),))), Step(Verb.ENTER, Entries(((KEY, THERE),)))]
+
+
+def test_sockets_are_redirected_last_and_first_no_more() -> None:
+    """Nobody is led to a container that is not attached yet, or not any more; until then the relay listens."""
+    wanted = State({"gw-web": NetworkPlan(WEB, False)}, {"gw1": LINK}, ports={PORT: TARGET}, redirects={KEY: HERE})
+    enter, erase = (Step(verb, Entries(((KEY, HERE),))) for verb in (Verb.ENTER, Verb.ERASE))
+    assert list(diff(State(), wanted))[-2:] == [Step(Verb.KEEP, Ports(((PORT, TARGET),))), enter]
+    assert list(diff(wanted, State()))[:2] == [erase, Step(Verb.DROP, Ports(((PORT, TARGET),)))]
+
+
+def test_a_redirect_is_erased_before_rules_become_less() -> None:
+    states = State(redirects={KEY: HERE}, plan=LARGE, forwarding=BOTH), State(redirects={KEY: THERE}, plan=SMALL)
+    steps = [step.verb for step in diff(*states)]
+    assert steps == [Verb.ERASE, Verb.FORWARD, Verb.REWRITE, Verb.ENTER]
+    assert [step.verb for step in diff(*reversed(states))] == [Verb.ERASE, Verb.REWRITE, Verb.FORWARD, Verb.ENTER]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "first"),
     [(None, SMALL, False), (SMALL, LARGE, False), (SMALL, SAME, False), (LARGE, SMALL, True), (SMALL, None, True)],
@@ -113,6 +141,33 @@ def test_a_mapping_has_a_port_of_the_relays_for_each_of_its_own() -> None:
     assert dict(ports_of(moved)) == {
         HostPort("tcp", "::", 8000 + number): Target("fd30::2", 80 + number) for number in range(3)
     }
+
+
+def test_a_mapping_has_the_redirects_of_its_blocks_of_ports() -> None:
+    moved = planned(mapping("::", "8000-8010", "80-90"))
+    wanted = entries("tcp", bytes(16), (8000, 8010), ip_address("fd30::2").packed, 80)
+    assert list(redirects_of(moved)) == list(wanted)
+    assert len(dict(redirects_of(moved))) == 3
+
+
+@pytest.mark.parametrize(
+    "unredirected",
+    [
+        planned(mapping("0.0.0.0"), NO_REDIRECT),
+        planned(mapping("0.0.0.0", protocol=Protocol.SCTP)),
+        planned(mapping("0.0.0.0"), of=SIX),
+        planned(mapping("192.0.2.5")),
+        planned(mapping("fe80::5"), NONE),
+    ],
+    ids=["no redirect", "sctp", "family", "by rules", "link-local"],
+)
+def test_a_mapping_that_no_socket_is_redirected_to_has_none(unredirected: MappingPlan) -> None:
+    assert list(redirects_of(unredirected)) == []
+
+
+def test_without_rules_a_mapping_of_one_address_has_a_redirect() -> None:
+    ((key, _),) = redirects_of(planned(mapping("192.0.2.5"), NONE))
+    assert key == key_at("tcp", ip_address("192.0.2.5").packed, 8000)
 
 
 def test_a_link_is_named_by_its_container_alone() -> None:

@@ -1,6 +1,9 @@
 """What a person reads: the sentence for each reason, and the tables."""
 
+from dataclasses import replace
 from ipaddress import ip_address
+from pathlib import Path
+from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -9,10 +12,15 @@ from hypothesis import strategies as st
 
 from gangway.cli.views import explanation, print_mappings, print_network, print_networks, roads
 from gangway.daemon.messages import ExplainAnswer, MappingAnswer, NetworkAnswer, RouteAnswer
+from gangway.daemon.reconcile import redirects_of
+from gangway.daemon.redirects import Redirects
+from gangway.daemon.relay import Relay
 from gangway.firewall import iptables, nftables
 from gangway.model import Network, PortMapping, Protocol
-from gangway.plan import Code, Firewall, HostFacts, Origin, Route, Source, asked_at, origins_of
+from gangway.plan import Code, Firewall, HostFacts, Origin, Road, Route, Source, asked_at, origins_of
+from gangway.relay.settings import Settings
 from tests.unit.golden import assert_golden
+from tests.unit.pretend_redirect import Pretended
 from tests.unit.samples import (
     BACK,
     FACTS,
@@ -22,6 +30,8 @@ from tests.unit.samples import (
     IPTABLES,
     NETWORKS,
     NFTABLES,
+    NO_CGROUPS,
+    NO_REDIRECT,
     NONE,
     WEB,
     endpoint,
@@ -36,7 +46,10 @@ HOST, HOST6 = "192.0.2.5", "2001:db8::5"
 ASKED: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
     Code.TRANSLATED: (mapping("0.0.0.0", "8000", "80"), HOST, WEB, NFTABLES),
     Code.MASQUERADED: (mapping("::", "8000-8010"), HOST6, WEB, IPTABLES),
-    Code.LOOPBACK: (mapping("0.0.0.0", "8000", "80"), "127.0.0.1", WEB, NFTABLES),
+    Code.REDIRECTED: (mapping("0.0.0.0", "8000-8010", "80-90"), "127.0.0.1", WEB, NFTABLES),
+    Code.REDIRECTED_AS_IPV4: (mapping("::", "8000", "80"), "::1", FOUR, IPTABLES),
+    Code.NO_REDIRECT: (mapping("0.0.0.0", "8000", "80"), "127.0.0.1", WEB, NO_REDIRECT),
+    Code.LOOPBACK: (mapping("0.0.0.0", "8000", "80", Protocol.SCTP), "127.0.0.1", WEB, NFTABLES),
     Code.LINK_LOCAL: (mapping("::", "8000", "80"), "fe80::1", WEB, NFTABLES),
     Code.FAMILY: (mapping("::", "8000", "80"), HOST6, FOUR, NFTABLES),
     Code.NO_FIREWALL: (mapping("0.0.0.0", "8000", "80"), HOST, WEB, NONE),
@@ -73,14 +86,19 @@ ASKED: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
 def answer(one: PortMapping, at: str, network: Network, facts: HostFacts) -> ExplainAnswer:
     """What the daemon answers, with the routes of all clients."""
     found = planned(one, facts, network)
+    with patch("gangway.daemon.redirects.Redirect", Pretended):
+        redirects = Redirects(Relay(Path("/nowhere"), Settings()), wanted=True, of_host=True)
+    redirects.enter(redirects_of(found))
 
     def rules(route: Route) -> tuple[str, ...]:
+        if route.road is Road.REDIRECT:
+            return (redirects.met(found, one.host_ports.first),)
         if facts.firewall is Firewall.IPTABLES:
             return tuple(iptables.rules_met(found, route, network, "GANGWAY"))
         return tuple(nftables.rules_met(found, route, network))
 
     routes = [RouteAnswer.of(route, rules(route)) for route in asked_at(found, ip_address(at))]
-    told = MappingAnswer.of(found, routes)
+    told = MappingAnswer.of(found, redirects.count(found), routes)
     gateways = list(map(str, network.gateways))
     return ExplainAnswer(at, one.host_ports.first, facts.firewall.value, network.name, gateways, told)
 
@@ -92,9 +110,38 @@ def explained(told: ExplainAnswer) -> str:
 @pytest.mark.parametrize("code", Code)
 def test_every_reason_has_a_sentence(code: Code) -> None:
     told = answer(*ASKED[code])
-    told.mapping.routes = [route for route in told.mapping.routes if route.code == code]
+    asking = origins_of(ip_address(told.host_address))
+    told.mapping.routes = [
+        route
+        for route in told.mapping.routes
+        if route.code == code and (Origin(route.origin) in asking or route.road == Road.BLOCKED)
+    ]
     assert told.mapping.routes, "nobody gets this reason"
     assert_golden(f"{code.value}.explain", explained(told))
+
+
+@pytest.mark.parametrize(
+    ("at", "facts", "entry"),
+    [
+        ("127.0.0.1", NFTABLES, "redirect map: tcp 0.0.0.0:8000 -> 172.30.0.2:80, 0 times so far"),
+        (HOST, NONE, "redirect map: tcp 0.0.0.0:8000 -> 172.30.0.2:80, 0 times so far"),
+        (HOST, NFTABLES, None),
+        ("127.0.0.1", NO_REDIRECT, None),
+        (HOST, replace(NONE, no_redirect=NO_CGROUPS), None),
+    ],
+)
+def test_who_is_redirected_reads_the_entry_and_that_the_container_sees_the_gateway(
+    at: str, facts: HostFacts, entry: str | None
+) -> None:
+    told = answer(mapping("0.0.0.0", "8000", "80"), at, WEB, facts)
+    asking = origins_of(ip_address(at))
+    told.mapping.routes = [route for route in told.mapping.routes if Origin(route.origin) in asking]
+    lines = explained(told).splitlines()
+    assert [text.strip() for text in lines if "redirect map" in text] == ([] if entry is None else [entry])
+    if entry is not None:
+        place = lines.index(f"    {entry}")
+        assert lines[place - 3].endswith(": redirect")
+        assert lines[place - 1] == "  The container sees the gateway, 172.30.0.1."
 
 
 @pytest.mark.parametrize("facts", [NFTABLES, IPTABLES])
@@ -129,7 +176,7 @@ def test_the_gateway_is_that_of_the_containers_family() -> None:
 def test_an_origin_with_two_roads_shows_both() -> None:
     docker = HostFacts(Firewall.IPTABLES, own_bridge=False)
     told = msgspec.to_builtins(MappingAnswer.of(planned(mapping("0.0.0.0"), docker)))
-    assert [roads(told, origin) for origin in Origin] == ["relay", "nat", "nat", "nat, relay"]
+    assert [roads(told, origin) for origin in Origin] == ["redirect", "nat", "nat", "nat, relay"]
 
 
 def table(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
@@ -139,12 +186,17 @@ def table(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
 
 
 def test_mappings_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    found = [planned(mapping("0.0.0.0", "8000", "80")), planned(mapping("::1", "53", protocol=Protocol.UDP))]
+    found = [
+        planned(mapping("0.0.0.0", "8000", "80")),
+        planned(mapping("::1", "53", protocol=Protocol.UDP)),
+        planned(mapping("0.0.0.0", "80", protocol=Protocol.SCTP)),
+    ]
     print_mappings(msgspec.to_builtins([MappingAnswer.of(one) for one in found]))
     assert table(capsys) == [
         ["CONTAINER", "PUBLISHED", "LEADS TO", "LOOPBACK", "HOST", "REMOTE", "CONTAINER"],
-        ["box", "0.0.0.0:8000", "172.30.0.2:80/tcp", "relay", "nat", "nat", "nat"],
-        ["box", "[::1]:53", "[fd30::2]:53/udp", "relay", "blocked", "blocked", "blocked"],
+        ["box", "0.0.0.0:8000", "172.30.0.2:80/tcp", "redirect", "nat", "nat", "nat"],
+        ["box", "[::1]:53", "[fd30::2]:53/udp", "redirect", "blocked", "blocked", "blocked"],
+        ["box", "0.0.0.0:80", "172.30.0.2:80/sctp", "relay", "nat", "nat", "nat"],
     ]
 
 

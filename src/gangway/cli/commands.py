@@ -163,6 +163,15 @@ def explain(path: str, at: str, origin: str | None, as_json: bool) -> None:
     _show([found], as_json, lambda: print(*_views().explanation(found), sep="\n"))
 
 
+@gangway.command()
+@_json
+@_with_socket
+def doctor(path: str, as_json: bool) -> None:
+    """Tells what this host can do, and what follows from what it cannot."""
+    found = ask(path, "GET", "/doctor")
+    _show(found, as_json, lambda: _views().print_checks(found))
+
+
 @gangway.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--name", help="The container's name; run-PID if left out.")
 @click.option("--network", default="", help="The network; gangway0, which is made on demand, if left out.")

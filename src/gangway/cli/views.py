@@ -19,6 +19,13 @@ _REASONS = {
     Code.TRANSLATED: "A rule translates the destination to {fact}; the kernel does the rest.",
     Code.MASQUERADED: "A rule translates the destination to {fact}, and another the source to the gateway's address: "
     "the container would answer a neighbour directly, from an address that was not asked.",
+    Code.REDIRECTED: "When a socket connects or sends, the kernel exchanges the destination for {fact}, before there "
+    "is a packet; a socket that is bound to a loopback address or a device is left to the relay.",
+    Code.REDIRECTED_AS_IPV4: "When a socket connects, the kernel exchanges the destination for {fact}, before there is "
+    "a packet; one that takes IPv6 only, sends without being connected, or is bound to a loopback address or a device "
+    "is left to the relay.",
+    Code.NO_REDIRECT: "The kernel routes no packet of a loopback address, and sockets are not redirected: {fact}.  The "
+    "relay answers.",
     Code.LOOPBACK: "The kernel routes no packet of {fact}, so a process on the host has to answer: the relay.",
     Code.LINK_LOCAL: "The kernel forwards nothing from a link-local address, and that is where who asks {fact} comes "
     "from: the relay answers.",
@@ -70,6 +77,13 @@ def print_mappings(mappings: Sequence[Answer]) -> None:
         for mapping in mappings
     )
     _print_table(("CONTAINER", "PUBLISHED", "LEADS TO", *(origin.value.upper() for origin in Origin)), rows)
+
+
+def print_checks(checks: Sequence[Answer]) -> None:
+    """`doctor`."""
+    _print_table(
+        ("CHECK", "HOLDS", "NOTE"), ((one["check"], "yes" if one["holds"] else "no", one["note"]) for one in checks)
+    )
 
 
 def roads(mapping: Answer, origin: str) -> str:

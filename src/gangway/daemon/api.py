@@ -20,6 +20,7 @@ from aiohttp import web
 from gangway.daemon import messages
 from gangway.daemon.messages import (
     AttachRequest,
+    CheckAnswer,
     EndpointAnswer,
     ErrorAnswer,
     ExplainAnswer,
@@ -86,7 +87,9 @@ def _detach(service: Service, _request: None, given: dict[str, str]) -> None:
 
 
 def _list_mappings(service: Service, _request: None, given: dict[str, str]) -> list[MappingAnswer]:
-    return [MappingAnswer.of(planned) for planned in service.mappings(given.get("container"))]
+    return [
+        MappingAnswer.of(planned, service.redirected(planned)) for planned in service.mappings(given.get("container"))
+    ]
 
 
 def _publish(service: Service, request: PublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
@@ -112,8 +115,12 @@ def _explain(service: Service, _request: None, given: dict[str, str]) -> Explain
     found = service.explain(Protocol.parse(protocol or "tcp"), address, asked.first, origin)
     routes = [RouteAnswer.of(route, rules) for route, rules in found.routes]
     gateways = list(map(str, found.network.gateways))
-    answer = MappingAnswer.of(found.planned, routes)
+    answer = MappingAnswer.of(found.planned, service.redirected(found.planned), routes)
     return ExplainAnswer(str(address), asked.first, service.firewall.value, found.network.name, gateways, answer)
+
+
+def _doctor(service: Service, _request: None, _given: dict[str, str]) -> list[CheckAnswer]:
+    return [CheckAnswer(*check) for check in service.checks()]
 
 
 OPERATIONS = (
@@ -149,6 +156,9 @@ OPERATIONS = (
         _explain,
         ExplainAnswer,
         query=("at", "from"),
+    ),
+    Operation(
+        "GET", "/doctor", "What this host can do, and what follows from what it cannot.", _doctor, list[CheckAnswer]
     ),
 )
 

@@ -59,7 +59,12 @@ class Tools:
 
 
 def gather(
-    config: Config, tools: Tools, chains: Chains, links: Collection[Link], switched_on: frozenset[int]
+    config: Config,
+    tools: Tools,
+    chains: Chains,
+    links: Collection[Link],
+    switched_on: frozenset[int],
+    no_redirect: str,
 ) -> HostFacts:
     """All of them, now; `links` are other programs'.  Unsupported: no firewall as it was asked for can be used here."""
     forwarding = frozenset(family for family in _FAMILIES if probe.forwards(family))
@@ -77,6 +82,7 @@ def gather(
         bridge_filtered=filtered,
         foreign_bridges=_bridges(links) if filtered else (),
         missing=frozenset(protocol for protocol in Protocol if not ports.has_sockets(protocol)),
+        no_redirect=no_redirect,
     )
 
 

@@ -16,6 +16,7 @@ from gangway.daemon.forwarding import Switches
 from gangway.daemon.reconcile import (
     Attachment,
     Change,
+    Entries,
     Flows,
     Forwarding,
     HostPort,
@@ -26,6 +27,7 @@ from gangway.daemon.reconcile import (
     Target,
     Verb,
 )
+from gangway.daemon.redirects import Redirects
 from gangway.daemon.relay import Relay
 from gangway.daemon.reserve import Reserved, take
 from gangway.daemon.rules import Rules
@@ -33,7 +35,7 @@ from gangway.errors import Conflict, GangwayError
 from gangway.kernel import conntrack
 from gangway.kernel.netlink import Interface, Link, Links
 from gangway.model import Address, Network, PortMapping, Protocol, Subnet
-from gangway.plan import MappingPlan, NetworkPlan
+from gangway.plan import MappingPlan, NetworkPlan, Road, Route
 
 _TW_REUSE = "net.ipv4.tcp_tw_reuse"
 
@@ -42,9 +44,17 @@ class Hands:
     """All that the daemon changes on this host it changes here."""
 
     def __init__(
-        self, rules: Rules, links: Links, relay: Relay, borrowed: Borrowed, switches: Switches, alias: str
+        self,
+        rules: Rules,
+        redirects: Redirects,
+        links: Links,
+        relay: Relay,
+        borrowed: Borrowed,
+        switches: Switches,
+        alias: str,
     ) -> None:
         self.rules = rules
+        self.redirects = redirects
         self.reserved: Reserved = {}
         """Sockets of ports that are about to be kept."""
         self._netlink = links
@@ -68,6 +78,8 @@ class Hands:
                 self.rules.change(withdrawn, published)
             case Forwarding(_, after):
                 self._switches.switch(after)
+            case Entries(of):
+                (self.redirects.enter if step.verb is Verb.ENTER else self.redirects.erase)(of)
             case Ports(of):
                 (self._keep if step.verb is Verb.KEEP else self._drop)(of)
             case Flows(of):
@@ -102,8 +114,9 @@ class Hands:
         return None
 
     def found(self) -> State:
-        """What there is of ours: links, and the relay's ports."""
-        return replace(self._found_links(), ports=dict(self._relay.kept()) if self._relay.lives() else {})
+        """What there is of ours: links, the relay's ports, and the redirect's entries."""
+        ports = dict(self._relay.kept()) if self._relay.lives() else {}
+        return replace(self._found_links(), ports=ports, redirects=self.redirects.found())
 
     def _found_links(self) -> State:
         links = self._netlink.all()
@@ -146,6 +159,12 @@ class Hands:
             for subnet in network.subnets:
                 if subnet.version == routed.version and subnet.overlaps(routed):
                     raise Conflict(f"subnet {subnet} overlaps {routed}, which this host routes by {interface}")
+
+    def met(self, planned: MappingPlan, route: Route, network: Network, port: int) -> Iterable[str]:
+        """What a client meets that asks for a port of a mapping: an entry of the redirect, or rules."""
+        if route.road is Road.REDIRECT:
+            return (self.redirects.met(planned, port),)
+        return self.rules.met(planned, route, network)
 
     def put_back_ports(self) -> None:
         """Nothing is published any more."""

@@ -10,7 +10,7 @@ store, too.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from gangway.daemon.reconcile import Attachment, State, link_name, ports_of
+from gangway.daemon.reconcile import Attachment, State, link_name, ports_of, redirects_of
 from gangway.daemon.store import Place, Store
 from gangway.daemon.taken import Taken
 from gangway.errors import Conflict, InvalidRequest
@@ -182,10 +182,12 @@ class Ledger:
         attachments: dict[str, Attachment | None] = {}
         for endpoint in whole.endpoints:
             attachments |= self.attachment(endpoint, self._places[endpoint.container])
+        published = self.state_of(whole.mappings)
         return State(
             bridges={planned.network.bridge: planned for planned in whole.networks},
             attachments=attachments,
-            ports=self.state_of(whole.mappings).ports,
+            ports=published.ports,
+            redirects=published.redirects,
             plan=whole,
             forwarding=whole.forwarding,
         )
@@ -195,6 +197,7 @@ class Ledger:
         relayed = [one for one in planned if one.mapping.protocol not in self._facts.missing]
         return State(
             ports=dict(pair for one in relayed for pair in ports_of(one)),
+            redirects=dict(pair for one in planned for pair in redirects_of(one)),
             mappings={str(one.mapping): one for one in planned},
         )
 

@@ -133,9 +133,11 @@ class MappingAnswer(msgspec.Struct):
     container_address: str
     container_ports: str
     routes: list[RouteAnswer]
+    redirected: int
+    """How often sockets were redirected to it: connections, and peers of sockets that are not connected."""
 
     @classmethod
-    def of(cls, planned: MappingPlan, routes: list[RouteAnswer] | None = None) -> "MappingAnswer":
+    def of(cls, planned: MappingPlan, redirected: int = 0, routes: list[RouteAnswer] | None = None) -> "MappingAnswer":
         """For a mapping; all its routes, or some."""
         mapping: PortMapping = planned.mapping
         every = [RouteAnswer.of(route) for route in planned.routes] if routes is None else routes
@@ -147,6 +149,7 @@ class MappingAnswer(msgspec.Struct):
             str(planned.container_address),
             str(mapping.container_ports),
             every,
+            redirected,
         )
 
 
@@ -159,6 +162,14 @@ class ExplainAnswer(msgspec.Struct):
     network: str
     gateways: list[str]
     mapping: MappingAnswer
+
+
+class CheckAnswer(msgspec.Struct):
+    """Something that a road depends on: whether it holds on this host; if not, why and what follows."""
+
+    check: str
+    holds: bool
+    note: str
 
 
 class ErrorAnswer(msgspec.Struct):

@@ -6,8 +6,8 @@ step is carried out.
 How it works.  `diff(before, after)` compares two States.  A command compares the little that it changes; a daemon that
 starts, or that was told of a change, compares what it found in the kernel with all that is wanted.  The order:
 
-    taking down     forwarding → rules → relay's ports → flows → attachments → bridges
-    setting up      bridges → attachments → relay's ports → rules → flows → forwarding
+    taking down     redirects → forwarding → rules → relay's ports → flows → attachments → bridges
+    setting up      bridges → attachments → relay's ports → rules → flows → forwarding → redirects
 
 Nothing is translated to where it does not lead yet, and a port is the relay's before a rule leads past it: so no moment
 refuses a connection that a moment later would have been served.  Forwarding is on only while the rules that restrict it
@@ -18,10 +18,14 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from gangway.model import Endpoint, Network
 from gangway.plan import MappingPlan, NetworkPlan, Plan
+from gangway.redirect.entries import entries
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 class HostPort(NamedTuple):
@@ -70,6 +74,12 @@ class Change(NamedTuple):
     published: tuple[MappingPlan, ...]
 
 
+class Entries(NamedTuple):
+    """Some entries of the redirect: keys and values."""
+
+    of: tuple[tuple[bytes, bytes], ...]
+
+
 class Flows(NamedTuple):
     """Connections by the rules of some mappings, as far as they are tracked."""
 
@@ -95,6 +105,8 @@ class Verb(StrEnum):
     DROP = "drop ports"
     REWRITE = "rewrite rules"
     CHANGE = "change rules"
+    ENTER = "enter redirects"
+    ERASE = "erase redirects"
     FORGET = "forget flows"
     FORWARD = "forward"
 
@@ -129,6 +141,8 @@ _OPPOSITES = {
     Verb.DETACH: Verb.ATTACH,
     Verb.KEEP: Verb.DROP,
     Verb.DROP: Verb.KEEP,
+    Verb.ENTER: Verb.ERASE,
+    Verb.ERASE: Verb.ENTER,
 }
 
 
@@ -143,6 +157,7 @@ class State:
     isolated: frozenset[str] = frozenset()
     """The host's ends that are."""
     ports: Mapping[HostPort, Target] = field(default_factory=dict)
+    redirects: Mapping[bytes, bytes] = field(default_factory=dict)
     mappings: Mapping[str, MappingPlan] = field(default_factory=dict)
     """Those whose rules change by themselves, by their text."""
     plan: Plan | None = None
@@ -163,6 +178,19 @@ def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPort, Target]]:
         yield host_port, Target(str(planned.container_address), container_port)
 
 
+def redirects_of(planned: MappingPlan) -> Iterator[tuple[bytes, bytes]]:
+    """The redirect's entries for a mapping."""
+    mapping = planned.mapping
+    if planned.is_redirected:
+        yield from entries(
+            mapping.protocol.value,
+            mapping.host_address.packed,
+            (mapping.host_ports.first, mapping.host_ports.last),
+            planned.container_address.packed,
+            mapping.container_ports.first,
+        )
+
+
 def diff(before: State, after: State) -> Iterator[Step]:
     """The steps from one to the other, in order."""
     yield from _take_down(before, after)
@@ -170,6 +198,9 @@ def diff(before: State, after: State) -> Iterator[Step]:
 
 
 def _take_down(before: State, after: State) -> Iterator[Step]:
+    erased = _missing(before.redirects, after.redirects)
+    if erased:
+        yield Step(Verb.ERASE, Entries(erased))
     if before.forwarding - after.forwarding:
         yield Step(Verb.FORWARD, Forwarding(before.forwarding, before.forwarding & after.forwarding))
     withdrawn = [planned for name, planned in before.mappings.items() if name not in after.mappings]
@@ -177,7 +208,7 @@ def _take_down(before: State, after: State) -> Iterator[Step]:
         yield Step(Verb.REWRITE, Rewrite(before.plan, after.plan))
     elif withdrawn:
         yield Step(Verb.CHANGE, Change(tuple(withdrawn), ()))
-    gone = tuple((port, target) for port, target in before.ports.items() if after.ports.get(port) != target)
+    gone = _missing(before.ports, after.ports)
     if gone:
         yield Step(Verb.DROP, Ports(gone))
     if withdrawn:
@@ -201,7 +232,7 @@ def _set_up(before: State, after: State) -> Iterator[Step]:
             yield Step(Verb.ATTACH, attachment, name)
         elif attachment is not None and attachment.isolated != (name in before.isolated):
             yield Step(Verb.ISOLATE, attachment, name)
-    new = tuple((port, target) for port, target in after.ports.items() if before.ports.get(port) != target)
+    new = _missing(after.ports, before.ports)
     if new:
         yield Step(Verb.KEEP, Ports(new))
     published = [planned for name, planned in after.mappings.items() if name not in before.mappings]
@@ -214,6 +245,14 @@ def _set_up(before: State, after: State) -> Iterator[Step]:
         yield Step(Verb.FORGET, Flows(stale))
     if after.forwarding - before.forwarding:
         yield Step(Verb.FORWARD, Forwarding(before.forwarding & after.forwarding, after.forwarding))
+    entered = _missing(after.redirects, before.redirects)
+    if entered:
+        yield Step(Verb.ENTER, Entries(entered))
+
+
+def _missing(here: Mapping[_Key, _Value], there: Mapping[_Key, _Value]) -> tuple[tuple[_Key, _Value], ...]:
+    """What is there otherwise, or not at all."""
+    return tuple((key, value) for key, value in here.items() if there.get(key) != value)
 
 
 def _is_less(after: Plan | None, before: Plan | None) -> bool:

@@ -13,11 +13,13 @@ import select
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gangway.daemon.reconcile import HostPort, Target
 from gangway.errors import HostRefused
+from gangway.relay.kept import MOST_HELD
 from gangway.relay.settings import Settings
 
 _MESSAGE_BYTES = 65536
@@ -33,6 +35,7 @@ class Relay:
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._is_lost = False
+        self._held: Sequence[int] = ()
 
     def find(self) -> bool:
         """Connects to a relay that runs already; False if there is none."""
@@ -73,6 +76,21 @@ class Relay:
             answer = self._ask(f"drop {port.protocol} {port.address} {port.port}")
             if answer != "ok" and not answer.endswith("is not kept"):
                 raise HostRefused(f"the relay does not let go of {port}: {answer}")
+
+    def hold(self, fds: Sequence[int]) -> None:
+        """Descriptors that are to stay open for as long as a relay does, in place of those before: in this relay, and
+        in each that comes after it.  They stay the caller's, too."""
+        self._held = fds
+        if self._channel is not None:
+            self._expect_ok(f"hold {len(fds)}", fds)
+
+    def held(self) -> list[int]:
+        """Those that it holds, perhaps from another daemon; the caller's to close.  None if the relay is gone."""
+        with suppress(HostRefused), self._talking() as channel:
+            channel.send(b"held")
+            _answer, fds, _flags, _address = socket.recv_fds(channel, _MESSAGE_BYTES, MOST_HELD)
+            return fds
+        return []
 
     def lives(self) -> bool:
         """Whether it is there; a relay that nobody has needed yet does not count as dead."""
@@ -127,22 +145,28 @@ class Relay:
             said = status.read().decode(errors="replace")
         if said != "0\n" or not self.find():
             raise HostRefused(f"the relay does not start: {said.strip() or 'it says nothing'}")
+        self.hold(self._held)
 
-    def _expect_ok(self, text: str, fds: list[int] | None = None) -> None:
-        answer = self._ask(text, fds or [])
+    def _expect_ok(self, text: str, fds: Sequence[int]) -> None:
+        answer = self._ask(text, fds)
         if answer != "ok":
             raise HostRefused(f"the relay refused {text!r}: {answer.removeprefix('error ')}")
 
-    def _ask(self, text: str, fds: list[int] | None = None) -> str:
-        if self._channel is None:
-            raise HostRefused("the relay is gone")
-        try:
-            socket.send_fds(self._channel, [text.encode()], fds or [])
-            answer = self._channel.recv(_MESSAGE_BYTES)
-        except OSError as error:
-            self._lose()
-            raise HostRefused(f"the relay does not answer: {error}") from None
+    def _ask(self, text: str, fds: Sequence[int] = ()) -> str:
+        with self._talking() as channel:
+            socket.send_fds(channel, [text.encode()], fds)
+            answer = channel.recv(_MESSAGE_BYTES)
         if not answer:
             self._lose()
             raise HostRefused("the relay has ended")
         return answer.decode()
+
+    @contextmanager
+    def _talking(self) -> Iterator[socket.socket]:
+        if self._channel is None:
+            raise HostRefused("the relay is gone")
+        try:
+            yield self._channel
+        except OSError as error:
+            self._lose()
+            raise HostRefused(f"the relay does not answer: {error}") from None

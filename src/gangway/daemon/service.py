@@ -20,6 +20,7 @@ from secrets import token_bytes
 from typing import NamedTuple
 
 from gangway.daemon.config import Config
+from gangway.daemon.doctor import Check
 from gangway.daemon.reconcile import State
 from gangway.daemon.relay import Relay
 from gangway.daemon.reserve import Reserving
@@ -131,11 +132,19 @@ class Service:
         wanted = every if origin is None else (origin,)
         network = self._ledger.network_of(mapping.container)
         routes = tuple(
-            (route, tuple(self._hands.rules.met(planned, route, network)))
+            (route, tuple(self._hands.met(planned, route, network, port)))
             for route in asked_at(planned, address)
             if route.origin in wanted
         )
         return Explanation(planned, network, routes)
+
+    def redirected(self, planned: MappingPlan) -> int:
+        """How often sockets were redirected to a mapping."""
+        return self._hands.redirects.count(planned)
+
+    def checks(self) -> tuple[Check, ...]:
+        """What this host can do, and what follows from what it cannot."""
+        return self._upkeep.checks()
 
     # Networks
 

@@ -17,11 +17,13 @@ from secrets import token_hex
 from gangway.daemon import facts
 from gangway.daemon.borrowed import Borrowed
 from gangway.daemon.config import Config
+from gangway.daemon.doctor import Check, checks
 from gangway.daemon.firewalls import rules_for
 from gangway.daemon.forwarding import Switches
 from gangway.daemon.hands import Hands
 from gangway.daemon.ledger import Ledger
 from gangway.daemon.reconcile import Ports, State, Step, diff, link_name
+from gangway.daemon.redirects import Redirects
 from gangway.daemon.relay import Relay
 from gangway.daemon.store import Store
 from gangway.errors import GangwayError, HostRefused
@@ -45,6 +47,8 @@ class Upkeep:
         borrowed = Borrowed(store)
         self._switches = Switches(store, borrowed, self._links, self._filters, self._warn)
         self._chains = facts.others(self._tools.nft)
+        relay.find()
+        self._redirects = Redirects(relay, config.relay_settings.redirect, config.firewall == Firewall.NONE)
         self.facts = self._gather()
         self._plan: Plan | None = None
         """Whose rules stand, as far as networks and facts go."""
@@ -52,18 +56,22 @@ class Upkeep:
         """Something could not be done when it was tried last."""
         self._told: set[str] = set()
         """What was said about that."""
-        relay.find()
         rules = rules_for(self.facts.firewall, self._tools.nft, store, config.chain_prefix)
-        self.hands = Hands(rules, self._links, relay, borrowed, self._switches, self._alias)
+        self.hands = Hands(rules, self._redirects, self._links, relay, borrowed, self._switches, self._alias)
         self.hands.reuse_ports = config.relay_settings.tcp_tw_reuse
         self.ledger = Ledger(store, self.facts)
 
     def close(self) -> None:
         """Lets go of sockets; changes nothing."""
         self._links.close()
+        self._redirects.close()
         self._relay.close()
         if self._tools.nft is not None:
             self._tools.nft.close()
+
+    def checks(self) -> tuple[Check, ...]:
+        """What this host can do."""
+        return tuple(checks(self._tools, self.facts))
 
     def prepare(self) -> None:
         """What others have done meanwhile is put right before a request adds to it."""
@@ -88,6 +96,7 @@ class Upkeep:
     def settle(self, whole: Plan | None) -> None:
         """The rules of a plan stand now."""
         self._plan = whole
+        self._redirects.learn_addresses(self._links.addresses)
         self.facts = self._gather()
         self.ledger.decide(self.facts)
         if whole is None:
@@ -97,6 +106,7 @@ class Upkeep:
         """Looks whether somebody else has changed something, and if so puts it right."""
         if self.ledger.networks:
             self._look_at_others(thorough)
+            self._redirects.learn_addresses(self._links.addresses)
             self._withdraw_what_is_gone()
             if self._unfinished or self._gather() != self.facts or self._is_disturbed(thorough):
                 self.reconcile()
@@ -105,6 +115,7 @@ class Upkeep:
         """Makes what is what should be."""
         self._unfinished = False
         told, self._told = self._told, set()
+        self._attempt(self._redirects.mend, told)
         self._look_at_others()
         self._refresh()
         self._withdraw_what_is_gone()
@@ -158,7 +169,8 @@ class Upkeep:
 
     def _gather(self) -> HostFacts:
         links = [link for link in self._links.all().values() if not self._is_ours(link)]
-        return facts.gather(self._config, self._tools, self._chains, links, self._switches.switched_on)
+        switched_on = self._switches.switched_on
+        return facts.gather(self._config, self._tools, self._chains, links, switched_on, self._redirects.lacking)
 
     def _is_ours(self, link: Link) -> bool:
         return link.alias.startswith(self._alias)
@@ -180,6 +192,8 @@ class Upkeep:
         if self._plan is None or not self._relay.lives():
             return True
         if not self.hands.rules.are_intact(self.ledger.plan, thorough):
+            return True
+        if thorough and not self._redirects.is_intact():
             return True
         bridges = {network.bridge for network in self.ledger.networks}
         return self.hands.links() != bridges | {link_name(one.container) for one in self.ledger.endpoints()}

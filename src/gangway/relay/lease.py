@@ -20,11 +20,11 @@ Each message is one datagram of a SOCK_SEQPACKET socket.  Only holders of the us
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from gangway.errors import InvalidRequest
-from gangway.relay.kept import VERBS, Kept, Published, parse_backend
+from gangway.relay.kept import MOST_HELD, VERBS, Kept, Published, parse_backend
 from gangway.relay.log import Log
 from gangway.relay.loop import READABLE, Loop
 from gangway.relay.pump import OUT_OF_DESCRIPTORS
@@ -69,14 +69,14 @@ class Leases:
         self._publish = publish
         self._withdraw = withdraw
         self._unused = unused
-        self._kept = Kept(publish, withdraw)
+        self.kept = Kept(publish, withdraw)
         self._uid = _peer_uid(listener)
         self._holders: dict[socket.socket, Published | None] = {}
         listener.setblocking(False)
         loop.add(listener.fileno(), self._accept, READABLE)
 
     def __len__(self) -> int:
-        return len(self._holders) + len(self._kept)
+        return len(self._holders) + len(self.kept)
 
     def _accept(self, _events: int) -> None:
         try:
@@ -97,7 +97,7 @@ class Leases:
 
     def _hear(self, holder: socket.socket) -> None:
         try:
-            message, fds, _flags, _address = socket.recv_fds(holder, _MESSAGE_BYTES, 1)
+            message, fds, _flags, _address = socket.recv_fds(holder, _MESSAGE_BYTES, MOST_HELD)
         except OSError:
             message, fds = b"", []
         if not message.strip() or self._holders[holder] is not None:
@@ -106,7 +106,7 @@ class Leases:
             return self._end(holder)
         text = message.decode(errors="replace")
         if text.split()[0] in VERBS:
-            return self._kept.hear(text, fds, lambda answer: self._answer(holder, answer))
+            return self.kept.hear(text, fds, lambda answer, fds: self._answer(holder, answer, fds))
         return self._grant(holder, text, fds)
 
     def _grant(self, holder: socket.socket, message: str, fds: list[int]) -> None:
@@ -114,16 +114,21 @@ class Leases:
             backend = parse(message)
             if not fds:
                 raise InvalidRequest("no socket came with the lease, or the relay has no file descriptor left for it")
-            self._holders[holder] = self._publish(backend, socket.socket(fileno=fds[0]))
+            sock = socket.socket(fileno=fds[-1])
+            fds.pop()  # from here on it is the socket's to close
+            self._holders[holder] = self._publish(backend, sock)
         except (InvalidRequest, OSError) as error:
             self._answer(holder, f"error {error}")
             self._end(holder)
         else:
             self._answer(holder, "ok")
+        finally:
+            for fd in fds:
+                os.close(fd)
 
-    def _answer(self, holder: socket.socket, text: str) -> None:
+    def _answer(self, holder: socket.socket, text: str, fds: Sequence[int] = ()) -> None:
         with suppress(OSError):  # it is gone, and its end of the connection will say so
-            holder.send(text.encode())
+            socket.send_fds(holder, [text.encode()], fds)
 
     def _end(self, holder: socket.socket) -> None:
         published = self._holders[holder]

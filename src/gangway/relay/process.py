@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from gangway.relay import datagram, privilege, stream
 from gangway.relay.datagram import Datagrams
+from gangway.relay.keeper import Keeper
 from gangway.relay.kept import Published
 from gangway.relay.lease import Leases
 from gangway.relay.log import Log
@@ -29,8 +30,11 @@ LINGER_S = 3.0
 class Relay:
     """The relay process: one loop, the leases, the ports."""
 
-    def __init__(self, launchers: socket.socket, settings: Settings, log: Log) -> None:
+    def __init__(
+        self, launchers: socket.socket, settings: Settings, log: Log, channel: socket.socket | None = None
+    ) -> None:
         self.loop = Loop()
+        self._keeper = None if channel is None else Keeper(self.loop, channel)
         self.streams = Streams(self.loop, settings, log)
         self.workers = Workers(self.loop, self.streams, settings, log)
         self._datagrams = Datagrams(self.loop, settings, log)
@@ -39,20 +43,33 @@ class Relay:
         self._end: Timer | None = None
         self._unused()
 
-    def let_go_of_pipes(self) -> None:
+    def let_go(self) -> None:
         """In a worker: what no socket's end closes."""
+        self._leases.kept.let_go()
         for flow in self.streams.flows:
             flow.client.drop()
             flow.backend.drop()
         self.streams.pipes.close()
 
     def _publish(self, backend: Backend, listener: socket.socket) -> Published:
+        port = self._serve(backend, listener)
+        if self._keeper is not None:
+            self._keeper.enter(port, backend, listener)
+        return port
+
+    def _serve(self, backend: Backend, listener: socket.socket) -> Published:
         if backend.protocol == socket.IPPROTO_UDP:
             return datagram.Port(self._datagrams, backend, listener)
         self._keys += 1
         return stream.Port(self.streams, backend, self._keys, listener)
 
     def _withdraw(self, port: Published, then: Callable[[], None]) -> None:
+        if self._keeper is None:
+            self._stop_serving(port, then)
+        else:
+            self._keeper.erase(port, lambda: self._stop_serving(port, then))
+
+    def _stop_serving(self, port: Published, then: Callable[[], None]) -> None:
         port.close()
         if isinstance(port, stream.Port):
             self.workers.withdraw(port, then)
@@ -71,16 +88,21 @@ class Relay:
 
 
 def run(
-    launchers: socket.socket, settings: Settings, log: Log, ready: Callable[[], None], keeper: int | None = None
+    launchers: socket.socket,
+    settings: Settings,
+    log: Log,
+    ready: Callable[[], None],
+    keeper: int | None = None,
+    channel: socket.socket | None = None,
 ) -> None:
     """Serves leases that come over `launchers` until there are none; not longer than `keeper` (a pid) lives, if there
-    is one.  OSError: the privileges could not be given up.
+    is one.  Over `channel` that one is told of ports to redirect.  OSError: the privileges could not be given up.
     """
     privilege.raise_descriptor_limit()
     privilege.give_up()
     if keeper is not None:
         privilege.end_with(keeper)
-    relay = Relay(launchers, settings, log)
+    relay = Relay(launchers, settings, log, channel)
     gc.collect()
     gc.freeze()
     ready()
@@ -89,7 +111,9 @@ def run(
         role = relay.workers.start()
         if role is not None:
             launchers.close()
-            relay.let_go_of_pipes()
+            if channel is not None:
+                channel.close()
+            relay.let_go()
             del relay
             gc.unfreeze()
             gc.collect()  # closes every socket of the relay's

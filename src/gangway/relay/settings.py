@@ -36,6 +36,8 @@ class Settings(NamedTuple):
     """How many UDP clients are remembered at once; the one that was silent longest goes first."""
     tcp_tw_reuse: bool = True
     """Set net.ipv4.tcp_tw_reuse=1 in the relay's network namespace while it runs."""
+    redirect: bool = True
+    """Aim sockets that ask for a port at a loopback address straight at the container, where the kernel can."""
     log: str = "syslog"
     """`syslog`, or a file's path."""
 

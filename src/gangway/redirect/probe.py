@@ -1,0 +1,86 @@
+"""What the redirect needs of the kernel and of the host: one function for each, which says why it is not there.
+
+What this file knows: where to look.  What it must not know: what is done without.
+
+Each gives None if all is well, else a line for an operator.
+"""
+
+import ctypes
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+LIBRARY = "libbpf.so.1"
+_SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
+_HOSTS_CGROUPS = 0xEFFFFFFB  # include/linux/proc_ns.h: PROC_CGROUP_INIT_INO
+# include/uapi/linux/capability.h
+_NET_ADMIN, _SYS_ADMIN, _PERFMON, _BPF = 12, 21, 38, 39
+_NAMES = {_NET_ADMIN: "CAP_NET_ADMIN", _SYS_ADMIN: "CAP_SYS_ADMIN", _PERFMON: "CAP_PERFMON", _BPF: "CAP_BPF"}
+
+
+def library() -> str | None:
+    """libbpf 1.1 or later: it opens what another process has made, for reading only."""
+    try:
+        ctypes.CDLL(LIBRARY).bpf_map_get_fd_by_id_opts  # noqa: B018  # looking it up is the question
+    except OSError:
+        return f"{LIBRARY} is not installed (Debian: libbpf1)"
+    except AttributeError:
+        return f"{LIBRARY} is older than 1.1"
+    return None
+
+
+def capabilities() -> str | None:
+    """capabilities(7): CAP_SYS_ADMIN opens a map by its number, and stands for the other two."""
+    found = re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    effective = int(found[1], 16) if found else 0
+    missing = [_NAMES[one] for one in (_NET_ADMIN, _SYS_ADMIN) if not effective >> one & 1]
+    return f"this process lacks {' and '.join(missing)}" if missing else None
+
+
+def cgroups() -> str | None:
+    """cgroup v2, and not a part of the hierarchy only: all of the host's processes have to be in it."""
+    if not re.search(r"\tcgroup2$", Path("/proc/filesystems").read_text(), re.MULTILINE):
+        return "this kernel has no cgroup v2"
+    if os.stat("/proc/self/ns/cgroup").st_ino != _HOSTS_CGROUPS:
+        return "this process is in a cgroup namespace of its own, and does not see the host's hierarchy"
+    return None
+
+
+def netns_cookie(sock: socket.socket) -> int:
+    """The number that tells a socket's network namespace from all others.  OSError: there is none (before 5.14)."""
+    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+
+
+def own_cookie() -> int:
+    """That of the calling thread's namespace."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return netns_cookie(sock)
+
+
+def cookies() -> str | None:
+    """SO_NETNS_COOKIE."""
+    try:
+        own_cookie()
+    except OSError:
+        return "this kernel does not tell network namespaces apart by a cookie (Linux 5.14)"
+    return None
+
+
+def types() -> str | None:
+    """BTF: where the fields of the kernel's own structures are."""
+    if not Path("/sys/kernel/btf/vmlinux").exists():
+        return "this kernel does not describe its types (CONFIG_DEBUG_INFO_BTF), or /sys is not mounted"
+    return None
+
+
+NEEDS: dict[str, Callable[[], str | None]] = {
+    "libbpf": library,
+    "capabilities": capabilities,
+    "cgroup v2": cgroups,
+    "namespace cookies": cookies,
+    "kernel types": types,
+}
+"""All of them, by name."""

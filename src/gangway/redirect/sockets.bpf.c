@@ -1,0 +1,299 @@
+/* The socket redirect: whoever connects to a published port at a loopback address is aimed at the container.
+ *
+ * What this file knows: how to find what an address and port lead to, and what a socket had asked for.  What it must not
+ * know: which ports are published where, and why.
+ *
+ * Theory of operation.  The kernel routes no packet of 127.0.0.0/8 or ::1, so no rule can carry one to a container.  But
+ * connect(2) and sendto(2) on the host run a program of ours before a packet exists (BPF_PROG_TYPE_CGROUP_SOCK_ADDR, attached
+ * to the root of the cgroup hierarchy, which has every process in it), and that may exchange the address.  From then on it is
+ * a connection to the container like any other: no proxy, no translation, nothing for each packet.
+ *
+ *     connect, sendmsg           127.0.0.1:8000 → 172.17.0.2:80      and `asked` or `answered` remembers what was asked
+ *     getpeername, recvmsg       172.17.0.2:80 → 127.0.0.1:8000      so that the program sees the peer that it knows
+ *
+ * Who is left alone.  Processes of other network namespaces: their loopback is their own.  (The kernel's programs are not
+ * apart by namespace, so each copy of them compares.)  A socket that is bound to a loopback address, or to a device: its
+ * packets could not leave the host.  An AF_INET6 socket whose container has IPv4 only, if it refuses IPv4 (IPV6_V6ONLY),
+ * or sends without being connected (udpv6_sendmsg takes no IPv4 address from a program).  For all of them the relay listens.
+ *
+ * What it costs those who are not concerned: an address that is not this host's, two comparisons; a port that is not
+ * published, one look at a table of bytes, whatever is published.  What is published is a longest-prefix trie of protocol,
+ * host address and port, so that a range of ports takes a few entries; in host byte order a port's prefix would mean nothing.
+ *
+ * All addresses are IPv6's in here: IPv4's are mapped (::ffff:127.0.0.1), as the kernel has them in AF_INET6 sockets.
+ *
+ * One record for each connected socket (`asked`) lives and ends with it.  A socket that sends to many has no place for all of
+ * them; what it asked last is kept for each container that it asked (`answered`), the longest unused are forgotten.  When two
+ * mappings lead to one port of a container, and one unconnected socket uses both, the answers have the address of the last.
+ *
+ * Needs: Linux 5.14 (SO_NETNS_COOKIE for whoever loads this; all else is older), BTF for the one field that no helper tells.
+ * Sources: net/ipv4/af_inet.c, net/ipv{4,6}/udp.c, net/core/filter.c (sock_addr_func_proto).
+ */
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <stdbool.h>
+
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+enum { AF_INET = 2, AF_INET6 = 10, IPPROTO_TCP = 6, IPPROTO_UDP = 17, ESTABLISHED = 1 };
+enum { PASS = 1 };                                 /* what these programs return; 0 would refuse the call */
+
+struct address {                                   /* network byte order */
+    __u32 words[4];
+};
+
+struct peer {                                      /* without a gap: it is a part of a key */
+    struct address address;
+    __u32 port;                                    /* network byte order, as in struct bpf_sock_addr */
+};
+
+struct published {                                 /* a trie's key: the bits after `prefix_bits` of them are not compared */
+    __u32 prefix_bits;
+    __u16 protocol;
+    struct address address;                        /* of the host; zero, or ::ffff:0.0.0.0, for all of its family */
+    __be16 port;
+} __attribute__((packed));
+
+struct backend {
+    struct address address;                        /* the container's */
+    __u16 shift;                                   /* container port minus host port, modulo 65536 */
+    __u16 unused[3];
+    __u64 redirected;                              /* how often: connections, and peers of unconnected sockets */
+};
+
+struct record {
+    struct peer asked, backend;
+};
+
+struct flow {                                      /* an unconnected socket, and a container that it asked */
+    __u64 socket;
+    struct peer backend;
+} __attribute__((packed));
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);              /* tcp, udp: for each port, how many entries of `backends` have it */
+    __uint(max_entries, 2);
+    __uint(map_flags, BPF_F_MMAPABLE);
+    __type(key, __u32);
+    __type(value, __u8[65536]);
+} ports SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_LPM_TRIE);
+    __uint(max_entries, 1 << 20);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, struct published);
+    __type(value, struct backend);
+} backends SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_SK_STORAGE);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, int);
+    __type(value, struct record);
+} asked SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 1 << 14);
+    __type(key, struct flow);
+    __type(value, struct peer);
+} answered SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);               /* the host's own addresses, where asking those is redirected, too */
+    __uint(max_entries, 1 << 14);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, struct address);
+    __type(value, __u8);
+} own_addresses SEC(".maps");
+
+const volatile struct {                            /* redirect/loader.py sets it before the programs are loaded */
+    __u64 netns_cookie;                            /* of the host's network namespace */
+    bool host_too;                                 /* redirect also whoever asks the host's own addresses */
+} settings;
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* The two fields of the kernel's sockets that are needed; CO-RE finds where they are in the kernel that runs. */
+struct sock_common {
+    unsigned char skc_ipv6only : 1;
+} __attribute__((preserve_access_index));
+
+struct sock {
+    struct sock_common __sk_common;
+} __attribute__((preserve_access_index));
+
+static struct address mapped(__be32 address) {
+    return (struct address){ { 0, 0, bpf_htonl(0xffff), address } };
+}
+
+static bool is_mapped(const struct address *address) {
+    return !address->words[0] && !address->words[1] && address->words[2] == bpf_htonl(0xffff);
+}
+
+static bool is_loopback(const struct address *address) {
+    if (is_mapped(address)) return (address->words[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+    return !address->words[0] && !address->words[1] && !address->words[2] && address->words[3] == bpf_htonl(1);
+}
+
+static bool is_same(const struct peer *one, const struct peer *other) {
+    return one->address.words[0] == other->address.words[0] && one->address.words[1] == other->address.words[1] &&
+           one->address.words[2] == other->address.words[2] && one->address.words[3] == other->address.words[3] &&
+           one->port == other->port;
+}
+
+/* Whether packets of the socket could get to a container. */
+static bool can_leave(struct bpf_sock *sk, const struct address *source) {
+    return !sk->bound_dev_if && !is_loopback(source);
+}
+
+/* Of an AF_INET6 socket. */
+static bool takes_ipv6_only(struct bpf_sock *sk) {
+    struct sock *sock = sk->protocol == IPPROTO_TCP ? (void *)bpf_skc_to_tcp6_sock(sk) : (void *)bpf_skc_to_udp6_sock(sk);
+    return !sock || BPF_CORE_READ_BITFIELD(&sock->__sk_common, skc_ipv6only);
+}
+
+/* What is published where a client asks; NULL if nothing is. */
+static struct backend *published_at(struct bpf_sock_addr *ctx, const struct peer *at) {
+    __u32 row = ctx->protocol == IPPROTO_UDP;
+    if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP) return NULL;
+    if (!is_loopback(&at->address) && !(settings.host_too && bpf_map_lookup_elem(&own_addresses, &at->address))) return NULL;
+    __u8 *count = bpf_map_lookup_elem(&ports, &row);
+    if (!count || !count[bpf_ntohs(at->port)]) return NULL;
+    if (bpf_get_netns_cookie(ctx) != settings.netns_cookie) return NULL;
+
+    struct published key = { 8 * (sizeof key - sizeof key.prefix_bits), ctx->protocol, {}, at->port };
+    if (is_mapped(&at->address)) key.address = mapped(0);
+    struct backend *found = bpf_map_lookup_elem(&backends, &key);
+    if (found) return found;
+    key.address = at->address;
+    return bpf_map_lookup_elem(&backends, &key);
+}
+
+static struct peer led_to(const struct backend *backend, const struct peer *at) {
+    return (struct peer){ backend->address, bpf_htons(bpf_ntohs(at->port) + backend->shift) };
+}
+
+/* A socket is about to be connected: true if it is to be connected to what is in `to` then. */
+static bool connects(struct bpf_sock_addr *ctx, const struct peer *at, struct peer *to) {
+    struct bpf_sock *sk = ctx->sk;
+    struct backend *backend = published_at(ctx, at);
+    if (!backend || !sk) return false;
+    struct address source = sk->family == AF_INET ? mapped(sk->src_ip4)
+                                                  : (struct address){ { sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3] } };
+    if (!can_leave(sk, &source)) return false;
+    *to = led_to(backend, at);
+    if (is_mapped(&to->address) && !is_mapped(&at->address) && takes_ipv6_only(sk)) return false;
+    struct record *record = bpf_sk_storage_get(&asked, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+    if (!record) return false;                     /* out of memory */
+    record->asked = *at;
+    record->backend = *to;
+    __sync_fetch_and_add(&backend->redirected, 1);
+    return true;
+}
+
+/* An unconnected socket is about to send. */
+static bool sends(struct bpf_sock_addr *ctx, const struct address *source, const struct peer *at, struct peer *to) {
+    struct backend *backend = published_at(ctx, at);
+    if (!backend || !ctx->sk || !can_leave(ctx->sk, source)) return false;
+    *to = led_to(backend, at);
+    if (is_mapped(&to->address) != is_mapped(&at->address)) return false;
+    struct flow flow = { bpf_get_socket_cookie(ctx), *to };
+    struct peer *known = bpf_map_lookup_elem(&answered, &flow);
+    if (known && is_same(known, at)) return true;
+    if (bpf_map_update_elem(&answered, &flow, at, BPF_ANY)) return false;
+    __sync_fetch_and_add(&backend->redirected, 1);
+    return true;
+}
+
+/* What the socket asked when it got to `peer`; NULL if it asked that itself. */
+static const struct peer *asked_for(struct bpf_sock_addr *ctx, const struct peer *peer) {
+    struct bpf_sock *sk = ctx->sk;
+    if (!sk) return NULL;
+    if (ctx->protocol == IPPROTO_TCP || sk->state == ESTABLISHED) {
+        struct record *record = bpf_sk_storage_get(&asked, sk, NULL, 0);
+        return record && is_same(&record->backend, peer) ? &record->asked : NULL;
+    }
+    struct flow flow = { bpf_get_socket_cookie(ctx), *peer };
+    return bpf_map_lookup_elem(&answered, &flow);
+}
+
+static struct peer peer4(struct bpf_sock_addr *ctx) {
+    return (struct peer){ mapped(ctx->user_ip4), ctx->user_port };
+}
+
+static struct peer peer6(struct bpf_sock_addr *ctx) {
+    return (struct peer){ { { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3] } }, ctx->user_port };
+}
+
+static int become4(struct bpf_sock_addr *ctx, const struct peer *peer) {
+    ctx->user_ip4 = peer->address.words[3];
+    ctx->user_port = peer->port;
+    return PASS;
+}
+
+static int become6(struct bpf_sock_addr *ctx, const struct peer *peer) {
+    ctx->user_ip6[0] = peer->address.words[0];
+    ctx->user_ip6[1] = peer->address.words[1];
+    ctx->user_ip6[2] = peer->address.words[2];
+    ctx->user_ip6[3] = peer->address.words[3];
+    ctx->user_port = peer->port;
+    return PASS;
+}
+
+SEC("cgroup/connect4")
+int connect4(struct bpf_sock_addr *ctx) {
+    struct peer at = peer4(ctx), to;
+    return connects(ctx, &at, &to) && is_mapped(&to.address) ? become4(ctx, &to) : PASS;
+}
+
+SEC("cgroup/connect6")
+int connect6(struct bpf_sock_addr *ctx) {
+    struct peer at = peer6(ctx), to;
+    return connects(ctx, &at, &to) ? become6(ctx, &to) : PASS;
+}
+
+SEC("cgroup/sendmsg4")
+int sendmsg4(struct bpf_sock_addr *ctx) {
+    struct address source = mapped(ctx->msg_src_ip4);
+    struct peer at = peer4(ctx), to;
+    return sends(ctx, &source, &at, &to) ? become4(ctx, &to) : PASS;
+}
+
+SEC("cgroup/sendmsg6")
+int sendmsg6(struct bpf_sock_addr *ctx) {
+    struct address source = { { ctx->msg_src_ip6[0], ctx->msg_src_ip6[1], ctx->msg_src_ip6[2], ctx->msg_src_ip6[3] } };
+    struct peer at = peer6(ctx), to;
+    return sends(ctx, &source, &at, &to) ? become6(ctx, &to) : PASS;
+}
+
+SEC("cgroup/recvmsg4")
+int recvmsg4(struct bpf_sock_addr *ctx) {
+    struct peer peer = peer4(ctx);
+    const struct peer *asked = asked_for(ctx, &peer);
+    return asked ? become4(ctx, asked) : PASS;
+}
+
+SEC("cgroup/recvmsg6")
+int recvmsg6(struct bpf_sock_addr *ctx) {
+    struct peer peer = peer6(ctx);
+    const struct peer *asked = asked_for(ctx, &peer);
+    return asked ? become6(ctx, asked) : PASS;
+}
+
+SEC("cgroup/getpeername4")
+int getpeername4(struct bpf_sock_addr *ctx) {
+    struct peer peer = peer4(ctx);
+    const struct peer *asked = asked_for(ctx, &peer);
+    return asked ? become4(ctx, asked) : PASS;
+}
+
+SEC("cgroup/getpeername6")
+int getpeername6(struct bpf_sock_addr *ctx) {
+    struct peer peer = peer6(ctx);
+    const struct peer *asked = asked_for(ctx, &peer);
+    return asked ? become6(ctx, asked) : PASS;
+}

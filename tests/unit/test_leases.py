@@ -1,0 +1,75 @@
+"""What a port's socket says about it to whoever may redirect."""
+
+import socket
+
+import pytest
+
+from gangway.redirect import leases
+from gangway.redirect.entries import entries, key_at, led_to
+
+CONTAINER4, CONTAINER6 = socket.inet_pton(socket.AF_INET, "172.17.0.2"), socket.inet_pton(socket.AF_INET6, "fd00::2")
+ANY4, ANY6 = bytes(4), bytes(16)
+
+
+def bound(address: str, kind: int = socket.SOCK_STREAM, v6only: bool = True) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    protocol = socket.IPPROTO_TCP if kind == socket.SOCK_STREAM else socket.IPPROTO_UDP
+    sock = socket.socket(family, kind, protocol)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
+    sock.bind((address, 0))
+    return sock
+
+
+@pytest.mark.parametrize(
+    ("address", "v6only", "asked"),
+    [
+        ("0.0.0.0", True, [ANY4]),
+        ("127.0.0.5", True, [bytes([127, 0, 0, 5])]),
+        ("::", True, [ANY6]),
+        ("::", False, [ANY6, ANY4]),
+        ("::1", True, [bytes(15) + b"\1"]),
+    ],
+)
+@pytest.mark.parametrize(("kind", "protocol"), [(socket.SOCK_STREAM, "tcp"), (socket.SOCK_DGRAM, "udp")])
+def test_the_socket_says_where_sockets_are_redirected_from(
+    address: str, v6only: bool, asked: list[bytes], kind: int, protocol: str
+) -> None:
+    with bound(address, kind, v6only) as sock:
+        port = sock.getsockname()[1]
+        found = list(leases._entries(sock, CONTAINER4, 80))
+    assert [key for key, _ in found] == [key_at(protocol, one, port) for one in asked]
+    assert all(led_to(value, port)[:2] == (CONTAINER4, 80) for _, value in found)
+
+
+def test_ipv4_clients_are_not_redirected_to_ipv6() -> None:
+    with bound("0.0.0.0") as four, bound("::", v6only=False) as both:
+        port = both.getsockname()[1]
+        assert not list(leases._entries(four, CONTAINER6, 80))
+        assert list(leases._entries(both, CONTAINER6, 80)) == list(entries("tcp", ANY6, (port, port), CONTAINER6, 80))
+
+
+def test_who_asks_another_address_is_left_alone() -> None:
+    with bound("127.0.0.1") as sock:
+        assert not list(leases._asked(sock, bytes([10, 0, 0, 1])))
+        assert not list(leases._asked(sock, socket.inet_pton(socket.AF_INET6, "fe80::1")))
+
+
+def test_a_relay_that_is_not_understood_is_left_to_itself() -> None:
+    ours, relays = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    said: list[str] = []
+    with ours, relays:
+        relays.send(b"erase one")
+        leases.serve(ours, said.append)
+    assert len(said) == 1
+    assert "not understood" in said[0]
+
+
+def test_it_ends_when_the_relay_does() -> None:
+    ours, relays = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    said: list[str] = []
+    with ours:
+        relays.send(b"erase 1")
+        relays.close()
+        leases.serve(ours, said.append)
+    assert not [line for line in said if "not redirected" in line and "understood" not in line]
