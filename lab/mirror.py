@@ -50,8 +50,17 @@ def ask(command: Callable[..., list[str]], protocol: str, address: str, port: in
     return Answer(*done.stdout.split())
 
 
-def ask_here(protocol: str, address: str, port: int, patience_s: float = _PATIENCE_S) -> Answer:
-    """Asks from the calling thread's network namespace.  NoAnswer says why there is none."""
+def ask_here(
+    protocol: str,
+    address: str,
+    port: int,
+    patience_s: float = _PATIENCE_S,
+    connected: Callable[[socket.socket], None] = lambda client: None,
+) -> Answer:
+    """Asks from the calling thread's network namespace.  NoAnswer says why there is none.
+
+    `connected` may have a look at the client before it asks.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
     try:
@@ -60,6 +69,7 @@ def ask_here(protocol: str, address: str, port: int, patience_s: float = _PATIEN
             client.connect(
                 socket.getaddrinfo(address, port, family, kind)[0][4]
             )  # also for UDP: an answer from another address does not count
+            connected(client)
             client.sendall(b"hello\n")
             got = client.recv(1000).decode()
     except OSError as error:

@@ -301,7 +301,7 @@ def _standing(whole: Plan | None, network: Network | None = None, facts: HostFac
 
 def _check_reachable(planned: Sequence[MappingPlan]) -> None:
     for one in planned:
-        if not (one.is_nat or one.is_relayed):
+        if not (one.is_nat or one.is_redirected or one.is_relayed):
             raise Unsupported(
                 f"{one.mapping} could be reached by nobody: this kernel has no {one.mapping.protocol} sockets for a "
                 "relay, and no rule serves it"

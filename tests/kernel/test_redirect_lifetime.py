@@ -1,0 +1,215 @@
+"""The redirect, while daemons and relays end and come again; where it cannot be; and what is left of it."""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from gangway.redirect.loader import _PROGRAMS
+from lab.netns import Namespace
+from lab.redirect import aimed_at, detach, is_link, links_of
+from lab.waiting import wait_until
+from tests.kernel.street import Street
+from tests.kernel.test_lifetime import Asker
+
+pytestmark = pytest.mark.daemon
+
+_LIBRARY = next((path for path in Path("/usr/lib").glob("*/libbpf.so.1")), Path("/nonexistent"))
+
+
+@pytest.fixture
+def street() -> Iterator[Street]:
+    with Street() as made:
+        yield made
+
+
+def links(street: Street) -> set[int]:
+    """The links that the daemon and its relay hold, as far as they run."""
+    daemon = street.gangway.daemon
+    there = [daemon.pid] if daemon is not None and daemon.poll() is None else []
+    return links_of([*there, *street.gangway.relays()])
+
+
+def road(street: Street, port: int, protocol: str = "tcp") -> str:
+    return street.road(street.host, protocol, "127.0.0.1", port)[0]
+
+
+def connected(space: Namespace, port: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    with space.entered():
+        made = socket.socket(socket.AF_INET, kind)
+    made.settimeout(10)
+    made.connect(("127.0.0.1", port))
+    return made
+
+
+def test_a_daemon_that_is_killed_under_load_costs_nobody_anything(street: Street) -> None:
+    with ExitStack() as stack:
+        port = stack.enter_context(street.published(street.server, "8080:80/tcp", "8080:80/udp"))
+        before = stack.enter_context(connected(street.host, port))
+        datagrams = stack.enter_context(socket_of(street.host))
+        askers = [Asker(street.host, protocol, "127.0.0.1", port) for protocol in ("tcp", "udp")]
+        for asker in askers:
+            asker.start()
+            stack.callback(asker.end)
+        for _ in range(3):
+            street.gangway.kill()
+            for asker in askers:
+                asker.more()
+            assert road(street, port) == "redirect"
+            _ask_unconnected(datagrams, port)
+            street.gangway.start()
+            for asker in askers:
+                asker.more()
+            assert len(links(street)) == len(_PROGRAMS)
+            _ask_unconnected(datagrams, port)
+        assert [asker.failures for asker in askers] == [[], []]
+        assert before.getpeername() == ("127.0.0.1", port)
+        before.sendall(b"hello\n")
+        assert b"hello" in before.recv(100)
+
+
+def socket_of(space: Namespace) -> socket.socket:
+    with space.entered():
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.settimeout(10)
+    return made
+
+
+def _ask_unconnected(sock: socket.socket, port: int) -> None:
+    sock.sendto(b"hello\n", ("127.0.0.1", port))
+    assert sock.recvfrom(100)[1] == ("127.0.0.1", port)
+
+
+def test_an_answer_that_comes_after_a_restart_is_from_where_it_was_asked_of(street: Street) -> None:
+    with street.server.space.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.settimeout(10)
+        server.bind((street.server.address4, 8100))
+        with street.published(street.server, "8100:8100/udp"), socket_of(street.host) as client:
+            client.sendto(b"question", ("127.0.0.1", 8100))
+            _, peer = server.recvfrom(100)
+            street.gangway.kill()
+            street.gangway.start()
+            server.sendto(b"answer", peer)
+            assert client.recvfrom(100) == (b"answer", ("127.0.0.1", 8100))
+
+
+def test_other_ports_come_and_go_and_nobody_notices(street: Street) -> None:
+    with street.published(street.server, "8080:80/tcp", "8080:80/udp") as port:
+        askers = [Asker(street.host, protocol, "127.0.0.1", port) for protocol in ("tcp", "udp")]
+        for asker in askers:
+            asker.start()
+        try:
+            for _ in range(5):
+                with street.published(street.near, "7900-8000:7900-8000/tcp", "8079:80/udp", "127.0.0.2:8081:80"):
+                    askers[0].more()
+        finally:
+            for asker in askers:
+                asker.end()
+        assert [asker.failures for asker in askers] == [[], []]
+
+
+def test_counts_outlive_the_daemon(street: Street) -> None:
+    with street.published(street.server, "8080:80") as port:
+        for _ in range(4):
+            connected(street.host, port).close()
+        street.gangway.kill()
+        connected(street.host, port).close()
+        street.gangway.start()
+        assert [one["redirected"] for one in street.gangway.json("ls")] == [5, 0]
+
+
+def test_nothing_is_left_when_gangway_leaves(street: Street) -> None:
+    with street.published(street.server, "8080:80") as port:
+        assert road(street, port) == "redirect"
+        ours = links(street)
+        assert len(ours) == len(_PROGRAMS)
+    street.leave()
+    street.gangway.stop()
+    wait_until(lambda: not any(map(is_link, ours)), "the end of its links")
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("first", ["daemon", "relay"])
+def test_nothing_is_left_when_everything_is_killed(street: Street, first: str) -> None:
+    with street.published(street.server, "8080:80"):
+        ours, relays = links(street), street.gangway.relays()
+        if first == "daemon":
+            street.gangway.kill()
+            assert all(map(is_link, ours))  # the relay holds them
+        _kill(relays)
+        street.gangway.kill()
+        _kill(street.gangway.relays())  # a daemon that has outlived its relay has started another
+        wait_until(lambda: not any(map(is_link, ours)), "the end of its links")
+        street.gangway.start()
+
+
+def test_a_link_that_somebody_detaches_is_attached_again(street: Street) -> None:
+    with street.published(street.server, "8080:80") as port:
+        for _ in range(2):
+            with connected(street.host, port) as before:
+                for link in links(street):
+                    detach(link)
+                assert road(street, port) == "relay"
+                wait_until(lambda: road(street, port) == "redirect", "the redirect", 25)
+                assert before.getpeername() == ("127.0.0.1", port)
+        assert len(links(street)) == len(_PROGRAMS)
+
+
+def test_two_daemons_on_one_machine_keep_to_their_own(street: Street) -> None:
+    with Street() as other:
+        for one in (street, other):
+            one.publish(one.server, "8080:80")
+        street.gangway("unpublish", street.server.name)
+        assert road(other, 8080) == "redirect"
+        assert not street.reaches(street.host, "tcp", "127.0.0.1", 8080)
+        with connected(other.host, 8080) as client, other.host.entered():
+            assert aimed_at(client) == ("172.30.0.2", 80)
+
+
+_MOUNTS = ("unshare", "--mount", "--propagation", "slave", "sh", "-c")
+
+
+@pytest.mark.parametrize(
+    ("within", "check", "said"),
+    [
+        pytest.param(
+            (*_MOUNTS, f'mount --bind /dev/null {_LIBRARY} && exec "$0" "$@"'),
+            "libbpf",
+            "libbpf.so.1 is not installed",
+            marks=pytest.mark.skipif(not _LIBRARY.exists(), reason="libbpf is not where Debian has it"),
+        ),
+        (("unshare", "--cgroup"), "cgroup v2", "cgroup namespace of its own"),
+        ((*_MOUNTS, 'mount -t tmpfs none /sys/kernel/btf && exec "$0" "$@"'), "kernel types", "does not describe its"),
+    ],
+    ids=["libbpf", "cgroups", "types"],
+)
+def test_where_something_is_missing_the_relay_serves_and_doctor_says_what(
+    within: tuple[str, ...], check: str, said: str
+) -> None:
+    with Street(within=within) as street, street.published(street.server, "8080:80", "8080:80/udp") as port:
+        for protocol in ("tcp", "udp"):
+            assert road(street, port, protocol) == "relay"
+        (told,) = street.gangway.json("explain", f"127.0.0.1:{port}", "--from", "loopback")
+        (route,) = told["mapping"]["routes"]
+        assert (route["road"], route["code"]) == ("relay", "no_redirect")
+        assert said in route["fact"]
+        failing = {one["check"]: one["note"] for one in street.gangway.json("doctor") if not one["holds"]}
+        assert said in failing[f"redirect: {check}"]
+        assert said in failing["redirect: attached"]
+
+
+def test_where_cgroups_are_not_mounted_they_are_for_the_daemon_alone() -> None:
+    hide = 'grep " - cgroup2 " /proc/self/mountinfo | cut -d" " -f5 | xargs -r umount && exec "$0" "$@"'
+    with Street(within=(*_MOUNTS, hide)) as street, street.published(street.server, "8080:80") as port:
+        daemon = street.gangway.daemon
+        assert daemon is not None
+        assert " - cgroup2 " not in Path(f"/proc/{daemon.pid}/mountinfo").read_text()
+        assert road(street, port) == "redirect"
