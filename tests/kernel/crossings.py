@@ -126,7 +126,10 @@ def routed_at(host: Namespace, neighbour: Namespace) -> Iterator[None]:
 
 
 class Tap:
-    """What comes in at an interface of the host, before any rule."""
+    """What comes in at an interface of the host, before any rule.
+
+    At `lo` that is what goes to the relay: a socket that is redirected sends nothing there.
+    """
 
     def __init__(self, host: Namespace, interface: str) -> None:
         with host.entered():
@@ -142,9 +145,10 @@ class Tap:
 
     def saw(self, address: str, port: int) -> None:
         """Waits until a packet to there has come; AssertionError: none has."""
-        wait_until(lambda: self._saw(address, port), f"a packet to {address} port {port}", _PATIENCE_S)
+        wait_until(lambda: self.has_seen(address, port), f"a packet to {address} port {port}", _PATIENCE_S)
 
-    def _saw(self, address: str, port: int) -> bool:
+    def has_seen(self, address: str, port: int) -> bool:
+        """Whether one is among those that came since it was asked last."""
         with suppress(BlockingIOError):
             while True:
                 packet, (_, kind, *_) = self._sock.recvfrom(2000)

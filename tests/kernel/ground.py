@@ -1,5 +1,6 @@
 """What the tests of the relay stand on: hosts whose relay has settings of its own, ports, and servers behind them."""
 
+import json
 import os
 import signal
 import socket
@@ -25,12 +26,16 @@ _SETTINGS = 'mount -t overlay -o lowerdir="$0:/etc" overlay /etc && exec "$@"'
 
 
 class Site:
-    """A host with two containers, and settings for its relay: /etc is another one to its launchers."""
+    """A host with two containers, and settings for its relay: /etc is another one to its launchers.
+
+    No socket is redirected, unless `redirect=True`: what is asked at 127.0.0.1 is to come through the relay.
+    """
 
     def __init__(self, folder: Path, before: tuple[str, ...] = (), **settings: object) -> None:
         self.log = folder / "log"
         (folder / "etc/gangway").mkdir(parents=True)
-        lines = [f'log = "{self.log}"', *(f"{key} = {value}" for key, value in settings.items())]
+        settings = {"redirect": False, **settings}
+        lines = [f'log = "{self.log}"', *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
         (folder / "etc/gangway/docker-proxy.toml").write_text("\n".join(lines))
         self.before = ("unshare", "--mount", "sh", "-c", _SETTINGS, str(folder / "etc"), *before)
         self.host = Host()

@@ -7,8 +7,10 @@
 Every container serves a mirror on port 80; the neighbour and the containers have default routes to the host.
 """
 
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -16,6 +18,7 @@ from lab import mirror
 from lab.conntrack import was_translated
 from lab.gangwayd import Gangway
 from lab.netns import Namespace, ip
+from lab.redirect import aimed_at
 
 HOST4, HOST6 = "10.77.0.1", "fd77::1"
 NEIGHBOUR4, NEIGHBOUR6 = "10.77.0.2", "fd77::2"
@@ -113,17 +116,23 @@ class Street:
     def road(self, space: Namespace, protocol: str, address: str, port: int) -> tuple[str, str]:
         """The road that a client in `space` really gets, and the source that the container sees.
 
-        Not by what gangway says: by the kernel's own record of whether it translated the destination.  mirror.NoAnswer
-        if nothing answers.
+        Not by what gangway says: by the kernel's own record of whom the client's socket is connected to, and of whether
+        it translated the destination.  mirror.NoAnswer if nothing answers.
         """
         bare = address.partition("%")[0]
+        aims = {(bare, port)}
+
+        def connected(client: socket.socket) -> None:
+            if protocol != "sctp":  # whose sockets run no program, and are in another table
+                aims.add(aimed_at(client))
+
         try:
             with space.entered():
-                answer = mirror.ask_here(protocol, address, port)
-        except mirror.NoAnswer:
-            was_translated(self.host, protocol, bare, port)  # what was recorded is not to be taken for the next one's
-            raise
-        return ("nat" if was_translated(self.host, protocol, bare, port) else "relay"), answer.peer
+                answer = mirror.ask_here(protocol, address, port, connected=connected)
+        finally:  # what was recorded is not to be taken for the next one's
+            is_translated = was_translated(self.host, protocol, bare, port)
+        road = "redirect" if len(aims) > 1 else "nat" if is_translated else "relay"
+        return road, answer.peer
 
     def reaches(self, space: Namespace, protocol: str, address: str, port: int) -> bool:
         """Whether anything answers a client in `space`."""
@@ -145,3 +154,10 @@ def join(host: Namespace, neighbour: Namespace) -> None:
         space.ip("link", "set", "eth0", "up")
     neighbour.ip("route", "add", "default", "via", HOST4)
     neighbour.ip("route", "add", "default", "via", HOST6)
+
+
+def without_redirect(directory: Path) -> tuple[str, str]:
+    """Flags of a daemon that redirects no sockets; they are in a file there."""
+    config = directory / "without-redirect.toml"
+    config.write_text("[relay]\nredirect = false\n")
+    return "--config", str(config)

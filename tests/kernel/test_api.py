@@ -62,6 +62,7 @@ def test_all_that_a_command_does_can_be_asked_for(api: Api) -> None:
         ),
         ("GET", "/mappings", "/mappings", None),
         ("GET", "/explain", "/explain?at=127.0.0.1:8000&from=loopback", None),
+        ("GET", "/doctor", "/doctor", None),
         ("POST", "/mappings/withdraw", "/mappings/withdraw", {"container": api.box.path, "ports": ["8000:80"]}),
         ("DELETE", "/endpoints/{container}", f"/endpoints/{api.box.path.replace('/', '%2F')}", None),
         ("DELETE", "/networks/{name}", "/networks/web", None),

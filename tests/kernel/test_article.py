@@ -77,7 +77,7 @@ def test_the_container_is_where_the_article_has_it(article: Article) -> None:
 def test_everybody_reaches_the_port_and_the_container_itself_by_relay(article: Article) -> None:
     assert article.road(article.neighbour, "tcp", HOST4, _PORT) == ("nat", NEIGHBOUR4)
     assert article.road(article.host, "tcp", HOST4, _PORT) == ("nat", HOST4)
-    assert article.road(article.host, "tcp", "127.0.0.1", _PORT) == ("relay", "172.17.0.1")
+    assert article.road(article.host, "tcp", "127.0.0.1", _PORT) == ("redirect", "172.17.0.1")
     for address in (HOST4, "172.17.0.1"):
         assert article.road(article.server.space, "tcp", address, _PORT) == ("relay", "172.17.0.1")
 

@@ -60,7 +60,7 @@ class Shared(Street):
         with self.published(self.server, "8080:80/tcp", "8080:80/udp") as port:
             for protocol in ("tcp", "udp"):
                 for address, gateway in (("127.0.0.1", "172.30.0.1"), ("::1", "fd30::1")):
-                    assert self.road(self.host, protocol, address, port) == ("relay", gateway)
+                    assert self.road(self.host, protocol, address, port) == ("redirect", gateway)
                 for address in (HOST4, HOST6):
                     for space in (self.host, self.neighbour, self.far.space, self.near.space, self.server.space):
                         assert self.road(space, protocol, address, port)[0] == road, f"{space.name} at {address}"

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from ipaddress import ip_address
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,12 +144,14 @@ def stop(launcher: Launcher, by: signal.Signals = signal.SIGINT) -> int:
 
 
 def connect(host: Host, port: int, address: str = "127.0.0.1", kind: int = TCP) -> socket.socket:
-    """A client on the host."""
+    """A client on the host.  One that has a loopback address itself is not redirected: it meets the relay."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with host.entered():
         client = socket.socket(family, kind)
     client.settimeout(PATIENCE_S)
     try:
+        if ip_address(address).is_loopback:
+            client.bind((address, 0))
         client.connect((address, port))
     except OSError:
         client.close()

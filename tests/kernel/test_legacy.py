@@ -64,8 +64,8 @@ def test_every_origin_gets_its_road(street: Street, host_ip: str, protocol: str)
         ]
         if not host_ip:
             expected += [
-                (street.host, "127.0.0.1", "relay", "172.30.0.1"),
-                (street.host, "::1", "relay", "fd30::1"),
+                (street.host, "127.0.0.1", "redirect", "172.30.0.1"),
+                (street.host, "::1", "redirect", "fd30::1"),
                 (street.neighbour, HOST6, "nat", NEIGHBOUR6),
                 (near, HOST6, "nat", "fd30::1"),
             ]

@@ -65,7 +65,7 @@ def test_everybody_else_reaches_them_as_ever(street: Apart) -> None:
         assert street.road(street.neighbour, "tcp", HOST4, port) == ("nat", NEIGHBOUR4)
         assert street.road(street.neighbour, "tcp", HOST6, port) == ("nat", NEIGHBOUR6)
         assert street.road(street.far.space, "tcp", HOST4, port) == ("nat", street.far.address4)
-        assert street.road(street.host, "tcp", "127.0.0.1", port) == ("relay", GATEWAY4)
+        assert street.road(street.host, "tcp", "127.0.0.1", port) == ("redirect", GATEWAY4)
 
 
 def test_their_way_out_is_open_to_them(street: Apart) -> None:

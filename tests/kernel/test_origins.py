@@ -7,15 +7,16 @@ import pytest
 
 from gangway.kernel.ports import has_sockets
 from lab.netns import Namespace
-from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, Street
+from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, Street, without_redirect
 
 PROTOCOLS = ("tcp", "udp", pytest.param("sctp", marks=pytest.mark.skipif(not has_sockets("sctp"), reason="no SCTP")))
 GATEWAY = {4: "172.30.0.1", 6: "fd30::1"}
+OLD_GATEWAY = "172.29.0.1"
 HOST_IPS = ["", "0.0.0.0", "[::]", HOST4, f"[{HOST6}]", "127.0.0.1", "[::1]"]
 
 
 class Client(NamedTuple):
-    """Who asks, where; the road and the source that the container sees where there are rules."""
+    """Who asks, where; the road and the source that the container sees."""
 
     space: Namespace
     address: str
@@ -24,34 +25,50 @@ class Client(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A street, and whether its daemon writes rules."""
+    """A street, whether its daemon writes rules, and whether it redirects sockets."""
 
     street: Street
     has_rules: bool
+    is_redirected: bool
 
     def clients(self, family: int, protocol: str) -> Iterator[Client]:
         """All of a family's."""
         street, gateway = self.street, GATEWAY[family]
+        shortcut = "redirect" if self.is_redirected and protocol != "sctp" else "relay"
         if family == 4:
             loopback, host, neighbour, far = "127.0.0.1", HOST4, NEIGHBOUR4, street.far.address4
             if protocol != "sctp":  # it answers from 127.0.0.1, whatever loopback address was asked
-                yield Client(street.host, "127.0.0.7", "relay", gateway)
+                yield Client(street.host, "127.0.0.7", shortcut, gateway)
         else:
             loopback, host, neighbour, far = "::1", HOST6, NEIGHBOUR6, street.far.address6
-        yield Client(street.host, loopback, "relay", gateway)
-        yield Client(street.host, host, "nat", host)
-        yield Client(street.host, gateway, "nat", gateway)
-        yield Client(street.neighbour, host, "nat", neighbour)
-        yield Client(street.far.space, host, "nat", far)
-        yield Client(street.near.space, host, "nat", gateway)
-        yield Client(street.server.space, host, "nat", gateway)
-        yield Client(street.server.space, gateway, "nat", gateway)
+        yield Client(street.host, loopback, shortcut, gateway)
+        for space, address, source in (
+            (street.host, host, host),
+            (street.host, gateway, gateway),
+            (street.neighbour, host, neighbour),
+            (street.far.space, host, far),
+            (street.near.space, host, gateway),
+            (street.server.space, host, gateway),
+            (street.server.space, gateway, gateway),
+        ):
+            if self.has_rules:
+                yield Client(space, address, "nat", source)
+            else:
+                yield Client(space, address, shortcut if space is street.host else "relay", gateway)
+
+
+@pytest.fixture(scope="module", params=["redirect", "no-redirect"])
+def is_redirected(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param == "redirect")
 
 
 @pytest.fixture(scope="module", params=["nftables", "iptables", "none"])
-def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
-    with Street("--firewall", request.param) as street:
-        yield Scene(street, request.param != "none")
+def scene(
+    request: pytest.FixtureRequest, is_redirected: bool, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Scene]:
+    off = () if is_redirected else without_redirect(tmp_path_factory.mktemp("config"))
+    with Street("--firewall", request.param, *off) as street:
+        yield Scene(street, request.param != "none", is_redirected)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -64,7 +81,7 @@ def test_every_origin_gets_the_road_of_the_matrix(scene: Scene, protocol: str, h
                 if not _is_published(host_ip, client.address):
                     assert not street.reaches(client.space, protocol, client.address, port), client
                     continue
-                wanted = (client.road, client.source) if scene.has_rules else ("relay", GATEWAY[family])
+                wanted = client.road, client.source
                 assert street.road(client.space, protocol, client.address, port) == wanted, client
 
 
@@ -77,6 +94,7 @@ def test_what_is_said_is_what_is(scene: Scene, protocol: str) -> None:
             ("loopback", False, street.host, "127.0.0.1"),
             ("loopback", False, street.host, "::1"),
             ("host", False, street.host, HOST4),
+            ("host", False, street.host, GATEWAY[6]),
             ("remote", False, street.neighbour, HOST4),
             ("remote", False, street.neighbour, HOST6),
             ("container", False, street.far.space, HOST4),
@@ -86,6 +104,21 @@ def test_what_is_said_is_what_is(scene: Scene, protocol: str) -> None:
             (told,) = street.gangway.json("explain", at, "--from", origin)
             (road,) = (route["road"] for route in told["mapping"]["routes"] if route["neighbour"] == neighbour)
             assert street.road(space, protocol, address, port)[0] == road
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_who_asks_by_ipv6_is_redirected_to_a_container_with_ipv4_only(scene: Scene, protocol: str) -> None:
+    street = scene.street
+    shortcut = "redirect" if scene.is_redirected and protocol != "sctp" else "relay"
+    with street.published(street.four, f"80/{protocol}") as port:
+        assert street.road(street.host, protocol, "::1", port) == (shortcut, OLD_GATEWAY)
+        (told,) = street.gangway.json("explain", f"[::1]:{port}/{protocol}", "--from", "loopback")
+        assert told["mapping"]["routes"][0]["road"] == shortcut
+        for address in (HOST6, GATEWAY[6]):
+            wanted = "relay" if scene.has_rules else shortcut
+            assert street.road(street.host, protocol, address, port) == (wanted, OLD_GATEWAY)
+        for space in (street.neighbour, street.far.space, street.near.space):
+            assert street.road(space, protocol, HOST6, port) == ("relay", OLD_GATEWAY)
 
 
 def _is_published(host_ip: str, address: str) -> bool:

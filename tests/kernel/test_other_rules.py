@@ -54,8 +54,8 @@ def _nat_works(street: Street) -> None:
         assert street.road(street.near.space, "tcp", HOST4, port) == ("nat", "172.30.0.1")
         assert street.road(street.server.space, "tcp", HOST4, port) == ("nat", "172.30.0.1")
         assert street.road(street.host, "tcp", HOST4, port) == ("nat", HOST4)
-        assert street.road(street.host, "tcp", "127.0.0.1", port) == ("relay", "172.30.0.1")
-        assert street.road(street.host, "tcp", "::1", port) == ("relay", "fd30::1")
+        assert street.road(street.host, "tcp", "127.0.0.1", port) == ("redirect", "172.30.0.1")
+        assert street.road(street.host, "tcp", "::1", port) == ("redirect", "fd30::1")
 
 
 def _is_gone(street: Street) -> None:

@@ -172,8 +172,8 @@ def test_containers_of_an_internal_network_reach_each_other(street: Quarter) -> 
 
 def test_an_internal_network_publishes_on_loopback_only(street: Quarter) -> None:
     with street.published(street.inner, "127.0.0.1:8080:80", "[::1]:8080:80") as port:
-        assert street.road(street.host, "tcp", "127.0.0.1", port) == ("relay", "172.27.0.1")
-        assert street.road(street.host, "tcp", "::1", port) == ("relay", "fd27::1")
+        assert street.road(street.host, "tcp", "127.0.0.1", port) == ("redirect", "172.27.0.1")
+        assert street.road(street.host, "tcp", "::1", port) == ("redirect", "fd27::1")
     for refused in ("8080:80", "0.0.0.0:8080:80", f"{HOST4}:8080:80", "[::]:8080:80"):
         done = street.gangway.run("publish", street.inner.name, "-p", refused)
         assert done.returncode == 1

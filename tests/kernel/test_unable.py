@@ -159,7 +159,8 @@ def test_auto_takes_the_firewall_that_is_there(
 def test_without_any_firewall_the_relay_serves_everybody(tmp_path: Path) -> None:
     within = _without(tmp_path, "nftables", "iptables")
     with Street("--firewall", "none", within=within) as street, street.published(street.server, "8080:80") as port:
-        for space in (street.neighbour, street.host, street.far.space, street.server.space):
+        assert street.road(street.host, "tcp", HOST4, port) == ("redirect", "172.30.0.1")
+        for space in (street.neighbour, street.far.space, street.server.space):
             assert street.road(space, "tcp", HOST4, port) == ("relay", "172.30.0.1")
 
 
