@@ -1,7 +1,8 @@
 """Who asks a published port at which address, and what comes of it.
 
-How it works.  The server in the container says which address it saw.  The road is not guessed from that: dockerd's own
-rule counts the connections that it redirects, and what it does not count has been carried by the relay.
+How it works.  The server in the container says which address it saw.  The road is not guessed from that: the kernel's
+table of sockets tells whom a process on the host is really connected to, dockerd's own rule counts the connections that
+it translates, and what is neither has been carried by the relay.
 """
 
 import re
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from lab import mirror
 from lab.dockerd import Dockerd
 from lab.netns import Container, Host
+from lab.redirect import aimed_at
 
 PORT = 8000
 SERVER, OTHER = "web", "other"
@@ -22,7 +24,8 @@ class Client(NamedTuple):
 
     origin: str
     address: str
-    command: Callable[..., list[str]]
+    command: Callable[..., list[str]] | None = None
+    """Runs another one there; None: it is a process on the host."""
 
 
 class Outcome(NamedTuple):
@@ -37,10 +40,10 @@ class Outcome(NamedTuple):
 
 def clients(host: Host, remote: Container, docker: Dockerd) -> Iterator[Client]:
     """Every kind of client."""
-    yield Client("the host, loopback", "127.0.0.1", host.command)
-    yield Client("the host, loopback", "::1", host.command)
-    yield Client("the host, own address", host.gateway4, host.command)
-    yield Client("the host, own address", host.gateway6, host.command)
+    yield Client("the host, loopback", "127.0.0.1")
+    yield Client("the host, loopback", "::1")
+    yield Client("the host, own address", host.gateway4)
+    yield Client("the host, own address", host.gateway6)
     yield Client("another machine", host.gateway4, remote.command)
     yield Client("another machine", host.gateway6, remote.command)
     yield Client("another container", host.gateway4, partial(docker.command_in, OTHER))
@@ -52,12 +55,13 @@ def outcomes(host: Host, client: Client) -> Iterator[Outcome]:
     place = f"[{client.address}]:{PORT}" if ":" in client.address else f"{client.address}:{PORT}"
     found = {}
     for protocol in ("tcp", "udp"):
-        before = _redirected(host)
+        before = _translated(host)
         try:
-            answer = mirror.ask(client.command, protocol, client.address, PORT)
+            answer, is_redirected = _ask(host, client, protocol)
         except mirror.NoAnswer as error:
             raise mirror.NoAnswer(f"{client.origin} got no right answer: {error}") from None
-        road = "nat, by dockerd's rule" if _redirected(host) > before else "relay, by gangway"
+        is_translated = _translated(host) > before
+        road = "redirect" if is_redirected else "nat, by dockerd's rule" if is_translated else "relay"
         found[protocol] = Outcome(client.origin, place, answer.text, answer.peer, road)
     if found["tcp"] == found["udp"]:
         found = {"tcp and udp": found["tcp"]}
@@ -65,7 +69,17 @@ def outcomes(host: Host, client: Client) -> Iterator[Outcome]:
         yield outcome._replace(asked=f"{outcome.asked} {protocol}")
 
 
-def _redirected(host: Host) -> int:
-    """How many connections dockerd's rules for the port have redirected so far."""
+def _ask(host: Host, client: Client, protocol: str) -> tuple[mirror.Answer, bool]:
+    """What was answered, and whether it was a socket that had been aimed elsewhere."""
+    if client.command is not None:
+        return mirror.ask(client.command, protocol, client.address, PORT), False
+    aims: list[tuple[str, int]] = []
+    with host.entered():
+        answer = mirror.ask_here(protocol, client.address, PORT, connected=lambda sock: aims.append(aimed_at(sock)))
+    return answer, aims != [(client.address, PORT)]
+
+
+def _translated(host: Host) -> int:
+    """How many connections dockerd's rules for the port have translated so far."""
     rules = host.run("iptables", "-t", "nat", "-vxnL", "DOCKER").stdout
     return sum(int(count) for count in re.findall(rf"^ *(\d+) .*DNAT .* dpt:{PORT} ", rules, re.MULTILINE))

@@ -4,15 +4,14 @@ How it works.  The figure is the PSS: a process's own pages, and its part of tho
 started with the very command lines that dockerd gave to the launchers, in a namespace where the ports are free.
 """
 
-import re
 import subprocess
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from lab.dockerd import Dockerd
 from lab.netns import Namespace, end
+from lab.processes import pss_kib
 
 DOCKER_PROXY = Path("/usr/sbin/docker-proxy")
 # dockerd's proxy reads nothing and says "0\n" on descriptor 3 when it serves.
@@ -33,7 +32,7 @@ def measure(docker: Dockerd, proxy: Path, scratch: Namespace) -> Cost:
     processes = docker.processes()
     launchers = {pid: words for pid, words in processes.items() if words[:1] == [str(proxy)]}
     relay = [pid for pid, words in processes.items() if "gangway.docker_proxy" in words]
-    return Cost(len(launchers), _pss_kib(launchers), _pss_kib(relay), _docker_proxy(launchers.values(), scratch))
+    return Cost(len(launchers), pss_kib(launchers), pss_kib(relay), _docker_proxy(launchers.values(), scratch))
 
 
 def _docker_proxy(command_lines: Iterable[list[str]], scratch: Namespace) -> int | None:
@@ -47,16 +46,7 @@ def _docker_proxy(command_lines: Iterable[list[str]], scratch: Namespace) -> int
             assert process.stdout is not None
             if process.stdout.read(2) != b"0\n":
                 raise RuntimeError("docker-proxy did not start")
-        return _pss_kib(process.pid for process in started)
+        return pss_kib(process.pid for process in started)
     finally:
         for process in started:
             end(process)
-
-
-def _pss_kib(pids: Iterable[int]) -> int:
-    total = 0
-    for pid in pids:
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
-            found = re.search(r"^Pss: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-            total += int(found[1]) if found else 0
-    return total

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from lab.netns import Namespace, end
+from lab.processes import running
 from lab.waiting import wait_until
 
 GANGWAY = Path(__file__).parents[1] / ".venv/bin/gangway"
@@ -120,14 +121,7 @@ class Gangway:
 
     def relays(self) -> list[int]:
         """The pids of the relay's processes in the host's namespace."""
-        inode = os.stat(self.host.path).st_ino
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                words = (process / "cmdline").read_bytes().split(b"\0")
-                if b"gangway.relay" in words and (process / "ns/net").stat().st_ino == inode:
-                    found.append(int(process.name))
-        return found
+        return running("gangway.relay", self.host)
 
     def _serves(self) -> bool:
         """Whether somebody listens.  Not by a command: that would start a daemon where there is none."""

@@ -7,7 +7,6 @@
 Every container serves a mirror on port 80; the neighbour and the containers have default routes to the host.
 """
 
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,13 +14,12 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from lab import mirror
-from lab.conntrack import was_translated
 from lab.gangwayd import Gangway
-from lab.netns import Namespace, ip
-from lab.redirect import aimed_at
+from lab.netns import Namespace, Neighbour
+from lab.roads import taken
 
-HOST4, HOST6 = "10.77.0.1", "fd77::1"
-NEIGHBOUR4, NEIGHBOUR6 = "10.77.0.2", "fd77::2"
+HOST4, HOST6 = Neighbour.host4, Neighbour.host6
+NEIGHBOUR4, NEIGHBOUR6 = Neighbour.address4, Neighbour.address6
 PORT = 80
 
 
@@ -57,8 +55,7 @@ class Street:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.host = stack.enter_context(Namespace("host"))
-            self.neighbour = stack.enter_context(Namespace("nbr"))
-            join(self.host, self.neighbour)
+            self.neighbour = stack.enter_context(Neighbour(self.host))
             self.arrange(stack)
             self.gangway = stack.enter_context(
                 Gangway(self.host, *self._flags, environment=self._environment, within=self._within)
@@ -116,23 +113,9 @@ class Street:
     def road(self, space: Namespace, protocol: str, address: str, port: int) -> tuple[str, str]:
         """The road that a client in `space` really gets, and the source that the container sees.
 
-        Not by what gangway says: by the kernel's own record of whom the client's socket is connected to, and of whether
-        it translated the destination.  mirror.NoAnswer if nothing answers.
+        Not by what gangway says: by the kernel's own records.  mirror.NoAnswer if nothing answers.
         """
-        bare = address.partition("%")[0]
-        aims = {(bare, port)}
-
-        def connected(client: socket.socket) -> None:
-            if protocol != "sctp":  # whose sockets run no program, and are in another table
-                aims.add(aimed_at(client))
-
-        try:
-            with space.entered():
-                answer = mirror.ask_here(protocol, address, port, connected=connected)
-        finally:  # what was recorded is not to be taken for the next one's
-            is_translated = was_translated(self.host, protocol, bare, port)
-        road = "redirect" if len(aims) > 1 else "nat" if is_translated else "relay"
-        return road, answer.peer
+        return taken(self.host, space, protocol, address, port)
 
     def reaches(self, space: Namespace, protocol: str, address: str, port: int) -> bool:
         """Whether anything answers a client in `space`."""
@@ -142,18 +125,6 @@ class Street:
         except mirror.NoAnswer:
             return False
         return True
-
-
-def join(host: Namespace, neighbour: Namespace) -> None:
-    """Makes two namespaces neighbours, on `eth0` of each; the host is the other one's way out."""
-    pair = ("type", "veth", "peer", "name", "eth0", "netns", neighbour.name)
-    ip("link", "add", "eth0", "netns", host.name, *pair)
-    for space, four, six in ((host, HOST4, HOST6), (neighbour, NEIGHBOUR4, NEIGHBOUR6)):
-        space.ip("address", "add", f"{four}/24", "dev", "eth0")
-        space.ip("address", "add", f"{six}/64", "dev", "eth0", "nodad")
-        space.ip("link", "set", "eth0", "up")
-    neighbour.ip("route", "add", "default", "via", HOST4)
-    neighbour.ip("route", "add", "default", "via", HOST6)
 
 
 def without_redirect(directory: Path) -> tuple[str, str]:

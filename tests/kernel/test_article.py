@@ -8,8 +8,8 @@ import pytest
 
 from lab import mirror
 from lab.gangwayd import Gangway
-from lab.netns import Namespace
-from tests.kernel.street import HOST4, NEIGHBOUR4, Box, Street, join
+from lab.netns import Namespace, Neighbour
+from tests.kernel.street import HOST4, NEIGHBOUR4, Box, Street
 
 pytestmark = pytest.mark.daemon
 
@@ -23,8 +23,7 @@ class Article(Street):
     def __enter__(self) -> "Article":
         with ExitStack() as stack:
             self.host = stack.enter_context(Namespace("host"))
-            self.neighbour = stack.enter_context(Namespace("nbr"))
-            join(self.host, self.neighbour)
+            self.neighbour = stack.enter_context(Neighbour(self.host))
             flags = "--firewall", "iptables", "--chain-prefix", "DOCKER"
             self.gangway = stack.enter_context(Gangway(self.host, *flags))
             self.gangway("network", "create", "docker0", "--bridge", "docker0", "--subnet", "172.17.0.0/16")

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from lab import mirror
-from lab.netns import Namespace
+from lab.netns import Namespace, Neighbour
 from tests.kernel.crossings import Tap, everywhere, reached, routed_at
-from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, PORT, Box, Street, join
+from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, PORT, Box, Street
 
 FIREWALLS = pytest.mark.parametrize("street", ["nftables", "iptables"], indirect=True)
 pytestmark = [pytest.mark.daemon, FIREWALLS]
@@ -59,8 +59,7 @@ def test_a_neighbour_that_routes_a_containers_address_at_the_host_does_not_get_i
 
 def test_a_neighbour_that_routes_loopback_at_a_host_gets_in_where_nobody_is_in_the_way(street: Quarter) -> None:
     """Or else the next test would prove nothing."""
-    with Namespace("host") as host, Namespace("nbr") as neighbour:
-        join(host, neighbour)
+    with Namespace("host") as host, Neighbour(host) as neighbour:
         host.sysctl("net.ipv4.conf.all.route_localnet", 1)
         mirror.serve(host.popen, 8080)
         with routed_at(host, neighbour):
