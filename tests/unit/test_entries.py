@@ -42,9 +42,10 @@ TYPES: dict[str, Any] = {
 }
 
 
-def of_range(first: int, last: int) -> list[bytes]:
-    """The keys for these ports."""
-    return [key for key, _ in entries("tcp", bytes(4), (first, last), BOX, 80)]
+def of_range(first: int, last: int) -> list[tuple[int, int, int]]:
+    """The blocks of these ports: a row, the first and the last."""
+    found = entries("tcp", bytes(4), (first, last), BOX, 80)
+    return [next(ports_of(key, value)) for key, value in found]
 
 
 @given(RANGES)
@@ -53,7 +54,7 @@ def of_range(first: int, last: int) -> list[bytes]:
 @example((MOST, MOST))
 def test_the_blocks_of_a_range_are_its_ports(ports: tuple[int, int]) -> None:
     """In order, without a gap, and none twice; each begins where one of its size can."""
-    blocks = [ports_of(key)[1:] for key in of_range(*ports)]
+    blocks = [block[1:] for block in of_range(*ports)]
     assert (blocks[0][0], blocks[-1][1]) == ports
     assert all(last + 1 == first for (_, last), (first, _) in pairwise(blocks))
     sizes = [last - first + 1 for first, last in blocks]
@@ -62,7 +63,7 @@ def test_the_blocks_of_a_range_are_its_ports(ports: tuple[int, int]) -> None:
 
 
 def test_a_range_takes_as_many_entries_as_it_has_to() -> None:
-    assert [ports_of(key) for key in of_range(8000, 8010)] == [(0, 8000, 8007), (0, 8008, 8009), (0, 8010, 8010)]
+    assert of_range(8000, 8010) == [(0, 8000, 8007), (0, 8008, 8009), (0, 8010, 8010)]
     assert [len(of_range(*ports)) for ports in ((80, 80), (1, MOST - 1), (0, MOST), (1024, MOST))] == [1, 30, 1, 6]
 
 
@@ -115,9 +116,19 @@ def test_a_range_may_be_moved_past_the_end_and_back() -> None:
 def test_what_is_looked_up_is_the_entry_of_that_port_alone(
     protocol: str, host: IPv4Address | IPv6Address, port: int
 ) -> None:
-    ((key, _),) = entries(protocol, host.packed, (port, port), BOX, port)
+    ((key, value),) = entries(protocol, host.packed, (port, port), BOX, 80)
     assert key == key_at(protocol, host.packed, port)
-    assert ports_of(key) == (int(protocol == "udp"), port, port)
+    row = int(protocol == "udp")
+    assert list(ports_of(key, value)) == [(row, port, port), (2 + row, 80, 80)]
+
+
+def test_the_containers_ports_of_a_moved_range_go_along() -> None:
+    found = [list(ports_of(key, value)) for key, value in entries("udp", bytes(4), (8000, 8010), BOX, 90)]
+    assert found == [
+        [(1, 8000, 8007), (3, 90, 97)],
+        [(1, 8008, 8009), (3, 98, 99)],
+        [(1, 8010, 8010), (3, 100, 100)],
+    ]
 
 
 @given(ADDRESSES, RANGES, st.integers(0, 2**64 - 1))

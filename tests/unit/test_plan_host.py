@@ -184,7 +184,7 @@ def test_redirected_are_sockets_of_the_host_that_no_rule_serves(
     if redirected:
         assert one.protocol is not Protocol.SCTP
         assert found.container_address.version <= found.family
-        assert not one.host_address.is_link_local
+        assert one.host_address.version == 4 or not one.host_address.is_link_local
 
 
 @given(APART, NETWORKS, FACTS)

@@ -19,6 +19,7 @@ _KEY = struct.Struct("=IH16s2s")  # prefix_bits, protocol, address, port
 _VALUE = struct.Struct("=16sHxxxxxxQ")  # address, shift, unused, redirected
 _PORT_BITS = 16
 _BITS_BEFORE_PORT = 8 * (_KEY.size - 4) - _PORT_BITS
+ROWS, _SERVING = 4, 2
 _MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -54,11 +55,16 @@ def key_at(protocol: str, host_address: bytes, port: int) -> bytes:
     )
 
 
-def ports_of(key: bytes) -> tuple[int, int, int]:
-    """The protocol's row in the table of ports (0: tcp, 1: udp), the first port and the last of a key's."""
+def ports_of(key: bytes, value: bytes) -> Iterator[tuple[int, int, int]]:
+    """The ports of an entry, those of the host and those of the container: a row of the table of ports (enum row in
+    sockets.bpf.c), the first port and the last."""
     bits, protocol, _, port = _KEY.unpack(key)
     first = int.from_bytes(port, "big")
-    return int(protocol == PROTOCOLS["udp"]), first, first + (1 << (_BITS_BEFORE_PORT + _PORT_BITS - bits)) - 1
+    count = 1 << (_BITS_BEFORE_PORT + _PORT_BITS - bits)
+    asked_row = int(protocol == PROTOCOLS["udp"])
+    serving = led_to(value, first).port
+    yield asked_row, first, first + count - 1
+    yield _SERVING + asked_row, serving, serving + count - 1
 
 
 def led_to(value: bytes, port: int) -> Led:

@@ -24,14 +24,14 @@ from pathlib import Path
 
 from gangway.errors import HostRefused, Unsupported
 from gangway.redirect import probe
-from gangway.redirect.entries import KEY_BYTES, VALUE_BYTES, ports_of, without_count
+from gangway.redirect.entries import KEY_BYTES, ROWS, VALUE_BYTES, ports_of, without_count
 
 _OBJECT = Path(__file__).with_name("sockets.bpf.o")
 _PROGRAMS = tuple(f"{hook}{family}" for hook in ("connect", "sendmsg", "recvmsg", "getpeername") for family in (4, 6))
-_MAPS = ("ports", "backends", "asked", "answered", "own_addresses")
+_MAPS = ("ports", "backends", "asked", "own_addresses")
 HELD = len(_PROGRAMS) + len(_MAPS)
 """How many descriptors keep it going."""
-_PORTS, _ROWS = 65536, 2
+_PORTS = 65536
 # A count that is at its highest stays there: one look more for that port, and nothing else.
 _MORE = bytes([*range(1, 256), 255])
 _LESS = bytes([0, *range(254), 255])
@@ -77,7 +77,7 @@ class Redirect:
             if not former:
                 raise
             self._load(host_too, ())  # the maps are another version's
-        self._ports = mmap.mmap(self._maps["ports"], _PORTS * _ROWS)
+        self._ports = mmap.mmap(self._maps["ports"], _PORTS * ROWS)
         self._count_anew()
 
     @property
@@ -88,12 +88,13 @@ class Redirect:
     def enter(self, key: bytes, value: bytes) -> None:
         """One entry more; it is not there yet.  HostRefused: the kernel does not take it."""
         self._update("backends", key, value)
-        self._count(key, _MORE)
+        _count(self._ports, key, value, _MORE)
 
     def erase(self, key: bytes) -> None:
         """One less; nothing happens if it is not there."""
-        if self._bpf.bpf_map_delete_elem(self._maps["backends"], key) == 0:
-            self._count(key, _LESS)
+        value = self.look_up(key)
+        if self._bpf.bpf_map_delete_elem(self._maps["backends"], key) == 0 and value is not None:
+            _count(self._ports, key, value, _LESS)
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         """All of them, as they were entered."""
@@ -195,19 +196,18 @@ class Redirect:
             found.append(before)
         return found
 
-    def _count(self, key: bytes, change: bytes) -> None:
-        row, first, last = ports_of(key)
-        start, end = row * _PORTS + first, row * _PORTS + last + 1
-        self._ports[start:end] = self._ports[start:end].translate(change)
-
     def _count_anew(self) -> None:
         """Whoever was here before may have died between an entry and its count."""
-        counts = bytearray(_PORTS * _ROWS)
-        for key in self._keys("backends", KEY_BYTES):
-            row, first, last = ports_of(key)
-            start, end = row * _PORTS + first, row * _PORTS + last + 1
-            counts[start:end] = counts[start:end].translate(_MORE)
+        counts = bytearray(_PORTS * ROWS)
+        for key, value in self.entries():
+            _count(counts, key, value, _MORE)
         self._ports[:] = bytes(counts)
+
+
+def _count(table: mmap.mmap | bytearray, key: bytes, value: bytes, change: bytes) -> None:
+    for row, first, last in ports_of(key, value):
+        start, end = row * _PORTS + first, row * _PORTS + last + 1
+        table[start:end] = table[start:end].translate(change)
 
 
 def _library() -> ctypes.CDLL:

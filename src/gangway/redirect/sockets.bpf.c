@@ -8,7 +8,7 @@
  * to the root of the cgroup hierarchy, which has every process in it), and that may exchange the address.  From then on it is
  * a connection to the container like any other: no proxy, no translation, nothing for each packet.
  *
- *     connect, sendmsg           127.0.0.1:8000 → 172.17.0.2:80      and `asked` or `answered` remembers what was asked
+ *     connect, sendmsg           127.0.0.1:8000 → 172.17.0.2:80      and `asked` remembers what was asked
  *     getpeername, recvmsg       172.17.0.2:80 → 127.0.0.1:8000      so that the program sees the peer that it knows
  *
  * Who is left alone.  Processes of other network namespaces: their loopback is their own.  (The kernel's programs are not
@@ -16,15 +16,17 @@
  * packets could not leave the host.  An AF_INET6 socket whose container has IPv4 only, if it refuses IPv4 (IPV6_V6ONLY),
  * or sends without being connected (udpv6_sendmsg takes no IPv4 address from a program).  For all of them the relay listens.
  *
- * What it costs those who are not concerned: an address that is not this host's, two comparisons; a port that is not
- * published, one look at a table of bytes, whatever is published.  What is published is a longest-prefix trie of protocol,
- * host address and port, so that a range of ports takes a few entries; in host byte order a port's prefix would mean nothing.
+ * What it costs those who are not concerned: one look at a table of bytes, `ports`, whatever is published.  It has a row for
+ * the ports that clients ask, and one for those that containers answer from.  What a port leads to is in a longest-prefix trie
+ * of protocol, host address and port, so that a range of ports takes a few entries; in host byte order a port's prefix would
+ * mean nothing.
  *
  * All addresses are IPv6's in here: IPv4's are mapped (::ffff:127.0.0.1), as the kernel has them in AF_INET6 sockets.
  *
- * One record for each connected socket (`asked`) lives and ends with it.  A socket that sends to many has no place for all of
- * them; what it asked last is kept for each container that it asked (`answered`), the longest unused are forgotten.  When two
- * mappings lead to one port of a container, and one unconnected socket uses both, the answers have the address of the last.
+ * What is remembered of a socket goes by its cookie and the container that it got to, as an unconnected one may ask several.
+ * The longest unused is forgotten when there are too many: such a program sees the container's address.  (Storage that lives
+ * and ends with the socket costs a connection 3 % more.)  When two mappings lead to one port of a container, and one
+ * unconnected socket uses both, the answers have the address that it asked last.
  *
  * Needs: Linux 5.14 (SO_NETNS_COOKIE for whoever loads this; all else is older), BTF for the one field that no helper tells.
  * Sources: net/ipv4/af_inet.c, net/ipv{4,6}/udp.c, net/core/filter.c (sock_addr_func_proto).
@@ -37,8 +39,9 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-enum { AF_INET = 2, AF_INET6 = 10, IPPROTO_TCP = 6, IPPROTO_UDP = 17, ESTABLISHED = 1 };
+enum { AF_INET = 2, AF_INET6 = 10, IPPROTO_TCP = 6, IPPROTO_UDP = 17 };
 enum { PASS = 1 };                                 /* what these programs return; 0 would refuse the call */
+enum row { ASKED_TCP, ASKED_UDP, SERVING_TCP, SERVING_UDP, ROWS };
 
 struct address {                                   /* network byte order */
     __u32 words[4];
@@ -63,18 +66,14 @@ struct backend {
     __u64 redirected;                              /* how often: connections, and peers of unconnected sockets */
 };
 
-struct record {
-    struct peer asked, backend;
-};
-
-struct flow {                                      /* an unconnected socket, and a container that it asked */
+struct flow {                                      /* a socket, and where it was led */
     __u64 socket;
     struct peer backend;
 } __attribute__((packed));
 
 struct {
-    __uint(type, BPF_MAP_TYPE_ARRAY);              /* tcp, udp: for each port, how many entries of `backends` have it */
-    __uint(max_entries, 2);
+    __uint(type, BPF_MAP_TYPE_ARRAY);              /* for each port, how many entries of `backends` have it; by enum row */
+    __uint(max_entries, ROWS);
     __uint(map_flags, BPF_F_MMAPABLE);
     __type(key, __u32);
     __type(value, __u8[65536]);
@@ -89,18 +88,11 @@ struct {
 } backends SEC(".maps");
 
 struct {
-    __uint(type, BPF_MAP_TYPE_SK_STORAGE);
-    __uint(map_flags, BPF_F_NO_PREALLOC);
-    __type(key, int);
-    __type(value, struct record);
-} asked SEC(".maps");
-
-struct {
     __uint(type, BPF_MAP_TYPE_LRU_HASH);
-    __uint(max_entries, 1 << 14);
+    __uint(max_entries, 1 << 15);
     __type(key, struct flow);
     __type(value, struct peer);
-} answered SEC(".maps");
+} asked SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);               /* the host's own addresses, where asking those is redirected, too */
@@ -115,9 +107,10 @@ const volatile struct {                            /* redirect/loader.py sets it
     bool host_too;                                 /* redirect also whoever asks the host's own addresses */
 } settings;
 
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
+/* This file may be had under the GPL, version 2, too: the kernel lets no other program look at its structures. */
+char LICENSE[] SEC("license") = "GPL";
 
-/* The two fields of the kernel's sockets that are needed; CO-RE finds where they are in the kernel that runs. */
+/* What is needed of the kernel's sockets; CO-RE finds where it is in the kernel that runs. */
 struct sock_common {
     unsigned char skc_ipv6only : 1;
 } __attribute__((preserve_access_index));
@@ -145,9 +138,13 @@ static bool is_same(const struct peer *one, const struct peer *other) {
            one->port == other->port;
 }
 
-/* Whether packets of the socket could get to a container. */
-static bool can_leave(struct bpf_sock *sk, const struct address *source) {
-    return !sk->bound_dev_if && !is_loopback(source);
+/* Whether anything published has the port of `ctx`: all that there is to do for most. */
+static __always_inline bool has_port(struct bpf_sock_addr *ctx, __u32 row) {
+    if (ctx->protocol == IPPROTO_UDP) row++;
+    __u8 *count = bpf_map_lookup_elem(&ports, &row);
+    __u32 port = bpf_ntohs(ctx->user_port);
+    barrier_var(port);                             /* the verifier of Linux 6.1 does not know that the swap leaves 16 bits */
+    return count && count[port & 0xffff];
 }
 
 /* Of an AF_INET6 socket. */
@@ -156,14 +153,11 @@ static bool takes_ipv6_only(struct bpf_sock *sk) {
     return !sock || BPF_CORE_READ_BITFIELD(&sock->__sk_common, skc_ipv6only);
 }
 
-/* What is published where a client asks; NULL if nothing is. */
+/* What is published where a client of the host's asks; NULL if nothing is. */
 static struct backend *published_at(struct bpf_sock_addr *ctx, const struct peer *at) {
-    __u32 row = ctx->protocol == IPPROTO_UDP;
     if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP) return NULL;
-    if (!is_loopback(&at->address) && !(settings.host_too && bpf_map_lookup_elem(&own_addresses, &at->address))) return NULL;
-    __u8 *count = bpf_map_lookup_elem(&ports, &row);
-    if (!count || !count[bpf_ntohs(at->port)]) return NULL;
     if (bpf_get_netns_cookie(ctx) != settings.netns_cookie) return NULL;
+    if (!is_loopback(&at->address) && !(settings.host_too && bpf_map_lookup_elem(&own_addresses, &at->address))) return NULL;
 
     struct published key = { 8 * (sizeof key - sizeof key.prefix_bits), ctx->protocol, {}, at->port };
     if (is_mapped(&at->address)) key.address = mapped(0);
@@ -173,52 +167,28 @@ static struct backend *published_at(struct bpf_sock_addr *ctx, const struct peer
     return bpf_map_lookup_elem(&backends, &key);
 }
 
-static struct peer led_to(const struct backend *backend, const struct peer *at) {
-    return (struct peer){ backend->address, bpf_htons(bpf_ntohs(at->port) + backend->shift) };
-}
-
-/* A socket is about to be connected: true if it is to be connected to what is in `to` then. */
-static bool connects(struct bpf_sock_addr *ctx, const struct peer *at, struct peer *to) {
+/* A socket with this source is about to connect to `at`, or to send there: true if it is to be `to` instead. */
+static bool leads(struct bpf_sock_addr *ctx, const struct address *source, const struct peer *at, struct peer *to, bool connects) {
     struct bpf_sock *sk = ctx->sk;
     struct backend *backend = published_at(ctx, at);
     if (!backend || !sk) return false;
-    struct address source = sk->family == AF_INET ? mapped(sk->src_ip4)
-                                                  : (struct address){ { sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3] } };
-    if (!can_leave(sk, &source)) return false;
-    *to = led_to(backend, at);
-    if (is_mapped(&to->address) && !is_mapped(&at->address) && takes_ipv6_only(sk)) return false;
-    struct record *record = bpf_sk_storage_get(&asked, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-    if (!record) return false;                     /* out of memory */
-    record->asked = *at;
-    record->backend = *to;
-    __sync_fetch_and_add(&backend->redirected, 1);
-    return true;
-}
+    if (sk->bound_dev_if || is_loopback(source)) return false;     /* its packets could not get to a container */
+    *to = (struct peer){ backend->address, bpf_htons(bpf_ntohs(at->port) + backend->shift) };
+    if (is_mapped(&to->address) != is_mapped(&at->address) &&
+        (!connects || is_mapped(&at->address) || takes_ipv6_only(sk))) return false;
 
-/* An unconnected socket is about to send. */
-static bool sends(struct bpf_sock_addr *ctx, const struct address *source, const struct peer *at, struct peer *to) {
-    struct backend *backend = published_at(ctx, at);
-    if (!backend || !ctx->sk || !can_leave(ctx->sk, source)) return false;
-    *to = led_to(backend, at);
-    if (is_mapped(&to->address) != is_mapped(&at->address)) return false;
     struct flow flow = { bpf_get_socket_cookie(ctx), *to };
-    struct peer *known = bpf_map_lookup_elem(&answered, &flow);
+    struct peer *known = connects ? NULL : bpf_map_lookup_elem(&asked, &flow);
     if (known && is_same(known, at)) return true;
-    if (bpf_map_update_elem(&answered, &flow, at, BPF_ANY)) return false;
+    if (bpf_map_update_elem(&asked, &flow, at, BPF_ANY)) return false;
     __sync_fetch_and_add(&backend->redirected, 1);
     return true;
 }
 
 /* What the socket asked when it got to `peer`; NULL if it asked that itself. */
 static const struct peer *asked_for(struct bpf_sock_addr *ctx, const struct peer *peer) {
-    struct bpf_sock *sk = ctx->sk;
-    if (!sk) return NULL;
-    if (ctx->protocol == IPPROTO_TCP || sk->state == ESTABLISHED) {
-        struct record *record = bpf_sk_storage_get(&asked, sk, NULL, 0);
-        return record && is_same(&record->backend, peer) ? &record->asked : NULL;
-    }
     struct flow flow = { bpf_get_socket_cookie(ctx), *peer };
-    return bpf_map_lookup_elem(&answered, &flow);
+    return bpf_map_lookup_elem(&asked, &flow);
 }
 
 static struct peer peer4(struct bpf_sock_addr *ctx) {
@@ -246,54 +216,67 @@ static int become6(struct bpf_sock_addr *ctx, const struct peer *peer) {
 
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx) {
+    if (!has_port(ctx, ASKED_TCP) || !ctx->sk) return PASS;
+    struct address source = mapped(ctx->sk->src_ip4);
     struct peer at = peer4(ctx), to;
-    return connects(ctx, &at, &to) && is_mapped(&to.address) ? become4(ctx, &to) : PASS;
+    return leads(ctx, &source, &at, &to, true) ? become4(ctx, &to) : PASS;
 }
 
 SEC("cgroup/connect6")
 int connect6(struct bpf_sock_addr *ctx) {
+    struct bpf_sock *sk = ctx->sk;
+    if (!has_port(ctx, ASKED_TCP) || !sk) return PASS;
+    struct address source = { { sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3] } };
     struct peer at = peer6(ctx), to;
-    return connects(ctx, &at, &to) ? become6(ctx, &to) : PASS;
+    return leads(ctx, &source, &at, &to, true) ? become6(ctx, &to) : PASS;
 }
 
+/* An AF_INET6 socket that sends to a mapped address comes by here, too (udpv6_sendmsg). */
 SEC("cgroup/sendmsg4")
 int sendmsg4(struct bpf_sock_addr *ctx) {
+    if (!has_port(ctx, ASKED_TCP)) return PASS;
     struct address source = mapped(ctx->msg_src_ip4);
     struct peer at = peer4(ctx), to;
-    return sends(ctx, &source, &at, &to) ? become4(ctx, &to) : PASS;
+    return leads(ctx, &source, &at, &to, false) ? become4(ctx, &to) : PASS;
 }
 
 SEC("cgroup/sendmsg6")
 int sendmsg6(struct bpf_sock_addr *ctx) {
+    if (!has_port(ctx, ASKED_TCP)) return PASS;
     struct address source = { { ctx->msg_src_ip6[0], ctx->msg_src_ip6[1], ctx->msg_src_ip6[2], ctx->msg_src_ip6[3] } };
     struct peer at = peer6(ctx), to;
-    return sends(ctx, &source, &at, &to) ? become6(ctx, &to) : PASS;
+    return leads(ctx, &source, &at, &to, false) ? become6(ctx, &to) : PASS;
+}
+
+/* recvmsg and getpeername: the peer becomes the one that was asked. */
+static int look_back4(struct bpf_sock_addr *ctx) {
+    struct peer peer = peer4(ctx);
+    const struct peer *found = asked_for(ctx, &peer);
+    return found ? become4(ctx, found) : PASS;
+}
+
+static int look_back6(struct bpf_sock_addr *ctx) {
+    struct peer peer = peer6(ctx);
+    const struct peer *found = asked_for(ctx, &peer);
+    return found ? become6(ctx, found) : PASS;
 }
 
 SEC("cgroup/recvmsg4")
 int recvmsg4(struct bpf_sock_addr *ctx) {
-    struct peer peer = peer4(ctx);
-    const struct peer *asked = asked_for(ctx, &peer);
-    return asked ? become4(ctx, asked) : PASS;
+    return has_port(ctx, SERVING_TCP) ? look_back4(ctx) : PASS;
 }
 
 SEC("cgroup/recvmsg6")
 int recvmsg6(struct bpf_sock_addr *ctx) {
-    struct peer peer = peer6(ctx);
-    const struct peer *asked = asked_for(ctx, &peer);
-    return asked ? become6(ctx, asked) : PASS;
+    return has_port(ctx, SERVING_TCP) ? look_back6(ctx) : PASS;
 }
 
 SEC("cgroup/getpeername4")
 int getpeername4(struct bpf_sock_addr *ctx) {
-    struct peer peer = peer4(ctx);
-    const struct peer *asked = asked_for(ctx, &peer);
-    return asked ? become4(ctx, asked) : PASS;
+    return has_port(ctx, SERVING_TCP) ? look_back4(ctx) : PASS;
 }
 
 SEC("cgroup/getpeername6")
 int getpeername6(struct bpf_sock_addr *ctx) {
-    struct peer peer = peer6(ctx);
-    const struct peer *asked = asked_for(ctx, &peer);
-    return asked ? become6(ctx, asked) : PASS;
+    return has_port(ctx, SERVING_TCP) ? look_back6(ctx) : PASS;
 }
