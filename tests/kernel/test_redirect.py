@@ -184,12 +184,13 @@ def test_a_datagram_with_a_loopback_source_is_relayed(street: Street) -> None:
         assert sock.recvfrom(1000)[1] == ("127.0.0.1", UDP_PORT)
 
 
-def test_a_socket_bound_to_a_host_address_is_redirected(street: Street) -> None:
-    with client(street.host, "127.0.0.1") as sock:
-        sock.bind((HOST4, 0))
-        sock.connect(("127.0.0.1", PORT))
-        assert is_redirected(street, sock)
-        assert asks(sock) == HOST4
+def test_a_socket_bound_to_another_address_is_relayed_and_one_to_a_port_only_is_not(street: Street) -> None:
+    for source, expected in ((HOST4, False), ("0.0.0.0", True)):
+        with client(street.host, "127.0.0.1") as sock:
+            sock.bind((source, 0))
+            sock.connect(("127.0.0.1", PORT))
+            assert is_redirected(street, sock) == expected
+            assert asks(sock) == GATEWAY
 
 
 @pytest.mark.parametrize(("kind", "protocol"), [(socket.SOCK_STREAM, "tcp"), (socket.SOCK_DGRAM, "udp")])
@@ -318,7 +319,9 @@ def test_uses_are_counted(street: Street) -> None:
         }
         assert counts == {("tcp", "0.0.0.0"): 3, ("tcp", "::"): 0, ("udp", "0.0.0.0"): 1, ("udp", "::"): 0}
         told = street.gangway("explain", "127.0.0.1:8095", "--from", "loopback")
-        assert f"redirect map: tcp 0.0.0.0:8095 -> {street.near.address4}:80, 3 times so far" in told
+        assert (
+            f"redirect map: tcp 0.0.0.0:8095 -> {street.near.address4}:80; the mapping was used 3 times so far" in told
+        )
 
 
 def test_a_process_of_another_user_is_redirected(street: Street) -> None:

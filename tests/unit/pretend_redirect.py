@@ -40,7 +40,7 @@ class Pretended:
         self.own: list[frozenset[bytes]] = []
         self.attached = True
         self.closed = False
-        self.held = [next(NUMBERS)]
+        self.links = [next(NUMBERS)]
         Pretended.last = self
 
     def enter(self, key: bytes, value: bytes) -> None:

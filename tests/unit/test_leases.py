@@ -18,6 +18,8 @@ def bound(address: str, kind: int = socket.SOCK_STREAM, v6only: bool = True) -> 
     if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
     sock.bind((address, 0))
+    if kind == socket.SOCK_STREAM:
+        sock.listen()
     return sock
 
 
@@ -47,6 +49,12 @@ def test_ipv4_clients_are_not_redirected_to_ipv6() -> None:
         port = both.getsockname()[1]
         assert not list(leases._entries(four, CONTAINER6, 80))
         assert list(leases._entries(both, CONTAINER6, 80)) == list(entries("tcp", ANY6, (port, port), CONTAINER6, 80))
+
+
+def test_a_socket_that_does_not_listen_is_none_of_a_relays() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as sock:
+        sock.bind(("0.0.0.0", 0))
+        assert not list(leases._entries(sock, CONTAINER4, 80))
 
 
 def test_who_asks_another_address_is_left_alone() -> None:

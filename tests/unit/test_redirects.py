@@ -56,7 +56,7 @@ def entered(found: MappingPlan, relay: Relay, times: int = 0) -> Redirects:
 
 def test_the_relay_holds_what_keeps_it_going(relay: Holder) -> None:
     assert Redirects(relay, wanted=True, of_host=False).lacking == ""
-    assert relay.holds == [Pretended.last.held]
+    assert relay.holds == [Pretended.last.links]
     assert Pretended.last.host_too is False
 
 
@@ -121,7 +121,7 @@ def test_one_that_somebody_ended_is_attached_anew(relay: Holder) -> None:
     redirects.mend()
     assert redirects.is_intact()
     assert (before.closed, Pretended.last.closed, redirects.found()) == (True, False, found)
-    assert relay.holds == [before.held, Pretended.last.held]
+    assert relay.holds == [before.links, Pretended.last.links]
 
 
 def test_one_that_cannot_be_attached_anew_is_none(relay: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,8 +158,14 @@ def test_where_rules_serve_the_host_its_addresses_are_not_asked(relay: Holder) -
 @pytest.mark.parametrize(
     ("found", "line"),
     [
-        (planned(mapping("0.0.0.0", "8000", "80")), "redirect map: tcp 0.0.0.0:8000 -> 172.30.0.2:80, 7 times so far"),
-        (planned(mapping("::1", "8000")), "redirect map: tcp [::1]:8000 -> [fd30::2]:8000, 7 times so far"),
+        (
+            planned(mapping("0.0.0.0", "8000", "80")),
+            "redirect map: tcp 0.0.0.0:8000 -> 172.30.0.2:80; the mapping was used 7 times so far",
+        ),
+        (
+            planned(mapping("::1", "8000")),
+            "redirect map: tcp [::1]:8000 -> [fd30::2]:8000; the mapping was used 7 times so far",
+        ),
     ],
 )
 def test_the_entry_that_a_socket_meets_is_told_as_the_kernel_has_it(

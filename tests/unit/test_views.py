@@ -123,8 +123,8 @@ def test_every_reason_has_a_sentence(code: Code) -> None:
 @pytest.mark.parametrize(
     ("at", "facts", "entry"),
     [
-        ("127.0.0.1", NFTABLES, "redirect map: tcp 0.0.0.0:8000 -> 172.30.0.2:80, 0 times so far"),
-        (HOST, NONE, "redirect map: tcp 0.0.0.0:8000 -> 172.30.0.2:80, 0 times so far"),
+        ("127.0.0.1", NFTABLES, "redirect map: tcp 0.0.0.0:8000 -> 172.30.0.2:80; the mapping was used 0 times so far"),
+        (HOST, NONE, "redirect map: tcp 0.0.0.0:8000 -> 172.30.0.2:80; the mapping was used 0 times so far"),
         (HOST, NFTABLES, None),
         ("127.0.0.1", NO_REDIRECT, None),
         (HOST, replace(NONE, no_redirect=NO_CGROUPS), None),

@@ -20,10 +20,10 @@ _REASONS = {
     Code.MASQUERADED: "A rule translates the destination to {fact}, and another the source to the gateway's address: "
     "the container would answer a neighbour directly, from an address that was not asked.",
     Code.REDIRECTED: "When a socket connects or sends, the kernel exchanges the destination for {fact}, before there "
-    "is a packet; a socket that is bound to a loopback address or a device is left to the relay.",
+    "is a packet; a socket that is bound to an address or a device is left to the relay.",
     Code.REDIRECTED_AS_IPV4: "When a socket connects, the kernel exchanges the destination for {fact}, before there is "
-    "a packet; one that takes IPv6 only, sends without being connected, or is bound to a loopback address or a device "
-    "is left to the relay.",
+    "a packet; one that takes IPv6 only, sends without being connected, or is bound to an address or a device is left "
+    "to the relay.",
     Code.NO_REDIRECT: "The kernel routes no packet of a loopback address, and sockets are not redirected: {fact}.  The "
     "relay answers.",
     Code.LOOPBACK: "The kernel routes no packet of {fact}, so a process on the host has to answer: the relay.",

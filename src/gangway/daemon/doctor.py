@@ -21,8 +21,8 @@ class Check(NamedTuple):
     note: str = ""
 
 
-def checks(tools: Tools, facts: HostFacts) -> Iterator[Check]:
-    """All of them."""
+def checks(tools: Tools, facts: HostFacts, is_redirecting: bool) -> Iterator[Check]:
+    """All of them; of the redirect, as the daemon has it."""
     for firewall in (Firewall.NFTABLES, Firewall.IPTABLES):
         why = tools.unusable(firewall)
         in_use = "in use" if facts.firewall is firewall else ""
@@ -36,8 +36,8 @@ def checks(tools: Tools, facts: HostFacts) -> Iterator[Check]:
     for what, needs in probe.NEEDS.items():
         why = needs()
         yield Check(f"redirect: {what}", why is None, why or "")
-    note = f"{facts.no_redirect}: who asks a loopback address is relayed" if facts.no_redirect else ""
-    yield Check("redirect: attached", not facts.no_redirect, note)
+    why = facts.no_redirect or ("" if is_redirecting else "somebody has detached it; it is attached again soon")
+    yield Check("redirect: attached", not why, f"{why}: who asks a loopback address is relayed" if why else "")
 
 
 def _forwarding(facts: HostFacts, family: int, setting: str) -> Check:

@@ -42,7 +42,7 @@ class Redirects:
             for fd in former:
                 os.close(fd)
         if self._redirect is None:
-            relay.hold(())
+            self._have_held(())
 
     def close(self) -> None:
         """Lets go of it; while a relay lives it goes on."""
@@ -60,10 +60,10 @@ class Redirects:
             return
         self._redirect = None
         try:
-            self._load(before.held)
+            self._load(before.links)
         except Unsupported as error:
             self.lacking = str(error)
-            self._relay.hold(())
+            self._have_held(())
             raise
         finally:
             before.close()
@@ -109,7 +109,9 @@ class Redirects:
             return "no entry in the redirect's map"
         led = led_to(value, port)
         asked, to = _text(mapping.host_address, port), _text(ip_address(led.address), led.port)
-        return f"redirect map: {mapping.protocol} {asked} -> {to}, {led.redirected} times so far"
+        return (
+            f"redirect map: {mapping.protocol} {asked} -> {to}; the mapping was used {self.count(planned)} times so far"
+        )
 
     def count(self, planned: MappingPlan) -> int:
         """How often sockets were redirected to a mapping: connections, and peers of sockets that are not connected."""
@@ -120,8 +122,12 @@ class Redirects:
 
     def _load(self, former: Sequence[int]) -> None:
         self._redirect = Redirect(self._of_host, former)
+        self._addresses = frozenset()
+        self._have_held(self._redirect.links)
+
+    def _have_held(self, links: Sequence[int]) -> None:
         with suppress(HostRefused):  # then it ends when the daemon does
-            self._relay.hold(self._redirect.held)
+            self._relay.hold(links)
 
 
 def _can_be_redirected(address: Address) -> bool:

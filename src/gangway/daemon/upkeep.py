@@ -9,7 +9,7 @@ notice.  Both do what they can: what fails is logged, and the next one tries aga
 put right (`prepare`), then carries out its own small difference, and settles what it decided.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from secrets import token_hex
@@ -22,7 +22,7 @@ from gangway.daemon.firewalls import rules_for
 from gangway.daemon.forwarding import Switches
 from gangway.daemon.hands import Hands
 from gangway.daemon.ledger import Ledger
-from gangway.daemon.reconcile import Ports, State, Step, diff, link_name
+from gangway.daemon.reconcile import Ports, State, Step, Verb, diff, link_name, ports_of, redirects_of
 from gangway.daemon.redirects import Redirects
 from gangway.daemon.relay import Relay
 from gangway.daemon.store import Store
@@ -71,7 +71,7 @@ class Upkeep:
 
     def checks(self) -> tuple[Check, ...]:
         """What this host can do."""
-        return tuple(checks(self._tools, self.facts))
+        return tuple(checks(self._tools, self.facts, self._redirects.is_intact()))
 
     def prepare(self) -> None:
         """What others have done meanwhile is put right before a request adds to it."""
@@ -96,7 +96,7 @@ class Upkeep:
     def settle(self, whole: Plan | None) -> None:
         """The rules of a plan stand now."""
         self._plan = whole
-        self._redirects.learn_addresses(self._links.addresses)
+        self._learn_addresses()
         self.facts = self._gather()
         self.ledger.decide(self.facts)
         if whole is None:
@@ -106,7 +106,7 @@ class Upkeep:
         """Looks whether somebody else has changed something, and if so puts it right."""
         if self.ledger.networks:
             self._look_at_others(thorough)
-            self._redirects.learn_addresses(self._links.addresses)
+            self._learn_addresses()
             self._withdraw_what_is_gone()
             if self._unfinished or self._gather() != self.facts or self._is_disturbed(thorough):
                 self.reconcile()
@@ -126,9 +126,12 @@ class Upkeep:
         stand = self._plan is not None and self.hands.rules.are_intact(lambda: whole)
         before = replace(self.hands.found(), plan=whole if stand else None, forwarding=self._ours(whole))
         wanted = self.ledger.state(whole) if whole is not None else State()
+        undone = []
         for step in diff(before, wanted):
             for part in _single(step):
-                self._attempt(partial(self.hands.do, part), told)
+                if not self._attempt(partial(self.hands.do, part), told):
+                    undone.append(part)
+        self._redirect_none_of(undone, whole)
         if whole is None:
             self._attempt(self.hands.rules.remove, told)
         self.settle(whole)
@@ -203,16 +206,33 @@ class Upkeep:
         wanted = whole.forwarding if whole is not None else frozenset()
         return self.facts.forwarding & (self.facts.switched_on | wanted)
 
-    def _attempt(self, call: Callable[[], None], told: Collection[str] = ()) -> None:
-        """What cannot be done now is tried again; what was told before is not told again."""
+    def _redirect_none_of(self, undone: Sequence[Step], whole: Plan | None) -> None:
+        """A port that could not be had is somebody else's, and so are those who ask it by a loopback address."""
+        lost = {
+            port
+            for step in undone
+            if step.verb is Verb.KEEP and isinstance(step.what, Ports)
+            for port, _ in step.what.of
+        }
+        for planned in whole.mappings if whole is not None and lost else ():
+            if any(port in lost for port, _ in ports_of(planned)):
+                self._redirects.erase(redirects_of(planned))
+
+    def _learn_addresses(self) -> None:
+        self._attempt(lambda: self._redirects.learn_addresses(self._links.addresses))
+
+    def _attempt(self, call: Callable[[], None], told: Collection[str] = ()) -> bool:
+        """Whether it could be done.  What cannot be is tried again; what was told before is not told again."""
+        done = True
         try:
             call()
         except* GangwayError as errors:
-            self._unfinished = True
+            self._unfinished, done = True, False
             for text in map(str, _flat(errors)):
                 if text not in told:
                     self._warn(text)
                 self._told.add(text)
+        return done
 
     def _warn(self, text: str) -> None:
         self._log.warning(text.replace("%", "%%"))

@@ -56,15 +56,15 @@ def key_at(protocol: str, host_address: bytes, port: int) -> bytes:
 
 
 def ports_of(key: bytes, value: bytes) -> Iterator[tuple[int, int, int]]:
-    """The ports of an entry, those of the host and those of the container: a row of the table of ports (enum row in
+    """The ports of an entry, those of the host and those of the container: a row of the table of ports (enum rows in
     sockets.bpf.c), the first port and the last."""
     bits, protocol, _, port = _KEY.unpack(key)
     first = int.from_bytes(port, "big")
     count = 1 << (_BITS_BEFORE_PORT + _PORT_BITS - bits)
     asked_row = int(protocol == PROTOCOLS["udp"])
     serving = led_to(value, first).port
+    yield _SERVING + asked_row, serving, serving + count - 1  # first: who is redirected is to know what it asked
     yield asked_row, first, first + count - 1
-    yield _SERVING + asked_row, serving, serving + count - 1
 
 
 def led_to(value: bytes, port: int) -> Led:

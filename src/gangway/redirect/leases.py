@@ -10,6 +10,7 @@ port.  Where it cannot be, the connection is closed, which the relay understands
 
 import socket
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from gangway.errors import GangwayError
 from gangway.redirect.entries import PROTOCOLS, entries
@@ -48,32 +49,44 @@ def serve(relay: socket.socket, log: Callable[[str], None]) -> None:
         leases.close()
 
 
+class _Port(NamedTuple):
+    """Its socket, which keeps it from anybody else for as long as clients are led past it, and its entries."""
+
+    sock: socket.socket
+    keys: list[bytes]
+
+
 class _Leases:
     """The ports, by the numbers that the relay gives them."""
 
     def __init__(self) -> None:
         self._redirect: Redirect | None = None
-        self._keys: dict[int, list[bytes]] = {}
+        self._ports: dict[int, _Port] = {}
 
     def enter(self, number: int, sock: socket.socket, address: str, port: int) -> None:
-        """One more, with its socket.  Unsupported: nothing can be redirected here."""
+        """One more, with its socket, which is the caller's to close.  Unsupported: nothing can be redirected here."""
+        if number in self._ports:
+            raise ValueError(f"port {number} is there already")
+        self._redirect = self._redirect or Redirect()
         found = list(_entries(sock, _packed(address), port))
-        if found and number not in self._keys:
-            self._redirect = self._redirect or Redirect()
-            self._keys[number] = [key for key, _ in found]
-            for key, value in found:
-                self._redirect.enter(key, value)
+        self._ports[number] = _Port(sock.dup(), [key for key, _ in found])
+        for key, value in found:
+            self._redirect.enter(key, value)
 
     def erase(self, number: int) -> None:
         """One less."""
-        for key in self._keys.pop(number, ()):
-            if self._redirect is not None:
+        port = self._ports.pop(number, None)
+        if port is not None and self._redirect is not None:
+            for key in port.keys:
                 self._redirect.erase(key)
+            port.sock.close()
 
     def close(self) -> None:
         """Nothing is redirected any more."""
         if self._redirect is not None:
             self._redirect.close()
+        for port in self._ports.values():
+            port.sock.close()
 
 
 def _entries(sock: socket.socket, container: bytes, port: int) -> Iterator[tuple[bytes, bytes]]:
@@ -81,6 +94,8 @@ def _entries(sock: socket.socket, container: bytes, port: int) -> Iterator[tuple
     protocol = _NAMES.get(sock.proto)
     if protocol is None or netns_cookie(sock) != own_cookie():
         return
+    if protocol == "tcp" and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return  # somebody else could listen there
     host, number = sock.getsockname()[:2]
     for asked in _asked(sock, _packed(host.partition("%")[0])):
         if len(container) <= len(asked):  # an IPv6 socket can be aimed at IPv4, not the other way round

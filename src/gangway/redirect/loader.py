@@ -6,9 +6,9 @@ must not know: mappings, or what an entry says beyond which ports it is about.
 How it works.  The programs are attached for as long as somebody holds their links (bpf_link: a file descriptor), and
 a map lives as long as a program or a descriptor does.  So there is nothing to clean up: when the last of the processes
 that hold them ends, however it ends, the kernel is as it was.  Whoever is to keep the redirect going without this
-process gets `held`: the links, and the maps for reading only, so that it can end the redirect but lead nobody anywhere.
-A process that comes later is given those back (`former`), loads programs of its own with the same maps, and so takes
-over: for a moment both copies are attached, and the second finds an address that is not for it.
+process gets `links`, by which it can end the redirect, but lead nobody anywhere.  A process that comes later is given
+those back (`former`), finds the maps by them, which takes root, loads programs of its own with the same maps, and so
+takes over: for a moment both copies are attached, and the second finds an address that is not for it.
 
 The hierarchy's root is found where it is mounted, whatever the place, or mounted for this process alone (fsmount(2)).
 """
@@ -28,16 +28,14 @@ from gangway.redirect.entries import KEY_BYTES, ROWS, VALUE_BYTES, ports_of, wit
 
 _OBJECT = Path(__file__).with_name("sockets.bpf.o")
 _PROGRAMS = tuple(f"{hook}{family}" for hook in ("connect", "sendmsg", "recvmsg", "getpeername") for family in (4, 6))
-_MAPS = ("ports", "backends", "asked", "own_addresses")
-HELD = len(_PROGRAMS) + len(_MAPS)
-"""How many descriptors keep it going."""
+_MAPS = ("ports", "backends", "asked_tcp", "asked_udp", "own_addresses")
 _PORTS = 65536
-# A count that is at its highest stays there: one look more for that port, and nothing else.
+# A count that is at its highest stays there until somebody takes over: who has to do with that port looks twice.
 _MORE = bytes([*range(1, 256), 255])
 _LESS = bytes([0, *range(254), 255])
-_READ_ONLY = 1 << 3  # BPF_F_RDONLY, include/uapi/linux/bpf.h
 # include/uapi/asm-generic/unistd.h: the same on all architectures
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_MOST_MAPS = 16
 _FSCONFIG_CMD_CREATE = 6  # include/uapi/linux/mount.h
 _CGROUP2 = re.compile(r"^\S+ \S+ \S+ / (\S+) .* - cgroup2 ", re.MULTILINE)  # proc_pid_mountinfo(5)
 
@@ -48,10 +46,24 @@ class _Settings(ctypes.Structure):
     _fields_ = (("netns_cookie", c_uint64), ("host_too", ctypes.c_bool))
 
 
-class _OpenFlags(ctypes.Structure):
-    """struct bpf_get_fd_by_id_opts."""
+class _Map(ctypes.Structure):
+    """The beginning of struct bpf_map_info (include/uapi/linux/bpf.h)."""
 
-    _fields_ = (("size", c_size_t), ("open_flags", c_uint32))
+    _fields_ = (
+        *((name, c_uint32) for name in ("type", "id", "key_size", "value_size", "max_entries", "map_flags")),
+        ("name", ctypes.c_char * 16),
+    )
+
+
+class _Program(ctypes.Structure):
+    """The beginning of struct bpf_prog_info."""
+
+    _fields_ = (
+        *((name, c_uint32) for name in ("type", "id", "tag_high", "tag_low", "jited_len", "xlated_len")),
+        *((name, c_uint64) for name in ("jited", "xlated", "load_time")),
+        *((name, c_uint32) for name in ("created_by_uid", "map_count")),
+        ("map_ids", c_void_p),
+    )
 
 
 class Redirect:
@@ -60,6 +72,9 @@ class Redirect:
     Sockets of the calling thread's network namespace are redirected; with `host_too` also those that ask the host's own
     addresses (`set_own_addresses`).  Unsupported says what is missing.
     """
+
+    links: Sequence[int] = ()
+    """Descriptors that keep it going; see the head of this file."""
 
     def __init__(self, host_too: bool = False, former: Sequence[int] = ()) -> None:
         for needs in probe.NEEDS.values():
@@ -70,30 +85,29 @@ class Redirect:
             raise Unsupported(f"{_OBJECT} is missing: make build")
         self._bpf = _library()
         self._fds: list[int] = []
+        self._ports: mmap.mmap | None = None
         try:
-            self._load(host_too, [_map_id(fd) for fd in former[len(_PROGRAMS) :]])
-        except Unsupported:
+            self._load(host_too, former)
+            self._ports = mmap.mmap(self._maps["ports"], _PORTS * ROWS)
+            self._count_anew(self._ports)
+        except OSError as error:
             self.close()
-            if not former:
-                raise
-            self._load(host_too, ())  # the maps are another version's
-        self._ports = mmap.mmap(self._maps["ports"], _PORTS * ROWS)
-        self._count_anew()
-
-    @property
-    def held(self) -> list[int]:
-        """Descriptors that keep it going; see the head of this file."""
-        return self._links + self._readable
+            raise Unsupported(f"the redirect cannot be loaded: {error.strerror or error}") from None
+        except BaseException:
+            self.close()
+            raise
 
     def enter(self, key: bytes, value: bytes) -> None:
         """One entry more; it is not there yet.  HostRefused: the kernel does not take it."""
         self._update("backends", key, value)
-        _count(self._ports, key, value, _MORE)
+        if self._ports is not None:
+            _count(self._ports, key, value, _MORE)
 
     def erase(self, key: bytes) -> None:
         """One less; nothing happens if it is not there."""
         value = self.look_up(key)
-        if self._bpf.bpf_map_delete_elem(self._maps["backends"], key) == 0 and value is not None:
+        is_erased = self._bpf.bpf_map_delete_elem(self._maps["backends"], key) == 0
+        if is_erased and value is not None and self._ports is not None:
             _count(self._ports, key, value, _LESS)
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
@@ -118,11 +132,11 @@ class Redirect:
 
     def is_attached(self) -> bool:
         """Nobody else has ended it (`bpftool link detach`)."""
-        return all(_told_of(fd, "cgroup_id") != "0" for fd in self._links)
+        return all(_told_of(fd, "cgroup_id") != "0" for fd in self.links)
 
     def close(self) -> None:
         """Lets go of everything: nothing is redirected any more, unless somebody else holds it."""
-        if hasattr(self, "_ports"):
+        if self._ports is not None:
             self._ports.close()
         for fd in self._fds:
             os.close(fd)
@@ -139,8 +153,7 @@ class Redirect:
                 raise Unsupported(f"this kernel does not take the programs: {_why()}")
             maps = {name: bpf.bpf_object__find_map_by_name(opened, name.encode()) for name in _MAPS}
             self._maps = {name: self._own(os.dup(bpf.bpf_map__fd(found))) for name, found in maps.items()}
-            self._readable = [self._own(self._open_map(_map_id(fd), _READ_ONLY)) for fd in self._maps.values()]
-            self._links = self._attach(opened)
+            self.links = self._attach(opened)
         finally:
             bpf.bpf_object__close(opened)
 
@@ -150,12 +163,51 @@ class Redirect:
         start = bpf.bpf_map__initial_value(bpf.bpf_object__find_map_by_name(opened, b".rodata"), byref(size))
         settings = _Settings.from_address(start)
         settings.netns_cookie, settings.host_too = probe.own_cookie(), host_too
-        for name, number in zip(_MAPS, former, strict=False):
-            fd = self._open_map(number)
+        for name, fd in self._maps_of(former).items():
             try:
-                bpf.bpf_map__reuse_fd(bpf.bpf_object__find_map_by_name(opened, name.encode()), fd)
+                self._reuse(bpf.bpf_object__find_map_by_name(opened, name.encode()), fd)
             finally:
                 os.close(fd)
+
+    def _maps_of(self, links: Sequence[int]) -> dict[str, int]:
+        """Descriptors of the maps that the programs behind these links have."""
+        found: dict[str, int] = {}
+        for link in links:
+            program = self._bpf.bpf_prog_get_fd_by_id(int(_told_of(link, "prog_id")))
+            if program < 0:
+                continue  # it is detached, and its program gone
+            numbers = (c_uint32 * _MOST_MAPS)()
+            info = _Program(map_count=_MOST_MAPS, map_ids=ctypes.addressof(numbers))
+            try:
+                self._tell(program, info)
+            finally:
+                os.close(program)
+            for number in numbers[: info.map_count]:
+                fd = self._bpf.bpf_map_get_fd_by_id(number)
+                if fd >= 0:
+                    name = self._map(fd).name.decode()
+                    if name in _MAPS and name not in found:
+                        found[name] = fd
+                    else:
+                        os.close(fd)
+        return found
+
+    def _reuse(self, wanted: int, fd: int) -> None:
+        """libbpf takes a map of whatever kind for one of ours; one of another version is left alone."""
+        there, bpf = self._map(fd), self._bpf
+        sizes = bpf.bpf_map__key_size(wanted), bpf.bpf_map__value_size(wanted), bpf.bpf_map__max_entries(wanted)
+        if (there.type, there.key_size, there.value_size, there.max_entries) == (bpf.bpf_map__type(wanted), *sizes):
+            bpf.bpf_map__reuse_fd(wanted, fd)
+
+    def _map(self, fd: int) -> _Map:
+        info = _Map()
+        self._tell(fd, info)
+        return info
+
+    def _tell(self, fd: int, info: ctypes.Structure) -> None:
+        size = c_uint32(ctypes.sizeof(info))
+        if self._bpf.bpf_obj_get_info_by_fd(fd, byref(info), byref(size)):
+            raise Unsupported(f"the kernel does not tell what descriptor {fd} is: {_why()}")
 
     def _attach(self, opened: int) -> list[int]:
         bpf, found = self._bpf, []
@@ -176,13 +228,6 @@ class Redirect:
         self._fds.append(fd)
         return fd
 
-    def _open_map(self, number: int, flags: int = 0) -> int:
-        options = _OpenFlags(ctypes.sizeof(_OpenFlags), flags)
-        fd = int(self._bpf.bpf_map_get_fd_by_id_opts(number, byref(options)))
-        if fd < 0:
-            raise Unsupported(f"map {number} cannot be opened: {os.strerror(-fd)}")
-        return fd
-
     def _update(self, name: str, key: bytes, value: bytes) -> None:
         error = self._bpf.bpf_map_update_elem(self._maps[name], key, value, 0)
         if error:
@@ -196,12 +241,12 @@ class Redirect:
             found.append(before)
         return found
 
-    def _count_anew(self) -> None:
+    def _count_anew(self, table: mmap.mmap) -> None:
         """Whoever was here before may have died between an entry and its count."""
         counts = bytearray(_PORTS * ROWS)
         for key, value in self.entries():
             _count(counts, key, value, _MORE)
-        self._ports[:] = bytes(counts)
+        table[:] = bytes(counts)
 
 
 def _count(table: mmap.mmap | bytearray, key: bytes, value: bytes, change: bytes) -> None:
@@ -224,7 +269,13 @@ def _library() -> ctypes.CDLL:
         ("bpf_program__attach_cgroup", c_void_p, [c_void_p, c_int]),
         ("bpf_link__fd", c_int, [c_void_p]),
         ("bpf_link__destroy", c_int, [c_void_p]),
-        ("bpf_map_get_fd_by_id_opts", c_int, [c_uint32, c_void_p]),
+        ("bpf_map__type", c_int, [c_void_p]),
+        ("bpf_map__key_size", c_uint32, [c_void_p]),
+        ("bpf_map__value_size", c_uint32, [c_void_p]),
+        ("bpf_map__max_entries", c_uint32, [c_void_p]),
+        ("bpf_map_get_fd_by_id", c_int, [c_uint32]),
+        ("bpf_prog_get_fd_by_id", c_int, [c_uint32]),
+        ("bpf_obj_get_info_by_fd", c_int, [c_int, c_void_p, c_void_p]),
         ("bpf_map_update_elem", c_int, [c_int, c_char_p, c_char_p, c_uint64]),
         ("bpf_map_lookup_elem", c_int, [c_int, c_char_p, c_char_p]),
         ("bpf_map_delete_elem", c_int, [c_int, c_char_p]),
@@ -240,11 +291,6 @@ def _why() -> str:
     return os.strerror(ctypes.get_errno())
 
 
-def _map_id(fd: int) -> int:
-    """The kernel's own number for a map, as bpftool shows it."""
-    return int(_told_of(fd, "map_id"))
-
-
 def _told_of(fd: int, what: str) -> str:
     """A field of proc_pid_fdinfo(5); for a map and a link see kernel/bpf/syscall.c, kernel/bpf/cgroup.c."""
     found = re.search(rf"^{what}:\s*(\d+)", Path(f"/proc/self/fdinfo/{fd}").read_text(), re.MULTILINE)
@@ -257,7 +303,10 @@ def _root_of_cgroups() -> int:
     """A descriptor of the hierarchy's root."""
     for place in _CGROUP2.findall(Path("/proc/self/mountinfo").read_text()):
         with suppress(OSError):
-            return os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            root = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            if os.access("cgroup.subtree_control", os.F_OK, dir_fd=root):
+                return root
+            os.close(root)  # something else is mounted over it
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype, libc.syscall.argtypes = c_long, [c_long, c_long, c_void_p, c_void_p, c_void_p, c_long]
     made = libc.syscall(_FSOPEN, ctypes.cast(c_char_p(b"cgroup2"), c_void_p).value or 0, 1, None, None, 0)

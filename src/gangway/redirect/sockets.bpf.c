@@ -12,21 +12,24 @@
  *     getpeername, recvmsg       172.17.0.2:80 → 127.0.0.1:8000      so that the program sees the peer that it knows
  *
  * Who is left alone.  Processes of other network namespaces: their loopback is their own.  (The kernel's programs are not
- * apart by namespace, so each copy of them compares.)  A socket that is bound to a loopback address, or to a device: its
- * packets could not leave the host.  An AF_INET6 socket whose container has IPv4 only, if it refuses IPv4 (IPV6_V6ONLY),
- * or sends without being connected (udpv6_sendmsg takes no IPv4 address from a program).  For all of them the relay listens.
+ * apart by namespace, so each copy of them compares.)  A socket that is bound to an address, or to a device: its packets might
+ * not get to the container, or not back.  A subflow of MPTCP: getpeername is asked of another socket.  An AF_INET6 socket whose
+ * container has IPv4 only, if it refuses IPv4 (IPV6_V6ONLY), or sends without being connected (udpv6_sendmsg takes no IPv4
+ * address from a program).  For all of them the relay listens.  Not seen here is the device that a datagram is pinned to by
+ * IP_PKTINFO's index or IP_UNICAST_IF: pinned to `lo` it is redirected, and lost.
  *
- * What it costs those who are not concerned: one look at a table of bytes, `ports`, whatever is published.  It has a row for
- * the ports that clients ask, and one for those that containers answer from.  What a port leads to is in a longest-prefix trie
- * of protocol, host address and port, so that a range of ports takes a few entries; in host byte order a port's prefix would
- * mean nothing.
+ * What it costs those who are not concerned: one look at a table of bytes, `ports`, whatever is published.  It has rows for the
+ * ports that clients ask, and for those that containers answer from; who by chance has to do with a port of that number pays
+ * for a look at the namespace besides.  What a port leads to is in a longest-prefix trie of protocol, host address and port,
+ * so that a range of ports takes a few entries; in host byte order a port's prefix would mean nothing.
  *
  * All addresses are IPv6's in here: IPv4's are mapped (::ffff:127.0.0.1), as the kernel has them in AF_INET6 sockets.
  *
  * What is remembered of a socket goes by its cookie and the container that it got to, as an unconnected one may ask several.
- * The longest unused is forgotten when there are too many: such a program sees the container's address.  (Storage that lives
- * and ends with the socket costs a connection 3 % more.)  When two mappings lead to one port of a container, and one
- * unconnected socket uses both, the answers have the address that it asked last.
+ * When there are too many, the longest unused is forgotten: from then on that program sees the container's address.  (Storage
+ * that lives and ends with the socket costs a connection 3 % more.)  When two mappings lead to one port of a container, and
+ * one unconnected socket uses both, the answers have the address that it asked last; and one that was redirected once and
+ * then asks the container's own address is taken to ask what it asked before.
  *
  * Needs: Linux 5.14 (SO_NETNS_COOKIE for whoever loads this; all else is older), BTF for the one field that no helper tells.
  * Sources: net/ipv4/af_inet.c, net/ipv{4,6}/udp.c, net/core/filter.c (sock_addr_func_proto).
@@ -41,7 +44,7 @@
 
 enum { AF_INET = 2, AF_INET6 = 10, IPPROTO_TCP = 6, IPPROTO_UDP = 17 };
 enum { PASS = 1 };                                 /* what these programs return; 0 would refuse the call */
-enum row { ASKED_TCP, ASKED_UDP, SERVING_TCP, SERVING_UDP, ROWS };
+enum rows { ASKED, SERVING = 2, ROWS = 4 };        /* of `ports`: of each kind one for TCP, then one for UDP */
 
 struct address {                                   /* network byte order */
     __u32 words[4];
@@ -72,7 +75,7 @@ struct flow {                                      /* a socket, and where it was
 } __attribute__((packed));
 
 struct {
-    __uint(type, BPF_MAP_TYPE_ARRAY);              /* for each port, how many entries of `backends` have it; by enum row */
+    __uint(type, BPF_MAP_TYPE_ARRAY);              /* for each port, how many entries of `backends` have it */
     __uint(max_entries, ROWS);
     __uint(map_flags, BPF_F_MMAPABLE);
     __type(key, __u32);
@@ -92,7 +95,14 @@ struct {
     __uint(max_entries, 1 << 15);
     __type(key, struct flow);
     __type(value, struct peer);
-} asked SEC(".maps");
+} asked_tcp SEC(".maps");
+
+struct {                                           /* apart, as an answer of UDP is lost without */
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 1 << 14);
+    __type(key, struct flow);
+    __type(value, struct peer);
+} asked_udp SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);               /* the host's own addresses, where asking those is redirected, too */
@@ -119,6 +129,10 @@ struct sock {
     struct sock_common __sk_common;
 } __attribute__((preserve_access_index));
 
+struct tcp_sock {
+    bool is_mptcp;
+} __attribute__((preserve_access_index));
+
 static struct address mapped(__be32 address) {
     return (struct address){ { 0, 0, bpf_htonl(0xffff), address } };
 }
@@ -132,19 +146,31 @@ static bool is_loopback(const struct address *address) {
     return !address->words[0] && !address->words[1] && !address->words[2] && address->words[3] == bpf_htonl(1);
 }
 
+static bool is_any(const struct address *address) {
+    return !address->words[3] && !address->words[0] && !address->words[1] && (!address->words[2] || is_mapped(address));
+}
+
 static bool is_same(const struct peer *one, const struct peer *other) {
     return one->address.words[0] == other->address.words[0] && one->address.words[1] == other->address.words[1] &&
            one->address.words[2] == other->address.words[2] && one->address.words[3] == other->address.words[3] &&
            one->port == other->port;
 }
 
+static bool is_udp(struct bpf_sock_addr *ctx) {
+    return ctx->protocol == IPPROTO_UDP;
+}
+
 /* Whether anything published has the port of `ctx`: all that there is to do for most. */
-static __always_inline bool has_port(struct bpf_sock_addr *ctx, __u32 row) {
-    if (ctx->protocol == IPPROTO_UDP) row++;
+static __always_inline bool has_port(struct bpf_sock_addr *ctx, __u32 rows) {
+    __u32 row = rows + is_udp(ctx);
     __u8 *count = bpf_map_lookup_elem(&ports, &row);
     __u32 port = bpf_ntohs(ctx->user_port);
     barrier_var(port);                             /* the verifier of Linux 6.1 does not know that the swap leaves 16 bits */
     return count && count[port & 0xffff];
+}
+
+static bool is_hosts(struct bpf_sock_addr *ctx) {
+    return bpf_get_netns_cookie(ctx) == settings.netns_cookie;
 }
 
 /* Of an AF_INET6 socket. */
@@ -153,10 +179,15 @@ static bool takes_ipv6_only(struct bpf_sock *sk) {
     return !sock || BPF_CORE_READ_BITFIELD(&sock->__sk_common, skc_ipv6only);
 }
 
+static bool is_subflow(struct bpf_sock *sk) {
+    struct tcp_sock *tcp = (void *)bpf_skc_to_tcp_sock(sk);
+    return tcp && bpf_core_field_exists(tcp->is_mptcp) && tcp->is_mptcp;
+}
+
 /* What is published where a client of the host's asks; NULL if nothing is. */
 static struct backend *published_at(struct bpf_sock_addr *ctx, const struct peer *at) {
     if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP) return NULL;
-    if (bpf_get_netns_cookie(ctx) != settings.netns_cookie) return NULL;
+    if (!is_hosts(ctx)) return NULL;
     if (!is_loopback(&at->address) && !(settings.host_too && bpf_map_lookup_elem(&own_addresses, &at->address))) return NULL;
 
     struct published key = { 8 * (sizeof key - sizeof key.prefix_bits), ctx->protocol, {}, at->port };
@@ -172,23 +203,25 @@ static bool leads(struct bpf_sock_addr *ctx, const struct address *source, const
     struct bpf_sock *sk = ctx->sk;
     struct backend *backend = published_at(ctx, at);
     if (!backend || !sk) return false;
-    if (sk->bound_dev_if || is_loopback(source)) return false;     /* its packets could not get to a container */
+    if (sk->bound_dev_if || !is_any(source) || is_subflow(sk)) return false;
     *to = (struct peer){ backend->address, bpf_htons(bpf_ntohs(at->port) + backend->shift) };
-    if (is_mapped(&to->address) != is_mapped(&at->address) &&
-        (!connects || is_mapped(&at->address) || takes_ipv6_only(sk))) return false;
+    bool is_turned = is_mapped(&to->address) != is_mapped(&at->address);
+    if (is_turned && (!connects || is_mapped(&at->address) || takes_ipv6_only(sk))) return false;
 
     struct flow flow = { bpf_get_socket_cookie(ctx), *to };
-    struct peer *known = connects ? NULL : bpf_map_lookup_elem(&asked, &flow);
+    struct peer *known = connects ? NULL : bpf_map_lookup_elem(&asked_udp, &flow);
     if (known && is_same(known, at)) return true;
-    if (bpf_map_update_elem(&asked, &flow, at, BPF_ANY)) return false;
+    if (is_udp(ctx) ? bpf_map_update_elem(&asked_udp, &flow, at, BPF_ANY) : bpf_map_update_elem(&asked_tcp, &flow, at, BPF_ANY))
+        return false;
     __sync_fetch_and_add(&backend->redirected, 1);
     return true;
 }
 
-/* What the socket asked when it got to `peer`; NULL if it asked that itself. */
+/* What the socket asked when it was led to `peer`; NULL if it was not. */
 static const struct peer *asked_for(struct bpf_sock_addr *ctx, const struct peer *peer) {
+    if (!is_hosts(ctx)) return NULL;
     struct flow flow = { bpf_get_socket_cookie(ctx), *peer };
-    return bpf_map_lookup_elem(&asked, &flow);
+    return is_udp(ctx) ? bpf_map_lookup_elem(&asked_udp, &flow) : bpf_map_lookup_elem(&asked_tcp, &flow);
 }
 
 static struct peer peer4(struct bpf_sock_addr *ctx) {
@@ -216,7 +249,7 @@ static int become6(struct bpf_sock_addr *ctx, const struct peer *peer) {
 
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx) {
-    if (!has_port(ctx, ASKED_TCP) || !ctx->sk) return PASS;
+    if (!has_port(ctx, ASKED) || !ctx->sk) return PASS;
     struct address source = mapped(ctx->sk->src_ip4);
     struct peer at = peer4(ctx), to;
     return leads(ctx, &source, &at, &to, true) ? become4(ctx, &to) : PASS;
@@ -225,7 +258,7 @@ int connect4(struct bpf_sock_addr *ctx) {
 SEC("cgroup/connect6")
 int connect6(struct bpf_sock_addr *ctx) {
     struct bpf_sock *sk = ctx->sk;
-    if (!has_port(ctx, ASKED_TCP) || !sk) return PASS;
+    if (!has_port(ctx, ASKED) || !sk) return PASS;
     struct address source = { { sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3] } };
     struct peer at = peer6(ctx), to;
     return leads(ctx, &source, &at, &to, true) ? become6(ctx, &to) : PASS;
@@ -234,7 +267,7 @@ int connect6(struct bpf_sock_addr *ctx) {
 /* An AF_INET6 socket that sends to a mapped address comes by here, too (udpv6_sendmsg). */
 SEC("cgroup/sendmsg4")
 int sendmsg4(struct bpf_sock_addr *ctx) {
-    if (!has_port(ctx, ASKED_TCP)) return PASS;
+    if (!has_port(ctx, ASKED)) return PASS;
     struct address source = mapped(ctx->msg_src_ip4);
     struct peer at = peer4(ctx), to;
     return leads(ctx, &source, &at, &to, false) ? become4(ctx, &to) : PASS;
@@ -242,7 +275,7 @@ int sendmsg4(struct bpf_sock_addr *ctx) {
 
 SEC("cgroup/sendmsg6")
 int sendmsg6(struct bpf_sock_addr *ctx) {
-    if (!has_port(ctx, ASKED_TCP)) return PASS;
+    if (!has_port(ctx, ASKED)) return PASS;
     struct address source = { { ctx->msg_src_ip6[0], ctx->msg_src_ip6[1], ctx->msg_src_ip6[2], ctx->msg_src_ip6[3] } };
     struct peer at = peer6(ctx), to;
     return leads(ctx, &source, &at, &to, false) ? become6(ctx, &to) : PASS;
@@ -263,20 +296,20 @@ static int look_back6(struct bpf_sock_addr *ctx) {
 
 SEC("cgroup/recvmsg4")
 int recvmsg4(struct bpf_sock_addr *ctx) {
-    return has_port(ctx, SERVING_TCP) ? look_back4(ctx) : PASS;
+    return has_port(ctx, SERVING) ? look_back4(ctx) : PASS;
 }
 
 SEC("cgroup/recvmsg6")
 int recvmsg6(struct bpf_sock_addr *ctx) {
-    return has_port(ctx, SERVING_TCP) ? look_back6(ctx) : PASS;
+    return has_port(ctx, SERVING) ? look_back6(ctx) : PASS;
 }
 
 SEC("cgroup/getpeername4")
 int getpeername4(struct bpf_sock_addr *ctx) {
-    return has_port(ctx, SERVING_TCP) ? look_back4(ctx) : PASS;
+    return has_port(ctx, SERVING) ? look_back4(ctx) : PASS;
 }
 
 SEC("cgroup/getpeername6")
 int getpeername6(struct bpf_sock_addr *ctx) {
-    return has_port(ctx, SERVING_TCP) ? look_back6(ctx) : PASS;
+    return has_port(ctx, SERVING) ? look_back6(ctx) : PASS;
 }

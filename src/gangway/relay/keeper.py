@@ -8,8 +8,9 @@ How it works.  The two have a connection from their beginning, a pair of SOCK_SE
                      erase NUMBER
     keeper → relay   erased NUMBER
 
-The keeper believes nothing that it is told about a host port: it reads that from the socket.  So a relay that somebody
-else has got hold of can have no port redirected but those that it serves anyway.
+The keeper believes nothing that it is told about a host port: it reads that from the socket, and keeps it, so that
+nobody else can have that port meanwhile.  So a relay that somebody else has got hold of can have clients led astray
+only at ports that it serves anyway.
 
 A port is served whether it is entered yet or not; but its socket is closed only when it is erased, or clients would be
 led to the container on behalf of whoever has the port next.  The relay never waits: what the connection does not take
@@ -67,11 +68,11 @@ class Keeper:
             text, sock = self._unsaid[0]
             try:
                 socket.send_fds(self._channel, [text.encode()], [] if sock is None else [sock.fileno()])
-            except BlockingIOError:
+            except (BrokenPipeError, ConnectionError):
+                return  # it is gone, and we shall hear of it
+            except OSError:  # it has not read what was said before, or the kernel is short of memory
                 self._loop.call_in(RETRY_S, self._send)
                 return
-            except OSError:
-                return  # it is gone, and we shall hear of it
             self._unsaid.popleft()
 
     def _hear(self, _events: int) -> None:
