@@ -13,12 +13,12 @@ from types import FrameType
 from typing import NoReturn
 
 from bench import machine, report
-from bench.contenders import in_docker
+from bench.contenders import bystanders, in_docker, redirected, relayed
 from bench.errors import CannotMeasure
 from bench.measures import QUICK_SUSTAINED_S
 from bench.remote import without_docker
 from bench.rounds import Runner, Settings
-from bench.rows import IN_DOCKER, ROWS, WITHOUT_DOCKER, Row
+from bench.rows import BYSTANDERS, IN_DOCKER, REDIRECTED, RELAYED, ROWS, WITHOUT_DOCKER, Row
 from bench.traffic import Load
 from lab.gangwayd import GANGWAY
 
@@ -91,7 +91,13 @@ def _run(options: argparse.Namespace) -> None:
     gangway = options.gangway.absolute()
     facts = [*machine.facts(gangway, _DOCKER_PROXY), ("Measured", _extent(settings, rows))]
     start_s = time.monotonic()
-    contenders = {IN_DOCKER: in_docker(gangway, _DOCKER_PROXY), WITHOUT_DOCKER: without_docker()}
+    contenders = {
+        RELAYED: relayed(gangway, _DOCKER_PROXY),
+        IN_DOCKER: in_docker(gangway, _DOCKER_PROXY),
+        REDIRECTED: redirected(_DOCKER_PROXY),
+        BYSTANDERS: bystanders(),
+        WITHOUT_DOCKER: without_docker(),
+    }
     with Runner(contenders, Load.built(_BUILD), settings) as runner:
         tallies = runner.run(rows, say=lambda line: print(line, flush=True))
     facts.append(("Took", f"{(time.monotonic() - start_s) / 60:.0f} minutes"))

@@ -8,6 +8,7 @@ logarithmic: twice as much and half as much are equally far from 1, and 0.02 and
 
 from collections.abc import Sequence
 from itertools import groupby
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from bench.rows import Chapter
+from bench.rows import DOCKER_PROXY, Chapter, times
 from bench.tally import Tally, Verdict
 
 _COLOURS = {
@@ -30,25 +31,30 @@ _COLOURS = {
     Verdict.MISSING: "#a9b0b7",
 }
 _INK, _GRID = "#22282e", "#e3e6e9"
-_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+# How many times its low end a scale's high end may be for its marks to be these.
+_TICKS = (
+    (2.0, (0.8, 0.85, 0.9, 0.95, 1, 1.05, 1.1, 1.15, 1.2)),
+    (6.0, (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1, 1.2, 1.5, 2, 3, 4, 5)),
+    (inf, (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)),
+)
 _FLOOR = 0.005  # what a ratio of zero, or below it, is drawn as
 _ROW_INCHES = 0.36
 
 
 def draw(tallies: Sequence[Tally], path: Path, subtitle: str) -> None:
     """Writes the picture as a PNG."""
-    panels = [(list(rows), _title(*kind)) for kind, rows in groupby(tallies, _kind)]
+    panels = [list(rows) for _, rows in groupby(tallies, _kind)]
     figure, axes = pyplot.subplots(
         len(panels),
         figsize=(11, 1.9 + _ROW_INCHES * len(tallies) + 0.55 * len(panels)),
-        height_ratios=[len(rows) + 0.6 for rows, _ in panels],
+        height_ratios=[len(rows) + 0.6 for rows in panels],
         squeeze=False,
         layout="constrained",
     )
-    for axis, (rows, title) in zip(axes[:, 0], panels, strict=True):
-        _panel(axis, rows, title)
+    for axis, rows in zip(axes[:, 0], panels, strict=True):
+        _panel(axis, rows)
     figure.suptitle(f"gangway against what it is compared with = 1\n{subtitle}", color=_INK, fontsize=11)
-    figure.legend(handles=_legend(), loc="outside lower center", ncols=5, frameon=False, fontsize=9, labelcolor=_INK)
+    figure.legend(handles=_legend(), loc="outside lower center", ncols=6, frameon=False, fontsize=9, labelcolor=_INK)
     figure.savefig(path, dpi=150, facecolor="white")
     pyplot.close(figure)
 
@@ -58,28 +64,31 @@ def _kind(tally: Tally) -> tuple[Chapter, bool]:
     return tally.row.chapter, tally.row.less_is_better
 
 
-def _title(chapter: Chapter, less_is_better: bool) -> str:
-    return f"{chapter.title}: {'← less is better' if less_is_better else 'more is better →'}"
+def _title(tallies: Sequence[Tally]) -> str:
+    row, references = tallies[0].row, {tally.row.reference for tally in tallies}
+    one = f" ({references.pop()} = 1)" if len(references) == 1 else ""
+    return f"{row.chapter.title}{one}: {'← less is better' if row.less_is_better else 'more is better →'}"
 
 
-def _panel(axis: Any, tallies: Sequence[Tally], title: str) -> None:
-    _frame(axis, tallies, title)
+def _panel(axis: Any, tallies: Sequence[Tally]) -> None:
+    _frame(axis, tallies)
     for place, tally in enumerate(tallies):
         _bounds(axis, place, tally)
         _bar(axis, place, tally)
 
 
-def _frame(axis: Any, tallies: Sequence[Tally], title: str) -> None:
+def _frame(axis: Any, tallies: Sequence[Tally]) -> None:
     low, high = _span(tallies)
+    ticks = next(ticks for widest, ticks in _TICKS if high / low < widest)
     axis.set_xscale("log")
     axis.set_xlim(low, high)
     axis.set_ylim(len(tallies) - 0.4, -0.6)
-    axis.xaxis.set_major_locator(FixedLocator([tick for tick in _TICKS if low <= tick <= high]))
+    axis.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_yticks(range(len(tallies)), [tally.row.title.replace("`", "") for tally in tallies])
     axis.tick_params(length=0, labelsize=9, labelcolor=_INK)
-    axis.set_title(title, loc="right", fontsize=9, color=_INK)
+    axis.set_title(_title(tallies), loc="right", fontsize=9, color=_INK)
     axis.set_axisbelow(True)
     axis.grid(axis="x", color=_GRID)
     axis.axvline(1, color=_INK, linewidth=1)
@@ -89,16 +98,24 @@ def _frame(axis: Any, tallies: Sequence[Tally], title: str) -> None:
 def _span(tallies: Sequence[Tally]) -> tuple[float, float]:
     """The scale's ends: all bars and marks, with some room beside them."""
     marks = [
-        mark for tally in tallies for mark in (tally.ratio(), tally.row.at_least, tally.row.aim) if mark is not None
+        mark
+        for tally in tallies
+        for mark in (tally.ratio(), _beside(tally), tally.row.at_least, tally.row.aim)
+        if mark is not None
     ]
     low, high = min([1.0, *marks]), max([1.0, *marks])
     return max(low, _FLOOR) / 1.25, high * 1.25
 
 
+def _beside(tally: Tally) -> float | None:
+    """Where on the row's scale the other one is to which there is a ratio."""
+    return tally.ratio(of=tally.row.also) if tally.row.also else None
+
+
 def _bar(axis: Any, place: int, tally: Tally) -> None:
     """The bar, and its figure in a column of its own, where no mark is in its way."""
     ratio, verdict = tally.ratio(), tally.verdict()
-    shown = "none" if ratio is None else f"{ratio:.2f}" if ratio >= 0.2 else f"{ratio:.3f}"
+    shown = "none" if ratio is None else times(ratio)
     column = {"xycoords": axis.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "ha": "right"}
     colour = _COLOURS[verdict] if verdict is Verdict.SHORT else _INK
     axis.annotate(shown, (1, place), (42, 0), fontsize=9, color=colour, fontweight="bold", **column)
@@ -108,12 +125,19 @@ def _bar(axis: Any, place: int, tally: Tally) -> None:
 
 def _bounds(axis: Any, place: int, tally: Tally) -> None:
     axis.plot([tally.row.at_least] * 2, [place - 0.38, place + 0.38], color=_INK, linewidth=2, zorder=3)
+    beside = _beside(tally)
+    if beside is not None:
+        axis.plot(max(beside, _FLOOR), place, "X", markersize=7, color=_INK, markeredgecolor="white", zorder=4)
     axis.plot(tally.row.aim, place, "D", markersize=5.5, color="white", markeredgecolor=_INK, zorder=4)
 
 
 def _legend() -> list[Patch | Line2D]:
     shown = (Verdict.AIM, Verdict.HOLDS, Verdict.SHORT)
     bars = [Patch(color=_COLOURS[verdict], label=verdict.value) for verdict in shown]
-    bound = Line2D([], [], color=_INK, linewidth=0, marker="|", markersize=11, markeredgewidth=2, label="at least")
+    bound = Line2D(
+        [], [], color=_INK, linewidth=0, marker="|", markersize=11, markeredgewidth=2, label="at least, at most"
+    )
+    beside = Line2D([], [], color=_INK, marker="X", markersize=7, markeredgecolor="white", linewidth=0)
+    beside.set_label(f"{DOCKER_PROXY}, where the line is another's")
     aim = Line2D([], [], color="white", marker="D", markersize=5.5, markeredgecolor=_INK, linewidth=0, label="aim")
-    return [*bars, bound, aim]
+    return [*bars, bound, aim, beside]

@@ -3,14 +3,16 @@
 What this file knows: command lines.  What it must not know: what is measured.
 
 Each one is run as its users run it: gangway and docker-proxy as dockerd starts them, one for each port; socat forking,
-one for each port; one haproxy for all ports, in tcp mode.  `direct` is no program: the client asks the container's
-own address, which is the ceiling for everything that carries bytes from one socket to another.
+one for each port; one haproxy for all ports, in tcp mode.  Where traffic is measured gangway is told to redirect no
+socket: what is to be measured is its relay.  `direct` is no program: the client asks the container's own address, which
+is the ceiling for everything that carries bytes from one socket to another.
 """
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.daemon import Daemon
 from bench.processes import Group
 from bench.stage import Contender, Port, Stage
 
@@ -21,6 +23,9 @@ defaults
     timeout client 1h
     timeout server 1h
 """
+
+# $0: a directory that hides what is in /etc, for one program and those that it starts.
+_WITH_ETC = 'mount -t overlay -o lowerdir="$0:/etc" overlay /etc && exec "$@"'
 
 
 class Direct(Contender):
@@ -41,8 +46,8 @@ class Proxy(Contender):
 class DockerProxy(Proxy):
     """docker-proxy, and whatever takes its command line."""
 
-    def __init__(self, name: str, program: Path) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, program: Path, apart: bool = False) -> None:
+        super().__init__(name, apart)
         self.program = program
 
     def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
@@ -54,6 +59,19 @@ class DockerProxy(Proxy):
             *(str(self.program), "-proto", port.protocol, "-host-ip", "0.0.0.0", "-host-port", str(port.host)),
             *("-container-ip", container, "-container-port", str(port.container)),
         ]
+
+
+class Relay(DockerProxy):
+    """gangway, its relay only."""
+
+    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
+        etc = stage.scratch / "etc"
+        settings = etc / "gangway/docker-proxy.toml"
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text("redirect = false\n")
+        within = [_found("unshare"), "--mount", "sh", "-c", _WITH_ETC, str(etc)]
+        for port in ports:
+            stage.group.serve([*within, *self.command(stage.container, port)])
 
 
 class Socat(Proxy):
@@ -79,11 +97,30 @@ class Haproxy(Proxy):
         _await(stage.group, ports)
 
 
+def relayed(gangway: Path, docker_proxy: Path) -> dict[str, Contender]:
+    """Those that carry traffic, by name."""
+    programs = Relay("gangway", gangway), DockerProxy("docker-proxy", docker_proxy)
+    return _by_name(*programs, Socat("socat"), Haproxy("haproxy"), Direct("direct"))
+
+
 def in_docker(gangway: Path, docker_proxy: Path) -> dict[str, Contender]:
-    """All of them, by name."""
+    """Those that have a port published, as their users have them."""
     programs = DockerProxy("gangway", gangway), DockerProxy("docker-proxy", docker_proxy)
-    everyone = (*programs, Socat("socat"), Haproxy("haproxy"), Direct("direct"))
-    return {contender.name: contender for contender in everyone}
+    return _by_name(*programs, Socat("socat"), Haproxy("haproxy"))
+
+
+def redirected(docker_proxy: Path) -> dict[str, Contender]:
+    """Those that a process on the host may meet at 127.0.0.1."""
+    return _by_name(Daemon("gangway", apart=True), DockerProxy("docker-proxy", docker_proxy, apart=True))
+
+
+def bystanders() -> dict[str, Contender]:
+    """A host on which nothing runs: the measure attaches the redirect itself."""
+    return _by_name(Direct("gangway"))
+
+
+def _by_name(*contenders: Contender) -> dict[str, Contender]:
+    return {contender.name: contender for contender in contenders}
 
 
 def _found(program: str) -> str:

@@ -8,12 +8,17 @@
  *   load up   ADDRESS PORT CLIENTS SECONDS   bulk to PORT+1
  *   load down ADDRESS PORT CLIENTS SECONDS   bulk from PORT+2
  *   load udp  ADDRESS PORT CLIENTS SECONDS   1-byte request/response on CLIENTS udp sockets
+ *   load refused ADDRESS PORT SECONDS        connect to a port where nobody listens
+ *   load served ADDRESS PORT SECONDS         connect to a port of this process
  *
  * A client's last line is "RATE DONE FAILED": operations (rr, crr, udp) or bytes (up, down) a second, how many in
  * all, and how many were lost or refused and tried again.  `crr` prints one line for each whole second before it,
  * so that a rate that falls can be seen falling.  The clock starts when every client of rr and udp has had one
  * answer, and every bulk client is connected; with SECONDS 0 rr and udp are over then.  crr connects from each SOURCE
  * in turns: the local ports of one address, with TIME_WAIT, are enough for half as many connections a second.
+ *
+ * `refused` and `served` are led by their standard input: for each byte they connect for SECONDS, in batches, and print
+ * a batch's median seconds for one connect; they end with their input.  So one process measures with and without something, in turns.
  *
  * A refused connection is a failure of what is measured in crr, where it is counted and tried again: a proxy without
  * a free port must show a low rate, not an error.  In rr, up and down it ends the run.
@@ -38,6 +43,7 @@
 #include <unistd.h>
 
 enum { MAX_CLIENTS = 4096, CHUNK = 131072, LOST_MS = 200, ANSWER_MS = 10000, RETRY_MS = 10 };
+enum { BATCH = 32, MAX_BATCHES = 1 << 16 };
 
 static char chunk[CHUNK];
 
@@ -389,6 +395,61 @@ static void run_crr(struct run *r)
 	report(r);
 }
 
+static int by_value(const void *one, const void *other)
+{
+	double a = *(const double *)one, b = *(const double *)other;
+
+	return (a > b) - (a < b);
+}
+
+/* A batch of connects, each on a socket of its own, which is made before and closed after; `listener` is -1 if they are to be
+ * refused, else it takes them afterwards. */
+static double connect_s(const struct peer *to, int listener)
+{
+	double start_s, elapsed_s;
+	int fds[BATCH];
+
+	for (int i = 0; i < BATCH; i++)
+		fds[i] = open_socket(to->address.ss_family, SOCK_STREAM);
+	start_s = now_s();
+	for (int i = 0; i < BATCH; i++)
+		if (connect(fds[i], (void *)&to->address, to->length) ? listener >= 0 || errno != ECONNREFUSED : listener < 0)
+			die("connect");
+	elapsed_s = now_s() - start_s;
+	for (int i = 0; i < BATCH; i++) {
+		struct linger at_once = { .l_onoff = 1 };
+
+		setsockopt(fds[i], SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+		close(fds[i]);
+		if (listener >= 0)
+			close(accept(listener, NULL, NULL));
+	}
+	return elapsed_s / BATCH;
+}
+
+static void run_connects(struct peer to, double seconds, int listens)
+{
+	int listener = listens ? open_socket(to.address.ss_family, SOCK_STREAM) : -1;
+	int yes = 1;
+
+	if (listens && (setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes)) ||
+			bind(listener, (void *)&to.address, to.length) || listen(listener, BATCH)))
+		die("listen");
+	static double batches[MAX_BATCHES];
+
+	while (getchar() != EOF) {
+		double end_s = now_s() + seconds;
+		int count = 0;
+
+		do
+			batches[count++] = connect_s(&to, listener);
+		while (count < MAX_BATCHES && now_s() < end_s);
+		qsort(batches, count, sizeof(*batches), by_value);
+		printf("%.9g\n", batches[count / 2]);
+		fflush(stdout);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	static struct run r;
@@ -396,8 +457,13 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	if (argc == 3 && !strcmp(argv[1], "serve"))
 		serve(atoi(argv[2]));
+	if (argc == 5 && (!strcmp(argv[1], "refused") || !strcmp(argv[1], "served"))) {
+		run_connects(peer_of(argv[2], atoi(argv[3])), atof(argv[4]), !strcmp(argv[1], "served"));
+		return 0;
+	}
 	if (argc < 6 || (argc > 6 && strcmp(argv[1], "crr")) || (r.count = atoi(argv[4])) > MAX_CLIENTS) {
-		fputs("usage: load serve PORT | load rr|crr|up|down|udp ADDRESS PORT CLIENTS SECONDS [SOURCE ...]\n", stderr);
+		fputs("usage: load serve PORT | load refused|served ADDRESS PORT SECONDS\n"
+		      "       load rr|crr|up|down|udp ADDRESS PORT CLIENTS SECONDS [SOURCE ...]\n", stderr);
 		return 2;
 	}
 	int port = atoi(argv[3]);

@@ -22,6 +22,7 @@ def facts(gangway: Path, docker_proxy: Path) -> list[tuple[str, str]]:
         ("docker-proxy", f"Debian's docker.io {_package('docker.io')} ({docker_proxy})"),
         ("socat, haproxy", f"{_package('socat')}, {_package('haproxy')}"),
         ("iptables, nftables", f"{_first_line('iptables', '--version')}, {_first_line('nft', '--version')}"),
+        ("libbpf", _package("libbpf1")),
         ("PostgreSQL", _package(f"postgresql-{_newest_postgresql()}")),
     ]
 

@@ -8,15 +8,15 @@ when there is enough of it, and docker-proxy's heap grows.  Figures are in plain
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from statistics import median
+from statistics import mean, median
 
-from bench import database, traffic
+from bench import bystander, database, traffic
 from bench.contenders import DockerProxy
+from bench.daemon import WithDaemon
 from bench.database import Database
 from bench.errors import CannotCarry
-from bench.remote import WithDaemon
 from bench.stage import Port, Stage
 from bench.traffic import DATAGRAMS, NEEDED, STREAMS, Load
 from lab.dockerd import Dockerd, DockerFailed
@@ -30,6 +30,9 @@ UDP_CLIENTS = 2000
 DOCKER_PORTS = 200
 MAPPINGS = 10_000
 BATCH = 500
+SLICES = 30
+BULK_TIMES = 4  # as long: with one connection it is chance how the two ends keep in step
+ALTERNATIONS, QUICK_ALTERNATIONS = 60, 20
 PUBLICATIONS, COMMANDS = 50, 40
 SETTLE_S = 1.0
 MOST_IDLE_BYTES = 60e6
@@ -57,9 +60,7 @@ def rate(mode: str, clients: int, turn: Turn) -> float:
 
 def connection_rate(turn: Turn) -> float:
     """Connections a second, with local ports enough: what a lack of them does is the next measure's business."""
-    client = turn.stage.client.space
-    client.sysctl("net.ipv4.ip_local_port_range", "10000 65535")
-    client.sysctl("net.ipv4.tcp_tw_reuse", 1)
+    _widen(turn)
     return rate("crr", 16, turn)
 
 
@@ -129,6 +130,33 @@ def docker_time(turn: Turn) -> float:
         raise CannotCarry(str(error)) from None
 
 
+def beside_direct(mode: str, clients: int, turn: Turn) -> tuple[float, float]:
+    """Operations, or bytes, a second: at the published port, and at the container's own; slices in turns, and their
+    mean."""
+    _serve(turn, (NEEDED[mode],))
+    published, direct = turn.stage, replace(turn.stage, address=turn.stage.container)
+    slice_s = turn.seconds / SLICES * (BULK_TIMES if mode in ("up", "down") else 1)
+    turn.load.ask(published, mode, clients, WARM_UP_S)
+    rates: dict[str, list[float]] = {published.address: [], direct.address: []}
+    for number in range(SLICES):
+        for stage in (published, direct)[:: -1 if number % 2 else 1]:
+            rates[stage.address].append(turn.load.ask(stage, mode, clients, slice_s).rate)
+    _check_redirected(_with_daemon(turn.stage))
+    return mean(rates[published.address]), mean(rates[direct.address])
+
+
+def connections_beside_direct(turn: Turn) -> tuple[float, float]:
+    """Connections a second, likewise."""
+    _widen(turn)
+    return beside_direct("crr", 16, turn)
+
+
+def bystander_time(mode: str, turn: Turn) -> tuple[float, float]:
+    """The time of a connect() to what nobody has published, with the redirect and without."""
+    alternations = QUICK_ALTERNATIONS if turn.quick else ALTERNATIONS
+    return _medians(bystander.times_s(turn.stage.host, turn.load, mode, MAPPINGS, alternations))
+
+
 def publish_time(turn: Turn) -> tuple[float, float]:
     """The median time to publish one more port, with many and with none: two daemons, in turns, by their API."""
     with turn.stage.contender.staged() as other:
@@ -156,6 +184,18 @@ def idle_memory(turn: Turn) -> tuple[float, float]:
     turn.stage.publish(*_ports(1))
     time.sleep(SETTLE_S)
     return turn.stage.group.pss_bytes(), MOST_IDLE_BYTES
+
+
+def _widen(turn: Turn) -> None:
+    """The client may open as many connections as it likes."""
+    turn.stage.client.space.sysctl("net.ipv4.ip_local_port_range", "10000 65535")
+    turn.stage.client.space.sysctl("net.ipv4.tcp_tw_reuse", 1)
+
+
+def _check_redirected(stage: WithDaemon) -> None:
+    """Its relay would be slower, but would serve as well."""
+    if not any(mapping["redirected"] for mapping in stage.gangway.json("ls")):
+        raise CannotCarry("no socket was redirected: see the daemon's log, or gangway explain")
 
 
 def _publication_s(stage: WithDaemon) -> float:
@@ -214,13 +254,29 @@ MEASURES: dict[str, Callable[[Turn], float]] = {
     "port-memory": port_memory,
     "udp-memory": client_memory,
     "docker": docker_time,
+    "redirect-rr1": partial(rate, "rr", 1),
+    "redirect-rr64": partial(rate, "rr", 64),
+    "redirect-crr16": connection_rate,
+    "redirect-up1": partial(rate, "up", 1),
+    "redirect-down1": partial(rate, "down", 1),
+    "redirect-udp1": partial(rate, "udp", 1),
+    "redirect-udp64": partial(rate, "udp", 64),
     "nat-rr1": partial(rate, "rr", 1),
     "nat-rr64": partial(rate, "rr", 64),
     "nat-crr16": connection_rate,
 }
 
-# Of these the second figure is the reference's, which has no turn of its own.
+# gangway's turns in these rows: the second figure is the reference's, which has no turn of its own.
 PAIRS: dict[str, Callable[[Turn], tuple[float, float]]] = {
+    "redirect-rr1": partial(beside_direct, "rr", 1),
+    "redirect-rr64": partial(beside_direct, "rr", 64),
+    "redirect-crr16": connections_beside_direct,
+    "redirect-up1": partial(beside_direct, "up", 1),
+    "redirect-down1": partial(beside_direct, "down", 1),
+    "redirect-udp1": partial(beside_direct, "udp", 1),
+    "redirect-udp64": partial(beside_direct, "udp", 64),
+    "redirect-unpublished": partial(bystander_time, "served"),
+    "redirect-refused": partial(bystander_time, "refused"),
     "publish-10000": publish_time,
     "publish-command": command_time,
     "idle-memory": idle_memory,

@@ -1,7 +1,6 @@
 """The contenders without Docker: how a neighbour of the host gets to a container.
 
-What this file knows: gangway's commands and its daemon's API, iptables' command line.  What it must not know: what is
-measured.
+What this file knows: the cable, iptables' command line.  What it must not know: what is measured.
 
 The neighbour is on a cable of its own to the host, which routes between it and the container's bridge.  It has several
 addresses, as a host's clients have: those of one run out of ports when they connect often.
@@ -14,13 +13,10 @@ addresses, as a host's clients have: those of one run out of ports when they con
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
+from bench.daemon import Daemon
 from bench.errors import CannotCarry
-from bench.stage import Client, Contender, Port, Stage, backed
-from gangway.cli.client import NoDaemon, Refused, ask_running
-from lab.gangwayd import CommandFailed, Gangway
+from bench.stage import Client, Contender, Port, Stage
 from lab.netns import Host, Namespace, Neighbour
 
 _MORE = ("10.77.0.3", "10.77.0.4", "10.77.0.5")
@@ -55,53 +51,21 @@ class Iptables(Routed):
             _nat(stage.host, f"PREROUTING {match} -j DNAT --to-destination {stage.container}:{port.container}")
 
 
-@dataclass(frozen=True)
-class WithDaemon(Stage):
-    """A stage with gangway's daemon on the host."""
-
-    gangway: Gangway
-
-    def ask(self, target: str, ports: Sequence[str]) -> Any:
-        """Asks the daemon's API for something about the container's ports, each as after `-p`."""
-        try:
-            return ask_running(
-                str(self.gangway.socket), "POST", target, {"container": self.box.name, "ports": list(ports)}
-            )
-        except (NoDaemon, Refused) as error:
-            raise CannotCarry(f"{target}: {str(error) or 'the daemon has ended'}") from None
-
-
-class Daemon(Contender):
+class Remote(Daemon):
     """gangway."""
 
     @contextmanager
-    def staged(self) -> Iterator[WithDaemon]:
-        try:
-            with (
-                Namespace("host") as host,
-                _neighbour(host) as client,
-                Gangway(host, "--firewall", "nftables") as gangway,
-                Namespace("c1") as box,
-                backed(host) as (group, scratch),
-            ):
-                gangway("network", "create", "bench", "--subnet", "172.30.0.0/24", "--subnet", "fd30::/64")
-                container, _ = gangway("attach", box.name, "--network", "bench").split()
-                address = self.address(container)
-                yield WithDaemon(self, host, box, container, client, address, group, scratch, gangway)
-        except CommandFailed as error:
-            raise CannotCarry((str(error).splitlines() or ["the daemon does not start"])[-1]) from None
+    def client_of(self, host: Namespace) -> Iterator[Client]:
+        with _neighbour(host) as client:
+            yield client
 
     def address(self, container: str) -> str:
         return Neighbour.host4
 
-    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
-        assert isinstance(stage, WithDaemon)
-        stage.ask("/mappings", [f"{port.host}:{port.container}/{port.protocol}" for port in ports])
-
 
 def without_docker() -> dict[str, Contender]:
     """All of them, by name."""
-    return {contender.name: contender for contender in (Daemon("gangway"), Iptables("iptables"), Routed("direct"))}
+    return {contender.name: contender for contender in (Remote("gangway"), Iptables("iptables"), Routed("direct"))}
 
 
 @contextmanager

@@ -6,7 +6,7 @@ What this file knows: Markdown.  What it must not know: files, and how a figure 
 from collections.abc import Iterable, Sequence
 from itertools import count, groupby
 
-from bench.rows import SUBJECT, Row
+from bench.rows import SUBJECT, Row, times
 from bench.tally import Tally, Verdict
 
 _NONE = "-"
@@ -50,29 +50,33 @@ def _table(tallies: Sequence[Tally]) -> str:
     """A chapter's table, and below it why a contender did not get through a row."""
     notes: list[str] = []
     references = {tally.row.reference for tally in tallies}
+    also = list(dict.fromkeys(tally.row.also for tally in tallies if tally.row.also))
     pairs = {SUBJECT, *references}
     others = dict.fromkeys(name for tally in tallies for name in tally.row.contenders if name not in pairs)
     compared, ratio = "compared with", "ratio"
     if len(references) == 1:
         compared = references.pop()
         ratio = f"{SUBJECT} / {compared}"
-    head = (tallies[0].row.chapter.way, SUBJECT, compared, *others, ratio, "worst round", "at least", "aim", "")
-    lines = [head, *(_line(tally, others, bool(references), notes) for tally in tallies)]
+    bound = "at most" if all(tally.row.less_is_better for tally in tallies) else "at least"
+    ratios = (ratio, "worst round", bound, "aim", "")
+    head = (tallies[0].row.chapter.way, SUBJECT, compared, *others, *(f"{SUBJECT} / {name}" for name in also), *ratios)
+    lines = [head, *(_line(tally, others, also, bool(references), notes) for tally in tallies)]
     footnotes = [f"({number}) {note}" for number, note in zip(count(1), notes, strict=False)]
     return "\n\n".join([_aligned(lines), *footnotes])
 
 
-def _line(tally: Tally, others: Iterable[str], named: bool, notes: list[str]) -> tuple[str, ...]:
+def _line(tally: Tally, others: Iterable[str], also: Iterable[str], named: bool, notes: list[str]) -> tuple[str, ...]:
     """A row; `named`: it says what gangway is compared with."""
     row = tally.row
     figure, reference = (_figure(tally, name, notes) for name in (SUBJECT, row.reference))
     compared = f"{reference} ({row.reference})" if named else reference
     figures = (figure, compared, *(_figure(tally, name, notes) for name in others))
+    unbound = (_ratio(tally.ratio(to=name)) for name in also)
     ratio, worst = _ratio(tally.ratio()), _ratio(tally.worst())
     bounds = _bound(row, row.at_least), _bound(row, row.aim)
     verdict = tally.verdict()
     said = f"**{verdict.value}**" if verdict is Verdict.SHORT else verdict.value
-    return (row.title, *figures, ratio, worst, *bounds, said)
+    return (row.title, *figures, *unbound, ratio, worst, *bounds, said)
 
 
 def _figure(tally: Tally, contender: str, notes: list[str]) -> str:
@@ -86,7 +90,7 @@ def _figure(tally: Tally, contender: str, notes: list[str]) -> str:
 
 
 def _ratio(ratio: float | None) -> str:
-    return _NONE if ratio is None else f"{ratio:.3f}" if ratio < 0.2 else f"{ratio:.2f}"
+    return _NONE if ratio is None else times(ratio)
 
 
 def _bound(row: Row, bound: float) -> str:

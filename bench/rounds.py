@@ -3,9 +3,9 @@
 What this file knows: rounds and their order.  What it must not know: what a measure does.
 
 How it works.  A round takes every row once, so that a bad minute of the machine spoils one round of some rows and not
-all rounds of one.  In each row the two that are compared stay neighbours, in turns the one and the other first; the
+all rounds of one.  In each row those that are compared stay neighbours, in turns the one and the other first; the
 others come before or after them, another one first each time.  Where a measure sets two things side by side by itself,
-there is one turn for both.
+there is one turn for the two.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,13 +97,13 @@ class Runner:
         row = slot.row
         with self._contenders[row.chapter][slot.contender].staged() as stage:
             turn = Turn(stage, self._load, self._database, self._settings.seconds, self._settings.quick)
-            if row.key in PAIRS:
+            if row.key in PAIRS and slot.contender == SUBJECT:
                 return dict(zip((SUBJECT, row.reference), PAIRS[row.key](turn), strict=True))
             return {slot.contender: MEASURES[row.key](turn)}
 
 
 def _order(row: Row, number: int) -> Iterator[str]:
-    pair = [name for name in (SUBJECT, row.reference) if name in row.contenders][:: -1 if number % 2 else 1]
+    pair = [name for name in (SUBJECT, row.reference, row.also) if name in row.contenders][:: -1 if number % 2 else 1]
     others = [name for name in row.contenders if name not in pair]
     if others and number < OTHERS_ROUNDS:
         first = number % len(others)

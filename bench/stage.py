@@ -31,14 +31,15 @@ class Client(NamedTuple):
     sources: tuple[str, ...] = ()
     """The addresses it may connect from, if it has several."""
     apart: bool = False
-    """It plays another machine, whose cores are not the host's."""
+    """It has a core of its own, and so has the container's server."""
 
 
 class Contender(ABC):
     """Something by which a client gets to a container."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, apart: bool = False) -> None:
         self.name = name
+        self.apart = apart
 
     @contextmanager
     def staged(self) -> Iterator["Stage"]:
@@ -49,7 +50,7 @@ class Contender(ABC):
 
     def client_of(self, host: Namespace) -> AbstractContextManager[Client]:
         """A client; on the host itself, unless a contender has it elsewhere."""
-        return nullcontext(Client(host))
+        return nullcontext(Client(host, apart=self.apart))
 
     @abstractmethod
     def address(self, container: str) -> str:

@@ -36,12 +36,12 @@ class Tally:
         figures = [figures[contender] for figures in self.rounds if contender in figures]
         return median(figures) if figures else None
 
-    def ratios(self) -> list[float]:
-        """gangway to what it is compared with, for each round that both got through."""
-        return list(self._ratios())
+    def ratios(self, of: str = SUBJECT, to: str = "") -> list[float]:
+        """gangway to what it is compared with, or of another pair, for each round that both got through."""
+        return list(self._ratios(of, to or self.row.reference))
 
-    def ratio(self) -> float | None:
-        ratios = self.ratios()
+    def ratio(self, of: str = SUBJECT, to: str = "") -> float | None:
+        ratios = self.ratios(of, to)
         return median(ratios) if ratios else None
 
     def worst(self) -> float | None:
@@ -59,7 +59,7 @@ class Tally:
             return Verdict.AIM
         return Verdict.HOLDS if self.row.reaches(ratio, self.row.at_least) else Verdict.SHORT
 
-    def _ratios(self) -> Iterator[float]:
+    def _ratios(self, of: str, to: str) -> Iterator[float]:
         for figures in self.rounds:
-            if SUBJECT in figures and figures.get(self.row.reference):
-                yield figures[SUBJECT] / figures[self.row.reference]
+            if of in figures and figures.get(to):
+                yield figures[of] / figures[to]

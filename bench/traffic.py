@@ -5,16 +5,20 @@ What this file knows: load's command line and its answer.  What it must not know
 
 import os
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import CannotCarry, CannotMeasure
 from bench.stage import Port, Stage
+from lab.netns import Namespace, end
 
 ECHO = 7000  # discard and source follow it; see load.c
 STREAMS = tuple(Port("tcp", port, port) for port in range(ECHO, ECHO + 3))
 DATAGRAMS = (Port("udp", ECHO, ECHO),)
 NEEDED = {"rr": STREAMS[0], "crr": STREAMS[0], "up": STREAMS[1], "down": STREAMS[2], "udp": DATAGRAMS[0]}  # by mode
+_NOBODYS = 1
 _PATIENCE_S = 60
 _SOURCE = Path(__file__).with_name("load.c")
 
@@ -52,7 +56,7 @@ class Load:
 
     def serve(self, stage: Stage) -> None:
         """Starts the server in the container; it ends with the stage."""
-        words = [*_core(stage, -1), str(self._program), "serve", str(ECHO)]
+        words = [*_apart(stage, -1), str(self._program), "serve", str(ECHO)]
         server = stage.box.popen(*words, stdout=subprocess.PIPE, text=True)
         assert server.stdout is not None
         if server.stdout.readline() != "ready\n":
@@ -60,7 +64,7 @@ class Load:
 
     def ask(self, stage: Stage, mode: str, clients: int, seconds: float) -> Result:
         """Runs a client to its end."""
-        words = [*_core(stage, 0), str(self._program), mode, stage.address, str(ECHO), str(clients), f"{seconds:g}"]
+        words = [*_apart(stage, 0), str(self._program), mode, stage.address, str(ECHO), str(clients), f"{seconds:g}"]
         if mode == "crr":
             words += stage.client.sources
         try:
@@ -73,8 +77,37 @@ class Load:
         rate, operations, failed = last.split()
         return Result(float(rate), int(operations), int(failed), [int(line) for line in before])
 
+    @contextmanager
+    def connecting(self, host: Namespace, mode: str, seconds: float) -> Iterator[Callable[[], float]]:
+        """A client that asks 127.0.0.1 for a port where nobody listens (`refused`), or one of its own (`served`).
 
-def _core(stage: Stage, which: int) -> list[str]:
-    """What comes before a command that is to have a core of its own: two that share one never wait for a wake-up."""
-    cores = sorted(os.sched_getaffinity(0))
-    return ["taskset", "--cpu-list", str(cores[which])] if stage.client.apart else []
+        Each call has it ask for so long, and gives the median time of one connect().
+        """
+        words = [*_core(-1), str(self._program), mode, "127.0.0.1", str(_NOBODYS), f"{seconds:g}"]
+        client = host.popen(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        asked, answers, complaint = client.stdin, client.stdout, client.stderr
+        assert asked is not None
+        assert answers is not None
+        assert complaint is not None
+
+        def ask() -> float:
+            asked.write("\n")
+            asked.flush()
+            if not (line := answers.readline()):
+                raise CannotMeasure(f"connections are not {mode}: {complaint.read().strip()}")
+            return float(line)
+
+        try:
+            yield ask
+        finally:
+            end(client)
+
+
+def _apart(stage: Stage, which: int) -> list[str]:
+    """What comes before a command that may have to have a core of its own: two that share one never wait for a
+    wake-up."""
+    return _core(which) if stage.client.apart else []
+
+
+def _core(which: int) -> list[str]:
+    return ["taskset", "--cpu-list", str(sorted(os.sched_getaffinity(0))[which])]

@@ -27,9 +27,9 @@
  *
  * What is remembered of a socket goes by its cookie and the container that it got to, as an unconnected one may ask several.
  * When there are too many, the longest unused is forgotten: from then on that program sees the container's address.  (Storage
- * that lives and ends with the socket costs a connection 3 % more.)  When two mappings lead to one port of a container, and
- * one unconnected socket uses both, the answers have the address that it asked last; and one that was redirected once and
- * then asks the container's own address is taken to ask what it asked before.
+ * that lives and ends with the socket costs a connection 3 % more.)  An unconnected socket that asks one port of a container
+ * in two ways is redirected the first way only, or the answers could not be told apart.  One that was redirected once and then
+ * asks the container's own address is taken to ask what it asked before.
  *
  * Needs: Linux 5.14 (SO_NETNS_COOKIE for whoever loads this; all else is older), BTF for the one field that no helper tells.
  * Sources: net/ipv4/af_inet.c, net/ipv{4,6}/udp.c, net/core/filter.c (sock_addr_func_proto).
@@ -210,7 +210,7 @@ static bool leads(struct bpf_sock_addr *ctx, const struct address *source, const
 
     struct flow flow = { bpf_get_socket_cookie(ctx), *to };
     struct peer *known = connects ? NULL : bpf_map_lookup_elem(&asked_udp, &flow);
-    if (known && is_same(known, at)) return true;
+    if (known) return is_same(known, at);          /* the relay can tell two that lead to one apart */
     if (is_udp(ctx) ? bpf_map_update_elem(&asked_udp, &flow, at, BPF_ANY) : bpf_map_update_elem(&asked_tcp, &flow, at, BPF_ANY))
         return false;
     __sync_fetch_and_add(&backend->redirected, 1);

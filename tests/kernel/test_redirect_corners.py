@@ -1,0 +1,257 @@
+"""The redirect where it is easily got wrong: whose socket it is, what it did before, what is left to the relay."""
+
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lab import mirror
+from lab.redirect import aimed_at
+from tests.kernel.crossings import Tap, listening
+from tests.kernel.ground import PATIENCE_S
+from tests.kernel.street import HOST4, HOST6, Box, Street
+
+_GATEWAY = {"127.0.0.1": "172.30.0.1", "::1": "fd30::1", "::ffff:127.0.0.1": "172.30.0.1"}
+_IP_PKTINFO = 8  # include/uapi/linux/in.h
+_FASTOPEN_BOTH_WAYS = 3  # Documentation/networking/ip-sysctl.rst: tcp_fastopen
+_OPTIONS_AT, _SYN_DATA = 5, 32  # include/uapi/linux/tcp.h: tcpi_options, TCPI_OPT_SYN_DATA
+_CGROUPS = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if " cgroup2 " in line]
+BY_LOOPBACK = pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+BY_PROTOCOL = pytest.mark.parametrize("protocol", ["tcp", "udp"])
+
+
+@pytest.fixture(scope="module")
+def street() -> Iterator[Street]:
+    with Street() as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _on_the_host(street: Street) -> Iterator[None]:
+    with street.host.entered():
+        yield
+
+
+def _client(protocol: str, address: str = "127.0.0.1") -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
+    made.settimeout(PATIENCE_S)
+    return made
+
+
+def _seen(connected: socket.socket) -> str:
+    """Asks the mirror; the address that it sees of the client."""
+    connected.sendall(b"hello\n")
+    peer, text = connected.recv(1000).decode().split()
+    assert text == "hello"
+    return peer
+
+
+def _asks(sock: socket.socket, address: str, port: int) -> None:
+    """An unconnected socket is answered from where it asked."""
+    text = f"{address}/{port}"
+    sock.sendto(text.encode(), (address, port))
+    answer, peer = sock.recvfrom(1000)
+    assert (answer.decode().split()[1], *peer[:2]) == (text, address, port)
+
+
+@contextmanager
+def _goes_by(street: Street, road: str, address: str, port: int) -> Iterator[None]:
+    """What is asked there within: the host's loopback carries packets to the relay only."""
+    with Tap(street.host, "lo") as tap:
+        yield
+        assert tap.has_seen(address.removeprefix("::ffff:"), port) == (road == "relay")
+
+
+def test_a_socket_is_of_the_namespace_that_it_was_made_in(street: Street) -> None:
+    with street.published(street.server, "80/tcp") as port, _client("tcp") as ours:
+        with street.near.space.entered():
+            ours.connect(("127.0.0.1", port))
+            theirs = _client("tcp")
+        assert aimed_at(ours) == (street.server.address4, 80)
+        with theirs, pytest.raises(ConnectionRefusedError):
+            theirs.connect(("127.0.0.1", port))
+
+
+@pytest.mark.skipif(not _CGROUPS, reason="cgroup v2 is not mounted")
+@BY_PROTOCOL
+def test_a_process_in_a_cgroup_of_its_own_is_redirected(street: Street, protocol: str) -> None:
+    cgroup = Path(_CGROUPS[0], f"gw-{os.getpid()}")
+    cgroup.mkdir()
+    try:
+        into = ("sh", "-c", 'echo $$ >"$0" && exec "$@"', str(cgroup / "cgroup.procs"))
+        with street.published(street.server, f"80/{protocol}") as port, _goes_by(street, "redirect", "127.0.0.1", port):
+            answer = mirror.ask(lambda *words: street.host.command(*into, *words), protocol, "127.0.0.1", port)
+        assert answer.peer == "172.30.0.1"
+    finally:
+        cgroup.rmdir()
+
+
+@BY_LOOPBACK
+def test_where_the_container_does_not_listen_it_refuses(street: Street, address: str) -> None:
+    with street.published(street.server, "8081:81/tcp", "8081:81/udp"):
+        with _client("tcp", address) as sock, pytest.raises(ConnectionRefusedError):
+            sock.connect((address, 8081))
+        with _client("udp", address) as sock:
+            sock.connect((address, 8081))
+            sock.send(b"hello")
+            with pytest.raises(ConnectionRefusedError):
+                sock.recv(100)
+
+
+@BY_LOOPBACK
+def test_the_first_packet_of_a_connection_may_have_data(street: Street, address: str) -> None:
+    """That of the second connection has: the first one fetches the cookie."""
+    street.server.space.sysctl("net.ipv4.tcp_fastopen", _FASTOPEN_BOTH_WAYS)
+    with street.published(street.server, "8081:81/tcp"), listening(street.server, "tcp", [81]) as at:
+        at[81].setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 5)
+        for has_cookie in (False, True):
+            with _client("tcp", address) as sock:
+                sock.setblocking(True)  # else the data would be for a later call
+                sock.sendto(b"hello", socket.MSG_FASTOPEN, (address, 8081))
+                with at[81].accept()[0] as served:
+                    assert served.recv(100) == b"hello"
+                assert sock.recv(100) == b""
+                options = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _OPTIONS_AT + 1)[_OPTIONS_AT]
+                assert bool(options & _SYN_DATA) == has_cookie
+                assert aimed_at(sock) == (street.server.address6 if ":" in address else street.server.address4, 81)
+                assert sock.getpeername()[:2] == (address, 8081)
+
+
+def test_a_udp_socket_may_be_connected_again_and_disconnected(street: Street) -> None:
+    with (
+        street.published(street.server, "80/udp") as port,
+        street.published(street.far, "80/udp") as other,
+        _client("udp") as sock,
+    ):
+        for asked in (port, other, port):  # the source that the first one gives it is its own from then on
+            sock.connect(("127.0.0.1", asked))
+            assert sock.getpeername() == ("127.0.0.1", asked)
+            _seen(sock)
+        assert ctypes.CDLL(None).connect(sock.fileno(), bytes(16), 16) == 0  # AF_UNSPEC, connect(2)
+        for asked in (port, other):
+            _asks(sock, "127.0.0.1", asked)
+
+
+def test_one_socket_asks_one_mapping_at_two_addresses(street: Street) -> None:
+    with street.published(street.server, "80/udp") as port, _client("udp") as sock:
+        asked = [("127.0.0.1", port), ("127.0.0.2", port)]
+        for at in asked:
+            sock.sendto(at[0].encode(), at)
+        answers = [sock.recvfrom(100) for _ in asked]
+        assert sorted((data.split()[1].decode(), peer) for data, peer in answers) == [(at[0], at) for at in asked]
+
+
+def test_one_udp_socket_asks_by_both_families(street: Street) -> None:
+    with street.published(street.server, "80/udp") as port, _client("udp", "::1") as sock:
+        for asked in ("::1", "::ffff:127.0.0.1", "::1"):
+            with _goes_by(street, "redirect", asked, port):
+                _asks(sock, asked, port)
+
+
+def test_an_unconnected_ipv6_socket_gets_to_a_container_with_ipv4_only_by_relay(street: Street) -> None:
+    with street.published(street.four, "80/udp") as port, _client("udp", "::1") as sock:
+        with _goes_by(street, "relay", "::1", port):
+            _asks(sock, "::1", port)
+        with _goes_by(street, "redirect", "::ffff:127.0.0.1", port):
+            _asks(sock, "::ffff:127.0.0.1", port)
+
+
+@pytest.mark.parametrize("bound", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+def test_a_datagram_of_a_socket_that_is_bound_to_loopback_is_left_to_the_relay(street: Street, bound: str) -> None:
+    with street.published(street.server, "80/udp") as port, _client("udp", bound) as sock:
+        sock.bind((bound, 0))
+        with _goes_by(street, "relay", bound, port):
+            _asks(sock, bound, port)
+
+
+@BY_LOOPBACK
+def test_a_datagram_with_a_loopback_source_is_left_to_the_relay(street: Street, address: str) -> None:
+    """ip(7), ipv6(7): struct in_pktinfo, struct in6_pktinfo."""
+    if ":" in address:
+        source = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, socket.inet_pton(socket.AF_INET6, address) + bytes(4))
+    else:
+        source = (socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("=I4s4s", 0, socket.inet_aton(address), bytes(4)))
+    with street.published(street.server, "80/udp") as port, _client("udp", address) as sock:
+        with _goes_by(street, "relay", address, port):
+            sock.sendmsg([b"hello"], [source], 0, (address, port))
+            assert sock.recvfrom(100)[1][:2] == (address, port)
+        with _goes_by(street, "redirect", address, port):
+            _asks(sock, address, port)
+
+
+@BY_PROTOCOL
+@pytest.mark.parametrize(("asked", "loopback"), [("0.0.0.0", "127.0.0.1"), ("::", "::1")])
+def test_who_asks_no_address_is_answered_from_loopback(
+    street: Street, protocol: str, asked: str, loopback: str
+) -> None:
+    """The kernel takes one for the other, but for a connection only after the programs have run."""
+    with street.published(street.server, f"80/{protocol}") as port, _client(protocol, asked) as sock:
+        sock.connect((asked, port))
+        assert sock.getpeername()[:2] == (loopback, port)
+        assert _seen(sock) == _GATEWAY[loopback]
+
+
+@BY_PROTOCOL
+@pytest.mark.parametrize(("bound", "asked"), [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("::", "::ffff:127.0.0.1")])
+def test_a_socket_that_is_bound_to_a_port_only_is_redirected(
+    street: Street, protocol: str, bound: str, asked: str
+) -> None:
+    with street.published(street.server, f"80/{protocol}") as port, _client(protocol, bound) as sock:
+        sock.bind((bound, 0))
+        with _goes_by(street, "redirect", asked, port):
+            if protocol == "udp":
+                _asks(sock, asked, port)
+            sock.connect((asked, port))
+            assert _seen(sock) == _GATEWAY[asked]
+
+
+@BY_PROTOCOL
+@pytest.mark.parametrize(("bound", "asked"), [(HOST4, "127.0.0.1"), (HOST6, "::1")])
+def test_a_socket_that_is_bound_to_another_of_the_hosts_addresses_reaches_an_internal_container(
+    street: Street, inner: Box, protocol: str, bound: str, asked: str
+) -> None:
+    """It has no route to that address: the relay's own is one that it can answer."""
+    host_ip = f"[{asked}]" if ":" in asked else asked
+    with street.published(inner, f"{host_ip}:0:80/{protocol}") as port, _client(protocol, bound) as sock:
+        sock.bind((bound, 0))
+        sock.connect((asked, port))
+        _seen(sock)
+
+
+@pytest.fixture(scope="module")
+def inner(street: Street) -> Box:
+    """A container that has no way out."""
+    subnets = "--subnet", "172.27.0.0/24", "--subnet", "fd27::/64"
+    street.gangway("network", "create", "inner", "--internal", *subnets)
+    return street.container("inner", "inner")
+
+
+def test_a_port_amid_a_range_may_be_another_containers(street: Street) -> None:
+    with (
+        street.published(street.server, "9000-9007:9000-9007/udp", "9009-9015:9009-9015/udp"),
+        street.published(street.far, "9008:80/udp"),
+    ):
+        for port in range(9000, 9016):
+            with _client("udp") as sock:
+                sock.connect(("127.0.0.1", port))
+                server = (street.server.address4, port), (street.far.address4, 80)
+                assert aimed_at(sock) == server[port == 9008]
+
+
+@BY_LOOPBACK
+def test_a_withdrawn_port_is_the_hosts_own_again_for_a_socket_that_was_redirected(street: Street, address: str) -> None:
+    with _client("udp", address) as sock:
+        with street.published(street.server, "8080:80/udp"), _goes_by(street, "redirect", address, 8080):
+            _asks(sock, address, 8080)
+        with listening(Box(street.host, "", ""), "udp", [8080]) as at:
+            sock.sendto(b"whoever is there", (address, 8080))
+            data, peer = at[8080].recvfrom(100)
+            assert (data, peer[0].removeprefix("::ffff:")) == (b"whoever is there", address)
+            at[8080].sendto(data, peer)
+            assert sock.recvfrom(100)[1][:2] == (address, 8080)
