@@ -26,8 +26,10 @@
  * All addresses are IPv6's in here: IPv4's are mapped (::ffff:127.0.0.1), as the kernel has them in AF_INET6 sockets.
  *
  * What is remembered of a socket goes by its cookie and the container that it got to, as an unconnected one may ask several.
- * When there are too many, the longest unused is forgotten: from then on that program sees the container's address.  (Storage
- * that lives and ends with the socket costs a connection 3 % more.)  An unconnected socket that asks one port of a container
+ * Of more than 8,192 of TCP or 16,384 of UDP the longest unused is forgotten: from then on that program sees the container's
+ * address.  (Storage that lives and ends with the socket costs a connection 3 % more, a map four times as large 2 %: it does
+ * not stay in the processor's caches.)
+ * An unconnected socket that asks one port of a container
  * in two ways is redirected the first way only, or the answers could not be told apart.  One that was redirected once and then
  * asks the container's own address is taken to ask what it asked before.
  *
@@ -92,7 +94,7 @@ struct {
 
 struct {
     __uint(type, BPF_MAP_TYPE_LRU_HASH);
-    __uint(max_entries, 1 << 15);
+    __uint(max_entries, 1 << 13);
     __type(key, struct flow);
     __type(value, struct peer);
 } asked_tcp SEC(".maps");
