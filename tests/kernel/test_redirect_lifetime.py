@@ -213,3 +213,17 @@ def test_where_cgroups_are_not_mounted_they_are_for_the_daemon_alone() -> None:
         assert daemon is not None
         assert " - cgroup2 " not in Path(f"/proc/{daemon.pid}/mountinfo").read_text()
         assert road(street, port) == "redirect"
+
+
+def test_a_port_that_somebody_else_has_got_meanwhile_is_theirs(street: Street) -> None:
+    with street.published(street.server, "8080:80") as port:
+        street.gangway.kill()
+        _kill(street.gangway.relays())
+        with street.host.entered():
+            theirs = socket.create_server(("127.0.0.1", port))
+        with theirs:
+            street.gangway.start()
+            with connected(street.host, port) as client, street.host.entered():
+                assert aimed_at(client) == ("127.0.0.1", port)
+        wait_until(lambda: street.reaches(street.host, "tcp", "127.0.0.1", port), "the port", 25)
+        assert road(street, port) == "redirect"
