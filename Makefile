@@ -36,7 +36,7 @@ test: build
 
 test-vm: build
 	@scripts/apt-need $(APT_TEST) $(APT_VM)
-	GANGWAY_VM_LIMIT=2400 tests/vm/run $(abspath $(BIN))/python3 -m pytest -p no:cacheprovider -o timeout=600 \
+	GANGWAY_VM_LIMIT=3600 tests/vm/run $(abspath $(BIN))/python3 -m pytest -p no:cacheprovider -o timeout=600 \
 		-m 'not daemon' tests/unit tests/kernel
 
 lint: build
