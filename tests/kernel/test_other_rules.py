@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lab.conntrack import was_translated
 from lab.waiting import wait_until
 from tests.kernel.crossings import everywhere, reached
 from tests.kernel.snapshot import snapshot
@@ -119,7 +120,9 @@ def test_a_chain_that_drops_may_come_and_go() -> None:
 def _comes_by(street: Street, port: int, road: str) -> None:
     def is_so() -> bool:
         client = street.neighbour
-        return street.reaches(client, "tcp", HOST4, port) and street.road(client, "tcp", HOST4, port)[0] == road
+        is_reached = street.reaches(client, "tcp", HOST4, port)
+        was_translated(street.host, "tcp", HOST4, port)  # what that has left in the record is not the next one's
+        return is_reached and street.road(client, "tcp", HOST4, port)[0] == road
 
     wait_until(is_so, f"the road {road}", _SOON_S)
 

@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -215,13 +215,18 @@ def test_where_cgroups_are_not_mounted_they_are_for_the_daemon_alone() -> None:
         assert road(street, port) == "redirect"
 
 
+def _listener(space: Namespace, port: int) -> socket.socket | None:
+    with space.entered(), suppress(OSError):
+        return socket.create_server(("127.0.0.1", port))
+    return None
+
+
 def test_a_port_that_somebody_else_has_got_meanwhile_is_theirs(street: Street) -> None:
     with street.published(street.server, "8080:80") as port:
         street.gangway.kill()
         _kill(street.gangway.relays())
-        with street.host.entered():
-            theirs = socket.create_server(("127.0.0.1", port))
-        with theirs:
+        with wait_until(lambda: _listener(street.host, port), "the end of the relay's socket") as theirs:
+            assert theirs.getsockname()[1] == port
             street.gangway.start()
             with connected(street.host, port) as client, street.host.entered():
                 assert aimed_at(client) == ("127.0.0.1", port)
