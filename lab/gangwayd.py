@@ -95,10 +95,10 @@ class Gangway:
                     if endpoint["name"] != "gangway0":
                         self("network", "rm", endpoint["name"])
         self.stop()
-        for pid in self.relays():
+        for pid in self._left():
             with suppress(ProcessLookupError):
                 os.kill(pid, 15)
-        wait_until(lambda: not self.relays(), "the relay's end")
+        wait_until(lambda: not self._left(), "the relay's end")
         for path in self.directory.iterdir():
             path.unlink()
         self.directory.rmdir()
@@ -122,6 +122,10 @@ class Gangway:
     def relays(self) -> list[int]:
         """The pids of the relay's processes in the host's namespace."""
         return running("gangway.relay", self.host)
+
+    def _left(self) -> list[int]:
+        """The relay's processes, and a daemon that a command has started after ours had ended."""
+        return self.relays() + running("gangway.daemon", self.host)
 
     def _serves(self) -> bool:
         """Whether somebody listens.  Not by a command: that would start a daemon where there is none."""
