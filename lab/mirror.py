@@ -70,10 +70,15 @@ def ask_here(
                 socket.getaddrinfo(address, port, family, kind)[0][4]
             )  # also for UDP: an answer from another address does not count
             connected(client)
-            client.sendall(b"hello\n")
-            got = client.recv(1000).decode()
+            return ask_by(client)
     except OSError as error:
         raise NoAnswer(str(error)) from None
+
+
+def ask_by(client: socket.socket) -> Answer:
+    """Asks by a socket that is connected to a mirror.  OSError: nothing answers; NoAnswer: not that."""
+    client.sendall(b"hello\n")
+    got = client.recv(1000).decode()
     match got.split():
         case [peer, "hello"]:
             return Answer(peer, "hello")

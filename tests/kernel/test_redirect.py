@@ -55,14 +55,6 @@ def aim(space: Namespace, sock: socket.socket) -> tuple[str, int]:
         return aimed_at(sock)
 
 
-def asks(sock: socket.socket) -> str:
-    """A connected socket's question; the answer says what the container sees as the client."""
-    sock.sendall(b"hello\n")
-    peer, said = sock.recv(1000).decode().split()
-    assert said == "hello"
-    return peer
-
-
 def is_redirected(street: Street, sock: socket.socket, port: int = 80) -> bool:
     return aim(street.host, sock)[1] == port
 
@@ -77,7 +69,7 @@ def test_a_connected_socket_goes_straight_and_sees_what_it_asked(
         assert aim(street.host, sock) == (WEB6 if address == "::1" else WEB4)
         asked = (address, port, *_SCOPE_AND_FLOW[sock.family])
         assert sock.getpeername() == asked
-        assert asks(sock) in (GATEWAY, "fd30::1")
+        assert mirror.ask_by(sock).peer in (GATEWAY, "fd30::1")
         if kind == socket.SOCK_STREAM:
             assert sock.recv(1) == b""  # the server has closed its half, and the peer is the same still
             assert sock.getpeername() == asked
@@ -122,7 +114,7 @@ def test_a_non_blocking_connect_is_redirected(street: Street) -> None:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
             assert is_redirected(street, sock)
             sock.settimeout(_PATIENCE_S)
-            asks(sock)
+            mirror.ask_by(sock)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
@@ -135,7 +127,7 @@ def test_a_connection_by_tcp_fast_open_is_redirected(street: Street, address: st
     with client(street.host, address) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_CONNECT, 1)
         sock.connect((address, PORT))
-        asks(sock)
+        mirror.ask_by(sock)
         assert is_redirected(street, sock)
 
 
@@ -147,13 +139,13 @@ def test_a_socket_bound_to_a_device_is_left_alone(street: Street, device: str, k
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
             if device == "lo":
                 sock.connect((address, port))
-                asks(sock)
+                mirror.ask_by(sock)
                 assert not is_redirected(street, sock)
             else:  # as without us: there is no way out to a loopback address
                 sock.settimeout(0.5)
                 with suppress(OSError):
                     sock.connect((address, port))
-                    pytest.fail(f"it was answered by {asks(sock)}")
+                    pytest.fail(f"it was answered by {mirror.ask_by(sock).peer}")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +159,7 @@ def test_a_socket_bound_to_a_loopback_address_is_relayed(
     with client(street.host, address, kind) as sock:
         sock.bind((source, 0))
         sock.connect((address, port))
-        asks(sock)
+        mirror.ask_by(sock)
         assert not is_redirected(street, sock)
     if kind == socket.SOCK_DGRAM:
         with client(street.host, address, kind) as sock:
@@ -190,7 +182,7 @@ def test_a_socket_bound_to_another_address_is_relayed_and_one_to_a_port_only_is_
             sock.bind((source, 0))
             sock.connect(("127.0.0.1", PORT))
             assert is_redirected(street, sock) == expected
-            assert asks(sock) == GATEWAY
+            assert mirror.ask_by(sock).peer == GATEWAY
 
 
 @pytest.mark.parametrize(("kind", "protocol"), [(socket.SOCK_STREAM, "tcp"), (socket.SOCK_DGRAM, "udp")])
@@ -200,7 +192,7 @@ def test_ipv6_only_sockets_get_to_an_ipv4_container_by_relay(street: Street, kin
             with client(street.host, "::1", kind) as sock:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
                 sock.connect(("::1", port))
-                assert asks(sock) == "172.29.0.1"
+                assert mirror.ask_by(sock).peer == "172.29.0.1"
                 assert is_redirected(street, sock) == (not v6only)
                 assert sock.getpeername()[:2] == ("::1", port)
         if protocol == "udp":

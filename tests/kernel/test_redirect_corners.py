@@ -44,14 +44,6 @@ def _client(protocol: str, address: str = "127.0.0.1") -> socket.socket:
     return made
 
 
-def _seen(connected: socket.socket) -> str:
-    """Asks the mirror; the address that it sees of the client."""
-    connected.sendall(b"hello\n")
-    peer, text = connected.recv(1000).decode().split()
-    assert text == "hello"
-    return peer
-
-
 def _asks(sock: socket.socket, address: str, port: int) -> None:
     """An unconnected socket is answered from where it asked."""
     text = f"{address}/{port}"
@@ -132,7 +124,7 @@ def test_a_udp_socket_may_be_connected_again_and_disconnected(street: Street) ->
         for asked in (port, other, port):  # the source that the first one gives it is its own from then on
             sock.connect(("127.0.0.1", asked))
             assert sock.getpeername() == ("127.0.0.1", asked)
-            _seen(sock)
+            mirror.ask_by(sock)
         assert ctypes.CDLL(None).connect(sock.fileno(), bytes(16), 16) == 0  # AF_UNSPEC, connect(2)
         for asked in (port, other):
             _asks(sock, "127.0.0.1", asked)
@@ -194,7 +186,7 @@ def test_who_asks_no_address_is_answered_from_loopback(
     with street.published(street.server, f"80/{protocol}") as port, _client(protocol, asked) as sock:
         sock.connect((asked, port))
         assert sock.getpeername()[:2] == (loopback, port)
-        assert _seen(sock) == _GATEWAY[loopback]
+        assert mirror.ask_by(sock).peer == _GATEWAY[loopback]
 
 
 @BY_PROTOCOL
@@ -208,7 +200,7 @@ def test_a_socket_that_is_bound_to_a_port_only_is_redirected(
             if protocol == "udp":
                 _asks(sock, asked, port)
             sock.connect((asked, port))
-            assert _seen(sock) == _GATEWAY[asked]
+            assert mirror.ask_by(sock).peer == _GATEWAY[asked]
 
 
 @BY_PROTOCOL
@@ -221,7 +213,7 @@ def test_a_socket_that_is_bound_to_another_of_the_hosts_addresses_reaches_an_int
     with street.published(inner, f"{host_ip}:0:80/{protocol}") as port, _client(protocol, bound) as sock:
         sock.bind((bound, 0))
         sock.connect((asked, port))
-        _seen(sock)
+        mirror.ask_by(sock)
 
 
 @pytest.fixture(scope="module")

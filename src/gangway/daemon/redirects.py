@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from gangway.daemon.reconcile import redirects_of
 from gangway.daemon.relay import Relay
 from gangway.errors import GangwayError, HostRefused, Unsupported
-from gangway.model import Address
+from gangway.model import Address, in_brackets
 from gangway.plan import MappingPlan
 from gangway.redirect.entries import key_at, led_to, sixteen
 from gangway.redirect.loader import Redirect
@@ -108,10 +108,10 @@ class Redirects:
         if value is None:
             return "no entry in the redirect's map"
         led = led_to(value, port)
-        asked, to = _text(mapping.host_address, port), _text(ip_address(led.address), led.port)
-        return (
-            f"redirect map: {mapping.protocol} {asked} -> {to}; the mapping was used {self.count(planned)} times so far"
-        )
+        asked = f"{in_brackets(mapping.host_address)}:{port}"
+        to = f"{in_brackets(ip_address(led.address))}:{led.port}"
+        used = f"the mapping was used {self.count(planned)} times so far"
+        return f"redirect map: {mapping.protocol} {asked} -> {to}; {used}"
 
     def count(self, planned: MappingPlan) -> int:
         """How often sockets were redirected to a mapping: connections, and peers of sockets that are not connected."""
@@ -133,7 +133,3 @@ class Redirects:
 def _can_be_redirected(address: Address) -> bool:
     """Loopback addresses are known, and for IPv6's link-local ones there is the relay."""
     return not (address.is_loopback or (address.version == 6 and address.is_link_local))
-
-
-def _text(address: Address, port: int) -> str:
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"

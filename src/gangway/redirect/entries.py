@@ -41,18 +41,12 @@ def entries(
     """
     value = _VALUE.pack(sixteen(container_address), (container_first - host_ports[0]) % (1 << _PORT_BITS), 0)
     for port, bits in _blocks(*host_ports):
-        address = sixteen(host_address)
-        yield (
-            _KEY.pack(_BITS_BEFORE_PORT + bits, PROTOCOLS[protocol], address, port.to_bytes(2, "big")),
-            value,
-        )
+        yield key_at(protocol, host_address, port, bits), value
 
 
-def key_at(protocol: str, host_address: bytes, port: int) -> bytes:
-    """What to look up for one port."""
-    return _KEY.pack(
-        _BITS_BEFORE_PORT + _PORT_BITS, PROTOCOLS[protocol], sixteen(host_address), port.to_bytes(2, "big")
-    )
+def key_at(protocol: str, host_address: bytes, port: int, port_bits: int = _PORT_BITS) -> bytes:
+    """What to look up for one port; or the key of a block of ports that share the first `port_bits` with it."""
+    return _KEY.pack(_BITS_BEFORE_PORT + port_bits, PROTOCOLS[protocol], sixteen(host_address), port.to_bytes(2, "big"))
 
 
 def ports_of(key: bytes, value: bytes) -> Iterator[tuple[int, int, int]]:

@@ -18,7 +18,7 @@ import mmap
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from ctypes import POINTER, byref, c_char_p, c_int, c_long, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
@@ -33,10 +33,10 @@ _PORTS = 65536
 # A count that is at its highest stays there until somebody takes over: who has to do with that port looks twice.
 _MORE = bytes([*range(1, 256), 255])
 _LESS = bytes([0, *range(254), 255])
+_MOST_MAPS = 16
 # include/uapi/asm-generic/unistd.h: the same on all architectures
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
-_MOST_MAPS = 16
-_FSCONFIG_CMD_CREATE = 6  # include/uapi/linux/mount.h
+_CLOEXEC, _CMD_CREATE = 1, 6  # include/uapi/linux/mount.h: FSOPEN_, FSMOUNT_ and FSCONFIG_
 _CGROUP2 = re.compile(r"^\S+ \S+ \S+ / (\S+) .* - cgroup2 ", re.MULTILINE)  # proc_pid_mountinfo(5)
 
 
@@ -73,7 +73,7 @@ class Redirect:
     addresses (`set_own_addresses`).  Unsupported says what is missing.
     """
 
-    links: Sequence[int] = ()
+    links: Sequence[int]
     """Descriptors that keep it going; see the head of this file."""
 
     def __init__(self, host_too: bool = False, former: Sequence[int] = ()) -> None:
@@ -84,30 +84,25 @@ class Redirect:
         if not _OBJECT.exists():
             raise Unsupported(f"{_OBJECT} is missing: make build")
         self._bpf = _library()
-        self._fds: list[int] = []
-        self._ports: mmap.mmap | None = None
         try:
-            self._load(host_too, former)
-            self._ports = mmap.mmap(self._maps["ports"], _PORTS * ROWS)
-            self._count_anew(self._ports)
+            with ExitStack() as scope:
+                self._maps, self.links = self._load(scope, host_too, former)
+                self._ports = scope.enter_context(mmap.mmap(self._maps["ports"], _PORTS * ROWS))
+                self._count_anew()
+                self._scope = scope.pop_all()
         except OSError as error:
-            self.close()
             raise Unsupported(f"the redirect cannot be loaded: {error.strerror or error}") from None
-        except BaseException:
-            self.close()
-            raise
 
     def enter(self, key: bytes, value: bytes) -> None:
         """One entry more; it is not there yet.  HostRefused: the kernel does not take it."""
         self._update("backends", key, value)
-        if self._ports is not None:
-            _count(self._ports, key, value, _MORE)
+        _count(self._ports, key, value, _MORE)
 
     def erase(self, key: bytes) -> None:
         """One less; nothing happens if it is not there."""
         value = self.look_up(key)
         is_erased = self._bpf.bpf_map_delete_elem(self._maps["backends"], key) == 0
-        if is_erased and value is not None and self._ports is not None:
+        if is_erased and value is not None:
             _count(self._ports, key, value, _LESS)
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
@@ -136,13 +131,10 @@ class Redirect:
 
     def close(self) -> None:
         """Lets go of everything: nothing is redirected any more, unless somebody else holds it."""
-        if self._ports is not None:
-            self._ports.close()
-        for fd in self._fds:
-            os.close(fd)
-        self._fds.clear()
+        self._scope.close()
 
-    def _load(self, host_too: bool, former: Sequence[int]) -> None:
+    def _load(self, scope: ExitStack, host_too: bool, former: Sequence[int]) -> tuple[dict[str, int], list[int]]:
+        """Descriptors of the maps, by name, and of the links; `scope` closes them."""
         bpf = self._bpf
         opened = bpf.bpf_object__open_file(str(_OBJECT).encode(), None)
         if not opened:
@@ -152,8 +144,8 @@ class Redirect:
             if bpf.bpf_object__load(opened):
                 raise Unsupported(f"this kernel does not take the programs: {_why()}")
             maps = {name: bpf.bpf_object__find_map_by_name(opened, name.encode()) for name in _MAPS}
-            self._maps = {name: self._own(os.dup(bpf.bpf_map__fd(found))) for name, found in maps.items()}
-            self.links = self._attach(opened)
+            kept = {name: _kept(scope, bpf.bpf_map__fd(found)) for name, found in maps.items()}
+            return kept, self._attach(scope, opened)
         finally:
             bpf.bpf_object__close(opened)
 
@@ -163,53 +155,46 @@ class Redirect:
         start = bpf.bpf_map__initial_value(bpf.bpf_object__find_map_by_name(opened, b".rodata"), byref(size))
         settings = _Settings.from_address(start)
         settings.netns_cookie, settings.host_too = probe.own_cookie(), host_too
-        for name, fd in self._maps_of(former).items():
-            try:
-                self._reuse(bpf.bpf_object__find_map_by_name(opened, name.encode()), fd)
-            finally:
-                os.close(fd)
+        for link in former[:1]:  # that of the first program, which has all the maps
+            for number in self._map_numbers(link):
+                self._reuse(opened, number)
 
-    def _maps_of(self, links: Sequence[int]) -> dict[str, int]:
-        """Descriptors of the maps that the programs behind these links have."""
-        found: dict[str, int] = {}
-        for link in links:
-            program = self._bpf.bpf_prog_get_fd_by_id(int(_told_of(link, "prog_id")))
-            if program < 0:
-                continue  # it is detached, and its program gone
-            numbers = (c_uint32 * _MOST_MAPS)()
-            info = _Program(map_count=_MOST_MAPS, map_ids=ctypes.addressof(numbers))
-            try:
-                self._tell(program, info)
-            finally:
-                os.close(program)
-            for number in numbers[: info.map_count]:
-                fd = self._bpf.bpf_map_get_fd_by_id(number)
-                if fd >= 0:
-                    name = self._map(fd).name.decode()
-                    if name in _MAPS and name not in found:
-                        found[name] = fd
-                    else:
-                        os.close(fd)
-        return found
+    def _map_numbers(self, link: int) -> Sequence[int]:
+        """The kernel's numbers of the maps that a link's program has; none if the program is gone."""
+        program = self._bpf.bpf_prog_get_fd_by_id(int(_told_of(link, "prog_id")))
+        if program < 0:
+            return ()
+        numbers = (c_uint32 * _MOST_MAPS)()
+        info = _Program(map_count=_MOST_MAPS, map_ids=ctypes.addressof(numbers))
+        try:
+            self._tell(program, info)
+        finally:
+            os.close(program)
+        return numbers[: info.map_count]
 
-    def _reuse(self, wanted: int, fd: int) -> None:
+    def _reuse(self, opened: int, number: int) -> None:
         """libbpf takes a map of whatever kind for one of ours; one of another version is left alone."""
-        there, bpf = self._map(fd), self._bpf
-        sizes = bpf.bpf_map__key_size(wanted), bpf.bpf_map__value_size(wanted), bpf.bpf_map__max_entries(wanted)
-        if (there.type, there.key_size, there.value_size, there.max_entries) == (bpf.bpf_map__type(wanted), *sizes):
-            bpf.bpf_map__reuse_fd(wanted, fd)
-
-    def _map(self, fd: int) -> _Map:
-        info = _Map()
-        self._tell(fd, info)
-        return info
+        bpf, there = self._bpf, _Map()
+        fd = bpf.bpf_map_get_fd_by_id(number)
+        if fd < 0:
+            return
+        try:
+            self._tell(fd, there)
+            if there.name.decode() in _MAPS:
+                wanted = bpf.bpf_object__find_map_by_name(opened, there.name)
+                sizes = bpf.bpf_map__key_size(wanted), bpf.bpf_map__value_size(wanted), bpf.bpf_map__max_entries(wanted)
+                kind = bpf.bpf_map__type(wanted), *sizes
+                if (there.type, there.key_size, there.value_size, there.max_entries) == kind:
+                    bpf.bpf_map__reuse_fd(wanted, fd)
+        finally:
+            os.close(fd)
 
     def _tell(self, fd: int, info: ctypes.Structure) -> None:
         size = c_uint32(ctypes.sizeof(info))
         if self._bpf.bpf_obj_get_info_by_fd(fd, byref(info), byref(size)):
             raise Unsupported(f"the kernel does not tell what descriptor {fd} is: {_why()}")
 
-    def _attach(self, opened: int) -> list[int]:
+    def _attach(self, scope: ExitStack, opened: int) -> list[int]:
         bpf, found = self._bpf, []
         root = _root_of_cgroups()
         try:
@@ -218,15 +203,11 @@ class Redirect:
                 link = bpf.bpf_program__attach_cgroup(program, root)
                 if not link:
                     raise Unsupported(f"the programs cannot be attached to the root of the cgroups: {_why()}")
-                found.append(self._own(os.dup(bpf.bpf_link__fd(link))))
+                found.append(_kept(scope, bpf.bpf_link__fd(link)))
                 bpf.bpf_link__destroy(link)  # its own descriptor; ours keeps the link
         finally:
             os.close(root)
         return found
-
-    def _own(self, fd: int) -> int:
-        self._fds.append(fd)
-        return fd
 
     def _update(self, name: str, key: bytes, value: bytes) -> None:
         error = self._bpf.bpf_map_update_elem(self._maps[name], key, value, 0)
@@ -241,18 +222,25 @@ class Redirect:
             found.append(before)
         return found
 
-    def _count_anew(self, table: mmap.mmap) -> None:
+    def _count_anew(self) -> None:
         """Whoever was here before may have died between an entry and its count."""
         counts = bytearray(_PORTS * ROWS)
         for key, value in self.entries():
             _count(counts, key, value, _MORE)
-        table[:] = bytes(counts)
+        self._ports[:] = bytes(counts)
 
 
 def _count(table: mmap.mmap | bytearray, key: bytes, value: bytes, change: bytes) -> None:
     for row, first, last in ports_of(key, value):
         start, end = row * _PORTS + first, row * _PORTS + last + 1
         table[start:end] = table[start:end].translate(change)
+
+
+def _kept(scope: ExitStack, fd: int) -> int:
+    """A descriptor of our own, for libbpf closes its."""
+    kept = os.dup(fd)
+    scope.callback(os.close, kept)
+    return kept
 
 
 def _library() -> ctypes.CDLL:
@@ -307,13 +295,18 @@ def _root_of_cgroups() -> int:
             if os.access("cgroup.subtree_control", os.F_OK, dir_fd=root):
                 return root
             os.close(root)  # something else is mounted over it
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.restype, libc.syscall.argtypes = c_long, [c_long, c_long, c_void_p, c_void_p, c_void_p, c_long]
-    made = libc.syscall(_FSOPEN, ctypes.cast(c_char_p(b"cgroup2"), c_void_p).value or 0, 1, None, None, 0)
+    return _mounted_privately()
+
+
+def _mounted_privately() -> int:
+    """The same of a mount that nobody else sees."""
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    syscall.restype = c_long
+    made = syscall(c_long(_FSOPEN), c_char_p(b"cgroup2"), c_long(_CLOEXEC))
     if made >= 0:
         try:
-            if libc.syscall(_FSCONFIG, made, _FSCONFIG_CMD_CREATE, None, None, 0) == 0:
-                root = libc.syscall(_FSMOUNT, made, 1, None, None, 0)
+            if syscall(c_long(_FSCONFIG), c_long(made), c_long(_CMD_CREATE), None, None, c_long(0)) == 0:
+                root = syscall(c_long(_FSMOUNT), c_long(made), c_long(_CLOEXEC), c_long(0))
                 if root >= 0:
                     return int(root)
         finally:

@@ -8,7 +8,7 @@
  * to the root of the cgroup hierarchy, which has every process in it), and that may exchange the address.  From then on it is
  * a connection to the container like any other: no proxy, no translation, nothing for each packet.
  *
- *     connect, sendmsg           127.0.0.1:8000 → 172.17.0.2:80      and `asked` remembers what was asked
+ *     connect, sendmsg           127.0.0.1:8000 → 172.17.0.2:80      and a map remembers what was asked
  *     getpeername, recvmsg       172.17.0.2:80 → 127.0.0.1:8000      so that the program sees the peer that it knows
  *
  * Who is left alone.  Processes of other network namespaces: their loopback is their own.  (The kernel's programs are not
@@ -28,12 +28,11 @@
  * What is remembered of a socket goes by its cookie and the container that it got to, as an unconnected one may ask several.
  * Of more than 8,192 of TCP or 16,384 of UDP the longest unused is forgotten: from then on that program sees the container's
  * address.  (Storage that lives and ends with the socket costs a connection 3 % more, a map four times as large 2 %: it does
- * not stay in the processor's caches.)
- * An unconnected socket that asks one port of a container
- * in two ways is redirected the first way only, or the answers could not be told apart.  One that was redirected once and then
- * asks the container's own address is taken to ask what it asked before.
+ * not stay in the processor's caches.)  An unconnected socket that asks one port of a container in two ways is redirected the
+ * first way only, or the answers could not be told apart.  One that was redirected once and then asks the container's own
+ * address is taken to ask what it asked before.
  *
- * Needs: Linux 5.14 (SO_NETNS_COOKIE for whoever loads this; all else is older), BTF for the one field that no helper tells.
+ * Needs: Linux 5.14 (SO_NETNS_COOKIE for whoever loads this; all else is older), BTF for the two fields that no helper tells.
  * Sources: net/ipv4/af_inet.c, net/ipv{4,6}/udp.c, net/core/filter.c (sock_addr_func_proto).
  */
 #include <linux/bpf.h>
@@ -44,7 +43,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-enum { AF_INET = 2, AF_INET6 = 10, IPPROTO_TCP = 6, IPPROTO_UDP = 17 };
+enum { IPPROTO_TCP = 6, IPPROTO_UDP = 17 };
 enum { PASS = 1 };                                 /* what these programs return; 0 would refuse the call */
 enum rows { ASKED, SERVING = 2, ROWS = 4 };        /* of `ports`: of each kind one for TCP, then one for UDP */
 
