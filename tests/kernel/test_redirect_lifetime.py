@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gangway.redirect.loader import _PROGRAMS
+from gangway.redirect.loader import MODULE
 from lab.netns import Namespace
 from lab.redirect import aimed_at, detach, is_link, links_of
 from lab.waiting import wait_until
@@ -64,7 +64,7 @@ def test_a_daemon_that_is_killed_under_load_costs_nobody_anything(street: Street
             street.gangway.start()
             for asker in askers:
                 asker.more()
-            assert len(links(street)) == len(_PROGRAMS)
+            assert len(links(street)) == len(MODULE.on_cgroups)
             _ask_unconnected(datagrams, port)
         assert [asker.failures for asker in askers] == [[], []]
         assert before.getpeername() == ("127.0.0.1", port)
@@ -126,7 +126,7 @@ def test_nothing_is_left_when_gangway_leaves(street: Street) -> None:
     with street.published(street.server, "8080:80") as port:
         assert road(street, port) == "redirect"
         ours = links(street)
-        assert len(ours) == len(_PROGRAMS)
+        assert len(ours) == len(MODULE.on_cgroups)
     street.leave()
     street.gangway.stop()
     wait_until(lambda: not any(map(is_link, ours)), "the end of its links")
@@ -160,7 +160,7 @@ def test_a_link_that_somebody_detaches_is_attached_again(street: Street) -> None
                 assert road(street, port) == "relay"
                 wait_until(lambda: road(street, port) == "redirect", "the redirect", 25)
                 assert before.getpeername() == ("127.0.0.1", port)
-        assert len(links(street)) == len(_PROGRAMS)
+        assert len(links(street)) == len(MODULE.on_cgroups)
 
 
 def test_two_daemons_on_one_machine_keep_to_their_own(street: Street) -> None:

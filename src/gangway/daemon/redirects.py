@@ -17,6 +17,7 @@ from gangway.plan import MappingPlan
 from gangway.redirect.entries import key_at, led_to, sixteen
 from gangway.redirect.loader import Redirect
 
+_NAME = "redirect"  # what the relay holds the links under
 SWITCHED_OFF = "it is switched off (redirect = false)"
 
 
@@ -32,7 +33,7 @@ class Redirects:
         self._redirect: Redirect | None = None
         self._addresses: frozenset[bytes] = frozenset()
         self.lacking = "" if wanted else SWITCHED_OFF
-        former = relay.held()
+        former = relay.held(_NAME)
         try:
             if wanted:
                 self._load(former)
@@ -127,7 +128,7 @@ class Redirects:
 
     def _have_held(self, links: Sequence[int]) -> None:
         with suppress(HostRefused):  # then it ends when the daemon does
-            self._relay.hold(links)
+            self._relay.hold(_NAME, links)
 
 
 def _can_be_redirected(address: Address) -> bool:

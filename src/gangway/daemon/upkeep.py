@@ -22,9 +22,10 @@ from gangway.daemon.firewalls import rules_for
 from gangway.daemon.forwarding import Switches
 from gangway.daemon.hands import Hands
 from gangway.daemon.ledger import Ledger
-from gangway.daemon.reconcile import Ports, State, Step, Verb, diff, link_name, ports_of, redirects_of
+from gangway.daemon.reconcile import Ports, State, Step, Verb, diff, link_name, ports_of, redirects_of, steered_of
 from gangway.daemon.redirects import Redirects
 from gangway.daemon.relay import Relay
+from gangway.daemon.steered import Steered
 from gangway.daemon.store import Store
 from gangway.errors import GangwayError, HostRefused
 from gangway.kernel import events, netns
@@ -49,6 +50,7 @@ class Upkeep:
         self._chains = facts.others(self._tools.nft)
         relay.find()
         self._redirects = Redirects(relay, config.relay_settings.redirect, config.firewall == Firewall.NONE)
+        self.steered = Steered(relay)
         self.facts = self._gather()
         self._plan: Plan | None = None
         """Whose rules stand, as far as networks and facts go."""
@@ -57,7 +59,9 @@ class Upkeep:
         self._told: set[str] = set()
         """What was said about that."""
         rules = rules_for(self.facts.firewall, self._tools.nft, store, config.chain_prefix)
-        self.hands = Hands(rules, self._redirects, self._links, relay, borrowed, self._switches, self._alias)
+        self.hands = Hands(
+            rules, self._redirects, self.steered, self._links, relay, borrowed, self._switches, self._alias
+        )
         self.hands.reuse_ports = config.relay_settings.tcp_tw_reuse
         self.ledger = Ledger(store, self.facts)
 
@@ -65,13 +69,14 @@ class Upkeep:
         """Lets go of sockets; changes nothing."""
         self._links.close()
         self._redirects.close()
+        self.steered.close()
         self._relay.close()
         if self._tools.nft is not None:
             self._tools.nft.close()
 
     def checks(self) -> tuple[Check, ...]:
         """What this host can do."""
-        return tuple(checks(self._tools, self.facts, self._redirects.is_intact()))
+        return tuple(checks(self._tools, self.facts, self._redirects.is_intact(), self.steered.is_intact()))
 
     def prepare(self) -> None:
         """What others have done meanwhile is put right before a request adds to it."""
@@ -116,6 +121,7 @@ class Upkeep:
         self._unfinished = False
         told, self._told = self._told, set()
         self._attempt(self._redirects.mend, told)
+        self._attempt(self.steered.mend, told)
         self._look_at_others()
         self._refresh()
         self._withdraw_what_is_gone()
@@ -131,7 +137,7 @@ class Upkeep:
             for part in _single(step):
                 if not self._attempt(partial(self.hands.do, part), told):
                     undone.append(part)
-        self._redirect_none_of(undone, whole)
+        self._lead_none_to(undone, whole)
         if whole is None:
             self._attempt(self.hands.rules.remove, told)
         self.settle(whole)
@@ -173,7 +179,9 @@ class Upkeep:
     def _gather(self) -> HostFacts:
         links = [link for link in self._links.all().values() if not self._is_ours(link)]
         switched_on = self._switches.switched_on
-        return facts.gather(self._config, self._tools, self._chains, links, switched_on, self._redirects.lacking)
+        return facts.gather(
+            self._config, self._tools, self._chains, links, switched_on, self._redirects.lacking, self.steered.lacking
+        )
 
     def _is_ours(self, link: Link) -> bool:
         return link.alias.startswith(self._alias)
@@ -196,7 +204,7 @@ class Upkeep:
             return True
         if not self.hands.rules.are_intact(self.ledger.plan, thorough):
             return True
-        if thorough and not self._redirects.is_intact():
+        if thorough and not (self._redirects.is_intact() and self.steered.is_intact()):
             return True
         bridges = {network.bridge for network in self.ledger.networks}
         return self.hands.links() != bridges | {link_name(one.container) for one in self.ledger.endpoints()}
@@ -206,8 +214,8 @@ class Upkeep:
         wanted = whole.forwarding if whole is not None else frozenset()
         return self.facts.forwarding & (self.facts.switched_on | wanted)
 
-    def _redirect_none_of(self, undone: Sequence[Step], whole: Plan | None) -> None:
-        """A port that could not be had is somebody else's, and so are those who ask it by a loopback address."""
+    def _lead_none_to(self, undone: Sequence[Step], whole: Plan | None) -> None:
+        """A port that could not be had is somebody else's, and so are those who ask it, by a loopback address too."""
         lost = {
             port
             for step in undone
@@ -217,6 +225,7 @@ class Upkeep:
         for planned in whole.mappings if whole is not None and lost else ():
             if any(port in lost for port, _ in ports_of(planned)):
                 self._redirects.erase(redirects_of(planned))
+                self.steered.unsteer(steered_of(planned))
 
     def _learn_addresses(self) -> None:
         self._attempt(lambda: self._redirects.learn_addresses(self._links.addresses))
