@@ -25,10 +25,12 @@ class Redirects:
     """The redirect of a network namespace; `lacking` says why there is none, if there is none.
 
     It takes over from a daemon that was here before.  `of_host`: sockets that ask the host's own addresses, too.
+    `lent_fd` gives the map of ports that are lent to somebody, if there is one.
     """
 
-    def __init__(self, relay: Relay, wanted: bool, of_host: bool) -> None:
+    def __init__(self, relay: Relay, wanted: bool, of_host: bool, lent_fd: Callable[[], int | None]) -> None:
         self._relay = relay
+        self._lent_fd = lent_fd
         self._of_host = of_host
         self._redirect: Redirect | None = None
         self._addresses: frozenset[bytes] = frozenset()
@@ -122,7 +124,7 @@ class Redirects:
         return sum(led_to(value, 0).redirected for value in values if value is not None)
 
     def _load(self, former: Sequence[int]) -> None:
-        self._redirect = Redirect(self._of_host, former)
+        self._redirect = Redirect(self._of_host, former, self._lent_fd())
         self._addresses = frozenset()
         self._have_held(self._redirect.links)
 

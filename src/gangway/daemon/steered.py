@@ -61,6 +61,11 @@ class Steered:
         for sock in self._sockets:
             sock.close()
 
+    @property
+    def lent_fd(self) -> int | None:
+        """The map of ports that are lent, if there is steering; it stays ours."""
+        return None if self._steering is None else self._steering.lent_fd
+
     def is_intact(self) -> bool:
         """Nobody else has ended it."""
         return self._steering is None or self._steering.is_attached()

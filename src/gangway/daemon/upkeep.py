@@ -18,6 +18,7 @@ from gangway.daemon import facts
 from gangway.daemon.borrowed import Borrowed
 from gangway.daemon.config import Config
 from gangway.daemon.doctor import Check, checks
+from gangway.daemon.ephemeral import Ephemeral
 from gangway.daemon.firewalls import rules_for
 from gangway.daemon.forwarding import Switches
 from gangway.daemon.hands import Hands
@@ -30,7 +31,7 @@ from gangway.daemon.store import Store
 from gangway.errors import GangwayError, HostRefused
 from gangway.kernel import events, netns
 from gangway.kernel.netlink import Link, Links
-from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts, Plan
+from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts, MappingPlan, Plan
 from gangway.relay.log import Log
 
 
@@ -46,11 +47,13 @@ class Upkeep:
         self._links = Links()
         self._alias = f"gangway {_identity(store)}"
         borrowed = Borrowed(store)
+        self._ephemeral = Ephemeral(borrowed, self._warn)
         self._switches = Switches(store, borrowed, self._links, self._filters, self._warn)
         self._chains = facts.others(self._tools.nft)
         relay.find()
-        self._redirects = Redirects(relay, config.relay_settings.redirect, config.firewall == Firewall.NONE)
         self.steered = Steered(relay)
+        wanted, of_host = config.relay_settings.redirect, config.firewall == Firewall.NONE
+        self._redirects = Redirects(relay, wanted, of_host, lambda: self.steered.lent_fd)
         self.facts = self._gather()
         self._plan: Plan | None = None
         """Whose rules stand, as far as networks and facts go."""
@@ -88,6 +91,10 @@ class Upkeep:
     def carry_out(self, before: State, after: State) -> None:
         """The difference, all of it or nothing."""
         self.hands.carry_out(diff(before, after))
+        if before.steered:
+            left = (one for one in self.ledger.mappings() if str(one.mapping) not in before.mappings)
+            self._ephemeral.set(_steered(left))
+        self._ephemeral.add(_steered(after.mappings.values()))
 
     def take_down(self, before: State) -> None:
         """The same, to nothing.  What is not there any more as it should be is made so first: then it can go."""
@@ -120,8 +127,8 @@ class Upkeep:
         """Makes what is what should be."""
         self._unfinished = False
         told, self._told = self._told, set()
-        self._attempt(self._redirects.mend, told)
         self._attempt(self.steered.mend, told)
+        self._attempt(self._redirects.mend, told)
         self._look_at_others()
         self._refresh()
         self._withdraw_what_is_gone()
@@ -138,6 +145,7 @@ class Upkeep:
                 if not self._attempt(partial(self.hands.do, part), told):
                     undone.append(part)
         self._lead_none_to(undone, whole)
+        self._ephemeral.set(_steered(self.ledger.mappings()))
         if whole is None:
             self._attempt(self.hands.rules.remove, told)
         self.settle(whole)
@@ -262,6 +270,11 @@ def _flat(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
             yield from _flat(error)
         else:
             yield error
+
+
+def _steered(plans: Iterable[MappingPlan]) -> Iterator[tuple[int, int]]:
+    """The host ports of those that no socket keeps from being anybody's."""
+    return ((one.mapping.host_ports.first, one.mapping.host_ports.last) for one in plans if one.is_steered)
 
 
 def _notes(before: HostFacts, now: HostFacts, whole: Plan | None) -> Iterable[str]:

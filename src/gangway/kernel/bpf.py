@@ -17,7 +17,7 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from ctypes import POINTER, byref, c_char_p, c_int, c_long, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
@@ -68,13 +68,20 @@ class Loaded:
     """A module's programs, attached, and its maps.
 
     Its constants (.rodata) are set to the cookie of the calling thread's network namespace (8 bytes) and `settings`
-    behind it; `former` are the links of another process.  Unsupported says what is missing.
+    behind it; `former` are the links of another process, `given` descriptors of maps that another module has made.
+    Unsupported says what is missing.
     """
 
     links: Sequence[int]
     """Descriptors that keep it going; see the head of this file."""
 
-    def __init__(self, module: Module, former: Sequence[int] = (), settings: bytes = b"") -> None:
+    def __init__(
+        self,
+        module: Module,
+        former: Sequence[int] = (),
+        settings: bytes = b"",
+        given: Mapping[str, int] | None = None,
+    ) -> None:
         for needs in bpf_probe.NEEDS.values():
             why = needs()
             if why is not None:
@@ -82,6 +89,7 @@ class Loaded:
         if not module.path.exists():
             raise Unsupported(f"{module.path} is missing: make build")
         self._bpf = _library()
+        self._given = given or {}
         try:
             with ExitStack() as scope:
                 constants = bpf_probe.own_cookie().to_bytes(8, sys.byteorder) + settings
@@ -156,6 +164,8 @@ class Loaded:
         size = c_size_t()
         start = bpf.bpf_map__initial_value(bpf.bpf_object__find_map_by_name(opened, b".rodata"), byref(size))
         ctypes.memmove(start, constants, len(constants))
+        for name, fd in self._given.items():
+            bpf.bpf_map__reuse_fd(bpf.bpf_object__find_map_by_name(opened, name.encode()), fd)
         for number in {number for link in former for number in self._map_numbers(link)}:
             self._reuse(opened, number, module)
 
@@ -180,7 +190,7 @@ class Loaded:
             return
         try:
             self._tell(fd, there)
-            if there.name.decode() in module.maps:
+            if there.name.decode() in set(module.maps).difference(self._given):
                 wanted = bpf.bpf_object__find_map_by_name(opened, there.name)
                 sizes = bpf.bpf_map__key_size(wanted), bpf.bpf_map__value_size(wanted), bpf.bpf_map__max_entries(wanted)
                 kind = bpf.bpf_map__type(wanted), *sizes

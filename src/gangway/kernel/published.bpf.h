@@ -42,6 +42,23 @@ struct sock {
     struct sock_common __sk_common;
 } __attribute__((preserve_access_index));
 
+struct {                                           /* to how many sockets a port is lent (steer.bpf.c says what that means) */
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, 2 * TABLE_PORTS);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, __u32);
+    __type(value, __u32);
+} lent SEC(".maps");
+
+static inline __u32 lent_key(bool is_udp, __u32 port) {
+    return is_udp << 16 | (port & 0xffff);
+}
+
+static inline bool is_lent(bool is_udp, __u32 port) {
+    __u32 key = lent_key(is_udp, port), *count = bpf_map_lookup_elem(&lent, &key);
+    return count && *count;
+}
+
 static inline struct address mapped(__be32 address) {
     return (struct address){ { 0, 0, bpf_htonl(0xffff), address } };
 }

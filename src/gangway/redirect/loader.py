@@ -16,7 +16,7 @@ from gangway.redirect.entries import KEY_BYTES, VALUE_BYTES, ports_of, without_c
 
 MODULE = Module(
     path=Path(__file__).with_name("sockets.bpf.o"),
-    maps=("ports", "backends", "asked_tcp", "asked_udp", "own_addresses"),
+    maps=("ports", "backends", "asked_tcp", "asked_udp", "own_addresses", "lent"),
     on_cgroups=tuple(f"{hook}{family}" for hook in ("connect", "sendmsg", "recvmsg", "getpeername") for family in "46"),
 )
 _ADDRESS_BYTES = 16
@@ -26,14 +26,16 @@ class Redirect:
     """Attached programs, and their maps.
 
     Sockets of the calling thread's network namespace are redirected; with `host_too` also those that ask the host's own
-    addresses (`set_own_addresses`).  Unsupported says what is missing.
+    addresses (`set_own_addresses`).  `lent_fd`: steering's map of the ports that are lent to somebody.  Unsupported
+    says what is missing.
     """
 
     links: Sequence[int]
     """Descriptors that keep it going (`kernel.bpf`)."""
 
-    def __init__(self, host_too: bool = False, former: Sequence[int] = ()) -> None:
-        self._loaded = Loaded(MODULE, former, bytes([host_too]))  # `settings` in sockets.bpf.c
+    def __init__(self, host_too: bool = False, former: Sequence[int] = (), lent_fd: int | None = None) -> None:
+        given = {} if lent_fd is None else {"lent": lent_fd}
+        self._loaded = Loaded(MODULE, former, bytes([host_too]), given)  # `settings` in sockets.bpf.c
         self.links = self._loaded.links
         self._ports = PortTable(self._loaded.map_fd("ports"))
         self._ports.count_anew(one for key, value in self.entries() for one in ports_of(key, value))

@@ -142,9 +142,11 @@ static struct backend *published_at(struct bpf_sock_addr *ctx, const struct peer
 
     struct published key = { PUBLISHED_BITS, ctx->protocol, any_of(&at->address), at->port };
     struct backend *found = bpf_map_lookup_elem(&backends, &key);
-    if (found) return found;
-    key.address = at->address;
-    return bpf_map_lookup_elem(&backends, &key);
+    if (!found) {
+        key.address = at->address;
+        found = bpf_map_lookup_elem(&backends, &key);
+    }
+    return found && !is_lent(is_udp(ctx), bpf_ntohs(at->port)) ? found : NULL;
 }
 
 /* A socket with this source is about to connect to `at`, or to send there: true if it is to be `to` instead. */

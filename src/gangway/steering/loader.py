@@ -14,8 +14,8 @@ from gangway.steering.entries import KEY_BYTES, VALUE_BYTES, row, stretch
 
 MODULE = Module(
     path=Path(__file__).with_name("steer.bpf.o"),
-    maps=("ports", "kept", "shared", "binding"),
-    on_cgroups=("bind4", "bind6"),
+    maps=("ports", "kept", "shared", "binding", "lent", "owners"),
+    on_cgroups=("bind4", "bind6", "post_bind4", "post_bind6", "sendmsg4", "sendmsg6", "release"),
     on_netns=("steer",),
 )
 
@@ -39,6 +39,11 @@ class Steering:
     def binding_fd(self) -> int:
         """The map by which the relay says which socket it is about to bind."""
         return self._loaded.map_fd("binding")
+
+    @property
+    def lent_fd(self) -> int:
+        """The map of the ports that sockets have got by the kernel's choice."""
+        return self._loaded.map_fd("lent")
 
     def share(self, protocol: str, family: int, fd: int) -> None:
         """The socket that serves a protocol and family (4 or 6): a listener of TCP, or a bound socket of UDP."""
