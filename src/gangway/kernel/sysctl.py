@@ -29,7 +29,7 @@ def read(name: str) -> str | None:
 def write(name: str, value: str) -> None:
     """Sets it.  HostRefused: the kernel does not let us."""
     try:
-        _path(name).write_text(value)
+        _path(name).write_text(f"{value}\n")  # an empty list is a write, too
     except OSError as error:
         raise HostRefused(f"{name} cannot be set to {value}: {error.strerror}; run as root") from None
 
