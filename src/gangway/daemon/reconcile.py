@@ -166,6 +166,7 @@ class State:
     """The host's ends that are."""
     ports: Mapping[HostPorts, Target] = field(default_factory=dict)
     steered: Mapping[bytes, bytes] = field(default_factory=dict)
+    """An entry that was not there, or is otherwise, is made so: nothing is erased for that."""
     redirects: Mapping[bytes, bytes] = field(default_factory=dict)
     mappings: Mapping[str, MappingPlan] = field(default_factory=dict)
     """Those whose rules change by themselves, by their text."""
@@ -230,7 +231,7 @@ def _take_down(before: State, after: State) -> Iterator[Step]:
         yield Step(Verb.REWRITE, Rewrite(before.plan, after.plan))
     elif withdrawn:
         yield Step(Verb.CHANGE, Change(tuple(withdrawn), ()))
-    unsteered = _missing(before.steered, after.steered)
+    unsteered = tuple(entry for entry in before.steered.items() if entry[0] not in after.steered)
     if unsteered:
         yield Step(Verb.UNSTEER, Entries(unsteered))
     gone = _missing(before.ports, after.ports)

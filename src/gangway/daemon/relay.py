@@ -35,8 +35,9 @@ class Relay:
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._is_lost = False
-        self._given: dict[str, Sequence[int]] = {}
-        """What each relay is to have from its beginning: messages, and the descriptors that go along."""
+        self._held: dict[str, Sequence[int]] = {}
+        self._has_shared: bool | None = None
+        """None: it was not asked yet."""
 
     def find(self) -> bool:
         """Connects to a relay that runs already; False if there is none."""
@@ -49,6 +50,7 @@ class Relay:
             return False
         self._channel = channel
         self._is_lost = False
+        self._has_shared = None
         return True
 
     def kept(self) -> Iterator[tuple[HostPorts, Target]]:
@@ -78,14 +80,23 @@ class Relay:
                 raise HostRefused(f"the relay does not let go of {_words(ports)}: {answer}")
 
     def share(self, protocol: str, family: int, fds: Sequence[int]) -> None:
-        """The socket that serves all ports of a protocol and family that have none of their own (with UDP also the map
-        in which to say what is bound): in this relay, and in each that comes after it.  They stay the caller's, too."""
-        self._give(f"share {protocol} {family}", fds)
+        """The socket that serves all ports of a protocol and family that have none of their own; with UDP also the map
+        in which to say what is bound.  They stay the caller's, too."""
+        self._expect_ok(f"share {protocol} {family} {len(fds)}", fds)
+        self._has_shared = True
+
+    def has_shared(self) -> bool:
+        """Whether this relay was given those sockets, perhaps by another daemon."""
+        if self._has_shared is None:
+            self._has_shared = self._channel is not None and self._ask("shared") != "ok 0"
+        return self._has_shared
 
     def hold(self, name: str, fds: Sequence[int]) -> None:
-        """Descriptors that are to stay open for as long as a relay does, in place of those before of that name;
-        likewise."""
-        self._give(f"hold {name}", fds)
+        """Descriptors that are to stay open for as long as a relay does, in place of those before of that name: in this
+        relay, and in each that comes after it.  They stay the caller's, too."""
+        self._held[name] = fds
+        if self._channel is not None:
+            self._expect_ok(f"hold {name} {len(fds)}", fds)
 
     def held(self, name: str) -> list[int]:
         """Those that it holds, perhaps from another daemon; the caller's to close.  None if the relay is gone."""
@@ -148,13 +159,8 @@ class Relay:
             said = status.read().decode(errors="replace")
         if said != "0\n" or not self.find():
             raise HostRefused(f"the relay does not start: {said.strip() or 'it says nothing'}")
-        for text, fds in self._given.items():
-            self._give(text, fds)
-
-    def _give(self, text: str, fds: Sequence[int]) -> None:
-        self._given[text] = fds
-        if self._channel is not None:
-            self._expect_ok(f"{text} {len(fds)}", fds)
+        for name, fds in self._held.items():
+            self.hold(name, fds)
 
     def _expect_ok(self, text: str, fds: Sequence[int]) -> None:
         answer = self._ask(text, fds)

@@ -112,6 +112,8 @@ class Steered:
         steering = self._need()
         done: list[tuple[bytes, bytes]] = []
         try:
+            if not self._relay.has_shared():
+                self._share(steering)
             for key, value in entries:
                 steering.set(key, value)
                 done.append((key, value))
@@ -126,8 +128,11 @@ class Steered:
                 self._steering.erase(key)
 
     def found(self) -> Mapping[bytes, bytes]:
-        """The entries that there are."""
-        return dict(self._steering.entries()) if self._steering is not None else {}
+        """The entries that there are; while the relay has not got the sockets, none of them is served."""
+        if self._steering is None:
+            return {}
+        entries = dict(self._steering.entries())
+        return entries if self._relay.lives() and self._relay.has_shared() else dict.fromkeys(entries, TAKEN)
 
     def _need(self, of: HostPorts | None = None) -> Steering:
         if self._steering is None:
@@ -143,12 +148,15 @@ class Steered:
             self._sockets = [socket.socket(fileno=os.dup(fd)) for fd in sockets]
         else:
             self._sockets = [_new_socket(*kind) for kind in KINDS if ports.has_family(kind[1])]
-        for (protocol, family), sock in zip(KINDS, self._sockets, strict=False):  # IPv6's come last, if it has any
-            steering.share(protocol, family, sock.fileno())
-            with suppress(HostRefused):  # there is none, or it is about to end: the next one has it from its beginning
-                beside = [steering.binding_fd] if protocol == "udp" else []
-                self._relay.share(protocol, family, [sock.fileno(), *beside])
+        for kind, sock in zip(KINDS, self._sockets, strict=False):  # IPv6's come last, if it has any
+            steering.share(*kind, sock.fileno())
         self._have_held()
+
+    def _share(self, steering: Steering) -> None:
+        """The relay gets the sockets: after the ports, as clients may be waiting."""
+        for (protocol, family), sock in zip(KINDS, self._sockets, strict=False):
+            beside = [steering.binding_fd] if protocol == "udp" else []
+            self._relay.share(protocol, family, [sock.fileno(), *beside])
 
     def _have_held(self) -> None:
         links = self._steering.links if self._steering is not None else ()

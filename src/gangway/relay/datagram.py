@@ -259,6 +259,8 @@ class Receiver:
         port = self._find(key.asked, key.port)
         client = None if port is None else port.clients.get(key) or port.meet(key, self)
         if client is not None:
+            if client.receiver is not self:  # the daemon has handed the socket over anew
+                client.receiver, client.labels = self, []
             if len(client.labels) == _LABELS:
                 del self.known[client.labels.pop(0)]
             client.labels.append(label)

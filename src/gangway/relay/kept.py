@@ -13,10 +13,11 @@ and family, to which the kernel steers what arrives for them (`shared.py`).
                      drop PROTO HOST-IP FIRST LAST           answered when nothing of it is left
                      kept OFFSET                             which there are, from one of them on
                      share PROTO FAMILY COUNT    with the socket that serves those without one; with UDP's, `binding`
+                     shared                                  whether it has been given any
                      hold NAME COUNT             with so many descriptors, which stay open in place of those before
                      held NAME                   answered with those descriptors
     relay → daemon   ok        or        error TEXT
-                     to `kept`, after ok, PAGE lines at most, as after `keep`
+                     to `kept`, after ok, PAGE lines at most, as after `keep`; to `shared`, after ok, how many
 
 What is held means nothing to the relay: open descriptors are how the kernel is told what is still wanted.
 """
@@ -30,7 +31,7 @@ from typing import NamedTuple, Protocol
 from gangway.errors import InvalidRequest
 from gangway.relay.stream import IPPROTO_SCTP, Backend
 
-VERBS = ("keep", "drop", "kept", "share", "hold", "held")
+VERBS = ("keep", "drop", "kept", "share", "shared", "hold", "held")
 PAGE = 200
 MOST_HELD = 32
 OWN, SHARED = "own", "shared"
@@ -60,13 +61,15 @@ class Published(Protocol):
 
 
 class Shared(Protocol):
-    """Who serves the ports that have no socket of their own."""
+    """Who serves the ports that have no socket of their own; its length tells by how many."""
+
+    def __len__(self) -> int: ...
 
     def use(self, protocol: int, family: int, sock: socket.socket, binding_fd: int | None) -> None:
         """By this socket from now on."""
 
     def publish(self, ports: Range, backend: Backend) -> Published:
-        """A range, and where clients of its first port are to be taken.  InvalidRequest: there is no socket for it."""
+        """A range, and where clients of its first port are to be taken."""
 
 
 def parse_backend(protocol: str, address: str, port: str) -> Backend:
@@ -147,6 +150,8 @@ class Kept:
                     _check_came(fds, count)
                     self._share(protocol, family, fds)
                     answer("ok", ())
+                case ["shared"]:
+                    answer(f"ok {len(self._shared)}", ())
                 case ["hold", name, count]:
                     _check_came(fds, count)
                     self._held[name], fds = fds, self._held.get(name, [])

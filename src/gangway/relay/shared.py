@@ -3,9 +3,10 @@
 What this file knows: that the kernel steers to that socket whatever arrives for one of them, and how to tell which one
 was asked.  What it must not know: how a client is served, how the kernel is told.
 
-How it works.  A connection's local address is the one that was asked; with each datagram comes the one that it was sent
-to.  The range that has it is looked up: at that very address, then at the unspecified one (0.0.0.0, ::).  Of those that
-have it at neither, a client that waited while its port was withdrawn is one.
+How it works.  First come the ranges, then the sockets: clients may be waiting there.  A connection's local address is
+the one that was asked; with each datagram comes the one that it was sent to.  The range that has it is looked up: at
+that very address, then at the unspecified one (0.0.0.0, ::).  Who is at neither has waited while the port was
+withdrawn.
 
 An answer by UDP has to leave from the port that was asked, hence from a socket that is bound to it.  Nobody may bind
 such a socket (`steering/steer.bpf.c`), but one whose cookie is in `binding` at that moment: memory that the daemon
@@ -64,6 +65,9 @@ class Shared:
         self._stream_ports: _Ranges[stream.Port] = _Ranges()
         self._datagram_ports: _Ranges[datagram.Port] = _Ranges()
 
+    def __len__(self) -> int:
+        return len(self._ways_in)
+
     def use(self, protocol: int, family: int, sock: socket.socket, binding_fd: int | None) -> None:
         """The socket of a protocol and family, in place of the one before; for UDP, `binding` is needed too."""
         former = self._ways_in.get((protocol, family))
@@ -80,9 +84,7 @@ class Shared:
             former.close()
 
     def publish(self, ports: Range, backend: Backend) -> Published:
-        """A range, and where clients of its first port are to be taken.  InvalidRequest: there is no socket for it."""
-        if (ports.protocol, ports.family) not in self._ways_in:
-            raise InvalidRequest("there is no socket that serves ports of this protocol and family")
+        """A range, and where clients of its first port are to be taken."""
         if ports.protocol == socket.IPPROTO_UDP:
             datagrams = datagram.Port(self._datagrams, backend, ports.first, partial(self._bind, ports))
             datagrams.way_in = self._datagram_ports.add(ports, datagrams)
