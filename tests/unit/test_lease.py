@@ -103,7 +103,10 @@ class Office:
         listener.bind(self._path)
         listener.listen()
         log = Log(lambda _level, _line: None)
-        self.leases = Leases(self._loop, listener, log, self._publish, self._withdraw, lambda: None)
+        settings, keys = Settings(), count(1)
+        streams, datagrams = Streams(self._loop, settings, log), Datagrams(self._loop, settings, log)
+        shared = Shared(streams, datagrams, partial(next, keys))
+        self.leases = Leases(self._loop, listener, log, self._publish, self._withdraw, lambda: None, shared)
         stack.callback(self.leases.kept.let_go)
 
     def holder(self) -> socket.socket:
