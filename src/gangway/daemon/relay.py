@@ -87,8 +87,10 @@ class Relay:
 
     def has_shared(self) -> bool:
         """Whether this relay was given those sockets, perhaps by another daemon."""
+        if self._channel is None:
+            return False
         if self._has_shared is None:
-            self._has_shared = self._channel is not None and self._ask("shared") != "ok 0"
+            self._has_shared = self._ask("shared") != "ok 0"
         return self._has_shared
 
     def hold(self, name: str, fds: Sequence[int]) -> None:

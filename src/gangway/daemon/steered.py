@@ -24,10 +24,9 @@ from gangway.daemon.relay import Relay
 from gangway.errors import GangwayError, HostRefused, PortTaken, Unsupported
 from gangway.kernel import ports
 from gangway.steering.entries import KINDS, TAKEN, keys
-from gangway.steering.loader import MODULE, Steering
+from gangway.steering.loader import Steering
 
-_NAME = "steering"  # what the relay holds links and sockets under
-_LINKS = len(MODULE.on_netns) + len(MODULE.on_cgroups)
+_LINKS, _SOCKETS = "steering", "sockets"  # what the relay holds them under
 # All ports of a protocol and family wait in one queue; what is not used costs nothing.
 _DATAGRAM_BYTES = 4 << 20
 _SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
@@ -44,14 +43,14 @@ class Steered:
         self._steering: Steering | None = None
         self._sockets: list[socket.socket] = []
         self.lacking = ""
-        former = relay.held(_NAME)
+        links, sockets = relay.held(_LINKS), relay.held(_SOCKETS)
         try:
-            self._load(former[:_LINKS], former[_LINKS:])
+            self._load(links, sockets)
         except (Unsupported, HostRefused) as error:
             self.lacking = str(error)
             self._have_held()
         finally:
-            for fd in former:
+            for fd in (*links, *sockets):
                 os.close(fd)
 
     def close(self) -> None:
@@ -75,15 +74,17 @@ class Steered:
         before = self._steering
         if before is None or before.is_attached():
             return
-        self._steering = None
+        self._steering, sockets, self._sockets = None, self._sockets, []
         try:
-            self._load(before.links, [sock.fileno() for sock in self._sockets])
+            self._load(before.links, [sock.fileno() for sock in sockets])
         except (Unsupported, HostRefused) as error:
             self.lacking = str(error)
             self._have_held()
             raise
         finally:
             before.close()
+            for sock in sockets:
+                sock.close()
 
     def take(self, of: HostPorts) -> "Hold":
         """Nobody else gets these ports any more.  PortTaken: somebody has one (of many, it says who); nothing is
@@ -143,13 +144,20 @@ class Steered:
 
     def _load(self, former: Sequence[int], sockets: Sequence[int]) -> None:
         """Likewise with the sockets of a daemon that was here before, or new ones."""
-        self._steering = steering = Steering(former)
-        if sockets:
-            self._sockets = [socket.socket(fileno=os.dup(fd)) for fd in sockets]
-        else:
-            self._sockets = [_new_socket(*kind) for kind in KINDS if ports.has_family(kind[1])]
-        for kind, sock in zip(KINDS, self._sockets, strict=False):  # IPv6's come last, if it has any
-            steering.share(*kind, sock.fileno())
+        steering = Steering(former)
+        try:
+            for kind in KINDS:
+                if ports.has_family(kind[1]):
+                    fd = os.dup(sockets[len(self._sockets)]) if sockets else _new_socket(*kind).detach()
+                    self._sockets.append(socket.socket(fileno=fd))
+                    steering.share(*kind, fd)
+        except BaseException:
+            steering.close()
+            raise
+        self._steering = steering
+        with suppress(HostRefused):  # the relay is about to end: the next one gets them
+            if self._relay.has_shared():
+                self._share(steering)
         self._have_held()
 
     def _share(self, steering: Steering) -> None:
@@ -159,9 +167,9 @@ class Steered:
             self._relay.share(protocol, family, [sock.fileno(), *beside])
 
     def _have_held(self) -> None:
-        links = self._steering.links if self._steering is not None else ()
         with suppress(HostRefused):
-            self._relay.hold(_NAME, [*links, *(sock.fileno() for sock in self._sockets)])
+            self._relay.hold(_LINKS, self._steering.links if self._steering is not None else ())
+            self._relay.hold(_SOCKETS, [sock.fileno() for sock in self._sockets])
 
 
 def _keys(of: HostPorts) -> Iterator[bytes]:
