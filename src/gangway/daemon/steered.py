@@ -103,10 +103,11 @@ class Steered:
         return Hold(self, of)
 
     def release(self, of: HostPorts) -> None:
-        """These ports are anybody's."""
+        """Those of these ports that are taken, and not steered, are anybody's."""
         if self._steering is not None:
             for key in _keys(of):
-                self._steering.erase(key)
+                if self._steering.look_up(key) == TAKEN:
+                    self._steering.erase(key)
 
     def steer(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
         """What arrives for these, which were taken, gets to the relay: all or none."""

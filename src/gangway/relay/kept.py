@@ -202,7 +202,11 @@ class Kept:
             raise ValueError(protocol, family)
         sock = socket.socket(fileno=fds[0])
         fds.pop(0)
-        self._shared.use(_PROTOCOLS[protocol], _FAMILIES[family], sock, fds[0] if fds else None)
+        try:
+            self._shared.use(_PROTOCOLS[protocol], _FAMILIES[family], sock, fds[0] if fds else None)
+        except BaseException:
+            sock.close()
+            raise
 
 
 def _check_came(fds: Sequence[int], count: str) -> None:
