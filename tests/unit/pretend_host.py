@@ -32,10 +32,10 @@ BRIDGES = {bridge: NetworkPlan(network, False) for bridge, network in NETWORKS.i
 ENDS = {f"end{number}": bridge for number, bridge in enumerate(("gw-web", "gw-web", "gw-back"))}
 PORTS = [HostPorts("tcp", "0.0.0.0", port, port) for port in (80, 81, 82)]
 TARGETS = [Target("172.30.0.2", port, False) for port in (80, 81)]
-# Mappings whose ports the relay has by one socket for all; and the same where each takes its own.
-STEERED, BY_SOCKETS = (
-    [planned(mapping("0.0.0.0", *ports), facts) for ports in (("443",), ("8000-8010", "80-90"), ("9000-9002",))]
-    for facts in (NFTABLES, NO_STEERING)
+# Mappings whose ports the relay has by one socket for all; the same of another container; and where each takes its own.
+STEERED, ELSEWHERE, BY_SOCKETS = (
+    [planned(mapping("0.0.0.0", *ports), facts, of) for ports in (("443",), ("8000-8010", "80-90"), ("9000-9002",))]
+    for facts, of in ((NFTABLES, WEB), (NFTABLES, BACK), (NO_STEERING, WEB))
 )
 PLANNED = {
     str(one): planned(one)
@@ -132,10 +132,11 @@ class Host:
             self.steered |= dict.fromkeys(wanted, TAKEN)
 
     def _drop(self, ports: HostPorts, target: Target) -> None:
-        """From then on they are anybody's."""
+        """Those that are only taken are anybody's then."""
         assert self.ports.pop(ports) == target
         for key in _keys(ports) if target.is_steered else ():
-            self.steered.pop(key, None)
+            if self.steered.get(key) == TAKEN:
+                del self.steered[key]
 
     def _link(self, step: Step) -> None:
         name = step.name
@@ -174,8 +175,8 @@ def states(draw: st.DrawFn, of_mappings: bool, found: bool = False) -> State:
     isolated = {name for name in sorted(ends) if found and draw(st.booleans())}
     names = draw(st.sets(st.sampled_from(sorted(PLANNED)))) if of_mappings else set()
     redirected = sorted(draw(st.sets(st.sampled_from(sorted(HERE)))))
-    ways = [draw(st.sampled_from((*pair, None))) for pair in zip(STEERED, BY_SOCKETS, strict=True)]
-    kept = [one for one in ways if one is not None]
+    kinds = [draw(st.sampled_from((*same, None))) for same in zip(STEERED, ELSEWHERE, BY_SOCKETS, strict=True)]
+    kept = [one for one in kinds if one is not None]
     ports = dict(pair for one in kept for pair in ports_of(one))
     steered = dict(pair for one in kept for pair in steered_of(one))
     return State(

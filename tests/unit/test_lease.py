@@ -276,7 +276,6 @@ def test_a_range_of_the_daemons_outlives_its_connection(office: Office) -> None:
     assert (len(office.leases), office.ports) == (0, [])
 
 
-@pytest.mark.xfail(reason="it is left to the garbage collector")
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_socket_that_cannot_be_shared_is_closed(office: Office, count: int) -> None:
     """UDP's comes with a map, and these are no maps."""
