@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gangway.errors import InvalidRequest
 from gangway.relay.kept import MOST_HELD, PAGE, Kept, Range, parse_range
 from gangway.relay.stream import IPPROTO_SCTP, Backend
+from tests.unit.pretend_relay import Pool, Port, Ports
 
 # Text that comes near to a message: its words, in any number, order and spelling.
 WORDS = st.sampled_from(
@@ -41,64 +42,6 @@ NEARLY = st.lists(WORDS | st.text(max_size=5), max_size=9).map(" ".join)
 WEB = "tcp 0.0.0.0 80 80"
 TO = "172.17.0.2 8000 own"
 BACKEND = Backend(socket.IPPROTO_TCP, socket.AF_INET, "172.17.0.2", 8000)
-
-
-class Port:
-    """A port that a relay serves, by a socket of its own."""
-
-    def __init__(self, backend: Backend, sock: socket.socket) -> None:
-        self.backend = backend
-        self.sock = sock
-
-    def close(self) -> None:
-        self.sock.close()
-
-
-class Ports:
-    """Ports that a relay serves by a socket that is shared."""
-
-    def __init__(self, ports: Range, backend: Backend) -> None:
-        self.ports = ports
-        self.backend = backend
-        self.is_closed = False
-
-    def close(self) -> None:
-        self.is_closed = True
-
-
-class Pool:
-    """Who serves the ports that share sockets."""
-
-    def __init__(self) -> None:
-        self.socks: dict[tuple[int, int], socket.socket] = {}
-        self.bindings: dict[int, int] = {}
-        """What the descriptor that came with UDP's socket is open for."""
-        self.served: list[Ports] = []
-        self.trouble: Exception | None = None
-
-    def __len__(self) -> int:
-        return len(self.socks)
-
-    def use(self, protocol: int, family: int, sock: socket.socket, binding_fd: int | None) -> None:
-        if self.trouble is not None:
-            sock.close()
-            raise self.trouble
-        former = self.socks.get((protocol, family))
-        if former is not None:
-            former.close()
-        self.socks[protocol, family] = sock
-        if binding_fd is not None:
-            self.bindings[family] = os.fstat(binding_fd).st_ino
-
-    def publish(self, ports: Range, backend: Backend) -> Ports:
-        if self.trouble is not None:
-            raise self.trouble
-        self.served.append(Ports(ports, backend))
-        return self.served[-1]
-
-    def close(self) -> None:
-        for sock in self.socks.values():
-            sock.close()
 
 
 class Desk:
