@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from gangway.errors import HostRefused, Unsupported
+from tests.unit.descriptors import identity
 from tests.unit.pretend_redirect import looked_up
 
 
@@ -54,8 +55,3 @@ class Pretended:
         self.closed = True
         for fd in (*self.links, self.binding_fd, self.lent_fd):
             os.close(fd)
-
-
-def identity(fd: int) -> int:
-    """The same of two descriptors of one thing."""
-    return os.fstat(fd).st_ino

@@ -12,8 +12,8 @@ from gangway.daemon.relay import Relay
 from gangway.errors import HostRefused
 from gangway.relay.kept import PAGE
 from gangway.relay.settings import Settings
+from tests.unit.descriptors import identity
 from tests.unit.pretend_relay import Process
-from tests.unit.pretend_steering import identity
 
 RANGE, PORT = HostPorts("tcp", "0.0.0.0", 8000, 8010), HostPorts("udp", "::", 53, 53)
 SHARED, OWN = Target("172.30.0.2", 80, True), Target("fd30::2", 5300, False)

@@ -24,6 +24,7 @@ from gangway.relay.loop import Loop
 from gangway.relay.settings import Settings
 from gangway.relay.shared import Binding, Shared
 from gangway.relay.stream import Backend, Streams
+from tests.unit.descriptors import socket_count
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 NAMES = {TCP: "tcp", UDP: "udp"}
@@ -149,11 +150,6 @@ def port_of(sock: socket.socket) -> int:
     return int(sock.getsockname()[1])
 
 
-def open_count() -> int:
-    """How many descriptors this process has."""
-    return len(os.listdir("/proc/self/fd"))
-
-
 @contextmanager
 def no_more_than(count: int) -> Iterator[None]:
     """So many descriptors more can be had in the block."""
@@ -239,13 +235,13 @@ def test_a_client_that_waited_while_its_port_was_withdrawn_is_refused(place: Pla
     assert place.said == []
 
 
-def test_who_is_refused_leaves_no_descriptor(place: Place) -> None:
+def test_who_is_refused_leaves_no_socket(place: Place) -> None:
     asked = place.use(place.bound(TCP, "127.0.0.1"))
     client = place.client("127.0.0.1", asked)
-    before = open_count()
+    before = socket_count()
     with pytest.raises(ConnectionResetError):
         place.got(lambda: client.recv(1))
-    assert open_count() == before
+    assert socket_count() == before
 
 
 def test_with_a_withdrawn_range_its_connections_end_and_no_others(place: Place) -> None:
@@ -372,13 +368,13 @@ def test_clients_of_a_port_are_answered_by_one_socket_for_as_long_as_they_are_kn
     server, first, asked = udp(place)
     second = place.bound(UDP, "127.0.0.1")
     place.publish("0.0.0.0", (asked, asked), server)
-    before = open_count()
+    before = socket_count()
     for number, client in enumerate((first, second)):
         client.sendto(b"ask", ("127.0.0.1", asked))
         place.told(server)
-        assert open_count() == before + 2 + number, "one for the port, and one to the backend for each client"
+        assert socket_count() == before + 2 + number, "one for the port, and one to the backend for each client"
     place.pass_seconds(Settings().udp_timeout_s + 2)
-    assert open_count() == before
+    assert socket_count() == before
     first.sendto(b"again", ("127.0.0.1", asked))
     _, relay = place.told(server)
     server.sendto(b"answer", relay)
@@ -388,12 +384,12 @@ def test_clients_of_a_port_are_answered_by_one_socket_for_as_long_as_they_are_kn
 def test_with_a_withdrawn_range_its_clients_go(place: Place) -> None:
     server, client, asked = udp(place)
     port = place.publish("0.0.0.0", (asked, asked), server)
-    before = open_count()
+    before = socket_count()
     client.sendto(b"ask", ("127.0.0.1", asked))
     place.told(server)
     port.close()
     place.turn()
-    assert open_count() == before
+    assert socket_count() == before
     client.sendto(b"too late", ("127.0.0.1", asked))
     place.turn()
     with pytest.raises(BlockingIOError):
@@ -415,10 +411,10 @@ def test_a_client_is_known_after_the_socket_was_handed_over_anew(place: Place, t
         server.sendto(b"answer", relay)
         assert place.told(client) == (b"answer", ("127.0.0.1", asked))
     place.turn()
-    before = open_count()
+    before = socket_count()
     port.close()
     place.turn()
-    assert open_count() == before - 2, "one for the port, and one to the backend"
+    assert socket_count() == before - 2, "one for the port, and one to the backend"
 
 
 def test_a_client_is_forgotten_though_the_socket_was_handed_over_anew(place: Place) -> None:
@@ -426,25 +422,25 @@ def test_a_client_is_forgotten_though_the_socket_was_handed_over_anew(place: Pla
     again = place.again(sock)
     server, client, asked = place.bound(UDP, "127.0.0.1"), place.bound(UDP, "127.0.0.1"), place.use(sock)
     place.publish("0.0.0.0", (asked, asked), server)
-    before = open_count()
+    before = socket_count()
     client.sendto(b"ask", ("127.0.0.1", asked))
     place.told(server)
     place.use(again)
     place.pass_seconds(Settings().udp_timeout_s + 2)
-    assert open_count() == before - 1, "the former socket is closed, too"
+    assert socket_count() == before - 1, "the former socket is closed, too"
     client.sendto(b"ask", ("127.0.0.1", asked))
     assert place.told(server)[0] == b"ask"
 
 
-def test_a_port_that_cannot_be_answered_from_is_told_and_leaves_no_descriptor(place: Place) -> None:
+def test_a_port_that_cannot_be_answered_from_is_told_and_leaves_no_socket(place: Place) -> None:
     server, client, asked = udp(place)
     place.publish("0.0.0.0", (asked, asked), server)
-    before = open_count()
+    before = socket_count()
     for left in (0, 1):  # for neither socket that a client needs, and for one
         client.sendto(b"ask", ("127.0.0.1", asked))
         with no_more_than(left):
             place.turn()
-        assert open_count() == before
+        assert socket_count() == before
         assert place.said.pop().startswith(f"cannot reach udp 127.0.0.1:{port_of(server)}: ")
         place.clock.now_s += 1
     client.sendto(b"ask again", ("127.0.0.1", asked))

@@ -16,8 +16,9 @@ from gangway.errors import Conflict, HostRefused, PortTaken, Unsupported
 from gangway.kernel import ports
 from gangway.relay.settings import Settings
 from gangway.steering.entries import KINDS, SERVED, TAKEN, keys
+from tests.unit.descriptors import identity, socket_count
 from tests.unit.pretend_relay import Process
-from tests.unit.pretend_steering import Pretended, identity
+from tests.unit.pretend_steering import Pretended
 
 RANGE = HostPorts("tcp", "0.0.0.0", 8000, 8010)
 SIX = HostPorts("udp", "::", 8000, 8010)
@@ -204,7 +205,7 @@ def test_a_successor_closes_what_it_was_handed(place: Place, daemon: Daemon) -> 
     for _ in range(3):
         successor = place.daemon()
         assert successor.relay.held("nothing") == [], "with this answer the one before is worked off"
-        counts.append(len(os.listdir("/proc/self/fd")))
+        counts.append(socket_count())
         successor.close()
     assert len(set(counts)) == 1
 
