@@ -36,7 +36,7 @@ class Relay:
         self._process: subprocess.Popen[bytes] | None = None
         self._is_lost = False
         self._held: dict[str, Sequence[int]] = {}
-        self._has_shared: bool | None = None
+        self._shared: int | None = None
         """None: it was not asked yet."""
 
     def find(self) -> bool:
@@ -50,7 +50,7 @@ class Relay:
             return False
         self._channel = channel
         self._is_lost = False
-        self._has_shared = None
+        self._shared = None
         return True
 
     def kept(self) -> Iterator[tuple[HostPorts, Target]]:
@@ -83,15 +83,15 @@ class Relay:
         """The socket that serves all ports of a protocol and family that have none of their own; with UDP also the map
         in which to say what is bound.  They stay the caller's, too."""
         self._expect_ok(f"share {protocol} {family} {len(fds)}", fds)
-        self._has_shared = True
+        self._shared = None
 
-    def has_shared(self) -> bool:
-        """Whether this relay was given those sockets, perhaps by another daemon."""
+    def shared(self) -> int:
+        """How many of those sockets this relay was given, perhaps by another daemon."""
         if self._channel is None:
-            return False
-        if self._has_shared is None:
-            self._has_shared = self._ask("shared") != "ok 0"
-        return self._has_shared
+            return 0
+        if self._shared is None:
+            self._shared = int(self._ask("shared").removeprefix("ok "))
+        return self._shared
 
     def hold(self, name: str, fds: Sequence[int]) -> None:
         """Descriptors that are to stay open for as long as a relay does, in place of those before of that name: in this

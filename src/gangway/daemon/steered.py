@@ -16,7 +16,7 @@ which is held meanwhile: that is cheaper, and finds also who has bound it and do
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from ipaddress import ip_address
 
 from gangway.daemon.reconcile import HostPorts
@@ -114,7 +114,7 @@ class Steered:
         steering = self._need()
         done: list[tuple[bytes, bytes]] = []
         try:
-            if not self._relay.has_shared():
+            if self._relay.shared() < len(self._sockets):
                 self._share(steering)
             for key, value in entries:
                 steering.set(key, value)
@@ -134,7 +134,8 @@ class Steered:
         if self._steering is None:
             return {}
         entries = dict(self._steering.entries())
-        return entries if self._relay.lives() and self._relay.has_shared() else dict.fromkeys(entries, TAKEN)
+        is_served = self._relay.lives() and self._relay.shared() == len(self._sockets)
+        return entries if is_served else dict.fromkeys(entries, TAKEN)
 
     def _need(self, of: HostPorts | None = None) -> Steering:
         if self._steering is None:
@@ -149,15 +150,16 @@ class Steered:
         try:
             for kind in KINDS:
                 if ports.has_family(kind[1]):
-                    fd = os.dup(sockets[len(self._sockets)]) if sockets else _new_socket(*kind).detach()
-                    self._sockets.append(socket.socket(fileno=fd))
-                    steering.share(*kind, fd)
+                    handed = sockets[len(self._sockets) :][:1]
+                    sock = socket.socket(fileno=os.dup(*handed)) if handed else _new_socket(*kind)
+                    self._sockets.append(sock)
+                    steering.share(*kind, sock.fileno())
         except BaseException:
             steering.close()
             raise
         self._steering = steering
         with suppress(HostRefused):  # the relay is about to end: the next one gets them
-            if self._relay.has_shared():
+            if self._relay.shared():
                 self._share(steering)
         self._have_held()
 
@@ -189,11 +191,10 @@ class Hold:
         self._steered.release(self._of)
 
 
-@contextmanager
-def _tried(of: HostPorts) -> Iterator[None]:
-    """One port is held by a socket for the time of the block; PortTaken: somebody has it."""
-    with ports.take(of.protocol, of.address, of.first) if of.first == of.last else nullcontext():
-        yield
+def _tried(of: HostPorts) -> socket.socket:
+    """A socket that has the port, if it is one; else any, at the same address.  PortTaken: somebody has it; Conflict:
+    the address is not this host's."""
+    return ports.take(of.protocol, of.address, of.first if of.first == of.last else 0)
 
 
 def _check_free(of: HostPorts) -> None:

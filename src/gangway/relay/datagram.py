@@ -96,7 +96,6 @@ class Client:
         self.send = backend.send
         self.receive = backend.recv_into
         self.seen_tick = port.datagrams.tick
-        outlet.clients += 1
 
     def answer(self, _events: int) -> None:
         """Takes one datagram that the backend has sent; epoll says if there are more."""
@@ -297,15 +296,24 @@ class Port:
         another."""
         to = self.backend._replace(port=self.backend.port + key.port - self._first)
         try:
-            outlet = self.outlet(key.port)
-            backend = self._open_backend(to)
+            client = self._admit(key, receiver, to)
         except OSError as error:
             self.datagrams.log.warning("cannot reach %s: %s", to, error.strerror)
-            self.leave(key.port)
             return None
-        client = self.clients[key] = Client(self, key, receiver, backend, outlet)
         self.datagrams.remember(client)
-        self.datagrams.loop.add(backend.fileno(), client.answer, READABLE)
+        self.datagrams.loop.add(client.backend.fileno(), client.answer, READABLE)
+        return client
+
+    def _admit(self, key: Key, receiver: Receiver, to: Backend) -> Client:
+        outlet = self.outlet(key.port)
+        outlet.clients += 1  # at once: who is forgotten to make room may have been the last one that it was for
+        try:
+            backend = self._open_backend(to)
+        except OSError:
+            outlet.clients -= 1
+            self.leave(key.port)
+            raise
+        client = self.clients[key] = Client(self, key, receiver, backend, outlet)
         return client
 
     def leave(self, port: int) -> None:

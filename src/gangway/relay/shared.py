@@ -151,5 +151,7 @@ class _Ranges(Generic[_Port]):
 class _Entry:
     """A range's way in."""
 
+    __slots__ = ("close",)
+
     def __init__(self, close: Callable[[], None]) -> None:
         self.close = close

@@ -327,6 +327,8 @@ class Port:
     `key` names it to other processes.
     """
 
+    __slots__ = ("backend", "flows", "key", "streams", "way_in")
+
     def __init__(self, streams: Streams, backend: Backend, key: int) -> None:
         self.streams = streams
         self.backend = backend
