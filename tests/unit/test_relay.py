@@ -137,31 +137,35 @@ def test_what_is_held_is_held_by_the_next_one_too(relay: Relay) -> None:
 
 
 def test_what_is_shared_is_shared_with_this_one_only(relay: Relay, sock: socket.socket) -> None:
-    assert not relay.has_shared()
+    assert relay.shared() == 0
     relay.keep(RANGE, SHARED, None)
-    assert not relay.has_shared()
+    assert relay.shared() == 0
     binding = some(1)
     relay.share("udp", 6, [sock.fileno(), *binding])
-    assert relay.has_shared()
+    assert relay.shared() == 1
+    relay.share("tcp", 4, [sock.fileno()])
+    relay.share("tcp", 4, [sock.fileno()])
+    assert relay.shared() == 2
     pool = Process.begun[0].pool
-    assert [identity(one.fileno()) for one in pool.socks.values()] == [identity(sock.fileno())]
+    assert {identity(one.fileno()) for one in pool.socks.values()} == {identity(sock.fileno())}
     assert list(pool.bindings.values()) == [identity(binding[0])]
     Process.begun[0].end()
     assert not relay.lives()
-    assert not relay.has_shared()
+    assert relay.shared() == 0
     relay.keep(RANGE, SHARED, None)
-    assert not relay.has_shared()
+    assert relay.shared() == 0
     close(binding)
 
 
-def test_another_daemon_learns_that_sockets_are_shared(relay: Relay, path: Path, sock: socket.socket) -> None:
+def test_another_daemon_learns_how_many_sockets_are_shared(relay: Relay, path: Path, sock: socket.socket) -> None:
     relay.keep(RANGE, SHARED, None)
-    relay.share("tcp", 4, [sock.fileno()])
+    for family in (4, 6):
+        relay.share("tcp", family, [sock.fileno()])
     relay.close()
     successor = Relay(path, Settings())
-    assert not successor.has_shared(), "it knows of no relay yet"
+    assert successor.shared() == 0, "it knows of no relay yet"
     assert successor.find()
-    assert successor.has_shared()
+    assert successor.shared() == 2
     successor.close()
 
 
@@ -186,6 +190,6 @@ def test_one_that_nobody_needs_any_more_is_not_missed(relay: Relay, path: Path) 
     relay.keep(RANGE, SHARED, None)
     relay.end()
     assert (relay.lives(), relay.fileno(), path.exists()) == (True, None, False)
-    assert not relay.has_shared()
+    assert relay.shared() == 0
     relay.keep(RANGE, SHARED, None)
     assert len(Process.begun) == 2

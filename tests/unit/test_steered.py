@@ -232,7 +232,6 @@ def test_a_relay_that_has_sockets_of_nobody_gets_these(place: Place, daemon: Dae
     assert not set(before.values()) & set(shared().values())
 
 
-@pytest.mark.xfail(reason="once it has one, it is taken for having all")
 def test_a_relay_that_could_not_take_all_sockets_gets_the_others_later(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,8 +318,6 @@ def test_a_kernel_without_ipv6_steers_ipv4(place: Place, monkeypatch: pytest.Mon
     assert len(shared()) == 2
 
 
-# Not run, as the sockets that are made before the IndexError are left to the garbage collector.
-@pytest.mark.xfail(reason="it takes the sockets that it was handed for all", run=False)
 def test_ipv6_that_came_meanwhile_is_a_successors(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(ports, "has_family", lambda family: family == 4)
@@ -401,10 +398,7 @@ def test_one_port_is_held_by_a_socket_while_it_is_being_taken(
         assert set(trie().values()) == {TAKEN}
 
 
-@pytest.mark.parametrize(
-    "last",
-    [8000, pytest.param(8010, marks=pytest.mark.xfail(reason="of a range nobody looks at the address"))],
-)
+@pytest.mark.parametrize("last", [8000, 8010])
 def test_ports_of_an_address_that_is_not_this_hosts_cannot_be_taken(steered: Steered, last: int) -> None:
     with pytest.raises(Conflict, match=r"192\.0\.2\.77 is not an address of this host"):
         steered.take(HostPorts("tcp", "192.0.2.77", 8000, last))
