@@ -75,6 +75,7 @@ class Service:
         self._ledger = self._upkeep.ledger
         self._hands = self._upkeep.hands
         self.check = partial(self._upkeep.check, thorough=False)
+        self.check_rules = self._upkeep.check_rules
         self.check_thoroughly = partial(self._upkeep.check, thorough=True)
         self.reconcile = self._upkeep.reconcile
         self.reconcile()

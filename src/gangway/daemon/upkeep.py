@@ -111,6 +111,11 @@ class Upkeep:
             if self._unfinished or self._gather() != self.facts or self._is_disturbed(thorough):
                 self.reconcile()
 
+    def check_rules(self) -> None:
+        """The same, if the rules are not as our last change has left them: each of ours gives notice, too."""
+        if self._unfinished or events.generation() != self.hands.rules.generation:
+            self.check()
+
     def reconcile(self) -> None:
         """Makes what is what should be."""
         self._unfinished = False
