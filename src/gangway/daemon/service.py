@@ -13,11 +13,11 @@ leaves nothing behind, as the socket goes with it.
 Nothing here is for more than one thread.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from secrets import token_bytes
-from typing import NamedTuple
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from gangway.daemon.config import Config
 from gangway.daemon.doctor import Check
@@ -26,7 +26,7 @@ from gangway.daemon.relay import Relay
 from gangway.daemon.reserve import Reserving
 from gangway.daemon.store import Place, Store
 from gangway.daemon.upkeep import Upkeep
-from gangway.errors import Conflict, Unsupported
+from gangway.errors import Conflict, PortTaken, Unsupported
 from gangway.kernel import netns
 from gangway.model import (
     Address,
@@ -56,6 +56,29 @@ from gangway.relay.log import Log
 ON_DEMAND = "gangway0"
 """The network that is made when somebody needs one and has named none."""
 
+_Given = ParamSpec("_Given")
+_Answer = TypeVar("_Answer")
+
+
+def _again_without_the_gone(
+    method: "Callable[Concatenate[Service, _Given], _Answer]",
+) -> "Callable[Concatenate[Service, _Given], _Answer]":
+    """A request that is refused tries again, if what it wants was a container's whose namespace has ended.
+
+    To look at all of them before each request would cost more than most requests do.
+    """
+
+    @wraps(method)
+    def asked(service: "Service", /, *given: _Given.args, **named: _Given.kwargs) -> _Answer:
+        try:
+            return method(service, *given, **named)
+        except (Conflict, PortTaken):
+            if not service.withdraw_what_is_gone():
+                raise
+        return method(service, *given, **named)
+
+    return asked
+
 
 class Explanation(NamedTuple):
     """What a client meets that asks an address: each route, with the rules on it."""
@@ -78,6 +101,7 @@ class Service:
         self.check_rules = self._upkeep.check_rules
         self.check_thoroughly = partial(self._upkeep.check, thorough=True)
         self.reconcile = self._upkeep.reconcile
+        self.withdraw_what_is_gone = self._upkeep.withdraw_what_is_gone
         self.reconcile()
 
     def close(self) -> None:
@@ -149,6 +173,7 @@ class Service:
 
     # Networks
 
+    @_again_without_the_gone
     def create_network(self, network: Network, on_demand: bool = False) -> Network:
         """One more network."""
         self._upkeep.prepare()
@@ -167,6 +192,7 @@ class Service:
         self._upkeep.settle(after)
         return network
 
+    @_again_without_the_gone
     def remove_network(self, name: str) -> None:
         """One less; it must have no containers."""
         self._upkeep.prepare()
@@ -185,11 +211,12 @@ class Service:
 
     # Endpoints
 
+    @_again_without_the_gone
     def attach(
         self, container: str, network_name: str | None, addresses: Sequence[Address], namespace: str | None = None
     ) -> Endpoint:
         """Joins a container to a network; `namespace` is its path, if the name does not tell."""
-        self._upkeep.prepare()
+        self._upkeep.prepare(container)
         if self._ledger.has_endpoint(container):
             name = self._ledger.endpoint(container).network
             raise Conflict(f"container {container} is on network {name} already: detach it first")
@@ -210,9 +237,10 @@ class Service:
             raise
         return endpoint
 
+    @_again_without_the_gone
     def detach(self, container: str) -> None:
         """Takes a container off its network, and its mappings away."""
-        self._upkeep.prepare()
+        self._upkeep.prepare(container)
         endpoint = self._ledger.endpoint(container)
         self._upkeep.take_down(self._ledger.state_of_container(container))
         self._ledger.remove_endpoint(container)
@@ -220,9 +248,10 @@ class Service:
 
     # Mappings
 
+    @_again_without_the_gone
     def publish(self, container: str, texts: Sequence[str]) -> tuple[MappingPlan, ...]:
         """Publishes a container's ports; each text is as after Docker's `-p`.  All of them or none."""
-        self._upkeep.prepare()
+        self._upkeep.prepare(container)
         network = self._ledger.network_of(container)
         requests = [request for text in texts for request in parse_port(text).apart()]
         reserving = Reserving(container, self._ledger.taken, self._upkeep.facts.missing)
@@ -244,9 +273,10 @@ class Service:
                 raise
         return planned
 
+    @_again_without_the_gone
     def unpublish(self, container: str, texts: Sequence[str] = ()) -> tuple[MappingPlan, ...]:
         """Withdraws a container's mappings: those that the texts name, all without any."""
-        self._upkeep.prepare()
+        self._upkeep.prepare(container)
         planned = self._ledger.mappings(container)
         if texts:
             chosen = [one for text in texts for one in self._ledger.named(container, text)]

@@ -73,9 +73,10 @@ class Upkeep:
         """What this host can do."""
         return tuple(checks(self._tools, self.facts, self._redirects.is_intact()))
 
-    def prepare(self) -> None:
-        """What others have done meanwhile is put right before a request adds to it."""
-        self._withdraw_what_is_gone()
+    def prepare(self, container: str | None = None) -> None:
+        """What others have done meanwhile is put right before a request, about a container perhaps, adds to it."""
+        if container is not None and self.ledger.has_endpoint(container) and self.is_gone(container):
+            self._withdraw(container)
         changed = events.generation() != self.hands.rules.generation or not self._relay.lives()
         if (changed or self._plan is None) and self.ledger.networks:
             self.check()
@@ -107,7 +108,7 @@ class Upkeep:
         if self.ledger.networks:
             self._look_at_others(thorough)
             self._learn_addresses()
-            self._withdraw_what_is_gone()
+            self.withdraw_what_is_gone()
             if self._unfinished or self._gather() != self.facts or self._is_disturbed(thorough):
                 self.reconcile()
 
@@ -123,7 +124,7 @@ class Upkeep:
         self._attempt(self._redirects.mend, told)
         self._look_at_others()
         self._refresh()
-        self._withdraw_what_is_gone()
+        self.withdraw_what_is_gone()
         for network in [network.name for network in self.ledger.networks if self.ledger.is_unneeded(network.name)]:
             self.ledger.remove_network(network)
             self._plan = None
@@ -143,23 +144,30 @@ class Upkeep:
 
     def is_gone(self, container: str) -> bool:
         """Its namespace has ended, and the attachment with it; or its name is another's now."""
-        place = self.ledger.place(container)
-        if netns.is_there(*place):
-            return False
-        return netns.is_another(*place) or not self.hands.is_attached(link_name(container))
+        return bool(self._gone([container]))
 
-    def _withdraw_what_is_gone(self) -> None:
-        """Containers whose namespace has ended."""
-        for container in [one.container for one in self.ledger.endpoints() if self.is_gone(one.container)]:
-            self._warn(f"container {container} is gone: its ports are withdrawn")
-            try:
-                self.hands.carry_out(diff(self.ledger.state_of_container(container), State()))
-            except (GangwayError, ExceptionGroup):
-                self._plan = None  # what is left of it goes when everything is compared
-            network = self.ledger.network_of(container).name
-            self.ledger.remove_endpoint(container)
-            if self.ledger.is_unneeded(network):
-                self._plan = None
+    def withdraw_what_is_gone(self) -> bool:
+        """Withdraws the containers whose namespace has ended; whether there was one."""
+        gone = self._gone([one.container for one in self.ledger.endpoints()])
+        for container in gone:
+            self._withdraw(container)
+        return bool(gone)
+
+    def _gone(self, containers: Iterable[str]) -> list[str]:
+        away = [one for one in containers if not netns.is_there(*self.ledger.place(one))]
+        attached = self._links.all() if away else {}
+        return [one for one in away if netns.is_another(*self.ledger.place(one)) or link_name(one) not in attached]
+
+    def _withdraw(self, container: str) -> None:
+        self._warn(f"container {container} is gone: its ports are withdrawn")
+        try:
+            self.hands.carry_out(diff(self.ledger.state_of_container(container), State()))
+        except (GangwayError, ExceptionGroup):
+            self._plan = None  # what is left of it goes when everything is compared
+        network = self.ledger.network_of(container).name
+        self.ledger.remove_endpoint(container)
+        if self.ledger.is_unneeded(network):
+            self._plan = None
 
     def _look_at_others(self, thorough: bool = False) -> None:
         """Only if the rules were changed by somebody else, or may have been unnoticed: it takes a while."""
