@@ -184,12 +184,11 @@ class Upkeep:
         return found
 
     def _gather(self) -> HostFacts:
-        links = [link for link in self._links.all().values() if not self._is_ours(link)]
-        switched_on = self._switches.switched_on
-        return facts.gather(self._config, self._tools, self._chains, links, switched_on, self._redirects.lacking)
+        switched_on, lacking = self._switches.switched_on, self._redirects.lacking
+        return facts.gather(self._config, self._tools, self._chains, self._foreign_links, switched_on, lacking)
 
-    def _is_ours(self, link: Link) -> bool:
-        return link.alias.startswith(self._alias)
+    def _foreign_links(self) -> list[Link]:
+        return [link for link in self._links.all().values() if not link.alias.startswith(self._alias)]
 
     def _refresh(self) -> None:
         """Looks at the host again; with other facts everything is decided anew, another firewall perhaps."""
