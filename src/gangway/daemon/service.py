@@ -13,20 +13,21 @@ leaves nothing behind, as the socket goes with it.
 Nothing here is for more than one thread.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import partial
 from secrets import token_bytes
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple
 
 from gangway.daemon.config import Config
 from gangway.daemon.doctor import Check
+from gangway.daemon.gone import again_without_the_gone
 from gangway.daemon.reconcile import State
 from gangway.daemon.relay import Relay
 from gangway.daemon.reserve import Reserving
 from gangway.daemon.store import Place, Store
 from gangway.daemon.upkeep import Upkeep
-from gangway.errors import Conflict, PortTaken, Unsupported
+from gangway.errors import Conflict, Unsupported
 from gangway.kernel import netns
 from gangway.model import (
     Address,
@@ -55,29 +56,6 @@ from gangway.relay.log import Log
 
 ON_DEMAND = "gangway0"
 """The network that is made when somebody needs one and has named none."""
-
-_Given = ParamSpec("_Given")
-_Answer = TypeVar("_Answer")
-
-
-def _again_without_the_gone(
-    method: "Callable[Concatenate[Service, _Given], _Answer]",
-) -> "Callable[Concatenate[Service, _Given], _Answer]":
-    """A request that is refused tries again, if what it wants was a container's whose namespace has ended.
-
-    To look at all of them before each request would cost more than most requests do.
-    """
-
-    @wraps(method)
-    def asked(service: "Service", /, *given: _Given.args, **named: _Given.kwargs) -> _Answer:
-        try:
-            return method(service, *given, **named)
-        except (Conflict, PortTaken):
-            if not service.withdraw_what_is_gone():
-                raise
-        return method(service, *given, **named)
-
-    return asked
 
 
 class Explanation(NamedTuple):
@@ -173,7 +151,7 @@ class Service:
 
     # Networks
 
-    @_again_without_the_gone
+    @again_without_the_gone
     def create_network(self, network: Network, on_demand: bool = False) -> Network:
         """One more network."""
         self._upkeep.prepare()
@@ -192,7 +170,7 @@ class Service:
         self._upkeep.settle(after)
         return network
 
-    @_again_without_the_gone
+    @again_without_the_gone
     def remove_network(self, name: str) -> None:
         """One less; it must have no containers."""
         self._upkeep.prepare()
@@ -211,7 +189,7 @@ class Service:
 
     # Endpoints
 
-    @_again_without_the_gone
+    @again_without_the_gone
     def attach(
         self, container: str, network_name: str | None, addresses: Sequence[Address], namespace: str | None = None
     ) -> Endpoint:
@@ -237,7 +215,7 @@ class Service:
             raise
         return endpoint
 
-    @_again_without_the_gone
+    @again_without_the_gone
     def detach(self, container: str) -> None:
         """Takes a container off its network, and its mappings away."""
         self._upkeep.prepare(container)
@@ -248,7 +226,7 @@ class Service:
 
     # Mappings
 
-    @_again_without_the_gone
+    @again_without_the_gone
     def publish(self, container: str, texts: Sequence[str]) -> tuple[MappingPlan, ...]:
         """Publishes a container's ports; each text is as after Docker's `-p`.  All of them or none."""
         self._upkeep.prepare(container)
@@ -273,7 +251,7 @@ class Service:
                 raise
         return planned
 
-    @_again_without_the_gone
+    @again_without_the_gone
     def unpublish(self, container: str, texts: Sequence[str] = ()) -> tuple[MappingPlan, ...]:
         """Withdraws a container's mappings: those that the texts name, all without any."""
         self._upkeep.prepare(container)
