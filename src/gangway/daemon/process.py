@@ -3,7 +3,8 @@
 What this file knows: what the daemon's parts are, and when it is over.  What it must not know: what they do.
 
 How it works.  One loop listens to the API's socket, to signals and to the kernel's notices; one thread does the work.
-After a notice, and after the last of a burst of them, that thread looks whether there is something to do.  Only one
+After a notice, and after the last of a burst of them, that thread looks whether there is something to do; so it does
+when the relay has ended.  Its descriptor tells that by a hang-up: whatever else comes by it is the thread's.  Only one
 daemon can look after a network namespace: a name in its abstract unix sockets (unix(7)), which are the namespace's own,
 goes to the first.
 """

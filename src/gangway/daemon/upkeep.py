@@ -4,9 +4,10 @@ What this file knows: when everything is to be decided and compared anew.  What 
 is carried out.
 
 How it works.  `reconcile` compares all that is wanted with all that there is, and may be called at any time.  `check`
-only looks whether it should be: after each notice of the kernel's and, `thorough`, now and then, for what gives no
-notice.  Both do what they can: what fails is logged, and the next one tries again.  A request first has what others did
-put right (`prepare`), then carries out its own small difference, and settles what it decided.
+only looks whether it should be: after a notice of the kernel's, unless it is of rules of our own (`check_rules`), and,
+`thorough`, now and then, for what gives no notice.  Both do what they can: what fails is logged, and the next one tries
+again.  A request first has put right what others did (`prepare`: the rules, the relay, the container that it is about),
+then carries out its own small difference, and settles what it decided.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
