@@ -56,6 +56,11 @@ def test_links(host: Host, dumps: Dumps) -> None:
     ]
 
 
+@pytest.mark.parametrize(("kind", "names"), [("bridge", ["br0"]), ("veth", ["veth1", "veth2"]), ("unheard-of", [])])
+def test_links_of_a_kind(dumps: Dumps, kind: str, names: list[str]) -> None:
+    assert [link.name for link in dumps.links(kind)] == names
+
+
 def test_one_is_isolated(dumps: Dumps) -> None:
     assert [link.name for link in dumps.links() if link.isolated] == ["veth2"]
 

@@ -186,10 +186,10 @@ class Upkeep:
 
     def _gather(self) -> HostFacts:
         switched_on, lacking = self._switches.switched_on, self._redirects.lacking
-        return facts.gather(self._config, self._tools, self._chains, self._foreign_links, switched_on, lacking)
+        return facts.gather(self._config, self._tools, self._chains, self._foreign_bridges, switched_on, lacking)
 
-    def _foreign_links(self) -> list[Link]:
-        return [link for link in self._links.all().values() if not link.alias.startswith(self._alias)]
+    def _foreign_bridges(self) -> list[Link]:
+        return [link for link in self._links.bridges() if not link.alias.startswith(self._alias)]
 
     def _refresh(self) -> None:
         """Looks at the host again; with other facts everything is decided anew, another firewall perhaps."""

@@ -72,10 +72,14 @@ class Dumps:
         """Closes the socket."""
         self._socket.close()
 
-    def links(self) -> list[Link]:
-        """Every link."""
-        without = _ATTRIBUTE.pack(_ATTRIBUTE.size + _NUMBER.size, _EXT_MASK) + _NUMBER.pack(_WITHOUT_STATISTICS)
-        return list(map(link_of, self._dump(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0) + without)))
+    def links(self, kind: str = "") -> list[Link]:
+        """Every link, or those of a kind."""
+        asked = _LINK.pack(0, 0, 0, 0, 0) + _attribute(_EXT_MASK, _NUMBER.pack(_WITHOUT_STATISTICS))
+        if kind:
+            asked += _attribute(_LINKINFO, _attribute(_INFO_KIND, kind.encode() + b"\0"))
+        found = map(link_of, self._dump(_GET_LINK, asked))
+        # A kernel that has no such kind lists them all.
+        return [link for link in found if kind in ("", link.kind)]
 
     def addresses(self) -> frozenset[str]:
         """All addresses."""
@@ -172,6 +176,11 @@ def route_of(body: memoryview) -> Route:
 
 
 _NOTHING = memoryview(b"")
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    length = _ATTRIBUTE.size + len(value)
+    return _ATTRIBUTE.pack(length, kind) + value + bytes(_aligned(length) - length)
 
 
 def _text(value: memoryview) -> str:

@@ -60,6 +60,11 @@ class Links:
         with doing("list links"):
             return {link.name: link for link in self._dumps.links()}
 
+    def bridges(self) -> list[Link]:
+        """The bridges: where there are a thousand containers, a thousandth of all links."""
+        with doing("list bridges"):
+            return self._dumps.links("bridge")
+
     def make_bridge(self, name: str, alias: str, addresses: Iterable[Interface], mtu: int) -> None:
         """A bridge that is up and has these addresses; all of it or nothing."""
         with doing(f"make the bridge {name}"):
