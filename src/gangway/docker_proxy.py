@@ -28,8 +28,8 @@ from pathlib import Path
 from types import TracebackType
 
 from gangway.errors import InvalidRequest
+from gangway.kernel.bpf_probe import netns_cookie
 from gangway.redirect.leases import serve
-from gangway.redirect.probe import netns_cookie
 from gangway.relay.log import Log, open_log
 from gangway.relay.process import run
 from gangway.relay.settings import Settings, checked

@@ -300,6 +300,11 @@ def check_fits(network: Network, others: Iterable[Network]) -> None:
             raise Conflict(f"subnet {common[1]} overlaps {common[0]} of network {other.name}")
 
 
+def any_of(address: Address) -> Address:
+    """The unspecified address of the same family."""
+    return ANY[address.version == 6]
+
+
 def in_brackets(address: Address) -> str:
     """An address as it stands before a colon and a port."""
     return f"[{address}]" if address.version == 6 else str(address)

@@ -150,6 +150,8 @@ class HostFacts:
     """Protocols that the kernel has no sockets of."""
     no_redirect: str = ""
     """Why sockets cannot be redirected; empty: they can."""
+    no_steering: str = ""
+    """Why one socket cannot serve many ports; empty: it can."""
 
     def dropper(self, family: int) -> str | None:
         """Who else drops what is forwarded, if anybody does."""
@@ -201,6 +203,8 @@ class MappingPlan:
     bridge: str
     container_address: Address
     roads: Roads
+    is_steered: bool
+    """The relay serves it by a socket that it has for all ports; else by one for each port."""
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -304,7 +308,7 @@ def plan_mapping(mapping: PortMapping, endpoint: Endpoint, network: Network, fac
     """Decides one mapping."""
     address = endpoint.address_for(mapping.host_address)
     roads = _roads(_Kind(mapping.protocol, mapping.host_address, address.version), network, facts)
-    return MappingPlan(mapping, network.bridge, address, roads)
+    return MappingPlan(mapping, network.bridge, address, roads, _is_steered(mapping, facts))
 
 
 def not_routed(facts: HostFacts, family: int) -> Reason | None:
@@ -404,6 +408,20 @@ def _unredirected(kind: _Kind, facts: HostFacts) -> Reason:
     if kind.protocol is Protocol.SCTP:
         return Reason(Code.LOOPBACK, "127.0.0.0/8" if kind.at.version == 4 else "::1")
     return Reason(Code.NO_REDIRECT, facts.no_redirect)
+
+
+def _is_steered(mapping: PortMapping, facts: HostFacts) -> bool:
+    """Whether a socket that serves others too can serve it.
+
+    What the kernel steers it knows by protocol, address and port, and it steers no broadcast: one port of UDP, which
+    may be there for that, has a socket of its own.
+    """
+    return (
+        not facts.no_steering
+        and mapping.protocol is not Protocol.SCTP
+        and not _is_link_local(mapping.host_address)  # its port is another's on another interface
+        and (mapping.protocol is Protocol.TCP or mapping.host_ports.count > 1)
+    )
 
 
 def _is_link_local(address: Address) -> bool:

@@ -70,6 +70,11 @@ def _next(path: Path) -> Path:
     return path.with_name(f"{path.name}+")
 
 
+def _is_published(line: str) -> bool:
+    """The sockets that others share have ports of the kernel's choice, at addresses that nobody can ask."""
+    return "192.0.0.8:" not in line and "[100::1]:" not in line
+
+
 class Ground:
     """A host with two containers, and the services that follow one another there."""
 
@@ -131,11 +136,13 @@ class Ground:
 
     def found(self) -> Found:
         """What is in the kernel."""
+        steered = self.service._upkeep.steered.found()
         listings = {
             "rules": self.host.run("nft", "--stateless", "list", "ruleset").stdout,
             "links": self.host.run("ip", "--details", "link").stdout + self.host.ip("address"),
             "settings": self.host.run("sysctl", "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding").stdout,
-            "ports": self.host.run("ss", "-Hltun", "-O").stdout,
+            "ports": "".join(filter(_is_published, self.host.run("ss", "-Hltun", "-O").stdout.splitlines(True))),
+            "steered": "".join(f"{key.hex()} {value.hex()} " for key, value in sorted(steered.items())),
             "containers": "".join(f"{box.ip('address')}{box.ip('route')}{box.ip('-6', 'route')}" for box in self.boxes),
         }
         return {name: Counter(_PASSING.sub("", text).split()) for name, text in listings.items()}

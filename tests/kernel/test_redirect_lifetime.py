@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gangway.redirect.loader import _PROGRAMS
+from gangway.redirect import loader as redirect
+from gangway.steering import loader as steering
 from lab.netns import Namespace
 from lab.redirect import aimed_at, detach, is_link, links_of
 from lab.waiting import wait_until
@@ -17,6 +18,8 @@ from tests.kernel.street import Street
 from tests.kernel.test_lifetime import Asker
 
 pytestmark = pytest.mark.daemon
+
+LINKS = len(redirect.MODULE.on_cgroups) + len(steering.MODULE.on_cgroups)
 
 _LIBRARY = next((path for path in Path("/usr/lib").glob("*/libbpf.so.1")), Path("/nonexistent"))
 
@@ -64,7 +67,7 @@ def test_a_daemon_that_is_killed_under_load_costs_nobody_anything(street: Street
             street.gangway.start()
             for asker in askers:
                 asker.more()
-            assert len(links(street)) == len(_PROGRAMS)
+            assert len(links(street)) == LINKS
             _ask_unconnected(datagrams, port)
         assert [asker.failures for asker in askers] == [[], []]
         assert before.getpeername() == ("127.0.0.1", port)
@@ -126,7 +129,7 @@ def test_nothing_is_left_when_gangway_leaves(street: Street) -> None:
     with street.published(street.server, "8080:80") as port:
         assert road(street, port) == "redirect"
         ours = links(street)
-        assert len(ours) == len(_PROGRAMS)
+        assert len(ours) == LINKS
     street.leave()
     street.gangway.stop()
     wait_until(lambda: not any(map(is_link, ours)), "the end of its links")
@@ -160,7 +163,7 @@ def test_a_link_that_somebody_detaches_is_attached_again(street: Street) -> None
                 assert road(street, port) == "relay"
                 wait_until(lambda: road(street, port) == "redirect", "the redirect", 25)
                 assert before.getpeername() == ("127.0.0.1", port)
-        assert len(links(street)) == len(_PROGRAMS)
+        assert len(links(street)) == LINKS
 
 
 def test_two_daemons_on_one_machine_keep_to_their_own(street: Street) -> None:
@@ -202,8 +205,9 @@ def test_where_something_is_missing_the_relay_serves_and_doctor_says_what(
         assert (route["road"], route["code"]) == ("relay", "no_redirect")
         assert said in route["fact"]
         failing = {one["check"]: one["note"] for one in street.gangway.json("doctor") if not one["holds"]}
-        assert said in failing[f"redirect: {check}"]
+        assert said in failing[f"programs: {check}"]
         assert said in failing["redirect: attached"]
+        assert said in failing["steering: attached"]
 
 
 def test_where_cgroups_are_not_mounted_they_are_for_the_daemon_alone() -> None:

@@ -11,28 +11,38 @@ from gangway.daemon.reconcile import (
     Entries,
     Flows,
     Forwarding,
-    HostPort,
+    HostPorts,
     Ports,
     Rewrite,
     State,
     Step,
     Target,
     Verb,
+    ports_of,
     redirects_of,
+    steered_of,
 )
 from gangway.model import Endpoint, Protocol
 from gangway.plan import MappingPlan, NetworkPlan, Plan
-from tests.unit.samples import BACK, NFTABLES, WEB, mapping, planned, whole
+from gangway.steering.entries import SERVED, TAKEN, keys
+from tests.unit.samples import BACK, NFTABLES, NO_STEERING, WEB, mapping, planned, whole
 
 NETWORKS = {network.bridge: network for network in (WEB, BACK)}
 BRIDGES = {bridge: NetworkPlan(network, False) for bridge, network in NETWORKS.items()}
 ENDS = {f"end{number}": bridge for number, bridge in enumerate(("gw-web", "gw-web", "gw-back"))}
-PORTS = [HostPort("tcp", "0.0.0.0", port) for port in (80, 81, 82)]
-TARGETS = [Target("172.30.0.2", port) for port in (80, 81)]
+PORTS = [HostPorts("tcp", "0.0.0.0", port, port) for port in (80, 81, 82)]
+TARGETS = [Target("172.30.0.2", port, False) for port in (80, 81)]
+# Mappings whose ports the relay has by one socket for all; the same of another container; and where each takes its own.
+STEERED, ELSEWHERE, BY_SOCKETS = (
+    [planned(mapping("0.0.0.0", *ports), facts, of) for ports in (("443",), ("8000-8010", "80-90"), ("9000-9002",))]
+    for facts, of in ((NFTABLES, WEB), (NFTABLES, BACK), (NO_STEERING, WEB))
+)
 PLANNED = {
     str(one): planned(one)
     for one in (mapping("0.0.0.0", "80"), mapping("::", "80"), mapping("0.0.0.0", "53", protocol=Protocol.UDP))
 }
+# What somebody has left behind.
+LEFT = list(keys("udp", bytes(16), 5000, 5010))
 # Of a range that leads here, or there: the same keys, other values.
 HERE, THERE = (
     dict(redirects_of(planned(mapping("0.0.0.0", "8000-8010", container_ports))))
@@ -58,7 +68,8 @@ class Host:
     bridges: dict[str, NetworkPlan | None] = field(default_factory=dict)
     attachments: dict[str, Attachment | None] = field(default_factory=dict)
     isolated: set[str] = field(default_factory=set)
-    ports: dict[HostPort, Target] = field(default_factory=dict)
+    ports: dict[HostPorts, Target] = field(default_factory=dict)
+    steered: dict[bytes, bytes] = field(default_factory=dict)
     redirects: dict[bytes, bytes] = field(default_factory=dict)
     mappings: dict[str, MappingPlan] = field(default_factory=dict)
     plan: Plan | None = None
@@ -68,7 +79,7 @@ class Host:
     def of(cls, state: State) -> "Host":
         """As it is in a state."""
         host = cls(dict(state.bridges), dict(state.attachments), set(state.isolated), dict(state.ports))
-        host.redirects, host.mappings = dict(state.redirects), dict(state.mappings)
+        host.steered, host.redirects, host.mappings = dict(state.steered), dict(state.redirects), dict(state.mappings)
         host.plan, host.forwarding = state.plan, state.forwarding
         return host
 
@@ -76,15 +87,13 @@ class Host:
         """Carries a step out; one that makes no sense here fails."""
         match step.verb, step.what:
             case Verb.KEEP, Ports(of):
-                assert not dict(of).keys() & self.ports.keys()
-                self.ports |= dict(of)
+                for ports, target in of:
+                    self._keep(ports, target)
             case Verb.DROP, Ports(of):
-                assert all(self.ports.pop(port) == target for port, target in of)
-            case Verb.ENTER, Entries(of):
-                assert not dict(of).keys() & self.redirects.keys(), "it has to be erased before"
-                self.redirects |= dict(of)
-            case Verb.ERASE, Entries(of):
-                assert all(self.redirects.pop(key) == value for key, value in of)
+                for ports, target in of:
+                    self._drop(ports, target)
+            case _, Entries(of):
+                self._enter(step.verb, of)
             case Verb.REWRITE, Rewrite(before, after):
                 assert self.plan is before
                 self.plan = after
@@ -99,6 +108,35 @@ class Host:
                 pass
             case _:
                 self._link(step)
+
+    def _enter(self, verb: Verb, of: tuple[tuple[bytes, bytes], ...]) -> None:
+        match verb:
+            case Verb.STEER:
+                self.steered |= dict(of)
+            case Verb.UNSTEER:
+                assert all(self.steered.pop(key) == value for key, value in of)
+            case Verb.ENTER:
+                assert not dict(of).keys() & self.redirects.keys(), "it has to be erased before"
+                self.redirects |= dict(of)
+            case Verb.ERASE:
+                assert all(self.redirects.pop(key) == value for key, value in of)
+            case _:
+                raise AssertionError(verb)
+
+    def _keep(self, ports: HostPorts, target: Target) -> None:
+        """Those without sockets are taken meanwhile, unless they are."""
+        assert not any(_overlap(ports, other) for other in self.ports), "somebody has one"
+        self.ports[ports] = target
+        wanted = _keys(ports) if target.is_steered else []
+        if not all(key in self.steered for key in wanted):
+            self.steered |= dict.fromkeys(wanted, TAKEN)
+
+    def _drop(self, ports: HostPorts, target: Target) -> None:
+        """Those that are only taken are anybody's then."""
+        assert self.ports.pop(ports) == target
+        for key in _keys(ports) if target.is_steered else ():
+            if self.steered.get(key) == TAKEN:
+                del self.steered[key]
 
     def _link(self, step: Step) -> None:
         name = step.name
@@ -120,20 +158,34 @@ class Host:
                 raise AssertionError(step)
 
 
+def _keys(ports: HostPorts) -> list[bytes]:
+    return list(keys(ports.protocol, ip_address(ports.address).packed, ports.first, ports.last))
+
+
+def _overlap(one: HostPorts, other: HostPorts) -> bool:
+    return one[:2] == other[:2] and one.first <= other.last and other.first <= one.last
+
+
 @st.composite
-def states(draw: st.DrawFn, of_mappings: bool, isolation: bool = False) -> State:
-    """What a daemon may find or want: rules of mappings change by themselves, or all rules by a plan."""
+def states(draw: st.DrawFn, of_mappings: bool, found: bool = False) -> State:
+    """What a daemon may want: rules of mappings change by themselves, or all rules by a plan.  What it may have `found`
+    is more: ends that are isolated, and ports that are only taken."""
     bridges = draw(st.sets(st.sampled_from(sorted(BRIDGES))))
     ends = draw(st.sets(st.sampled_from([name for name, bridge in ENDS.items() if bridge in bridges] or ["-"]))) - {"-"}
-    isolated = {name for name in sorted(ends) if isolation and draw(st.booleans())}
+    isolated = {name for name in sorted(ends) if found and draw(st.booleans())}
     names = draw(st.sets(st.sampled_from(sorted(PLANNED)))) if of_mappings else set()
-    keys = sorted(draw(st.sets(st.sampled_from(sorted(HERE)))))
+    redirected = sorted(draw(st.sets(st.sampled_from(sorted(HERE)))))
+    kinds = [draw(st.sampled_from((*same, None))) for same in zip(STEERED, ELSEWHERE, BY_SOCKETS, strict=True)]
+    kept = [one for one in kinds if one is not None]
+    ports = dict(pair for one in kept for pair in ports_of(one))
+    steered = dict(pair for one in kept for pair in steered_of(one))
     return State(
         {name: BRIDGES[name] for name in sorted(bridges)},
         {name: attachment(name, name in isolated) for name in sorted(ends)},
         frozenset(isolated),
-        draw(st.dictionaries(st.sampled_from(PORTS), st.sampled_from(TARGETS))),
-        {key: draw(st.sampled_from((HERE, THERE)))[key] for key in keys},
+        ports | draw(st.dictionaries(st.sampled_from(PORTS), st.sampled_from(TARGETS))),
+        steered | draw(st.dictionaries(st.sampled_from(LEFT), st.sampled_from((SERVED, TAKEN)[: 1 + found]))),
+        {key: draw(st.sampled_from((HERE, THERE)))[key] for key in redirected},
         {name: PLANNED[name] for name in sorted(names)},
         None if of_mappings else draw(st.sampled_from(PLANS)),
         draw(st.frozensets(st.sampled_from((4, 6)))),

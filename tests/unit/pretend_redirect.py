@@ -32,10 +32,11 @@ class Pretended:
     last: "Pretended"
     """That which was made last."""
 
-    def __init__(self, host_too: bool = False, former: Sequence[int] = ()) -> None:
+    def __init__(self, host_too: bool = False, former: Sequence[int] = (), lent_fd: int | None = None) -> None:
         if not Pretended.able:
             raise Unsupported("this kernel does not take the programs")
         self.host_too = host_too
+        self.lent_fd = lent_fd
         self.trie: dict[bytes, bytes] = dict(Pretended.last.trie) if former else {}
         self.own: list[frozenset[bytes]] = []
         self.attached = True

@@ -12,6 +12,7 @@ IPTABLES = HostFacts(Firewall.IPTABLES)
 NONE = HostFacts(Firewall.NONE)
 NO_CGROUPS = "this kernel has no cgroup v2"
 NO_REDIRECT = HostFacts(Firewall.NFTABLES, no_redirect=NO_CGROUPS)
+NO_STEERING = HostFacts(Firewall.NFTABLES, no_steering=NO_CGROUPS)
 
 
 def network(
@@ -87,6 +88,7 @@ FACTS = st.builds(
     foreign_bridges=st.sampled_from(((), ("docker0",), ("br0", "virbr0"))),
     missing=st.frozensets(st.sampled_from(Protocol)),
     no_redirect=st.sampled_from(("", NO_CGROUPS)),
+    no_steering=st.sampled_from(("", NO_CGROUPS)),
 )
 NETWORKS = st.sampled_from((WEB, BACK, INNER, FOUR, SIX))
 HOST_ADDRESSES = tuple(

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gangway import kernel
 from gangway.redirect import entries as layout
 from gangway.redirect.entries import (
     KEY_BYTES,
@@ -22,6 +23,7 @@ from gangway.redirect.entries import (
     led_to,
     ports_of,
     sixteen,
+    unpacked,
     without_count,
 )
 from tests.unit.pretend_redirect import looked_up
@@ -33,6 +35,7 @@ PORTS = st.integers(0, MOST)
 RANGES = st.tuples(PORTS, PORTS).map(lambda pair: (min(pair), max(pair)))
 ADDRESSES = st.ip_addresses()
 SOURCE = Path(layout.__file__).with_name("sockets.bpf.c")
+HEADER = Path(kernel.__file__).with_name("published.bpf.h")
 TYPES: dict[str, Any] = {
     "__u16": ctypes.c_uint16,
     "__be16": ctypes.c_uint16.__ctype_be__,
@@ -141,6 +144,16 @@ def test_a_value_without_its_count_is_as_it_was_entered(
     assert without_count(used) == without_count(value) == value
 
 
+@given(PROTOCOLS, ADDRESSES, RANGES)
+def test_the_blocks_of_a_range_can_be_told_by_their_keys(
+    protocol: str, host: IPv4Address | IPv6Address, ports: tuple[int, int]
+) -> None:
+    found = [unpacked(key) for key, _ in entries(protocol, host.packed, ports, BOX, 80)]
+    as_told = getattr(host, "ipv4_mapped", None) or host
+    assert {one[:2] for one in found} == {({"tcp": 6, "udp": 17}[protocol], as_told.packed)}
+    assert [one[2:] for one in found] == [block[1:] for block in of_range(*ports)]
+
+
 def test_sctp_has_no_entries() -> None:
     with pytest.raises(KeyError):
         list(entries("sctp", bytes(4), (80, 80), BOX, 80))
@@ -153,14 +166,14 @@ def number(value: int, size: int) -> bytes:
 
 def test_every_byte_of_a_mapping_of_all_ipv4_addresses() -> None:
     ((key, value),) = entries("tcp", bytes(4), (8000, 8000), BOX, 80)
-    assert key == number(160, 4) + number(6, 2) + bytes(10) + b"\xff\xff" + bytes(4) + b"\x1f\x40"
+    assert key == number(176, 4) + number(6, 4) + bytes(10) + b"\xff\xff" + bytes(4) + b"\x1f\x40"
     assert value == bytes(10) + b"\xff\xff\xac\x11\x00\x02" + number(80 - 8000 + 65536, 2) + bytes(6) + bytes(8)
 
 
 def test_every_byte_of_a_mapping_of_a_range_at_an_ipv6_address() -> None:
     host, box = ip_address("2001:db8::5").packed, ip_address("fd30::2").packed
     ((key, value),) = entries("udp", host, (5000, 5007), box, 5010)
-    assert key == number(157, 4) + number(17, 2) + host + b"\x13\x88"
+    assert key == number(173, 4) + number(17, 4) + host + b"\x13\x88"
     assert value == box + number(10, 2) + bytes(6) + bytes(8)
 
 
@@ -169,9 +182,9 @@ def test_an_ipv4_address_has_sixteen_bytes_as_ipv6_maps_it() -> None:
     assert sixteen(bytes(16)) == bytes(16)
 
 
-def as_in_the_kernel(name: str) -> type[ctypes.Structure]:
-    """A struct of sockets.bpf.c."""
-    found = re.search(rf"^struct {name} {{(.*?)^}}(.*?);", SOURCE.read_text(), re.MULTILINE | re.DOTALL)
+def as_in_the_kernel(name: str, source: Path) -> type[ctypes.Structure]:
+    """A struct of a program in the kernel."""
+    found = re.search(rf"^struct {name} {{(.*?)^}}(.*?);", source.read_text(), re.MULTILINE | re.DOTALL)
     assert found is not None
     fields = re.findall(r"^\s+(struct \w+|\w+) (\w+)(?:\[(\d+)\])?;", found[1], re.MULTILINE)
     kinds = [(field, TYPES[kind] * int(many) if many else TYPES[kind]) for kind, field, many in fields]
@@ -180,10 +193,10 @@ def as_in_the_kernel(name: str) -> type[ctypes.Structure]:
 
 
 def test_keys_and_values_are_laid_out_as_the_programs_read_them() -> None:
-    published, backend = as_in_the_kernel("published"), as_in_the_kernel("backend")
-    assert (ctypes.sizeof(published), ctypes.sizeof(backend)) == (KEY_BYTES, VALUE_BYTES) == (24, 32)
+    published, backend = as_in_the_kernel("published", HEADER), as_in_the_kernel("backend", SOURCE)
+    assert (ctypes.sizeof(published), ctypes.sizeof(backend)) == (KEY_BYTES, VALUE_BYTES) == (26, 32)
     host, box = ip_address("2001:db8::5").packed, ip_address("fd30::2").packed
     ((key, value),) = entries("udp", host, (5000, 5000), box, 5010)
     asked, led = published.from_buffer_copy(key), backend.from_buffer_copy(value[:-8] + number(7, 8))
-    assert (asked.prefix_bits, asked.protocol, bytes(asked.address), asked.port) == (160, 17, host, 5000)
+    assert (asked.prefix_bits, asked.protocol, bytes(asked.address), asked.port) == (176, 17, host, 5000)
     assert (bytes(led.address), led.shift, led.redirected) == (box, 10, 7)

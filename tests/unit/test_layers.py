@@ -16,10 +16,11 @@ ALLOWED: dict[str, set[str]] = {
     "plan": {"errors", "model"},
     "firewall": {"errors", "model", "plan"},
     "kernel": {"errors"},
-    "redirect": {"errors"},
+    "redirect": {"errors", "kernel"},
+    "steering": {"errors", "kernel", "redirect"},
     "relay": {"errors"},
-    "docker_proxy": {"errors", "redirect", "relay"},
-    "daemon": {"errors", "model", "plan", "firewall", "kernel", "redirect", "relay"},
+    "docker_proxy": {"errors", "kernel", "redirect", "relay"},
+    "daemon": {"errors", "model", "plan", "firewall", "kernel", "redirect", "steering", "relay"},
     # `run` makes the namespace that its command lives in: only the command's own process can.
     "cli": {"errors", "plan", "kernel"},
 }
@@ -32,6 +33,8 @@ PURE = (
     "daemon/taken.py",
     "daemon/messages.py",
     "redirect/entries.py",
+    "steering/entries.py",
+    "relay/intervals.py",
     "relay/flow.py",
     "relay/settings.py",
 )

@@ -4,7 +4,9 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gangway.errors import InvalidRequest
-from gangway.relay.kept import MOST_HELD
+from gangway.relay.datagram import Datagrams
+from gangway.relay.kept import MOST_HELD, Published
 from gangway.relay.lease import Leases, parse
 from gangway.relay.log import Log
 from gangway.relay.loop import Loop
-from gangway.relay.stream import IPPROTO_SCTP, Backend
+from gangway.relay.settings import Settings
+from gangway.relay.shared import Shared
+from gangway.relay.stream import IPPROTO_SCTP, Backend, Streams
 
 NUMBERS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": IPPROTO_SCTP}
 # Text that comes near to a message: its words, in any number, order and spelling.
@@ -74,7 +79,7 @@ def test_a_bad_message_is_shown_as_it_came(message: str) -> None:
 def test_what_was_asked_is_what_is_understood(protocol: str, address: IPv4Address | IPv6Address, port: int) -> None:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     backend = parse(f"lease {protocol} {address} {port}")
-    assert backend == Backend(NUMBERS[protocol], family, str(address), port)
+    assert backend == Backend(NUMBERS[protocol], family, socket.inet_ntop(family, address.packed), port)
 
 
 @given(st.text() | NEARLY | NEARLY.map("lease {}".format))
@@ -103,7 +108,10 @@ class Office:
         listener.bind(self._path)
         listener.listen()
         log = Log(lambda _level, _line: None)
-        self.leases = Leases(self._loop, listener, log, self._publish, self._withdraw, lambda: None)
+        settings, keys = Settings(), count(1)
+        streams, datagrams = Streams(self._loop, settings, log), Datagrams(self._loop, settings, log)
+        shared = Shared(streams, datagrams, partial(next, keys))
+        self.leases = Leases(self._loop, listener, log, self._publish, self._withdraw, lambda: None, shared)
         stack.callback(self.leases.kept.let_go)
 
     def holder(self) -> socket.socket:
@@ -148,8 +156,7 @@ class Office:
         self.ports.append(self._stack.enter_context(sock))
         return sock
 
-    def _withdraw(self, port: object, then: Callable[[], None]) -> None:
-        assert isinstance(port, socket.socket)
+    def _withdraw(self, port: Published, then: Callable[[], None]) -> None:
         port.close()
         then()
 
@@ -212,7 +219,7 @@ def test_of_a_lease_that_cannot_be_served_nothing_is_left(office: Office, troubl
     assert (open_ones(mine), len(office.leases)) == (0, 0)
 
 
-@pytest.mark.parametrize("message", [LEASE, "hold 2", "held", "nonsense"])
+@pytest.mark.parametrize("message", [LEASE, "hold some 2", "held some", "share udp 4 2", "nonsense"])
 def test_who_has_a_lease_may_say_no_more(office: Office, message: str) -> None:
     (first, *others), theirs = office.ends(3)
     holder = office.holder()
@@ -237,12 +244,12 @@ def test_what_one_holds_another_can_have(office: Office) -> None:
     """The daemon's connection ends, and the next daemon comes."""
     mine, theirs = office.ends(2)
     daemon = office.holder()
-    assert office.say(daemon, "hold 2", *theirs) == "ok"
+    assert office.say(daemon, "hold some 2", *theirs) == "ok"
     daemon.close()
     office.turn()
     assert (open_ones(mine), len(office.leases)) == (2, 0), "what is held keeps no relay alive"
     successor = office.holder()
-    successor.send(b"held")
+    successor.send(b"held some")
     office.turn()
     answer, fds, _, _ = socket.recv_fds(successor, 1000, MOST_HELD)
     assert answer == b"ok"
@@ -251,5 +258,29 @@ def test_what_one_holds_another_can_have(office: Office) -> None:
             same.send(name)
         assert sock.recv(1000, socket.MSG_DONTWAIT) == name
     assert open_ones(mine) == 2
-    assert office.say(successor, "hold 0") == "ok"
+    assert office.say(successor, "hold some 0") == "ok"
     assert open_ones(mine) == 0
+
+
+def test_a_range_of_the_daemons_outlives_its_connection(office: Office) -> None:
+    daemon = office.holder()
+    assert office.say(daemon, "keep tcp 0.0.0.0 8000 8010 172.17.0.2 80 shared") == "ok"
+    daemon.close()
+    office.turn()
+    assert len(office.leases) == 1
+    successor = office.holder()
+    assert office.say(successor, "kept 0") == "ok\ntcp 0.0.0.0 8000 8010 172.17.0.2 80 shared"
+    assert office.say(successor, "drop tcp 0.0.0.0 8000 8010") == "ok"
+    successor.close()
+    office.turn()
+    assert (len(office.leases), office.ports) == (0, [])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_socket_that_cannot_be_shared_is_closed(office: Office, count: int) -> None:
+    """UDP's comes with a map, and these are no maps."""
+    mine, theirs = office.ends(count)
+    daemon = office.holder()
+    assert office.say(daemon, f"share udp 4 {count}", *theirs).startswith("error ")
+    assert open_ones(mine) == 0
+    assert office.say(daemon, "shared") == "ok 0"

@@ -15,6 +15,7 @@ from tests.unit.samples import (
     NFTABLES,
     NO_CGROUPS,
     NO_REDIRECT,
+    NO_STEERING,
     NONE,
     SIX,
     WEB,
@@ -241,6 +242,44 @@ def test_the_plan_of_a_mapping_says_where_it_leads() -> None:
     assert (found.bridge, found.container_address, found.family) == ("gw-back", ip_address("fd31::2"), 6)
     assert planned(mapping("::"), of=FOUR).container_address == ip_address("172.28.0.2")
     assert planned(mapping("::"), of=FOUR).family == 6
+
+
+@pytest.mark.parametrize("at", MATRIX)
+@pytest.mark.parametrize(
+    ("protocol", "ports", "steered"),
+    [
+        (Protocol.TCP, "8000", True),
+        (Protocol.TCP, "8000-8001", True),
+        (Protocol.TCP, "1-65535", True),
+        (Protocol.UDP, "8000", False),
+        (Protocol.UDP, "8000-8001", True),
+        (Protocol.UDP, "1-65535", True),
+        (Protocol.SCTP, "8000", False),
+        (Protocol.SCTP, "8000-8001", False),
+    ],
+)
+def test_one_socket_serves_what_the_kernel_can_steer(at: str, protocol: Protocol, ports: str, steered: bool) -> None:
+    """No SCTP; no IPv6 link-local address, whose port is another's elsewhere; no single port of UDP, which may be there
+    for broadcasts."""
+    for firewall in Firewall:
+        found = planned(mapping(at, ports, protocol=protocol), HostFacts(firewall))
+        assert found.is_steered == (steered and at != "fe80::5")
+
+
+def test_where_nothing_is_steered_each_port_has_its_socket() -> None:
+    for at in MATRIX:
+        for protocol in Protocol:
+            for ports in ("8000", "8000-8010"):
+                assert not planned(mapping(at, ports, protocol=protocol), NO_STEERING).is_steered
+
+
+def test_a_link_local_address_with_its_zone_is_not_steered() -> None:
+    assert not planned(mapping("fe80::5%eth0", "8000-8010")).is_steered
+
+
+@pytest.mark.parametrize("ports", ["8000", "8000-8010"])
+def test_an_ipv4_link_local_address_is_steered_as_any_other(ports: str) -> None:
+    assert planned(mapping("169.254.0.5", ports)).is_steered
 
 
 def test_a_plan_holds_all_that_is_wanted() -> None:

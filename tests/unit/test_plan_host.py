@@ -201,6 +201,15 @@ def test_without_the_redirect_nothing_is_redirected_and_all_else_is_as_with_it(
             assert after == before or had_none
 
 
+@given(mappings(), NETWORKS, FACTS)
+def test_steered_or_not_the_roads_are_the_same(one: PortMapping, network: Network, facts: HostFacts) -> None:
+    with_it, without = (
+        plan_mapping(one, endpoint(network), network, replace(facts, no_steering=why)) for why in ("", "why not")
+    )
+    assert not without.is_steered
+    assert replace(with_it, is_steered=False) == without
+
+
 @given(mappings(), NETWORKS, FACTS, st.sampled_from(HOST_ADDRESSES))
 def test_asking_an_address_changes_nothing_but_nat_and_redirect(
     one: PortMapping, network: Network, facts: HostFacts, asked: Address

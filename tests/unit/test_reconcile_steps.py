@@ -10,7 +10,7 @@ from gangway.daemon.reconcile import (
     Entries,
     Flows,
     Forwarding,
-    HostPort,
+    HostPorts,
     Ports,
     Rewrite,
     State,
@@ -21,17 +21,33 @@ from gangway.daemon.reconcile import (
     link_name,
     ports_of,
     redirects_of,
+    steered_of,
 )
 from gangway.model import Protocol
 from gangway.plan import MappingPlan, NetworkPlan, Plan
 from gangway.redirect.entries import entries, key_at
-from tests.unit.samples import BACK, NFTABLES, NO_REDIRECT, NONE, SIX, WEB, endpoint, mapping, planned, whole
+from gangway.steering.entries import SERVED, TAKEN, keys
+from tests.unit.pretend_host import Host
+from tests.unit.samples import (
+    BACK,
+    NFTABLES,
+    NO_REDIRECT,
+    NO_STEERING,
+    NONE,
+    SIX,
+    WEB,
+    endpoint,
+    mapping,
+    planned,
+    whole,
+)
 
 LINK = Attachment(endpoint(WEB), WEB, "/run/netns/box", isolated=False)
 ISOLATED = LINK._replace(isolated=True)
 ONE, OTHER = planned(mapping("0.0.0.0", "80")), planned(mapping("0.0.0.0", "81"))
 SMALL, SAME, LARGE = (whole(NFTABLES, networks=networks) for networks in ((WEB,), (BACK,), (WEB, BACK)))
-PORT, TARGET, ELSEWHERE = HostPort("tcp", "0.0.0.0", 80), Target("172.30.0.2", 80), Target("172.30.0.3", 80)
+PORT = HostPorts("tcp", "0.0.0.0", 80, 80)
+TARGET, ELSEWHERE = (Target(address, 80, False) for address in ("172.30.0.2", "172.30.0.3"))
 KEY, HERE, THERE = b"key", b"here", b"there"
 BOTH, FOUR = frozenset({4, 6}), frozenset({4})
 
@@ -42,6 +58,7 @@ BOTH, FOUR = frozenset({4, 6}), frozenset({4})
         (Step(Verb.MAKE_BRIDGE, NetworkPlan(WEB, False), "b"), Step(Verb.DELETE_BRIDGE, NetworkPlan(WEB, False), "b")),
         (Step(Verb.ATTACH, LINK, "gw1"), Step(Verb.DETACH, LINK, "gw1")),
         (Step(Verb.KEEP, Ports(((PORT, TARGET),))), Step(Verb.DROP, Ports(((PORT, TARGET),)))),
+        (Step(Verb.STEER, Entries(((KEY, SERVED),))), Step(Verb.UNSTEER, Entries(((KEY, SERVED),)))),
         (Step(Verb.ENTER, Entries(((KEY, HERE),))), Step(Verb.ERASE, Entries(((KEY, HERE),)))),
         (Step(Verb.REWRITE, Rewrite(None, SMALL)), Step(Verb.REWRITE, Rewrite(SMALL, None))),
         (Step(Verb.CHANGE, Change((ONE,), (OTHER,))), Step(Verb.CHANGE, Change((OTHER,), (ONE,)))),
@@ -96,6 +113,46 @@ def test_a_redirect_that_leads_elsewhere_is_erased_and_entered_anew() -> None:
     assert steps == [Step(Verb.ERASE, Entries(((KEY, HERE),))), Step(Verb.ENTER, Entries(((KEY, THERE),)))]
 
 
+def test_ports_that_were_only_taken_are_steered_and_never_anybodys() -> None:
+    steps = list(diff(State(steered={KEY: TAKEN, b"other": SERVED}), State(steered={KEY: SERVED, b"other": SERVED})))
+    assert steps == [Step(Verb.STEER, Entries(((KEY, SERVED),)))]
+
+
+def test_ports_are_steered_while_the_relay_has_them() -> None:
+    """Nobody is brought to a relay that does not know the port yet, or not any more."""
+    (pair,), steered = ports_of(ONE), dict(steered_of(ONE))
+    steps = list(diff(State(), State(ports=dict([pair]), steered=steered, plan=SMALL)))
+    keep, steer, rewrite = Ports((pair,)), Entries(tuple(steered.items())), Rewrite(None, SMALL)
+    assert steps == [Step(Verb.KEEP, keep), Step(Verb.STEER, steer), Step(Verb.REWRITE, rewrite)]
+    back = list(diff(State(ports=dict([pair]), steered=steered, plan=SMALL), State()))
+    assert back == [step.undo() for step in reversed(steps)]
+
+
+def test_a_port_gets_a_socket_of_its_own_when_it_is_steered_no_more() -> None:
+    mapped = mapping("0.0.0.0", "80-81")
+    by_one, by_two = (planned(mapped, facts) for facts in (NFTABLES, NO_STEERING))
+    states = [State(ports=dict(ports_of(one)), steered=dict(steered_of(one))) for one in (by_one, by_two)]
+    away, here, there = (
+        Entries(tuple(steered_of(by_one))),
+        Ports(tuple(ports_of(by_one))),
+        Ports(tuple(ports_of(by_two))),
+    )
+    assert list(diff(*states)) == [Step(Verb.UNSTEER, away), Step(Verb.DROP, here), Step(Verb.KEEP, there)]
+    assert list(diff(*reversed(states))) == [Step(Verb.DROP, there), Step(Verb.KEEP, here), Step(Verb.STEER, away)]
+
+
+def test_a_steered_port_that_leads_elsewhere_is_steered_all_the_while() -> None:
+    """It is nobody else's meanwhile."""
+    ((port, target),), steered = ports_of(ONE), dict(steered_of(ONE))
+    before, after = (State(ports={port: to}, steered=steered) for to in (target, target._replace(address="172.30.0.3")))
+    host, steps = Host.of(before), list(diff(before, after))
+    assert [step.verb for step in steps] == [Verb.DROP, Verb.KEEP]
+    for step in steps:
+        host.do(step)
+        assert host.steered == steered
+    assert host == Host.of(after)
+
+
 def test_sockets_are_redirected_last_and_first_no_more() -> None:
     """Nobody is led to a container that is not attached yet, or not any more; until then the relay listens."""
     wanted = State({"gw-web": NetworkPlan(WEB, False)}, {"gw1": LINK}, ports={PORT: TARGET}, redirects={KEY: HERE})
@@ -136,11 +193,40 @@ def test_forwarding_is_switched_on_last_and_off_first() -> None:
     ]
 
 
-def test_a_mapping_has_a_port_of_the_relays_for_each_of_its_own() -> None:
-    moved = planned(mapping("::", "8000-8002", "80-82"))
-    assert dict(ports_of(moved)) == {
-        HostPort("tcp", "::", 8000 + number): Target("fd30::2", 80 + number) for number in range(3)
-    }
+def test_a_steered_range_is_one_port_of_the_relays() -> None:
+    """However long it is, and wherever it leads."""
+    every = planned(mapping("0.0.0.0", "1-65535"))
+    assert list(ports_of(every)) == [(HostPorts("tcp", "0.0.0.0", 1, 65535), Target("172.30.0.2", 1, True))]
+    moved = planned(mapping("::", "8000-8002", "80-82", Protocol.UDP))
+    assert list(ports_of(moved)) == [(HostPorts("udp", "::", 8000, 8002), Target("fd30::2", 80, True))]
+    one = planned(mapping("192.0.2.5", "8000", "80"))
+    assert list(ports_of(one)) == [(HostPorts("tcp", "192.0.2.5", 8000, 8000), Target("172.30.0.2", 80, True))]
+
+
+@pytest.mark.parametrize(
+    "unsteered",
+    [
+        planned(mapping("::", "8000-8002", "80-82"), NO_STEERING),
+        planned(mapping("::", "8000-8002", "80-82", Protocol.SCTP)),
+        planned(mapping("fe80::5", "8000-8002", "80-82")),
+    ],
+    ids=["no steering", "sctp", "link-local"],
+)
+def test_a_mapping_that_is_not_steered_has_a_port_of_the_relays_for_each_of_its_own(unsteered: MappingPlan) -> None:
+    protocol, address = unsteered.mapping.protocol.value, str(unsteered.mapping.host_address)
+    assert list(ports_of(unsteered)) == [
+        (HostPorts(protocol, address, 8000 + number, 8000 + number), Target("fd30::2", 80 + number, False))
+        for number in range(3)
+    ]
+    assert list(steered_of(unsteered)) == []
+
+
+@pytest.mark.parametrize(("ports", "count"), [("8000", 1), ("8000-8010", 3), ("1-65534", 30), ("1-65535", 16)])
+def test_a_steered_mapping_is_served_at_all_its_ports(ports: str, count: int) -> None:
+    found = planned(mapping("192.0.2.5", ports, container="far"))
+    at = found.mapping.host_ports
+    assert dict(steered_of(found)) == dict.fromkeys(keys("tcp", bytes([192, 0, 2, 5]), at.first, at.last), SERVED)
+    assert len(list(steered_of(found))) == count
 
 
 def test_a_mapping_has_the_redirects_of_its_blocks_of_ports() -> None:

@@ -28,10 +28,12 @@ class Holder(Relay):
         self.holds: list[list[int]] = []
         self.from_before: list[int] = []
 
-    def hold(self, fds: Sequence[int]) -> None:
+    def hold(self, name: str, fds: Sequence[int]) -> None:
+        assert name == "redirect"
         self.holds.append(list(fds))
 
-    def held(self) -> list[int]:
+    def held(self, name: str) -> list[int]:
+        assert name == "redirect"
         return self.from_before
 
 
@@ -45,17 +47,21 @@ def relay() -> Holder:
     return Holder()
 
 
+def made(relay: Relay, wanted: bool = True, of_host: bool = False, lent_fd: int | None = None) -> Redirects:
+    return Redirects(relay, wanted, of_host, lambda: lent_fd)
+
+
 def entered(found: MappingPlan, relay: Relay, times: int = 0) -> Redirects:
     """With the entries of a mapping, each of which was used so often."""
-    made = Redirects(relay, wanted=True, of_host=False)
-    made.enter(redirects_of(found))
+    redirects = made(relay)
+    redirects.enter(redirects_of(found))
     for key, value in Pretended.last.trie.items():
         Pretended.last.trie[key] = value[:-8] + times.to_bytes(8, sys.byteorder)
-    return made
+    return redirects
 
 
 def test_the_relay_holds_what_keeps_it_going(relay: Holder) -> None:
-    assert Redirects(relay, wanted=True, of_host=False).lacking == ""
+    assert made(relay).lacking == ""
     assert relay.holds == [Pretended.last.links]
     assert Pretended.last.host_too is False
 
@@ -63,7 +69,7 @@ def test_the_relay_holds_what_keeps_it_going(relay: Holder) -> None:
 def test_one_that_is_switched_off_says_so_and_ends_the_former(relay: Holder) -> None:
     fd = os.open(os.devnull, os.O_RDONLY)
     relay.from_before = [fd]
-    switched_off = Redirects(relay, wanted=False, of_host=False)
+    switched_off = made(relay, wanted=False)
     assert (switched_off.lacking, relay.holds) == (SWITCHED_OFF, [[]])
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
@@ -71,7 +77,7 @@ def test_one_that_is_switched_off_says_so_and_ends_the_former(relay: Holder) -> 
 
 def test_where_there_can_be_none_it_says_why(relay: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pretended, "able", False)
-    lacking = Redirects(relay, wanted=True, of_host=False)
+    lacking = made(relay)
     assert (lacking.lacking, relay.holds) == ("this kernel does not take the programs", [[]])
     with pytest.raises(Unsupported, match="does not take the programs"):
         lacking.enter(redirects_of(planned(mapping("0.0.0.0"))))
@@ -85,7 +91,7 @@ def test_where_there_can_be_none_it_says_why(relay: Holder, monkeypatch: pytest.
 def test_a_successor_takes_over_what_was_entered(relay: Holder) -> None:
     entered(planned(mapping("0.0.0.0", "8000-8010")), relay, times=3)
     relay.from_before = [os.open(os.devnull, os.O_RDONLY)]
-    successor = Redirects(relay, wanted=True, of_host=False)
+    successor = made(relay)
     assert successor.found() == dict(redirects_of(planned(mapping("0.0.0.0", "8000-8010")))), "without the counts"
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(relay.from_before[0])
@@ -93,7 +99,7 @@ def test_a_successor_takes_over_what_was_entered(relay: Holder) -> None:
 
 def test_what_is_entered_is_found_and_can_be_erased(relay: Holder) -> None:
     one, other = (dict(redirects_of(planned(mapping("::", ports)))) for ports in ("8000-8010", "9000"))
-    redirects = Redirects(relay, wanted=True, of_host=False)
+    redirects = made(relay)
     redirects.enter(one.items())
     redirects.enter(other.items())
     assert redirects.found() == one | other
@@ -137,8 +143,18 @@ def test_one_that_cannot_be_attached_anew_is_none(relay: Holder, monkeypatch: py
     redirects.close()
 
 
+@pytest.mark.parametrize("lent_fd", [None, 7])
+def test_ports_that_are_lent_are_known_to_each_one_that_is_attached(relay: Holder, lent_fd: int | None) -> None:
+    redirects = made(relay, lent_fd=lent_fd)
+    before = Pretended.last
+    before.attached = False
+    redirects.mend()
+    assert Pretended.last is not before
+    assert (before.lent_fd, Pretended.last.lent_fd) == (lent_fd, lent_fd)
+
+
 def test_the_hosts_own_addresses_are_told_when_they_change(relay: Holder) -> None:
-    redirects = Redirects(relay, wanted=True, of_host=True)
+    redirects = made(relay, of_host=True)
     assert Pretended.last.host_too
     addresses = ["127.0.0.1", "192.0.2.5", "::1", "fe80::5", "2001:db8::5"]
     for _ in range(2):
@@ -150,7 +166,7 @@ def test_the_hosts_own_addresses_are_told_when_they_change(relay: Holder) -> Non
 
 
 def test_where_rules_serve_the_host_its_addresses_are_not_asked(relay: Holder) -> None:
-    redirects = Redirects(relay, wanted=True, of_host=False)
+    redirects = made(relay)
     redirects.learn_addresses(lambda: pytest.fail("asked"))
     assert Pretended.last.own == []
 

@@ -72,7 +72,100 @@ def test_who_has_a_port_is_told_and_nothing_is_added() -> None:
     assert found.collision(second) is None
 
 
-@pytest.mark.parametrize("ports", ["8000", "8000-8001"])
-def test_what_is_not_there_cannot_be_removed(ports: str) -> None:
-    with pytest.raises(ValueError, match="not in list"):
-        taken([mapping("192.0.2.5", ports)]).remove(mapping("192.0.2.6", ports))
+@pytest.mark.parametrize("there", ["192.0.2.5", "0.0.0.0"])
+@pytest.mark.parametrize("ports", ["8000", "8000-8001", "8001-8004"])
+def test_what_is_not_there_cannot_be_removed(ports: str, there: str) -> None:
+    found = taken([mapping(there, "8000-8001")])
+    with pytest.raises(KeyError):
+        found.remove(mapping("192.0.2.6", ports))
+    with pytest.raises(KeyError):
+        found.remove(mapping(there, "8001"))
+    assert found.collision(mapping(there, "8001")) is not None
+
+
+@pytest.mark.parametrize(
+    ("ports", "collides"),
+    [
+        ("8004-8005", False),
+        ("8004-8006", True),
+        ("8011-8020", False),
+        ("8000-8006", True),
+        ("8006-8007", True),
+        ("8010", True),
+        ("8010-8011", True),
+        ("8008-8009", True),
+        ("1-65535", True),
+        ("1-8006", True),
+        ("8011-65535", False),
+        ("1-8005", False),
+    ],
+)
+@pytest.mark.parametrize("at", ["192.0.2.5", "2001:db8::5", "0.0.0.0", "::"])
+def test_ranges_of_an_address_may_touch_and_not_overlap(at: str, ports: str, collides: bool) -> None:
+    there = mapping(at, "8006-8010")
+    found = taken([there])
+    assert found.collision(mapping(at, ports)) == (there if collides else None)
+    if not collides:
+        found.add(mapping(at, ports))
+        assert found.at(Protocol.TCP, there.host_address, 8006) == there
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize(
+    ("at", "other", "collides"),
+    [
+        ("192.0.2.5", "192.0.2.6", False),
+        ("0.0.0.0", "192.0.2.6", True),
+        ("192.0.2.5", "0.0.0.0", True),
+        ("0.0.0.0", "127.0.0.1", True),
+        ("::", "2001:db8::5", True),
+        ("::1", "::", True),
+        ("::1", "2001:db8::5", False),
+        ("0.0.0.0", "::", False),
+        ("::", "0.0.0.0", False),
+        ("::", "192.0.2.5", False),
+        ("0.0.0.0", "2001:db8::5", False),
+    ],
+)
+def test_an_unspecified_address_has_all_of_its_family(at: str, other: str, collides: bool, protocol: Protocol) -> None:
+    there, more = mapping(at, "8000-8010", protocol=protocol), mapping(other, "8010-8020", protocol=protocol)
+    found = taken([there])
+    assert found.collision(more) == (there if collides else None)
+    for apart in Protocol:
+        if apart is not protocol:
+            assert found.collision(mapping(other, "8010-8020", protocol=apart)) is None
+
+
+def places(one: PortMapping) -> set[tuple[Protocol, Address, int]]:
+    """What a mapping takes: each port of each address, of those that tests are about."""
+    every = HOST_ADDRESSES if one.host_address.is_unspecified else (one.host_address,)
+    ports = range(one.host_ports.first, one.host_ports.last + 1)
+    family = [address for address in every if address.version == one.host_address.version]
+    return {(one.protocol, address, port) for address in family for port in ports}
+
+
+@given(st.lists(mappings(), max_size=10))
+def test_a_mapping_is_refused_if_a_place_of_it_is_taken(many: list[PortMapping]) -> None:
+    """One after the other, as a host publishes them."""
+    found, there = Taken(), dict[tuple[Protocol, Address, int], PortMapping]()
+    for one in many:
+        before = {there[place] for place in places(one) if place in there}
+        if not before:
+            found.add(one)
+            there |= dict.fromkeys(places(one), one)
+        else:
+            assert found.collision(one) in before
+            with pytest.raises(Conflict):
+                found.add(one)
+    for protocol, address, port in {place for one in many for place in places(one)}:
+        assert found.at(protocol, address, port) == there.get((protocol, address, port))
+
+
+def test_all_ports_of_an_address_are_one_entry() -> None:
+    every = mapping("0.0.0.0", "1-65535")
+    found = taken([every])
+    assert [found.at(Protocol.TCP, every.host_address, port) for port in (1, 8000, 65535)] == [every] * 3
+    with pytest.raises(Conflict, match=r"is taken: container box has 0\.0\.0\.0:1-65535"):
+        found.add(mapping("127.0.0.1", "65535"))
+    found.remove(every)
+    found.add(mapping("127.0.0.1", "65535"))

@@ -87,7 +87,7 @@ def answer(one: PortMapping, at: str, network: Network, facts: HostFacts) -> Exp
     """What the daemon answers, with the routes of all clients."""
     found = planned(one, facts, network)
     with patch("gangway.daemon.redirects.Redirect", Pretended):
-        redirects = Redirects(Relay(Path("/nowhere"), Settings()), wanted=True, of_host=True)
+        redirects = Redirects(Relay(Path("/nowhere"), Settings()), wanted=True, of_host=True, lent_fd=lambda: None)
     redirects.enter(redirects_of(found))
 
     def rules(route: Route) -> tuple[str, ...]:

@@ -25,13 +25,24 @@ class Borrowed:
             self._store.remember(_key(name), f"{probe.boot_id()} {before}")
         sysctl.write(name, value)
 
+    def extend(self, name: str, value: str) -> None:
+        """Adds to one that is a list."""
+        if not self.has(name):
+            self._store.remember(_key(name), f"{probe.boot_id()} {sysctl.read(name) or ''}")
+        sysctl.extend(name, value)
+
     def has(self, name: str) -> bool:
         """Whether it is we who changed it."""
-        return self._before(name) is not None
+        return self.before(name) is not None
+
+    def before(self, name: str) -> str | None:
+        """What it was before we changed it; None if we have not."""
+        boot, _, value = (self._store.recall(_key(name)) or "").partition(" ")
+        return value if boot == probe.boot_id() else None
 
     def put_back(self, name: str) -> None:
         """As it was before, if we changed it."""
-        before = self._before(name)
+        before = self.before(name)
         if before is not None and sysctl.read(name) not in (None, before):
             sysctl.write(name, before)
         self.keep(name)
@@ -39,10 +50,6 @@ class Borrowed:
     def keep(self, name: str) -> None:
         """It stays as it is, and is not ours any more."""
         self._store.forget(_key(name))
-
-    def _before(self, name: str) -> str | None:
-        boot, _, value = (self._store.recall(_key(name)) or "").partition(" ")
-        return value if boot == probe.boot_id() else None
 
 
 def _key(name: str) -> str:

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from gangway.daemon.facts import Tools
+from gangway.kernel import bpf_probe
 from gangway.model import Protocol
 from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts
-from gangway.redirect import probe
+
+_DETACHED = "somebody has detached it; it is attached again soon"
 
 
 class Check(NamedTuple):
@@ -21,8 +23,8 @@ class Check(NamedTuple):
     note: str = ""
 
 
-def checks(tools: Tools, facts: HostFacts, is_redirecting: bool) -> Iterator[Check]:
-    """All of them; of the redirect, as the daemon has it."""
+def checks(tools: Tools, facts: HostFacts, is_redirecting: bool, is_steering: bool) -> Iterator[Check]:
+    """All of them; of the redirect and of steering, as the daemon has them."""
     for firewall in (Firewall.NFTABLES, Firewall.IPTABLES):
         why = tools.unusable(firewall)
         in_use = "in use" if facts.firewall is firewall else ""
@@ -33,11 +35,13 @@ def checks(tools: Tools, facts: HostFacts, is_redirecting: bool) -> Iterator[Che
         there = protocol not in facts.missing
         note = "" if there else "this kernel has no such sockets: what rules cannot carry is not carried"
         yield Check(f"relay: {protocol}", there, note)
-    for what, needs in probe.NEEDS.items():
+    for what, needs in bpf_probe.NEEDS.items():
         why = needs()
-        yield Check(f"redirect: {what}", why is None, why or "")
-    why = facts.no_redirect or ("" if is_redirecting else "somebody has detached it; it is attached again soon")
+        yield Check(f"programs: {what}", why is None, why or "")
+    why = facts.no_redirect or ("" if is_redirecting else _DETACHED)
     yield Check("redirect: attached", not why, f"{why}: who asks a loopback address is relayed" if why else "")
+    why = facts.no_steering or ("" if is_steering else _DETACHED)
+    yield Check("steering: attached", not why, f"{why}: each published port takes a socket" if why else "")
 
 
 def _forwarding(facts: HostFacts, family: int, setting: str) -> Check:

@@ -65,6 +65,7 @@ def gather(
     bridges: Callable[[], Collection[Link]],
     switched_on: frozenset[int],
     no_redirect: str,
+    no_steering: str,
 ) -> HostFacts:
     """All of them, now; `bridges` lists other programs'.  Unsupported: no firewall as it was asked for can be used."""
     forwarding = frozenset(family for family in _FAMILIES if probe.forwards(family))
@@ -83,6 +84,7 @@ def gather(
         foreign_bridges=_bearable(bridges()) if filtered else (),
         missing=frozenset(protocol for protocol in Protocol if not ports.has_sockets(protocol)),
         no_redirect=no_redirect,
+        no_steering=no_steering,
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_interface
+from socket import socket
 
 from gangway.daemon.borrowed import Borrowed
 from gangway.daemon.forwarding import Switches
@@ -19,7 +20,7 @@ from gangway.daemon.reconcile import (
     Entries,
     Flows,
     Forwarding,
-    HostPort,
+    HostPorts,
     Ports,
     Rewrite,
     State,
@@ -31,6 +32,7 @@ from gangway.daemon.redirects import Redirects
 from gangway.daemon.relay import Relay
 from gangway.daemon.reserve import Reserved, take
 from gangway.daemon.rules import Rules
+from gangway.daemon.steered import Steered
 from gangway.errors import Conflict, GangwayError
 from gangway.kernel import conntrack
 from gangway.kernel.netlink import Interface, Link, Links
@@ -47,6 +49,7 @@ class Hands:
         self,
         rules: Rules,
         redirects: Redirects,
+        steered: Steered,
         links: Links,
         relay: Relay,
         borrowed: Borrowed,
@@ -55,8 +58,15 @@ class Hands:
     ) -> None:
         self.rules = rules
         self.redirects = redirects
+        self._steered = steered
+        self._entries = {
+            Verb.ENTER: redirects.enter,
+            Verb.ERASE: redirects.erase,
+            Verb.STEER: steered.steer,
+            Verb.UNSTEER: steered.unsteer,
+        }
         self.reserved: Reserved = {}
-        """Sockets of ports that are about to be kept."""
+        """Ports that are about to be kept."""
         self._netlink = links
         self._relay = relay
         self._borrowed = borrowed
@@ -79,7 +89,7 @@ class Hands:
             case Forwarding(_, after):
                 self._switches.switch(after)
             case Entries(of):
-                (self.redirects.enter if step.verb is Verb.ENTER else self.redirects.erase)(of)
+                self._entries[step.verb](of)
             case Ports(of):
                 (self._keep if step.verb is Verb.KEEP else self._drop)(of)
             case Flows(of):
@@ -114,9 +124,10 @@ class Hands:
         return None
 
     def found(self) -> State:
-        """What there is of ours: links, the relay's ports, and the redirect's entries."""
+        """What there is of ours: links, the relay's ports, and the entries of redirect and steering."""
         ports = dict(self._relay.kept()) if self._relay.lives() else {}
-        return replace(self._found_links(), ports=ports, redirects=self.redirects.found())
+        redirects, steered = self.redirects.found(), self._steered.found()
+        return replace(self._found_links(), ports=ports, steered=steered, redirects=redirects)
 
     def _found_links(self) -> State:
         links = self._netlink.all()
@@ -205,23 +216,35 @@ class Hands:
         if attachment.isolated:
             self._netlink.set_isolated(name, True)
 
-    def _keep(self, of: tuple[tuple[HostPort, Target], ...]) -> None:
+    def _keep(self, of: tuple[tuple[HostPorts, Target], ...]) -> None:
         if self.reuse_ports:
             with suppress(GangwayError):  # many short connections will run out of ports then, and nothing else
                 self._borrowed.set(_TW_REUSE, "1")
-        done: list[tuple[HostPort, Target]] = []
+        done: list[tuple[HostPorts, Target]] = []
         try:
-            for port, target in of:
-                sock = self.reserved.pop(port, None) or take(port)
-                self._relay.keep(port, target, sock)
-                done.append((port, target))
+            for ports, target in of:
+                self._keep_one(ports, target)
+                done.append((ports, target))
         except GangwayError:
             self._drop(tuple(done))
             raise
 
-    def _drop(self, of: tuple[tuple[HostPort, Target], ...]) -> None:
-        for port, _ in of:
-            self._relay.drop(port)
+    def _keep_one(self, ports: HostPorts, target: Target) -> None:
+        held = self.reserved.pop(ports, None) or take(ports, self._steered if target.is_steered else None)
+        if isinstance(held, socket):
+            with held:
+                return self._relay.keep(ports, target, held)
+        try:
+            return self._relay.keep(ports, target, None)
+        except GangwayError:
+            held.close()
+            raise
+
+    def _drop(self, of: tuple[tuple[HostPorts, Target], ...]) -> None:
+        for ports, target in of:
+            self._relay.drop(ports)
+            if target.is_steered:
+                self._steered.release(ports)
 
     def _forget(self, of: tuple[MappingPlan, ...]) -> None:
         """Flows that were begun before the change would go on as if it had not been.

@@ -10,7 +10,7 @@ store, too.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from gangway.daemon.reconcile import Attachment, State, link_name, ports_of, redirects_of
+from gangway.daemon.reconcile import Attachment, State, link_name, ports_of, redirects_of, steered_of
 from gangway.daemon.store import Place, Store
 from gangway.daemon.taken import Taken
 from gangway.errors import Conflict, InvalidRequest
@@ -187,6 +187,7 @@ class Ledger:
             bridges={planned.network.bridge: planned for planned in whole.networks},
             attachments=attachments,
             ports=published.ports,
+            steered=published.steered,
             redirects=published.redirects,
             plan=whole,
             forwarding=whole.forwarding,
@@ -197,6 +198,7 @@ class Ledger:
         relayed = [one for one in planned if one.mapping.protocol not in self._facts.missing]
         return State(
             ports=dict(pair for one in relayed for pair in ports_of(one)),
+            steered=dict(pair for one in relayed for pair in steered_of(one)),
             redirects=dict(pair for one in planned for pair in redirects_of(one)),
             mappings={str(one.mapping): one for one in planned},
         )
@@ -221,9 +223,13 @@ class Ledger:
         self._endpoints[endpoint.container], self._places[endpoint.container] = endpoint, place
         self._mappings[endpoint.container] = {}
 
-    def _remember_mapping(self, mapping: PortMapping) -> MappingPlan:
+    def planned(self, mapping: PortMapping) -> MappingPlan:
+        """What would be decided about a mapping of a container that is on a network."""
         endpoint = self._endpoints[mapping.container]
-        planned = plan_mapping(mapping, endpoint, self._networks[endpoint.network], self._facts)
+        return plan_mapping(mapping, endpoint, self._networks[endpoint.network], self._facts)
+
+    def _remember_mapping(self, mapping: PortMapping) -> MappingPlan:
+        planned = self.planned(mapping)
         self._mappings[mapping.container][str(mapping)] = planned
         return planned
 

@@ -6,8 +6,8 @@ step is carried out.
 How it works.  `diff(before, after)` compares two States.  A command compares the little that it changes; a daemon that
 starts, or that was told of a change, compares what it found in the kernel with all that is wanted.  The order:
 
-    taking down     redirects → forwarding → rules → relay's ports → flows → attachments → bridges
-    setting up      bridges → attachments → relay's ports → rules → flows → forwarding → redirects
+    taking down     redirects → forwarding → rules → steering → relay's ports → flows → attachments → bridges
+    setting up      bridges → attachments → relay's ports → steering → rules → flows → forwarding → redirects
 
 Nothing is translated to where it does not lead yet, and a port is the relay's before a rule leads past it: so no moment
 refuses a connection that a moment later would have been served.  Forwarding is on only while the rules that restrict it
@@ -23,24 +23,28 @@ from typing import NamedTuple, TypeVar
 from gangway.model import Endpoint, Network
 from gangway.plan import MappingPlan, NetworkPlan, Plan
 from gangway.redirect.entries import entries
+from gangway.steering.entries import SERVED, keys
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 
-class HostPort(NamedTuple):
-    """A port that the relay keeps."""
+class HostPorts(NamedTuple):
+    """Ports that the relay keeps: one or a range."""
 
     protocol: str
     address: str
-    port: int
+    first: int
+    last: int
 
 
 class Target(NamedTuple):
-    """Where its clients are taken."""
+    """Where their clients are taken: those of the first port to this one, and so on."""
 
     address: str
-    port: int
+    first: int
+    is_steered: bool
+    """By a socket that serves other ports, too."""
 
 
 class Attachment(NamedTuple):
@@ -57,7 +61,7 @@ class Attachment(NamedTuple):
 class Ports(NamedTuple):
     """Some of the relay's ports."""
 
-    of: tuple[tuple[HostPort, Target], ...]
+    of: tuple[tuple[HostPorts, Target], ...]
 
 
 class Rewrite(NamedTuple):
@@ -75,7 +79,7 @@ class Change(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """Some entries of the redirect: keys and values."""
+    """Some entries of the redirect, or of steering: keys and values."""
 
     of: tuple[tuple[bytes, bytes], ...]
 
@@ -103,6 +107,8 @@ class Verb(StrEnum):
     ISOLATE = "isolate"
     KEEP = "keep ports"
     DROP = "drop ports"
+    STEER = "steer ports"
+    UNSTEER = "unsteer ports"
     REWRITE = "rewrite rules"
     CHANGE = "change rules"
     ENTER = "enter redirects"
@@ -141,6 +147,8 @@ _OPPOSITES = {
     Verb.DETACH: Verb.ATTACH,
     Verb.KEEP: Verb.DROP,
     Verb.DROP: Verb.KEEP,
+    Verb.STEER: Verb.UNSTEER,
+    Verb.UNSTEER: Verb.STEER,
     Verb.ENTER: Verb.ERASE,
     Verb.ERASE: Verb.ENTER,
 }
@@ -156,7 +164,9 @@ class State:
     """By the name of the host's end."""
     isolated: frozenset[str] = frozenset()
     """The host's ends that are."""
-    ports: Mapping[HostPort, Target] = field(default_factory=dict)
+    ports: Mapping[HostPorts, Target] = field(default_factory=dict)
+    steered: Mapping[bytes, bytes] = field(default_factory=dict)
+    """An entry that was not there, or is otherwise, is made so: nothing is erased for that."""
     redirects: Mapping[bytes, bytes] = field(default_factory=dict)
     mappings: Mapping[str, MappingPlan] = field(default_factory=dict)
     """Those whose rules change by themselves, by their text."""
@@ -170,12 +180,25 @@ def link_name(container: str) -> str:
     return "gw" + hashlib.blake2s(container.encode(), digest_size=6).hexdigest()
 
 
-def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPort, Target]]:
-    """The relay's ports for a mapping."""
+def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPorts, Target]]:
+    """The relay's ports for a mapping: all at once, or each with a socket of its own."""
     mapping = planned.mapping
-    for port, container_port in mapping.pairs():
-        host_port = HostPort(mapping.protocol.value, str(mapping.host_address), port)
-        yield host_port, Target(str(planned.container_address), container_port)
+    protocol, address, container = mapping.protocol.value, str(mapping.host_address), str(planned.container_address)
+    if planned.is_steered:
+        host, first = mapping.host_ports, mapping.container_ports.first
+        yield HostPorts(protocol, address, host.first, host.last), Target(container, first, True)
+    else:
+        for port, container_port in mapping.pairs():
+            yield HostPorts(protocol, address, port, port), Target(container, container_port, False)
+
+
+def steered_of(planned: MappingPlan) -> Iterator[tuple[bytes, bytes]]:
+    """Steering's entries for a mapping."""
+    if planned.is_steered:
+        mapping = planned.mapping
+        ports = mapping.host_ports
+        for key in keys(mapping.protocol.value, mapping.host_address.packed, ports.first, ports.last):
+            yield key, SERVED
 
 
 def redirects_of(planned: MappingPlan) -> Iterator[tuple[bytes, bytes]]:
@@ -208,6 +231,9 @@ def _take_down(before: State, after: State) -> Iterator[Step]:
         yield Step(Verb.REWRITE, Rewrite(before.plan, after.plan))
     elif withdrawn:
         yield Step(Verb.CHANGE, Change(tuple(withdrawn), ()))
+    unsteered = tuple(entry for entry in before.steered.items() if entry[0] not in after.steered)
+    if unsteered:
+        yield Step(Verb.UNSTEER, Entries(unsteered))
     gone = _missing(before.ports, after.ports)
     if gone:
         yield Step(Verb.DROP, Ports(gone))
@@ -221,7 +247,7 @@ def _take_down(before: State, after: State) -> Iterator[Step]:
             yield Step(Verb.DELETE_BRIDGE, network, name)
 
 
-def _set_up(before: State, after: State) -> Iterator[Step]:
+def _set_up_links(before: State, after: State) -> Iterator[Step]:
     for name, network in after.bridges.items():
         if name not in before.bridges:
             yield Step(Verb.MAKE_BRIDGE, network, name)
@@ -232,9 +258,16 @@ def _set_up(before: State, after: State) -> Iterator[Step]:
             yield Step(Verb.ATTACH, attachment, name)
         elif attachment is not None and attachment.isolated != (name in before.isolated):
             yield Step(Verb.ISOLATE, attachment, name)
+
+
+def _set_up(before: State, after: State) -> Iterator[Step]:
+    yield from _set_up_links(before, after)
     new = _missing(after.ports, before.ports)
     if new:
         yield Step(Verb.KEEP, Ports(new))
+    steered = _missing(after.steered, before.steered)
+    if steered:
+        yield Step(Verb.STEER, Entries(steered))
     published = [planned for name, planned in after.mappings.items() if name not in before.mappings]
     if before.plan is not after.plan and not _is_less(after.plan, before.plan):
         yield Step(Verb.REWRITE, Rewrite(before.plan, after.plan))

@@ -17,6 +17,7 @@ from gangway.plan import MappingPlan
 from gangway.redirect.entries import key_at, led_to, sixteen
 from gangway.redirect.loader import Redirect
 
+_NAME = "redirect"  # what the relay holds the links under
 SWITCHED_OFF = "it is switched off (redirect = false)"
 
 
@@ -24,15 +25,17 @@ class Redirects:
     """The redirect of a network namespace; `lacking` says why there is none, if there is none.
 
     It takes over from a daemon that was here before.  `of_host`: sockets that ask the host's own addresses, too.
+    `lent_fd` gives the map of ports that are lent to somebody, if there is one.
     """
 
-    def __init__(self, relay: Relay, wanted: bool, of_host: bool) -> None:
+    def __init__(self, relay: Relay, wanted: bool, of_host: bool, lent_fd: Callable[[], int | None]) -> None:
         self._relay = relay
+        self._lent_fd = lent_fd
         self._of_host = of_host
         self._redirect: Redirect | None = None
         self._addresses: frozenset[bytes] = frozenset()
         self.lacking = "" if wanted else SWITCHED_OFF
-        former = relay.held()
+        former = relay.held(_NAME)
         try:
             if wanted:
                 self._load(former)
@@ -121,13 +124,13 @@ class Redirects:
         return sum(led_to(value, 0).redirected for value in values if value is not None)
 
     def _load(self, former: Sequence[int]) -> None:
-        self._redirect = Redirect(self._of_host, former)
+        self._redirect = Redirect(self._of_host, former, self._lent_fd())
         self._addresses = frozenset()
         self._have_held(self._redirect.links)
 
     def _have_held(self, links: Sequence[int]) -> None:
         with suppress(HostRefused):  # then it ends when the daemon does
-            self._relay.hold(links)
+            self._relay.hold(_NAME, links)
 
 
 def _can_be_redirected(address: Address) -> bool:

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gangway.daemon.reconcile import HostPort, Target
+from gangway.daemon.reconcile import HostPorts, Target
 from gangway.errors import HostRefused
-from gangway.relay.kept import MOST_HELD
+from gangway.relay.kept import MOST_HELD, OWN, SHARED
 from gangway.relay.settings import Settings
 
 _MESSAGE_BYTES = 65536
@@ -35,7 +35,9 @@ class Relay:
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._is_lost = False
-        self._held: Sequence[int] = ()
+        self._held: dict[str, Sequence[int]] = {}
+        self._has_shared: bool | None = None
+        """None: it was not asked yet."""
 
     def find(self) -> bool:
         """Connects to a relay that runs already; False if there is none."""
@@ -48,46 +50,60 @@ class Relay:
             return False
         self._channel = channel
         self._is_lost = False
+        self._has_shared = None
         return True
 
-    def kept(self) -> Iterator[tuple[HostPort, Target]]:
+    def kept(self) -> Iterator[tuple[HostPorts, Target]]:
         """The ports that it keeps."""
         offset = 0
         while self._channel is not None:
             _ok, *lines = self._ask(f"kept {offset}").splitlines()
             for line in lines:
-                protocol, address, port, to, to_port = line.split()
-                yield HostPort(protocol, address, int(port)), Target(to, int(to_port))
+                protocol, address, first, last, to, to_first, how = line.split()
+                yield HostPorts(protocol, address, int(first), int(last)), Target(to, int(to_first), how == SHARED)
             if not lines:
                 return
             offset += len(lines)
 
-    def keep(self, port: HostPort, target: Target, sock: socket.socket) -> None:
-        """Hands a port's socket over; it is closed here."""
+    def keep(self, ports: HostPorts, target: Target, sock: socket.socket | None) -> None:
+        """Hands ports over, with the socket of their own if they have one."""
         if (self._channel is None or not self.lives()) and not self.find():
             self._start()
-        with sock:
-            text = f"keep {port.protocol} {port.address} {port.port} {target.address} {target.port}"
-            self._expect_ok(text, [sock.fileno()])
+        text = f"keep {_words(ports)} {target.address} {target.first} {SHARED if target.is_steered else OWN}"
+        self._expect_ok(text, [] if sock is None else [sock.fileno()])
 
-    def drop(self, port: HostPort) -> None:
-        """Takes a port back; its connections end.  With a relay that is gone, they have."""
+    def drop(self, ports: HostPorts) -> None:
+        """Takes ports back; their connections end.  With a relay that is gone, they have."""
         if self.lives() and self._channel is not None:
-            answer = self._ask(f"drop {port.protocol} {port.address} {port.port}")
+            answer = self._ask(f"drop {_words(ports)}")
             if answer != "ok" and not answer.endswith("is not kept"):
-                raise HostRefused(f"the relay does not let go of {port}: {answer}")
+                raise HostRefused(f"the relay does not let go of {_words(ports)}: {answer}")
 
-    def hold(self, fds: Sequence[int]) -> None:
-        """Descriptors that are to stay open for as long as a relay does, in place of those before: in this relay, and
-        in each that comes after it.  They stay the caller's, too."""
-        self._held = fds
+    def share(self, protocol: str, family: int, fds: Sequence[int]) -> None:
+        """The socket that serves all ports of a protocol and family that have none of their own; with UDP also the map
+        in which to say what is bound.  They stay the caller's, too."""
+        self._expect_ok(f"share {protocol} {family} {len(fds)}", fds)
+        self._has_shared = True
+
+    def has_shared(self) -> bool:
+        """Whether this relay was given those sockets, perhaps by another daemon."""
+        if self._channel is None:
+            return False
+        if self._has_shared is None:
+            self._has_shared = self._ask("shared") != "ok 0"
+        return self._has_shared
+
+    def hold(self, name: str, fds: Sequence[int]) -> None:
+        """Descriptors that are to stay open for as long as a relay does, in place of those before of that name: in this
+        relay, and in each that comes after it.  They stay the caller's, too."""
+        self._held[name] = fds
         if self._channel is not None:
-            self._expect_ok(f"hold {len(fds)}", fds)
+            self._expect_ok(f"hold {name} {len(fds)}", fds)
 
-    def held(self) -> list[int]:
+    def held(self, name: str) -> list[int]:
         """Those that it holds, perhaps from another daemon; the caller's to close.  None if the relay is gone."""
         with suppress(HostRefused), self._talking() as channel:
-            channel.send(b"held")
+            channel.send(f"held {name}".encode())
             _answer, fds, _flags, _address = socket.recv_fds(channel, _MESSAGE_BYTES, MOST_HELD)
             return fds
         return []
@@ -145,7 +161,8 @@ class Relay:
             said = status.read().decode(errors="replace")
         if said != "0\n" or not self.find():
             raise HostRefused(f"the relay does not start: {said.strip() or 'it says nothing'}")
-        self.hold(self._held)
+        for name, fds in self._held.items():
+            self.hold(name, fds)
 
     def _expect_ok(self, text: str, fds: Sequence[int]) -> None:
         answer = self._ask(text, fds)
@@ -170,3 +187,7 @@ class Relay:
         except OSError as error:
             self._lose()
             raise HostRefused(f"the relay does not answer: {error}") from None
+
+
+def _words(ports: HostPorts) -> str:
+    return " ".join(map(str, ports))

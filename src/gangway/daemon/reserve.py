@@ -1,23 +1,26 @@
 """Host ports for a `-p`: choosing them, and taking them before anybody else does.
 
-What this file knows: what a PortRequest asks for, and that a port is taken by a socket.  What it must not know: what
-becomes of the sockets.
+What this file knows: what a PortRequest asks for, and that ports are taken by a socket for each, or by steering.  What
+it must not know: what becomes of them.
 
 A request is for all of its ports at all of its addresses, or for none.  Where it leaves a choice, the next choice is
 tried when one port of it is taken: for 0.0.0.0 and :: the number has to be the same.
 """
 
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-from gangway.daemon.reconcile import HostPort
+from gangway.daemon.reconcile import HostPorts, ports_of
+from gangway.daemon.steered import Hold, Steered
 from gangway.daemon.taken import Taken
 from gangway.errors import Conflict, GangwayError, PortTaken, Unsupported
 from gangway.kernel import ports
-from gangway.model import ANY, Address, PortMapping, PortRange, PortRequest, Protocol
+from gangway.model import ANY, Address, PortMapping, PortRange, PortRequest
+from gangway.plan import MappingPlan
 
-Reserved = dict[HostPort, socket.socket]
+Reserved = dict[HostPorts, socket.socket | Hold]
+"""Sockets, and what steering has taken; closed, the ports are anybody's."""
 
 # How many numbers of the kernel's choice are tried.
 _TRIES = 20
@@ -26,15 +29,21 @@ _DYNAMIC = PortRange(49152, 65535)
 
 
 class Reserving:
-    """Takes ports for a container; `missing` are the protocols that the kernel has no sockets of."""
+    """Takes ports for a container.
 
-    def __init__(self, container: str, taken: Taken, missing: Collection[Protocol]) -> None:
+    `decide` says what becomes of a mapping.  `steered`: where one socket serves many ports.
+    """
+
+    def __init__(
+        self, container: str, taken: Taken, steered: Steered, decide: Callable[[PortMapping], MappingPlan]
+    ) -> None:
         self._container = container
         self._taken = taken
-        self._missing = missing
+        self._steered = steered
+        self._decide = decide
 
     def reserve(self, request: PortRequest) -> tuple[list[PortMapping], Reserved]:
-        """The mappings that a request means, and a socket for each port; they are the caller's.
+        """The mappings that a request means, and what takes their ports; they are the caller's.
 
         PortTaken, Conflict: they cannot be had, and who has them.
         """
@@ -53,7 +62,7 @@ class Reserving:
         given = request.host_ports
         if given is not None and not request.is_choice:
             yield given
-        elif given is None and request.protocol not in self._missing:
+        elif given is None and ports.has_sockets(request.protocol.value):
             for _ in range(_TRIES):
                 yield self._free(request)
         else:
@@ -86,21 +95,21 @@ class Reserving:
 
     def _take_at(self, mapping: PortMapping, is_choice: bool, opened: ExitStack) -> Reserved:
         found: Reserved = {}
-        if mapping.protocol not in self._missing:
-            for port, _ in mapping.pairs():
-                at = HostPort(mapping.protocol.value, str(mapping.host_address), port)
-                found[at] = opened.enter_context(take(at, name_holder=not is_choice))
+        if ports.has_sockets(mapping.protocol.value):
+            for at, target in ports_of(self._decide(mapping)):
+                found[at] = take(at, self._steered if target.is_steered else None, name_holder=not is_choice)
+                opened.callback(found[at].close)
         return found
 
 
-def take(port: HostPort, name_holder: bool = True) -> socket.socket:
-    """A host port's socket.  PortTaken says who has it, if that is asked for."""
+def take(at: HostPorts, steered: Steered | None, name_holder: bool = True) -> socket.socket | Hold:
+    """Takes a port by a socket of its own, or some by steering.  PortTaken says who has one, if that is asked for."""
     try:
-        return ports.take(*port)
-    except PortTaken as error:
-        if not name_holder:
-            raise
-        raise PortTaken(f"{error} by {ports.holder(*port)}: choose another, or end that") from None
+        return ports.take(at.protocol, at.address, at.first) if steered is None else steered.take(at)
+    except PortTaken:
+        if name_holder and at.first == at.last:
+            raise PortTaken(ports.named(at.protocol, at.address, at.first)) from None
+        raise
 
 
 def _can_do_without(address: Address, request: PortRequest) -> bool:

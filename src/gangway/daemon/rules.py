@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 from gangway.daemon.store import Store
+from gangway.errors import HostRefused
 from gangway.firewall import apply, nftables
 from gangway.kernel import events
 from gangway.model import Network
@@ -92,14 +93,21 @@ class NftRules:
 
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
         self._store.remember(REMEMBERED, json.dumps({"firewall": Firewall.NFTABLES}))
-        self._apply(nftables.render(plan))
+        for text in nftables.transactions(nftables.render(plan)):
+            self._apply(text)
         self._listing = self._nft.listing(nftables.TABLE)
         self._undisturbed = True
 
     def change(self, withdrawn: Collection[MappingPlan], published: Collection[MappingPlan]) -> None:
-        text = nftables.change(withdrawn, published)
-        if text:
-            self._apply(text)
+        done: list[str] = []
+        try:
+            for text in nftables.transactions(nftables.change(withdrawn, published)):
+                self._apply(text)
+                done.append(text)
+        except HostRefused:
+            for text in reversed(done):
+                self._apply(nftables.opposite(text))
+            raise
 
     def are_intact(self, whole: Callable[[], Plan | None], thorough: bool = False) -> bool:
         generation = events.generation()

@@ -232,12 +232,12 @@ class Service:
         self._upkeep.prepare(container)
         network = self._ledger.network_of(container)
         requests = [request for text in texts for request in parse_port(text).apart()]
-        reserving = Reserving(container, self._ledger.taken, self._upkeep.facts.missing)
+        reserving = Reserving(container, self._ledger.taken, self._upkeep.steered, self._ledger.planned)
         with self._reserved() as mappings:
             for request in requests:
                 _check_internal(request, network)
-                found, sockets = reserving.reserve(request)
-                self._hands.reserved |= sockets
+                found, reserved = reserving.reserve(request)
+                self._hands.reserved |= reserved
                 for mapping in found:
                     self._ledger.taken.add(mapping)
                     mappings.append(mapping)
@@ -297,8 +297,8 @@ class Service:
                 self._ledger.taken.remove(mapping)
             raise
         finally:
-            for sock in self._hands.reserved.values():
-                sock.close()
+            for reserved in self._hands.reserved.values():
+                reserved.close()
             self._hands.reserved.clear()
 
 

@@ -7,51 +7,47 @@ a port is taken.
 from collections.abc import Iterator
 
 from gangway.errors import Conflict
-from gangway.model import Address, PortMapping, PortRange, Protocol
+from gangway.model import Address, PortMapping, Protocol, any_of
+from gangway.relay.intervals import Intervals
 
 
 class Taken:
-    """The mappings of a host, by port: whether one more fits costs the same however many there are, unless it is a
-    range."""
+    """The mappings of a host, by protocol, address and port: whether one more fits costs the same however many there
+    are, and however long they are."""
 
     def __init__(self) -> None:
-        self._single: dict[tuple[Protocol, int], list[PortMapping]] = {}
-        self._ranges: list[PortMapping] = []
+        self._found: dict[Protocol, dict[Address, Intervals[PortMapping]]] = {protocol: {} for protocol in Protocol}
 
     def add(self, mapping: PortMapping) -> None:
         """One more.  Conflict: a port of it is another's."""
         other = self.collision(mapping)
         if other is not None:
             raise Conflict(f"{mapping} is taken: container {other.container} has {other}")
-        self._place(mapping).append(mapping)
+        ports = mapping.host_ports
+        place = self._found[mapping.protocol].setdefault(mapping.host_address, Intervals())
+        place.add(ports.first, ports.last, mapping)
 
     def remove(self, mapping: PortMapping) -> None:
         """One less."""
-        self._place(mapping).remove(mapping)
+        places = self._found[mapping.protocol]
+        places[mapping.host_address].remove(mapping.host_ports.first)
+        if not places[mapping.host_address]:
+            del places[mapping.host_address]
 
     def collision(self, mapping: PortMapping) -> PortMapping | None:
         """One that has a port of it already, if there is one."""
-        return next(
-            (other for other in self._near(mapping.protocol, mapping.host_ports) if mapping.collides(other)), None
-        )
+        ports = mapping.host_ports
+        return next((one for place in self._near(mapping) for one in place.overlapping(ports.first, ports.last)), None)
 
     def at(self, protocol: Protocol, address: Address, port: int) -> PortMapping | None:
         """The mapping that a client meets who asks there."""
-        for mapping in self._near(protocol, PortRange(port, port)):
-            of_all = mapping.host_address.is_unspecified and mapping.host_address.version == address.version
-            if mapping.host_ports.overlaps(PortRange(port, port)) and (of_all or mapping.host_address == address):
-                return mapping
-        return None
+        places = (self._found[protocol].get(one) for one in (address, any_of(address)))
+        return next((one for place in places if place is not None and (one := place.at(port)) is not None), None)
 
-    def _place(self, mapping: PortMapping) -> list[PortMapping]:
-        if mapping.host_ports.count > 1:
-            return self._ranges
-        return self._single.setdefault((mapping.protocol, mapping.host_ports.first), [])
-
-    def _near(self, protocol: Protocol, ports: PortRange) -> Iterator[PortMapping]:
-        """All that have a port in `ports`, and some that have not."""
-        yield from (mapping for mapping in self._ranges if mapping.protocol == protocol)
-        if ports.count == 1:
-            yield from self._single.get((protocol, ports.first), ())
+    def _near(self, mapping: PortMapping) -> Iterator[Intervals[PortMapping]]:
+        """What there is at addresses where it would be in the way."""
+        at, places = mapping.host_address, self._found[mapping.protocol]
+        if at.is_unspecified:
+            yield from (place for address, place in places.items() if address.version == at.version)
         else:
-            yield from (one for found in self._single.values() for one in found if one.protocol == protocol)
+            yield from (places[one] for one in (at, any_of(at)) if one in places)

@@ -19,18 +19,20 @@ from gangway.daemon import facts
 from gangway.daemon.borrowed import Borrowed
 from gangway.daemon.config import Config
 from gangway.daemon.doctor import Check, checks
+from gangway.daemon.ephemeral import Ephemeral
 from gangway.daemon.firewalls import rules_for
 from gangway.daemon.forwarding import Switches
 from gangway.daemon.hands import Hands
 from gangway.daemon.ledger import Ledger
-from gangway.daemon.reconcile import Ports, State, Step, Verb, diff, link_name, ports_of, redirects_of
+from gangway.daemon.reconcile import Ports, State, Step, Verb, diff, link_name, ports_of, redirects_of, steered_of
 from gangway.daemon.redirects import Redirects
 from gangway.daemon.relay import Relay
+from gangway.daemon.steered import Steered
 from gangway.daemon.store import Store
 from gangway.errors import GangwayError, HostRefused
 from gangway.kernel import events, netns
 from gangway.kernel.netlink import Link, Links
-from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts, Plan
+from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts, MappingPlan, Plan
 from gangway.relay.log import Log
 
 
@@ -46,10 +48,13 @@ class Upkeep:
         self._links = Links()
         self._alias = f"gangway {_identity(store)}"
         borrowed = Borrowed(store)
+        self._ephemeral = Ephemeral(borrowed, self._warn)
         self._switches = Switches(store, borrowed, self._links, self._filters, self._warn)
         self._chains = facts.others(self._tools.nft)
         relay.find()
-        self._redirects = Redirects(relay, config.relay_settings.redirect, config.firewall == Firewall.NONE)
+        self.steered = Steered(relay)
+        wanted, of_host = config.relay_settings.redirect, config.firewall == Firewall.NONE
+        self._redirects = Redirects(relay, wanted, of_host, lambda: self.steered.lent_fd)
         self.facts = self._gather()
         self._plan: Plan | None = None
         """Whose rules stand, as far as networks and facts go."""
@@ -58,7 +63,9 @@ class Upkeep:
         self._told: set[str] = set()
         """What was said about that."""
         rules = rules_for(self.facts.firewall, self._tools.nft, store, config.chain_prefix)
-        self.hands = Hands(rules, self._redirects, self._links, relay, borrowed, self._switches, self._alias)
+        self.hands = Hands(
+            rules, self._redirects, self.steered, self._links, relay, borrowed, self._switches, self._alias
+        )
         self.hands.reuse_ports = config.relay_settings.tcp_tw_reuse
         self.ledger = Ledger(store, self.facts)
 
@@ -66,13 +73,14 @@ class Upkeep:
         """Lets go of sockets; changes nothing."""
         self._links.close()
         self._redirects.close()
+        self.steered.close()
         self._relay.close()
         if self._tools.nft is not None:
             self._tools.nft.close()
 
     def checks(self) -> tuple[Check, ...]:
         """What this host can do."""
-        return tuple(checks(self._tools, self.facts, self._redirects.is_intact()))
+        return tuple(checks(self._tools, self.facts, self._redirects.is_intact(), self.steered.is_intact()))
 
     def prepare(self, container: str | None = None) -> None:
         """What others have done meanwhile is put right before a request, about a container perhaps, adds to it."""
@@ -85,6 +93,10 @@ class Upkeep:
     def carry_out(self, before: State, after: State) -> None:
         """The difference, all of it or nothing."""
         self.hands.carry_out(diff(before, after))
+        if before.steered:
+            left = (one for one in self.ledger.mappings() if str(one.mapping) not in before.mappings)
+            self._ephemeral.set(_steered(left))
+        self._ephemeral.add(_steered(after.mappings.values()))
 
     def take_down(self, before: State) -> None:
         """The same, to nothing.  What is not there any more as it should be is made so first: then it can go."""
@@ -122,6 +134,7 @@ class Upkeep:
         """Makes what is what should be."""
         self._unfinished = False
         told, self._told = self._told, set()
+        self._attempt(self.steered.mend, told)
         self._attempt(self._redirects.mend, told)
         self._look_at_others()
         self._refresh()
@@ -138,7 +151,8 @@ class Upkeep:
             for part in _single(step):
                 if not self._attempt(partial(self.hands.do, part), told):
                     undone.append(part)
-        self._redirect_none_of(undone, whole)
+        self._lead_none_to(undone, whole)
+        self._ephemeral.set(_steered(self.ledger.mappings()))
         if whole is None:
             self._attempt(self.hands.rules.remove, told)
         self.settle(whole)
@@ -185,8 +199,8 @@ class Upkeep:
         return found
 
     def _gather(self) -> HostFacts:
-        switched_on, lacking = self._switches.switched_on, self._redirects.lacking
-        return facts.gather(self._config, self._tools, self._chains, self._foreign_bridges, switched_on, lacking)
+        switched_on, lacking = self._switches.switched_on, (self._redirects.lacking, self.steered.lacking)
+        return facts.gather(self._config, self._tools, self._chains, self._foreign_bridges, switched_on, *lacking)
 
     def _foreign_bridges(self) -> list[Link]:
         return [link for link in self._links.bridges() if not link.alias.startswith(self._alias)]
@@ -209,7 +223,7 @@ class Upkeep:
             return True
         if not self.hands.rules.are_intact(self.ledger.plan, thorough):
             return True
-        if thorough and not self._redirects.is_intact():
+        if thorough and not (self._redirects.is_intact() and self.steered.is_intact()):
             return True
         bridges = {network.bridge for network in self.ledger.networks}
         return self.hands.links() != bridges | {link_name(one.container) for one in self.ledger.endpoints()}
@@ -219,8 +233,8 @@ class Upkeep:
         wanted = whole.forwarding if whole is not None else frozenset()
         return self.facts.forwarding & (self.facts.switched_on | wanted)
 
-    def _redirect_none_of(self, undone: Sequence[Step], whole: Plan | None) -> None:
-        """A port that could not be had is somebody else's, and so are those who ask it by a loopback address."""
+    def _lead_none_to(self, undone: Sequence[Step], whole: Plan | None) -> None:
+        """A port that could not be had is somebody else's, and so are those who ask it, by a loopback address too."""
         lost = {
             port
             for step in undone
@@ -230,6 +244,7 @@ class Upkeep:
         for planned in whole.mappings if whole is not None and lost else ():
             if any(port in lost for port, _ in ports_of(planned)):
                 self._redirects.erase(redirects_of(planned))
+                self.steered.unsteer(steered_of(planned))
 
     def _learn_addresses(self) -> None:
         self._attempt(lambda: self._redirects.learn_addresses(self._links.addresses))
@@ -266,6 +281,11 @@ def _flat(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
             yield from _flat(error)
         else:
             yield error
+
+
+def _steered(plans: Iterable[MappingPlan]) -> Iterator[tuple[int, int]]:
+    """The host ports of those that no socket keeps from being anybody's."""
+    return ((one.mapping.host_ports.first, one.mapping.host_ports.last) for one in plans if one.is_steered)
 
 
 def _notes(before: HostFacts, now: HostFacts, whole: Plan | None) -> Iterable[str]:

@@ -33,6 +33,10 @@ from gangway.model import Network, Subnet
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 
 TABLE = "inet gangway"
+MOST_ELEMENTS = 4000
+"""In one transaction: libnftables takes some 2 KB for each while it works."""
+_BETWEEN = ", "
+_OPPOSITES = {"add": "delete", "delete": "add"}
 
 Elements = dict[str, list[str]]
 """The elements of each set or map, by its name."""
@@ -85,6 +89,31 @@ def change(withdrawn: Iterable[MappingPlan], published: Iterable[MappingPlan]) -
 def remove() -> str:
     """Takes the table away, if it is there."""
     return f"table {TABLE}\ndelete table {TABLE}\n"
+
+
+def transactions(text: str) -> Iterator[str]:
+    """A change, cut into such as libnftables can take without much memory; mostly it is one.
+
+    Between them some ports are not translated yet, and the relay serves who asks there.
+    """
+    lines: list[str] = []
+    count = 0
+    for line in text.splitlines(keepends=True):
+        more = line.count(_BETWEEN) + 1 if " element " in line else 0
+        if count and count + more > MOST_ELEMENTS:
+            yield "".join(lines)
+            lines, count = [], 0
+        lines.append(line)
+        count += more
+    if lines:
+        yield "".join(lines)
+
+
+def opposite(text: str) -> str:
+    """What takes a change back."""
+    return "".join(
+        f"{_OPPOSITES[verb]} {rest}" for verb, _, rest in (line.partition(" ") for line in text.splitlines(True)[::-1])
+    )
 
 
 def chains(plan: Plan) -> dict[str, tuple[str, list[str]]]:
@@ -224,7 +253,8 @@ def _join(*many: Elements) -> Elements:
 
 def _statements(verb: str, elements: Elements) -> Iterator[str]:
     for name, found in elements.items():
-        yield f"{verb} element {TABLE} {name} {{ {', '.join(found)} }}\n"
+        for at in range(0, len(found), MOST_ELEMENTS):
+            yield f"{verb} element {TABLE} {name} {{ {_BETWEEN.join(found[at : at + MOST_ELEMENTS])} }}\n"
 
 
 def _some(elements: list[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from gangway.errors import HostRefused
 
 _ROOT = Path("/proc/sys")
+_MOST_BYTES = 1 << 18  # a list is told to the first read only, as much as that has room for (proc_do_large_bitmap)
 
 
 def interfaces(family: int) -> list[str]:
@@ -19,7 +20,8 @@ def interfaces(family: int) -> list[str]:
 def read(name: str) -> str | None:
     """A setting's value; None if the kernel has no such setting."""
     try:
-        return _path(name).read_text().strip()
+        with _path(name).open("rb", buffering=0) as setting:
+            return setting.read(_MOST_BYTES).decode().strip()
     except OSError:
         return None
 
@@ -27,9 +29,20 @@ def read(name: str) -> str | None:
 def write(name: str, value: str) -> None:
     """Sets it.  HostRefused: the kernel does not let us."""
     try:
-        _path(name).write_text(value)
+        _path(name).write_text(f"{value}\n")  # an empty list is a write, too
     except OSError as error:
         raise HostRefused(f"{name} cannot be set to {value}: {error.strerror}; run as root") from None
+
+
+def extend(name: str, value: str) -> None:
+    """Adds to one that is a list of numbers: what is not written at its beginning (kernel/sysctl.c).  HostRefused: the
+    kernel does not let us."""
+    try:
+        with _path(name).open("rb+", buffering=0) as setting:
+            setting.seek(1)
+            setting.write(value.encode())
+    except OSError as error:
+        raise HostRefused(f"{value} cannot be added to {name}: {error.strerror}; run as root") from None
 
 
 def _path(name: str) -> Path:

@@ -15,11 +15,11 @@ from typing import NamedTuple
 PROTOCOLS = {"tcp": 6, "udp": 17}
 """Whose sockets run the programs when they connect or send: IPPROTO_TCP and IPPROTO_UDP."""
 
-_KEY = struct.Struct("=IH16s2s")  # prefix_bits, protocol, address, port
+_KEY = struct.Struct("=II16s2s")  # prefix_bits, protocol, address, port
 _VALUE = struct.Struct("=16sHxxxxxxQ")  # address, shift, unused, redirected
 _PORT_BITS = 16
 _BITS_BEFORE_PORT = 8 * (_KEY.size - 4) - _PORT_BITS
-ROWS, _SERVING = 4, 2
+_SERVING = 2
 _MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -40,7 +40,7 @@ def entries(
     first and the last.
     """
     value = _VALUE.pack(sixteen(container_address), (container_first - host_ports[0]) % (1 << _PORT_BITS), 0)
-    for port, bits in _blocks(*host_ports):
+    for port, bits in blocks(*host_ports):
         yield key_at(protocol, host_address, port, bits), value
 
 
@@ -52,13 +52,18 @@ def key_at(protocol: str, host_address: bytes, port: int, port_bits: int = _PORT
 def ports_of(key: bytes, value: bytes) -> Iterator[tuple[int, int, int]]:
     """The ports of an entry, those of the host and those of the container: a row of the table of ports (enum rows in
     sockets.bpf.c), the first port and the last."""
-    bits, protocol, _, port = _KEY.unpack(key)
-    first = int.from_bytes(port, "big")
-    count = 1 << (_BITS_BEFORE_PORT + _PORT_BITS - bits)
+    protocol, _, first, last = unpacked(key)
     asked_row = int(protocol == PROTOCOLS["udp"])
     serving = led_to(value, first).port
-    yield _SERVING + asked_row, serving, serving + count - 1  # first: who is redirected is to know what it asked
-    yield asked_row, first, first + count - 1
+    yield _SERVING + asked_row, serving, serving + last - first  # first: who is redirected is to know what it asked
+    yield asked_row, first, last
+
+
+def unpacked(key: bytes) -> tuple[int, bytes, int, int]:
+    """What a key stands for: IPPROTO_TCP or IPPROTO_UDP, an address (4 or 16 bytes), the first port and the last."""
+    bits, protocol, address, port = _KEY.unpack(key)
+    first = int.from_bytes(port, "big")
+    return protocol, address.removeprefix(_MAPPED), first, first + (1 << (_BITS_BEFORE_PORT + _PORT_BITS - bits)) - 1
 
 
 def led_to(value: bytes, port: int) -> Led:
@@ -76,7 +81,7 @@ def without_count(value: bytes) -> bytes:
 KEY_BYTES, VALUE_BYTES = _KEY.size, _VALUE.size
 
 
-def _blocks(first: int, last: int) -> Iterator[tuple[int, int]]:
+def blocks(first: int, last: int) -> Iterator[tuple[int, int]]:
     """The fewest blocks that make up a range: the first port of each, and how many of its bits all its ports share."""
     while first <= last:
         size_bits = min((first & -first).bit_length() - 1 if first else _PORT_BITS, (last - first + 1).bit_length() - 1)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from gangway.errors import GangwayError
+from gangway.kernel.bpf_probe import netns_cookie, own_cookie
 from gangway.redirect.entries import PROTOCOLS, entries
 from gangway.redirect.loader import Redirect
-from gangway.redirect.probe import netns_cookie, own_cookie
 
 _MESSAGE_BYTES = 256
 _NAMES = {number: name for name, number in PROTOCOLS.items()}

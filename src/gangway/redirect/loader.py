@@ -1,314 +1,77 @@
-"""The redirect in the kernel: loads sockets.bpf.o, attaches its programs, changes its maps.
+"""The redirect in the kernel: sockets.bpf.o, attached, and its maps.
 
-What this file knows: libbpf (by ctypes; the signatures are those of bpf/libbpf.h and bpf/bpf.h), cgroup v2.  What it
-must not know: mappings, or what an entry says beyond which ports it is about.
+What this file knows: which maps there are, and how what is in one goes with what is in another.  What it must not know:
+mappings, or what an entry says beyond which ports it is about; how anything is loaded (`kernel.bpf`).
 
-How it works.  The programs are attached for as long as somebody holds their links (bpf_link: a file descriptor), and
-a map lives as long as a program or a descriptor does.  So there is nothing to clean up: when the last of the processes
-that hold them ends, however it ends, the kernel is as it was.  Whoever is to keep the redirect going without this
-process gets `links`, by which it can end the redirect, but lead nobody anywhere.  A process that comes later is given
-those back (`former`), finds the maps by them, which takes root, loads programs of its own with the same maps, and so
-takes over: for a moment both copies are attached, and the second finds an address that is not for it.
-
-The hierarchy's root is found where it is mounted, whatever the place, or mounted for this process alone (fsmount(2)).
+While one process takes over from another both have their programs attached, and the second to be asked finds an
+address that is not for it.
 """
 
-import ctypes
-import mmap
-import os
-import re
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, suppress
-from ctypes import POINTER, byref, c_char_p, c_int, c_long, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
-from gangway.errors import HostRefused, Unsupported
-from gangway.redirect import probe
-from gangway.redirect.entries import KEY_BYTES, ROWS, VALUE_BYTES, ports_of, without_count
+from gangway.kernel.bpf import Loaded, Module
+from gangway.kernel.port_table import PortTable
+from gangway.redirect.entries import KEY_BYTES, VALUE_BYTES, ports_of, without_count
 
-_OBJECT = Path(__file__).with_name("sockets.bpf.o")
-_PROGRAMS = tuple(f"{hook}{family}" for hook in ("connect", "sendmsg", "recvmsg", "getpeername") for family in (4, 6))
-_MAPS = ("ports", "backends", "asked_tcp", "asked_udp", "own_addresses")
-_PORTS = 65536
-# A count that is at its highest stays there until somebody takes over: who has to do with that port looks twice.
-_MORE = bytes([*range(1, 256), 255])
-_LESS = bytes([0, *range(254), 255])
-_MOST_MAPS = 16
-# include/uapi/asm-generic/unistd.h: the same on all architectures
-_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
-_CLOEXEC, _CMD_CREATE = 1, 6  # include/uapi/linux/mount.h: FSOPEN_, FSMOUNT_ and FSCONFIG_
-_CGROUP2 = re.compile(r"^\S+ \S+ \S+ / (\S+) .* - cgroup2 ", re.MULTILINE)  # proc_pid_mountinfo(5)
-
-
-class _Settings(ctypes.Structure):
-    """`settings` in sockets.bpf.c."""
-
-    _fields_ = (("netns_cookie", c_uint64), ("host_too", ctypes.c_bool))
-
-
-class _Map(ctypes.Structure):
-    """The beginning of struct bpf_map_info (include/uapi/linux/bpf.h)."""
-
-    _fields_ = (
-        *((name, c_uint32) for name in ("type", "id", "key_size", "value_size", "max_entries", "map_flags")),
-        ("name", ctypes.c_char * 16),
-    )
-
-
-class _Program(ctypes.Structure):
-    """The beginning of struct bpf_prog_info."""
-
-    _fields_ = (
-        *((name, c_uint32) for name in ("type", "id", "tag_high", "tag_low", "jited_len", "xlated_len")),
-        *((name, c_uint64) for name in ("jited", "xlated", "load_time")),
-        *((name, c_uint32) for name in ("created_by_uid", "map_count")),
-        ("map_ids", c_void_p),
-    )
+MODULE = Module(
+    path=Path(__file__).with_name("sockets.bpf.o"),
+    maps=("ports", "backends", "asked_tcp", "asked_udp", "own_addresses", "lent"),
+    on_cgroups=tuple(f"{hook}{family}" for hook in ("connect", "sendmsg", "recvmsg", "getpeername") for family in "46"),
+)
+_ADDRESS_BYTES = 16
 
 
 class Redirect:
     """Attached programs, and their maps.
 
     Sockets of the calling thread's network namespace are redirected; with `host_too` also those that ask the host's own
-    addresses (`set_own_addresses`).  Unsupported says what is missing.
+    addresses (`set_own_addresses`).  `lent_fd`: steering's map of the ports that are lent to somebody.  Unsupported
+    says what is missing.
     """
 
     links: Sequence[int]
-    """Descriptors that keep it going; see the head of this file."""
+    """Descriptors that keep it going (`kernel.bpf`)."""
 
-    def __init__(self, host_too: bool = False, former: Sequence[int] = ()) -> None:
-        for needs in probe.NEEDS.values():
-            why = needs()
-            if why is not None:
-                raise Unsupported(why)
-        if not _OBJECT.exists():
-            raise Unsupported(f"{_OBJECT} is missing: make build")
-        self._bpf = _library()
-        try:
-            with ExitStack() as scope:
-                self._maps, self.links = self._load(scope, host_too, former)
-                self._ports = scope.enter_context(mmap.mmap(self._maps["ports"], _PORTS * ROWS))
-                self._count_anew()
-                self._scope = scope.pop_all()
-        except OSError as error:
-            raise Unsupported(f"the redirect cannot be loaded: {error.strerror or error}") from None
+    def __init__(self, host_too: bool = False, former: Sequence[int] = (), lent_fd: int | None = None) -> None:
+        given = {} if lent_fd is None else {"lent": lent_fd}
+        self._loaded = Loaded(MODULE, former, bytes([host_too]), given)  # `settings` in sockets.bpf.c
+        self.links = self._loaded.links
+        self._ports = PortTable(self._loaded.map_fd("ports"))
+        self._ports.count_anew(one for key, value in self.entries() for one in ports_of(key, value))
 
     def enter(self, key: bytes, value: bytes) -> None:
         """One entry more; it is not there yet.  HostRefused: the kernel does not take it."""
-        self._update("backends", key, value)
-        _count(self._ports, key, value, _MORE)
+        self._loaded.update("backends", key, value)
+        self._ports.add(ports_of(key, value))
 
     def erase(self, key: bytes) -> None:
         """One less; nothing happens if it is not there."""
         value = self.look_up(key)
-        is_erased = self._bpf.bpf_map_delete_elem(self._maps["backends"], key) == 0
-        if is_erased and value is not None:
-            _count(self._ports, key, value, _LESS)
+        if self._loaded.erase("backends", key) and value is not None:
+            self._ports.remove(ports_of(key, value))
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         """All of them, as they were entered."""
-        for key in self._keys("backends", KEY_BYTES):
-            value = self.look_up(key)
-            if value is not None:
-                yield key, without_count(value)
+        for key, value in self._loaded.entries("backends", KEY_BYTES, VALUE_BYTES):
+            yield key, without_count(value)
 
     def look_up(self, key: bytes) -> bytes | None:
         """The value that a socket which asks there meets, if there is one."""
-        value = ctypes.create_string_buffer(VALUE_BYTES)
-        found = self._bpf.bpf_map_lookup_elem(self._maps["backends"], key, value) == 0
-        return value.raw if found else None
+        return self._loaded.look_up("backends", key, VALUE_BYTES)
 
     def set_own_addresses(self, addresses: Collection[bytes]) -> None:
         """The host's own, of 16 bytes each."""
-        for gone in set(self._keys("own_addresses", 16)).difference(addresses):
-            self._bpf.bpf_map_delete_elem(self._maps["own_addresses"], gone)
+        for gone in set(self._loaded.keys("own_addresses", _ADDRESS_BYTES)).difference(addresses):
+            self._loaded.erase("own_addresses", gone)
         for address in addresses:
-            self._update("own_addresses", address, b"\1")
+            self._loaded.update("own_addresses", address, b"\1")
 
     def is_attached(self) -> bool:
         """Nobody else has ended it (`bpftool link detach`)."""
-        return all(_told_of(fd, "cgroup_id") != "0" for fd in self.links)
+        return self._loaded.is_attached()
 
     def close(self) -> None:
         """Lets go of everything: nothing is redirected any more, unless somebody else holds it."""
-        self._scope.close()
-
-    def _load(self, scope: ExitStack, host_too: bool, former: Sequence[int]) -> tuple[dict[str, int], list[int]]:
-        """Descriptors of the maps, by name, and of the links; `scope` closes them."""
-        bpf = self._bpf
-        opened = bpf.bpf_object__open_file(str(_OBJECT).encode(), None)
-        if not opened:
-            raise Unsupported(f"{_OBJECT} cannot be read: {_why()}")
-        try:
-            self._prepare(opened, host_too, former)
-            if bpf.bpf_object__load(opened):
-                raise Unsupported(f"this kernel does not take the programs: {_why()}")
-            maps = {name: bpf.bpf_object__find_map_by_name(opened, name.encode()) for name in _MAPS}
-            kept = {name: _kept(scope, bpf.bpf_map__fd(found)) for name, found in maps.items()}
-            return kept, self._attach(scope, opened)
-        finally:
-            bpf.bpf_object__close(opened)
-
-    def _prepare(self, opened: int, host_too: bool, former: Sequence[int]) -> None:
-        bpf = self._bpf
-        size = c_size_t()
-        start = bpf.bpf_map__initial_value(bpf.bpf_object__find_map_by_name(opened, b".rodata"), byref(size))
-        settings = _Settings.from_address(start)
-        settings.netns_cookie, settings.host_too = probe.own_cookie(), host_too
-        for link in former[:1]:  # that of the first program, which has all the maps
-            for number in self._map_numbers(link):
-                self._reuse(opened, number)
-
-    def _map_numbers(self, link: int) -> Sequence[int]:
-        """The kernel's numbers of the maps that a link's program has; none if the program is gone."""
-        program = self._bpf.bpf_prog_get_fd_by_id(int(_told_of(link, "prog_id")))
-        if program < 0:
-            return ()
-        numbers = (c_uint32 * _MOST_MAPS)()
-        info = _Program(map_count=_MOST_MAPS, map_ids=ctypes.addressof(numbers))
-        try:
-            self._tell(program, info)
-        finally:
-            os.close(program)
-        return numbers[: info.map_count]
-
-    def _reuse(self, opened: int, number: int) -> None:
-        """libbpf takes a map of whatever kind for one of ours; one of another version is left alone."""
-        bpf, there = self._bpf, _Map()
-        fd = bpf.bpf_map_get_fd_by_id(number)
-        if fd < 0:
-            return
-        try:
-            self._tell(fd, there)
-            if there.name.decode() in _MAPS:
-                wanted = bpf.bpf_object__find_map_by_name(opened, there.name)
-                sizes = bpf.bpf_map__key_size(wanted), bpf.bpf_map__value_size(wanted), bpf.bpf_map__max_entries(wanted)
-                kind = bpf.bpf_map__type(wanted), *sizes
-                if (there.type, there.key_size, there.value_size, there.max_entries) == kind:
-                    bpf.bpf_map__reuse_fd(wanted, fd)
-        finally:
-            os.close(fd)
-
-    def _tell(self, fd: int, info: ctypes.Structure) -> None:
-        size = c_uint32(ctypes.sizeof(info))
-        if self._bpf.bpf_obj_get_info_by_fd(fd, byref(info), byref(size)):
-            raise Unsupported(f"the kernel does not tell what descriptor {fd} is: {_why()}")
-
-    def _attach(self, scope: ExitStack, opened: int) -> list[int]:
-        bpf, found = self._bpf, []
-        root = _root_of_cgroups()
-        try:
-            for name in _PROGRAMS:
-                program = bpf.bpf_object__find_program_by_name(opened, name.encode())
-                link = bpf.bpf_program__attach_cgroup(program, root)
-                if not link:
-                    raise Unsupported(f"the programs cannot be attached to the root of the cgroups: {_why()}")
-                found.append(_kept(scope, bpf.bpf_link__fd(link)))
-                bpf.bpf_link__destroy(link)  # its own descriptor; ours keeps the link
-        finally:
-            os.close(root)
-        return found
-
-    def _update(self, name: str, key: bytes, value: bytes) -> None:
-        error = self._bpf.bpf_map_update_elem(self._maps[name], key, value, 0)
-        if error:
-            raise HostRefused(f"the redirect's map {name} takes no more: {os.strerror(-error)}")
-
-    def _keys(self, name: str, size: int) -> list[bytes]:
-        """All at once: a map that changes meanwhile would begin anew."""
-        before, key, found = None, ctypes.create_string_buffer(size), []
-        while self._bpf.bpf_map_get_next_key(self._maps[name], before, key) == 0:
-            before = key.raw
-            found.append(before)
-        return found
-
-    def _count_anew(self) -> None:
-        """Whoever was here before may have died between an entry and its count."""
-        counts = bytearray(_PORTS * ROWS)
-        for key, value in self.entries():
-            _count(counts, key, value, _MORE)
-        self._ports[:] = bytes(counts)
-
-
-def _count(table: mmap.mmap | bytearray, key: bytes, value: bytes, change: bytes) -> None:
-    for row, first, last in ports_of(key, value):
-        start, end = row * _PORTS + first, row * _PORTS + last + 1
-        table[start:end] = table[start:end].translate(change)
-
-
-def _kept(scope: ExitStack, fd: int) -> int:
-    """A descriptor of our own, for libbpf closes its."""
-    kept = os.dup(fd)
-    scope.callback(os.close, kept)
-    return kept
-
-
-def _library() -> ctypes.CDLL:
-    bpf = ctypes.CDLL(probe.LIBRARY, use_errno=True)
-    for name, result, arguments in (
-        ("bpf_object__open_file", c_void_p, [c_char_p, c_void_p]),
-        ("bpf_object__load", c_int, [c_void_p]),
-        ("bpf_object__close", None, [c_void_p]),
-        ("bpf_object__find_map_by_name", c_void_p, [c_void_p, c_char_p]),
-        ("bpf_object__find_program_by_name", c_void_p, [c_void_p, c_char_p]),
-        ("bpf_map__initial_value", c_void_p, [c_void_p, POINTER(c_size_t)]),
-        ("bpf_map__reuse_fd", c_int, [c_void_p, c_int]),
-        ("bpf_map__fd", c_int, [c_void_p]),
-        ("bpf_program__attach_cgroup", c_void_p, [c_void_p, c_int]),
-        ("bpf_link__fd", c_int, [c_void_p]),
-        ("bpf_link__destroy", c_int, [c_void_p]),
-        ("bpf_map__type", c_int, [c_void_p]),
-        ("bpf_map__key_size", c_uint32, [c_void_p]),
-        ("bpf_map__value_size", c_uint32, [c_void_p]),
-        ("bpf_map__max_entries", c_uint32, [c_void_p]),
-        ("bpf_map_get_fd_by_id", c_int, [c_uint32]),
-        ("bpf_prog_get_fd_by_id", c_int, [c_uint32]),
-        ("bpf_obj_get_info_by_fd", c_int, [c_int, c_void_p, c_void_p]),
-        ("bpf_map_update_elem", c_int, [c_int, c_char_p, c_char_p, c_uint64]),
-        ("bpf_map_lookup_elem", c_int, [c_int, c_char_p, c_char_p]),
-        ("bpf_map_delete_elem", c_int, [c_int, c_char_p]),
-        ("bpf_map_get_next_key", c_int, [c_int, c_char_p, c_char_p]),
-    ):
-        function = getattr(bpf, name)
-        function.restype, function.argtypes = result, arguments
-    bpf.libbpf_set_print(None)
-    return bpf
-
-
-def _why() -> str:
-    return os.strerror(ctypes.get_errno())
-
-
-def _told_of(fd: int, what: str) -> str:
-    """A field of proc_pid_fdinfo(5); for a map and a link see kernel/bpf/syscall.c, kernel/bpf/cgroup.c."""
-    found = re.search(rf"^{what}:\s*(\d+)", Path(f"/proc/self/fdinfo/{fd}").read_text(), re.MULTILINE)
-    if found is None:
-        raise Unsupported(f"the kernel does not tell the {what} of descriptor {fd}")
-    return found[1]
-
-
-def _root_of_cgroups() -> int:
-    """A descriptor of the hierarchy's root."""
-    for place in _CGROUP2.findall(Path("/proc/self/mountinfo").read_text()):
-        with suppress(OSError):
-            root = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            if os.access("cgroup.subtree_control", os.F_OK, dir_fd=root):
-                return root
-            os.close(root)  # something else is mounted over it
-    return _mounted_privately()
-
-
-def _mounted_privately() -> int:
-    """The same of a mount that nobody else sees."""
-    syscall = ctypes.CDLL(None, use_errno=True).syscall
-    syscall.restype = c_long
-    made = syscall(c_long(_FSOPEN), c_char_p(b"cgroup2"), c_long(_CLOEXEC))
-    if made >= 0:
-        try:
-            if syscall(c_long(_FSCONFIG), c_long(made), c_long(_CMD_CREATE), None, None, c_long(0)) == 0:
-                root = syscall(c_long(_FSMOUNT), c_long(made), c_long(_CLOEXEC), c_long(0))
-                if root >= 0:
-                    return int(root)
-        finally:
-            os.close(made)
-    raise Unsupported(f"cgroup v2 is not mounted, and cannot be: {_why()}")
+        self._ports.close()
+        self._loaded.close()

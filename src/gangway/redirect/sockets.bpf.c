@@ -20,10 +20,7 @@
  *
  * What it costs those who are not concerned: one look at a table of bytes, `ports`, whatever is published.  It has rows for the
  * ports that clients ask, and for those that containers answer from; who by chance has to do with a port of that number pays
- * for a look at the namespace besides.  What a port leads to is in a longest-prefix trie of protocol, host address and port,
- * so that a range of ports takes a few entries; in host byte order a port's prefix would mean nothing.
- *
- * All addresses are IPv6's in here: IPv4's are mapped (::ffff:127.0.0.1), as the kernel has them in AF_INET6 sockets.
+ * for a look at the namespace besides.
  *
  * What is remembered of a socket goes by its cookie and the container that it got to, as an unconnected one may ask several.
  * Of more than 8,192 of TCP or 16,384 of UDP the longest unused is forgotten: from then on that program sees the container's
@@ -32,36 +29,17 @@
  * first way only, or the answers could not be told apart.  One that was redirected once and then asks the container's own
  * address is taken to ask what it asked before.
  *
- * Needs: Linux 5.14 (SO_NETNS_COOKIE for whoever loads this; all else is older), BTF for the two fields that no helper tells.
  * Sources: net/ipv4/af_inet.c, net/ipv{4,6}/udp.c, net/core/filter.c (sock_addr_func_proto).
  */
-#include <linux/bpf.h>
-#include <linux/types.h>
-#include <stdbool.h>
+#include "../kernel/published.bpf.h"
 
-#include <bpf/bpf_core_read.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
-
-enum { IPPROTO_TCP = 6, IPPROTO_UDP = 17 };
 enum { PASS = 1 };                                 /* what these programs return; 0 would refuse the call */
-enum rows { ASKED, SERVING = 2, ROWS = 4 };        /* of `ports`: of each kind one for TCP, then one for UDP */
-
-struct address {                                   /* network byte order */
-    __u32 words[4];
-};
+enum rows { ASKED, SERVING = 2 };                  /* of `ports`: of each kind one for TCP, then one for UDP */
 
 struct peer {                                      /* without a gap: it is a part of a key */
     struct address address;
     __u32 port;                                    /* network byte order, as in struct bpf_sock_addr */
 };
-
-struct published {                                 /* a trie's key: the bits after `prefix_bits` of them are not compared */
-    __u32 prefix_bits;
-    __u16 protocol;
-    struct address address;                        /* of the host; zero, or ::ffff:0.0.0.0, for all of its family */
-    __be16 port;
-} __attribute__((packed));
 
 struct backend {
     struct address address;                        /* the container's */
@@ -77,10 +55,10 @@ struct flow {                                      /* a socket, and where it was
 
 struct {
     __uint(type, BPF_MAP_TYPE_ARRAY);              /* for each port, how many entries of `backends` have it */
-    __uint(max_entries, ROWS);
+    __uint(max_entries, TABLE_ROWS);
     __uint(map_flags, BPF_F_MMAPABLE);
     __type(key, __u32);
-    __type(value, __u8[65536]);
+    __type(value, __u8[TABLE_PORTS]);
 } ports SEC(".maps");
 
 struct {
@@ -118,37 +96,14 @@ const volatile struct {                            /* redirect/loader.py sets it
     bool host_too;                                 /* redirect also whoever asks the host's own addresses */
 } settings;
 
-/* This file may be had under the GPL, version 2, too: the kernel lets no other program look at its structures. */
-char LICENSE[] SEC("license") = "GPL";
-
-/* What is needed of the kernel's sockets; CO-RE finds where it is in the kernel that runs. */
-struct sock_common {
-    unsigned char skc_ipv6only : 1;
-} __attribute__((preserve_access_index));
-
-struct sock {
-    struct sock_common __sk_common;
-} __attribute__((preserve_access_index));
-
+/* Besides what published.bpf.h needs of the kernel's sockets. */
 struct tcp_sock {
     bool is_mptcp;
 } __attribute__((preserve_access_index));
 
-static struct address mapped(__be32 address) {
-    return (struct address){ { 0, 0, bpf_htonl(0xffff), address } };
-}
-
-static bool is_mapped(const struct address *address) {
-    return !address->words[0] && !address->words[1] && address->words[2] == bpf_htonl(0xffff);
-}
-
 static bool is_loopback(const struct address *address) {
     if (is_mapped(address)) return (address->words[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
     return !address->words[0] && !address->words[1] && !address->words[2] && address->words[3] == bpf_htonl(1);
-}
-
-static bool is_any(const struct address *address) {
-    return !address->words[3] && !address->words[0] && !address->words[1] && (!address->words[2] || is_mapped(address));
 }
 
 static bool is_same(const struct peer *one, const struct peer *other) {
@@ -174,12 +129,6 @@ static bool is_hosts(struct bpf_sock_addr *ctx) {
     return bpf_get_netns_cookie(ctx) == settings.netns_cookie;
 }
 
-/* Of an AF_INET6 socket. */
-static bool takes_ipv6_only(struct bpf_sock *sk) {
-    struct sock *sock = sk->protocol == IPPROTO_TCP ? (void *)bpf_skc_to_tcp6_sock(sk) : (void *)bpf_skc_to_udp6_sock(sk);
-    return !sock || BPF_CORE_READ_BITFIELD(&sock->__sk_common, skc_ipv6only);
-}
-
 static bool is_subflow(struct bpf_sock *sk) {
     struct tcp_sock *tcp = (void *)bpf_skc_to_tcp_sock(sk);
     return tcp && bpf_core_field_exists(tcp->is_mptcp) && tcp->is_mptcp;
@@ -191,12 +140,13 @@ static struct backend *published_at(struct bpf_sock_addr *ctx, const struct peer
     if (!is_hosts(ctx)) return NULL;
     if (!is_loopback(&at->address) && !(settings.host_too && bpf_map_lookup_elem(&own_addresses, &at->address))) return NULL;
 
-    struct published key = { 8 * (sizeof key - sizeof key.prefix_bits), ctx->protocol, {}, at->port };
-    if (is_mapped(&at->address)) key.address = mapped(0);
+    struct published key = { PUBLISHED_BITS, ctx->protocol, any_of(&at->address), at->port };
     struct backend *found = bpf_map_lookup_elem(&backends, &key);
-    if (found) return found;
-    key.address = at->address;
-    return bpf_map_lookup_elem(&backends, &key);
+    if (!found) {
+        key.address = at->address;
+        found = bpf_map_lookup_elem(&backends, &key);
+    }
+    return found && !is_lent(is_udp(ctx), bpf_ntohs(at->port)) ? found : NULL;
 }
 
 /* A socket with this source is about to connect to `at`, or to send there: true if it is to be `to` instead. */

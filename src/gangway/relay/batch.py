@@ -31,9 +31,10 @@ BATCH = 32
 _DATAGRAM_BYTES = 65536
 _CMSGHDR = struct.Struct("@Nii")
 _FAMILY = struct.Struct("@H")
-# struct sockaddr_in6 (28 bytes) with padding; in_pktinfo and in6_pktinfo with their headers (28 → 32, 36 → 40 bytes).
+# struct sockaddr_in6 (28 bytes) with padding; in6_pktinfo, and beside it either in_pktinfo (dual-stack sockets) or a
+# struct sockaddr_in6 (sockets that serve many ports), each with its header.
 _NAME_BYTES = 32
-_CONTROL_BYTES = socket.CMSG_SPACE(12) + socket.CMSG_SPACE(20)
+_CONTROL_BYTES = socket.CMSG_SPACE(20) + max(socket.CMSG_SPACE(12), socket.CMSG_SPACE(28))
 _LABEL_BYTES = _NAME_BYTES + _CONTROL_BYTES
 _SOCKADDR_BYTES: dict[int, int] = {socket.AF_INET: 16, socket.AF_INET6: 28}
 

@@ -3,15 +3,18 @@
 What this file knows: sockets, clients, and when one is forgotten.  What it must not know: where listeners come from,
 that there are other processes.
 
-How it works.  All clients of a `Port` arrive at its one socket.  For each of them the relay keeps a `Client`: a
-socket connected to the backend, whose port is what the backend knows the client by, and the way back.  Clients'
-datagrams come in batches, and the answers that a round of the loop finds go in batches, through memory that serves
-the whole process (`batch.py`): a silent client costs a socket and some hundred bytes.
+How it works.  Clients arrive at a `Receiver`, a socket that serves one `Port` or many.  For each of them the relay
+keeps a `Client`: a socket connected to the backend, whose port is what the backend knows the client by, and the way
+back.  Clients' datagrams come in batches, and the answers that a round of the loop finds go in batches, through memory
+that serves the whole process (`batch.py`): a silent client costs a socket and some hundred bytes.
+
+Answers leave by an `Outlet`, a socket that is bound to the port that was asked, as no other can send from there.  A
+port with a socket of its own answers by that; one that shares its receiver has an outlet for as long as it has clients.
 
 Whose a datagram is.  A client is known by its address (with the zone, if that is link-local) *and* the host address
-that it asked: one that asks two of the host's addresses from one port must get each answer from the address that it
-belongs to. Which address was asked comes with each datagram (IP_PKTINFO, IPV6_RECVPKTINFO) and goes back with each
-answer.
+and port that it asked: one that asks two of the host's addresses from one port must get each answer from the address
+that it belongs to.  Which address was asked comes with each datagram (IP_PKTINFO, IPV6_RECVPKTINFO) and goes back with
+each answer; at a receiver that is shared the port comes, too (IP_RECVORIGDSTADDR).
 
 When one is forgotten.  `Datagrams.clients` is ordered by the last second in which something was moved, either way:
 the first is the one that was silent longest.  Time is counted in ticks of one second, so a datagram costs a
@@ -33,51 +36,76 @@ Facts that it leans on:
 import errno
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 from gangway.relay.batch import BATCH, Ancillary, Inbox, Outbox, read_label, write_label
 from gangway.relay.log import Log
 from gangway.relay.loop import READABLE, Loop
 from gangway.relay.pump import OUT_OF_DESCRIPTORS
 from gangway.relay.settings import Settings
-from gangway.relay.stream import Backend
+from gangway.relay.stream import Backend, Closable
 
 _IP_PKTINFO = 8  # include/uapi/linux/in.h; Python 3.11 does not name it
+_IP_ORIGDSTADDR = 20
+_IPV6_ORIGDSTADDR = 74  # include/uapi/linux/in6.h
 _ASKED4 = socket.IPPROTO_IP, _IP_PKTINFO
 _ASKED6 = socket.IPPROTO_IPV6, socket.IPV6_PKTINFO
+_ORIGINAL = {(socket.IPPROTO_IP, _IP_ORIGDSTADDR), (socket.IPPROTO_IPV6, _IPV6_ORIGDSTADDR)}
 _LINK_LOCAL = 0xFE80 >> 6
 _MULTICAST = 0xFF
 # Labels that a client is known by: one for each interface and broadcast address that it came to.
 _LABELS = 8
 
-Key = tuple[bytes, bytes]
-"""A client's struct sockaddr, and the host address that it asked."""
+
+class Key(NamedTuple):
+    """What a client is known by."""
+
+    sockaddr: bytes
+    """Its struct sockaddr."""
+    asked: bytes
+    """The host address that it asked, as `_asked4` and `_asked6` give it."""
+    port: int
+    """And the port, if its receiver serves many; else 0."""
+
+
+class Outlet:
+    """A socket that answers leave by; `clients` are those that it is needed for."""
+
+    def __init__(self, sock: socket.socket, backend: Backend) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.backend = backend
+        self.clients = 0
 
 
 class Client:
     """One client of a port: its backend socket, and how an answer gets back."""
 
-    __slots__ = ("backend", "key", "labels", "port", "receive", "seen_tick", "send", "way_back")
+    __slots__ = ("backend", "key", "labels", "outlet", "port", "receive", "receiver", "seen_tick", "send", "way_back")
 
-    def __init__(self, port: "Port", key: Key, backend: socket.socket) -> None:
+    def __init__(self, port: "Port", key: Key, receiver: "Receiver", backend: socket.socket, outlet: Outlet) -> None:
         self.port = port
         self.key = key
+        self.receiver = receiver
+        self.outlet = outlet
         self.labels: list[bytes] = []
-        sockaddr, asked = key
-        self.way_back = write_label(sockaddr, _way_back(asked))
+        self.way_back = write_label(key.sockaddr, _way_back(key.asked))
         self.backend = backend
         self.send = backend.send
         self.receive = backend.recv_into
         self.seen_tick = port.datagrams.tick
+        outlet.clients += 1
 
     def answer(self, _events: int) -> None:
         """Takes one datagram that the backend has sent; epoll says if there are more."""
-        port, datagrams = self.port, self.port.datagrams
+        outlet, datagrams = self.outlet, self.port.datagrams
         if self.seen_tick != datagrams.tick:
             datagrams.saw(self)
-        if datagrams.answering is not port:
+        if datagrams.answering is not outlet:
             datagrams.send_answers()
-            datagrams.answering = port
+            datagrams.answering = outlet
         outbox = datagrams.outbox
         try:
             size = self.receive(outbox.room())
@@ -93,9 +121,11 @@ class Client:
         """It is closed when the batch is done, as everything (`loop.py` says why)."""
         del self.port.clients[self.key]
         for label in self.labels:
-            del self.port.known[label]
+            del self.receiver.known[label]
         del self.port.datagrams.clients[self]
         self.port.datagrams.loop.close_later(self.backend)
+        self.outlet.clients -= 1
+        self.port.leave(self.key.port)
 
 
 class Datagrams:
@@ -109,8 +139,8 @@ class Datagrams:
         self.clients: dict[Client, None] = {}
         self.inbox = Inbox()
         self.outbox = Outbox()
-        self.answering: Port | None = None
-        """Whose clients the answers in the outbox are for."""
+        self.answering: Outlet | None = None
+        """By which the answers in the outbox are to leave."""
         self._ticking = False
 
     def saw(self, client: Client) -> None:
@@ -130,9 +160,26 @@ class Datagrams:
 
     def send_answers(self) -> None:
         """Empties the outbox."""
-        port, self.answering = self.answering, None
-        if port is not None:
-            self.outbox.send(port.fd, lambda error: self.lost(error, "to a client", port.backend))
+        outlet, self.answering = self.answering, None
+        if outlet is not None:
+            self.outbox.send(outlet.fd, lambda error: self.lost(error, "to a client", outlet.backend))
+
+    def open_socket(self, family: int) -> socket.socket:
+        """A socket; when there is no descriptor left, with that of the client that was silent longest.
+
+        It is closed in the midst of a batch, but its number is taken at once by another UDP socket, and that is not
+        harmed by an event that is not its own.
+        """
+        kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+        try:
+            return socket.socket(family, kind)
+        except OSError as error:
+            oldest = next(iter(self.clients), None)
+            if error.errno not in OUT_OF_DESCRIPTORS or oldest is None:
+                raise
+            oldest.forget()
+            oldest.backend.close()
+            return socket.socket(family, kind)
 
     def lost(self, error: OSError, whither: str, backend: Backend) -> None:
         """A datagram could not be sent.  That is no error of the relay's: UDP promises nothing."""
@@ -151,30 +198,37 @@ class Datagrams:
             self.loop.call_in(1.0, self._tick)
 
 
-class Port:
-    """A published UDP port: its socket, its backend, its clients."""
+class Receiver:
+    """A socket that clients' datagrams arrive at.
 
-    def __init__(self, datagrams: Datagrams, backend: Backend, listener: socket.socket) -> None:
+    `find` says whose they are, of the host address and port that was asked; None: nobody's.
+    """
+
+    def __init__(self, datagrams: Datagrams, sock: socket.socket, find: Callable[[bytes, int], "Port | None"]) -> None:
         self.datagrams = datagrams
-        self.backend = backend
-        self.fd = listener.fileno()
-        self._listener = listener
-        self.clients: dict[Key, Client] = {}
+        self.fd = sock.fileno()
         self.known: dict[bytes, Client] = {}
         """The clients by the labels that their datagrams came with."""
-        self._asked = _asked6 if listener.family == socket.AF_INET6 else _asked4
-        listener.setblocking(False)
-        if listener.family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        listener.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        self._sock = sock
+        self._find = find
+        self._asked = _asked6 if sock.family == socket.AF_INET6 else _asked4
+        sock.setblocking(False)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
         datagrams.loop.add(self.fd, self._ready, READABLE)
 
+    def tell_ports(self) -> None:
+        """It serves many ports: which one was asked is to come with each datagram."""
+        if self._sock.family == socket.AF_INET6:
+            self._sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_ORIGDSTADDR, 1)
+        else:
+            self._sock.setsockopt(socket.IPPROTO_IP, _IP_ORIGDSTADDR, 1)
+
     def close(self) -> None:
-        """The port is withdrawn, and its clients with it."""
+        """Nobody arrives any more."""
         self.datagrams.loop.forget(self.fd)
-        self.datagrams.loop.close_later(self._listener)
-        for client in tuple(self.clients.values()):
-            client.forget()
+        self.datagrams.loop.close_later(self._sock)
 
     def _ready(self, _events: int) -> None:
         """Moves what clients have sent to the backend."""
@@ -196,58 +250,99 @@ class Port:
             with suppress(OSError):
                 client.send(data)
         else:
-            self.datagrams.lost(error, "to the container", self.backend)
+            self.datagrams.lost(error, "to the container", client.port.backend)
 
     def _recognize(self, label: bytes) -> Client | None:
         """Whose datagrams come with a label not seen before: a new client's, mostly."""
         sockaddr, ancillary = read_label(label)
-        key = sockaddr, self._asked(ancillary)
-        client = self.clients.get(key) or self._meet(key)
+        key = Key(sockaddr, self._asked(ancillary), _asked_port(ancillary))
+        port = self._find(key.asked, key.port)
+        client = None if port is None else port.clients.get(key) or port.meet(key, self)
         if client is not None:
+            if client.receiver is not self:  # the daemon has handed the socket over anew
+                client.receiver, client.labels = self, []
             if len(client.labels) == _LABELS:
                 del self.known[client.labels.pop(0)]
             client.labels.append(label)
             self.known[label] = client
         return client
 
-    def _meet(self, key: Key) -> Client | None:
+
+class Port:
+    """A published UDP port, or a range of them: its backend, its clients.
+
+    `first` is the port whose clients get to the backend's; `bind` makes a socket that a port of them is answered by.
+    """
+
+    def __init__(
+        self, datagrams: Datagrams, backend: Backend, first: int, bind: Callable[[int], socket.socket]
+    ) -> None:
+        self.datagrams = datagrams
+        self.backend = backend
+        self.clients: dict[Key, Client] = {}
+        self.way_in: Closable | None = None
+        self._first = first
+        self._bind = bind
+        self._outlets: dict[int, Outlet] = {}
+
+    def close(self) -> None:
+        """The port is withdrawn, and its clients with it."""
+        if self.way_in is not None:
+            self.way_in.close()
+        for client in tuple(self.clients.values()):
+            client.forget()
+
+    def meet(self, key: Key, receiver: Receiver) -> Client | None:
         """A new client; None when the backend cannot be reached, or there is no descriptor even after forgetting
         another."""
+        to = self.backend._replace(port=self.backend.port + key.port - self._first)
         try:
-            backend = self._open_backend()
+            outlet = self.outlet(key.port)
+            backend = self._open_backend(to)
         except OSError as error:
-            self.datagrams.log.warning("cannot reach %s: %s", self.backend, error.strerror)
+            self.datagrams.log.warning("cannot reach %s: %s", to, error.strerror)
+            self.leave(key.port)
             return None
-        client = self.clients[key] = Client(self, key, backend)
+        client = self.clients[key] = Client(self, key, receiver, backend, outlet)
         self.datagrams.remember(client)
         self.datagrams.loop.add(backend.fileno(), client.answer, READABLE)
         return client
 
-    def _open_backend(self) -> socket.socket:
-        backend = self._new_socket()
+    def leave(self, port: int) -> None:
+        """An outlet may be needed no more."""
+        outlet = self._outlets.get(port)
+        if outlet is not None and not outlet.clients:
+            del self._outlets[port]
+            self.datagrams.loop.close_later(outlet.sock)
+
+    def outlet(self, port: int) -> Outlet:
+        """What a port is answered by, opened if need be."""
+        found = self._outlets.get(port)
+        if found is None:
+            found = self._outlets[port] = Outlet(self._bind(port), self.backend)
+        return found
+
+    def _open_backend(self, to: Backend) -> socket.socket:
+        backend = self.datagrams.open_socket(to.family)
         try:
-            backend.connect((self.backend.address, self.backend.port))
+            backend.connect((to.address, to.port))
         except OSError:
             backend.close()
             raise
         return backend
 
-    def _new_socket(self) -> socket.socket:
-        """A socket; when there is no descriptor left, with that of the client that was silent longest.
 
-        It is closed in the midst of a batch, but its number is taken at once by another UDP socket, and that is not
-        harmed by an event that is not its own.
-        """
-        kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
-        try:
-            return socket.socket(self.backend.family, kind)
-        except OSError as error:
-            oldest = next(iter(self.datagrams.clients), None)
-            if error.errno not in OUT_OF_DESCRIPTORS or oldest is None:
-                raise
-            oldest.forget()
-            oldest.backend.close()
-            return socket.socket(self.backend.family, kind)
+def arriving(datagrams: Datagrams, backend: Backend, sock: socket.socket) -> Port:
+    """A port that has a socket of its own, and answers by it."""
+    port = Port(datagrams, backend, 0, lambda _port: sock)
+    port.outlet(0).clients += 1  # it is needed, and closed, as the way in
+    port.way_in = Receiver(datagrams, sock, lambda _asked, _port: port)
+    return port
+
+
+def _asked_port(ancillary: Ancillary) -> int:
+    """The host port that a shared socket's client asked (struct sockaddr_in and _in6 begin alike); 0 of any other."""
+    return next((int.from_bytes(data[2:4]) for level, kind, data in ancillary if (level, kind) in _ORIGINAL), 0)
 
 
 def _asked4(ancillary: Ancillary) -> bytes:

@@ -4,15 +4,20 @@ What this file knows: the messages by which such a port comes and goes.  What it
 done with a port.
 
 How it works.  A lease ends with its holder.  The daemon may be restarted, or die, and no published port is to suffer
-from it; so its ports stay with the relay, which knows each by the host address and port that it was handed over with.
-A daemon that comes back asks which there are.
+from it; so its ports stay with the relay, which knows each range by the host address and ports that it was handed over
+with.  A daemon that comes back asks which there are.  Most have no socket of their own: they share one of each protocol
+and family, to which the kernel steers what arrives for them (`shared.py`).
 
-    daemon → relay   keep PROTO HOST-IP HOST-PORT CONTAINER-IP CONTAINER-PORT    with the port's socket (SCM_RIGHTS)
-                     drop PROTO HOST-IP HOST-PORT                                answered when nothing of it is left
-                     kept OFFSET                                                 which there are, from one of them on
-                     hold COUNT              with so many descriptors, which stay open in place of those before
-                     held                                                        answered with those descriptors
-    relay → daemon   ok        or        error TEXT        to `kept`, after ok, PAGE lines at most, as after `keep`
+    daemon → relay   keep PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST own       with the port's socket (SCM_RIGHTS)
+                     keep PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST shared
+                     drop PROTO HOST-IP FIRST LAST           answered when nothing of it is left
+                     kept OFFSET                             which there are, from one of them on
+                     share PROTO FAMILY COUNT    with the socket that serves those without one; with UDP's, `binding`
+                     shared                                  whether it has been given any
+                     hold NAME COUNT             with so many descriptors, which stay open in place of those before
+                     held NAME                   answered with those descriptors
+    relay → daemon   ok        or        error TEXT
+                     to `kept`, after ok, PAGE lines at most, as after `keep`; to `shared`, after ok, how many
 
 What is held means nothing to the relay: open descriptors are how the kernel is told what is still wanted.
 """
@@ -21,18 +26,32 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gangway.errors import InvalidRequest
 from gangway.relay.stream import IPPROTO_SCTP, Backend
 
-VERBS = ("keep", "drop", "kept", "hold", "held")
+VERBS = ("keep", "drop", "kept", "share", "shared", "hold", "held")
 PAGE = 200
 MOST_HELD = 32
+OWN, SHARED = "own", "shared"
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": IPPROTO_SCTP}
+_LAST_PORT = 65535
+_FAMILIES = {"4": socket.AF_INET, "6": socket.AF_INET6}
 
 Answer = Callable[[str, Sequence[int]], None]
 """Sends a text, and descriptors."""
+
+
+class Range(NamedTuple):
+    """Ports of a host address."""
+
+    protocol: int
+    family: int
+    address: str
+    """As inet_ntop(3) writes it."""
+    first: int
+    last: int
 
 
 class Published(Protocol):
@@ -41,34 +60,75 @@ class Published(Protocol):
     def close(self) -> None: ...
 
 
+class Shared(Protocol):
+    """Who serves the ports that have no socket of their own; its length tells by how many."""
+
+    def __len__(self) -> int: ...
+
+    def use(self, protocol: int, family: int, sock: socket.socket, binding_fd: int | None) -> None:
+        """By this socket from now on."""
+
+    def publish(self, ports: Range, backend: Backend) -> Published:
+        """A range, and where clients of its first port are to be taken."""
+
+
 def parse_backend(protocol: str, address: str, port: str) -> Backend:
     """Where clients are to be taken.  ValueError: it is no such place."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    if protocol not in _PROTOCOLS:
+        raise ValueError(protocol)
+    return Backend(_PROTOCOLS[protocol], *_parse_address(address), _parse_port(port))
+
+
+def parse_range(protocol: str, address: str, first: str, last: str) -> Range:
+    """Ports of the host.  ValueError: there are no such."""
+    bare, _, zone = address.partition("%")
+    family, plain = _parse_address(bare)
+    numbers = _parse_port(first), _parse_port(last)
+    if protocol not in _PROTOCOLS or numbers[0] > numbers[1]:
+        raise ValueError(protocol, first, last)
+    return Range(_PROTOCOLS[protocol], family, f"{plain}%{zone}" if zone else plain, *numbers)
+
+
+def _parse_address(text: str) -> tuple[int, str]:
+    family = socket.AF_INET6 if ":" in text else socket.AF_INET
     try:
-        socket.inet_pton(family, address)
+        return family, socket.inet_ntop(family, socket.inet_pton(family, text))
     except OSError:
-        raise ValueError(address) from None
-    if protocol not in _PROTOCOLS or not 0 < int(port) < 65536:
-        raise ValueError(protocol, port)
-    return Backend(_PROTOCOLS[protocol], family, address, int(port))
+        raise ValueError(text) from None
+
+
+def _parse_port(text: str) -> int:
+    if not 0 < int(text) <= _LAST_PORT:
+        raise ValueError(text)
+    return int(text)
+
+
+class _Port(NamedTuple):
+    """A range that is served; `backend` and `how` as a daemon is told."""
+
+    backend: str
+    how: str
+    published: Published
 
 
 class Kept:
     """The kept ports.
 
-    `publish` makes a port of a backend and a socket; `withdraw` ends it, and calls what it is given when nothing is
-    left.
+    `publish` makes a port of a backend and a socket of its own; `withdraw` ends one, and calls what it is given when
+    nothing is left.
     """
 
     def __init__(
         self,
         publish: Callable[[Backend, socket.socket], Published],
         withdraw: Callable[[Published, Callable[[], None]], None],
+        shared: Shared,
     ) -> None:
         self._publish = publish
         self._withdraw = withdraw
-        self._ports: dict[str, tuple[str, Published]] = {}
-        self._held: list[int] = []
+        self._shared = shared
+        self._ports: dict[str, _Port] = {}
+        self._held: dict[str, list[int]] = {}
 
     def __len__(self) -> int:
         return len(self._ports)
@@ -77,23 +137,27 @@ class Kept:
         """Does what a message asks for, and answers it; the descriptors that came with it are ours to close."""
         try:
             match message.split():
-                case ["keep", protocol, address, port, *backend] if fds:
-                    self._keep(f"{protocol} {address} {port}", parse_backend(protocol, *backend), fds)
+                case ["keep", protocol, address, first, last, to, to_first, how]:
+                    ports, backend = parse_range(protocol, address, first, last), parse_backend(protocol, to, to_first)
+                    self._keep(" ".join((protocol, address, first, last)), ports, backend, how, fds)
                     answer("ok", ())
-                case ["keep", *_] if not fds:
-                    raise InvalidRequest("no socket came with the port: the relay has no file descriptor left")
                 case ["drop", *words]:
                     self._drop(" ".join(words), answer)
                 case ["kept", offset]:
-                    lines = (f"{key} {backend}" for key, (backend, _) in self._ports.items())
+                    lines = (f"{key} {port.backend} {port.how}" for key, port in self._ports.items())
                     answer("\n".join(("ok", *islice(lines, int(offset), int(offset) + PAGE))), ())
-                case ["hold", count]:
-                    if len(fds) != int(count):
-                        raise InvalidRequest("not all of them came: the relay has no file descriptor left")
-                    self._held, fds = fds, self._held
+                case ["share", protocol, family, count]:
+                    _check_came(fds, count)
+                    self._share(protocol, family, fds)
                     answer("ok", ())
-                case ["held"]:
-                    answer("ok", self._held)
+                case ["shared"]:
+                    answer(f"ok {len(self._shared)}", ())
+                case ["hold", name, count]:
+                    _check_came(fds, count)
+                    self._held[name], fds = fds, self._held.get(name, [])
+                    answer("ok", ())
+                case ["held", name]:
+                    answer("ok", self._held.get(name, ()))
                 case _:
                     raise ValueError(message)
         except (ValueError, TypeError):
@@ -106,19 +170,45 @@ class Kept:
 
     def let_go(self) -> None:
         """In a worker process: what is held is the relay's own."""
-        for fd in self._held:
-            os.close(fd)
+        for fds in self._held.values():
+            for fd in fds:
+                os.close(fd)
         self._held.clear()
 
-    def _keep(self, key: str, backend: Backend, fds: list[int]) -> None:
+    def _keep(self, key: str, ports: Range, backend: Backend, how: str, fds: list[int]) -> None:
         if key in self._ports:
             raise InvalidRequest(f"{key} is kept already")
+        if how not in (OWN, SHARED) or backend.port + ports.last - ports.first > _LAST_PORT:
+            raise ValueError(how, backend)
+        published = self._shared.publish(ports, backend) if how == SHARED else self._serve(ports, backend, fds)
+        self._ports[key] = _Port(f"{backend.address} {backend.port}", how, published)
+
+    def _serve(self, ports: Range, backend: Backend, fds: list[int]) -> Published:
+        if ports.first != ports.last:
+            raise ValueError(ports)
+        if not fds:
+            raise InvalidRequest("no socket came with the port: the relay has no file descriptor left")
         sock = socket.socket(fileno=fds[-1])
         fds.pop()  # from here on it is the socket's to close
-        self._ports[key] = f"{backend.address} {backend.port}", self._publish(backend, sock)
+        return self._publish(backend, sock)
 
     def _drop(self, key: str, answer: Answer) -> None:
         if key not in self._ports:
             raise InvalidRequest(f"{key} is not kept")
-        _, port = self._ports.pop(key)
-        self._withdraw(port, lambda: answer("ok", ()))
+        self._withdraw(self._ports.pop(key).published, lambda: answer("ok", ()))
+
+    def _share(self, protocol: str, family: str, fds: list[int]) -> None:
+        if protocol not in _PROTOCOLS or family not in _FAMILIES or not fds:
+            raise ValueError(protocol, family)
+        sock = socket.socket(fileno=fds[0])
+        fds.pop(0)
+        try:
+            self._shared.use(_PROTOCOLS[protocol], _FAMILIES[family], sock, fds[0] if fds else None)
+        except BaseException:
+            sock.close()
+            raise
+
+
+def _check_came(fds: Sequence[int], count: str) -> None:
+    if len(fds) != int(count):
+        raise InvalidRequest("not all of them came: the relay has no file descriptor left")

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from gangway.errors import InvalidRequest
-from gangway.relay.kept import MOST_HELD, VERBS, Kept, Published, parse_backend
+from gangway.relay.kept import MOST_HELD, VERBS, Kept, Published, Shared, parse_backend
 from gangway.relay.log import Log
 from gangway.relay.loop import READABLE, Loop
 from gangway.relay.pump import OUT_OF_DESCRIPTORS
@@ -51,7 +51,8 @@ class Leases:
     """The leases of a relay process.
 
     `publish` makes a port of a backend and a socket; `withdraw` ends it, and calls what it is given when nothing is
-    left; `unused` is called when the last lease has ended.
+    left; `unused` is called when the last lease has ended.  `shared` serves the daemon's ports that have no socket of
+    their own.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Leases:
         publish: Callable[[Backend, socket.socket], Published],
         withdraw: Callable[[Published, Callable[[], None]], None],
         unused: Callable[[], None],
+        shared: Shared,
     ) -> None:
         self._loop = loop
         self._listener = listener
@@ -69,7 +71,7 @@ class Leases:
         self._publish = publish
         self._withdraw = withdraw
         self._unused = unused
-        self.kept = Kept(publish, withdraw)
+        self.kept = Kept(publish, withdraw, shared)
         self._uid = _peer_uid(listener)
         self._holders: dict[socket.socket, Published | None] = {}
         listener.setblocking(False)

@@ -4,12 +4,15 @@ What this file knows: how the relay's parts are put together, and when it is ove
 
 How it works.  The process is handed a unix socket that already listens, gives up root, says that it is ready, and
 serves leases until there has been none for `LINGER_S` seconds.  Everything that it opens later (clients, backends,
-pipes) needs no right, and the ports' sockets are bound by those who hand them over.
+pipes) needs no right, and the ports' sockets are bound by those who hand them over; those that it answers by may be
+bound though it has none (`shared.py`).
 """
 
 import gc
 import socket
 from collections.abc import Callable
+from functools import partial
+from itertools import count
 
 from gangway.relay import datagram, privilege, stream
 from gangway.relay.datagram import Datagrams
@@ -19,6 +22,7 @@ from gangway.relay.lease import Leases
 from gangway.relay.log import Log
 from gangway.relay.loop import Loop, Timer
 from gangway.relay.settings import Settings
+from gangway.relay.shared import Shared
 from gangway.relay.stream import Backend, Streams
 from gangway.relay.worker import Workers, work
 
@@ -38,8 +42,9 @@ class Relay:
         self.streams = Streams(self.loop, settings, log)
         self.workers = Workers(self.loop, self.streams, settings, log)
         self._datagrams = Datagrams(self.loop, settings, log)
-        self._leases = Leases(self.loop, launchers, log, self._publish, self._withdraw, self._unused)
-        self._keys = 0
+        self._keys = count(1)
+        shared = Shared(self.streams, self._datagrams, partial(next, self._keys))
+        self._leases = Leases(self.loop, launchers, log, self._publish, self._withdraw, self._unused, shared)
         self._end: Timer | None = None
         self._unused()
 
@@ -59,9 +64,8 @@ class Relay:
 
     def _serve(self, backend: Backend, listener: socket.socket) -> Published:
         if backend.protocol == socket.IPPROTO_UDP:
-            return datagram.Port(self._datagrams, backend, listener)
-        self._keys += 1
-        return stream.Port(self.streams, backend, self._keys, listener)
+            return datagram.arriving(self._datagrams, backend, listener)
+        return stream.listening(self.streams, backend, next(self._keys), listener)
 
     def _withdraw(self, port: Published, then: Callable[[], None]) -> None:
         if self._keeper is None:

@@ -4,8 +4,9 @@ What this file knows: how clients are accepted, how the backend is reached, and 
 What it must not know: what follows from an event (`flow.py` says that), how bytes move (`pump.py`), where listeners
 come from, that there are other processes.
 
-How it works.  A `Port` accepts clients and opens a socket to the backend for each: the pair is a `Flow` of two
-`Half`s.  The flow asks `flow.TABLE` what is to be done whenever a half, or the connection attempt, reports an event.
+How it works.  A `Listener` accepts clients, of one `Port` or of many, and opens a socket to the backend for each: the
+pair is a `Flow` of two `Half`s.  The flow asks `flow.TABLE` what is to be done whenever a half, or the connection
+attempt, reports an event.
 
 Facts that it leans on:
 
@@ -28,7 +29,7 @@ import socket
 import struct
 from collections.abc import Callable
 from socket import SocketType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from gangway.relay.flow import OPEN, START, TABLE, Action, Event, Phase, State, Way
 from gangway.relay.log import Log
@@ -45,8 +46,10 @@ _RESET = struct.pack("ii", 1, 0)  # struct linger: close at once, with a reset
 _NAMES = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp", IPPROTO_SCTP: "sctp"}
 
 
-Taker = Callable[["Port", SocketType], None]
-"""Takes a client that a port has accepted."""
+Taker = Callable[["Port", int, SocketType], None]
+"""Takes a client of a port that was accepted; the number is the backend's port that it is to get to."""
+Find = Callable[[SocketType], "tuple[Port, int] | None"]
+"""Whose client was accepted, and the number likewise; None: nobody's."""
 
 
 class Backend(NamedTuple):
@@ -67,10 +70,11 @@ class Backend(NamedTuple):
 class Flow:
     """One client's connection, and the one that the relay opened to the backend for it."""
 
-    __slots__ = ("backend", "client", "port", "seen", "state", "streams")
+    __slots__ = ("backend", "client", "number", "port", "seen", "state", "streams")
 
-    def __init__(self, port: "Port", client: SocketType, backend: SocketType, state: State) -> None:
+    def __init__(self, port: "Port", number: int, client: SocketType, backend: SocketType, state: State) -> None:
         self.port = port
+        self.number = number
         self.streams = port.streams
         self.state = state
         self.seen = 0
@@ -84,7 +88,7 @@ class Flow:
         """Opens the connection to the backend.  The client is watched meanwhile, and not read."""
         loop, to = self.streams.loop, self.port.backend
         self.streams.young[self] = loop.clock() + self.streams.settings.connect_timeout_s
-        error = self.backend.sock.connect_ex((to.address, to.port))
+        error = self.backend.sock.connect_ex((to.address, self.number))
         if error not in (0, errno.EINPROGRESS):
             return self._connect_failed(error)
         # The client first: what it has sent is to be known when the backend's answer is looked at.
@@ -168,7 +172,8 @@ class Flow:
         return None
 
     def _connect_failed(self, error: int) -> None:
-        self.streams.log.warning("cannot connect to %s: %s", self.port.backend, os.strerror(error))
+        asked = self.port.backend._replace(port=self.number)
+        self.streams.log.warning("cannot connect to %s: %s", asked, os.strerror(error))
         self.on(Event.CONNECT_FAILED)
 
     def _pump_up(self) -> None:
@@ -219,7 +224,7 @@ class Streams:
         self.flows: set[Flow] = set()
         self.find_taker: Callable[[], Taker | None] | None = None
         """Asked before each client: whether somebody else should take it."""
-        self._paused: list[Port] = []
+        self._paused: list[Listener] = []
         self._ticking = False
 
     def started(self) -> None:
@@ -228,19 +233,19 @@ class Streams:
             self._ticking = True
             self.loop.call_in(1.0, self._tick)
 
-    def pause(self, port: "Port") -> None:
-        """The process ran out of descriptors: `port` accepts no more until there are some again."""
+    def pause(self, listener: "Listener") -> None:
+        """The process ran out of descriptors: `listener` accepts no more until there are some again."""
         self.log.warning("out of file descriptors: clients wait to be accepted")
         if not self._paused:
             self.loop.call_in(RETRY_S, self.descriptors_are_back)
-        self._paused.append(port)
+        self._paused.append(listener)
 
     def descriptors_are_back(self) -> None:
         """Accepts again, where that was stopped."""
         if self._paused:
             paused, self._paused = self._paused, []
-            for port in paused:
-                port.resume()
+            for listener in paused:
+                listener.resume()
 
     def _tick(self) -> None:
         now_s = self.loop.clock()
@@ -252,87 +257,110 @@ class Streams:
             self.loop.call_in(1.0, self._tick)
 
 
-class Port:
-    """A published port: its listener (in the process that accepts), its backend, its flows.
+class Listener:
+    """A listening socket whose clients are those of the ports that `find` names.
 
-    `key` names it to other processes.
+    `family` is that of most of their backends.
     """
 
-    def __init__(self, streams: Streams, backend: Backend, key: int, listener: socket.socket | None = None) -> None:
-        self.streams = streams
-        self.backend = backend
-        self.key = key
-        self.flows: set[Flow] = set()
-        self._listener = listener
-        if listener is not None:
-            self._send_at_once(listener)
-            self.keep_alive(listener)
-            listener.setblocking(False)
-            streams.loop.add(listener.fileno(), self._accept, READABLE)
-
-    def serve(self, client: SocketType) -> None:
-        """Takes a client that was accepted already; one whose backend cannot be had a socket for is dropped."""
-        try:
-            backend = self._open_backend()
-        except OSError as error:
-            self.streams.log.warning("a connection was dropped: %s", error.strerror)
-            client.close()
-        else:
-            self._begin(client, backend)
-
-    def adopt(self, client: SocketType, backend: SocketType) -> None:
-        """Relays between two sockets that are connected already."""
-        Flow(self, client, backend, OPEN).relay()
+    def __init__(self, streams: Streams, sock: socket.socket, family: int, find: Find) -> None:
+        self._streams = streams
+        self._sock = sock
+        self._family = family
+        self._find = find
+        self._is_closed = False
+        send_at_once(sock)
+        keep_alive(sock, streams.settings.keepalive_s)
+        sock.setblocking(False)
+        streams.loop.add(sock.fileno(), self._accept, READABLE)
 
     def resume(self) -> None:
         """Accepts again."""
-        if self._listener is not None:
-            self.streams.loop.modify(self._listener.fileno(), READABLE)
+        if not self._is_closed:
+            self._streams.loop.modify(self._sock.fileno(), READABLE)
 
     def close(self) -> None:
-        """The port is withdrawn: nobody is accepted any more, and its connections end at once."""
-        if self._listener is not None:
-            self.streams.loop.forget(self._listener.fileno())
-            self.streams.loop.close_later(self._listener)
-            self._listener = None
-        for flow in tuple(self.flows):
-            flow.on(Event.WITHDRAWN)
+        """Nobody is accepted any more."""
+        self._is_closed = True
+        self._streams.loop.forget(self._sock.fileno())
+        self._streams.loop.close_later(self._sock)
 
     def _accept(self, _events: int) -> None:
         """One client; see the head of this file for the order."""
-        assert self._listener is not None
-        find_taker = self.streams.find_taker
+        find_taker = self._streams.find_taker
         taker = find_taker() if find_taker is not None else None
         backend = None
         try:
-            backend = self._open_backend() if taker is None else None
-            client = self._next_client(self._listener)
+            backend = open_backend(self._family, self._sock.proto) if taker is None else None
+            client = self._next_client()
         except OSError as error:
             if backend is not None:
                 backend.close()
             if error.errno in OUT_OF_DESCRIPTORS:
-                self.streams.loop.modify(self._listener.fileno(), 0)
-                self.streams.pause(self)
+                self._streams.loop.modify(self._sock.fileno(), 0)
+                self._streams.pause(self)
             return
-        if backend is not None:
-            self._begin(client, backend)
-        elif taker is not None:
-            taker(self, client)
+        found = self._find(client)
+        if found is None:
+            _refuse(client, backend)
+        elif taker is None:
+            found[0].serve(client, found[1], backend)
+        else:
+            taker(*found, client)
 
-    def _next_client(self, listener: socket.socket) -> SocketType:
-        """`listener.accept()` without the wrapping in Python, which takes longer than the system call."""
-        fd, _ = listener._accept()  # type: ignore[attr-defined]  # CPython's own, beneath socket.accept
-        return SocketType(self.backend.family, socket.SOCK_STREAM, self.backend.protocol, fd)
+    def _next_client(self) -> SocketType:
+        """`accept()` without the wrapping in Python, which takes longer than the system call."""
+        sock = self._sock
+        fd, _ = sock._accept()  # type: ignore[attr-defined]  # CPython's own, beneath socket.accept
+        return SocketType(sock.family, socket.SOCK_STREAM, sock.proto, fd)
 
-    def _open_backend(self) -> SocketType:
-        to = self.backend
-        return SocketType(to.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, to.protocol)
 
-    def _begin(self, client: SocketType, backend: SocketType) -> None:
-        self._send_at_once(backend)
+class Closable(Protocol):
+    """How clients get to a port."""
+
+    def close(self) -> None: ...
+
+
+class Port:
+    """A published port, or a range of them: its backend, its flows; and, in the process that accepts, its `way_in`.
+
+    `key` names it to other processes.
+    """
+
+    def __init__(self, streams: Streams, backend: Backend, key: int) -> None:
+        self.streams = streams
+        self.backend = backend
+        self.key = key
+        self.flows: set[Flow] = set()
+        self.way_in: Closable | None = None
+
+    def serve(self, client: SocketType, number: int, spare: SocketType | None = None) -> None:
+        """Takes a client that was accepted already, to the backend's port `number`; `spare` is a socket for it, if that
+        is of its family.  A client whose backend cannot be had a socket for is dropped."""
+        if spare is not None and spare.family != self.backend.family:
+            spare.close()
+            spare = None
+        try:
+            backend = spare or open_backend(self.backend.family, self.backend.protocol)
+        except OSError as error:
+            self.streams.log.warning("a connection was dropped: %s", error.strerror)
+            client.close()
+            return
+        send_at_once(backend)
         self.acknowledge(backend, 0)
         self.streams.started()
-        Flow(self, client, backend, START).connect()
+        Flow(self, number, client, backend, START).connect()
+
+    def adopt(self, client: SocketType, backend: SocketType) -> None:
+        """Relays between two sockets that are connected already."""
+        Flow(self, self.backend.port, client, backend, OPEN).relay()
+
+    def close(self) -> None:
+        """The port is withdrawn: nobody is accepted any more, and its connections end at once."""
+        if self.way_in is not None:
+            self.way_in.close()
+        for flow in tuple(self.flows):
+            flow.on(Event.WITHDRAWN)
 
     def acknowledge(self, backend: SocketType, quick: int) -> None:
         """Sends the handshake's last acknowledgement with the first data (0), or now (1)."""
@@ -340,18 +368,44 @@ class Port:
             backend.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, quick)
 
     def keep_alive(self, sock: SocketType) -> None:
-        """A peer that vanished is noticed.  SCTP notices by heartbeats of its own."""
-        if self.backend.protocol != IPPROTO_SCTP:
-            idle_s = self.streams.settings.keepalive_s
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, idle_s)
+        """A peer that vanished is noticed."""
+        keep_alive(sock, self.streams.settings.keepalive_s)
 
-    def _send_at_once(self, sock: SocketType) -> None:
-        if self.backend.protocol == IPPROTO_SCTP:
-            sock.setsockopt(IPPROTO_SCTP, SCTP_NODELAY, 1)
-        else:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+def open_backend(family: int, protocol: int) -> SocketType:
+    """A socket that is to be connected to a backend."""
+    return SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, protocol)
+
+
+def listening(streams: Streams, backend: Backend, key: int, sock: socket.socket) -> Port:
+    """A port that has a listening socket of its own."""
+    port = Port(streams, backend, key)
+    port.way_in = Listener(streams, sock, backend.family, lambda _client: (port, backend.port))
+    return port
+
+
+def keep_alive(sock: SocketType, idle_s: int) -> None:
+    """A peer that vanished is noticed.  SCTP notices by heartbeats of its own."""
+    if sock.proto != IPPROTO_SCTP:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, idle_s)
+
+
+def send_at_once(sock: SocketType) -> None:
+    """What is written is not held back in the hope of more."""
+    if sock.proto == IPPROTO_SCTP:
+        sock.setsockopt(IPPROTO_SCTP, SCTP_NODELAY, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _refuse(client: SocketType, spare: SocketType | None) -> None:
+    """A port that was withdrawn while a client waited: as if nobody had listened."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    client.close()
+    if spare is not None:
+        spare.close()
 
 
 def _shut(sock: SocketType) -> None:

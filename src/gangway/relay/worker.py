@@ -73,10 +73,10 @@ class Worker:
         """How many flows it has, those on the way to it included."""
         return self._given - int(self._ended[0])
 
-    def give(self, port: Port, *socks: SocketType) -> bool:
-        """Hands a flow over; False when the channel is full or the worker is gone."""
+    def give(self, port: Port, number: int, *socks: SocketType) -> bool:
+        """Hands a flow over, to the backend's port `number`; False when the channel is full or the worker is gone."""
         backend = port.backend
-        text = f"flow {port.key} {backend.protocol:d} {backend.family:d} {backend.address} {backend.port}"
+        text = f"flow {port.key} {backend.protocol:d} {backend.family:d} {backend.address} {number}"
         try:
             self.channel.sendmsg([text.encode()], [_rights(socks)], socket.MSG_DONTWAIT)
         except OSError:
@@ -185,7 +185,7 @@ class Workers:
 
     def _give_flow(self, flow: Flow) -> bool:
         worker = self._idlest()
-        if worker is None or not worker.give(flow.port, flow.client.sock, flow.backend.sock):
+        if worker is None or not worker.give(flow.port, flow.number, flow.client.sock, flow.backend.sock):
             return False
         for sock in flow.let_go():
             sock.close()
@@ -195,11 +195,11 @@ class Workers:
         worker = self._idlest()
         return None if worker is None else partial(self._give_client, worker)
 
-    def _give_client(self, worker: Worker, port: Port, client: SocketType) -> None:
-        if worker.give(port, client):
+    def _give_client(self, worker: Worker, port: Port, number: int, client: SocketType) -> None:
+        if worker.give(port, number, client):
             client.close()
         else:
-            port.serve(client)
+            port.serve(client, number)
 
     def _idlest(self) -> Worker | None:
         """The worker with the fewest flows, if we have more, and it has descriptors for one."""
@@ -275,7 +275,8 @@ class _Work:
             verb, key, *backend = message.decode().split()
             if verb == "flow":
                 self.taken += 1
-                self._take(self._port(int(key), *backend), rights, whole=not flags & socket.MSG_CTRUNC)
+                port = self._port(int(key), *backend)
+                self._take(port, int(backend[-1]), rights, whole=not flags & socket.MSG_CTRUNC)
             else:
                 self._withdraw(int(key))
 
@@ -286,7 +287,7 @@ class _Work:
             port = self._ports[key] = Port(self.streams, backend, key)
         return port
 
-    def _take(self, port: Port, rights: list[tuple[int, int, bytes]], whole: bool) -> None:
+    def _take(self, port: Port, number: int, rights: list[tuple[int, int, bytes]], whole: bool) -> None:
         """`whole`: all sockets came; the kernel leaves out those that the process has no descriptor for."""
         to = port.backend
         fds = array("i", b"".join(data for _, _, data in rights))
@@ -298,7 +299,7 @@ class _Work:
         elif len(socks) == 2:
             port.adopt(*socks)
         else:
-            port.serve(*socks)
+            port.serve(socks[0], number)
 
     def _withdraw(self, key: int) -> None:
         port = self._ports.pop(key, None)

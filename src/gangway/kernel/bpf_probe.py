@@ -1,4 +1,4 @@
-"""What the redirect needs of the kernel and of the host: one function for each, which says why it is not there.
+"""What programs in the kernel need of it and of the host: one function for each, which says why it is not there.
 
 What this file knows: where to look.  What it must not know: what is done without.
 
