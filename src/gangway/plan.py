@@ -4,8 +4,9 @@ What this file knows: networks, endpoints, mappings, and the facts about the hos
 must not know: how those facts are found, what a rule looks like.
 
 How it works.  `plan(wanted, facts)` gives the Plan that the hands carry out and that `ls` and `explain` print.  Each
-mapping is decided by itself (`plan_mapping`), so one more costs the same however many there are.  A mapping has one
-host address, hence clients of one family: 0.0.0.0 is IPv4's, `::` is IPv6's.
+mapping is decided by itself (`plan_mapping`), so one more costs the same however many there are; by which roads depends
+on neither its ports nor its container, so most mappings are decided like others before.  A mapping has one host
+address, hence clients of one family: 0.0.0.0 is IPv4's, `::` is IPv6's.
 
     is it published where the client asks?      no: blocked
     loopback                                    redirect, if the host can; else relay, as the kernel does not route it
@@ -25,6 +26,8 @@ Link-local addresses are an exception within an origin: the kernel forwards noth
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
+from typing import NamedTuple
 
 from gangway.model import Address, Endpoint, Network, PortMapping, Protocol
 
@@ -90,6 +93,11 @@ class Code(StrEnum):
     """The bridge keeps its containers apart, and nothing is translated within it.  Fact: the bridge."""
     NO_SOCKETS = "no_sockets"
     """The kernel has no sockets of the protocol, so there is no relay.  Fact: the protocol."""
+
+
+_TARGETS = frozenset({Code.TRANSLATED, Code.MASQUERADED, Code.REDIRECTED, Code.REDIRECTED_AS_IPV4})
+# Those whose fact is the container's address, with its ports or without.
+_CONTAINERS = _TARGETS | {Code.FAMILY}
 
 
 @dataclass(frozen=True)
@@ -171,27 +179,59 @@ class NetworkPlan:
 
 
 @dataclass(frozen=True)
-class MappingPlan:
-    """A mapping, where it leads, and the road of each kind of client."""
+class Roads:
+    """What is decided about all mappings that differ in no more than their ports and their container."""
 
-    mapping: PortMapping
-    bridge: str
-    container_address: Address
     routes: tuple[Route, ...]
-    is_steered: bool
-    """The relay serves it by a socket that it has for all ports; else by one for each port."""
+    """Of each kind of client; a fact that is the container's address or ports is left out."""
     is_nat: bool = field(init=False)
-    """Rules translate it, for some client at least."""
     is_redirected: bool = field(init=False)
-    """Sockets are redirected to it, for some client at least."""
     is_relayed: bool = field(init=False)
-    """The relay carries it, for some client at least."""
 
     def __post_init__(self) -> None:
         roads = {route.road for route in self.routes}
         object.__setattr__(self, "is_nat", Road.NAT in roads)
         object.__setattr__(self, "is_redirected", Road.REDIRECT in roads)
         object.__setattr__(self, "is_relayed", Road.RELAY in roads)
+
+
+@dataclass(frozen=True)
+class MappingPlan:
+    """A mapping, where it leads, and the road of each kind of client."""
+
+    mapping: PortMapping
+    bridge: str
+    container_address: Address
+    roads: Roads
+    is_steered: bool
+    """The relay serves it by a socket that it has for all ports; else by one for each port."""
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """The road of each kind of client, and why."""
+        address = str(self.container_address)
+        facts = {True: f"{address} port {self.mapping.container_ports}", False: address}
+        return tuple(
+            Route(route.origin, route.neighbour, route.road, Reason(code, facts[code in _TARGETS]), route.source)
+            if (code := route.reason.code) in _CONTAINERS
+            else route
+            for route in self.roads.routes
+        )
+
+    @property
+    def is_nat(self) -> bool:
+        """Rules translate it, for some client at least."""
+        return self.roads.is_nat
+
+    @property
+    def is_redirected(self) -> bool:
+        """Sockets are redirected to it, for some client at least."""
+        return self.roads.is_redirected
+
+    @property
+    def is_relayed(self) -> bool:
+        """The relay carries it, for some client at least."""
+        return self.roads.is_relayed
 
     @property
     def family(self) -> int:
@@ -267,9 +307,8 @@ def plan_network(network: Network, facts: HostFacts) -> NetworkPlan:
 def plan_mapping(mapping: PortMapping, endpoint: Endpoint, network: Network, facts: HostFacts) -> MappingPlan:
     """Decides one mapping."""
     address = endpoint.address_for(mapping.host_address)
-    kinds = [(origin, False) for origin in Origin] + [(Origin.CONTAINER, True)]
-    routes = tuple(_route(origin, near, mapping, address, network, facts) for origin, near in kinds)
-    return MappingPlan(mapping, network.bridge, address, routes, _is_steered(mapping, facts))
+    roads = _roads(_Kind(mapping.protocol, mapping.host_address, address.version), network, facts)
+    return MappingPlan(mapping, network.bridge, address, roads, _is_steered(mapping, facts))
 
 
 def not_routed(facts: HostFacts, family: int) -> Reason | None:
@@ -299,24 +338,38 @@ def origins_of(host_address: Address) -> tuple[Origin, ...]:
     return tuple(origin for origin in Origin if host_address.is_loopback == (origin is Origin.LOOPBACK))
 
 
-def _route(
-    origin: Origin, neighbour: bool, mapping: PortMapping, address: Address, network: Network, facts: HostFacts
-) -> Route:
-    blocked = _blocked(origin, mapping)
+class _Kind(NamedTuple):
+    """What a decision depends on of a mapping."""
+
+    protocol: Protocol
+    at: Address
+    """The host address."""
+    family: int
+    """That of the container's address."""
+
+
+@lru_cache(1024)
+def _roads(kind: _Kind, network: Network, facts: HostFacts) -> Roads:
+    """Mappings are many, their kinds are few: each is decided once."""
+    clients = [(origin, False) for origin in Origin] + [(Origin.CONTAINER, True)]
+    return Roads(tuple(_route(origin, near, kind, network, facts) for origin, near in clients))
+
+
+def _route(origin: Origin, neighbour: bool, kind: _Kind, network: Network, facts: HostFacts) -> Route:
+    blocked = _blocked(origin, kind.at)
     if blocked is not None:
         return Route(origin, neighbour, Road.BLOCKED, blocked, Source.NOBODY)
-    target = f"{address} port {mapping.container_ports}"
-    if _is_redirected(origin, mapping, address, facts):
-        mapped = address.version != mapping.host_address.version
-        reason = Reason(Code.REDIRECTED_AS_IPV4 if mapped else Code.REDIRECTED, target)
+    if _is_redirected(origin, kind, facts):
+        mapped = kind.family != kind.at.version
+        reason = Reason(Code.REDIRECTED_AS_IPV4 if mapped else Code.REDIRECTED)
         return Route(origin, neighbour, Road.REDIRECT, reason, Source.GATEWAY)
-    relayed = _relayed(origin, neighbour, mapping, address, network, facts)
+    relayed = _relayed(origin, neighbour, kind, network, facts)
     if relayed is None:
         if neighbour:
-            return Route(origin, neighbour, Road.NAT, Reason(Code.MASQUERADED, target), Source.GATEWAY)
-        return Route(origin, neighbour, Road.NAT, Reason(Code.TRANSLATED, target), Source.CLIENT)
-    if mapping.protocol in facts.missing:
-        return Route(origin, neighbour, Road.BLOCKED, Reason(Code.NO_SOCKETS, mapping.protocol.value), Source.NOBODY)
+            return Route(origin, neighbour, Road.NAT, Reason(Code.MASQUERADED), Source.GATEWAY)
+        return Route(origin, neighbour, Road.NAT, Reason(Code.TRANSLATED), Source.CLIENT)
+    if kind.protocol in facts.missing:
+        return Route(origin, neighbour, Road.BLOCKED, Reason(Code.NO_SOCKETS, kind.protocol.value), Source.NOBODY)
     return _by_relay(origin, neighbour, relayed)
 
 
@@ -324,9 +377,8 @@ def _by_relay(origin: Origin, neighbour: bool, reason: Reason) -> Route:
     return Route(origin, neighbour, Road.RELAY, reason, Source.GATEWAY)
 
 
-def _blocked(origin: Origin, mapping: PortMapping) -> Reason | None:
+def _blocked(origin: Origin, at: Address) -> Reason | None:
     """Why a client finds nothing published where it asks."""
-    at = mapping.host_address
     if at.is_loopback and origin is not Origin.LOOPBACK:
         return Reason(Code.LOOPBACK_ONLY, str(at))
     if origin is Origin.LOOPBACK and not (at.is_loopback or at.is_unspecified):
@@ -334,29 +386,27 @@ def _blocked(origin: Origin, mapping: PortMapping) -> Reason | None:
     return None
 
 
-def _is_redirected(origin: Origin, mapping: PortMapping, address: Address, facts: HostFacts) -> bool:
+def _is_redirected(origin: Origin, kind: _Kind, facts: HostFacts) -> bool:
     """Whether a host process's socket can be aimed at the container.
 
     An IPv6 socket can be connected to an IPv4 address, the other way round there is none.  Where a rule can serve the
     host's own address it does, so that the container sees that address.
     """
-    at = mapping.host_address
-    unruled = origin is Origin.HOST and facts.firewall is Firewall.NONE and not _is_link_local(at)
+    unruled = origin is Origin.HOST and facts.firewall is Firewall.NONE and not _is_link_local(kind.at)
     return (
         (origin is Origin.LOOPBACK or unruled)
         and not facts.no_redirect
-        and mapping.protocol is not Protocol.SCTP  # its sockets run no program when they connect
-        and address.version <= at.version
+        and kind.protocol is not Protocol.SCTP  # its sockets run no program when they connect
+        and kind.family <= kind.at.version
     )
 
 
-def _unredirected(mapping: PortMapping, address: Address, facts: HostFacts) -> Reason:
+def _unredirected(kind: _Kind, facts: HostFacts) -> Reason:
     """Why who asks a loopback address is relayed."""
-    at = mapping.host_address
-    if at.version < address.version:
-        return Reason(Code.FAMILY, str(address))
-    if mapping.protocol is Protocol.SCTP:
-        return Reason(Code.LOOPBACK, "127.0.0.0/8" if at.version == 4 else "::1")
+    if kind.at.version < kind.family:
+        return Reason(Code.FAMILY)
+    if kind.protocol is Protocol.SCTP:
+        return Reason(Code.LOOPBACK, "127.0.0.0/8" if kind.at.version == 4 else "::1")
     return Reason(Code.NO_REDIRECT, facts.no_redirect)
 
 
@@ -379,17 +429,15 @@ def _is_link_local(address: Address) -> bool:
     return address.version == 6 and address.is_link_local
 
 
-def _relayed(
-    origin: Origin, neighbour: bool, mapping: PortMapping, address: Address, network: Network, facts: HostFacts
-) -> Reason | None:
+def _relayed(origin: Origin, neighbour: bool, kind: _Kind, network: Network, facts: HostFacts) -> Reason | None:
     """Why no rule can serve a client; None if one can."""
-    at = mapping.host_address
+    at = kind.at
     if origin is Origin.LOOPBACK:
-        return _unredirected(mapping, address, facts)
+        return _unredirected(kind, facts)
     if facts.firewall is Firewall.NONE:
         return Reason(Code.NO_FIREWALL)
-    if address.version != at.version:
-        return Reason(Code.FAMILY, str(address))
+    if kind.family != at.version:
+        return Reason(Code.FAMILY)
     if _is_link_local(at):
         return Reason(Code.LINK_LOCAL, str(at))
     if origin is Origin.HOST:

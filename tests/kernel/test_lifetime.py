@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gangway.daemon.reconcile import link_name
 from lab import mirror
 from lab.gangwayd import GANGWAY, Gangway
 from lab.netns import Namespace, end, ip
@@ -119,6 +120,23 @@ def test_the_ports_of_a_container_that_is_gone_are_free(street: Street) -> None:
         assert street.reaches(street.neighbour, "tcp", HOST4, 8080)
     with street.host.entered(), closing(socket.create_server(("", 8080))):
         pass  # a program of the host can have it, too
+
+
+def test_what_a_container_had_that_is_gone_can_be_asked_for_before_anybody_has_looked(street: Street) -> None:
+    gone = street.container("gone", "web")
+    street.publish(gone, "8080:80/tcp")
+    gone.space.close()
+    wait_until(lambda: link_name(gone.name) not in street.host.ip("link"), "the end of its link", 5)
+    with street.published(street.server, "8080:80/tcp"):
+        assert street.reaches(street.neighbour, "tcp", HOST4, 8080)
+
+
+def test_a_network_whose_last_container_is_gone_can_be_removed_before_anybody_has_looked(street: Street) -> None:
+    street.gangway("network", "create", "brief", "--subnet", "172.28.0.0/24")
+    with Namespace("brief") as space:
+        street.gangway("attach", space.name, "--network", "brief")
+    wait_until(lambda: link_name(space.name) not in street.host.ip("link"), "the end of its link", 5)
+    street.gangway("network", "rm", "brief")
 
 
 def test_a_container_that_went_while_there_was_no_daemon_is_noticed_by_the_next_one(street: Street) -> None:

@@ -288,3 +288,9 @@ def test_a_plan_holds_all_that_is_wanted() -> None:
     assert made.endpoints == (endpoint(WEB),)
     assert made.mappings == (planned(mapping("0.0.0.0")), planned(mapping("::")))
     assert made.facts is NFTABLES
+
+
+def test_mappings_of_a_kind_are_decided_once() -> None:
+    one, other = planned(mapping("0.0.0.0", "80")), planned(mapping("0.0.0.0", "81", "8081"))
+    assert one.roads is other.roads
+    assert [found.routes[2].reason.fact for found in (one, other)] == ["172.30.0.2 port 80", "172.30.0.2 port 8081"]

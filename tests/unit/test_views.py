@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gangway.cli.views import explanation, print_mappings, print_network, print_networks, roads
+from gangway.cli.views import columns, explanation, print_checks, print_mappings, print_network, print_networks, roads
 from gangway.daemon.messages import ExplainAnswer, MappingAnswer, NetworkAnswer, RouteAnswer
 from gangway.daemon.reconcile import redirects_of
 from gangway.daemon.redirects import Redirects
@@ -204,6 +204,33 @@ def test_a_line_to_a_pipe_is_never_cut(capsys: pytest.CaptureFixture[str]) -> No
     name = "/run/user/1000/" + "long/" * 30
     print_mappings(msgspec.to_builtins([MappingAnswer.of(planned(mapping("::", container=name)))]))
     assert table(capsys)[1][0] == name
+
+
+def test_columns_are_as_wide_as_their_widest_cell() -> None:
+    rows = [("A", "BB", ""), ("漢字", "[::1]:80", "x")]
+    assert list(columns(rows)) == ["A     BB         ", "漢字  [::1]:80  x"]
+
+
+def test_a_terminal_gets_the_same_lines_if_they_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    monkeypatch.setenv("COLUMNS", "200")
+    print_checks([{"check": "c", "holds": True, "note": "fine"}])
+    assert capsys.readouterr().out.splitlines()[1:] == ["c      yes    fine"]
+
+
+def test_where_a_terminal_is_too_narrow_cells_are_folded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "20")
+    print_checks([{"check": "c", "holds": True, "note": "as long as it takes"}])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 2
+    assert (
+        "".join(line.replace("c ", "").replace("yes", "").replace(" ", "") for line in lines[1:]) == "aslongasittakes"
+    )
 
 
 def test_networks_are_a_table_of_what_is_not_usual(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,7 @@ class Told(msgspec.Struct):
 
 def main() -> int:
     """Runs a daemon to its end."""
+    gc.disable()  # until it serves, almost all that is made stays
     told = msgspec.json.decode(sys.argv[1], type=Told)
     if told.until_idle:
         _let_go(told.ready_fd)
@@ -69,6 +70,7 @@ def _serves(told: Told) -> None:
             json.dump({"options": told.options, "config": told.config}, file)
     gc.collect()
     gc.freeze()
+    gc.enable()
     with suppress(AttributeError):  # glibc's; musl has none
         ctypes.CDLL(None).malloc_trim(0)
     if told.ready_fd is not None:

@@ -10,7 +10,7 @@ For the same reason a family counts as dropped if the chain that drops is not on
 A chain drops if that is its policy, or if its last rule does, whatever comes (the habit of RHEL and of firewalld).
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 from gangway.daemon.config import Config
@@ -62,12 +62,12 @@ def gather(
     config: Config,
     tools: Tools,
     chains: Chains,
-    links: Collection[Link],
+    bridges: Callable[[], Collection[Link]],
     switched_on: frozenset[int],
     no_redirect: str,
     no_steering: str,
 ) -> HostFacts:
-    """All of them, now; `links` are other programs'.  Unsupported: no firewall as it was asked for can be used here."""
+    """All of them, now; `bridges` lists other programs'.  Unsupported: no firewall as it was asked for can be used."""
     forwarding = frozenset(family for family in _FAMILIES if probe.forwards(family))
     closing = frozenset(_FAMILIES) - (forwarding - switched_on) if config.ip_forward else frozenset()
     firewall = _choose(config.firewall, tools, chains, closing)
@@ -81,7 +81,7 @@ def gather(
         forward_droppers=tuple((family, who) for family, who in droppers.items() if who is not None),
         own_bridge=not (firewall is Firewall.IPTABLES and config.chain_prefix == DOCKERS_PREFIX),
         bridge_filtered=filtered,
-        foreign_bridges=_bridges(links) if filtered else (),
+        foreign_bridges=_bearable(bridges()) if filtered else (),
         missing=frozenset(protocol for protocol in Protocol if not ports.has_sockets(protocol)),
         no_redirect=no_redirect,
         no_steering=no_steering,
@@ -111,9 +111,9 @@ def others(nft: apply.Nftables | None) -> Chains:
     return chains
 
 
-def _bridges(links: Collection[Link]) -> tuple[str, ...]:
-    """But those whose names no rule can bear."""
-    return tuple(sorted(link.name for link in links if link.kind == "bridge" and is_interface_name(link.name)))
+def _bearable(bridges: Collection[Link]) -> tuple[str, ...]:
+    """Their names, but those that no rule can bear."""
+    return tuple(sorted(link.name for link in bridges if is_interface_name(link.name)))
 
 
 def _choose(asked: str, tools: Tools, chains: Chains, closing: Collection[int]) -> Firewall:

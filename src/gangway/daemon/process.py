@@ -3,19 +3,21 @@
 What this file knows: what the daemon's parts are, and when it is over.  What it must not know: what they do.
 
 How it works.  One loop listens to the API's socket, to signals and to the kernel's notices; one thread does the work.
-After a notice, and after the last of a burst of them, that thread looks whether there is something to do.  Only one
+After a notice, and after the last of a burst of them, that thread looks whether there is something to do; so it does
+when the relay has ended.  Its descriptor tells that by a hang-up: whatever else comes by it is the thread's.  Only one
 daemon can look after a network namespace: a name in its abstract unix sockets (unix(7)), which are the namespace's own,
 goes to the first.
 """
 
 import asyncio
 import os
+import select
 import signal
 import socket
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,16 +64,21 @@ class Daemon:
         self._worker = worker
         self._over = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._look: asyncio.TimerHandle | None = None
+        self._looks: dict[socket.socket, asyncio.TimerHandle] = {}
         self._end: asyncio.TimerHandle | None = None
         self._relay_fd: int | None = None
+        self._hangups = select.epoll()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serves; `ready` is called when it does."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._over.set)
-        for sock in (self._notices.links, self._notices.rules):
-            self._loop.add_reader(sock, self._noticed, sock)
+        for sock, check in (
+            (self._notices.links, self._service.check),
+            (self._notices.rules, self._service.check_rules),
+        ):
+            self._loop.add_reader(sock, self._noticed, sock, check)
+        self._loop.add_reader(self._hangups, self._relay_ended)
         app = application(self._service, self._worker, self._start.log, self._changed)
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await runner.setup()
@@ -84,15 +91,17 @@ class Daemon:
             await self._over.wait()
         finally:
             await runner.cleanup()
+            self._loop.remove_reader(self._hangups)
+            self._hangups.close()
 
-    def _noticed(self, sock: socket.socket) -> None:
+    def _noticed(self, sock: socket.socket, check: Callable[[], None]) -> None:
         self._notices.drain(sock)
-        if self._look is None:
-            self._look = self._loop.call_later(_SETTLE_S, self._look_now)
+        if sock not in self._looks:
+            self._looks[sock] = self._loop.call_later(_SETTLE_S, self._look_now, sock, check)
 
-    def _look_now(self) -> None:
-        self._look = None
-        self._run(self._service.check)
+    def _look_now(self, sock: socket.socket, check: Callable[[], None]) -> None:
+        del self._looks[sock]
+        self._run(check)
 
     def _look_thoroughly(self) -> None:
         self._run(self._service.check_thoroughly)
@@ -112,20 +121,23 @@ class Daemon:
     def _changed(self) -> None:
         """There may be another relay now, and it may be over."""
         if self._service.relay_fd != self._relay_fd:
-            if self._relay_fd is not None:
-                self._loop.remove_reader(self._relay_fd)
-            self._relay_fd = self._service.relay_fd
-            if self._relay_fd is not None:
-                self._loop.add_reader(self._relay_fd, self._relay_ended)
+            self._watch(self._service.relay_fd)
         if self._end is not None:
             self._end.cancel()
         if self._start.until_idle and self._service.is_idle:
             self._end = self._loop.call_later(_LINGER_S, self._end_if_idle)
 
-    def _relay_ended(self) -> None:
+    def _watch(self, relay_fd: int | None) -> None:
+        """What the relay answers is not for us: only its end wakes us."""
         if self._relay_fd is not None:
-            self._loop.remove_reader(self._relay_fd)
-            self._relay_fd = None
+            with suppress(OSError):  # it is closed, and so it is not watched any more
+                self._hangups.unregister(self._relay_fd)
+        self._relay_fd = relay_fd
+        if relay_fd is not None:
+            self._hangups.register(relay_fd, select.EPOLLRDHUP)
+
+    def _relay_ended(self) -> None:
+        self._watch(None)
         self._run(self._service.check)
 
     def _end_if_idle(self) -> None:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from gangway.daemon.config import Config
 from gangway.daemon.doctor import Check
+from gangway.daemon.gone import again_without_the_gone
 from gangway.daemon.reconcile import State
 from gangway.daemon.relay import Relay
 from gangway.daemon.reserve import Reserving
@@ -75,8 +76,10 @@ class Service:
         self._ledger = self._upkeep.ledger
         self._hands = self._upkeep.hands
         self.check = partial(self._upkeep.check, thorough=False)
+        self.check_rules = self._upkeep.check_rules
         self.check_thoroughly = partial(self._upkeep.check, thorough=True)
         self.reconcile = self._upkeep.reconcile
+        self.withdraw_what_is_gone = self._upkeep.withdraw_what_is_gone
         self.reconcile()
 
     def close(self) -> None:
@@ -148,6 +151,7 @@ class Service:
 
     # Networks
 
+    @again_without_the_gone
     def create_network(self, network: Network, on_demand: bool = False) -> Network:
         """One more network."""
         self._upkeep.prepare()
@@ -166,6 +170,7 @@ class Service:
         self._upkeep.settle(after)
         return network
 
+    @again_without_the_gone
     def remove_network(self, name: str) -> None:
         """One less; it must have no containers."""
         self._upkeep.prepare()
@@ -184,11 +189,12 @@ class Service:
 
     # Endpoints
 
+    @again_without_the_gone
     def attach(
         self, container: str, network_name: str | None, addresses: Sequence[Address], namespace: str | None = None
     ) -> Endpoint:
         """Joins a container to a network; `namespace` is its path, if the name does not tell."""
-        self._upkeep.prepare()
+        self._upkeep.prepare(container)
         if self._ledger.has_endpoint(container):
             name = self._ledger.endpoint(container).network
             raise Conflict(f"container {container} is on network {name} already: detach it first")
@@ -209,9 +215,10 @@ class Service:
             raise
         return endpoint
 
+    @again_without_the_gone
     def detach(self, container: str) -> None:
         """Takes a container off its network, and its mappings away."""
-        self._upkeep.prepare()
+        self._upkeep.prepare(container)
         endpoint = self._ledger.endpoint(container)
         self._upkeep.take_down(self._ledger.state_of_container(container))
         self._ledger.remove_endpoint(container)
@@ -219,9 +226,10 @@ class Service:
 
     # Mappings
 
+    @again_without_the_gone
     def publish(self, container: str, texts: Sequence[str]) -> tuple[MappingPlan, ...]:
         """Publishes a container's ports; each text is as after Docker's `-p`.  All of them or none."""
-        self._upkeep.prepare()
+        self._upkeep.prepare(container)
         network = self._ledger.network_of(container)
         requests = [request for text in texts for request in parse_port(text).apart()]
         reserving = Reserving(container, self._ledger.taken, self._upkeep.steered, self._ledger.planned)
@@ -243,9 +251,10 @@ class Service:
                 raise
         return planned
 
+    @again_without_the_gone
     def unpublish(self, container: str, texts: Sequence[str] = ()) -> tuple[MappingPlan, ...]:
         """Withdraws a container's mappings: those that the texts name, all without any."""
-        self._upkeep.prepare()
+        self._upkeep.prepare(container)
         planned = self._ledger.mappings(container)
         if texts:
             chosen = [one for text in texts for one in self._ledger.named(container, text)]

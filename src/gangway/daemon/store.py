@@ -13,6 +13,7 @@ power cut the last ones may be missing, and with them is all that they were abou
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import NamedTuple
@@ -100,7 +101,7 @@ class Store:
         """Each mapping."""
         for container, protocol, address, *ports in self._all("mappings"):
             host, inner = PortRange(*ports[:2]), PortRange(*ports[2:])
-            yield PortMapping(container, Protocol(protocol), ip_address(address), host, inner)
+            yield PortMapping(container, Protocol(protocol), _address(address), host, inner)
 
     def add_network(self, network: Network, on_demand: bool) -> None:
         """One more."""
@@ -160,6 +161,10 @@ class Store:
 
     def _insert(self, table: str, row: tuple[object, ...]) -> None:
         self._execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+
+
+# Most mappings are of 0.0.0.0 or ::.
+_address = lru_cache(ip_address)
 
 
 def _words(values: Iterable[object]) -> str:

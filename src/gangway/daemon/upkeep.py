@@ -4,9 +4,10 @@ What this file knows: when everything is to be decided and compared anew.  What 
 is carried out.
 
 How it works.  `reconcile` compares all that is wanted with all that there is, and may be called at any time.  `check`
-only looks whether it should be: after each notice of the kernel's and, `thorough`, now and then, for what gives no
-notice.  Both do what they can: what fails is logged, and the next one tries again.  A request first has what others did
-put right (`prepare`), then carries out its own small difference, and settles what it decided.
+only looks whether it should be: after a notice of the kernel's, unless it is of rules of our own (`check_rules`), and,
+`thorough`, now and then, for what gives no notice.  Both do what they can: what fails is logged, and the next one tries
+again.  A request first has put right what others did (`prepare`: the rules, the relay, the container that it is about),
+then carries out its own small difference, and settles what it decided.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -81,9 +82,10 @@ class Upkeep:
         """What this host can do."""
         return tuple(checks(self._tools, self.facts, self._redirects.is_intact(), self.steered.is_intact()))
 
-    def prepare(self) -> None:
-        """What others have done meanwhile is put right before a request adds to it."""
-        self._withdraw_what_is_gone()
+    def prepare(self, container: str | None = None) -> None:
+        """What others have done meanwhile is put right before a request, about a container perhaps, adds to it."""
+        if container is not None and self.ledger.has_endpoint(container) and self.is_gone(container):
+            self._withdraw(container)
         changed = events.generation() != self.hands.rules.generation or not self._relay.lives()
         if (changed or self._plan is None) and self.ledger.networks:
             self.check()
@@ -119,9 +121,14 @@ class Upkeep:
         if self.ledger.networks:
             self._look_at_others(thorough)
             self._learn_addresses()
-            self._withdraw_what_is_gone()
+            self.withdraw_what_is_gone()
             if self._unfinished or self._gather() != self.facts or self._is_disturbed(thorough):
                 self.reconcile()
+
+    def check_rules(self) -> None:
+        """The same, if the rules are not as our last change has left them: each of ours gives notice, too."""
+        if self._unfinished or events.generation() != self.hands.rules.generation:
+            self.check()
 
     def reconcile(self) -> None:
         """Makes what is what should be."""
@@ -131,7 +138,7 @@ class Upkeep:
         self._attempt(self._redirects.mend, told)
         self._look_at_others()
         self._refresh()
-        self._withdraw_what_is_gone()
+        self.withdraw_what_is_gone()
         for network in [network.name for network in self.ledger.networks if self.ledger.is_unneeded(network.name)]:
             self.ledger.remove_network(network)
             self._plan = None
@@ -152,23 +159,30 @@ class Upkeep:
 
     def is_gone(self, container: str) -> bool:
         """Its namespace has ended, and the attachment with it; or its name is another's now."""
-        place = self.ledger.place(container)
-        if netns.is_there(*place):
-            return False
-        return netns.is_another(*place) or not self.hands.is_attached(link_name(container))
+        return bool(self._gone([container]))
 
-    def _withdraw_what_is_gone(self) -> None:
-        """Containers whose namespace has ended."""
-        for container in [one.container for one in self.ledger.endpoints() if self.is_gone(one.container)]:
-            self._warn(f"container {container} is gone: its ports are withdrawn")
-            try:
-                self.hands.carry_out(diff(self.ledger.state_of_container(container), State()))
-            except (GangwayError, ExceptionGroup):
-                self._plan = None  # what is left of it goes when everything is compared
-            network = self.ledger.network_of(container).name
-            self.ledger.remove_endpoint(container)
-            if self.ledger.is_unneeded(network):
-                self._plan = None
+    def withdraw_what_is_gone(self) -> bool:
+        """Withdraws the containers whose namespace has ended; whether there was one."""
+        gone = self._gone([one.container for one in self.ledger.endpoints()])
+        for container in gone:
+            self._withdraw(container)
+        return bool(gone)
+
+    def _gone(self, containers: Iterable[str]) -> list[str]:
+        away = [one for one in containers if not netns.is_there(*self.ledger.place(one))]
+        attached = self._links.all() if away else {}
+        return [one for one in away if netns.is_another(*self.ledger.place(one)) or link_name(one) not in attached]
+
+    def _withdraw(self, container: str) -> None:
+        self._warn(f"container {container} is gone: its ports are withdrawn")
+        try:
+            self.hands.carry_out(diff(self.ledger.state_of_container(container), State()))
+        except (GangwayError, ExceptionGroup):
+            self._plan = None  # what is left of it goes when everything is compared
+        network = self.ledger.network_of(container).name
+        self.ledger.remove_endpoint(container)
+        if self.ledger.is_unneeded(network):
+            self._plan = None
 
     def _look_at_others(self, thorough: bool = False) -> None:
         """Only if the rules were changed by somebody else, or may have been unnoticed: it takes a while."""
@@ -185,14 +199,11 @@ class Upkeep:
         return found
 
     def _gather(self) -> HostFacts:
-        links = [link for link in self._links.all().values() if not self._is_ours(link)]
-        switched_on = self._switches.switched_on
-        return facts.gather(
-            self._config, self._tools, self._chains, links, switched_on, self._redirects.lacking, self.steered.lacking
-        )
+        switched_on, lacking = self._switches.switched_on, (self._redirects.lacking, self.steered.lacking)
+        return facts.gather(self._config, self._tools, self._chains, self._foreign_bridges, switched_on, *lacking)
 
-    def _is_ours(self, link: Link) -> bool:
-        return link.alias.startswith(self._alias)
+    def _foreign_bridges(self) -> list[Link]:
+        return [link for link in self._links.bridges() if not link.alias.startswith(self._alias)]
 
     def _refresh(self) -> None:
         """Looks at the host again; with other facts everything is decided anew, another firewall perhaps."""

@@ -1,4 +1,4 @@
-"""Links, addresses and routes, by rtnetlink (pyroute2).
+"""Links, addresses and routes, by rtnetlink: changed by pyroute2, listed by `dump`.
 
 What this file knows: bridges, veth pairs, bridge ports.  What it must not know: networks, endpoints, why.
 
@@ -24,32 +24,22 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2s
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
-from typing import Any, NamedTuple
 
 from pyroute2.iproute.linux import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from gangway.errors import HostRefused
-from gangway.kernel import netns, sysctl
+from gangway.kernel import dump, netns, sysctl
 
 Interface = IPv4Interface | IPv6Interface
 """An address with its subnet."""
+Link = dump.Link
+"""What there is of an interface."""
 
 _NO_DUPLICATE_DETECTION = 0x02  # IFA_F_NODAD, include/uapi/linux/if_addr.h: an address that is usable at once
 _MAIN_TABLE = 254
 _RTPROT_RA = 9  # include/uapi/linux/rtnetlink.h: from a router's advertisement
 _LOOPBACK = 1
-
-
-class Link(NamedTuple):
-    """An interface; `alias` is empty if it has none, `master` 0."""
-
-    number: int
-    name: str
-    kind: str
-    alias: str
-    master: int
-    isolated: bool
 
 
 class Links:
@@ -58,16 +48,22 @@ class Links:
     def __init__(self) -> None:
         with doing("talk to the kernel by netlink"):
             self._route = IPRoute()
+            self._dumps = dump.Dumps()
 
     def close(self) -> None:
-        """Closes the socket."""
+        """Closes the sockets."""
         self._route.close()
+        self._dumps.close()
 
     def all(self) -> dict[str, Link]:
         """Every link, by name."""
         with doing("list links"):
-            links = [_link(message) for message in self._route.get_links()]
-        return {link.name: link for link in links}
+            return {link.name: link for link in self._dumps.links()}
+
+    def bridges(self) -> list[Link]:
+        """The bridges: where there are a thousand containers, a thousandth of all links."""
+        with doing("list bridges"):
+            return self._dumps.links("bridge")
 
     def make_bridge(self, name: str, alias: str, addresses: Iterable[Interface], mtu: int) -> None:
         """A bridge that is up and has these addresses; all of it or nothing."""
@@ -137,29 +133,24 @@ class Links:
     def subnets(self) -> dict[IPv4Network | IPv6Network, str]:
         """What is routed by an interface, and which; without default routes."""
         with doing("list routes"):
-            names = {message["index"]: message.get_attr("IFLA_IFNAME") for message in self._route.get_links()}
-            found = {}
-            for message in self._route.get_routes(table=_MAIN_TABLE):
-                to, out = message.get_attr("RTA_DST"), message.get_attr("RTA_OIF")
-                if to and out:
-                    found[ip_network(f"{to}/{message['dst_len']}", strict=False)] = names.get(out, "?")
-        return found
+            names = {link.number: link.name for link in self._dumps.links()}
+            routes = [route for family in dump.FAMILIES for route in self._dumps.routes(family)]
+        return {
+            ip_network(f"{route.to}/{route.bits}", strict=False): names.get(route.out, "?")
+            for route in routes
+            if route.table == _MAIN_TABLE and route.to and route.out
+        }
 
     def advertised(self) -> frozenset[str]:
         """The interfaces by which a router has advertised itself: those of routes that came so."""
         with doing("list routes"):
-            numbers = {
-                message.get_attr("RTA_OIF")
-                for message in self._route.get_routes(family=socket.AF_INET6)
-                if message["proto"] == _RTPROT_RA
-            }
-            links = {message["index"]: message.get_attr("IFLA_IFNAME") for message in self._route.get_links()}
-        return frozenset(links[number] for number in numbers if number in links)
+            numbers = {route.out for route in self._dumps.routes(socket.AF_INET6) if route.protocol == _RTPROT_RA}
+            return frozenset(link.name for link in self._dumps.links() if link.number in numbers)
 
     def addresses(self) -> frozenset[str]:
         """All addresses of this namespace."""
         with doing("list addresses"):
-            return frozenset(message.get_attr("IFA_ADDRESS") for message in self._route.get_addr())
+            return self._dumps.addresses()
 
     def _index(self, name: str) -> int:
         found = self._route.link_lookup(ifname=name)
@@ -198,17 +189,6 @@ def doing(what: str) -> Iterator[None]:
 
 def _advice(code: int) -> str:
     return "; run as root" if code in (1, 13) else ""  # EPERM, EACCES
-
-
-def _link(message: Any) -> Link:
-    return Link(
-        number=message["index"],
-        name=message.get_attr("IFLA_IFNAME"),
-        kind=message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or "",
-        alias=message.get_attr("IFLA_IFALIAS") or "",
-        master=message.get_attr("IFLA_MASTER") or 0,
-        isolated=bool(message.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA", "IFLA_BRPORT_ISOLATED")),
-    )
 
 
 def _ethernet_names() -> Iterator[str]:

@@ -1,0 +1,89 @@
+"""What rtnetlink lists, against what ip(8) says of the same namespace."""
+
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gangway.kernel.dump import FAMILIES, Dumps, Link
+from lab.netns import Host
+
+MAIN = 254
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    """A host with a bridge, and two containers at it; one port is isolated and has an alias."""
+    with Host() as host:
+        host.container()
+        host.container()
+        host.ip("link", "set", "veth2", "alias", 'ours, and a "quote"')
+        host.ip("link", "set", "veth2", "type", "bridge_slave", "isolated", "on")
+        host.ip("route", "add", "10.1.0.0/16", "via", "172.30.0.9")
+        host.ip("route", "add", "default", "via", "172.30.0.9", "proto", "ra")
+        host.ip("-6", "route", "add", "default", "via", "fd30::9", "proto", "ra")
+        yield host
+
+
+@pytest.fixture(scope="module")
+def dumps(host: Host) -> Iterator[Dumps]:
+    with host.entered():
+        dumps = Dumps()
+    yield dumps
+    dumps.close()
+
+
+def told(host: Host, *words: str) -> Any:
+    """What ip says."""
+    return json.loads(host.ip("-json", "-details", *words))
+
+
+def test_links(host: Host, dumps: Dumps) -> None:
+    expected = told(host, "link")
+    numbers = {link["ifname"]: link["ifindex"] for link in expected}
+    assert dumps.links() == [
+        Link(
+            link["ifindex"],
+            link["ifname"],
+            link.get("linkinfo", {}).get("info_kind", ""),
+            link.get("ifalias", ""),
+            numbers.get(link.get("master"), 0),
+            link.get("linkinfo", {}).get("info_slave_data", {}).get("isolated", False),
+        )
+        for link in expected
+    ]
+
+
+@pytest.mark.parametrize(("kind", "names"), [("bridge", ["br0"]), ("veth", ["veth1", "veth2"]), ("unheard-of", [])])
+def test_links_of_a_kind(dumps: Dumps, kind: str, names: list[str]) -> None:
+    assert [link.name for link in dumps.links(kind)] == names
+
+
+def test_one_is_isolated(dumps: Dumps) -> None:
+    assert [link.name for link in dumps.links() if link.isolated] == ["veth2"]
+
+
+def test_addresses(host: Host, dumps: Dumps) -> None:
+    assert dumps.addresses() == {one["local"] for link in told(host, "address") for one in link["addr_info"]}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_routes(host: Host, dumps: Dumps, family: int) -> None:
+    numbers = {link.name: link.number for link in dumps.links()}
+    expected = told(host, "-6" if family == socket.AF_INET6 else "-4", "route", "show", "table", "main")
+    assert sorted(
+        (_to(route.to, route.bits, family), route.out) for route in dumps.routes(family) if route.table == MAIN
+    ) == [(to, numbers[dev]) for to, dev in sorted((one["dst"], one["dev"]) for one in expected)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whose_route_it_is(dumps: Dumps, family: int) -> None:
+    assert [(route.to, route.bits) for route in dumps.routes(family) if route.protocol == 9] == [("", 0)]
+
+
+def _to(to: str, bits: int, family: int) -> str:
+    """As ip has it."""
+    whole = 128 if family == socket.AF_INET6 else 32
+    return "default" if not to else to if bits == whole else f"{to}/{bits}"
