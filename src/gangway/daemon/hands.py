@@ -145,10 +145,6 @@ class Hands:
         """Whether it was made here."""
         return link.alias.startswith(self._alias)
 
-    def is_attached(self, name: str) -> bool:
-        """Whether the host's end of an attachment is there."""
-        return name in self._netlink.all()
-
     def links(self) -> set[str]:
         """The names of all links that are ours and where they should be."""
         state = self._found_links()
