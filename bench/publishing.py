@@ -33,7 +33,7 @@ _DOCKERS_FIRST = 10000
 _NOT_FOR_PORTS = {"dockerd", "containerd", "containerd-shim-runc-v2"}
 _PAUSE_S = 1.0  # the kernel gathers its processors' counts as often: vm.stat_interval
 _SETTLED_BYTES = 500e3
-_PATIENCE_S = 15
+_PATIENCE_S = 5
 
 
 def every_port(turn: Turn) -> dict[str, Outcome]:
