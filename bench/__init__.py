@@ -1,16 +1,22 @@
 """The benchmark: gangway beside docker-proxy, socat and haproxy in dockerd's service, beside iptables without Docker;
-its loopback beside a client that asks the container directly.
+its loopback beside a client that asks the container directly; and many ports at once, beside few and beside dockerd.
 
-    python -m bench                     every row, some 50 minutes on two cores; bench/RESULTS.md and bench/results.png
+    python -m bench                     every row, some 75 minutes on two cores; bench/RESULTS.md and two pictures
     python -m bench --only rr1 up8      some rows; these and --quick write to build/bench, not over the published table
 
 What each module knows:
 
     rows        the issues' tables: what is promised for each row                                 pure
     tally       medians, ratios, whether a row holds                                              pure
+    curve       what many ports cost, by their number                                             pure
     report      the tables in Markdown                                                            pure
-    chart       the picture
+    chart       the picture of the ratios
+    scale_chart the picture of the curve
     measures    how each row is measured
+    turn        what a measure has at hand
+    publishing  many ports published at once, with gangway's commands and with docker's
+    ranges      traffic to the last port of a range
+    crowd       many mappings in many containers, and a daemon that starts anew among them
     rounds      who has a turn when, and what is done if it fails
     stage       a host, a container and a client, fresh for each turn
     contenders  how each contender in dockerd's service is started; who is in which chapter

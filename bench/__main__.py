@@ -13,12 +13,14 @@ from types import FrameType
 from typing import NoReturn
 
 from bench import machine, report
-from bench.contenders import bystanders, in_docker, redirected, relayed
+from bench.contenders import bystanders, in_docker, published_at_once, redirected, relayed
+from bench.crowd import QUICK_CONTAINERS
 from bench.errors import CannotMeasure
 from bench.measures import QUICK_SUSTAINED_S
+from bench.publishing import QUICK_MANY
 from bench.remote import without_docker
 from bench.rounds import Runner, Settings
-from bench.rows import BYSTANDERS, IN_DOCKER, REDIRECTED, RELAYED, ROWS, WITHOUT_DOCKER, Row
+from bench.rows import BYSTANDERS, EVERY_PORT, IN_DOCKER, REDIRECTED, RELAYED, ROWS, WITHOUT_DOCKER, Row
 from bench.traffic import Load
 from lab.gangwayd import GANGWAY
 
@@ -58,7 +60,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--gangway", type=Path, default=_GANGWAY, metavar="PATH", help="the launcher to try for dockerd"
     )
-    parser.add_argument("--output", type=Path, metavar="DIRECTORY", help="where RESULTS.md and results.png go")
+    parser.add_argument("--output", type=Path, metavar="DIRECTORY", help="where RESULTS.md and the pictures go")
     options = parser.parse_args()
     rounds, seconds = _QUICK if options.quick else _USUAL
     options.rounds, options.seconds = options.rounds or rounds, options.seconds or seconds
@@ -84,7 +86,10 @@ def _check(gangway: Path) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from bench import chart  # matplotlib takes its time, and leaves a cache: not for a run that ends in _check
+    from bench import (  # matplotlib takes its time, and leaves a cache: not for a run that ends in _check
+        chart,
+        scale_chart,
+    )
 
     settings = Settings(options.rounds, options.seconds, options.quick)
     rows = [row for row in ROWS if not options.only or row.key in options.only]
@@ -97,21 +102,27 @@ def _run(options: argparse.Namespace) -> None:
         REDIRECTED: redirected(_DOCKER_PROXY),
         BYSTANDERS: bystanders(),
         WITHOUT_DOCKER: without_docker(),
+        EVERY_PORT: published_at_once(_DOCKER_PROXY),
     }
     with Runner(contenders, Load.built(_BUILD), settings) as runner:
         tallies = runner.run(rows, say=lambda line: print(line, flush=True))
     facts.append(("Took", f"{(time.monotonic() - start_s) / 60:.0f} minutes"))
     named = dict(facts)
+    subtitle = f"{named['Measured']}; {named['Kernel']}, {named['Date']}"
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "RESULTS.md").write_text(report.document(tallies, facts))
-    chart.draw(tallies, options.output / "results.png", f"{named['Measured']}; {named['Kernel']}, {named['Date']}")
-    print(f"\n{report.tables(tallies)}\n\n{report.summary(tallies)}\nIn {options.output}: RESULTS.md, results.png")
+    (options.output / "RESULTS.md").write_text(report.document(tallies, facts, runner.curve))
+    chart.draw(tallies, options.output / "results.png", subtitle)
+    if runner.curve.counts():
+        scale_chart.draw(runner.curve, options.output / "scale.png", subtitle)
+    print(f"\n{report.tables(tallies, runner.curve)}\n\n{report.summary(tallies)}")
+    print(f"In {options.output}: RESULTS.md and the pictures")
 
 
 def _extent(settings: Settings, rows: Sequence[Row]) -> str:
     what = "all rows" if len(rows) == len(ROWS) else "some rows"
     rounds = "1 round" if settings.rounds == 1 else f"{settings.rounds} rounds"
-    shortened = f", crr-sustained for {QUICK_SUSTAINED_S} s only" if settings.quick else ""
+    fewer = f"{QUICK_MANY} ports in docker-many, {QUICK_CONTAINERS} containers only"
+    shortened = f", crr-sustained for {QUICK_SUSTAINED_S} s, {fewer}" if settings.quick else ""
     return f"{what}, {rounds} of {settings.seconds:g} s{shortened}"
 
 

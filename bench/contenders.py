@@ -14,6 +14,8 @@ from pathlib import Path
 
 from bench.daemon import Daemon
 from bench.processes import Group
+from bench.remote import Remote
+from bench.rows import DOCKERD_300, LOOPBACK, RELAY, REMOTE
 from bench.stage import Contender, Port, Stage
 
 _HAPROXY = """\
@@ -112,6 +114,12 @@ def in_docker(gangway: Path, docker_proxy: Path) -> dict[str, Contender]:
 def redirected(docker_proxy: Path) -> dict[str, Contender]:
     """Those that a process on the host may meet at 127.0.0.1."""
     return _by_name(Daemon("gangway", apart=True), DockerProxy("docker-proxy", docker_proxy, apart=True))
+
+
+def published_at_once(docker_proxy: Path) -> dict[str, Contender]:
+    """gangway's daemon, by the road of who asks; and a dockerd that has docker-proxy."""
+    loopback, relay = Daemon(LOOPBACK, apart=True), Daemon(RELAY, apart=True, redirects=False)
+    return _by_name(Remote(REMOTE), loopback, relay, DockerProxy(DOCKERD_300, docker_proxy))
 
 
 def bystanders() -> dict[str, Contender]:

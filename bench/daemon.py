@@ -4,6 +4,7 @@ What this file knows: gangway's commands and its daemon's API.  What it must not
 measured.
 """
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,11 @@ from typing import Any
 from bench.errors import CannotCarry
 from bench.stage import Contender, Port, Stage, backed
 from gangway.cli.client import NoDaemon, Refused, ask_running
-from lab.gangwayd import CommandFailed, Gangway
+from lab.gangwayd import GANGWAY, CommandFailed, Gangway
 from lab.netns import Namespace
+
+_NETWORK = "bench"
+_SUBNETS = ("--subnet", "172.30.0.0/16", "--subnet", "fd30::/64")
 
 
 @dataclass(frozen=True)
@@ -21,19 +25,33 @@ class WithDaemon(Stage):
     """A stage with gangway's daemon on the host."""
 
     gangway: Gangway
+    redirects: bool
+    """Whether it is to redirect sockets that ask a loopback address."""
+    network: str = _NETWORK
+    """The network that the container is on."""
 
     def ask(self, target: str, ports: Sequence[str]) -> Any:
         """Asks the daemon's API for something about the container's ports, each as after `-p`."""
+        return self.request(target, {"container": self.box.name, "ports": list(ports)})
+
+    def request(self, target: str, body: Any) -> Any:
+        """Asks the daemon's API for something."""
         try:
-            return ask_running(
-                str(self.gangway.socket), "POST", target, {"container": self.box.name, "ports": list(ports)}
-            )
+            return ask_running(str(self.gangway.socket), "POST", target, body)
         except (NoDaemon, Refused) as error:
             raise CannotCarry(f"{target}: {str(error) or 'the daemon has ended'}") from None
+
+    def command_s(self, command: str, *words: str) -> float:
+        """Runs a command of gangway's to its end; the seconds that took."""
+        return self.group.run_s([str(GANGWAY), command, "--socket", str(self.gangway.socket), *words])
 
 
 class Daemon(Contender):
     """gangway; the client is on the host, unless somebody has it elsewhere."""
+
+    def __init__(self, name: str, apart: bool = False, redirects: bool = True) -> None:
+        super().__init__(name, apart)
+        self.redirects = redirects
 
     @contextmanager
     def staged(self) -> Iterator[WithDaemon]:
@@ -41,14 +59,15 @@ class Daemon(Contender):
             with (
                 Namespace("host") as host,
                 self.client_of(host) as client,
-                Gangway(host, "--firewall", "nftables") as gangway,
+                _settings(self.redirects) as settings,
+                Gangway(host, "--firewall", "nftables", "--config", settings) as gangway,
                 Namespace("c1") as box,
                 backed(host) as (group, scratch),
             ):
-                gangway("network", "create", "bench", "--subnet", "172.30.0.0/24", "--subnet", "fd30::/64")
-                container, _ = gangway("attach", box.name, "--network", "bench").split()
+                gangway("network", "create", _NETWORK, *_SUBNETS)
+                container, _ = gangway("attach", box.name, "--network", _NETWORK).split()
                 address = self.address(container)
-                yield WithDaemon(self, host, box, container, client, address, group, scratch, gangway)
+                yield WithDaemon(self, host, box, container, client, address, group, scratch, gangway, self.redirects)
         except CommandFailed as error:
             raise CannotCarry((str(error).splitlines() or ["the daemon does not start"])[-1]) from None
 
@@ -58,3 +77,12 @@ class Daemon(Contender):
     def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
         assert isinstance(stage, WithDaemon)
         stage.ask("/mappings", [f"{port.host}:{port.container}/{port.protocol}" for port in ports])
+
+
+@contextmanager
+def _settings(redirects: bool) -> Iterator[str]:
+    """The path of the daemon's file."""
+    with tempfile.NamedTemporaryFile("w", prefix="gangway-bench-") as file:
+        file.write("" if redirects else "[relay]\nredirect = false\n")
+        file.flush()
+        yield file.name

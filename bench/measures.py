@@ -1,4 +1,5 @@
-"""How each row is measured: a function from a contender's turn to one figure, or to a pair of them.
+"""How each row is measured: a function from a contender's turn to one figure, or to a pair of them; what takes long
+gives the figures of several rows.
 
 What this file knows: what happens in a turn, in which order.  What it must not know: bounds, and other turns.
 
@@ -7,22 +8,22 @@ when there is enough of it, and docker-proxy's heap grows.  Figures are in plain
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from statistics import mean, median
 
 from bench import bystander, database, traffic
 from bench.contenders import DockerProxy
-from bench.daemon import WithDaemon
-from bench.database import Database
+from bench.crowd import in_a_crowd, mapping, publication_s
 from bench.errors import CannotCarry
-from bench.stage import Port, Stage
-from bench.traffic import DATAGRAMS, NEEDED, STREAMS, Load
+from bench.publishing import every_port, many_in_docker
+from bench.ranges import last_port
+from bench.stage import Port
+from bench.traffic import DATAGRAMS, NEEDED, STREAMS
+from bench.turn import WARM_UP_S, Outcome, Turn, check_road, medians, widen, with_daemon
 from lab.dockerd import Dockerd, DockerFailed
-from lab.gangwayd import GANGWAY
 
-WARM_UP_S = 1.0
 SUSTAINED_S, QUICK_SUSTAINED_S = 30, 12
 STARTS = 50
 PORTS = 500
@@ -40,17 +41,6 @@ _FIRST = 10000
 _PYTHON = "/usr/bin/python3"  # what gangway's own virtual environment is made of
 
 
-@dataclass(frozen=True)
-class Turn:
-    """What a measurement has at hand.  `quick` shortens what `seconds` does not rule."""
-
-    stage: Stage
-    load: Load
-    database: Callable[[], Database]
-    seconds: float
-    quick: bool
-
-
 def rate(mode: str, clients: int, turn: Turn) -> float:
     """Operations, or bytes, a second."""
     _serve(turn, (NEEDED[mode],))
@@ -60,7 +50,7 @@ def rate(mode: str, clients: int, turn: Turn) -> float:
 
 def connection_rate(turn: Turn) -> float:
     """Connections a second, with local ports enough: what a lack of them does is the next measure's business."""
-    _widen(turn)
+    widen(turn.stage)
     return rate("crr", 16, turn)
 
 
@@ -141,42 +131,41 @@ def beside_direct(mode: str, clients: int, turn: Turn) -> tuple[float, float]:
     for number in range(SLICES):
         for stage in (published, direct)[:: -1 if number % 2 else 1]:
             rates[stage.address].append(turn.load.ask(stage, mode, clients, slice_s).rate)
-    _check_redirected(_with_daemon(turn.stage))
+    check_road(with_daemon(turn.stage))
     return mean(rates[published.address]), mean(rates[direct.address])
 
 
 def connections_beside_direct(turn: Turn) -> tuple[float, float]:
     """Connections a second, likewise."""
-    _widen(turn)
+    widen(turn.stage)
     return beside_direct("crr", 16, turn)
 
 
 def bystander_time(mode: str, turn: Turn) -> tuple[float, float]:
     """The time of a connect() to what nobody has published, with the redirect and without."""
     alternations = QUICK_ALTERNATIONS if turn.quick else ALTERNATIONS
-    return _medians(bystander.times_s(turn.stage.host, turn.load, mode, MAPPINGS, alternations))
+    return medians(bystander.times_s(turn.stage.host, turn.load, mode, MAPPINGS, alternations))
 
 
 def publish_time(turn: Turn) -> tuple[float, float]:
     """The median time to publish one more port, with many and with none: two daemons, in turns, by their API."""
     with turn.stage.contender.staged() as other:
-        laden, empty = _with_daemon(turn.stage), _with_daemon(other)
+        laden, empty = with_daemon(turn.stage), with_daemon(other)
         for first in range(_FIRST, _FIRST + MAPPINGS, BATCH):
-            laden.ask("/mappings", [_mapping(port) for port in range(first, first + BATCH)])
-        times = [(_publication_s(laden), _publication_s(empty)) for _ in range(PUBLICATIONS)]
-    return _medians(times)
+            laden.ask("/mappings", [mapping(port) for port in range(first, first + BATCH)])
+        times = [(publication_s(laden), publication_s(empty)) for _ in range(PUBLICATIONS)]
+    return medians(times)
 
 
 def command_time(turn: Turn) -> tuple[float, float]:
     """The median time that the command `gangway publish` takes, and that Python takes to do nothing, in turns."""
-    stage = _with_daemon(turn.stage)
-    words = [str(GANGWAY), "publish", "--socket", str(stage.gangway.socket), stage.box.name, "-p"]
+    stage = with_daemon(turn.stage)
     times = []
     for port in range(_FIRST, _FIRST + COMMANDS + 1):
-        command_s = stage.group.run_s([*words, f"{port}:{traffic.ECHO}"])
+        command_s = stage.command_s("publish", stage.box.name, "-p", f"{port}:{traffic.ECHO}")
         times.append((command_s, stage.group.run_s([_PYTHON, "-c", "pass"])))
         stage.ask("/mappings/withdraw", ())
-    return _medians(times[1:])  # the first of each warms the caches
+    return medians(times[1:])  # the first of each warms the caches
 
 
 def idle_memory(turn: Turn) -> tuple[float, float]:
@@ -184,41 +173,6 @@ def idle_memory(turn: Turn) -> tuple[float, float]:
     turn.stage.publish(*_ports(1))
     time.sleep(SETTLE_S)
     return turn.stage.group.pss_bytes(), MOST_IDLE_BYTES
-
-
-def _widen(turn: Turn) -> None:
-    """The client may open as many connections as it likes."""
-    turn.stage.client.space.sysctl("net.ipv4.ip_local_port_range", "10000 65535")
-    turn.stage.client.space.sysctl("net.ipv4.tcp_tw_reuse", 1)
-
-
-def _check_redirected(stage: WithDaemon) -> None:
-    """Its relay would be slower, but would serve as well."""
-    if not any(mapping["redirected"] for mapping in stage.gangway.json("ls")):
-        raise CannotCarry("no socket was redirected: see the daemon's log, or gangway explain")
-
-
-def _publication_s(stage: WithDaemon) -> float:
-    one = [_mapping(_FIRST - 1)]
-    start_s = time.perf_counter()
-    stage.ask("/mappings", one)
-    elapsed_s = time.perf_counter() - start_s
-    stage.ask("/mappings/withdraw", one)
-    return elapsed_s
-
-
-def _mapping(port: int) -> str:
-    return f"0.0.0.0:{port}:{traffic.ECHO}/tcp"
-
-
-def _medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    firsts, seconds = zip(*pairs, strict=True)
-    return median(firsts), median(seconds)
-
-
-def _with_daemon(stage: Stage) -> WithDaemon:
-    assert isinstance(stage, WithDaemon)
-    return stage
 
 
 def _serve(turn: Turn, ports: tuple[Port, ...]) -> None:
@@ -280,4 +234,14 @@ PAIRS: dict[str, Callable[[Turn], tuple[float, float]]] = {
     "publish-10000": publish_time,
     "publish-command": command_time,
     "idle-memory": idle_memory,
+    **{f"scale-{road}-rr64": partial(last_port, "rr", 64) for road in ("remote", "loopback", "relay")},
+    **{f"scale-{road}-crr16": partial(last_port, "crr", 16) for road in ("remote", "loopback", "relay")},
+    "scale-relay-udp64": partial(last_port, "udp", 64),
+}
+
+# One turn, with a figure for each of several rows.
+SHARED: dict[str, Callable[[Turn], dict[str, Outcome]]] = {
+    **dict.fromkeys(("scale-publish", "scale-unpublish", "scale-memory"), every_port),
+    **dict.fromkeys(("scale-one-more", "scale-restart"), in_a_crowd),
+    **dict.fromkeys(("docker-many-run", "docker-many-rm", "docker-many-memory", "docker-many-threads"), many_in_docker),
 }

@@ -3,10 +3,11 @@
 What this file knows: Markdown.  What it must not know: files, and how a figure was measured.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count, groupby
 
-from bench.rows import SUBJECT, Row, times
+from bench.curve import Cost, Curve
+from bench.rows import SUBJECT, Row, megabytes, seconds, times
 from bench.tally import Tally, Verdict
 
 _NONE = "-"
@@ -15,13 +16,30 @@ Figures are medians over the rounds; the ratio is the median of the rounds' rati
 is better, and the bounds are what they may be at most."""
 
 
-def document(tallies: Sequence[Tally], facts: Iterable[tuple[str, str]]) -> str:
+_COLUMNS: tuple[tuple[str, Callable[[Cost], str]], ...] = (
+    ("publish", lambda cost: seconds(cost.publish_s)),
+    ("withdraw", lambda cost: seconds(cost.withdraw_s)),
+    ("memory", lambda cost: megabytes(cost.memory_bytes)),
+)
+_CURVE = """\
+## By the number of ports
+
+{table}
+
+All are ports of tcp; the time of the whole command, and what the machine has less memory for whoever asks, the
+program's first port and, with dockerd, the container included.
+
+![by the number of ports](scale.png)"""
+
+
+def document(tallies: Sequence[Tally], facts: Iterable[tuple[str, str]], curve: Curve) -> str:
     """The whole of RESULTS.md."""
     parts = [
         "# Results of `make bench`",
         summary(tallies),
         _EXPLANATION,
         *(f"## {of[0].row.chapter.title}\n\n{_table(of)}\n\n{of[0].row.chapter.note}" for of in _by_chapter(tallies)),
+        *([_CURVE.format(table=_points(curve))] if curve.counts() else []),
         "![the ratios](results.png)",
         "\n".join(f"- {name}: {value}" for name, value in facts),
     ]
@@ -37,9 +55,24 @@ def summary(tallies: Iterable[Tally]) -> str:
     return f"{'; '.join(parts)}."
 
 
-def tables(tallies: Iterable[Tally]) -> str:
+def tables(tallies: Iterable[Tally], curve: Curve) -> str:
     """The tables."""
-    return "\n\n".join(map(_table, _by_chapter(tallies)))
+    return "\n\n".join([*map(_table, _by_chapter(tallies)), *([_points(curve)] if curve.counts() else [])])
+
+
+def _points(curve: Curve) -> str:
+    """The curve as a table."""
+    names = curve.names()
+    head = ("ports", *(f"{who}: {what}" for who in names for what, _ in _COLUMNS))
+    lines = [(f"{ports:,}", *(cell for who in names for cell in _costs(curve, who, ports))) for ports in curve.counts()]
+    return _aligned([head, *lines])
+
+
+def _costs(curve: Curve, who: str, ports: int) -> list[str]:
+    cost = curve.cost(who, ports)
+    if cost is None:
+        return ["fails" if curve.has(who, ports) else _NONE] * len(_COLUMNS)
+    return [shown(cost) for _, shown in _COLUMNS]
 
 
 def _by_chapter(tallies: Iterable[Tally]) -> list[list[Tally]]:

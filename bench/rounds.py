@@ -5,23 +5,25 @@ What this file knows: rounds and their order.  What it must not know: what a mea
 How it works.  A round takes every row once, so that a bad minute of the machine spoils one round of some rows and not
 all rounds of one.  In each row those that are compared stay neighbours, in turns the one and the other first; the
 others come before or after them, another one first each time.  Where a measure sets two things side by side by itself,
-there is one turn for the two.
+there is one turn for the two; where it has figures for several rows, one turn for these.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
+from bench.curve import Curve
 from bench.database import Database, database
 from bench.errors import CannotCarry
-from bench.measures import MEASURES, PAIRS, Turn
+from bench.measures import MEASURES, PAIRS, SHARED
 from bench.rows import SUBJECT, Chapter, Row
 from bench.stage import Contender
 from bench.tally import Tally
 from bench.traffic import Load
+from bench.turn import Outcome, Turn
 
 OTHERS_ROUNDS = 3  # those that are in neither side of a ratio are there for orientation: their medians need no more
 
@@ -61,6 +63,8 @@ class Runner:
         self._contenders = contenders
         self._load = load
         self._settings = settings
+        self.curve = Curve()
+        self._shared: dict[Any, dict[str, Outcome]] = {}
         self._stack = ExitStack()
         self._database: Callable[[], Database] = cache(lambda: self._stack.enter_context(database()))
 
@@ -95,11 +99,34 @@ class Runner:
     def _measure(self, slot: Slot) -> dict[str, float]:
         """A turn's figures, by whose they are."""
         row = slot.row
-        with self._contenders[row.chapter][slot.contender].staged() as stage:
-            turn = Turn(stage, self._load, self._database, self._settings.seconds, self._settings.quick)
+        if row.key in SHARED:
+            outcome = self._figures(slot)[row.key]
+            if isinstance(outcome, CannotCarry):
+                raise outcome
+            return dict(zip((slot.contender, row.reference), outcome, strict=False))
+        with self._turn(slot) as turn:
             if row.key in PAIRS and slot.contender == SUBJECT:
                 return dict(zip((SUBJECT, row.reference), PAIRS[row.key](turn), strict=True))
             return {slot.contender: MEASURES[row.key](turn)}
+
+    def _figures(self, slot: Slot) -> dict[str, Outcome]:
+        """The figures of all rows that have this measure: the first of them in a round has the turn."""
+        measure = SHARED[slot.row.key]
+        key = slot.round, slot.contender, measure
+        if key not in self._shared:
+            try:
+                with self._turn(slot) as turn:
+                    self._shared[key] = measure(turn)
+            except CannotCarry as error:
+                self._shared[key] = {row: error for row, other in SHARED.items() if other is measure}
+        return self._shared[key]
+
+    @contextmanager
+    def _turn(self, slot: Slot) -> Iterator[Turn]:
+        contenders, settings = self._contenders[slot.row.chapter], self._settings
+        name = slot.row.road if slot.row.road and slot.contender == SUBJECT else slot.contender
+        with contenders[name].staged() as stage:
+            yield Turn(stage, self._load, self._database, self.curve, settings.seconds, settings.quick)
 
 
 def _order(row: Row, number: int) -> Iterator[str]:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 SUBJECT, DOCKER_PROXY, IPTABLES, DIRECT = "gangway", "docker-proxy", "iptables", "direct"
+DOCKERD_300 = "dockerd, 300 ports"
+REMOTE, LOOPBACK, RELAY = "remote", "loopback", "relay"  # gangway, by the road of who asks
 
 _PAIR = (SUBJECT, DOCKER_PROXY)
 _PROXIES = (*_PAIR, "socat", "haproxy")
@@ -39,6 +41,10 @@ def microseconds(figure: float) -> str:
 
 def seconds(figure: float) -> str:
     return f"{figure:.2f} s"
+
+
+def number(figure: float) -> str:
+    return f"{figure:,.0f}"
 
 
 def kibibytes(figure: float) -> str:
@@ -78,7 +84,7 @@ IN_DOCKER = Chapter(
     "under dockerd",
     """\
 gangway is as its users have it: it redirects, and has its relay ready. socat and haproxy have three rounds at most,
-docker three.""",
+docker three, that with 1,000 ports one.""",
 )
 REDIRECTED = Chapter(
     "Loopback, redirected",
@@ -110,13 +116,29 @@ turns; the command from its start to its end, the daemon running already, in tur
 Memory is compared with a limit; of pages that the two share with other programs, PSS counts their part.""",
 )
 
+EVERY_PORT = Chapter(
+    "Every port at once",
+    "ports 1024 to 65000",
+    """\
+gangway is its daemon, with nftables. Every port is `-p 1024-65000:1024-65000/tcp -p 1024-65000:1024-65000/udp`,
+127,954 ports; dockerd's 300 are of tcp, and docker-proxy is behind them. Both are timed as commands, from start to
+end, gangway's with the daemon running, the container attached and nothing published yet: the start of the relay is in
+the time, and in the memory. That is what the machine has less of for whoever asks (MemAvailable), compared with a
+limit. Traffic asks the last port of 1024-65000, in turns with another host that has this port only; half-way two
+others take their place. By loopback it is redirected; by relay it asks 127.0.0.1, too, where `redirect = false`. One
+more port is published by the daemon's API, with two daemons in turns. The daemon starts anew from the signal that
+ends it until the next one serves, compared with a limit, too; meanwhile a neighbour and a process on the host connect
+to a published port, and none may fail.""",
+)
+
 
 @dataclass(frozen=True)
 class Row:
     """One row.  `shown` prints its figure; `most_rounds` is for rows that are too long to repeat often.
 
     `reference` is a contender's name; or that of what the measure itself sets beside gangway.  `also` names a contender
-    to which there is a ratio, too, without a promise.
+    to which there is a ratio, too, without a promise.  `road` names whose stage gangway has in a chapter where its
+    clients come by several.
     """
 
     key: str
@@ -130,6 +152,7 @@ class Row:
     chapter: Chapter = RELAYED
     reference: str = DOCKER_PROXY
     also: str = ""
+    road: str = ""
 
     def reaches(self, ratio: float, bound: float) -> bool:
         """Whether a ratio is as good as a bound, or better."""
@@ -172,6 +195,37 @@ def _beside(key: str, title: str, shown: Callable[[float], str], at_most: float,
     )
 
 
+def _every(
+    key: str,
+    title: str,
+    shown: Callable[[float], str],
+    at_most: float,
+    aim: float,
+    reference: str,
+    most_rounds: int | None = None,
+    road: str = LOOPBACK,
+) -> Row:
+    contenders = (SUBJECT, DOCKERD_300) if reference == DOCKERD_300 else (SUBJECT,)
+    return Row(key, title, shown, at_most, aim, contenders, True, most_rounds, EVERY_PORT, reference, road=road)
+
+
+def _last(road: str, key: str, title: str) -> Row:
+    title = f"{title}, {road}"
+    return Row(
+        f"scale-{road}-{key}",
+        title,
+        per_second,
+        0.95,
+        1.0,
+        (SUBJECT,),
+        False,
+        None,
+        EVERY_PORT,
+        "only that port",
+        road=road,
+    )
+
+
 ROWS = (
     Row("rr1", "request/response, 1 connection, 1 byte", per_second, 1.10, 1.3),
     Row("rr64", "request/response, 64 connections", per_second, 1.0, 1.3),
@@ -198,6 +252,10 @@ ROWS = (
         chapter=IN_DOCKER,
     ),
     _cost("docker", "`docker run -p` of 200 ports, and `docker rm -f`", seconds, 1.0, 0.9, _PAIR, 3, IN_DOCKER),
+    _cost("docker-many-run", "`docker run -p` of 1,000 ports", seconds, 1.0, 0.9, _PAIR, 1, IN_DOCKER),
+    _cost("docker-many-rm", "`docker rm -f` of it", seconds, 1.0, 0.9, _PAIR, 1, IN_DOCKER),
+    _cost("docker-many-memory", "memory (PSS) of all its proxies", megabytes, 0.1, 0.08, _PAIR, 1, IN_DOCKER),
+    _cost("docker-many-threads", "threads of all its proxies", number, 0.2, 0.1, _PAIR, 1, IN_DOCKER),
     _redirected("redirect-rr1", "request/response, 1 connection, 1 byte"),
     _redirected("redirect-rr64", "request/response, 64 connections"),
     _redirected("redirect-crr16", "connect + 1 byte + close, 16 at once"),
@@ -213,4 +271,25 @@ ROWS = (
     _beside("publish-10000", "one more port published, with 10,000", milliseconds, 2.0, 1.1, "with none"),
     _beside("publish-command", "the command `gangway publish`", milliseconds, 3.0, 2.5, "`python3 -c pass`"),
     _beside("idle-memory", "memory (PSS) of daemon and relay, idle", megabytes, 1.0, 1.0, "limit"),
+    _every("scale-publish", "`gangway publish` of every port, tcp and udp", seconds, 0.2, 0.05, DOCKERD_300, 3),
+    _every("scale-unpublish", "`gangway unpublish` of them", seconds, 0.2, 0.05, DOCKERD_300, 3),
+    _every("scale-memory", "memory for it, everything", megabytes, 1.0, 0.25, "limit", 3),
+    _every(
+        "scale-one-more",
+        "one more port, with 10,000 in 1,000 containers",
+        milliseconds,
+        1.5,
+        1.1,
+        "with none",
+        2,
+        REMOTE,
+    ),
+    _every("scale-restart", "the daemon starts anew with them", seconds, 1.0, 0.5, "limit", 2, REMOTE),
+    _last(REMOTE, "rr64", "request/response, 64 connections"),
+    _last(REMOTE, "crr16", "connect + 1 byte + close, 16 at once"),
+    _last(LOOPBACK, "rr64", "request/response, 64 connections"),
+    _last(LOOPBACK, "crr16", "connect + 1 byte + close, 16 at once"),
+    _last(RELAY, "rr64", "request/response, 64 connections"),
+    _last(RELAY, "crr16", "connect + 1 byte + close, 16 at once"),
+    _last(RELAY, "udp64", "UDP request/response, 64 clients"),
 )

@@ -54,17 +54,17 @@ class Load:
         made.replace(program)
         return cls(program)
 
-    def serve(self, stage: Stage) -> None:
+    def serve(self, stage: Stage, echo: int = ECHO) -> None:
         """Starts the server in the container; it ends with the stage."""
-        words = [*_apart(stage, -1), str(self._program), "serve", str(ECHO)]
+        words = [*_apart(stage, -1), str(self._program), "serve", str(echo)]
         server = stage.box.popen(*words, stdout=subprocess.PIPE, text=True)
         assert server.stdout is not None
         if server.stdout.readline() != "ready\n":
             raise CannotMeasure("load's server does not start")
 
-    def ask(self, stage: Stage, mode: str, clients: int, seconds: float) -> Result:
+    def ask(self, stage: Stage, mode: str, clients: int, seconds: float, echo: int = ECHO) -> Result:
         """Runs a client to its end."""
-        words = [*_apart(stage, 0), str(self._program), mode, stage.address, str(ECHO), str(clients), f"{seconds:g}"]
+        words = [*_apart(stage, 0), str(self._program), mode, stage.address, str(echo), str(clients), f"{seconds:g}"]
         if mode == "crr":
             words += stage.client.sources
         try:

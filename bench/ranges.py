@@ -1,0 +1,45 @@
+"""Traffic to the last port of a range, beside traffic to the same port when nothing else is published.
+
+What this file knows: the order of a turn.  What it must not know: by which road a client gets there.
+
+How it works.  There are two hosts, of which one has the range and the other one port, and short slices on the one and
+the other in turns.  Half-way two others take their place, the other one of which is the elder: whatever a host owes to
+when it was made is in both figures.
+"""
+
+from collections.abc import Iterator
+from statistics import mean
+
+from bench.daemon import WithDaemon
+from bench.publishing import FIRST, LAST
+from bench.turn import WARM_UP_S, Turn, check_road, widen, with_daemon
+
+SLICES = 15  # with each two hosts
+_PROTOCOLS = {"rr": "tcp", "crr": "tcp", "udp": "udp"}  # by mode
+
+
+def last_port(mode: str, clients: int, turn: Turn) -> tuple[float, float]:
+    """Operations a second: to the last port of the range, and to the only one."""
+    staged = turn.stage.contender.staged
+    with staged() as second:
+        pairs = list(_slices(mode, clients, turn, with_daemon(turn.stage), with_daemon(second)))
+    with staged() as first, staged() as second:
+        pairs += _slices(mode, clients, turn, with_daemon(second), with_daemon(first))
+    wide, narrow = zip(*pairs, strict=True)
+    return mean(wide), mean(narrow)
+
+
+def _slices(mode: str, clients: int, turn: Turn, wide: WithDaemon, narrow: WithDaemon) -> Iterator[tuple[float, float]]:
+    """The rates of each pair of slices."""
+    protocol, slice_s = _PROTOCOLS[mode], turn.seconds / SLICES
+    for stage, first in (wide, FIRST), (narrow, LAST):
+        turn.load.serve(stage, LAST)
+        stage.ask("/mappings", [f"{first}-{LAST}:{first}-{LAST}/{protocol}"])
+        widen(stage)
+        turn.load.ask(stage, mode, clients, WARM_UP_S, LAST)
+    for number in range(SLICES):
+        order = (wide, narrow)[:: -1 if number % 2 else 1]
+        rates = {stage: turn.load.ask(stage, mode, clients, slice_s, LAST).rate for stage in order}
+        yield rates[wide], rates[narrow]
+    for stage in (wide, narrow):
+        check_road(stage)
