@@ -1,6 +1,6 @@
-"""What the redirect costs those that it does not concern: a connect() with its programs attached, and without.
+"""What redirect and steering cost those that they do not concern: a connect() with their programs, and without.
 
-What this file knows: gangway's loader, proc_pid_fdinfo(5).  What it must not know: how a connect() is timed.
+What this file knows: gangway's loaders, proc_pid_fdinfo(5).  What it must not know: how a connect() is timed.
 
 How it works.  The programs are attached to the root of the cgroups, so that they run for every namespace on the
 machine: a host that has them cannot stand beside one that has not.  They come and go in time instead, in many short
@@ -21,6 +21,8 @@ from bench.traffic import Load
 from gangway.errors import GangwayError
 from gangway.redirect.entries import entries
 from gangway.redirect.loader import Redirect
+from gangway.steering.entries import SERVED, keys
+from gangway.steering.loader import Steering
 from lab.netns import Namespace
 from lab.waiting import wait_until
 
@@ -52,10 +54,12 @@ def times_s(host: Namespace, load: Load, mode: str, mappings: int, alternations:
 
 def _with_programs_s(ask: Callable[[], float], mappings: int) -> float:
     try:
-        with closing(Redirect()) as redirect:
+        with closing(Redirect()) as redirect, closing(Steering()) as steering:
             for port in range(_FIRST, _FIRST + mappings):
                 for key, value in entries("tcp", bytes(4), (port, port), _CONTAINER, 80):
                     redirect.enter(key, value)
+            for key in keys("tcp", bytes(4), _FIRST, _FIRST + mappings - 1):
+                steering.set(key, SERVED)
             return _settled_s(ask)
     except GangwayError as error:
         raise CannotCarry(f"cannot redirect: {error}") from None
