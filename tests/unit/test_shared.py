@@ -381,6 +381,21 @@ def test_clients_of_a_port_are_answered_by_one_socket_for_as_long_as_they_are_kn
     assert place.told(first) == (b"answer", ("127.0.0.1", asked))
 
 
+def test_answers_of_one_round_leave_each_from_its_port(place: Place) -> None:
+    server, clients, asked, relays = place.bound(UDP, "127.0.0.1"), [], [], []
+    for number in range(2):
+        clients.append(place.bound(UDP, "127.0.0.1"))
+        asked.append(place.use(place.bound(UDP, "127.0.0.1")))
+        place.publish("0.0.0.0", (asked[number], asked[number]), server)
+        clients[number].sendto(b"ask", ("127.0.0.1", asked[number]))
+        relays.append(place.told(server)[1])
+    for number in (0, 1, 0, 1, 1):
+        server.sendto(b"answer", relays[number])
+    for number, times in ((0, 2), (1, 3)):
+        told = [place.told(clients[number]) for _ in range(times)]
+        assert told == [(b"answer", ("127.0.0.1", asked[number]))] * times
+
+
 def test_with_a_withdrawn_range_its_clients_go(place: Place) -> None:
     server, client, asked = udp(place)
     port = place.publish("0.0.0.0", (asked, asked), server)

@@ -247,8 +247,11 @@ def test_a_relay_that_could_not_take_all_sockets_gets_the_others_later(
         patch.setattr(daemon.relay, "share", refuse)
         with pytest.raises(HostRefused, match="no file descriptor left"):
             daemon.steered.steer(entries(RANGE))
+    trie()[keys_of(SIX)[0]] = SERVED
+    assert set(daemon.steered.found().values()) == {TAKEN}, "as long as it has not all"
     daemon.steered.steer(entries(RANGE))
     assert shared() == in_the_kernel()
+    assert set(daemon.steered.found().values()) == {SERVED}
 
 
 # Where there is none
