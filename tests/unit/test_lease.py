@@ -79,7 +79,7 @@ def test_a_bad_message_is_shown_as_it_came(message: str) -> None:
 def test_what_was_asked_is_what_is_understood(protocol: str, address: IPv4Address | IPv6Address, port: int) -> None:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     backend = parse(f"lease {protocol} {address} {port}")
-    assert backend == Backend(NUMBERS[protocol], family, socket.inet_ntop(family, address.packed), port)
+    assert backend == Backend(NUMBERS[protocol], family, str(address), port)
 
 
 @given(st.text() | NEARLY | NEARLY.map("lease {}".format))

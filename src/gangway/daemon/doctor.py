@@ -40,8 +40,9 @@ def checks(tools: Tools, facts: HostFacts, is_redirecting: bool, is_steering: bo
         yield Check(f"programs: {what}", why is None, why or "")
     why = facts.no_redirect or ("" if is_redirecting else _DETACHED)
     yield Check("redirect: attached", not why, f"{why}: who asks a loopback address is relayed" if why else "")
-    why = facts.no_steering or ("" if is_steering else _DETACHED)
-    yield Check("steering: attached", not why, f"{why}: each published port takes a socket" if why else "")
+    without = f"{facts.no_steering}: each published port takes a socket" if facts.no_steering else ""
+    why = without or ("" if is_steering else f"{_DETACHED}: what the relay would carry has to wait")
+    yield Check("steering: attached", not why, why)
 
 
 def _forwarding(facts: HostFacts, family: int, setting: str) -> Check:

@@ -35,6 +35,8 @@ class Ephemeral:
         self._warn = warn
         self._listed = bytearray(1 << 16)
         """A byte for each port, not zero if it is listed, by us or by somebody else."""
+        self._told: set[Range] = set()
+        """What was said not to be listed."""
 
     def add(self, ranges: Iterable[Range]) -> None:
         """Some more are published."""
@@ -44,6 +46,8 @@ class Ephemeral:
 
     def set(self, ranges: Iterable[Range]) -> None:
         """These are published, and no others."""
+        ranges = set(ranges)
+        self._told &= ranges
         before = self._borrowed.before(RESERVED)
         foreign = before if before is not None else sysctl.read(RESERVED) or ""
         self._listed = bytearray(1 << 16)
@@ -65,12 +69,15 @@ class Ephemeral:
             after = bytearray(self._listed)
             after[low : high + 1] = b"\1" * (high + 1 - low)
             if after.count(0, lowest, highest + 1) < LEAST:
-                self._warn(
-                    f"{first}-{last}: nearly all ports that the kernel chooses from are published; see the README"
-                )
+                self._tell(first, last)
                 continue
             self._listed = after
             yield f"{low}-{high}"
+
+    def _tell(self, first: int, last: int) -> None:
+        if (first, last) not in self._told:
+            self._told.add((first, last))
+            self._warn(f"{first}-{last}: nearly all ports that the kernel chooses from are published; see the README")
 
     def _attempt(self, write: Callable[[], None]) -> None:
         try:

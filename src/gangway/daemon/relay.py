@@ -24,6 +24,7 @@ from gangway.relay.settings import Settings
 
 _MESSAGE_BYTES = 65536
 _PATIENCE_S = 10.0
+_OTHER_VERSION = "the relay that runs is of another version of gangway: end it (pgrep -f gangway.relay), and start anew"
 
 
 class Relay:
@@ -58,9 +59,7 @@ class Relay:
         offset = 0
         while self._channel is not None:
             _ok, *lines = self._ask(f"kept {offset}").splitlines()
-            for line in lines:
-                protocol, address, first, last, to, to_first, how = line.split()
-                yield HostPorts(protocol, address, int(first), int(last)), Target(to, int(to_first), how == SHARED)
+            yield from map(_kept, lines)
             if not lines:
                 return
             offset += len(lines)
@@ -90,7 +89,7 @@ class Relay:
         if self._channel is None:
             return 0
         if self._shared is None:
-            self._shared = int(self._ask("shared").removeprefix("ok "))
+            self._shared = _count(self._ask("shared"))
         return self._shared
 
     def hold(self, name: str, fds: Sequence[int]) -> None:
@@ -187,6 +186,21 @@ class Relay:
         except OSError as error:
             self._lose()
             raise HostRefused(f"the relay does not answer: {error}") from None
+
+
+def _kept(line: str) -> tuple[HostPorts, Target]:
+    try:
+        protocol, address, first, last, to, to_first, how = line.split()
+        return HostPorts(protocol, address, int(first), int(last)), Target(to, int(to_first), how == SHARED)
+    except ValueError:
+        raise HostRefused(_OTHER_VERSION) from None
+
+
+def _count(answer: str) -> int:
+    try:
+        return int(answer.removeprefix("ok "))
+    except ValueError:
+        raise HostRefused(_OTHER_VERSION) from None
 
 
 def _words(ports: HostPorts) -> str:

@@ -16,7 +16,7 @@ which is held meanwhile: that is cheaper, and finds also who has bound it and do
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 
 from gangway.daemon.reconcile import HostPorts
@@ -94,7 +94,8 @@ class Steered:
             with _tried(of):
                 try:
                     for key in wanted:
-                        steering.set(key, TAKEN)
+                        if not steering.look_up(key):
+                            steering.set(key, TAKEN)
                     if of.first != of.last:
                         _check_free(of)
                 except GangwayError:
@@ -156,6 +157,9 @@ class Steered:
                     steering.share(*kind, sock.fileno())
         except BaseException:
             steering.close()
+            for sock in self._sockets:
+                sock.close()
+            self._sockets = []
             raise
         self._steering = steering
         with suppress(HostRefused):  # the relay is about to end: the next one gets them
@@ -191,10 +195,14 @@ class Hold:
         self._steered.release(self._of)
 
 
-def _tried(of: HostPorts) -> socket.socket:
-    """A socket that has the port, if it is one; else any, at the same address.  PortTaken: somebody has it; Conflict:
-    the address is not this host's."""
-    return ports.take(of.protocol, of.address, of.first if of.first == of.last else 0)
+@contextmanager
+def _tried(of: HostPorts) -> Iterator[None]:
+    """One port is held by a socket for the time of the block.  PortTaken: somebody has it; Conflict: the address is not
+    this host's, be it one port or many."""
+    with ports.take(of.protocol, of.address, of.first if of.first == of.last else 0) as sock:
+        if of.first != of.last:
+            sock.close()
+        yield
 
 
 def _check_free(of: HostPorts) -> None:

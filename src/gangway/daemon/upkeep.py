@@ -24,7 +24,18 @@ from gangway.daemon.firewalls import rules_for
 from gangway.daemon.forwarding import Switches
 from gangway.daemon.hands import Hands
 from gangway.daemon.ledger import Ledger
-from gangway.daemon.reconcile import Ports, State, Step, Verb, diff, link_name, ports_of, redirects_of, steered_of
+from gangway.daemon.reconcile import (
+    Entries,
+    Ports,
+    State,
+    Step,
+    Verb,
+    diff,
+    link_name,
+    ports_of,
+    redirects_of,
+    steered_of,
+)
 from gangway.daemon.redirects import Redirects
 from gangway.daemon.relay import Relay
 from gangway.daemon.steered import Steered
@@ -146,12 +157,14 @@ class Upkeep:
         stand = self._plan is not None and self.hands.rules.are_intact(lambda: whole)
         before = replace(self.hands.found(), plan=whole if stand else None, forwarding=self._ours(whole))
         wanted = self.ledger.state(whole) if whole is not None else State()
-        undone = []
+        undone: list[Step] = []
         for step in diff(before, wanted):
-            for part in _single(step):
+            for part in _parts(step, self._lost(undone, whole)):
                 if not self._attempt(partial(self.hands.do, part), told):
                     undone.append(part)
-        self._lead_none_to(undone, whole)
+        for lost in self._lost(undone, whole):
+            self._redirects.erase(redirects_of(lost))
+            self.steered.unsteer(steered_of(lost))
         self._ephemeral.set(_steered(self.ledger.mappings()))
         if whole is None:
             self._attempt(self.hands.rules.remove, told)
@@ -181,6 +194,7 @@ class Upkeep:
             self._plan = None  # what is left of it goes when everything is compared
         network = self.ledger.network_of(container).name
         self.ledger.remove_endpoint(container)
+        self._ephemeral.set(_steered(self.ledger.mappings()))
         if self.ledger.is_unneeded(network):
             self._plan = None
 
@@ -233,18 +247,12 @@ class Upkeep:
         wanted = whole.forwarding if whole is not None else frozenset()
         return self.facts.forwarding & (self.facts.switched_on | wanted)
 
-    def _lead_none_to(self, undone: Sequence[Step], whole: Plan | None) -> None:
-        """A port that could not be had is somebody else's, and so are those who ask it, by a loopback address too."""
-        lost = {
-            port
-            for step in undone
-            if step.verb is Verb.KEEP and isinstance(step.what, Ports)
-            for port, _ in step.what.of
-        }
-        for planned in whole.mappings if whole is not None and lost else ():
-            if any(port in lost for port, _ in ports_of(planned)):
-                self._redirects.erase(redirects_of(planned))
-                self.steered.unsteer(steered_of(planned))
+    def _lost(self, undone: Sequence[Step], whole: Plan | None) -> list[MappingPlan]:
+        """The mappings of which a port could not be had.  It is somebody else's, and so are those who ask it."""
+        lost = {ports for step in undone if isinstance(step.what, Ports) for ports, _ in step.what.of}
+        if whole is None or not lost:
+            return []
+        return [planned for planned in whole.mappings if any(ports in lost for ports, _ in ports_of(planned))]
 
     def _learn_addresses(self) -> None:
         self._attempt(lambda: self._redirects.learn_addresses(self._links.addresses))
@@ -301,9 +309,14 @@ def _notes(before: HostFacts, now: HostFacts, whole: Plan | None) -> Iterable[st
         yield f"the firewall is {now.firewall} from now on: another program's rules leave no other way"
 
 
-def _single(step: Step) -> Iterator[Step]:
-    """Ports one by one: that one cannot be had is no reason to do without the others."""
-    if isinstance(step.what, Ports):
-        yield from (Step(step.verb, Ports((one,))) for one in step.what.of)
-    else:
-        yield step
+def _parts(step: Step, lost: Sequence[MappingPlan]) -> Iterator[Step]:
+    """Ports one by one: that one cannot be had is no reason to do without the others.  Nobody is led to those that are
+    lost."""
+    match step.verb, step.what:
+        case _, Ports(of):
+            yield from (Step(step.verb, Ports((one,))) for one in of)
+        case ((Verb.STEER | Verb.ENTER), Entries(of)):
+            nobody = {key for planned in lost for key, _ in (*steered_of(planned), *redirects_of(planned))}
+            yield Step(step.verb, Entries(tuple(entry for entry in of if entry[0] not in nobody)))
+        case _:
+            yield step

@@ -76,7 +76,8 @@ def parse_backend(protocol: str, address: str, port: str) -> Backend:
     """Where clients are to be taken.  ValueError: it is no such place."""
     if protocol not in _PROTOCOLS:
         raise ValueError(protocol)
-    return Backend(_PROTOCOLS[protocol], *_parse_address(address), _parse_port(port))
+    family, _ = _parse_address(address)
+    return Backend(_PROTOCOLS[protocol], family, address, _parse_port(port))
 
 
 def parse_range(protocol: str, address: str, first: str, last: str) -> Range:
