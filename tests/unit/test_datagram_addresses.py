@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from gangway.relay.asked import IP_PKTINFO, address4, address6, way_back
 from gangway.relay.batch import Ancillary
-from gangway.relay.datagram import _IP_PKTINFO, _asked4, _asked6, _way_back
 
 LINK_LOCAL = socket.inet_pton(socket.AF_INET6, "fe80::1")
 GLOBAL = socket.inet_pton(socket.AF_INET6, "2001:db8::7")
@@ -22,7 +22,7 @@ def listening(family: int, address: str) -> Iterator[socket.socket]:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        listener.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        listener.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         listener.bind((address, 0))
         listener.settimeout(5)
         yield listener
@@ -31,7 +31,7 @@ def listening(family: int, address: str) -> Iterator[socket.socket]:
 def info4(interface: int, spec_dst: str, address: str) -> Ancillary:
     """IPv4's in_pktinfo."""
     data = struct.pack("=i4s4s", interface, socket.inet_aton(spec_dst), socket.inet_aton(address))
-    return [(socket.IPPROTO_IP, _IP_PKTINFO, data)]
+    return [(socket.IPPROTO_IP, IP_PKTINFO, data)]
 
 
 def info6(address: bytes, interface: int) -> Ancillary:
@@ -54,28 +54,28 @@ def test_the_answer_leaves_from_the_address_that_was_asked(family: int, bound: s
         sock.settimeout(5)
         sock.sendto(b"who are you?", (asked, listener.getsockname()[1]))
         _, ancillary, _, address = listener.recvmsg(64, 256)
-        told = (_asked6 if family == socket.AF_INET6 else _asked4)(ancillary)
+        told = (address6 if family == socket.AF_INET6 else address4)(ancillary)
         assert told == socket.inet_pton(client, asked)
-        listener.sendmsg([b"me"], _way_back(told), 0, address)
+        listener.sendmsg([b"me"], way_back(told), 0, address)
         assert sock.recvfrom(64)[1][0] == asked
 
 
 def test_a_broadcast_is_answered_from_the_interface() -> None:
-    told = _asked4(info4(2, "192.0.2.1", "192.0.2.255"))
+    told = address4(info4(2, "192.0.2.1", "192.0.2.255"))
     assert told == socket.inet_aton("192.0.2.1")
-    assert _way_back(told) == info4(0, "192.0.2.1", "0.0.0.0")
+    assert way_back(told) == info4(0, "192.0.2.1", "0.0.0.0")
 
 
 def test_routing_picks_the_interface_of_a_global_address() -> None:
-    told = _asked6(info6(GLOBAL, 3))
+    told = address6(info6(GLOBAL, 3))
     assert told == GLOBAL
-    assert _way_back(told) == info6(GLOBAL, 0)
+    assert way_back(told) == info6(GLOBAL, 0)
 
 
 def test_a_link_local_address_keeps_its_interface() -> None:
-    told = _asked6(info6(LINK_LOCAL, 3))
-    assert told != _asked6(info6(LINK_LOCAL, 4))
-    assert _way_back(told) == info6(LINK_LOCAL, 3)
+    told = address6(info6(LINK_LOCAL, 3))
+    assert told != address6(info6(LINK_LOCAL, 4))
+    assert way_back(told) == info6(LINK_LOCAL, 3)
 
 
 @pytest.mark.parametrize(
@@ -83,21 +83,21 @@ def test_a_link_local_address_keeps_its_interface() -> None:
 )
 def test_which_addresses_are_link_local(address: str, kept: bool) -> None:
     packed = socket.inet_pton(socket.AF_INET6, address)
-    assert (len(_asked6(info6(packed, 3))) == 20) is kept
+    assert (len(address6(info6(packed, 3))) == 20) is kept
 
 
 def test_a_multicast_address_is_no_source() -> None:
-    assert _way_back(_asked6(info6(MULTICAST, 3))) == []
+    assert way_back(address6(info6(MULTICAST, 3))) == []
 
 
 def test_ipv4_comes_first_on_a_dual_stack_socket() -> None:
     mapped = info6(b"\0" * 10 + b"\xff\xff" + socket.inet_aton("192.0.2.255"), 3)
     four = info4(3, "192.0.2.1", "192.0.2.255")
     for ancillary in (mapped + four, four + mapped):
-        assert _way_back(_asked6(ancillary)) == info4(0, "192.0.2.1", "0.0.0.0")
+        assert way_back(address6(ancillary)) == info4(0, "192.0.2.1", "0.0.0.0")
 
 
 def test_without_a_word_the_kernel_chooses() -> None:
-    assert _asked4([]) == b""
-    assert _asked6([]) == b""
-    assert _way_back(b"") == []
+    assert address4([]) == b""
+    assert address6([]) == b""
+    assert way_back(b"") == []

@@ -42,6 +42,14 @@ struct sock {
     struct sock_common __sk_common;
 } __attribute__((preserve_access_index));
 
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);              /* for each port, how many entries of the trie have to do with it */
+    __uint(max_entries, TABLE_ROWS);
+    __uint(map_flags, BPF_F_MMAPABLE);
+    __type(key, __u32);
+    __type(value, __u8[TABLE_PORTS]);
+} ports SEC(".maps");
+
 struct {                                           /* to how many sockets a port is lent (steer.bpf.c says what that means) */
     __uint(type, BPF_MAP_TYPE_HASH);
     __uint(max_entries, 2 * TABLE_PORTS);
@@ -49,6 +57,13 @@ struct {                                           /* to how many sockets a port
     __type(key, __u32);
     __type(value, __u32);
 } lent SEC(".maps");
+
+/* Whether anything published has the port: all that there is to do for most. */
+static __always_inline bool has_port(__u32 row, __u32 port) {
+    __u8 *count = bpf_map_lookup_elem(&ports, &row);
+    barrier_var(port);                             /* the verifier of Linux 6.1 does not know what a swap of bytes leaves */
+    return count && count[port & 0xffff];
+}
 
 static inline __u32 lent_key(bool is_udp, __u32 port) {
     return is_udp << 16 | (port & 0xffff);

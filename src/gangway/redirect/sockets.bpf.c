@@ -54,14 +54,6 @@ struct flow {                                      /* a socket, and where it was
 } __attribute__((packed));
 
 struct {
-    __uint(type, BPF_MAP_TYPE_ARRAY);              /* for each port, how many entries of `backends` have it */
-    __uint(max_entries, TABLE_ROWS);
-    __uint(map_flags, BPF_F_MMAPABLE);
-    __type(key, __u32);
-    __type(value, __u8[TABLE_PORTS]);
-} ports SEC(".maps");
-
-struct {
     __uint(type, BPF_MAP_TYPE_LPM_TRIE);
     __uint(max_entries, 1 << 20);
     __uint(map_flags, BPF_F_NO_PREALLOC);
@@ -116,13 +108,8 @@ static bool is_udp(struct bpf_sock_addr *ctx) {
     return ctx->protocol == IPPROTO_UDP;
 }
 
-/* Whether anything published has the port of `ctx`: all that there is to do for most. */
-static __always_inline bool has_port(struct bpf_sock_addr *ctx, __u32 rows) {
-    __u32 row = rows + is_udp(ctx);
-    __u8 *count = bpf_map_lookup_elem(&ports, &row);
-    __u32 port = bpf_ntohs(ctx->user_port);
-    barrier_var(port);                             /* the verifier of Linux 6.1 does not know that the swap leaves 16 bits */
-    return count && count[port & 0xffff];
+static __always_inline bool concerns(struct bpf_sock_addr *ctx, __u32 rows) {
+    return has_port(rows + is_udp(ctx), bpf_ntohs(ctx->user_port));
 }
 
 static bool is_hosts(struct bpf_sock_addr *ctx) {
@@ -200,7 +187,7 @@ static int become6(struct bpf_sock_addr *ctx, const struct peer *peer) {
 
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx) {
-    if (!has_port(ctx, ASKED) || !ctx->sk) return PASS;
+    if (!concerns(ctx, ASKED) || !ctx->sk) return PASS;
     struct address source = mapped(ctx->sk->src_ip4);
     struct peer at = peer4(ctx), to;
     return leads(ctx, &source, &at, &to, true) ? become4(ctx, &to) : PASS;
@@ -209,7 +196,7 @@ int connect4(struct bpf_sock_addr *ctx) {
 SEC("cgroup/connect6")
 int connect6(struct bpf_sock_addr *ctx) {
     struct bpf_sock *sk = ctx->sk;
-    if (!has_port(ctx, ASKED) || !sk) return PASS;
+    if (!concerns(ctx, ASKED) || !sk) return PASS;
     struct address source = { { sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3] } };
     struct peer at = peer6(ctx), to;
     return leads(ctx, &source, &at, &to, true) ? become6(ctx, &to) : PASS;
@@ -218,7 +205,7 @@ int connect6(struct bpf_sock_addr *ctx) {
 /* An AF_INET6 socket that sends to a mapped address comes by here, too (udpv6_sendmsg). */
 SEC("cgroup/sendmsg4")
 int sendmsg4(struct bpf_sock_addr *ctx) {
-    if (!has_port(ctx, ASKED)) return PASS;
+    if (!concerns(ctx, ASKED)) return PASS;
     struct address source = mapped(ctx->msg_src_ip4);
     struct peer at = peer4(ctx), to;
     return leads(ctx, &source, &at, &to, false) ? become4(ctx, &to) : PASS;
@@ -226,7 +213,7 @@ int sendmsg4(struct bpf_sock_addr *ctx) {
 
 SEC("cgroup/sendmsg6")
 int sendmsg6(struct bpf_sock_addr *ctx) {
-    if (!has_port(ctx, ASKED)) return PASS;
+    if (!concerns(ctx, ASKED)) return PASS;
     struct address source = { { ctx->msg_src_ip6[0], ctx->msg_src_ip6[1], ctx->msg_src_ip6[2], ctx->msg_src_ip6[3] } };
     struct peer at = peer6(ctx), to;
     return leads(ctx, &source, &at, &to, false) ? become6(ctx, &to) : PASS;
@@ -247,20 +234,20 @@ static int look_back6(struct bpf_sock_addr *ctx) {
 
 SEC("cgroup/recvmsg4")
 int recvmsg4(struct bpf_sock_addr *ctx) {
-    return has_port(ctx, SERVING) ? look_back4(ctx) : PASS;
+    return concerns(ctx, SERVING) ? look_back4(ctx) : PASS;
 }
 
 SEC("cgroup/recvmsg6")
 int recvmsg6(struct bpf_sock_addr *ctx) {
-    return has_port(ctx, SERVING) ? look_back6(ctx) : PASS;
+    return concerns(ctx, SERVING) ? look_back6(ctx) : PASS;
 }
 
 SEC("cgroup/getpeername4")
 int getpeername4(struct bpf_sock_addr *ctx) {
-    return has_port(ctx, SERVING) ? look_back4(ctx) : PASS;
+    return concerns(ctx, SERVING) ? look_back4(ctx) : PASS;
 }
 
 SEC("cgroup/getpeername6")
 int getpeername6(struct bpf_sock_addr *ctx) {
-    return has_port(ctx, SERVING) ? look_back6(ctx) : PASS;
+    return concerns(ctx, SERVING) ? look_back6(ctx) : PASS;
 }

@@ -22,39 +22,24 @@ comparison and no look at the clock, and a client that is busy is moved to the e
 
 Facts that it leans on:
 
-* ip(7), struct in_pktinfo: `ipi_spec_dst` is the local address for the datagram: the one that was asked or, for a
-  broadcast, the interface's own; given to sendmsg it is the source of the answer.  With `ipi_ifindex` 0 routing picks
-  the interface.
-* ipv6(7), struct in6_pktinfo: address and interface; the interface matters to link-local addresses only.  A multicast
-  address cannot be a source: the kernel chooses.
-* A dual-stack socket tells the IPv4 way (IP_PKTINFO) too, if asked: only there does a broadcast have its interface's
-  address (net/ipv6/udp.c, udpv6_recvmsg and udpv6_sendmsg know both).
 * A connected UDP socket reports the backend's ICMP "port unreachable" as ECONNREFUSED once, to whatever call comes
   next; a send that reports it has sent nothing (net/core/sock.c, sock_error).
 """
 
 import errno
 import socket
-import struct
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
-from gangway.relay.batch import BATCH, Ancillary, Inbox, Outbox, read_label, write_label
+from gangway.relay import asked
+from gangway.relay.batch import BATCH, Inbox, Outbox, read_label, write_label
 from gangway.relay.log import Log
 from gangway.relay.loop import READABLE, Loop
 from gangway.relay.pump import OUT_OF_DESCRIPTORS
 from gangway.relay.settings import Settings
 from gangway.relay.stream import Backend, Closable
 
-_IP_PKTINFO = 8  # include/uapi/linux/in.h; Python 3.11 does not name it
-_IP_ORIGDSTADDR = 20
-_IPV6_ORIGDSTADDR = 74  # include/uapi/linux/in6.h
-_ASKED4 = socket.IPPROTO_IP, _IP_PKTINFO
-_ASKED6 = socket.IPPROTO_IPV6, socket.IPV6_PKTINFO
-_ORIGINAL = {(socket.IPPROTO_IP, _IP_ORIGDSTADDR), (socket.IPPROTO_IPV6, _IPV6_ORIGDSTADDR)}
-_LINK_LOCAL = 0xFE80 >> 6
-_MULTICAST = 0xFF
 # Labels that a client is known by: one for each interface and broadcast address that it came to.
 _LABELS = 8
 
@@ -65,7 +50,7 @@ class Key(NamedTuple):
     sockaddr: bytes
     """Its struct sockaddr."""
     asked: bytes
-    """The host address that it asked, as `_asked4` and `_asked6` give it."""
+    """The host address that it asked, as `asked.address4` and `asked.address6` give it."""
     port: int
     """And the port, if its receiver serves many; else 0."""
 
@@ -91,7 +76,7 @@ class Client:
         self.receiver = receiver
         self.outlet = outlet
         self.labels: list[bytes] = []
-        self.way_back = write_label(key.sockaddr, _way_back(key.asked))
+        self.way_back = write_label(key.sockaddr, asked.way_back(key.asked))
         self.backend = backend
         self.send = backend.send
         self.receive = backend.recv_into
@@ -210,19 +195,10 @@ class Receiver:
         """The clients by the labels that their datagrams came with."""
         self._sock = sock
         self._find = find
-        self._asked = _asked6 if sock.family == socket.AF_INET6 else _asked4
+        self._asked = asked.address6 if sock.family == socket.AF_INET6 else asked.address4
         sock.setblocking(False)
-        if sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        asked.tell_address(sock)
         datagrams.loop.add(self.fd, self._ready, READABLE)
-
-    def tell_ports(self) -> None:
-        """It serves many ports: which one was asked is to come with each datagram."""
-        if self._sock.family == socket.AF_INET6:
-            self._sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_ORIGDSTADDR, 1)
-        else:
-            self._sock.setsockopt(socket.IPPROTO_IP, _IP_ORIGDSTADDR, 1)
 
     def close(self) -> None:
         """Nobody arrives any more."""
@@ -254,7 +230,7 @@ class Receiver:
     def _recognize(self, label: bytes) -> Client | None:
         """Whose datagrams come with a label not seen before: a new client's, mostly."""
         sockaddr, ancillary = read_label(label)
-        key = Key(sockaddr, self._asked(ancillary), _asked_port(ancillary))
+        key = Key(sockaddr, self._asked(ancillary), asked.port(ancillary))
         port = self._find(key.asked, key.port)
         client = None if port is None else port.clients.get(key) or port.meet(key, self)
         if client is not None:
@@ -346,32 +322,3 @@ def arriving(datagrams: Datagrams, backend: Backend, sock: socket.socket) -> Por
     port.outlet(0).clients += 1  # it is needed, and closed, as the way in
     port.way_in = Receiver(datagrams, sock, lambda _asked, _port: port)
     return port
-
-
-def _asked_port(ancillary: Ancillary) -> int:
-    """The host port that a shared socket's client asked (struct sockaddr_in and _in6 begin alike); 0 of any other."""
-    return next((int.from_bytes(data[2:4]) for level, kind, data in ancillary if (level, kind) in _ORIGINAL), 0)
-
-
-def _asked4(ancillary: Ancillary) -> bytes:
-    """The host address that an IPv4 socket's client asked: ipi_spec_dst, 4 bytes."""
-    return next((data[4:8] for level, kind, data in ancillary if (level, kind) == _ASKED4), b"")
-
-
-def _asked6(ancillary: Ancillary) -> bytes:
-    """The same of an IPv6 socket: 16 bytes and, for a link-local address, the interface (4 bytes); 4 bytes from an
-    IPv4 client."""
-    asked4 = _asked4(ancillary)
-    if asked4:
-        return asked4
-    asked = next((data for level, kind, data in ancillary if (level, kind) == _ASKED6), b"")
-    return asked if int.from_bytes(asked[:2]) >> 6 == _LINK_LOCAL else asked[:16]
-
-
-def _way_back(asked: bytes) -> Ancillary:
-    """The ancillary data that makes an answer leave from `asked`, as `_asked4` and `_asked6` give it."""
-    if len(asked) == 4:
-        return [(socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("=i4s4s", 0, asked, b"\0\0\0\0"))]
-    if not asked or asked[0] == _MULTICAST:
-        return []
-    return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, asked.ljust(20, b"\0"))]

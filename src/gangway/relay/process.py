@@ -19,6 +19,7 @@ from gangway.relay.datagram import Datagrams
 from gangway.relay.keeper import Keeper
 from gangway.relay.kept import Published
 from gangway.relay.lease import Leases
+from gangway.relay.listener import listening
 from gangway.relay.log import Log
 from gangway.relay.loop import Loop, Timer
 from gangway.relay.settings import Settings
@@ -65,7 +66,7 @@ class Relay:
     def _serve(self, backend: Backend, listener: socket.socket) -> Published:
         if backend.protocol == socket.IPPROTO_UDP:
             return datagram.arriving(self._datagrams, backend, listener)
-        return stream.listening(self.streams, backend, next(self._keys), listener)
+        return listening(self.streams, backend, next(self._keys), listener)
 
     def _withdraw(self, port: Published, then: Callable[[], None]) -> None:
         if self._keeper is None:

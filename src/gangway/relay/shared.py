@@ -22,11 +22,12 @@ from socket import SocketType
 from typing import Generic, TypeVar
 
 from gangway.errors import InvalidRequest
-from gangway.relay import datagram, stream
+from gangway.relay import asked, datagram, stream
 from gangway.relay.datagram import Datagrams, Receiver
 from gangway.relay.intervals import Intervals
 from gangway.relay.kept import Published, Range
-from gangway.relay.stream import Backend, Closable, Listener, Streams
+from gangway.relay.listener import Listener
+from gangway.relay.stream import Backend, Closable, Streams
 
 _SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 _COOKIE_BYTES = 8
@@ -75,9 +76,8 @@ class Shared:
             if binding_fd is None:
                 raise InvalidRequest("no map came with the socket: the relay has no file descriptor left")
             self._bindings[family] = Binding(binding_fd)
-            receiver = Receiver(self._datagrams, sock, partial(self._datagram_port, family))
-            receiver.tell_ports()
-            self._ways_in[protocol, family] = receiver
+            asked.tell_port(sock)
+            self._ways_in[protocol, family] = Receiver(self._datagrams, sock, partial(self._datagram_port, family))
         else:
             self._ways_in[protocol, family] = Listener(self._streams, sock, family, partial(self._stream_port, family))
         if former is not None:
@@ -94,12 +94,12 @@ class Shared:
         return streams
 
     def _stream_port(self, family: int, client: SocketType) -> tuple[stream.Port, int] | None:
-        address, asked = client.getsockname()[:2]
-        found = self._stream_ports.at(family, address, asked)
-        return None if found is None else (found[1], found[1].backend.port + asked - found[0])
+        address, number = client.getsockname()[:2]
+        found = self._stream_ports.at(family, address, number)
+        return None if found is None else (found[1], found[1].backend.port + number - found[0])
 
-    def _datagram_port(self, family: int, asked: bytes, port: int) -> datagram.Port | None:
-        address = socket.inet_ntop(family, asked[: _ADDRESS_BYTES[family]])
+    def _datagram_port(self, family: int, packed: bytes, port: int) -> datagram.Port | None:
+        address = socket.inet_ntop(family, packed[: _ADDRESS_BYTES[family]])
         found = self._datagram_ports.at(family, address, port)
         return None if found is None else found[1]
 

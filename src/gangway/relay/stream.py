@@ -1,17 +1,14 @@
 """Relays byte streams: TCP, and SCTP in its one-to-one style.
 
-What this file knows: how clients are accepted, how the backend is reached, and how a flow's actions are carried out.
-What it must not know: what follows from an event (`flow.py` says that), how bytes move (`pump.py`), where listeners
-come from, that there are other processes.
+What this file knows: how the backend is reached, and how a flow's actions are carried out.  What it must not know: what
+follows from an event (`flow.py` says that), how bytes move (`pump.py`), how clients come (`listener.py`), that there
+are other processes.
 
-How it works.  A `Listener` accepts clients, of one `Port` or of many, and opens a socket to the backend for each: the
-pair is a `Flow` of two `Half`s.  The flow asks `flow.TABLE` what is to be done whenever a half, or the connection
-attempt, reports an event.
+How it works.  A `Port` takes clients and opens a connection to the backend for each: the pair is a `Flow` of two
+`Half`s.  The flow asks `flow.TABLE` what is to be done whenever a half, or the connection attempt, reports an event.
 
 Facts that it leans on:
 
-* An accepted socket inherits TCP_NODELAY and the keepalive settings of its listener (net/ipv4/tcp.c, sk_clone): they
-  are set once for all clients.
 * A client may send, and end, before its backend has answered.  Nothing is read from it until then; the edges that epoll
   reported meanwhile are kept (`seen`) and played back.
 * A connection's own side of TCP's handshake ends with an acknowledgement.  With TCP_QUICKACK off (tcp(7)) it waits
@@ -19,8 +16,6 @@ Facts that it leans on:
   of the backend less.  If it has sent none, turning the option on sends the acknowledgement at once (net/ipv4/tcp.c,
   __tcp_sock_set_quickack): a backend that speaks first must not wait.
 * Keepalive is set on a backend's socket when its flow is a second old.  Most never are.
-* A backend socket is made before its client is accepted: when the process is out of descriptors the client still
-  waits in the kernel's queue, where it loses nothing.
 """
 
 import errno
@@ -33,8 +28,8 @@ from typing import NamedTuple, Protocol
 
 from gangway.relay.flow import OPEN, START, TABLE, Action, Event, Phase, State, Way
 from gangway.relay.log import Log
-from gangway.relay.loop import FAILED, READABLE, WRITABLE, Loop
-from gangway.relay.pump import DOWN, MESSAGE_BYTES, OUT_OF_DESCRIPTORS, SMALL_BYTES, UP, Half, Pipes
+from gangway.relay.loop import FAILED, WRITABLE, Loop
+from gangway.relay.pump import DOWN, MESSAGE_BYTES, SMALL_BYTES, UP, Half, Pipes
 from gangway.relay.settings import Settings
 
 # After this the listeners that ran out of descriptors try again, should no flow have ended before.
@@ -42,14 +37,12 @@ RETRY_S = 0.1
 
 IPPROTO_SCTP = 132
 SCTP_NODELAY = 3  # include/uapi/linux/sctp.h
-_RESET = struct.pack("ii", 1, 0)  # struct linger: close at once, with a reset
+RESET = struct.pack("ii", 1, 0)  # struct linger: close at once, with a reset
 _NAMES = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp", IPPROTO_SCTP: "sctp"}
 
 
 Taker = Callable[["Port", int, SocketType], None]
 """Takes a client of a port that was accepted; the number is the backend's port that it is to get to."""
-Find = Callable[[SocketType], "tuple[Port, int] | None"]
-"""Whose client was accepted, and the number likewise; None: nobody's."""
 
 
 class Backend(NamedTuple):
@@ -197,7 +190,7 @@ class Flow:
 
     def _reset(self) -> None:
         for half in (self.client, self.backend):
-            half.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            half.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self._close()
 
 
@@ -224,7 +217,7 @@ class Streams:
         self.flows: set[Flow] = set()
         self.find_taker: Callable[[], Taker | None] | None = None
         """Asked before each client: whether somebody else should take it."""
-        self._paused: list[Listener] = []
+        self._paused: list[Callable[[], None]] = []
         self._ticking = False
 
     def started(self) -> None:
@@ -233,19 +226,19 @@ class Streams:
             self._ticking = True
             self.loop.call_in(1.0, self._tick)
 
-    def pause(self, listener: "Listener") -> None:
-        """The process ran out of descriptors: `listener` accepts no more until there are some again."""
+    def pause(self, resume: Callable[[], None]) -> None:
+        """The process ran out of descriptors: `resume` is called when there are some again."""
         self.log.warning("out of file descriptors: clients wait to be accepted")
         if not self._paused:
             self.loop.call_in(RETRY_S, self.descriptors_are_back)
-        self._paused.append(listener)
+        self._paused.append(resume)
 
     def descriptors_are_back(self) -> None:
         """Accepts again, where that was stopped."""
         if self._paused:
             paused, self._paused = self._paused, []
-            for listener in paused:
-                listener.resume()
+            for resume in paused:
+                resume()
 
     def _tick(self) -> None:
         now_s = self.loop.clock()
@@ -255,64 +248,6 @@ class Streams:
         self._ticking = bool(self.young)
         if self._ticking:
             self.loop.call_in(1.0, self._tick)
-
-
-class Listener:
-    """A listening socket whose clients are those of the ports that `find` names.
-
-    `family` is that of most of their backends.
-    """
-
-    def __init__(self, streams: Streams, sock: socket.socket, family: int, find: Find) -> None:
-        self._streams = streams
-        self._sock = sock
-        self._family = family
-        self._find = find
-        self._is_closed = False
-        send_at_once(sock)
-        keep_alive(sock, streams.settings.keepalive_s)
-        sock.setblocking(False)
-        streams.loop.add(sock.fileno(), self._accept, READABLE)
-
-    def resume(self) -> None:
-        """Accepts again."""
-        if not self._is_closed:
-            self._streams.loop.modify(self._sock.fileno(), READABLE)
-
-    def close(self) -> None:
-        """Nobody is accepted any more."""
-        self._is_closed = True
-        self._streams.loop.forget(self._sock.fileno())
-        self._streams.loop.close_later(self._sock)
-
-    def _accept(self, _events: int) -> None:
-        """One client; see the head of this file for the order."""
-        find_taker = self._streams.find_taker
-        taker = find_taker() if find_taker is not None else None
-        backend = None
-        try:
-            backend = open_backend(self._family, self._sock.proto) if taker is None else None
-            client = self._next_client()
-        except OSError as error:
-            if backend is not None:
-                backend.close()
-            if error.errno in OUT_OF_DESCRIPTORS:
-                self._streams.loop.modify(self._sock.fileno(), 0)
-                self._streams.pause(self)
-            return
-        found = self._find(client)
-        if found is None:
-            _refuse(client, backend)
-        elif taker is None:
-            found[0].serve(client, found[1], backend)
-        else:
-            taker(*found, client)
-
-    def _next_client(self) -> SocketType:
-        """`accept()` without the wrapping in Python, which takes longer than the system call."""
-        sock = self._sock
-        fd, _ = sock._accept()  # type: ignore[attr-defined]  # CPython's own, beneath socket.accept
-        return SocketType(sock.family, socket.SOCK_STREAM, sock.proto, fd)
 
 
 class Closable(Protocol):
@@ -379,13 +314,6 @@ def open_backend(family: int, protocol: int) -> SocketType:
     return SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, protocol)
 
 
-def listening(streams: Streams, backend: Backend, key: int, sock: socket.socket) -> Port:
-    """A port that has a listening socket of its own."""
-    port = Port(streams, backend, key)
-    port.way_in = Listener(streams, sock, backend.family, lambda _client: (port, backend.port))
-    return port
-
-
 def keep_alive(sock: SocketType, idle_s: int) -> None:
     """A peer that vanished is noticed.  SCTP notices by heartbeats of its own."""
     if sock.proto != IPPROTO_SCTP:
@@ -400,14 +328,6 @@ def send_at_once(sock: SocketType) -> None:
         sock.setsockopt(IPPROTO_SCTP, SCTP_NODELAY, 1)
     else:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _refuse(client: SocketType, spare: SocketType | None) -> None:
-    """A port that was withdrawn while a client waited: as if nobody had listened."""
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    client.close()
-    if spare is not None:
-        spare.close()
 
 
 def _shut(sock: SocketType) -> None:

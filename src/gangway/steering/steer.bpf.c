@@ -40,14 +40,6 @@ enum { TAKEN = 1, SERVED = 2 };                    /* steering/entries.py */
 enum { RELAYS = 1 << 30 };                         /* an owner that is the relay's; any other is a key of `lent` */
 
 struct {
-    __uint(type, BPF_MAP_TYPE_ARRAY);              /* for each port, how many entries of `kept` have it; a row as `row_of` says */
-    __uint(max_entries, TABLE_ROWS);
-    __uint(map_flags, BPF_F_MMAPABLE);
-    __type(key, __u32);
-    __type(value, __u8[TABLE_PORTS]);
-} ports SEC(".maps");
-
-struct {
     __uint(type, BPF_MAP_TYPE_LPM_TRIE);
     __uint(max_entries, 1 << 20);
     __uint(map_flags, BPF_F_NO_PREALLOC);
@@ -81,13 +73,9 @@ const volatile struct {                            /* kernel/bpf.py sets it befo
     __u64 netns_cookie;                            /* of the host's network namespace */
 } settings;
 
+/* Of `ports`, and of `shared`. */
 static __u32 row_of(bool is_udp, bool is_ipv6) {
     return is_udp + 2 * is_ipv6;
-}
-
-static __always_inline bool has_port(__u32 row, __u32 port) {
-    __u8 *count = bpf_map_lookup_elem(&ports, &row);
-    return count && count[port & 0xffff];
 }
 
 /* TAKEN or SERVED, or neither. */
