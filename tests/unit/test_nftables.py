@@ -6,7 +6,17 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from gangway.firewall.nftables import TABLE, chains, change, remove, render, rules_met
+from gangway.firewall.nftables import (
+    MOST_ELEMENTS,
+    TABLE,
+    chains,
+    change,
+    opposite,
+    remove,
+    render,
+    rules_met,
+    transactions,
+)
 from gangway.model import Network, PortMapping, Protocol
 from gangway.plan import Firewall, HostFacts, MappingPlan, Plan, Road
 from tests.unit.golden import assert_golden
@@ -201,3 +211,39 @@ def test_frames_within_others_bridges_pass_where_a_family_is_closed(closed: bool
 def test_a_change_is_the_rest_of_the_whole_text(many: list[PortMapping], facts: HostFacts) -> None:
     found = whole(facts, *many)
     assert render(found) == render(whole(facts)) + change((), found.mappings)
+
+
+MOVED = planned(mapping("0.0.0.0", "1024-21023", "2024-22023"))
+
+
+def test_a_range_that_stays_is_one_element_however_long() -> None:
+    text = change((), [planned(mapping("0.0.0.0", "1-65535", "1-65535"))])
+    assert text == f"add element {TABLE} ranges4 {{ tcp . 0.0.0.0/0 . 1-65535 : 172.30.0.2 }}\n"
+
+
+def test_a_long_range_that_is_moved_goes_in_several_transactions() -> None:
+    text = change((), [MOVED])
+    cut = list(transactions(text))
+    assert "".join(cut) == text
+    assert [one.count(" : ") for one in cut] == [MOST_ELEMENTS] * 5
+    assert "tcp . 21023 : 172.30.0.2 . 22023 }" in cut[-1]
+
+
+@given(APART, FACTS)
+def test_what_is_not_many_goes_in_one_transaction(many: list[PortMapping], facts: HostFacts) -> None:
+    text = render(whole(facts, *many))
+    assert list(transactions(text)) == [text]
+    assert list(transactions("")) == []
+
+
+def test_a_table_comes_before_its_elements() -> None:
+    first, *others = transactions(render(whole(NFTABLES, MOVED.mapping)))
+    assert first.startswith(f"table {TABLE}")
+    assert {line[:12] for other in others for line in other.splitlines()} == {"add element "}
+
+
+@given(APART, FACTS)
+def test_the_opposite_of_what_comes_is_what_goes(many: list[PortMapping], facts: HostFacts) -> None:
+    plans = whole(facts, *many).mappings
+    assert sorted(opposite(change((), plans)).splitlines()) == sorted(change(plans, ()).splitlines())
+    assert opposite(opposite(change(plans[:1], plans[1:]))) == change(plans[:1], plans[1:])
