@@ -19,9 +19,10 @@ from pathlib import Path
 from bench.errors import CannotCarry
 from bench.traffic import Load
 from gangway.errors import GangwayError
+from gangway.kernel.published import keys
 from gangway.redirect.entries import entries
 from gangway.redirect.loader import Redirect
-from gangway.steering.entries import SERVED, keys
+from gangway.steering.entries import SERVED
 from gangway.steering.loader import Steering
 from lab.netns import Namespace
 from lab.waiting import wait_until

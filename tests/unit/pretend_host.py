@@ -22,9 +22,10 @@ from gangway.daemon.reconcile import (
     redirects_of,
     steered_of,
 )
+from gangway.kernel.published import keys
 from gangway.model import Endpoint, Protocol
 from gangway.plan import MappingPlan, NetworkPlan, Plan
-from gangway.steering.entries import SERVED, TAKEN, keys
+from gangway.steering.entries import SERVED, TAKEN
 from tests.unit.samples import BACK, NFTABLES, NO_STEERING, WEB, mapping, planned, whole
 
 NETWORKS = {network.bridge: network for network in (WEB, BACK)}

@@ -13,19 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gangway import kernel
+from gangway.kernel.published import KEY_BYTES, key_at, sixteen, unpacked
 from gangway.redirect import entries as layout
-from gangway.redirect.entries import (
-    KEY_BYTES,
-    VALUE_BYTES,
-    Led,
-    entries,
-    key_at,
-    led_to,
-    ports_of,
-    sixteen,
-    unpacked,
-    without_count,
-)
+from gangway.redirect.entries import VALUE_BYTES, Led, entries, led_to, ports_of, without_count
 from tests.unit.pretend_redirect import looked_up
 
 MOST = 65535

@@ -162,10 +162,38 @@ def test_a_successor_knows_what_others_have_listed_from_what_we_have(host: Host)
     host.kernel.listed = ports_of(parse("50000-50010"))
     host.ephemeral.add([(40000, 40010)])
     successor = host.successor()
+    successor.set([(40000, 40010)])
+    assert listed(host) == "40000-40010,50000-50010"
     successor.set([(45000, 45000)])
     assert listed(host) == "45000,50000-50010"
     successor.set([])
     assert listed(host) == "50000-50010"
+
+
+def test_what_somebody_lists_meanwhile_stays_and_is_noticed(host: Host) -> None:
+    host.ephemeral.set([(40000, 40010)])
+    assert host.ephemeral.is_intact()
+    host.kernel.listed = host.kernel.listed | ports_of(parse("50000-50010"))
+    assert not host.ephemeral.is_intact()
+    host.ephemeral.set([(40000, 40010)])
+    assert (listed(host), host.ephemeral.is_intact()) == ("40000-40010,50000-50010", True)
+    host.ephemeral.set([])
+    assert (listed(host), host.ephemeral.is_intact()) == ("50000-50010", True)
+
+
+@pytest.mark.parametrize("before", ["", "50000-50010"])
+def test_a_list_that_somebody_writes_anew_is_noticed(host: Host, before: str) -> None:
+    """As `sysctl --system` does."""
+    host.kernel.listed = ports_of(parse(before))
+    host.ephemeral.add([(40000, 40010)])
+    host.kernel.listed = ports_of(parse("33000"))
+    assert not host.ephemeral.is_intact()
+    host.ephemeral.set([(40000, 40010)])
+    assert (listed(host), host.ephemeral.is_intact()) == ("33000,40000-40010", True)
+    host.kernel.chosen_from = f"{LOWEST} 65535"
+    assert not host.ephemeral.is_intact()
+    host.ephemeral.set([])
+    assert listed(host) == "33000"
 
 
 @pytest.mark.parametrize("change", [Ephemeral.add, Ephemeral.set])

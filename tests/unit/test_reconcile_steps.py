@@ -23,10 +23,11 @@ from gangway.daemon.reconcile import (
     redirects_of,
     steered_of,
 )
+from gangway.kernel.published import key_at, keys
 from gangway.model import Protocol
 from gangway.plan import MappingPlan, NetworkPlan, Plan
-from gangway.redirect.entries import entries, key_at
-from gangway.steering.entries import SERVED, TAKEN, keys
+from gangway.redirect.entries import entries
+from gangway.steering.entries import SERVED, TAKEN
 from tests.unit.pretend_host import Host
 from tests.unit.samples import (
     BACK,

@@ -11,8 +11,9 @@ from gangway.daemon.reconcile import redirects_of
 from gangway.daemon.redirects import SWITCHED_OFF, Redirects
 from gangway.daemon.relay import Relay
 from gangway.errors import HostRefused, Unsupported
+from gangway.kernel.published import sixteen
 from gangway.plan import MappingPlan
-from gangway.redirect.entries import led_to, sixteen
+from gangway.redirect.entries import led_to
 from gangway.relay.settings import Settings
 from tests.unit.pretend_redirect import Pretended
 from tests.unit.samples import NO_REDIRECT, SIX, mapping, planned

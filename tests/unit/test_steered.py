@@ -14,8 +14,9 @@ from gangway.daemon.relay import Relay
 from gangway.daemon.steered import Steered
 from gangway.errors import Conflict, HostRefused, PortTaken, Unsupported
 from gangway.kernel import ports
+from gangway.kernel.published import keys
 from gangway.relay.settings import Settings
-from gangway.steering.entries import KINDS, SERVED, TAKEN, keys
+from gangway.steering.entries import KINDS, SERVED, TAKEN
 from tests.unit.descriptors import identity, socket_count
 from tests.unit.pretend_relay import Process
 from tests.unit.pretend_steering import Pretended

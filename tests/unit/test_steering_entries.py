@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from gangway import kernel
 from gangway.kernel import port_table
-from gangway.redirect.entries import entries, key_at
+from gangway.kernel.published import KEY_BYTES, key_at, keys
+from gangway.redirect.entries import entries
 from gangway.steering import entries as layout
-from gangway.steering.entries import KEY_BYTES, KINDS, SERVED, TAKEN, VALUE_BYTES, keys, row, stretch
+from gangway.steering.entries import KINDS, SERVED, TAKEN, VALUE_BYTES, row, stretch
 from tests.unit.pretend_redirect import looked_up
 
 MOST = 65535

@@ -31,6 +31,10 @@ class Borrowed:
             self._store.remember(_key(name), f"{probe.boot_id()} {sysctl.read(name) or ''}")
         sysctl.extend(name, value)
 
+    def remember(self, name: str, before: str) -> None:
+        """What it is to be put back to, if that is not what was there when it was changed first."""
+        self._store.remember(_key(name), f"{probe.boot_id()} {before}")
+
     def has(self, name: str) -> bool:
         """Whether it is we who changed it."""
         return self.before(name) is not None

@@ -22,6 +22,7 @@ from gangway.kernel import sysctl
 RESERVED = "net.ipv4.ip_local_reserved_ports"
 RANGE = "net.ipv4.ip_local_port_range"
 LEAST = 4096
+_PORTS = 1 << 16
 
 Range = tuple[int, int]
 """A first port and a last one."""
@@ -33,31 +34,45 @@ class Ephemeral:
     def __init__(self, borrowed: Borrowed, warn: Callable[[str], None]) -> None:
         self._borrowed = borrowed
         self._warn = warn
-        self._listed = bytearray(1 << 16)
-        """A byte for each port, not zero if it is listed, by us or by somebody else."""
+        self._listed = bytearray(_PORTS)
+        """A byte for each port: 1 if it is listed, by us or by somebody else."""
+        self._published: set[Range] = set()
         self._told: set[Range] = set()
         """What was said not to be listed."""
+        self._seen: tuple[str | None, ...] = ()
+        """The two settings, as our last change has left them; empty if nothing is listed by us."""
 
     def add(self, ranges: Iterable[Range]) -> None:
         """Some more are published."""
+        ranges = set(ranges)
+        self._published |= ranges
         text = ",".join(self._listing(ranges))
         if text:
             self._attempt(lambda: self._borrowed.extend(RESERVED, text))
+            self._seen = _settings()
 
     def set(self, ranges: Iterable[Range]) -> None:
-        """These are published, and no others."""
-        ranges = set(ranges)
+        """These are published, and no others.
+
+        What is listed and was never published somebody else has listed, before or meanwhile, and it stays so.
+        """
+        ranges, until_now = set(ranges), self._published
+        self._published = ranges
         self._told &= ranges
-        before = self._borrowed.before(RESERVED)
-        foreign = before if before is not None else sysctl.read(RESERVED) or ""
-        self._listed = bytearray(1 << 16)
-        for first, last in parse(foreign):
-            self._listed[first : last + 1] = b"\1" * (last + 1 - first)
+        now, before = _bits(parse(sysctl.read(RESERVED) or "")), self._borrowed.before(RESERVED)
+        foreign = now if before is None else _foreign(now, _bits(ranges | until_now), _bits(parse(before)))
+        self._listed, theirs = bytearray(foreign), ",".join(_spelled(foreign))
         ours = ",".join(self._listing(ranges))
-        if ours:
-            self._attempt(lambda: self._borrowed.set(RESERVED, f"{foreign},{ours}".strip(",")))
-        elif before is not None:
-            self._attempt(lambda: self._borrowed.put_back(RESERVED))
+        if before is not None or ours:
+            self._borrowed.remember(RESERVED, theirs)
+            self._attempt(lambda: self._borrowed.set(RESERVED, ",".join(filter(None, (theirs, ours)))))
+        if before is not None and not ours:
+            self._borrowed.keep(RESERVED)
+        self._seen = _settings() if ours else ()
+
+    def is_intact(self) -> bool:
+        """Nobody else has changed the two settings."""
+        return not self._seen or self._seen == _settings()
 
     def _listing(self, ranges: Iterable[Range]) -> Iterator[str]:
         """How those are written that the kernel could choose, and that are not listed yet; they are from now on."""
@@ -92,3 +107,29 @@ def parse(text: str) -> Iterator[Range]:
         first, _, last = part.partition("-")
         if first:
             yield int(first), int(last or first)
+
+
+def _settings() -> tuple[str | None, ...]:
+    return sysctl.read(RESERVED), sysctl.read(RANGE)
+
+
+def _bits(ranges: Iterable[Range]) -> bytearray:
+    bits = bytearray(_PORTS)
+    for first, last in ranges:
+        bits[first : last + 1] = b"\1" * (last + 1 - first)
+    return bits
+
+
+def _foreign(now: bytearray, published: bytearray, before: bytearray) -> bytearray:
+    """What is listed and not by us: it is not published, or it was there before."""
+    there, ours, was = (int.from_bytes(bits) for bits in (now, published, before))
+    return bytearray((there & ~ours | there & was).to_bytes(_PORTS))
+
+
+def _spelled(bits: bytearray) -> Iterator[str]:
+    """As a list."""
+    end = 0
+    while (first := bits.find(1, end)) >= 0:
+        end = bits.find(0, first)
+        end = _PORTS if end < 0 else end
+        yield f"{first}-{end - 1}"

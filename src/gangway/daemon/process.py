@@ -120,21 +120,21 @@ class Daemon:
 
     def _changed(self) -> None:
         """There may be another relay now, and it may be over."""
-        if self._service.relay_fd != self._relay_fd:
-            self._watch(self._service.relay_fd)
+        self._watch(self._service.relay_fd)
         if self._end is not None:
             self._end.cancel()
         if self._start.until_idle and self._service.is_idle:
             self._end = self._loop.call_later(_LINGER_S, self._end_if_idle)
 
     def _watch(self, relay_fd: int | None) -> None:
-        """What the relay answers is not for us: only its end wakes us."""
+        """What the relay answers is not for us: only its end wakes us.  A new relay may have the old one's number."""
         if self._relay_fd is not None:
             with suppress(OSError):  # it is closed, and so it is not watched any more
                 self._hangups.unregister(self._relay_fd)
         self._relay_fd = relay_fd
         if relay_fd is not None:
-            self._hangups.register(relay_fd, select.EPOLLRDHUP)
+            with suppress(OSError):  # it is closed just now, and we are called again
+                self._hangups.register(relay_fd, select.EPOLLRDHUP)
 
     def _relay_ended(self) -> None:
         self._watch(None)

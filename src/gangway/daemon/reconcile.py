@@ -20,10 +20,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
+from gangway.kernel.published import keys
 from gangway.model import Endpoint, Network
 from gangway.plan import MappingPlan, NetworkPlan, Plan
 from gangway.redirect.entries import entries
-from gangway.steering.entries import SERVED, keys
+from gangway.steering.entries import SERVED
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")

@@ -12,9 +12,10 @@ from ipaddress import ip_address
 from gangway.daemon.reconcile import redirects_of
 from gangway.daemon.relay import Relay
 from gangway.errors import GangwayError, HostRefused, Unsupported
+from gangway.kernel.published import key_at, sixteen
 from gangway.model import Address, in_brackets
 from gangway.plan import MappingPlan
-from gangway.redirect.entries import key_at, led_to, sixteen
+from gangway.redirect.entries import led_to
 from gangway.redirect.loader import Redirect
 
 _NAME = "redirect"  # what the relay holds the links under

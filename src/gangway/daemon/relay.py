@@ -11,6 +11,7 @@ import json
 import os
 import select
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,6 @@ from gangway.relay.settings import Settings
 
 _MESSAGE_BYTES = 65536
 _PATIENCE_S = 10.0
-_OTHER_VERSION = "the relay that runs is of another version of gangway: end it (pgrep -f gangway.relay), and start anew"
 
 
 class Relay:
@@ -59,7 +59,7 @@ class Relay:
         offset = 0
         while self._channel is not None:
             _ok, *lines = self._ask(f"kept {offset}").splitlines()
-            yield from map(_kept, lines)
+            yield from map(self._kept, lines)
             if not lines:
                 return
             offset += len(lines)
@@ -89,7 +89,8 @@ class Relay:
         if self._channel is None:
             return 0
         if self._shared is None:
-            self._shared = _count(self._ask("shared"))
+            with self._same_version():
+                self._shared = int(self._ask("shared").removeprefix("ok "))
         return self._shared
 
     def hold(self, name: str, fds: Sequence[int]) -> None:
@@ -177,6 +178,26 @@ class Relay:
             raise HostRefused("the relay has ended")
         return answer.decode()
 
+    def _kept(self, line: str) -> tuple[HostPorts, Target]:
+        with self._same_version():
+            protocol, address, first, last, to, to_first, how = line.split()
+            return HostPorts(protocol, address, int(first), int(last)), Target(to, int(to_first), how == SHARED)
+
+    @contextmanager
+    def _same_version(self) -> Iterator[None]:
+        """HostRefused: an answer does not make sense, so it is another version's."""
+        try:
+            yield
+        except ValueError:
+            pid = struct.unpack("iII", self._peer())[0]
+            raise HostRefused(
+                f"the relay that runs (pid {pid}) is of another version of gangway: end it, and start anew"
+            ) from None
+
+    def _peer(self) -> bytes:
+        """Its pid, uid and gid: struct ucred, unix(7)."""
+        return self._channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12) if self._channel else bytes(12)
+
     @contextmanager
     def _talking(self) -> Iterator[socket.socket]:
         if self._channel is None:
@@ -186,21 +207,6 @@ class Relay:
         except OSError as error:
             self._lose()
             raise HostRefused(f"the relay does not answer: {error}") from None
-
-
-def _kept(line: str) -> tuple[HostPorts, Target]:
-    try:
-        protocol, address, first, last, to, to_first, how = line.split()
-        return HostPorts(protocol, address, int(first), int(last)), Target(to, int(to_first), how == SHARED)
-    except ValueError:
-        raise HostRefused(_OTHER_VERSION) from None
-
-
-def _count(answer: str) -> int:
-    try:
-        return int(answer.removeprefix("ok "))
-    except ValueError:
-        raise HostRefused(_OTHER_VERSION) from None
 
 
 def _words(ports: HostPorts) -> str:

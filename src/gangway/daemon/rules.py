@@ -10,6 +10,7 @@ store, so that a daemon that uses another firewall than the last one can take th
 
 import json
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from typing import Protocol
 
 from gangway.daemon.store import Store
@@ -93,8 +94,7 @@ class NftRules:
 
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
         self._store.remember(REMEMBERED, json.dumps({"firewall": Firewall.NFTABLES}))
-        for text in nftables.transactions(nftables.render(plan)):
-            self._apply(text)
+        self._apply(nftables.render(plan))
         self._listing = self._nft.listing(nftables.TABLE)
         self._undisturbed = True
 
@@ -105,8 +105,10 @@ class NftRules:
                 self._apply(text)
                 done.append(text)
         except HostRefused:
-            for text in reversed(done):
-                self._apply(nftables.opposite(text))
+            self._undisturbed = False  # should something of it be left, the next look finds that
+            with suppress(HostRefused):
+                for text in reversed(done):
+                    self._apply(nftables.opposite(text))
             raise
 
     def are_intact(self, whole: Callable[[], Plan | None], thorough: bool = False) -> bool:

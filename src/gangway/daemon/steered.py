@@ -23,7 +23,8 @@ from gangway.daemon.reconcile import HostPorts
 from gangway.daemon.relay import Relay
 from gangway.errors import GangwayError, HostRefused, PortTaken, Unsupported
 from gangway.kernel import ports
-from gangway.steering.entries import KINDS, TAKEN, keys
+from gangway.kernel.published import keys
+from gangway.steering.entries import KINDS, TAKEN
 from gangway.steering.loader import Steering
 
 _LINKS, _SOCKETS = "steering", "sockets"  # what the relay holds them under
@@ -43,8 +44,12 @@ class Steered:
         self._steering: Steering | None = None
         self._sockets: list[socket.socket] = []
         self.lacking = ""
+        self._unused: set[bytes] = set()
+        """Keys of ports that were lent, and that no socket had when one looked last."""
         links, sockets = relay.held(_LINKS), relay.held(_SOCKETS)
         try:
+            for protocol, _ in KINDS:
+                ports.bound(protocol)  # without that nobody could tell whose a port is
             self._load(links, sockets)
         except (Unsupported, HostRefused) as error:
             self.lacking = str(error)
@@ -85,6 +90,17 @@ class Steered:
             before.close()
             for sock in sockets:
                 sock.close()
+
+    def take_back(self) -> None:
+        """What is lent to sockets whose end was not told; it is called now and then."""
+        if self._steering is None:
+            return
+        lent = dict(self._steering.lent())
+        bound = {protocol: ports.bound(protocol) for protocol, _ in lent.values()}
+        unused = {key for key, (protocol, port) in lent.items() if port not in bound[protocol]}
+        for key in unused & self._unused:
+            self._steering.take_back(key)
+        self._unused = unused
 
     def take(self, of: HostPorts) -> "Hold":
         """Nobody else gets these ports any more.  PortTaken: somebody has one (of many, it says who); nothing is

@@ -103,11 +103,19 @@ class Upkeep:
 
     def carry_out(self, before: State, after: State) -> None:
         """The difference, all of it or nothing."""
-        self.hands.carry_out(diff(before, after))
-        if before.steered:
-            left = (one for one in self.ledger.mappings() if str(one.mapping) not in before.mappings)
+        self._ephemeral.add(_steered(after.mappings.values()))  # first: the kernel may choose at any moment
+        try:
+            self.hands.carry_out(diff(before, after))
+        except BaseException:
+            self._no_more(after)
+            raise
+        self._no_more(before)
+
+    def _no_more(self, withdrawn: State) -> None:
+        """What is published by some mappings is not any more."""
+        if withdrawn.steered:
+            left = (one for one in self.ledger.mappings() if str(one.mapping) not in withdrawn.mappings)
             self._ephemeral.set(_steered(left))
-        self._ephemeral.add(_steered(after.mappings.values()))
 
     def take_down(self, before: State) -> None:
         """The same, to nothing.  What is not there any more as it should be is made so first: then it can go."""
@@ -130,6 +138,8 @@ class Upkeep:
     def check(self, thorough: bool = False) -> None:
         """Looks whether somebody else has changed something, and if so puts it right."""
         if self.ledger.networks:
+            if thorough:
+                self._attempt(self.steered.take_back)
             self._look_at_others(thorough)
             self._learn_addresses()
             self.withdraw_what_is_gone()
@@ -138,7 +148,7 @@ class Upkeep:
 
     def check_rules(self) -> None:
         """The same, if the rules are not as our last change has left them: each of ours gives notice, too."""
-        if self._unfinished or events.generation() != self.hands.rules.generation:
+        if self._unfinished or not self.hands.rules.are_intact(self.ledger.plan):
             self.check()
 
     def reconcile(self) -> None:
@@ -188,13 +198,14 @@ class Upkeep:
 
     def _withdraw(self, container: str) -> None:
         self._warn(f"container {container} is gone: its ports are withdrawn")
+        state = self.ledger.state_of_container(container)
         try:
-            self.hands.carry_out(diff(self.ledger.state_of_container(container), State()))
+            self.hands.carry_out(diff(state, State()))
         except (GangwayError, ExceptionGroup):
             self._plan = None  # what is left of it goes when everything is compared
+        self._no_more(state)
         network = self.ledger.network_of(container).name
         self.ledger.remove_endpoint(container)
-        self._ephemeral.set(_steered(self.ledger.mappings()))
         if self.ledger.is_unneeded(network):
             self._plan = None
 
@@ -237,7 +248,7 @@ class Upkeep:
             return True
         if not self.hands.rules.are_intact(self.ledger.plan, thorough):
             return True
-        if thorough and not (self._redirects.is_intact() and self.steered.is_intact()):
+        if thorough and not (self._redirects.is_intact() and self.steered.is_intact() and self._ephemeral.is_intact()):
             return True
         bridges = {network.bridge for network in self.ledger.networks}
         return self.hands.links() != bridges | {link_name(one.container) for one in self.ledger.endpoints()}

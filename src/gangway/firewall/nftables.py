@@ -82,7 +82,7 @@ def element_counts(plan: Plan) -> dict[str, int]:
 
 
 def change(withdrawn: Iterable[MappingPlan], published: Iterable[MappingPlan]) -> str:
-    """Takes mappings out and puts others in, in one transaction."""
+    """Takes mappings out and puts others in."""
     return "".join((*_statements("delete", _mappings(withdrawn)), *_statements("add", _mappings(published))))
 
 
@@ -92,9 +92,10 @@ def remove() -> str:
 
 
 def transactions(text: str) -> Iterator[str]:
-    """A change, cut into such as libnftables can take without much memory; mostly it is one.
+    """A change of mappings, cut into such as libnftables can take without much memory; mostly it is one.
 
-    Between them some ports are not translated yet, and the relay serves who asks there.
+    A long range that is moved takes several.  Between them some of its ports are not translated yet, or not any more:
+    the relay serves who asks there.
     """
     lines: list[str] = []
     count = 0

@@ -6,6 +6,7 @@ Each gives None if all is well, else a line for an operator.
 """
 
 import ctypes
+import mmap
 import os
 import re
 import socket
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 LIBRARY = "libbpf.so.1"
+_TYPES = "/sys/kernel/btf/vmlinux"
 _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
 _HOSTS_CGROUPS = 0xEFFFFFFB  # include/linux/proc_ns.h: PROC_CGROUP_INIT_INO
 # include/uapi/linux/capability.h
@@ -68,9 +70,20 @@ def cookies() -> str | None:
 
 def types() -> str | None:
     """BTF: where the fields of the kernel's own structures are."""
-    if not Path("/sys/kernel/btf/vmlinux").exists():
+    if not Path(_TYPES).exists():
         return "this kernel does not describe its types (CONFIG_DEBUG_INFO_BTF), or /sys is not mounted"
     return None
+
+
+def errors() -> str | None:
+    """bpf_set_retval: a program that refuses a bind() can say why."""
+    name = b"\0BPF_FUNC_set_retval\0"
+    try:
+        with open(_TYPES, "rb") as described, mmap.mmap(described.fileno(), 0, prot=mmap.PROT_READ) as text:
+            found = text.find(name) >= 0
+    except (OSError, ValueError):  # a kernel that does not let it be mapped
+        found = name in Path(_TYPES).read_bytes()
+    return None if found else "a program in this kernel cannot say that a port is taken (Linux 5.18)"
 
 
 NEEDS: dict[str, Callable[[], str | None]] = {
@@ -80,4 +93,4 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "namespace cookies": cookies,
     "kernel types": types,
 }
-"""All of them, by name."""
+"""What all programs need, by name."""

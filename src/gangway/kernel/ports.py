@@ -88,6 +88,11 @@ def taken(protocol: str, address: str, first: int, last: int) -> int | None:
     return min(having, default=None)
 
 
+def bound(protocol: str) -> frozenset[int]:
+    """The ports that sockets have who are not connected.  HostRefused: the kernel does not tell."""
+    return frozenset(port for address in ("0.0.0.0", "::") for port, _ in _having(protocol, address))
+
+
 def _having(protocol: str, address: str) -> Iterator[tuple[int, str]]:
     """The ports that sockets have who may be in the way of one at this address, and where they have them."""
     is_four = ":" not in address
@@ -159,8 +164,11 @@ def _holder(protocol: str, address: str, port: int) -> str:
     return "another program"
 
 
-def _clash(one: str, other: str) -> bool:
-    return one == other or bool({one, other} & {"0.0.0.0", "::"})
+def _clash(at: str, address: str) -> bool:
+    """Whether a socket at the one is in the way at the other; `::` may be of both families."""
+    if (":" in at) is (":" in address):
+        return at == address or bool({at, address} & {"0.0.0.0", "::"})
+    return at == "::"
 
 
 def _named(pid: int | None) -> str:

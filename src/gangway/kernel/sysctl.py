@@ -39,8 +39,10 @@ def extend(name: str, value: str) -> None:
     kernel does not let us."""
     try:
         with _path(name).open("rb+", buffering=0) as setting:
-            setting.seek(1)
-            setting.write(value.encode())
+            left = value.encode()
+            while left:  # a page at a time
+                setting.seek(1)
+                left = left[setting.write(left) or len(left) :]
     except OSError as error:
         raise HostRefused(f"{value} cannot be added to {name}: {error.strerror}; run as root") from None
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from gangway.errors import GangwayError
 from gangway.kernel.bpf_probe import netns_cookie, own_cookie
-from gangway.redirect.entries import PROTOCOLS, entries
+from gangway.kernel.published import PROTOCOLS
+from gangway.redirect.entries import entries
 from gangway.redirect.loader import Redirect
 
 _MESSAGE_BYTES = 256

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from gangway.kernel.bpf import Loaded, Module
 from gangway.kernel.port_table import PortTable
-from gangway.redirect.entries import KEY_BYTES, VALUE_BYTES, ports_of, without_count
+from gangway.kernel.published import KEY_BYTES
+from gangway.redirect.entries import VALUE_BYTES, ports_of, without_count
 
 MODULE = Module(
     path=Path(__file__).with_name("sockets.bpf.o"),

@@ -13,6 +13,7 @@ such a socket (`steering/steer.bpf.c`), but one whose cookie is in `binding` at 
 shares with this process.
 """
 
+import errno
 import mmap
 import socket
 from collections.abc import Callable, Iterator
@@ -107,14 +108,16 @@ class Shared:
         """A socket that a port of a range is answered by."""
         sock = self._datagrams.open_socket(ports.family)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # beside the one that is shared
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the one that is shared may have that very port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _LEAST_BYTES)
             if ports.family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             with self._bindings[ports.family].allowed(sock):
                 sock.bind((ports.address, port))
-        except OSError:
+        except OSError as error:
             sock.close()
+            if error.errno == errno.EADDRINUSE:
+                raise OSError(error.errno, f"no answer can leave: another program has port {port} for now") from None
             raise
         return sock
 

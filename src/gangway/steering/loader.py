@@ -8,9 +8,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gangway.errors import Unsupported
+from gangway.kernel import bpf_probe
 from gangway.kernel.bpf import Loaded, Module
 from gangway.kernel.port_table import PortTable
-from gangway.steering.entries import KEY_BYTES, VALUE_BYTES, row, stretch
+from gangway.kernel.published import KEY_BYTES
+from gangway.steering.entries import LENT_BYTES, VALUE_BYTES, lent_port, row, stretch
 
 MODULE = Module(
     path=Path(__file__).with_name("steer.bpf.o"),
@@ -30,6 +33,9 @@ class Steering:
     """Descriptors that keep it going (`kernel.bpf`)."""
 
     def __init__(self, former: Sequence[int] = ()) -> None:
+        why = bpf_probe.errors()
+        if why is not None:
+            raise Unsupported(why)
         self._loaded = Loaded(MODULE, former)
         self.links = self._loaded.links
         self._ports = PortTable(self._loaded.map_fd("ports"))
@@ -68,6 +74,14 @@ class Steering:
     def look_up(self, key: bytes) -> bytes | None:
         """The entry of a key, or of one that includes it."""
         return self._loaded.look_up("kept", key, VALUE_BYTES)
+
+    def lent(self) -> Iterator[tuple[bytes, tuple[str, int]]]:
+        """The keys of what is lent, or was, and the protocol and port of each."""
+        return ((key, lent_port(key)) for key in self._loaded.keys("lent", LENT_BYTES))
+
+    def take_back(self, key: bytes) -> None:
+        """It is lent to nobody."""
+        self._loaded.erase("lent", key)
 
     def is_attached(self) -> bool:
         """Nobody else has ended it (`bpftool link detach`)."""

@@ -19,8 +19,11 @@
  *
  * Who leaves the choice to the kernel (bind() to port 0, or sendto() without any) may get a published port all the same: it is
  * kept from that by a setting (daemon/ephemeral.py), but not if nearly all that it may choose from are published.  Then the port
- * is lent: as long as that socket lives, nothing is steered from it.  Otherwise whoever asks a name server from such a socket
- * would wait in vain for an answer.  What is lent is known by the socket (`owners`, which the kernel frees with it) and by port.
+ * is lent: as long as that socket lives, nothing is steered from it, nor redirected.  Otherwise whoever asks a name server from
+ * such a socket would wait in vain for an answer.  What rules translate knows nothing of that: who comes by an interface gets to
+ * the container.  What is lent is known by the socket (`owners`, which the kernel frees with it), and by port.  Not all sockets
+ * tell their end (MPTCP's subflows, the kernel's own do not), so the daemon looks now and then whether a port is still in use.
+ * Not lent is what listen() chooses, without bind(): no program is asked then.
  *
  * An answer by UDP can leave only from a socket that is bound to the port.  The relay's own may be, for a port below 1024, too,
  * though the relay has no privilege: it writes the socket's cookie into `binding`, memory that only it and the daemon have.
@@ -28,16 +31,16 @@
  * What it costs others: a look at `ports`, a table of bytes, for each new connection to the host, each datagram to a socket that
  * is not connected or from one, and each bind(); and at the end of a socket a look whether it has a storage.
  *
+ * Needs: Linux 5.18, for bpf_set_retval: before, bind() would fail with EPERM, which means something else to programs.
  * Sources: net/ipv4/inet_hashtables.c (inet_lookup_run_sk_lookup), net/ipv4/udp.c, net/ipv4/af_inet.c (__inet_bind,
  * inet_release), net/core/filter.c (sock_filter_func_proto, sock_addr_func_proto).
- * Before Linux 5.18 a program cannot say which error is meant (bpf_set_retval): bind() fails with EPERM there.
  */
 #include "../kernel/published.bpf.h"
 
 enum { AF_INET = 2, SOCK_STREAM = 1, SOCK_DGRAM = 2, EADDRINUSE = 98, IPPROTO_SCTP = 132 };
 enum { REFUSE = 0, ALLOW = 1, ALLOW_UNPRIVILEGED = 3 };    /* of a bind program: include/linux/bpf-cgroup.h */
 enum { TAKEN = 1, SERVED = 2 };                    /* steering/entries.py */
-enum { RELAYS = 1 << 30 };                         /* an owner that is the relay's; any other is a key of `lent` */
+enum { RELAYS = 1 << 30, CHOOSES = 1 << 29 };      /* of `owners`: it is the relay's, or about to get a port; else a key of `lent` */
 
 struct {
     __uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -62,7 +65,7 @@ struct {
     __type(value, __u64);
 } binding SEC(".maps");
 
-struct {                                           /* of a socket that has a published port */
+struct {                                           /* of a socket that has a published port, or may get one */
     __uint(type, BPF_MAP_TYPE_SK_STORAGE);
     __uint(map_flags, BPF_F_NO_PREALLOC);
     __type(key, int);
@@ -118,19 +121,29 @@ static bool is_relays(struct bpf_sock_addr *ctx) {
     return cookie && *cookie == bpf_get_socket_cookie(ctx);
 }
 
+static bool is_hosts(void *ctx) {
+    return bpf_get_netns_cookie(ctx) == settings.netns_cookie;
+}
+
+/* Says of a socket what it is, for later programs. */
+static void mark(struct bpf_sock_addr *ctx, __u32 what) {
+    __u32 *owner = ctx->sk ? bpf_sk_storage_get(&owners, ctx->sk, NULL, what ? BPF_SK_STORAGE_GET_F_CREATE : 0) : NULL;
+    if (owner) *owner = what;
+}
+
 static int judge(struct bpf_sock_addr *ctx, const struct address *at, bool ipv4_too) {
     bool is_udp = ctx->type == SOCK_DGRAM;
     __be16 port = ctx->user_port;
     struct address any4 = mapped(0);
     if (!is_udp && (ctx->type != SOCK_STREAM || ctx->protocol == IPPROTO_SCTP)) return ALLOW;
+    mark(ctx, port || !is_hosts(ctx) ? 0 : CHOOSES);
     if (!is_taken(is_udp, at, port) && !(ipv4_too && is_taken(is_udp, &any4, port))) return ALLOW;
-    if (bpf_get_netns_cookie(ctx) != settings.netns_cookie) return ALLOW;
+    if (!is_hosts(ctx)) return ALLOW;
     if (is_relays(ctx)) {
-        __u32 relays = RELAYS;
-        if (ctx->sk) bpf_sk_storage_get(&owners, ctx->sk, &relays, BPF_SK_STORAGE_GET_F_CREATE);
+        mark(ctx, RELAYS);
         return ALLOW_UNPRIVILEGED;
     }
-    if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_set_retval)) bpf_set_retval(-EADDRINUSE);
+    bpf_set_retval(-EADDRINUSE);
     return REFUSE;
 }
 
@@ -146,24 +159,20 @@ int bind6(struct bpf_sock_addr *ctx) {
     return judge(ctx, &at, is_any(&at) && !is_mapped(&at) && ctx->sk && !takes_ipv6_only(ctx->sk));
 }
 
-/* A socket of the host's has a published port: by the kernel's choice, as any other is refused, or it is the relay's. */
-static void lend(struct bpf_sock *sk, bool is_udp, __u32 port) {
-    __u32 key = lent_key(is_udp, port), one = 1, *count = bpf_map_lookup_elem(&lent, &key);
-    __u32 *owner = bpf_sk_storage_get(&owners, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-    if (!owner || *owner) return;
+/* A socket of the host's has got a published port by the kernel's choice, and `owner` is its storage. */
+static void lend(__u32 *owner, bool is_udp, __u32 port) {
+    __u32 key = lent_key(is_udp, port), none = 0, *count;
+    bpf_map_update_elem(&lent, &key, &none, BPF_NOEXIST);
+    count = bpf_map_lookup_elem(&lent, &key);
     *owner = key;
     if (count) __sync_fetch_and_add(count, 1);
-    else bpf_map_update_elem(&lent, &key, &one, BPF_ANY);
-}
-
-static bool is_published(bool is_udp, __u32 port) {
-    return has_port(row_of(is_udp, false), port) || has_port(row_of(is_udp, true), port);
 }
 
 static int bound(struct bpf_sock *sk) {
     bool is_udp = sk->type == SOCK_DGRAM;
-    __u32 port = sk->src_port;
-    if (is_published(is_udp, port) && bpf_get_netns_cookie(sk) == settings.netns_cookie) lend(sk, is_udp, port);
+    __u32 port = sk->src_port, *owner = bpf_sk_storage_get(&owners, sk, NULL, 0);
+    if (owner && *owner == CHOOSES && (has_port(row_of(is_udp, false), port) || has_port(row_of(is_udp, true), port)))
+        lend(owner, is_udp, port);
     return ALLOW;
 }
 
@@ -177,32 +186,39 @@ int post_bind6(struct bpf_sock *sk) {
     return bound(sk);
 }
 
-/* Whoever sends and has no port gets one from the kernel without post_bind; it has it by now. */
-static int sends(struct bpf_sock_addr *ctx) {
+/* Whoever sends and has no port gets one from the kernel, without bind(); it has it by now.  Who has bound the port himself was
+ * allowed to: nothing is published where he has it. */
+static int sends(struct bpf_sock_addr *ctx, const struct address *source, bool ipv4_too) {
     struct bpf_sock *sk = ctx->sk;
-    if (sk && is_published(true, sk->src_port) && bpf_get_netns_cookie(ctx) == settings.netns_cookie)
-        lend(sk, true, sk->src_port);
+    struct address any4 = mapped(0);
+    if (!sk) return ALLOW;
+    __be16 port = bpf_htons(sk->src_port);
+    if (!is_taken(true, source, port) && !(ipv4_too && is_taken(true, &any4, port))) return ALLOW;
+    if (!is_hosts(ctx)) return ALLOW;
+    __u32 *owner = bpf_sk_storage_get(&owners, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+    if (owner && !*owner) lend(owner, true, sk->src_port);
     return ALLOW;
 }
 
 SEC("cgroup/sendmsg4")
 int sendmsg4(struct bpf_sock_addr *ctx) {
-    return sends(ctx);
+    struct address source = ctx->sk ? mapped(ctx->sk->src_ip4) : mapped(0);
+    return sends(ctx, &source, false);
 }
 
 SEC("cgroup/sendmsg6")
 int sendmsg6(struct bpf_sock_addr *ctx) {
-    return sends(ctx);
+    struct bpf_sock *sk = ctx->sk;
+    if (!sk) return ALLOW;
+    struct address source = { { sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3] } };
+    return sends(ctx, &source, is_any(&source) && !takes_ipv6_only(sk));
 }
 
 SEC("cgroup/sock_release")
 int release(struct bpf_sock *sk) {
-    __u32 *owner = bpf_sk_storage_get(&owners, sk, NULL, 0), *count;
-    if (!owner || *owner == (__u32)RELAYS) return ALLOW;
-    __u32 key = *owner;
-    count = bpf_map_lookup_elem(&lent, &key);
-    if (!count) return ALLOW;
-    __sync_fetch_and_add(count, -1);
-    if (!*count) bpf_map_delete_elem(&lent, &key);
+    __u32 *owner = bpf_sk_storage_get(&owners, sk, NULL, 0);
+    if (!owner || !*owner || *owner == RELAYS || *owner == CHOOSES) return ALLOW;
+    __u32 key = *owner, *count = bpf_map_lookup_elem(&lent, &key);
+    if (count) __sync_fetch_and_add(count, -1);
     return ALLOW;
 }
