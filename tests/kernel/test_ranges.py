@@ -299,6 +299,85 @@ def test_who_gets_a_published_port_by_the_kernel_s_choice_has_it_for_a_while(ste
             assert relayed(steered, "tcp", own[1], at[own[1]])
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.3", "::1", "::"])
+def test_who_has_the_same_port_at_another_address_takes_nothing_away(
+    steered: Street, protocol: str, address: str
+) -> None:
+    with (
+        listening(steered.server, protocol, [9003, 9004]) as at,
+        steered.published(steered.server, f"127.0.0.2:9003-9004:9003-9004/{protocol}"),
+        bound(steered.host, protocol, address, 9003, v6only=True) as neighbour,
+    ):
+        if protocol == "udp":
+            neighbour.sendto(b"hello", ("::1" if ":" in address else "127.0.0.1", 1))
+        for port, sock in at.items():
+            assert relayed(steered, protocol, port, sock, "127.0.0.2")
+            assert arrives(steered.host, protocol, "127.0.0.2", port, sock)
+
+
+def test_a_port_of_one_address_is_published_at_another_without_a_moment_s_loss(steered: Street) -> None:
+    with steered.published(steered.server, "127.0.0.2:9000:80"):
+        before = steered.gangway.relays()
+        for _ in range(5):
+            steered.publish(steered.far, "127.0.0.3:9000:80", "127.0.0.3:9000:80/udp")
+            assert steered.reaches(steered.host, "tcp", "127.0.0.2", 9000)
+            steered.gangway("unpublish", steered.far.name)
+        assert steered.gangway.relays() == before
+
+
+IPPROTO_MPTCP = 262
+
+
+def _multipath() -> socket.socket | None:
+    try:
+        return socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+    except OSError:
+        return None
+
+
+def test_what_is_lent_to_a_socket_whose_end_nobody_tells_is_taken_back(steered: Street) -> None:
+    """A listener of MPTCP is one of TCP beneath, which ends without a program of ours being asked."""
+    with steered.published(steered.server, *EVERY):
+        with steered.host.entered():
+            multipath = _multipath()
+        if multipath is None:
+            pytest.skip("this kernel has no MPTCP")
+        with multipath:
+            multipath.bind(("127.0.0.1", 0))
+            multipath.listen()
+            address, port = multipath.getsockname()
+            with steered.host.entered(), socket.create_connection((address, port), 3), multipath.accept()[0]:
+                pass
+        with listening(steered.server, "tcp", [port]) as at:
+            wait_until(lambda: _arrives(steered, port, at[port]), "the port", 45)
+
+
+def _arrives(street: Street, port: int, at: socket.socket) -> bool:
+    try:
+        return arrives(street.host, "tcp", "127.0.0.1", port, at)
+    except ConnectionRefusedError:
+        return False
+
+
+def test_a_long_list_of_single_ports_is_reserved_whole(steered: Street) -> None:
+    ports = list(range(33000, 34000, 2))
+    steered.publish(steered.server, *(f"127.0.0.1:{port}:80" for port in ports))
+    try:
+        assert steered.host.sysctl(RESERVED).split(",") == list(map(str, ports))
+    finally:
+        steered.gangway("unpublish", steered.server.name)
+    assert steered.host.sysctl(RESERVED) == ""
+
+
+def test_a_list_that_somebody_writes_anew_is_completed(steered: Street) -> None:
+    with steered.published(steered.server, "40000-40010:40000-40010"):
+        steered.host.sysctl(RESERVED, "50000")
+        wait_until(lambda: steered.host.sysctl(RESERVED) == "40000-40010,50000", "what is published", 25)
+    assert steered.host.sysctl(RESERVED) == "50000"
+    steered.host.sysctl(RESERVED, "")
+
+
 def test_the_kernel_does_not_choose_a_published_port_while_there_are_others(steered: Street) -> None:
     before = snapshot(steered.host)
     steered.host.sysctl(RESERVED, "40007")
@@ -334,3 +413,20 @@ def test_a_range_that_takes_more_sockets_than_there_are_is_refused_in_a_line(tmp
         assert not is_refused(street.host, "tcp", "0.0.0.0", 10000)
         is_as(street.host, before)
         wait_until(lambda: street.publish(street.server, "10000-10100:10000-10100") == [10000, 10000], "a smaller one")
+
+
+def test_a_port_that_somebody_is_connected_by_cannot_be_answered_from_and_that_is_said(tmp_path: Path) -> None:
+    log, config = tmp_path / "log", tmp_path / "config.toml"
+    config.write_text(f"[relay]\nlog = '{log}'\n")
+    with (
+        Street("--config", str(config)) as street,
+        listening(street.server, "udp", [9001]) as at,
+        bound(street.host, "udp", HOST4, 9001) as theirs,
+        bound(street.host, "udp", "127.0.0.1", 0) as client,
+    ):
+        theirs.connect(("10.77.0.2", 7777))
+        with street.published(street.server, "9000-9004:9000-9004/udp"):
+            client.sendto(b"question", ("127.0.0.1", 9001))
+            wait_until(lambda: "no answer can leave: another program has port 9001" in log.read_text(), "that word")
+            theirs.close()
+            assert relayed(street, "udp", 9001, at[9001])

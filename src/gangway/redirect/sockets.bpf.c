@@ -83,7 +83,7 @@ struct {
     __type(value, __u8);
 } own_addresses SEC(".maps");
 
-const volatile struct {                            /* redirect/loader.py sets it before the programs are loaded */
+const volatile struct {                            /* kernel/bpf.py sets it before the programs are loaded */
     __u64 netns_cookie;                            /* of the host's network namespace */
     bool host_too;                                 /* redirect also whoever asks the host's own addresses */
 } settings;
