@@ -90,13 +90,11 @@ class NftRules:
         self._store = store
         self.generation = events.generation()
         self._listing: str | None = None
-        self._undisturbed = True
 
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
         self._store.remember(REMEMBERED, json.dumps({"firewall": Firewall.NFTABLES}))
         self._apply(nftables.render(plan))
         self._listing = self._nft.listing(nftables.TABLE)
-        self._undisturbed = True
 
     def change(self, withdrawn: Collection[MappingPlan], published: Collection[MappingPlan]) -> None:
         done: list[str] = []
@@ -105,7 +103,7 @@ class NftRules:
                 self._apply(text)
                 done.append(text)
         except HostRefused:
-            self._undisturbed = False  # should something of it be left, the next look finds that
+            self.generation = -1  # should something of it be left, the next look finds that
             with suppress(HostRefused):
                 for text in reversed(done):
                     self._apply(nftables.opposite(text))
@@ -113,7 +111,7 @@ class NftRules:
 
     def are_intact(self, whole: Callable[[], Plan | None], thorough: bool = False) -> bool:
         generation = events.generation()
-        if generation == self.generation and self._undisturbed:
+        if generation == self.generation:
             return True
         wanted = whole()
         intact = (
@@ -122,7 +120,7 @@ class NftRules:
             and self._nft.element_counts(nftables.TABLE) == nftables.element_counts(wanted)
         )
         if intact:
-            self.generation, self._undisturbed = generation, True
+            self.generation = generation
         return intact
 
     def are_among_others(self, family: int) -> bool:
@@ -137,9 +135,10 @@ class NftRules:
         return nftables.rules_met(planned, route, network)
 
     def _apply(self, text: str) -> None:
-        """A transaction makes one generation; if there are more, somebody else's came between."""
+        """A transaction makes one generation.  If there are more, somebody else's came between, and ours stays behind
+        until that was looked at."""
         before = events.generation()
         self._nft.apply(text)
         after = events.generation()
-        self._undisturbed = self._undisturbed and before == self.generation and after - before <= 1
-        self.generation = after
+        if before == self.generation and after - before <= 1:
+            self.generation = after

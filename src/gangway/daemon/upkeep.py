@@ -148,7 +148,7 @@ class Upkeep:
 
     def check_rules(self) -> None:
         """The same, if the rules are not as our last change has left them: each of ours gives notice, too."""
-        if self._unfinished or not self.hands.rules.are_intact(self.ledger.plan):
+        if self._unfinished or events.generation() != self.hands.rules.generation:
             self.check()
 
     def reconcile(self) -> None:
