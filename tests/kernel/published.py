@@ -127,9 +127,6 @@ def descriptors(pid: int) -> list[str]:
     return found
 
 
-def pss_kib(pid: int) -> int:
-    """The memory of a process, pages that it shares counted by its share."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1])
-    raise AssertionError(f"no Pss in smaps_rollup of {pid}")
+def anonymous_kib(pid: int) -> int:
+    """Memory that a process has written to, in KiB.  (Its part of what it shares grows when others end.)"""
+    return int(status_of(pid)["RssAnon"].split()[0])

@@ -12,7 +12,7 @@ import pytest
 from lab.netns import Host, Namespace
 from lab.waiting import wait_until
 from tests.kernel.ground import BRIEF_S, PATIENCE_S, SLOW_MACHINE, Port, Ports, site_and_ports
-from tests.kernel.published import descriptors, open_socket, pss_kib
+from tests.kernel.published import anonymous_kib, descriptors, open_socket
 
 _CONTAINERS = ["172.30.0.2", "fd30::2"]
 _FRONTS = [
@@ -273,10 +273,10 @@ def test_a_client_costs_no_buffer(ports: Ports) -> None:
     _ask(port, _client(port), b"x" * _LARGEST_BYTES)
     relay = ports.site.relay()
     clients = [_client(port) for _ in range(_CLIENTS)]
-    before_kib = pss_kib(relay)
+    before_kib = anonymous_kib(relay)
     for client in clients:
         _ask(port, client, b"x" * 1000)
-    assert pss_kib(relay) - before_kib < 4 * _CLIENTS
+    assert anonymous_kib(relay) - before_kib < 4 * _CLIENTS
 
 
 def test_a_withdrawn_port_is_free_and_its_clients_are_gone(ports: Ports) -> None:

@@ -31,7 +31,7 @@ from tests.kernel.ground import (
     site_and_ports,
     stop_ends_all,
 )
-from tests.kernel.published import IPPROTO_SCTP, descriptors, pss_kib
+from tests.kernel.published import IPPROTO_SCTP, anonymous_kib, descriptors
 
 BULK_BYTES = (4 if SLOW_MACHINE else 64) << 20
 _PIDFD_GETFD = 438  # the same on every architecture: include/uapi/asm-generic/unistd.h
@@ -191,12 +191,12 @@ def test_a_client_that_does_not_read_stalls_its_own_flow_only(ports: Ports) -> N
     echo(*other)
     relay = ports.site.relay()
     stalled = [port.pair() for _ in range(2 if SLOW_MACHINE else 4)]
-    before_kib = pss_kib(relay)
+    before_kib = anonymous_kib(relay)
     sums = [_fill(served) for _, served in stalled]
     for _ in range(50):
         echo(*other)
     echo(*port.pair())
-    assert pss_kib(relay) - before_kib < 64 * len(stalled) + 256
+    assert anonymous_kib(relay) - before_kib < 64 * len(stalled) + 256
     for (client, served), filled in zip(stalled, sums, strict=True):
         served.shutdown(socket.SHUT_WR)
         assert _sum(client) == filled
