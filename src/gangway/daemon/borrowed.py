@@ -22,13 +22,13 @@ class Borrowed:
         if before == value or before is None:
             return
         if not self.has(name):
-            self._store.remember(_key(name), f"{probe.boot_id()} {before}")
+            self.remember(name, before)
         sysctl.write(name, value)
 
     def extend(self, name: str, value: str) -> None:
         """Adds to one that is a list."""
         if not self.has(name):
-            self._store.remember(_key(name), f"{probe.boot_id()} {sysctl.read(name) or ''}")
+            self.remember(name, sysctl.read(name) or "")
         sysctl.extend(name, value)
 
     def remember(self, name: str, before: str) -> None:

@@ -77,17 +77,16 @@ class Ephemeral:
     def _listing(self, ranges: Iterable[Range]) -> Iterator[str]:
         """How those are written that the kernel could choose, and that are not listed yet; they are from now on."""
         lowest, highest = map(int, (sysctl.read(RANGE) or "0 0").split())
+        left = self._listed.count(0, lowest, highest + 1)
         for first, last in sorted(ranges):
             low, high = max(first, lowest), min(last, highest)
-            if low > high or 0 not in self._listed[low : high + 1]:
-                continue
-            after = bytearray(self._listed)
-            after[low : high + 1] = b"\1" * (high + 1 - low)
-            if after.count(0, lowest, highest + 1) < LEAST:
+            more = self._listed.count(0, low, high + 1)
+            if more and left - more < LEAST:
                 self._tell(first, last)
-                continue
-            self._listed = after
-            yield f"{low}-{high}"
+            elif more:
+                left -= more
+                self._listed[low : high + 1] = b"\1" * (high + 1 - low)
+                yield f"{low}-{high}"
 
     def _tell(self, first: int, last: int) -> None:
         if (first, last) not in self._told:
