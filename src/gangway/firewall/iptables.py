@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from gangway.model import Network, Subnet, in_brackets
+from gangway.model import Network, Protocol, Subnet, in_brackets
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 
 TABLES = ("raw", "mangle", "nat", "filter")
@@ -94,6 +94,8 @@ def rules_of(planned: MappingPlan, prefix: str) -> dict[str, tuple[str, ...]]:
     }
     if prefix == DOCKERS_PREFIX:
         rules["nat"] += (f"-A POSTROUTING -s {container} -d {container} {inner} -j MASQUERADE",)
+    if mapping.protocol is Protocol.SCTP:
+        rules["mangle"] = tuple(_unheard(planned))
     return rules
 
 
@@ -257,6 +259,15 @@ def _apart(plan: Plan, prefix: str) -> Iterator[str]:
 def _hairpin(subnet: Subnet, bridge: str) -> str:
     """A container that answers its neighbour directly would do so from an address that nobody asked."""
     return f"-A POSTROUTING -s {subnet} -o {bridge} -m conntrack --ctstate DNAT -j MASQUERADE"
+
+
+def _unheard(planned: MappingPlan) -> Iterator[str]:
+    """A HEARTBEAT by a pair of addresses that is not translated would end the association: see nftables.py."""
+    container, mapping = ip_network(planned.container_address), planned.mapping
+    heartbeat = f"--chunk-types any HEARTBEAT {_NOT_ALLOWED} -j DROP"
+    sent, asked = _ports(mapping.container_ports), _ports(mapping.host_ports)
+    yield f"-A INPUT -s {container} -i {planned.bridge} -p sctp -m sctp --sport {sent} {heartbeat}"
+    yield f"-A POSTROUTING -o {planned.bridge} -p sctp -m sctp --dport {asked} {heartbeat}"
 
 
 def _to_prerouting(prefix: str) -> str:

@@ -22,6 +22,11 @@ ports.  `th dport` asks for a transport protocol that nft knows to have ports, h
 `input` guards the host's loopback addresses: nobody gets there from outside while route_localnet is off, but it may be
 on by somebody else's wish.  It looks at the address that was asked: who translates to 127.0.0.1 means it.
 
+SCTP's two ends tell each other all of their addresses, and send a HEARTBEAT to each that is not in use yet (RFC 9260,
+5.4).  Only the pair of addresses that a client asked by is translated, so one by another pair finds no association and
+is answered by an ABORT, which ends the one there is (kernel 6.1, after 2 to 5 s).  Between the host, which has many
+addresses, and a container such a first HEARTBEAT is dropped: that path stays unconfirmed, and nobody uses it.
+
 A verdict is final only when it is `drop`: other programs' chains see what is accepted here, and may still drop it.
 """
 
@@ -61,6 +66,8 @@ _EVERY = {4: "0.0.0.0/0", 6: "::/0"}
 
 _LEAVING = "oifname vmap @to"
 _TRANSLATED = "oifname @bridges ct status dnat accept"
+# The type of a packet's first chunk, by its place: `sctp chunk` came with Linux 5.14 only.
+_HEARTBEAT = "meta l4proto sctp @th,96,8 4"
 
 
 def render(plan: Plan) -> str:
@@ -133,11 +140,18 @@ def chains(plan: Plan) -> dict[str, tuple[str, list[str]]]:
         "output": ("type nat hook output priority -100;", [_translation(family) for family in (4, 6)]),
         "postrouting": (
             "type nat hook postrouting priority srcnat;",
-            [_LEAVING, *(f"{_WORD[family]} saddr @masqueraded{family} masquerade" for family in (4, 6))],
+            [
+                f"{_HEARTBEAT} oifname @bridges ct status & dnat == 0 drop",
+                _LEAVING,
+                *(f"{_WORD[family]} saddr @masqueraded{family} masquerade" for family in (4, 6)),
+            ],
         ),
         "input": (
             "type filter hook input priority filter;",
-            ['iifname != "lo" ip daddr 127.0.0.0/8 ct original ip daddr 127.0.0.0/8 drop'],
+            [
+                'iifname != "lo" ip daddr 127.0.0.0/8 ct original ip daddr 127.0.0.0/8 drop',
+                f"{_HEARTBEAT} iifname @bridges ct state new drop",
+            ],
         ),
         "forward": (
             "type filter hook forward priority filter;",
