@@ -150,7 +150,7 @@ def chains(plan: Plan) -> dict[str, tuple[str, list[str]]]:
             "type filter hook input priority filter;",
             [
                 'iifname != "lo" ip daddr 127.0.0.0/8 ct original ip daddr 127.0.0.0/8 drop',
-                f"{_HEARTBEAT} iifname @bridges ct state new drop",
+                f"{_HEARTBEAT} iifname @bridges ct state invalid,new drop",
             ],
         ),
         "forward": (
