@@ -1,6 +1,7 @@
 """A host with two containers for the tests of one file, and the relay that all their ports share."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,8 @@ from tests.kernel.ground import SLOW_MACHINE, Ports, Site
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # or who is tried here would inherit that
     config.addinivalue_line("markers", "slow: takes ten seconds or more")
     config.addinivalue_line("markers", "daemon: about the daemon: another kernel would say little new")
 

@@ -1,7 +1,8 @@
-"""SCTP's ends know all of each other's addresses and try them: an association through the rules outlives that."""
+"""SCTP's ends try all pairs of their addresses: a translated association outlives that."""
 
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ from tests.kernel.street import HOST4, HOST6, Street, without_redirect
 
 PORT = 81
 """Where the container listens by both families at once: it tells a client by IPv4 all that it has."""
+RTO_MS = 500
+"""Before a path has answered or failed.  It is tried half of this to one and a half after the handshake."""
+UNCONFIRMED = "3"
+"""A path's state in /proc/net/sctp/remaddr: include/net/sctp/constants.h, sctp_spinfo_state."""
 PATIENCE_S = 30
 
 pytestmark = pytest.mark.skipif(not has_sockets("sctp"), reason="no SCTP")
@@ -23,54 +28,79 @@ pytestmark = pytest.mark.skipif(not has_sockets("sctp"), reason="no SCTP")
 )
 def street(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
     with Street("--firewall", *request.param, *without_redirect(tmp_path_factory.mktemp("config"))) as street:
-        for space in (street.host, street.server.space):  # the first try comes half of this after the handshake
+        for address in ("10.77.0.77/24", "fd77::77/64"):
+            street.neighbour.ip("address", "add", address, "dev", "eth0", *(["nodad"] if ":" in address else []))
+        for space in (street.host, street.neighbour, street.server.space):
             space.sysctl("net.sctp.rto_min", 100)
-            space.sysctl("net.sctp.rto_initial", 500)
+            space.sysctl("net.sctp.rto_initial", RTO_MS)
         yield street
 
 
-@pytest.mark.parametrize("address", [HOST4, HOST6])
-def test_an_association_outlives_the_first_heartbeats(street: Street, address: str) -> None:
-    host, server = street.host, street.server.space
-    with street.published(street.server, f"{PORT}/sctp") as port, _listener(server) as listener:
-        with host.entered():
-            client = _connect(address, port)
+@pytest.mark.parametrize("who", ["host", "neighbour"])
+@pytest.mark.parametrize(
+    ("ports", "address"),
+    [
+        (f"{PORT}/sctp", HOST4),
+        (f"{PORT}/sctp", HOST6),
+        (f"{PORT}/sctp", f"::ffff:{HOST4}"),
+        (f"0.0.0.0:0:{PORT}/sctp", f"::ffff:{HOST4}"),
+        (f"[::]:0:{PORT}/sctp", HOST6),
+        (f"{HOST4}:0:{PORT}/sctp", HOST4),
+    ],
+)
+def test_a_translated_association_outlives_them(street: Street, ports: str, address: str, who: str) -> None:
+    server, client = street.server.space, street.host if who == "host" else street.neighbour
+    with (
+        street.published(street.server, ports) as port,
+        _listener(server) as listener,
+        _associated(client, address, port, listener) as ends,
+    ):
+        _wait_until_all_are_tried(client, server)
+        assert UNCONFIRMED in [state for state, _ in _paths(server)]
+        _exchange(*ends)
+
+
+@contextmanager
+def _associated(
+    space: Namespace, address: str, port: int, listener: socket.socket
+) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A client in `space` and the end that serves it."""
+    with space.entered():
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        client = socket.socket(family, socket.SOCK_STREAM, IPPROTO_SCTP)
+    with client:
+        client.settimeout(PATIENCE_S)
+        client.connect((address, port))
         served, _ = listener.accept()
-        with client, served:
-            for sock in (client, served):
-                sock.settimeout(PATIENCE_S)
-            tried = [server] if address == HOST6 else [server, host]  # who knows of more addresses than one
-            before = [_control_chunks(space) for space in tried]
-            wait_until(
-                lambda: all(_control_chunks(space) > count for space, count in zip(tried, before, strict=True)),
-                "heartbeats",
-                PATIENCE_S,
-            )
-            client.sendall(b"there")
-            assert served.recv(100) == b"there"
-            served.sendall(b"and back")
-            assert client.recv(100) == b"and back"
+        with served:
+            served.settimeout(PATIENCE_S)
+            yield client, served
+
+
+def _exchange(client: socket.socket, served: socket.socket) -> None:
+    client.sendall(b"there")
+    assert served.recv(100) == b"there"
+    served.sendall(b"and back")
+    assert client.recv(100) == b"and back"
 
 
 def _listener(space: Namespace) -> socket.socket:
     with space.entered():
         listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, IPPROTO_SCTP)
+    listener.settimeout(PATIENCE_S)
     listener.bind(("::", PORT))
     listener.listen()
-    listener.settimeout(PATIENCE_S)
     return listener
 
 
-def _connect(address: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    client = socket.socket(family, socket.SOCK_STREAM, IPPROTO_SCTP)
-    client.settimeout(PATIENCE_S)
-    client.connect((address, port))
-    return client
+def _wait_until_all_are_tried(*spaces: Namespace) -> None:
+    """Each path has answered, or has been silent: then its RTO doubles."""
+    untried = (UNCONFIRMED, RTO_MS)
+    wait_until(lambda: not any(untried in _paths(space) for space in spaces), "heartbeats on all paths", PATIENCE_S)
 
 
-def _control_chunks(space: Namespace) -> int:
-    """How many chunks other than data a namespace has sent."""
+def _paths(space: Namespace) -> list[tuple[str, int]]:
+    """State and RTO, in milliseconds, of each path of the associations that a namespace has."""
     with space.entered():
-        lines = Path("/proc/thread-self/net/sctp/snmp").read_text().splitlines()
-    return int(dict(line.split() for line in lines)["SctpOutCtrlChunks"])
+        _head, *lines = Path("/proc/thread-self/net/sctp/remaddr").read_text().splitlines()
+    return [(words[7], int(words[3])) for words in map(str.split, lines)]

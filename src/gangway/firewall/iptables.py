@@ -9,7 +9,8 @@ prefix.  In `nat`, PREROUTING and OUTPUT send what is for a local address to tha
 mapping; POSTROUTING masquerades.  In `filter`, FORWARD asks the chain, which accepts what is for a container's
 published port, and lets pass what is established, what leaves a bridge, and what stays within one.  `mangle` and
 `raw` have what that layout lacks: networks are kept apart, and nobody gets to a container, or to the host's loopback
-address, but by a published port, whatever the policy of FORWARD.
+address, but by a published port, whatever the policy of FORWARD.  For SCTP `mangle` has two rules a mapping, too, in
+both families whatever the mapping's own is: nftables.py says why.
 
 With the prefix DOCKER it is Docker's layout to the letter: what comes from a container's own bridge is not translated
 but left to the relay, and a container that reaches itself is masqueraded by a rule of its own for each port.  With any
@@ -66,8 +67,7 @@ class Table:
 
 def render(plan: Plan, family: int, prefix: str) -> tuple[Table, ...]:
     """All rules of a family."""
-    mappings = [planned for planned in plan.mappings if planned.family == family and planned.is_nat]
-    of_mappings = [rules_of(planned, prefix) for planned in mappings]
+    of_mappings = [rules_of(planned, family, prefix) for planned in plan.mappings]
 
     def table(name: str, rules: Iterable[str]) -> Table:
         return Table(name, prefix, (*rules, *(rule for found in of_mappings for rule in found.get(name, ()))))
@@ -80,8 +80,17 @@ def render(plan: Plan, family: int, prefix: str) -> tuple[Table, ...]:
     )
 
 
-def rules_of(planned: MappingPlan, prefix: str) -> dict[str, tuple[str, ...]]:
-    """A mapping's rules, by table."""
+def rules_of(planned: MappingPlan, family: int, prefix: str) -> dict[str, tuple[str, ...]]:
+    """A mapping's rules in a family, by table."""
+    rules: dict[str, tuple[str, ...]] = {}
+    if planned.is_nat and planned.family == family:
+        rules = _translation(planned, prefix)
+    if planned.is_nat and planned.mapping.protocol is Protocol.SCTP:
+        rules["mangle"] = tuple(_associations(planned))
+    return rules
+
+
+def _translation(planned: MappingPlan, prefix: str) -> dict[str, tuple[str, ...]]:
     mapping, bridge = planned.mapping, planned.bridge
     ports = f"-p {mapping.protocol} -m {mapping.protocol} --dport {_ports(mapping.host_ports)}"
     inner = f"-p {mapping.protocol} -m {mapping.protocol} --dport {_ports(mapping.container_ports)}"
@@ -94,8 +103,6 @@ def rules_of(planned: MappingPlan, prefix: str) -> dict[str, tuple[str, ...]]:
     }
     if prefix == DOCKERS_PREFIX:
         rules["nat"] += (f"-A POSTROUTING -s {container} -d {container} {inner} -j MASQUERADE",)
-    if mapping.protocol is Protocol.SCTP:
-        rules["mangle"] = tuple(_unheard(planned))
     return rules
 
 
@@ -103,7 +110,7 @@ def rules_met(planned: MappingPlan, route: Route, network: Network, prefix: str)
     """The rules that the first packet of a client on `route` meets, each as `TABLE: RULE`."""
     if route.road is not Road.NAT:
         return
-    rules = rules_of(planned, prefix)
+    rules = _translation(planned, prefix)
     hook = _to_output(planned.family, prefix) if route.origin is Origin.HOST else _to_prerouting(prefix)
     yield f"nat: {hook}"
     yield f"nat: {rules['nat'][0]}"
@@ -142,13 +149,12 @@ def batch(wanted: Collection[Table], applied: Collection[Table], listed: Listing
 
 
 def change(withdrawn: Iterable[MappingPlan], published: Iterable[MappingPlan], family: int, prefix: str) -> str:
-    """Takes mappings out and puts others in; empty if none is of the family."""
+    """Takes mappings out and puts others in; empty if none has a rule in the family."""
     lines: dict[str, list[str]] = {}
     for plans, spell in ((withdrawn, _deletion), (published, str)):
         for planned in plans:
-            if planned.family == family and planned.is_nat:
-                for table, rules in rules_of(planned, prefix).items():
-                    lines.setdefault(table, []).extend(spell(rule) for rule in rules)
+            for table, rules in rules_of(planned, family, prefix).items():
+                lines.setdefault(table, []).extend(spell(rule) for rule in rules)
     return "".join(f"*{table}\n" + "\n".join(rules) + "\nCOMMIT\n" for table, rules in lines.items())
 
 
@@ -161,21 +167,17 @@ def with_mappings(
     tables: Iterable[Table], withdrawn: Iterable[MappingPlan], published: Iterable[MappingPlan], family: int
 ) -> tuple[Table, ...]:
     """What `built_in` gives, after a change of mappings."""
-    gone, new = (
-        [planned for planned in plans if planned.family == family and planned.is_nat]
-        for plans in (withdrawn, published)
-    )
 
     def changed(table: Table) -> Table:
         def rules(plans: Iterable[MappingPlan]) -> tuple[str, ...]:
-            found = (rule for planned in plans for rule in rules_of(planned, table.chain).get(table.name, ()))
+            found = (rule for planned in plans for rule in rules_of(planned, family, table.chain).get(table.name, ()))
             return Table(table.name, table.chain, tuple(found)).built_in
 
         left = list(table.rules)
-        for rule in rules(gone):
+        for rule in rules(withdrawn):
             if rule in left:
                 left.remove(rule)
-        return Table(table.name, table.chain, (*left, *rules(new)))
+        return Table(table.name, table.chain, (*left, *rules(published)))
 
     return tuple(changed(table) for table in tables)
 
@@ -261,13 +263,14 @@ def _hairpin(subnet: Subnet, bridge: str) -> str:
     return f"-A POSTROUTING -s {subnet} -o {bridge} -m conntrack --ctstate DNAT -j MASQUERADE"
 
 
-def _unheard(planned: MappingPlan) -> Iterator[str]:
-    """A HEARTBEAT by a pair of addresses that is not translated would end the association: see nftables.py."""
-    container, mapping = ip_network(planned.container_address), planned.mapping
-    heartbeat = f"--chunk-types any HEARTBEAT {_NOT_ALLOWED} -j DROP"
-    sent, asked = _ports(mapping.container_ports), _ports(mapping.host_ports)
-    yield f"-A INPUT -s {container} -i {planned.bridge} -p sctp -m sctp --sport {sent} {heartbeat}"
-    yield f"-A POSTROUTING -o {planned.bridge} -p sctp -m sctp --dport {asked} {heartbeat}"
+def _associations(planned: MappingPlan) -> Iterator[str]:
+    mapping = planned.mapping
+    for ports, chunk, state in (
+        (mapping.container_ports, "HEARTBEAT", "NEW"),
+        (mapping.host_ports, "ABORT", "INVALID"),  # of a container that was asked by the port that the client knows
+    ):
+        sent = f"-i {planned.bridge} -p sctp -m sctp --sport {_ports(ports)} --chunk-types any {chunk}"
+        yield f"-A INPUT {sent} -m conntrack --ctstate {state} -j DROP"
 
 
 def _to_prerouting(prefix: str) -> str:

@@ -22,10 +22,11 @@ ports.  `th dport` asks for a transport protocol that nft knows to have ports, h
 `input` guards the host's loopback addresses: nobody gets there from outside while route_localnet is off, but it may be
 on by somebody else's wish.  It looks at the address that was asked: who translates to 127.0.0.1 means it.
 
-SCTP's two ends tell each other all of their addresses, and send a HEARTBEAT to each that is not in use yet (RFC 9260,
-5.4).  Only the pair of addresses that a client asked by is translated, so one by another pair finds no association and
-is answered by an ABORT, which ends the one there is (kernel 6.1, after 2 to 5 s).  Between the host, which has many
-addresses, and a container such a first HEARTBEAT is dropped: that path stays unconfirmed, and nobody uses it.
+`associations` keeps those of SCTP alive that are translated.  The two ends of one know all of each other's addresses,
+and try every pair of them by a HEARTBEAT (RFC 9260, 5.4), but only the pair that the client asked by is translated.
+Between any other pair the receiver knows of no association and answers by an ABORT (8.4), which the sender takes for
+the end of the one that it has (8.5.1; kernel 6.1: after 1 to 5 s).  So what a container tries towards the host gets no
+answer; and a container's ABORT that answers nothing but a HEARTBEAT, for which conntrack has no place, is not heard.
 
 A verdict is final only when it is `drop`: other programs' chains see what is accepted here, and may still drop it.
 """
@@ -66,8 +67,8 @@ _EVERY = {4: "0.0.0.0/0", 6: "::/0"}
 
 _LEAVING = "oifname vmap @to"
 _TRANSLATED = "oifname @bridges ct status dnat accept"
-# The type of a packet's first chunk, by its place: `sctp chunk` came with Linux 5.14 only.
-_HEARTBEAT = "meta l4proto sctp @th,96,8 4"
+# The type of the first chunk, read at its offset: nft's `sctp chunk` needs Linux 5.14.
+_HEARTBEAT, _ABORT = "@th,96,8 4", "@th,96,8 6"
 
 
 def render(plan: Plan) -> str:
@@ -135,22 +136,19 @@ def chains(plan: Plan) -> dict[str, tuple[str, list[str]]]:
     }
     for number, planned in enumerate(plan.networks):
         found[_to(number)] = "", [_hairpin(subnet) for subnet in planned.network.subnets]
+    found["associations"] = "", [f"{_HEARTBEAT} ct state new drop", f"{_ABORT} ct state invalid drop"]
     return found | {
         "prerouting": ("type nat hook prerouting priority dstnat;", list(_arriving(plan))),
         "output": ("type nat hook output priority -100;", [_translation(family) for family in (4, 6)]),
         "postrouting": (
             "type nat hook postrouting priority srcnat;",
-            [
-                f"{_HEARTBEAT} oifname @bridges ct status & dnat == 0 drop",
-                _LEAVING,
-                *(f"{_WORD[family]} saddr @masqueraded{family} masquerade" for family in (4, 6)),
-            ],
+            [_LEAVING, *(f"{_WORD[family]} saddr @masqueraded{family} masquerade" for family in (4, 6))],
         ),
         "input": (
             "type filter hook input priority filter;",
             [
                 'iifname != "lo" ip daddr 127.0.0.0/8 ct original ip daddr 127.0.0.0/8 drop',
-                f"{_HEARTBEAT} iifname @bridges ct state invalid,new drop",
+                "meta l4proto sctp iifname @bridges jump associations",
             ],
         ),
         "forward": (
