@@ -10,6 +10,7 @@ import pytest
 from gangway.kernel.ports import IPPROTO_SCTP, has_sockets
 from lab.netns import Namespace
 from lab.waiting import wait_until
+from tests.kernel.ground import echo
 from tests.kernel.street import HOST4, HOST6, Street, without_redirect
 
 PORT = 81
@@ -57,7 +58,7 @@ def test_a_translated_association_outlives_them(street: Street, ports: str, addr
     ):
         _wait_until_all_are_tried(client, server)
         assert UNCONFIRMED in [state for state, _ in _paths(server)]
-        _exchange(*ends)
+        echo(*ends)
 
 
 @contextmanager
@@ -75,13 +76,6 @@ def _associated(
         with served:
             served.settimeout(PATIENCE_S)
             yield client, served
-
-
-def _exchange(client: socket.socket, served: socket.socket) -> None:
-    client.sendall(b"there")
-    assert served.recv(100) == b"there"
-    served.sendall(b"and back")
-    assert client.recv(100) == b"and back"
 
 
 def _listener(space: Namespace) -> socket.socket:

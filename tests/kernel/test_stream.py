@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from gangway.kernel.ports import has_sockets
 from lab.waiting import wait_until
 from tests.kernel.ground import (
     BRIEF_S,
@@ -31,7 +32,7 @@ from tests.kernel.ground import (
     site_and_ports,
     stop_ends_all,
 )
-from tests.kernel.published import IPPROTO_SCTP, anonymous_kib, descriptors
+from tests.kernel.published import anonymous_kib, descriptors
 
 BULK_BYTES = (4 if SLOW_MACHINE else 64) << 20
 _PIDFD_GETFD = 438  # the same on every architecture: include/uapi/asm-generic/unistd.h
@@ -323,18 +324,10 @@ def test_a_withdrawn_port_ends_its_connections_at_once(ports: Ports) -> None:
     echo(*kept)
 
 
-def _has_sctp() -> bool:
-    try:
-        socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_SCTP).close()
-    except OSError:
-        return False
-    return True
-
-
 @pytest.fixture
 def sctp(ports: Ports) -> Port:
     """A published SCTP port."""
-    if not _has_sctp():
+    if not has_sockets("sctp"):
         pytest.skip("the kernel has no SCTP")
     return ports.tcp(proto="sctp")
 
@@ -348,7 +341,7 @@ def test_sctp_echo(sctp: Port) -> None:
 @pytest.mark.parametrize("container", _CONTAINERS)
 @pytest.mark.parametrize(("host_ip", "address"), [("0.0.0.0", "127.0.0.1"), ("::", "fd30::1")])
 def test_sctp_echo_between_families(ports: Ports, host_ip: str, address: str, container: str) -> None:
-    if not _has_sctp():
+    if not has_sockets("sctp"):
         pytest.skip("the kernel has no SCTP")
     echo(*ports.tcp(host_ip, address, container, proto="sctp").pair())
 

@@ -82,10 +82,10 @@ def render(plan: Plan, family: int, prefix: str) -> tuple[Table, ...]:
 
 def rules_of(planned: MappingPlan, family: int, prefix: str) -> dict[str, tuple[str, ...]]:
     """A mapping's rules in a family, by table."""
-    rules: dict[str, tuple[str, ...]] = {}
-    if planned.is_nat and planned.family == family:
-        rules = _translation(planned, prefix)
-    if planned.is_nat and planned.mapping.protocol is Protocol.SCTP:
+    if not planned.is_nat:
+        return {}
+    rules = _translation(planned, prefix) if planned.family == family else {}
+    if planned.mapping.protocol is Protocol.SCTP:
         rules["mangle"] = tuple(_associations(planned))
     return rules
 
