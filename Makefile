@@ -13,7 +13,7 @@ APT_VM    := qemu-system-x86 cpio kmod xz-utils
 .PHONY: build test test-vm lint bench demo demo-docker format clean
 
 # What the programs in the kernel are compiled to; nothing is compiled when gangway runs.
-BPF := src/gangway/redirect/sockets.bpf.o src/gangway/steering/steer.bpf.o
+BPF := src/gangway/ebpf/redirect.bpf.o src/gangway/ebpf/steering.bpf.o
 
 build: $(BIN)/gangway $(BIN)/gangway-docker-proxy $(BPF)
 
@@ -27,7 +27,7 @@ $(BIN)/gangway: pyproject.toml
 $(BIN)/gangway-docker-proxy: launcher/docker-proxy.c | $(BIN)/gangway
 	musl-gcc -std=gnu11 -static -Os -Wall -Wextra -Werror -DVERSION=\"$(VERSION)\" -o $@ $<
 
-$(BPF): %.o: %.c src/gangway/kernel/published.bpf.h | $(BIN)/gangway
+$(BPF): %.o: %.c src/gangway/ebpf/published.bpf.h | $(BIN)/gangway
 	clang -O2 -g -Wall -Wextra -Werror -target bpf -I/usr/include/$(shell gcc -print-multiarch) -c $< -o $@
 
 test: build

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from bench.errors import CannotCarry
 from bench.traffic import Load
+from gangway.ebpf.keys import keys
+from gangway.ebpf.redirect import Redirect
+from gangway.ebpf.redirect_entries import entries
+from gangway.ebpf.steering import Steering
+from gangway.ebpf.steering_entries import SERVED
 from gangway.errors import GangwayError
-from gangway.kernel.published import keys
-from gangway.redirect.entries import entries
-from gangway.redirect.loader import Redirect
-from gangway.steering.entries import SERVED
-from gangway.steering.loader import Steering
 from lab.netns import Namespace
 from lab.waiting import wait_until
 

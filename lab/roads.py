@@ -16,14 +16,14 @@ from lab.netns import Namespace
 from lab.redirect import aimed_at
 
 
-class Taken(NamedTuple):
+class PortIndex(NamedTuple):
     """A road, and the source that the container saw."""
 
     road: str
     peer: str
 
 
-def taken(host: Namespace, space: Namespace, protocol: str, address: str, port: int) -> Taken:
+def taken(host: Namespace, space: Namespace, protocol: str, address: str, port: int) -> PortIndex:
     """Asks a mirror's port that `host` has published, from `space`.  mirror.NoAnswer: nothing answers."""
     bare = address.partition("%")[0]
     aims = {(bare, port)}
@@ -37,4 +37,4 @@ def taken(host: Namespace, space: Namespace, protocol: str, address: str, port: 
             answer = mirror.ask_here(protocol, address, port, connected=connected)
     finally:  # what was recorded is not to be taken for the next one's
         is_translated = was_translated(host, protocol, bare, port)
-    return Taken("redirect" if len(aims) > 1 else "nat" if is_translated else "relay", answer.peer)
+    return PortIndex("redirect" if len(aims) > 1 else "nat" if is_translated else "relay", answer.peer)

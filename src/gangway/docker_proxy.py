@@ -27,10 +27,10 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 
+from gangway.ebpf.requirements import netns_cookie
 from gangway.errors import InvalidRequest
-from gangway.kernel.bpf_probe import netns_cookie
+from gangway.log import Log, open_log
 from gangway.redirect.leases import serve
-from gangway.relay.log import Log, open_log
 from gangway.relay.process import run
 from gangway.relay.settings import Settings, checked
 

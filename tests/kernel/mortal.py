@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from gangway.daemon.config import Config
-from gangway.daemon.reconcile import Step
-from gangway.daemon.relay import Relay
-from gangway.daemon.service import Service
-from gangway.daemon.store import Store
 from gangway.errors import HostRefused
-from gangway.relay.log import Log
+from gangway.log import Log
+from gangway.reconcile.diff import Step
+from gangway.relay.client import Relay
+from gangway.state.database import Database
+from gangway.state.requests import Requests
 from lab.netns import Namespace
 from lab.waiting import wait_until
 
-Act = Callable[[Service], object]
+Act = Callable[[Requests], object]
 Found = dict[str, Counter[str]]
 """How often each word stands in each listing: a hash has no order."""
 
@@ -44,11 +44,14 @@ class Killed(BaseException):
 class Trap:
     """Lets a service do `left` things."""
 
-    def __init__(self, service: Service, store: Store, path: Path, left: int) -> None:
+    def __init__(self, service: Requests, store: Database, path: Path, left: int) -> None:
         self._left = left
         self._path = path
         self.sprung = False
-        for owner, names in ((service._hands, ["do"]), (store, [name for name in dir(store) if _CHANGES.match(name)])):
+        for owner, names in (
+            (service._executor, ["do"]),
+            (store, [name for name in dir(store) if _CHANGES.match(name)]),
+        ):
             for name in names:
                 setattr(owner, name, self._trapped(getattr(owner, name)))
 
@@ -89,14 +92,14 @@ class Ground:
 
     def start(self) -> None:
         """A service on what the last one has left."""
-        self._store = Store(self._path)
+        self._database = Database(self._path)
         self._relays.append(Relay(self._relay_path, self._config.relay_settings))
         log = Log(lambda _level, line: self.said.append(line))
-        self.service = Service(self._config, self._store, self._relays[-1], log)
+        self.service = Requests(self._config, self._database, self._relays[-1], log)
 
     def is_killed(self, act: Act, left: int) -> bool:
         """Does `left` things of an act, and starts anew; False if it was all done before."""
-        trap = Trap(self.service, self._store, self._path, left)
+        trap = Trap(self.service, self._database, self._path, left)
         with suppress(Killed):
             act(self.service)
         self.service.close()
@@ -107,7 +110,7 @@ class Ground:
 
     def is_refused(self, act: Act, left: int) -> bool:
         """Lets an act's step number `left` fail, as the host might, once; False if there is no such step."""
-        hands = self.service._hands
+        hands = self.service._executor
         do = hands.do
         steps = count()
 
@@ -127,16 +130,16 @@ class Ground:
 
     def wants(self) -> set[str]:
         """What is in the store."""
-        mappings = map(str, self._store.mappings())
+        mappings = map(str, self._database.mappings())
         return {
             *mappings,
-            *(one.name for one, _ in self._store.networks()),
-            *(e.container for e, _ in self._store.endpoints()),
+            *(one.name for one, _ in self._database.networks()),
+            *(e.container for e, _ in self._database.endpoints()),
         }
 
     def found(self) -> Found:
         """What is in the kernel."""
-        steered = self.service._upkeep.steered.found()
+        steered = self.service._controller.steered.found()
         listings = {
             "rules": self.host.run("nft", "--stateless", "list", "ruleset").stdout,
             "links": self.host.run("ip", "--details", "link").stdout + self.host.ip("address"),

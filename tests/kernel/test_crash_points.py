@@ -7,21 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from gangway.daemon.service import Service
 from gangway.model import Network, first_gateway
+from gangway.state.requests import Requests
 from lab.netns import Namespace
 from tests.kernel.mortal import Ground
 from tests.kernel.snapshot import is_as, make_tables, snapshot
 
 pytestmark = pytest.mark.daemon
 
-Act = Callable[[Service], object]
+Act = Callable[[Requests], object]
 
 
 @pytest.fixture(autouse=True)
 def _same_subnet(monkeypatch: pytest.MonkeyPatch) -> None:
     """The network on demand gets a random one; here it has to be compared."""
-    monkeypatch.setattr("gangway.daemon.service.token_bytes", bytes)
+    monkeypatch.setattr("gangway.state.requests.token_bytes", bytes)
 
 
 @pytest.fixture(params=["nftables", "iptables", "none"])
@@ -58,13 +58,13 @@ def _cases(one: str, other: str) -> dict[str, tuple[Act, Act, Act]]:
     web, more = _create("web", 1), _create("more", 2)
     ports = ["8080:80", "8080:80/udp", "127.0.0.1:9000-9003:9000-9003"]
 
-    def join(service: Service) -> object:
+    def join(service: Requests) -> object:
         return service.attach(one, "web", [])
 
-    def publish(service: Service) -> object:
+    def publish(service: Requests) -> object:
         return service.publish(one, ports)
 
-    def nothing(_: Service) -> None: ...
+    def nothing(_: Requests) -> None: ...
 
     return {
         "create the first network": (nothing, web, lambda service: service.remove_network("web")),

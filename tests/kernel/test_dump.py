@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gangway.kernel.dump import FAMILIES, Dumps, Link
+from gangway.host.dump import FAMILIES, Dumps, Link
 from lab.netns import Host
 
 MAIN = 254

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gangway.daemon.reconcile import link_name
+from gangway.reconcile.diff import link_name
 from lab import mirror
 from lab.gangwayd import GANGWAY, Gangway
 from lab.netns import Namespace, end, ip

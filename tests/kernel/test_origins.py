@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
-from gangway.kernel.ports import has_sockets
+from gangway.host.sockets import has_sockets
 from lab.netns import Namespace
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, Street, without_redirect
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gangway.daemon.ephemeral import RESERVED
+from gangway.host.reserved_ports import RESERVED
 from lab.netns import Namespace
 from lab.waiting import wait_until
 from tests.kernel.crossings import arrives, listening

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gangway.redirect import loader as redirect
-from gangway.steering import loader as steering
+from gangway.ebpf import redirect, steering
 from lab.netns import Namespace
 from lab.redirect import aimed_at, detach, is_link, links_of
 from lab.waiting import wait_until

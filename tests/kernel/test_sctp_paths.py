@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gangway.kernel.ports import IPPROTO_SCTP, has_sockets
+from gangway.host.sockets import IPPROTO_SCTP, has_sockets
 from lab.netns import Namespace
 from lab.waiting import wait_until
 from tests.kernel.ground import echo

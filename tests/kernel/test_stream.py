@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from gangway.kernel.ports import has_sockets
+from gangway.host.sockets import has_sockets
 from lab.waiting import wait_until
 from tests.kernel.ground import (
     BRIEF_S,

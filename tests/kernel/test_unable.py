@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gangway.kernel.ports import has_sockets
+from gangway.host.sockets import has_sockets
 from lab.gangwayd import GANGWAY, Gangway
 from lab.netns import Namespace
 from tests.kernel.snapshot import Snapshot, compare, snapshot

@@ -5,7 +5,11 @@ from ipaddress import ip_address
 
 from hypothesis import strategies as st
 
-from gangway.daemon.reconcile import (
+from gangway.ebpf.keys import keys
+from gangway.ebpf.steering_entries import SERVED, TAKEN
+from gangway.model import Endpoint, Protocol
+from gangway.plan import MappingPlan, NetworkPlan, Plan
+from gangway.reconcile.diff import (
     Attachment,
     Change,
     Entries,
@@ -22,10 +26,6 @@ from gangway.daemon.reconcile import (
     redirects_of,
     steered_of,
 )
-from gangway.kernel.published import keys
-from gangway.model import Endpoint, Protocol
-from gangway.plan import MappingPlan, NetworkPlan, Plan
-from gangway.steering.entries import SERVED, TAKEN
 from tests.unit.samples import BACK, NFTABLES, NO_STEERING, WEB, mapping, planned, whole
 
 NETWORKS = {network.bridge: network for network in (WEB, BACK)}

@@ -4,8 +4,8 @@ import struct
 from collections.abc import Collection, Iterator, Sequence
 from itertools import count
 
+from gangway.ebpf.redirect_entries import without_count
 from gangway.errors import HostRefused, Unsupported
-from gangway.redirect.entries import without_count
 
 NUMBERS = count(1_000_000)
 """Descriptors that nobody has open."""
@@ -23,7 +23,7 @@ def looked_up(trie: dict[bytes, bytes], key: bytes) -> bytes | None:
 
 
 class Pretended:
-    """As gangway.redirect.loader's.  One that is given a `former`'s descriptors has its entries."""
+    """As gangway.ebpf.redirect's.  One that is given a `former`'s descriptors has its entries."""
 
     able = True
     """Whether this host can have one at all."""

@@ -9,7 +9,7 @@ from tests.unit.pretend_redirect import looked_up
 
 
 class Pretended:
-    """As gangway.steering.loader's.  One that is given a `former`'s descriptors has its entries."""
+    """As gangway.ebpf.steering's.  One that is given a `former`'s descriptors has its entries."""
 
     able = True
     """Whether this host can have one at all."""

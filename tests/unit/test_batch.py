@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gangway.relay.batch import BATCH, Inbox, Outbox, read_label, write_label
+from gangway.relay.core.batch import BATCH, Inbox, Outbox, read_label, write_label
 
 _IP_PKTINFO = 8
 _LARGEST_BYTES = 65507

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from gangway.relay.asked import IP_PKTINFO, address4, address6, way_back
-from gangway.relay.batch import Ancillary
+from gangway.relay.core.batch import Ancillary
+from gangway.relay.core.pktinfo import IP_PKTINFO, address4, address6, way_back
 
 LINK_LOCAL = socket.inet_pton(socket.AF_INET6, "fe80::1")
 GLOBAL = socket.inet_pton(socket.AF_INET6, "2001:db8::7")

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from gangway.daemon.doctor import Check, checks
-from gangway.daemon.facts import Tools
-from gangway.kernel import bpf_probe
+from gangway.ebpf import requirements as bpf_probe
 from gangway.model import Protocol
 from gangway.plan import Firewall, HostFacts
+from gangway.reconcile.observe import Tools
 from tests.unit.samples import NFTABLES, NO_CGROUPS, NO_REDIRECT, NO_STEERING
 
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gangway import kernel
-from gangway.kernel.published import KEY_BYTES, key_at, sixteen, unpacked
-from gangway.redirect import entries as layout
-from gangway.redirect.entries import VALUE_BYTES, Led, entries, led_to, ports_of, without_count
+from gangway import ebpf
+from gangway.ebpf import redirect_entries as layout
+from gangway.ebpf.keys import KEY_BYTES, key_at, sixteen, unpacked
+from gangway.ebpf.redirect_entries import VALUE_BYTES, Led, entries, led_to, ports_of, without_count
 from tests.unit.pretend_redirect import looked_up
 
 MOST = 65535
@@ -24,8 +24,8 @@ PROTOCOLS = st.sampled_from(("tcp", "udp"))
 PORTS = st.integers(0, MOST)
 RANGES = st.tuples(PORTS, PORTS).map(lambda pair: (min(pair), max(pair)))
 ADDRESSES = st.ip_addresses()
-SOURCE = Path(layout.__file__).with_name("sockets.bpf.c")
-HEADER = Path(kernel.__file__).with_name("published.bpf.h")
+SOURCE = Path(layout.__file__).with_name("redirect.bpf.c")
+HEADER = Path(ebpf.__file__).with_name("published.bpf.h")
 TYPES: dict[str, Any] = {
     "__u16": ctypes.c_uint16,
     "__be16": ctypes.c_uint16.__ctype_be__,

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gangway.daemon.borrowed import Borrowed
-from gangway.daemon.ephemeral import LEAST, RANGE, RESERVED, Ephemeral, Range, parse
-from gangway.daemon.store import Store
 from gangway.errors import HostRefused
-from gangway.kernel import sysctl
+from gangway.host import sysctl
+from gangway.host.reserved_ports import LEAST, RANGE, RESERVED, Range, ReservedPorts, parse
+from gangway.host.saved_settings import SavedSettings
+from gangway.state.database import Database
 
 LOWEST, HIGHEST = 32768, 60999
 PORTS = st.integers(1, 65535) | st.integers(LOWEST - 3, LOWEST + 3) | st.integers(HIGHEST - 3, HIGHEST + 3)
-Change = Callable[[Ephemeral, Iterable[Range]], None]
+Change = Callable[[ReservedPorts, Iterable[Range]], None]
 RANGES = st.lists(st.tuples(PORTS, PORTS).map(lambda pair: (min(pair), max(pair))), max_size=5)
 
 
@@ -71,16 +71,16 @@ class Host:
         self.warned: list[str] = []
         for name in ("read", "write", "extend"):
             patch.setattr(sysctl, name, getattr(kernel, name))
-        self._store = Store(folder / "state")
-        self.borrowed = Borrowed(self._store)
-        self.ephemeral = Ephemeral(self.borrowed, self.warned.append)
+        self._database = Database(folder / "state")
+        self.borrowed = SavedSettings(self._database)
+        self.ephemeral = ReservedPorts(self.borrowed, self.warned.append)
 
-    def successor(self) -> Ephemeral:
+    def successor(self) -> ReservedPorts:
         """Another daemon's, with the same state."""
-        return Ephemeral(Borrowed(self._store), self.warned.append)
+        return ReservedPorts(SavedSettings(self._database), self.warned.append)
 
     def close(self) -> None:
-        self._store.close()
+        self._database.close()
 
 
 @pytest.fixture
@@ -196,14 +196,14 @@ def test_a_list_that_somebody_writes_anew_is_noticed(host: Host, before: str) ->
     assert listed(host) == "33000"
 
 
-@pytest.mark.parametrize("change", [Ephemeral.add, Ephemeral.set])
+@pytest.mark.parametrize("change", [ReservedPorts.add, ReservedPorts.set])
 def test_enough_is_left_for_the_kernel_to_choose_from(host: Host, change: Change) -> None:
     change(host.ephemeral, [(1, HIGHEST - LEAST)])
     assert (listed(host), host.warned) == (f"{LOWEST}-{HIGHEST - LEAST}", [])
     assert len(ports_of([(LOWEST, HIGHEST)]) - host.kernel.listed) == LEAST
 
 
-@pytest.mark.parametrize("change", [Ephemeral.add, Ephemeral.set])
+@pytest.mark.parametrize("change", [ReservedPorts.add, ReservedPorts.set])
 def test_a_range_that_would_leave_too_few_is_not_listed_and_the_others_are(host: Host, change: Change) -> None:
     change(host.ephemeral, [(LOWEST, HIGHEST - LEAST + 1), (60000, 60010), (40000, 40000)])
     assert listed(host) == "40000,60000-60010"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gangway.daemon.gone import again_without_the_gone
 from gangway.errors import Conflict, HostRefused, PortTaken
+from gangway.state.retry import again_without_the_gone
 
 
 class Host:

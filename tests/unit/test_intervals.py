@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gangway.relay.intervals import Intervals
+from gangway.intervals import Intervals
 
 MOST = 65535
 # Mostly near to one another and to the ends, where they touch and overlap.

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gangway.firewall.iptables import Table, batch, built_in, chain_of, missing, parse_listing, render, rules_met
+from gangway.firewall.iptables.render import Table, batch, built_in, chain_of, missing, parse_listing, render, rules_met
 from gangway.model import Endpoint, Network, PortMapping
 from gangway.plan import Firewall, HostFacts, Origin, Plan, Road, Wanted, plan
 from tests.unit.golden import FOLDER, assert_golden

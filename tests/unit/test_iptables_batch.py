@@ -7,7 +7,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gangway.firewall.iptables import Table, batch, built_in, chain_of, change, parse_listing, render, with_mappings
+from gangway.firewall.iptables.render import (
+    Table,
+    batch,
+    built_in,
+    chain_of,
+    change,
+    parse_listing,
+    render,
+    with_mappings,
+)
 from gangway.model import Network, PortMapping
 from gangway.plan import HostFacts, Plan
 from tests.unit.restoring import Kernel, bare, restore, rules, save

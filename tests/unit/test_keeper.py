@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from gangway.relay.core.loop import Loop
+from gangway.relay.core.stream import Backend
 from gangway.relay.keeper import Keeper
-from gangway.relay.loop import Loop
-from gangway.relay.stream import Backend
 
 BACKEND = Backend(socket.IPPROTO_TCP, socket.AF_INET, "172.17.0.2", 8000)
 

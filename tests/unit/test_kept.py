@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gangway.errors import InvalidRequest
+from gangway.relay.core.stream import IPPROTO_SCTP, Backend
 from gangway.relay.kept import MOST_HELD, PAGE, Kept, Range, parse_range
-from gangway.relay.stream import IPPROTO_SCTP, Backend
 from tests.unit.pretend_relay import Pool, Port, Ports
 
 # Text that comes near to a message: its words, in any number, order and spelling.

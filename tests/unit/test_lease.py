@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gangway.errors import InvalidRequest
-from gangway.relay.datagram import Datagrams
+from gangway.log import Log
+from gangway.relay.core.datagram import Datagrams
+from gangway.relay.core.loop import Loop
+from gangway.relay.core.shared import Shared
+from gangway.relay.core.stream import IPPROTO_SCTP, Backend, Streams
 from gangway.relay.kept import MOST_HELD, Published
 from gangway.relay.lease import Leases, parse
-from gangway.relay.log import Log
-from gangway.relay.loop import Loop
 from gangway.relay.settings import Settings
-from gangway.relay.shared import Shared
-from gangway.relay.stream import IPPROTO_SCTP, Backend, Streams
 
 NUMBERS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": IPPROTO_SCTP}
 # Text that comes near to a message: its words, in any number, order and spelling.

@@ -4,9 +4,9 @@ import socket
 
 import pytest
 
-from gangway.kernel.published import key_at
+from gangway.ebpf.keys import key_at
+from gangway.ebpf.redirect_entries import entries, led_to
 from gangway.redirect import leases
-from gangway.redirect.entries import entries, led_to
 
 CONTAINER4, CONTAINER6 = socket.inet_pton(socket.AF_INET, "172.17.0.2"), socket.inet_pton(socket.AF_INET6, "fd00::2")
 ANY4, ANY6 = bytes(4), bytes(16)

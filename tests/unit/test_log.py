@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gangway.relay.log import Log, open_log
+from gangway.log import Log, open_log
 
 
 class Written:

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from gangway.relay.loop import ENDED, READABLE, Loop
+from gangway.relay.core.loop import ENDED, READABLE, Loop
 
 
 class Clock:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from gangway.firewall.nftables import (
+from gangway.firewall.nft.render import (
     MOST_ELEMENTS,
     TABLE,
     chains,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gangway.kernel.port_table import ROWS, PortTable, Stretch
+from gangway.ebpf.port_table import ROWS, PortTable, Stretch
 
 PORTS = 65536
 STRETCHES = st.lists(

@@ -6,8 +6,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gangway.daemon.reconcile import Flows, State, Step, Verb, diff, ports_of, steered_of
-from gangway.steering.entries import TAKEN
+from gangway.ebpf.steering_entries import TAKEN
+from gangway.reconcile.diff import Flows, State, Step, Verb, diff, ports_of, steered_of
 from tests.unit.pretend_host import BRIDGES, ENDS, HERE, PLANNED, PORTS, STEERED, TARGETS, Host, attachment, states
 
 # What comes at which place; an end that is there may have to be isolated where another is attached.

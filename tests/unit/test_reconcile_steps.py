@@ -4,7 +4,12 @@ from ipaddress import ip_address
 
 import pytest
 
-from gangway.daemon.reconcile import (
+from gangway.ebpf.keys import key_at, keys
+from gangway.ebpf.redirect_entries import entries
+from gangway.ebpf.steering_entries import SERVED, TAKEN
+from gangway.model import Protocol
+from gangway.plan import MappingPlan, NetworkPlan, Plan
+from gangway.reconcile.diff import (
     Attachment,
     Change,
     Entries,
@@ -23,11 +28,6 @@ from gangway.daemon.reconcile import (
     redirects_of,
     steered_of,
 )
-from gangway.kernel.published import key_at, keys
-from gangway.model import Protocol
-from gangway.plan import MappingPlan, NetworkPlan, Plan
-from gangway.redirect.entries import entries
-from gangway.steering.entries import SERVED, TAKEN
 from tests.unit.pretend_host import Host
 from tests.unit.samples import (
     BACK,

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from gangway.daemon.reconcile import redirects_of
-from gangway.daemon.redirects import SWITCHED_OFF, Redirects
-from gangway.daemon.relay import Relay
+from gangway.ebpf.daemon_redirect import SWITCHED_OFF, Redirects
+from gangway.ebpf.keys import sixteen
+from gangway.ebpf.redirect_entries import led_to
 from gangway.errors import HostRefused, Unsupported
-from gangway.kernel.published import sixteen
 from gangway.plan import MappingPlan
-from gangway.redirect.entries import led_to
+from gangway.reconcile.diff import redirects_of
+from gangway.relay.client import Relay
 from gangway.relay.settings import Settings
 from tests.unit.pretend_redirect import Pretended
 from tests.unit.samples import NO_REDIRECT, SIX, mapping, planned
@@ -40,7 +40,7 @@ class Holder(Relay):
 
 @pytest.fixture(autouse=True)
 def a_host_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gangway.daemon.redirects.Redirect", Pretended)
+    monkeypatch.setattr("gangway.ebpf.daemon_redirect.Redirect", Pretended)
 
 
 @pytest.fixture

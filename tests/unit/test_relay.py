@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gangway.daemon.reconcile import HostPorts, Target
-from gangway.daemon.relay import Relay
 from gangway.errors import HostRefused
+from gangway.reconcile.diff import HostPorts, Target
+from gangway.relay.client import Relay
 from gangway.relay.kept import PAGE
 from gangway.relay.settings import Settings
 from tests.unit.descriptors import identity
@@ -21,7 +21,7 @@ SHARED, OWN = Target("172.30.0.2", 80, True), Target("fd30::2", 5300, False)
 
 @pytest.fixture(autouse=True)
 def processes_are_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("gangway.daemon.relay.subprocess.Popen", Process)
+    monkeypatch.setattr("gangway.relay.client.subprocess.Popen", Process)
     monkeypatch.setattr(Process, "begun", [], raising=False)
     yield
     for process in Process.begun:

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from gangway.daemon.reconcile import HostPorts
-from gangway.daemon.relay import Relay
-from gangway.daemon.reserve import Reserved, Reserving
-from gangway.daemon.steered import Hold, Steered
-from gangway.daemon.taken import Taken
+from gangway.ebpf.daemon_steering import Hold, Steered
 from gangway.errors import Conflict, PortTaken, Unsupported
-from gangway.kernel import ports
+from gangway.host import sockets as ports
 from gangway.model import parse_port
 from gangway.plan import HostFacts
+from gangway.reconcile.diff import HostPorts
+from gangway.relay.client import Relay
 from gangway.relay.settings import Settings
+from gangway.state.allocate import Reserved, Reserving
+from gangway.state.port_index import PortIndex
 from tests.unit.pretend_steering import Pretended
 from tests.unit.samples import NFTABLES, NO_STEERING, mapping, planned
 
@@ -28,7 +28,7 @@ class Office:
 
     def __init__(self) -> None:
         self.steered = Steered(Relay(Path("/nowhere"), Settings()))
-        self.taken = Taken()
+        self.taken = PortIndex()
         self.sockets: dict[HostPorts, socket.socket] = {}
         """All that were opened."""
         self.refused: dict[HostPorts, Exception] = {}
@@ -62,7 +62,7 @@ class Office:
 
 @pytest.fixture
 def office(monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
-    monkeypatch.setattr("gangway.daemon.steered.Steering", Pretended)
+    monkeypatch.setattr("gangway.ebpf.daemon_steering.Steering", Pretended)
     monkeypatch.setattr(Pretended, "made", [], raising=False)
     made = Office()
     monkeypatch.setattr(ports, "take", made.take)

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from gangway.daemon.rules import NftRules
-from gangway.daemon.store import Store
 from gangway.errors import HostRefused
-from gangway.firewall import nftables
+from gangway.firewall.base import NftDriver
+from gangway.firewall.nft import render as nftables
+from gangway.state.database import Database
 from tests.unit.samples import mapping, planned
 
 MOVED = planned(mapping("0.0.0.0", "1024-13023", "2024-14023"))
@@ -31,21 +31,21 @@ class Kernel:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "state")
+def store(tmp_path: Path) -> Database:
+    return Database(tmp_path / "state")
 
 
 @pytest.mark.parametrize("refused", range(3))
-def test_what_was_done_of_a_change_is_undone_if_the_rest_is_refused(store: Store, refused: int) -> None:
+def test_what_was_done_of_a_change_is_undone_if_the_rest_is_refused(store: Database, refused: int) -> None:
     nft: Any = Kernel(refused)
     with pytest.raises(HostRefused, match="no memory"):
-        NftRules(nft, store).change((), [MOVED])
+        NftDriver(nft, store).change((), [MOVED])
     assert nft.elements == set()
 
 
-def test_a_change_of_several_transactions_comes_and_goes(store: Store) -> None:
+def test_a_change_of_several_transactions_comes_and_goes(store: Database) -> None:
     nft: Any = Kernel(refused=100)
-    rules = NftRules(nft, store)
+    rules = NftDriver(nft, store)
     rules.change((), [MOVED])
     assert len(nft.elements) == 3 * nftables.MOST_ELEMENTS
     rules.change([MOVED], ())

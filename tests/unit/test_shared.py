@@ -15,15 +15,15 @@ from typing import TypeVar
 import pytest
 
 from gangway.errors import InvalidRequest
-from gangway.relay import datagram, stream
-from gangway.relay.datagram import Datagrams
+from gangway.log import Log
+from gangway.relay.core import datagram, stream
+from gangway.relay.core.datagram import Datagrams
+from gangway.relay.core.loop import Loop
+from gangway.relay.core.shared import Binding, Shared
+from gangway.relay.core.stream import Backend, Streams
 from gangway.relay.flow import Event
 from gangway.relay.kept import parse_range
-from gangway.relay.log import Log
-from gangway.relay.loop import Loop
 from gangway.relay.settings import Settings
-from gangway.relay.shared import Binding, Shared
-from gangway.relay.stream import Backend, Streams
 from tests.unit.descriptors import socket_count
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP

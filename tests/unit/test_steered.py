@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from gangway.daemon.reconcile import HostPorts, Target
-from gangway.daemon.relay import Relay
-from gangway.daemon.steered import Steered
+from gangway.ebpf.daemon_steering import Steered
+from gangway.ebpf.keys import keys
+from gangway.ebpf.steering_entries import KINDS, SERVED, TAKEN
 from gangway.errors import Conflict, HostRefused, PortTaken, Unsupported
-from gangway.kernel import ports
-from gangway.kernel.published import keys
+from gangway.host import sockets as ports
+from gangway.reconcile.diff import HostPorts, Target
+from gangway.relay.client import Relay
 from gangway.relay.settings import Settings
-from gangway.steering.entries import KINDS, SERVED, TAKEN
 from tests.unit.descriptors import identity, socket_count
 from tests.unit.pretend_relay import Process
 from tests.unit.pretend_steering import Pretended
@@ -71,8 +71,8 @@ class Daemon:
 @pytest.fixture(autouse=True)
 def a_host_that_can(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Where nobody has a port."""
-    monkeypatch.setattr("gangway.daemon.steered.Steering", Pretended)
-    monkeypatch.setattr("gangway.daemon.relay.subprocess.Popen", Process)
+    monkeypatch.setattr("gangway.ebpf.daemon_steering.Steering", Pretended)
+    monkeypatch.setattr("gangway.relay.client.subprocess.Popen", Process)
     monkeypatch.setattr(ports, "taken", lambda *_: None)
     monkeypatch.setattr(ports, "named", lambda _protocol, _address, port: f"port {port} is taken by somebody")
     monkeypatch.setattr(Pretended, "made", [], raising=False)

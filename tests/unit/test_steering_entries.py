@@ -10,12 +10,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gangway import kernel
-from gangway.kernel import port_table
-from gangway.kernel.published import KEY_BYTES, key_at, keys
-from gangway.redirect.entries import entries
-from gangway.steering import entries as layout
-from gangway.steering.entries import KINDS, SERVED, TAKEN, VALUE_BYTES, row, stretch
+from gangway import ebpf
+from gangway.ebpf import port_table
+from gangway.ebpf import steering_entries as layout
+from gangway.ebpf.keys import KEY_BYTES, key_at, keys
+from gangway.ebpf.redirect_entries import entries
+from gangway.ebpf.steering_entries import KINDS, SERVED, TAKEN, VALUE_BYTES, row, stretch
 from tests.unit.pretend_redirect import looked_up
 
 MOST = 65535
@@ -23,8 +23,8 @@ PROTOCOLS = st.sampled_from(("tcp", "udp"))
 PORTS = st.integers(1, MOST)
 RANGES = st.tuples(PORTS, PORTS).map(lambda pair: (min(pair), max(pair)))
 ADDRESSES = st.ip_addresses()
-SOURCE = Path(layout.__file__).with_name("steer.bpf.c").read_text()
-HEADER = (Path(kernel.__file__).with_name("published.bpf.h")).read_text()
+SOURCE = Path(layout.__file__).with_name("steering.bpf.c").read_text()
+HEADER = (Path(ebpf.__file__).with_name("published.bpf.h")).read_text()
 
 
 def is_four(address: IPv4Address | IPv6Address) -> bool:

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gangway.daemon.taken import Taken
 from gangway.errors import Conflict
 from gangway.model import Address, PortMapping, Protocol
+from gangway.state.port_index import PortIndex
 from tests.unit.samples import APART, HOST_ADDRESSES, mapping, mappings
 
 
-def taken(many: Iterable[PortMapping]) -> Taken:
-    found = Taken()
+def taken(many: Iterable[PortMapping]) -> PortIndex:
+    found = PortIndex()
     for one in many:
         found.add(one)
     return found
@@ -147,7 +147,7 @@ def places(one: PortMapping) -> set[tuple[Protocol, Address, int]]:
 @given(st.lists(mappings(), max_size=10))
 def test_a_mapping_is_refused_if_a_place_of_it_is_taken(many: list[PortMapping]) -> None:
     """One after the other, as a host publishes them."""
-    found, there = Taken(), dict[tuple[Protocol, Address, int], PortMapping]()
+    found, there = PortIndex(), dict[tuple[Protocol, Address, int], PortMapping]()
     for one in many:
         before = {there[place] for place in places(one) if place in there}
         if not before:

@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gangway.cli.views import columns, explanation, print_checks, print_mappings, print_network, print_networks, roads
+from gangway.cli.tables import columns, explanation, print_checks, print_mappings, print_network, print_networks, roads
 from gangway.daemon.messages import ExplainAnswer, MappingAnswer, NetworkAnswer, RouteAnswer
-from gangway.daemon.reconcile import redirects_of
-from gangway.daemon.redirects import Redirects
-from gangway.daemon.relay import Relay
-from gangway.firewall import iptables, nftables
+from gangway.ebpf.daemon_redirect import Redirects
+from gangway.firewall.iptables import render as iptables
+from gangway.firewall.nft import render as nftables
 from gangway.model import Network, PortMapping, Protocol
 from gangway.plan import Code, Firewall, HostFacts, Origin, Road, Route, Source, asked_at, origins_of
+from gangway.reconcile.diff import redirects_of
+from gangway.relay.client import Relay
 from gangway.relay.settings import Settings
 from tests.unit.golden import assert_golden
 from tests.unit.pretend_redirect import Pretended
@@ -86,7 +87,7 @@ ASKED: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
 def answer(one: PortMapping, at: str, network: Network, facts: HostFacts) -> ExplainAnswer:
     """What the daemon answers, with the routes of all clients."""
     found = planned(one, facts, network)
-    with patch("gangway.daemon.redirects.Redirect", Pretended):
+    with patch("gangway.ebpf.daemon_redirect.Redirect", Pretended):
         redirects = Redirects(Relay(Path("/nowhere"), Settings()), wanted=True, of_host=True, lent_fd=lambda: None)
     redirects.enter(redirects_of(found))
 

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import pytest
 
-from gangway.relay.log import Log
-from gangway.relay.loop import Loop
+from gangway.log import Log
+from gangway.relay.core.loop import Loop
+from gangway.relay.core.stream import Streams
+from gangway.relay.core.worker import Workers
 from gangway.relay.settings import Settings
-from gangway.relay.stream import Streams
-from gangway.relay.worker import Workers
 
 
 class Stub(NamedTuple):

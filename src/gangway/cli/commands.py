@@ -242,7 +242,7 @@ def _show(found: list[Any], as_json: bool, show: Callable[[], None]) -> None:
 
 def _views() -> Any:
     """rich takes longer to import than the daemon takes to answer."""
-    from gangway.cli import views
+    from gangway.cli import tables as views
 
     return views
 

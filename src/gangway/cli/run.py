@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from gangway.errors import GangwayError
-from gangway.kernel import netns
+from gangway.host import netns
 
 _NOT_FOUND, _FAILED = 127, 126  # as sh(1) has it
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import msgspec
 
-from gangway.daemon import config, process
+from gangway.daemon import config
+from gangway.daemon import main as process
 from gangway.errors import GangwayError, InvalidRequest
-from gangway.relay.log import Log, open_log
+from gangway.log import Log, open_log
 
 _STDERR = 2
 

@@ -30,10 +30,10 @@ from gangway.daemon.messages import (
     PublishRequest,
     RouteAnswer,
 )
-from gangway.daemon.service import Service
 from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest, PortTaken, Unsupported
+from gangway.log import Log
 from gangway.model import PortRange, Protocol, parse_address
-from gangway.relay.log import Log
+from gangway.state.requests import Requests
 
 # Of the API: what a client may rely on.
 _VERSION = "1.0"
@@ -46,63 +46,63 @@ class Operation(NamedTuple):
     method: str
     path: str
     what: str
-    call: Callable[[Service, Any, dict[str, str]], Any]
+    call: Callable[[Requests, Any, dict[str, str]], Any]
     answer: Any
     request: type[msgspec.Struct] | None = None
     query: tuple[str, ...] = ()
 
 
-def _network(service: Service, name: str) -> NetworkAnswer:
+def _network(service: Requests, name: str) -> NetworkAnswer:
     return NetworkAnswer.of(service.network(name), service.endpoints(name))
 
 
-def _list_networks(service: Service, _request: None, _given: dict[str, str]) -> list[NetworkAnswer]:
+def _list_networks(service: Requests, _request: None, _given: dict[str, str]) -> list[NetworkAnswer]:
     return [_network(service, network.name) for network in service.networks()]
 
 
-def _inspect_network(service: Service, _request: None, given: dict[str, str]) -> NetworkAnswer:
+def _inspect_network(service: Requests, _request: None, given: dict[str, str]) -> NetworkAnswer:
     return _network(service, given["name"])
 
 
-def _create_network(service: Service, request: NetworkRequest, _given: dict[str, str]) -> NetworkAnswer:
+def _create_network(service: Requests, request: NetworkRequest, _given: dict[str, str]) -> NetworkAnswer:
     return _network(service, service.create_network(request.network()).name)
 
 
-def _remove_network(service: Service, _request: None, given: dict[str, str]) -> None:
+def _remove_network(service: Requests, _request: None, given: dict[str, str]) -> None:
     service.remove_network(given["name"])
 
 
-def _list_endpoints(service: Service, _request: None, _given: dict[str, str]) -> list[EndpointAnswer]:
+def _list_endpoints(service: Requests, _request: None, _given: dict[str, str]) -> list[EndpointAnswer]:
     return [EndpointAnswer.of(endpoint) for endpoint in service.endpoints()]
 
 
-def _attach(service: Service, request: AttachRequest, _given: dict[str, str]) -> EndpointAnswer:
+def _attach(service: Requests, request: AttachRequest, _given: dict[str, str]) -> EndpointAnswer:
     addresses = [parse_address(text) for text in request.addresses]
     endpoint = service.attach(request.container, request.network or None, addresses, request.namespace or None)
     return EndpointAnswer.of(endpoint)
 
 
-def _detach(service: Service, _request: None, given: dict[str, str]) -> None:
+def _detach(service: Requests, _request: None, given: dict[str, str]) -> None:
     service.detach(given["container"])
 
 
-def _list_mappings(service: Service, _request: None, given: dict[str, str]) -> list[MappingAnswer]:
+def _list_mappings(service: Requests, _request: None, given: dict[str, str]) -> list[MappingAnswer]:
     return [
         MappingAnswer.of(planned, service.redirected(planned)) for planned in service.mappings(given.get("container"))
     ]
 
 
-def _publish(service: Service, request: PublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
+def _publish(service: Requests, request: PublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
     if not request.ports:
         raise InvalidRequest("nothing to publish: name ports with -p")
     return [MappingAnswer.of(planned) for planned in service.publish(request.container, request.ports)]
 
 
-def _unpublish(service: Service, request: PublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
+def _unpublish(service: Requests, request: PublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
     return [MappingAnswer.of(planned) for planned in service.unpublish(request.container, request.ports)]
 
 
-def _explain(service: Service, _request: None, given: dict[str, str]) -> ExplainAnswer:
+def _explain(service: Requests, _request: None, given: dict[str, str]) -> ExplainAnswer:
     host, _, rest = given.get("at", "").rpartition(":")
     port, _, protocol = rest.partition("/")
     if not host:
@@ -119,7 +119,7 @@ def _explain(service: Service, _request: None, given: dict[str, str]) -> Explain
     return ExplainAnswer(str(address), asked.first, service.firewall.value, found.network.name, gateways, answer)
 
 
-def _doctor(service: Service, _request: None, _given: dict[str, str]) -> list[CheckAnswer]:
+def _doctor(service: Requests, _request: None, _given: dict[str, str]) -> list[CheckAnswer]:
     return [CheckAnswer(*check) for check in service.checks()]
 
 
@@ -163,7 +163,7 @@ OPERATIONS = (
 )
 
 
-def application(service: Service, executor: Executor, log: Log, done: Callable[[], None]) -> web.Application:
+def application(service: Requests, executor: Executor, log: Log, done: Callable[[], None]) -> web.Application:
     """The API.  `done` is called in the loop after each request that may have changed something."""
     app = web.Application()
     for operation in OPERATIONS:
@@ -178,7 +178,7 @@ def application(service: Service, executor: Executor, log: Log, done: Callable[[
 
 
 def _handler(
-    operation: Operation, service: Service, executor: Executor, log: Log, done: Callable[[], None]
+    operation: Operation, service: Requests, executor: Executor, log: Log, done: Callable[[], None]
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     decode = None if operation.request is None else msgspec.json.Decoder(operation.request).decode
 

@@ -7,10 +7,10 @@ must not know: how each is found out.
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gangway.daemon.facts import Tools
-from gangway.kernel import bpf_probe
+from gangway.ebpf import requirements as bpf_probe
 from gangway.model import Protocol
 from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts
+from gangway.reconcile.observe import Tools
 
 _DETACHED = "somebody has detached it; it is attached again soon"
 

@@ -12,11 +12,11 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from gangway.ebpf.keys import PROTOCOLS
+from gangway.ebpf.redirect import Redirect
+from gangway.ebpf.redirect_entries import entries
+from gangway.ebpf.requirements import netns_cookie, own_cookie
 from gangway.errors import GangwayError
-from gangway.kernel.bpf_probe import netns_cookie, own_cookie
-from gangway.kernel.published import PROTOCOLS
-from gangway.redirect.entries import entries
-from gangway.redirect.loader import Redirect
 
 _MESSAGE_BYTES = 256
 _NAMES = {number: name for name, number in PROTOCOLS.items()}

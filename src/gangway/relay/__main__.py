@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 
-from gangway.relay.log import open_log
+from gangway.log import open_log
 from gangway.relay.process import run
 from gangway.relay.settings import Settings
 

@@ -29,7 +29,7 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 from gangway.errors import InvalidRequest
-from gangway.relay.stream import IPPROTO_SCTP, Backend
+from gangway.relay.core.stream import IPPROTO_SCTP, Backend
 
 VERBS = ("keep", "drop", "kept", "share", "shared", "hold", "held")
 PAGE = 200

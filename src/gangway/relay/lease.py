@@ -24,11 +24,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from gangway.errors import InvalidRequest
+from gangway.log import Log
+from gangway.relay.core.loop import READABLE, Loop
+from gangway.relay.core.pump import OUT_OF_DESCRIPTORS
+from gangway.relay.core.stream import Backend
 from gangway.relay.kept import MOST_HELD, VERBS, Kept, Published, Shared, parse_backend
-from gangway.relay.log import Log
-from gangway.relay.loop import READABLE, Loop
-from gangway.relay.pump import OUT_OF_DESCRIPTORS
-from gangway.relay.stream import Backend
 
 _MESSAGE_BYTES = 256  # of a holder's
 _UCRED = struct.Struct("iII")  # pid, uid, gid: unix(7)

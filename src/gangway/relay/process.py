@@ -14,18 +14,19 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 
-from gangway.relay import datagram, privilege, stream
-from gangway.relay.datagram import Datagrams
+from gangway.log import Log
+from gangway.relay import privilege
+from gangway.relay.core import datagram, stream
+from gangway.relay.core.datagram import Datagrams
+from gangway.relay.core.listener import listening
+from gangway.relay.core.loop import Loop, Timer
+from gangway.relay.core.shared import Shared
+from gangway.relay.core.stream import Backend, Streams
+from gangway.relay.core.worker import Workers, work
 from gangway.relay.keeper import Keeper
 from gangway.relay.kept import Published
 from gangway.relay.lease import Leases
-from gangway.relay.listener import listening
-from gangway.relay.log import Log
-from gangway.relay.loop import Loop, Timer
 from gangway.relay.settings import Settings
-from gangway.relay.shared import Shared
-from gangway.relay.stream import Backend, Streams
-from gangway.relay.worker import Workers, work
 
 # dockerd starts launchers one after the other and `docker restart` ends the last one before it starts the next: the
 # relay is not to go up and down with that.

@@ -1,0 +1,1 @@
+"""eBPF programs: the loopback redirect and the steering of published ports to the relay."""

@@ -1,0 +1,1 @@
+"""iptables: rendering and applying."""

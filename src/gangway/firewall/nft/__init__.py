@@ -1,0 +1,1 @@
+"""nftables: rendering and applying."""

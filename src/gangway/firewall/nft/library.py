@@ -1,0 +1,96 @@
+"""How nftables rules get into the kernel, and how what is there is read.
+
+What this file knows: libnftables.  What it must not know: what the rules are.
+
+nftables takes a text as one transaction: all of it or nothing (libnftables(3)).  It is called in this process: nft(8)
+does no more, and starting a program costs twenty times what a change does.
+"""
+
+import ctypes
+import json
+from contextlib import suppress
+from ctypes import c_char_p, c_int, c_uint, c_void_p
+
+from gangway.errors import HostRefused, Unsupported
+
+_LONG = 1 << 20  # bytes
+_LIBRARY = "libnftables.so.1"
+# include/nftables/libnftables.h
+_STATELESS, _JSON, _TERSE = 1 << 1, 1 << 4, 1 << 11
+
+
+class Nftables:
+    """libnftables, in the network namespace of the calling thread.  Unsupported: it is not installed."""
+
+    def __init__(self) -> None:
+        try:
+            self._library = library = ctypes.CDLL(_LIBRARY)
+        except OSError:
+            raise Unsupported(f"nftables cannot be used: {_LIBRARY} is not installed (Debian: nftables)") from None
+        library.nft_ctx_new.restype, library.nft_ctx_new.argtypes = c_void_p, [c_uint]
+        library.nft_run_cmd_from_buffer.argtypes = [c_void_p, c_char_p]
+        library.nft_ctx_output_set_flags.argtypes = [c_void_p, c_uint]
+        for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error", "nft_ctx_free"):
+            getattr(library, name).argtypes = [c_void_p]
+        for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
+            getattr(library, name).argtypes = [c_void_p]
+            getattr(library, name).restype = c_char_p
+        library.nft_run_cmd_from_buffer.restype = c_int
+        self._context = library.nft_ctx_new(0)
+        library.nft_ctx_buffer_output(self._context)
+        library.nft_ctx_buffer_error(self._context)
+
+    @classmethod
+    def if_there(cls) -> "Nftables | None":
+        """None where it is not installed."""
+        try:
+            return cls()
+        except Unsupported:
+            return None
+
+    def close(self) -> None:
+        """Frees it."""
+        self._library.nft_ctx_free(self._context)
+
+    def apply(self, text: str) -> None:
+        """One transaction.  HostRefused: nothing was changed."""
+        self._run(text)
+        if len(text) > _LONG:
+            with suppress(AttributeError):  # glibc's; musl has none
+                ctypes.CDLL(None).malloc_trim(0)  # libnftables takes a hundred times as much while it works
+
+    def listing(self, table: str) -> str:
+        """A table's rules, and its sets without their elements; empty if there is no such table."""
+        try:
+            return self._run(f"list table {table}", _STATELESS | _TERSE)
+        except HostRefused:
+            return ""
+
+    def chains(self) -> str:
+        """All chains there are, as JSON (libnftables-json(5)).  HostRefused: the kernel has no nftables."""
+        return self._run("list chains", _JSON)
+
+    def last_rule(self, table: str, chain: str) -> list[dict[str, object]] | None:
+        """What the last rule of a chain says, as JSON; None if it has none."""
+        found = json.loads(self._run(f"list chain {table} {chain}", _JSON))["nftables"]
+        rules = [entry["rule"] for entry in found if "rule" in entry]
+        return rules[-1]["expr"] if rules else None
+
+    def element_counts(self, table: str) -> dict[str, int]:
+        """How many elements the sets and maps of a table have; those that have none are left out."""
+        counts = {}
+        for entry in json.loads(self._run(f"list table {table}", _JSON))["nftables"]:
+            found = entry.get("set") or entry.get("map") or {}
+            if found.get("elem"):
+                counts[found["name"]] = len(found["elem"])
+        return counts
+
+    def _run(self, text: str, flags: int = 0) -> str:
+        self._library.nft_ctx_output_set_flags(self._context, flags)
+        failed = self._library.nft_run_cmd_from_buffer(self._context, text.encode())
+        output = self._library.nft_ctx_get_output_buffer(self._context) or b""
+        complaint = self._library.nft_ctx_get_error_buffer(self._context) or b""
+        if failed:
+            lines = complaint.decode(errors="replace").splitlines()
+            raise HostRefused(f"nftables: {lines[0].removeprefix('Error: ') if lines else 'refused'}")
+        return bytes(output).decode(errors="replace")

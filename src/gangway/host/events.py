@@ -1,0 +1,73 @@
+"""Notices: that something of the kernel's changed that somebody may have to look at.
+
+What this file knows: netlink's multicast groups.  What it must not know: what is in a notice, what follows from it.
+
+A notice is never parsed.  It says "look again", and whoever looks compares what is with what should be; so one that is
+lost (ENOBUFS: they came too fast) does no harm, and none has to be understood.
+"""
+
+import errno
+import socket
+import struct
+
+from gangway.host.links import doing
+
+_NETLINK_NETFILTER = 12  # include/uapi/linux/netlink.h
+_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
+# include/uapi/linux/rtnetlink.h: RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, and RTNLGRP_IPV4_NETCONF,
+# RTNLGRP_IPV6_NETCONF: forwarding is switched on or off (devinet.c and addrconf.c notify).
+_ROUTE_GROUPS = (1, 5, 9, 24, 25)
+_NFTABLES_GROUP = 7  # include/uapi/linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES
+
+# struct nlmsghdr and struct nfgenmsg; the answer's one attribute is NFTA_GEN_ID, in network byte order.
+_HEADER = struct.Struct("=IHHIIBBH")
+_GET_GENERATION = (10 << 8) | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
+_REQUEST = 1
+
+
+class Notices:
+    """Two sockets; readable when there is something to look at."""
+
+    def __init__(self) -> None:
+        with doing("be told of changes by netlink"):
+            self.links = _subscribe(socket.NETLINK_ROUTE, _ROUTE_GROUPS)
+            try:
+                self.rules = _subscribe(_NETLINK_NETFILTER, (_NFTABLES_GROUP,))
+            except OSError:
+                self.links.close()
+                raise
+
+    def drain(self, sock: socket.socket) -> None:
+        """Takes what came."""
+        while True:
+            try:
+                sock.recv(65536)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+
+    def close(self) -> None:
+        """Closes both."""
+        self.links.close()
+        self.rules.close()
+
+
+def generation() -> int:
+    """How many times the nftables rules of this namespace have changed; 0 where there is no nftables."""
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as sock:
+            sock.send(_HEADER.pack(_HEADER.size, _GET_GENERATION, _REQUEST, 0, 0, 0, 0, 0))
+            answer = sock.recv(4096)
+    except OSError:
+        return 0
+    return int.from_bytes(answer[_HEADER.size + 4 : _HEADER.size + 8])
+
+
+def _subscribe(protocol: int, groups: tuple[int, ...]) -> socket.socket:
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+    sock.bind((0, 0))
+    for group in groups:
+        sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+    return sock

@@ -1,0 +1,1 @@
+"""What there is, what is wanted, and how the difference is carried out."""

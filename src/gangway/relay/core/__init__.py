@@ -1,0 +1,1 @@
+"""The relay data plane: sockets, streams, datagrams."""

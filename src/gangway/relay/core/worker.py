@@ -1,0 +1,322 @@
+"""More than one process for TCP and SCTP, when there is traffic enough.
+
+What this file knows: processes, and how flows get from one to another.  What it must not know: leases, what a flow
+does.
+
+How it works.  The relay process accepts all clients and, alone, carries them all.  When it spends more than
+`BUSY_SHARE` of a core, it forks the workers and hands flows over to them, those that it has and those to come, so
+that each process has about as many as the others.  A flow is handed over as its sockets: one (a client, whose backend
+the worker has yet to reach) or two (a pair that is connected and quiet).  A flow never comes back.  When the workers
+have had none for a while, they end.
+
+Bulky flows ask for more: a process that only moves pages is not what a transfer waits for, until it has had a core to
+itself for a while (`FULL_SHARE`, `FULL_SLICES`).  Before, a second one only takes time away from the two ends: some
+tenth of the throughput where cores are few.  (New clients are shared out in any case: what they will do nobody knows.)
+
+    relay → worker   flow KEY PROTO FAMILY ADDRESS PORT   with one socket or two (SCM_RIGHTS)
+                     withdraw KEY                         the port is no more: its flows end at once
+    worker → relay   up                                   it holds no descriptor of the relay's any more
+                     gone KEY
+
+How many flows a worker has ended so far is in a page of memory that the processes share: the relay reads it each
+time that it gives a client away, and that must not cost a message.
+
+Facts that it leans on:
+
+* setitimer(2), ITIMER_PROF: SIGPROF comes after each `SLICE_S` seconds of processor time, user and system.  So a busy
+  process looks at the clock 20 times a second, and an idle one never wakes.
+* The two ends of a socketpair(2) of SOCK_SEQPACKET keep messages and their order, and a message that does not fit now
+  is EAGAIN.
+* A worker is a fork, not a new interpreter: the relay has given up the rights to read its own files, perhaps.
+"""
+
+import mmap
+import os
+import resource
+import signal
+import socket
+import time
+from array import array
+from collections.abc import Callable, Iterable
+from functools import partial
+from socket import SocketType
+
+from gangway.log import Log
+from gangway.relay.core.loop import READABLE, Loop, Timer
+from gangway.relay.core.stream import Backend, Flow, Port, Streams, Taker
+from gangway.relay.settings import Settings
+
+SLICE_S = 0.05
+BUSY_SHARE = 0.5
+FULL_SHARE = 0.9
+FULL_SLICES = 10
+# What a worker needs beside two for each flow: its own, and pipes.
+SPARE_DESCRIPTORS = 48
+# Workers without flows are looked at this often; at the second time in a row they end.
+RETIRE_S = 5.0
+# Messages that a worker takes in before its flows get a turn.
+TURN = 32
+_MESSAGE_BYTES = 256
+_RIGHTS_BYTES = socket.CMSG_SPACE(2 * array("i").itemsize)
+
+
+class Worker:
+    """A worker, as the relay process sees it."""
+
+    def __init__(self, channel: socket.socket, ended: memoryview) -> None:
+        self.channel = channel
+        self.keys: set[int] = set()
+        self._given = 0
+        self._ended = ended
+
+    def flow_count(self) -> int:
+        """How many flows it has, those on the way to it included."""
+        return self._given - int(self._ended[0])
+
+    def give(self, port: Port, number: int, *socks: SocketType) -> bool:
+        """Hands a flow over, to the backend's port `number`; False when the channel is full or the worker is gone."""
+        backend = port.backend
+        text = f"flow {port.key} {backend.protocol:d} {backend.family:d} {backend.address} {number}"
+        try:
+            self.channel.sendmsg([text.encode()], [_rights(socks)], socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        self.keys.add(port.key)
+        self._given += 1
+        return True
+
+
+class Workers:
+    """The workers of a relay process."""
+
+    def __init__(self, loop: Loop, streams: Streams, settings: Settings, log: Log) -> None:
+        self.wanted = False
+        """The loop was stopped so that `start` be called, where a fork meets no half-done work."""
+        self._loop = loop
+        self._streams = streams
+        self._count = settings.workers - 1
+        self._most_flows = (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS) // 2
+        self._log = log
+        self._crew: list[Worker] = []
+        self._waiting: dict[int, tuple[set[Worker], Callable[[], None]]] = {}
+        self._were_idle = False
+        self._slice_began_s = time.monotonic()
+        self._full_slices = 0
+        self._look: Timer | None = None
+        if self._count:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a worker: its channel tells its end
+            signal.signal(signal.SIGPROF, self._spent_a_slice)
+            signal.setitimer(signal.ITIMER_PROF, SLICE_S, SLICE_S)
+
+    def start(self) -> tuple[socket.socket, memoryview] | None:
+        """Forks the workers.  In each of them, its channel and its counter; in the relay process, None."""
+        self.wanted = False
+        counters = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+        for number in range(self._count):
+            counter = counters[number : number + 1]
+            try:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                pid = os.fork()
+            except OSError as error:
+                self._log.warning("cannot start a worker process: %s", error.strerror)
+                break
+            if pid == 0:
+                signal.signal(signal.SIGPROF, signal.SIG_DFL)  # it was bound to what the worker is about to drop
+                return theirs, counter
+            theirs.close()
+            ours.recv(_MESSAGE_BYTES)  # until then it holds all that we do, and a port withdrawn now would stay taken
+            worker = Worker(ours, counter)
+            self._crew.append(worker)
+            self._loop.add(ours.fileno(), partial(self._hear, worker), READABLE)
+        if not self._crew:
+            return None
+        self._log.info("started %d more process(es): there is traffic enough", len(self._crew))
+        self._streams.find_taker = self._find_taker
+        self._were_idle = False
+        if self._look is not None:
+            self._look.cancel()
+        self._look = self._loop.call_in(RETIRE_S, self._look_after)
+        self._level(full=False)
+        return None
+
+    def withdraw(self, port: Port, then: Callable[[], None]) -> None:
+        """A port is no more.  `then` is called when no worker has a connection of it."""
+        told = {worker for worker in self._crew if port.key in worker.keys}
+        for worker in told:
+            worker.keys.discard(port.key)
+            self._tell(worker, port.key)
+        if told:
+            self._waiting[port.key] = (told, then)
+        else:
+            then()
+
+    def _tell(self, worker: Worker, key: int, _events: int = 0) -> None:
+        """Never waits: the worker may be waiting for us to read what it said."""
+        try:
+            worker.channel.send(b"withdraw %d" % key, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._loop.again(partial(self._tell, worker, key), 0)
+        except OSError:
+            pass  # a worker that is gone is heard of through its channel
+
+    def _spent_a_slice(self, _signal: int, _frame: object) -> None:
+        now_s = time.monotonic()
+        took_s = now_s - self._slice_began_s
+        self._full_slices = self._full_slices + 1 if took_s < SLICE_S / FULL_SHARE else 0
+        if took_s < SLICE_S / BUSY_SHARE:
+            self._loop.again(partial(self._busy, self._full_slices >= FULL_SLICES), 0)
+        self._slice_began_s = now_s
+
+    def _busy(self, full: bool, _events: int) -> None:
+        if self._crew:
+            self._level(full)
+        elif len(self._worth_sharing(full)) > 1:
+            self.wanted = True
+            self._loop.stop()
+
+    def _worth_sharing(self, full: bool) -> list[Flow]:
+        return [flow for flow in self._streams.flows if full or not flow.is_bulky()]
+
+    def _level(self, full: bool) -> None:
+        """Hands over what is quiet, until no worker has fewer flows than we."""
+        for flow in self._worth_sharing(full):
+            if flow.is_quiet() and not self._give_flow(flow):
+                return
+
+    def _give_flow(self, flow: Flow) -> bool:
+        worker = self._idlest()
+        if worker is None or not worker.give(flow.port, flow.number, flow.client.sock, flow.backend.sock):
+            return False
+        for sock in flow.let_go():
+            sock.close()
+        return True
+
+    def _find_taker(self) -> Taker | None:
+        worker = self._idlest()
+        return None if worker is None else partial(self._give_client, worker)
+
+    def _give_client(self, worker: Worker, port: Port, number: int, client: SocketType) -> None:
+        if worker.give(port, number, client):
+            client.close()
+        else:
+            port.serve(client, number)
+
+    def _idlest(self) -> Worker | None:
+        """The worker with the fewest flows, if we have more, and it has descriptors for one."""
+        worker = min(self._crew, key=Worker.flow_count)
+        return worker if worker.flow_count() < min(len(self._streams.flows), self._most_flows) else None
+
+    def _hear(self, worker: Worker, _events: int) -> None:
+        try:
+            message = worker.channel.recv(_MESSAGE_BYTES)
+        except OSError:
+            message = b""
+        if message:
+            self._gone(worker, int(message.split()[1]))
+        else:
+            self._lose(worker)
+
+    def _gone(self, worker: Worker, key: int) -> None:
+        told, then = self._waiting[key]
+        told.discard(worker)
+        if not told:
+            del self._waiting[key]
+            then()
+
+    def _lose(self, worker: Worker) -> None:
+        """A worker ended that should not have, and its connections with it.  The others go on without it."""
+        self._log.warning("a worker process ended unexpectedly, and its connections with it")
+        self._dismiss(worker)
+        for key in [key for key, (told, _) in self._waiting.items() if worker in told]:
+            self._gone(worker, key)
+
+    def _dismiss(self, worker: Worker) -> None:
+        self._crew.remove(worker)
+        self._loop.forget(worker.channel.fileno())
+        self._loop.close_later(worker.channel)
+        if not self._crew:
+            self._streams.find_taker = None
+
+    def _look_after(self) -> None:
+        """Ends the workers when they were idle twice in a row."""
+        idle = not any(worker.flow_count() for worker in self._crew) and not self._waiting
+        if idle and self._were_idle:
+            for worker in tuple(self._crew):
+                self._dismiss(worker)
+        self._were_idle = idle
+        if self._crew:
+            self._look = self._loop.call_in(RETIRE_S, self._look_after)
+
+
+class _Work:
+    """A worker, from within."""
+
+    def __init__(self, channel: socket.socket, settings: Settings, log: Log) -> None:
+        self.loop = Loop()
+        self.streams = Streams(self.loop, settings, log)
+        self.taken = 0
+        self.ended = False
+        self._channel = channel
+        self._log = log
+        self._ports: dict[int, Port] = {}
+        self.loop.add(channel.fileno(), self._hear, READABLE)
+
+    def _hear(self, _events: int) -> None:
+        for _ in range(TURN):
+            try:
+                message, rights, flags, _ = self._channel.recvmsg(_MESSAGE_BYTES, _RIGHTS_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                message, rights, flags = b"", [], 0
+            if not message:
+                self.ended = True
+                return
+            verb, key, *backend = message.decode().split()
+            if verb == "flow":
+                self.taken += 1
+                port = self._port(int(key), *backend)
+                self._take(port, int(backend[-1]), rights, whole=not flags & socket.MSG_CTRUNC)
+            else:
+                self._withdraw(int(key))
+
+    def _port(self, key: int, protocol: str, family: str, address: str, number: str) -> Port:
+        port = self._ports.get(key)
+        if port is None:
+            backend = Backend(int(protocol), int(family), address, int(number))
+            port = self._ports[key] = Port(self.streams, backend, key)
+        return port
+
+    def _take(self, port: Port, number: int, rights: list[tuple[int, int, bytes]], whole: bool) -> None:
+        """`whole`: all sockets came; the kernel leaves out those that the process has no descriptor for."""
+        to = port.backend
+        fds = array("i", b"".join(data for _, _, data in rights))
+        socks = [SocketType(to.family, socket.SOCK_STREAM, to.protocol, fd) for fd in fds]
+        if not whole:
+            self._log.warning("out of file descriptors: a connection was dropped")
+            for sock in socks:
+                sock.close()
+        elif len(socks) == 2:
+            port.adopt(*socks)
+        else:
+            port.serve(socks[0], number)
+
+    def _withdraw(self, key: int) -> None:
+        port = self._ports.pop(key, None)
+        if port is not None:
+            port.close()
+        self._channel.send(b"gone %d" % key)
+
+
+def _rights(socks: Iterable[SocketType]) -> tuple[int, int, bytes]:
+    """The ancillary data that carries sockets along (socket.send_fds of Python 3.11 forgets its flags)."""
+    return socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [sock.fileno() for sock in socks]).tobytes()
+
+
+def work(channel: socket.socket, counter: memoryview, settings: Settings, log: Log) -> None:
+    """The life of a worker process: until its relay closes the channel, or is no more."""
+    worker = _Work(channel, settings, log)
+    channel.send(b"up")
+    while not worker.ended:
+        worker.loop.turn()
+        counter[0] = worker.taken - len(worker.streams.flows)

@@ -1,0 +1,67 @@
+"""The runtime folder: where the daemon of a network namespace has its sockets and files.
+
+    /run/gangway                    0755
+    /run/gangway/netns-COOKIE       0750   owned by root and the API's group
+        gangway.sock                0660   the HTTP API, for root and the group
+        gangway.sock.relay          0600   the relay's control socket
+        lease.sock                  0600   where docker-proxy launchers take leases
+        daemon.lock                 0600   locked by the daemon for as long as it runs; holds its pid and API socket
+        start.json                  0600   the options with which an operator last started the daemon
+        state.db                    0600   the database, unless this is the machine's own network namespace
+
+A namespace is told apart by its cookie (SO_NETNS_COOKIE, Linux 5.14), which is never used again before the next boot;
+by its inode number on older kernels.  Without root the base is $XDG_RUNTIME_DIR/gangway.  launcher/docker-proxy.c
+computes the same paths and creates a missing folder with the same modes.
+
+This module is imported by every command, so it imports almost nothing.
+"""
+
+import os
+import socket
+import sys
+
+BASE = "/run/gangway"
+BASE_MODE, FOLDER_MODE = 0o755, 0o750
+API_SOCKET, LEASE_SOCKET, LOCK, START, STATE = "gangway.sock", "lease.sock", "daemon.lock", "start.json", "state.db"
+HOST_STATE = "/var/lib/gangway/state.db"
+"""The database of the daemon in the machine's own network namespace (that of pid 1): it survives a reboot."""
+
+_SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h
+_OWN_NETNS = "/proc/thread-self/ns/net"
+
+
+def netns_cookie(sock: socket.socket) -> int:
+    """Return the cookie of a socket's network namespace.  OSError: the kernel has none (before Linux 5.14)."""
+    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+
+
+def folder() -> str:
+    """Return the runtime folder of the calling thread's network namespace; it need not exist."""
+    name = f"netns-{_identity()}"
+    shared = os.path.join(BASE, name)
+    own_base = os.environ.get("XDG_RUNTIME_DIR")
+    if os.geteuid() == 0 or own_base is None or os.path.isdir(shared):
+        return shared
+    return os.path.join(own_base, "gangway", name)
+
+
+def default_socket() -> str:
+    """Return the path of this network namespace's API socket."""
+    return os.path.join(folder(), API_SOCKET)
+
+
+def default_state() -> str:
+    """Return the path of this network namespace's database."""
+    try:
+        is_host = os.path.samefile("/proc/1/ns/net", _OWN_NETNS)
+    except OSError:  # not ours to look at: we are not root
+        is_host = False
+    return HOST_STATE if is_host else os.path.join(folder(), STATE)
+
+
+def _identity() -> str:
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            return str(netns_cookie(sock))
+        except OSError:
+            return f"inode-{os.stat(_OWN_NETNS).st_ino}"

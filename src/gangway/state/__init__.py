@@ -1,0 +1,1 @@
+"""What is wanted: requests, the registry and its database."""
