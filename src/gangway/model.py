@@ -50,6 +50,15 @@ class Protocol(StrEnum):
             raise InvalidRequest(f"unknown protocol {text!r}: tcp, udp or sctp") from None
 
 
+class Source(StrEnum):
+    """Who states a mapping."""
+
+    API = "api"
+    """A request to the daemon; the database keeps it."""
+    LEASE = "lease"
+    """A docker-proxy launcher: the mapping lasts as long as the launcher's connection, and is in memory only."""
+
+
 @dataclass(frozen=True, order=True)
 class PortRange:
     """Ports from `first` to `last`, both included; mostly it is one."""
@@ -162,10 +171,12 @@ class PortMapping:
     """Ports of one host address that lead to a container's."""
 
     container: str
+    """The container's name; of a lease, its address: Docker's launcher knows no more."""
     protocol: Protocol
     host_address: Address
     host_ports: PortRange
     container_ports: PortRange
+    source: Source = Source.API
 
     def __post_init__(self) -> None:
         if self.host_ports.count != self.container_ports.count:
@@ -252,6 +263,11 @@ class Endpoint:
         """The address where a mapping of `host_address` leads: of the same family, if there is one."""
         same = (address for address in self.addresses if address.version == host_address.version)
         return next(same, self.addresses[0])
+
+
+def lease_endpoint(mapping: PortMapping) -> Endpoint:
+    """Return the endpoint of a lease: the container's address, on no network of gangway's."""
+    return Endpoint(mapping.container, network="", addresses=(parse_address(mapping.container),))
 
 
 def bridge_name(network: str) -> str:

@@ -29,7 +29,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
-from gangway.model import Address, Endpoint, Network, PortMapping, Protocol
+from gangway.model import Address, Endpoint, Network, PortMapping, Protocol, Source, lease_endpoint
 
 
 class Firewall(StrEnum):
@@ -93,6 +93,8 @@ class Code(StrEnum):
     """The bridge keeps its containers apart, and nothing is translated within it.  Fact: the bridge."""
     NO_SOCKETS = "no_sockets"
     """The kernel has no sockets of the protocol, so there is no relay.  Fact: the protocol."""
+    LEASE = "lease"
+    """Docker's own rules may carry it first; what they leave is relayed.  Fact: empty."""
 
 
 _TARGETS = frozenset({Code.TRANSLATED, Code.MASQUERADED, Code.REDIRECTED, Code.REDIRECTED_AS_IPV4})
@@ -108,7 +110,7 @@ class Reason:
     fact: str = ""
 
 
-class Source(StrEnum):
+class SeenAs(StrEnum):
     """Whose address the container sees as its client's."""
 
     CLIENT = "client"
@@ -124,7 +126,7 @@ class Route:
     neighbour: bool
     road: Road
     reason: Reason
-    source: Source
+    seen_as: SeenAs
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ class MappingPlan:
         address = str(self.container_address)
         facts = {True: f"{address} port {self.mapping.container_ports}", False: address}
         return tuple(
-            Route(route.origin, route.neighbour, route.road, Reason(code, facts[code in _TARGETS]), route.source)
+            Route(route.origin, route.neighbour, route.road, Reason(code, facts[code in _TARGETS]), route.seen_as)
             if (code := route.reason.code) in _CONTAINERS
             else route
             for route in self.roads.routes
@@ -262,11 +264,13 @@ class Plan:
 
 
 def plan(wanted: Wanted, facts: HostFacts) -> Plan:
-    """Decides everything.  Each mapping's container must have an endpoint."""
+    """Decide everything.  Each mapping's container must have an endpoint, unless the mapping is a lease."""
     networks = {network.name: network for network in wanted.networks}
     endpoints = {endpoint.container: endpoint for endpoint in wanted.endpoints}
 
     def decided(mapping: PortMapping) -> MappingPlan:
+        if mapping.source is Source.LEASE:
+            return plan_mapping(mapping, lease_endpoint(mapping), None, facts)
         endpoint = endpoints[mapping.container]
         return plan_mapping(mapping, endpoint, networks[endpoint.network], facts)
 
@@ -304,11 +308,13 @@ def plan_network(network: Network, facts: HostFacts) -> NetworkPlan:
     return NetworkPlan(network, isolate_ports=isolate, untranslated=seen if isolate else frozenset())
 
 
-def plan_mapping(mapping: PortMapping, endpoint: Endpoint, network: Network, facts: HostFacts) -> MappingPlan:
-    """Decides one mapping."""
+def plan_mapping(mapping: PortMapping, endpoint: Endpoint, network: Network | None, facts: HostFacts) -> MappingPlan:
+    """Decide one mapping.  A lease has no network: `endpoint` is its `lease_endpoint`, `network` is None."""
+    assert (network is None) == (mapping.source is Source.LEASE)
     address = endpoint.address_for(mapping.host_address)
     roads = _roads(_Kind(mapping.protocol, mapping.host_address, address.version), network, facts)
-    return MappingPlan(mapping, network.bridge, address, roads, _is_steered(mapping, facts))
+    bridge = "" if network is None else network.bridge
+    return MappingPlan(mapping, bridge, address, roads, _is_steered(mapping, facts))
 
 
 def not_routed(facts: HostFacts, family: int) -> Reason | None:
@@ -349,32 +355,32 @@ class _Kind(NamedTuple):
 
 
 @lru_cache(1024)
-def _roads(kind: _Kind, network: Network, facts: HostFacts) -> Roads:
-    """Mappings are many, their kinds are few: each is decided once."""
+def _roads(kind: _Kind, network: Network | None, facts: HostFacts) -> Roads:
+    """Mappings are many, their kinds are few: each is decided once.  Without a network it is a lease."""
     clients = [(origin, False) for origin in Origin] + [(Origin.CONTAINER, True)]
     return Roads(tuple(_route(origin, near, kind, network, facts) for origin, near in clients))
 
 
-def _route(origin: Origin, neighbour: bool, kind: _Kind, network: Network, facts: HostFacts) -> Route:
+def _route(origin: Origin, neighbour: bool, kind: _Kind, network: Network | None, facts: HostFacts) -> Route:
     blocked = _blocked(origin, kind.at)
     if blocked is not None:
-        return Route(origin, neighbour, Road.BLOCKED, blocked, Source.NOBODY)
-    if _is_redirected(origin, kind, facts):
+        return Route(origin, neighbour, Road.BLOCKED, blocked, SeenAs.NOBODY)
+    if _is_redirected(origin, kind, network, facts):
         mapped = kind.family != kind.at.version
         reason = Reason(Code.REDIRECTED_AS_IPV4 if mapped else Code.REDIRECTED)
-        return Route(origin, neighbour, Road.REDIRECT, reason, Source.GATEWAY)
+        return Route(origin, neighbour, Road.REDIRECT, reason, SeenAs.GATEWAY)
     relayed = _relayed(origin, neighbour, kind, network, facts)
     if relayed is None:
         if neighbour:
-            return Route(origin, neighbour, Road.NAT, Reason(Code.MASQUERADED), Source.GATEWAY)
-        return Route(origin, neighbour, Road.NAT, Reason(Code.TRANSLATED), Source.CLIENT)
+            return Route(origin, neighbour, Road.NAT, Reason(Code.MASQUERADED), SeenAs.GATEWAY)
+        return Route(origin, neighbour, Road.NAT, Reason(Code.TRANSLATED), SeenAs.CLIENT)
     if kind.protocol in facts.missing:
-        return Route(origin, neighbour, Road.BLOCKED, Reason(Code.NO_SOCKETS, kind.protocol.value), Source.NOBODY)
+        return Route(origin, neighbour, Road.BLOCKED, Reason(Code.NO_SOCKETS, kind.protocol.value), SeenAs.NOBODY)
     return _by_relay(origin, neighbour, relayed)
 
 
 def _by_relay(origin: Origin, neighbour: bool, reason: Reason) -> Route:
-    return Route(origin, neighbour, Road.RELAY, reason, Source.GATEWAY)
+    return Route(origin, neighbour, Road.RELAY, reason, SeenAs.GATEWAY)
 
 
 def _blocked(origin: Origin, at: Address) -> Reason | None:
@@ -386,13 +392,14 @@ def _blocked(origin: Origin, at: Address) -> Reason | None:
     return None
 
 
-def _is_redirected(origin: Origin, kind: _Kind, facts: HostFacts) -> bool:
-    """Whether a host process's socket can be aimed at the container.
+def _is_redirected(origin: Origin, kind: _Kind, network: Network | None, facts: HostFacts) -> bool:
+    """True if a host process's socket can be aimed at the container.
 
-    An IPv6 socket can be connected to an IPv4 address, the other way round there is none.  Where a rule can serve the
-    host's own address it does, so that the container sees that address.
+    An IPv6 socket can be connected to an IPv4 address, but not the other way round.  Where a rule can serve the host's
+    own address it does, so that the container sees that address; for a lease that rule is Docker's.
     """
-    unruled = origin is Origin.HOST and facts.firewall is Firewall.NONE and not _is_link_local(kind.at)
+    has_no_rule = network is not None and facts.firewall is Firewall.NONE
+    unruled = origin is Origin.HOST and has_no_rule and not _is_link_local(kind.at)
     return (
         (origin is Origin.LOOPBACK or unruled)
         and not facts.no_redirect
@@ -418,6 +425,7 @@ def _is_steered(mapping: PortMapping, facts: HostFacts) -> bool:
     """
     return (
         not facts.no_steering
+        and mapping.source is not Source.LEASE
         and mapping.protocol is not Protocol.SCTP
         and not _is_link_local(mapping.host_address)  # its port is another's on another interface
         and (mapping.protocol is Protocol.TCP or mapping.host_ports.count > 1)
@@ -429,11 +437,13 @@ def _is_link_local(address: Address) -> bool:
     return address.version == 6 and address.is_link_local
 
 
-def _relayed(origin: Origin, neighbour: bool, kind: _Kind, network: Network, facts: HostFacts) -> Reason | None:
+def _relayed(origin: Origin, neighbour: bool, kind: _Kind, network: Network | None, facts: HostFacts) -> Reason | None:
     """Why no rule can serve a client; None if one can."""
     at = kind.at
     if origin is Origin.LOOPBACK:
         return _unredirected(kind, facts)
+    if network is None:
+        return Reason(Code.LINK_LOCAL, str(at)) if _is_link_local(at) else Reason(Code.LEASE)
     if facts.firewall is Firewall.NONE:
         return Reason(Code.NO_FIREWALL)
     if kind.family != at.version:

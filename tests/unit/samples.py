@@ -1,10 +1,11 @@
 """Networks, endpoints, mappings and facts: some that tests are about, and any others."""
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 from hypothesis import strategies as st
 
-from gangway.model import Endpoint, Network, PortMapping, PortRange, Protocol, first_gateway
+from gangway.model import Endpoint, Network, PortMapping, PortRange, Protocol, Source, first_gateway, lease_endpoint
 from gangway.plan import Firewall, HostFacts, MappingPlan, Plan, Wanted, plan, plan_mapping
 
 NFTABLES = HostFacts(Firewall.NFTABLES)
@@ -46,8 +47,17 @@ def mapping(
     return PortMapping(container, protocol, ip_address(at), PortRange.parse(ports), PortRange.parse(to or ports))
 
 
+def lease(
+    at: str, ports: str = "8000", to: str = "", protocol: Protocol = Protocol.TCP, container: str = "172.17.0.2"
+) -> PortMapping:
+    """The mapping that a docker-proxy launcher states: `container` is the container's address."""
+    return replace(mapping(at, ports, to, protocol, container), source=Source.LEASE)
+
+
 def planned(one: PortMapping, facts: HostFacts = NFTABLES, of: Network = WEB) -> MappingPlan:
-    """A mapping of a container on a network."""
+    """The plan of a mapping of a container on a network, or of a lease."""
+    if one.source is Source.LEASE:
+        return plan_mapping(one, lease_endpoint(one), None, facts)
     return plan_mapping(one, endpoint(of), of, facts)
 
 

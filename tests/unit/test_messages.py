@@ -116,7 +116,7 @@ def test_a_mapping_is_told_with_the_road_of_each_kind_of_client() -> None:
         "road": "redirect",
         "code": "redirected",
         "fact": "fd30::2 port 80-81",
-        "source": "gateway",
+        "seen_as": "gateway",
         "rules": [],
     }
 

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 import pytest
 
 from gangway.model import Network, Protocol
-from gangway.plan import Code, Firewall, HostFacts, MappingPlan, Origin, Reason, Road, Source, asked_at, origins_of
+from gangway.plan import Code, Firewall, HostFacts, MappingPlan, Origin, Reason, Road, SeenAs, asked_at, origins_of
 from tests.unit.samples import (
     BACK,
     FOUR,
@@ -20,6 +20,7 @@ from tests.unit.samples import (
     SIX,
     WEB,
     endpoint,
+    lease,
     mapping,
     planned,
     whole,
@@ -29,17 +30,18 @@ WITH_RULES = (Firewall.NFTABLES, Firewall.IPTABLES)
 # The columns: loopback, host, remote, a container of another network, one of the same network (or the very same).
 COLUMNS = [*((origin, False) for origin in Origin), (Origin.CONTAINER, True)]
 CELLS = {
-    "e": (Road.BLOCKED, Source.NOBODY, Code.ELSEWHERE),
-    "o": (Road.BLOCKED, Source.NOBODY, Code.LOOPBACK_ONLY),
-    "r": (Road.REDIRECT, Source.GATEWAY, Code.REDIRECTED),
-    "4": (Road.REDIRECT, Source.GATEWAY, Code.REDIRECTED_AS_IPV4),
-    "L": (Road.RELAY, Source.GATEWAY, Code.LOOPBACK),
-    "x": (Road.RELAY, Source.GATEWAY, Code.NO_REDIRECT),
-    "F": (Road.RELAY, Source.GATEWAY, Code.FAMILY),
-    "K": (Road.RELAY, Source.GATEWAY, Code.LINK_LOCAL),
-    "W": (Road.RELAY, Source.GATEWAY, Code.NO_FIREWALL),
-    "n": (Road.NAT, Source.CLIENT, Code.TRANSLATED),
-    "m": (Road.NAT, Source.GATEWAY, Code.MASQUERADED),
+    "e": (Road.BLOCKED, SeenAs.NOBODY, Code.ELSEWHERE),
+    "o": (Road.BLOCKED, SeenAs.NOBODY, Code.LOOPBACK_ONLY),
+    "r": (Road.REDIRECT, SeenAs.GATEWAY, Code.REDIRECTED),
+    "4": (Road.REDIRECT, SeenAs.GATEWAY, Code.REDIRECTED_AS_IPV4),
+    "L": (Road.RELAY, SeenAs.GATEWAY, Code.LOOPBACK),
+    "x": (Road.RELAY, SeenAs.GATEWAY, Code.NO_REDIRECT),
+    "F": (Road.RELAY, SeenAs.GATEWAY, Code.FAMILY),
+    "K": (Road.RELAY, SeenAs.GATEWAY, Code.LINK_LOCAL),
+    "W": (Road.RELAY, SeenAs.GATEWAY, Code.NO_FIREWALL),
+    "n": (Road.NAT, SeenAs.CLIENT, Code.TRANSLATED),
+    "m": (Road.NAT, SeenAs.GATEWAY, Code.MASQUERADED),
+    "l": (Road.RELAY, SeenAs.GATEWAY, Code.LEASE),
 }
 # Host address: with rules, then without; and for each a container of both families, of IPv4 only, of IPv6 only.
 MATRIX = {
@@ -84,7 +86,7 @@ def test_every_cell_of_the_matrix(
         cells = cells[0].translate(first) + cells[1:].translate(other)
     found = planned(mapping(at, protocol=protocol), HostFacts(firewall, no_redirect=lacking), network)
     assert [(route.origin, route.neighbour) for route in found.routes] == COLUMNS
-    assert [(route.road, route.source, route.reason.code) for route in found.routes] == [CELLS[one] for one in cells]
+    assert [(route.road, route.seen_as, route.reason.code) for route in found.routes] == [CELLS[one] for one in cells]
     assert found.is_nat == bool(set(cells) & set("nm"))
     assert found.is_redirected == bool(set(cells) & set("r4"))
     assert found.is_relayed == bool(set(cells) & set("LxFKW"))
@@ -146,7 +148,7 @@ def test_a_socket_is_redirected_to_the_containers_address_and_ports(at: str, net
     found = planned(mapping(at, "8000-8010", "80-90"), NONE, network)
     redirected = [route for route in found.routes if route.road is Road.REDIRECT]
     assert redirected
-    assert {(route.reason.fact, route.source) for route in redirected} == {(f"{target} port 80-90", Source.GATEWAY)}
+    assert {(route.reason.fact, route.seen_as) for route in redirected} == {(f"{target} port 80-90", SeenAs.GATEWAY)}
 
 
 @pytest.mark.parametrize("firewall", WITH_RULES)
@@ -184,7 +186,7 @@ def test_without_sockets_there_is_nat_or_nothing(firewall: Firewall) -> None:
     facts = HostFacts(firewall, missing=frozenset({Protocol.SCTP}))
     found = planned(mapping("0.0.0.0", protocol=Protocol.SCTP), facts)
     assert codes(found) == [Code.NO_SOCKETS, *USUAL[1:]]
-    assert (found.routes[0].road, found.routes[0].source) == (Road.BLOCKED, Source.NOBODY)
+    assert (found.routes[0].road, found.routes[0].seen_as) == (Road.BLOCKED, SeenAs.NOBODY)
     assert found.routes[0].reason.fact == "sctp"
     assert found.is_nat
     assert not found.is_relayed
@@ -204,7 +206,7 @@ def test_who_asks_a_link_local_address_is_relayed() -> None:
     asked = list(asked_at(found, ip_address("fe80::1")))
     assert [route.reason.code for route in asked] == [Code.LINK_LOCAL] * 5
     assert {route.reason.fact for route in asked} == {"fe80::1"}
-    assert {(route.road, route.source) for route in asked} == {(Road.RELAY, Source.GATEWAY)}
+    assert {(route.road, route.seen_as) for route in asked} == {(Road.RELAY, SeenAs.GATEWAY)}
     assert [(route.origin, route.neighbour) for route in asked] == COLUMNS
 
 
@@ -280,6 +282,56 @@ def test_a_link_local_address_with_its_zone_is_not_steered() -> None:
 @pytest.mark.parametrize("ports", ["8000", "8000-8010"])
 def test_an_ipv4_link_local_address_is_steered_as_any_other(ports: str) -> None:
     assert planned(mapping("169.254.0.5", ports)).is_steered
+
+
+LEASE_MATRIX = {
+    "0.0.0.0": ("rllll", "Fllll"),
+    "::": ("4llll", "rllll"),
+    "127.0.0.1": ("roooo", "Foooo"),
+    "::1": ("4oooo", "roooo"),
+    "192.0.2.5": ("ellll", "ellll"),
+    "2001:db8::5": ("ellll", "ellll"),
+    "fe80::5": ("eKKKK", "eKKKK"),
+}
+"""Host address of a lease: the cells of a container of IPv4, then of IPv6.  The firewall makes no difference."""
+
+
+@pytest.mark.parametrize("lacking", ["", NO_CGROUPS], ids=["redirect", "no redirect"])
+@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize("firewall", Firewall)
+@pytest.mark.parametrize("container", ["172.17.0.2", "fd17::2"])
+@pytest.mark.parametrize("at", LEASE_MATRIX)
+def test_lease_redirects_loopback_and_relays_the_rest(
+    at: str, container: str, firewall: Firewall, protocol: Protocol, lacking: str
+) -> None:
+    cells = LEASE_MATRIX[at][":" in container]
+    if protocol is Protocol.SCTP or lacking:
+        cells = cells.translate(NEVER[0] if protocol is Protocol.SCTP else LACKING[0])
+    facts = HostFacts(firewall, forwarding=frozenset(), may_forward=False, no_redirect=lacking)
+    found = planned(lease(at, "8000", "80", protocol, container), facts)
+    assert [(route.origin, route.neighbour) for route in found.routes] == COLUMNS
+    assert [(route.road, route.seen_as, route.reason.code) for route in found.routes] == [CELLS[one] for one in cells]
+    assert (found.bridge, str(found.container_address), found.is_nat) == ("", container, False)
+    assert not found.is_steered
+
+
+def test_lease_without_sockets_is_blocked_where_it_would_be_relayed() -> None:
+    facts = HostFacts(Firewall.NONE, missing=frozenset({Protocol.SCTP}))
+    found = planned(lease("0.0.0.0", protocol=Protocol.SCTP), facts)
+    assert codes(found) == [Code.NO_SOCKETS] * 5
+    assert {route.road for route in found.routes} == {Road.BLOCKED}
+
+
+def test_lease_is_not_redirected_at_a_link_local_address() -> None:
+    found = planned(lease("::", container="fd17::2"), NONE)
+    at_link_local = list(asked_at(found, ip_address("fe80::1")))
+    assert at_link_local[0].reason == Reason(Code.LINK_LOCAL, "fe80::1")
+    assert [route.reason.code for route in at_link_local[1:]] == [Code.LEASE] * 4
+
+
+def test_plan_decides_leases_beside_mappings() -> None:
+    made = whole(NFTABLES, mapping("0.0.0.0"), lease("0.0.0.0", "8001", "80"))
+    assert made.mappings == (planned(mapping("0.0.0.0")), planned(lease("0.0.0.0", "8001", "80")))
 
 
 def test_a_plan_holds_all_that_is_wanted() -> None:

@@ -12,7 +12,7 @@ from gangway.plan import (
     HostFacts,
     Origin,
     Road,
-    Source,
+    SeenAs,
     Wanted,
     asked_at,
     assemble,
@@ -162,14 +162,14 @@ def test_blocked_is_who_cannot_ask_there_or_what_has_no_sockets(
 @given(mappings(), NETWORKS, FACTS)
 def test_the_source_is_the_gateway_but_for_nat(one: PortMapping, network: Network, facts: HostFacts) -> None:
     for route in plan_mapping(one, endpoint(network), network, facts).routes:
-        by_nat = Source.GATEWAY if route.neighbour else Source.CLIENT
+        by_nat = SeenAs.GATEWAY if route.neighbour else SeenAs.CLIENT
         sources = {
             Road.NAT: by_nat,
-            Road.REDIRECT: Source.GATEWAY,
-            Road.RELAY: Source.GATEWAY,
-            Road.BLOCKED: Source.NOBODY,
+            Road.REDIRECT: SeenAs.GATEWAY,
+            Road.RELAY: SeenAs.GATEWAY,
+            Road.BLOCKED: SeenAs.NOBODY,
         }
-        assert route.source == sources[route.road]
+        assert route.seen_as == sources[route.road]
 
 
 @given(mappings(), NETWORKS, FACTS)

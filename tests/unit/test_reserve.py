@@ -133,7 +133,7 @@ def test_if_none_of_a_choice_is_free_that_is_told(office: Office) -> None:
 
 def test_a_port_of_another_mapping_is_not_asked_for(office: Office) -> None:
     office.taken.add(mapping("0.0.0.0", "8010-8020", container="other"))
-    with pytest.raises(Conflict, match=r"8000-8010:80-90/tcp is taken: container other has 0\.0\.0\.0:8010-8020"):
+    with pytest.raises(Conflict, match=r"0\.0\.0\.0:8010-8020/tcp is already published for container other: choose"):
         office.ask("8000-8010:80-90")
     assert office.is_free()
     assert not office.sockets

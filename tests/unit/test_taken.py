@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gangway.errors import Conflict
 from gangway.model import Address, PortMapping, Protocol
 from gangway.state.port_index import PortIndex
-from tests.unit.samples import APART, HOST_ADDRESSES, mapping, mappings
+from tests.unit.samples import APART, HOST_ADDRESSES, lease, mapping, mappings
 
 
 def taken(many: Iterable[PortMapping]) -> PortIndex:
@@ -66,10 +66,19 @@ def test_what_is_removed_leaves_its_place_to_another(many: list[PortMapping], da
 def test_who_has_a_port_is_told_and_nothing_is_added() -> None:
     first, second = mapping("0.0.0.0", "8000-8004"), mapping("192.0.2.5", "8003", "80", container="other")
     found = taken([first])
-    with pytest.raises(Conflict, match=r"192\.0\.2\.5:8003:80/tcp is taken: container box has 0\.0\.0\.0:8000-8004"):
+    with pytest.raises(Conflict, match=r"^0\.0\.0\.0:8000-8004/tcp is already published for container box: choose"):
         found.add(second)
     found.remove(first)
     assert found.collision(second) is None
+
+
+def test_conflict_with_a_lease_names_docker() -> None:
+    found = taken([lease("0.0.0.0"), lease("::1", "80", protocol=Protocol.UDP)])
+    with pytest.raises(Conflict) as refused:
+        found.add(mapping("127.0.0.1", "7999-8001"))
+    assert str(refused.value) == "0.0.0.0:8000/tcp is published by Docker for 172.17.0.2: choose another port"
+    with pytest.raises(Conflict, match=r"^\[::1\]:80/udp is published by Docker for 172\.17\.0\.2: choose"):
+        found.add(lease("::1", "80", protocol=Protocol.UDP, container="172.17.0.3"))
 
 
 @pytest.mark.parametrize("there", ["192.0.2.5", "0.0.0.0"])
@@ -165,7 +174,9 @@ def test_all_ports_of_an_address_are_one_entry() -> None:
     every = mapping("0.0.0.0", "1-65535")
     found = taken([every])
     assert [found.at(Protocol.TCP, every.host_address, port) for port in (1, 8000, 65535)] == [every] * 3
-    with pytest.raises(Conflict, match=r"is taken: container box has 0\.0\.0\.0:1-65535"):
+    with pytest.raises(
+        Conflict, match=r"^0\.0\.0\.0:1-65535/tcp is already published for container box: choose another port$"
+    ):
         found.add(mapping("127.0.0.1", "65535"))
     found.remove(every)
     found.add(mapping("127.0.0.1", "65535"))

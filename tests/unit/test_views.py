@@ -16,7 +16,7 @@ from gangway.ebpf.daemon_redirect import Redirects
 from gangway.firewall.iptables import render as iptables
 from gangway.firewall.nft import render as nftables
 from gangway.model import Network, PortMapping, Protocol
-from gangway.plan import Code, Firewall, HostFacts, Origin, Road, Route, Source, asked_at, origins_of
+from gangway.plan import Code, Firewall, HostFacts, Origin, Road, Route, SeenAs, asked_at, origins_of
 from gangway.reconcile.diff import redirects_of
 from gangway.relay.client import Relay
 from gangway.relay.settings import Settings
@@ -36,6 +36,7 @@ from tests.unit.samples import (
     NONE,
     WEB,
     endpoint,
+    lease,
     mapping,
     mappings,
     planned,
@@ -81,6 +82,7 @@ ASKED: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
         HostFacts(Firewall.NFTABLES, bridge_filtered=frozenset({4})),
     ),
     Code.NO_SOCKETS: (mapping("::", "8000", "80", Protocol.SCTP), HOST6, FOUR, NO_SCTP),
+    Code.LEASE: (lease("0.0.0.0", "8000", "80"), HOST, WEB, NONE),
 }
 
 
@@ -165,7 +167,7 @@ def test_whatever_is_asked_is_explained_with_its_facts(
         assert any(route.fact in text for text in lines)
         assert all(f"    {rule}" in lines for rule in route.rules)
     seen = [text for text in lines if text.startswith("  The container sees ")]
-    assert len(seen) == sum(route.source != Source.NOBODY for route in told.mapping.routes)
+    assert len(seen) == sum(route.seen_as != SeenAs.NOBODY for route in told.mapping.routes)
 
 
 def test_the_gateway_is_that_of_the_containers_family() -> None:

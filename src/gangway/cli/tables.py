@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gangway.cli.quick import line
-from gangway.plan import Code, Origin, Source
+from gangway.plan import Code, Origin, SeenAs
 
 Answer = dict[str, Any]
 
@@ -43,6 +43,7 @@ _REASONS = {
     Code.ISOLATED: "The network is --no-icc and br_netfilter sees one family only, so {fact} keeps its containers "
     "apart by itself, and nothing is translated within it: the relay answers.",
     Code.NO_SOCKETS: "This kernel has no {fact} sockets, so the relay cannot answer.",
+    Code.LEASE: "Docker's own rules may carry it first; what they leave, the relay answers.",
 }
 
 
@@ -104,7 +105,7 @@ def explanation(answer: Answer) -> Iterator[str]:
         yield ""
         yield f"{_who(route)}: {route['road']}"
         yield f"  {_REASONS[Code(route['code'])].format(fact=route['fact'])}"
-        if route["source"] != Source.NOBODY:
+        if route["seen_as"] != SeenAs.NOBODY:
             yield f"  The container sees {_source(route, mapping, answer)}."
         yield from (f"    {rule}" for rule in route["rules"])
 
@@ -116,7 +117,7 @@ def _who(route: Answer) -> str:
 
 
 def _source(route: Answer, mapping: Answer, answer: Answer) -> str:
-    if route["source"] == Source.GATEWAY:
+    if route["seen_as"] == SeenAs.GATEWAY:
         same = [one for one in answer["gateways"] if (":" in one) == (":" in mapping["container_address"])]
         return f"the gateway, {(same or answer['gateways'])[0]}"
     return "the host's address" if route["origin"] == Origin.HOST else "the client's own address"

@@ -110,7 +110,7 @@ class RouteAnswer(msgspec.Struct):
     road: str
     code: str
     fact: str
-    source: str
+    seen_as: str
     """Whose address the container sees: `client`, `gateway`, or `nobody`."""
     rules: list[str] = []
     """What its first packet meets; told by `explain` only."""
@@ -120,7 +120,7 @@ class RouteAnswer(msgspec.Struct):
         """For a route."""
         reason = route.reason
         words = route.origin.value, route.neighbour, route.road.value, reason.code.value, reason.fact
-        return cls(*words, route.source.value, list(rules))
+        return cls(*words, route.seen_as.value, list(rules))
 
 
 class MappingAnswer(msgspec.Struct):

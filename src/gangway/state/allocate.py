@@ -80,9 +80,7 @@ class Reserving:
         with ExitStack() as opened:
             for address in request.host_addresses:
                 mapping = PortMapping(self._container, request.protocol, address, host_ports, request.container_ports)
-                other = self._taken.collision(mapping)
-                if other is not None:
-                    raise Conflict(f"{mapping} is taken: container {other.container} has {other}")
+                self._taken.require_free(mapping)
                 try:
                     reserved |= self._take_at(mapping, request.is_choice, opened)
                 except Unsupported:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from gangway.errors import Conflict
 from gangway.intervals import Intervals
-from gangway.model import Address, PortMapping, Protocol, any_of
+from gangway.model import Address, PortMapping, Protocol, Source, any_of, in_brackets
 
 
 class PortIndex:
@@ -20,9 +20,7 @@ class PortIndex:
 
     def add(self, mapping: PortMapping) -> None:
         """One more.  Conflict: a port of it is another's."""
-        other = self.collision(mapping)
-        if other is not None:
-            raise Conflict(f"{mapping} is taken: container {other.container} has {other}")
+        self.require_free(mapping)
         ports = mapping.host_ports
         place = self._found[mapping.protocol].setdefault(mapping.host_address, Intervals())
         place.add(ports.first, ports.last, mapping)
@@ -33,6 +31,12 @@ class PortIndex:
         places[mapping.host_address].remove(mapping.host_ports.first)
         if not places[mapping.host_address]:
             del places[mapping.host_address]
+
+    def require_free(self, mapping: PortMapping) -> None:
+        """Conflict: another mapping has a port of this one."""
+        other = self.collision(mapping)
+        if other is not None:
+            raise Conflict(_conflict_text(other))
 
     def collision(self, mapping: PortMapping) -> PortMapping | None:
         """One that has a port of it already, if there is one."""
@@ -51,3 +55,9 @@ class PortIndex:
             yield from (place for address, place in places.items() if address.version == at.version)
         else:
             yield from (places[one] for one in (at, any_of(at)) if one in places)
+
+
+def _conflict_text(other: PortMapping) -> str:
+    at = f"{in_brackets(other.host_address)}:{other.host_ports}/{other.protocol}"
+    by = "published by Docker for" if other.source is Source.LEASE else "already published for container"
+    return f"{at} is {by} {other.container}: choose another port"
