@@ -1,24 +1,22 @@
 /* gangway-docker-proxy: what dockerd starts for each published port, in docker-proxy's place.
  *
- * What this file knows: docker-proxy's command line and status pipe, and the lease protocol.  What it must not know: what is
- * done with a connection.
+ * What this file knows: docker-proxy's command line and status pipe, and how to take a lease from gangway's daemon.  What it
+ * must not know: what is done with a connection.
  *
- * How it works.  dockerd starts one of these for each port and family, and keeps it for as long as the port is published.
- * So it is small, and holds just two things: the port's socket, which it binds (or is given as descriptor 4), and a lease: a
- * connection to the relay process that all launchers of the network namespace share, over which it has handed that socket.
+ * dockerd starts one of these for each port and family, and keeps it for as long as the port is published.  So it is small,
+ * and holds just two things: the port's socket, which it binds (or is given as descriptor 4), and a lease: a connection to
+ * the daemon of its network namespace, over which it has handed that socket (src/gangway/relay/protocol.py).
  *
- *     launcher → relay   lease PROTO CONTAINER-IP CONTAINER-PORT     with the port's socket (SCM_RIGHTS)
- *     relay → launcher   ok        or        error TEXT
+ *     launcher → daemon   lease VERSION PROTO CONTAINER-IP CONTAINER-PORT     with the port's socket (SCM_RIGHTS)
+ *     daemon → launcher   ok        or        error TEXT
  *
- * A lease ends when its connection does, whoever ends it.  A launcher that is told to stop closes its half and waits for the
- * relay's, so the port is free when it exits; one that is killed takes its port along all the same.  When the relay dies the
- * socket still listens here, and clients queue in the kernel until a relay has it again.
+ * A lease ends with its connection.  A launcher that is told to stop shuts its side down and waits for the daemon to close,
+ * so the port is free when it exits; one that is killed loses its port all the same.  When the daemon dies, the relay goes
+ * on serving the port, and the launcher takes its lease from the next daemon.
  *
- * Who starts the relay.  The relay's unix socket lies in a directory that only its owner can enter, one for each network
- * namespace.  Who finds nobody there locks the directory, looks again, and if there is still nobody binds that socket
- * itself and starts gangway.docker_proxy with it: two at once cannot start two.  From then on the socket is the keeper's, who
- * removes it while it still listens there: so it is never its successor's that it removes.
- * What a killed keeper leaves there nobody listens on, and the next launcher replaces it.
+ * Starting the daemon.  Its sockets are in a runtime folder, one for each network namespace (src/gangway/runtime.py).  A
+ * launcher that finds no daemon locks the folder, looks again, and if there is still none starts one: two at once start
+ * one.  The daemon holds a lock of its own for as long as it runs.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -41,6 +39,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#ifndef SO_NETNS_COOKIE
+#define SO_NETNS_COOKIE 71                         /* Linux 5.14 */
+#endif
+#define LEASE_VERSION "1"                          /* src/gangway/relay/protocol.py: VERSION */
+
 enum { STATUS_FD = 3, PASSED_FD = 4 };             /* cmd/docker-proxy: fd 3 is the status pipe, fd 4 the socket */
 enum { ANSWER_MS = 10000, STOP_MS = 2000, RETRY_MS = 500, LOCKED_MS = 10, ATTEMPTS = 3 };   /* dockerd waits 16 s for the status */
 
@@ -49,7 +52,7 @@ static int host_port = -1, container_port = -1;
 static bool use_listen_fd, version, help;
 static char socket_path[sizeof(((struct sockaddr_un *)0)->sun_path)];
 static int signals = -1;                           /* signalfd: SIGINT or SIGTERM came */
-static char reason[512];                           /* why the last thing that failed did */
+static char reason[512];                           /* why the last call that failed did */
 
 static const struct flag { const char *name; const char **text; int *number; bool *truth; const char *usage; } FLAGS[] = {
     { "container-ip", &container_ip, NULL, NULL, "container ip" },
@@ -72,7 +75,7 @@ static const struct protocol { const char *name; int type, number; } PROTOCOLS[]
 };
 static const struct protocol *protocol;
 
-/* Sets `reason`; false, so that a caller can return what failed in one line. */
+/* Sets `reason`; returns false, so that a caller can return in one line. */
 static bool fails(const char *format, ...) {
     va_list facts;
     va_start(facts, format);
@@ -81,7 +84,7 @@ static bool fails(const char *format, ...) {
     return false;
 }
 
-/* The errno in the reference's words: Go's own table (syscall/zerrors_linux_amd64.go), lower case. */
+/* The errno as docker-proxy words it: Go's own table (syscall/zerrors_linux_amd64.go), lower case. */
 static const char *words(int error) {
     switch (error) {
     case EADDRINUSE: return "address already in use";
@@ -96,13 +99,13 @@ static const char *words(int error) {
     }
 }
 
-/* Waits until `fd` can be read; false after `patience_ms` milliseconds, or when told to stop. */
-static bool readable(int fd, int patience_ms) {
+/* Waits until `fd` can be read; false after `limit_ms` milliseconds, or when told to stop. */
+static bool readable(int fd, int limit_ms) {
     struct pollfd wait[] = { { fd, POLLIN, 0 }, { signals, POLLIN, 0 } };
-    return poll(wait, 2, patience_ms) > 0 && !wait[1].revents;
+    return poll(wait, 2, limit_ms) > 0 && !wait[1].revents;
 }
 
-/* dockerd reads the pipe to its end: the whole status goes in one write, and nobody else may hold the pipe. */
+/* dockerd reads the pipe to its end: the whole status is one write, and no other process may hold the pipe. */
 static void report(const char *status) {
     if (write(STATUS_FD, status, strlen(status)) < 0 && errno == EPIPE) exit(1);
     close(STATUS_FD);
@@ -116,7 +119,7 @@ static int refuse(void) {
     return 1;
 }
 
-/* ---- the command line: Go's flag package, its rules and its words ---- */
+/* ---- the command line: the rules and messages of Go's flag package ---- */
 
 static void usage(void) {
     dprintf(STDERR_FILENO, "Usage of docker-proxy:\n");
@@ -184,8 +187,8 @@ static int option(int fd, int name) {
     return value;
 }
 
-/* UDP answers must leave from the address that was asked: ip(7) IP_PKTINFO, ipv6(7) IPV6_RECVPKTINFO. */
-static bool ask_for_address(int fd, int family) {
+/* UDP answers must leave from the address that the client sent to: ip(7) IP_PKTINFO, ipv6(7) IPV6_RECVPKTINFO. */
+static bool enable_pktinfo(int fd, int family) {
     return protocol->type != SOCK_DGRAM
         || (family == AF_INET6 ? set_option(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO) : set_option(fd, IPPROTO_IP, IP_PKTINFO));
 }
@@ -200,13 +203,13 @@ static int passed_socket(void) {
         fails("file descriptor %d is not a %s socket", PASSED_FD, proto);
     else if (protocol->type == SOCK_STREAM && option(PASSED_FD, SO_ACCEPTCONN) != 1 && listen(PASSED_FD, SOMAXCONN))
         fails("file descriptor %d: listen: %s", PASSED_FD, words(errno));
-    else if (fcntl(PASSED_FD, F_SETFD, FD_CLOEXEC) || !ask_for_address(PASSED_FD, family))
+    else if (fcntl(PASSED_FD, F_SETFD, FD_CLOEXEC) || !enable_pktinfo(PASSED_FD, family))
         fails("file descriptor %d: %s", PASSED_FD, words(errno));
     else return PASSED_FD;
     return -1;
 }
 
-/* SO_REUSEADDR as Go sets it: connections of the port's last user in TIME_WAIT do not keep it.  Not for UDP, where it would let two bind. */
+/* SO_REUSEADDR as Go sets it: connections in TIME_WAIT do not keep the port in use.  Not for UDP, where it would let two bind. */
 static int bound_socket(void) {
     struct sockaddr_in6 six = { .sin6_family = AF_INET6, .sin6_port = htons((uint16_t)host_port) };
     struct sockaddr_in four = { .sin_family = AF_INET, .sin_port = htons((uint16_t)host_port) };
@@ -215,7 +218,7 @@ static int bound_socket(void) {
     const char *step = "socket";
     int fd = socket(is_six ? AF_INET6 : AF_INET, protocol->type | SOCK_CLOEXEC, protocol->number);
     if (fd < 0 && (errno == EPROTONOSUPPORT || errno == ESOCKTNOSUPPORT)) return fails("%s", words(errno)), -1;
-    bool ready = fd >= 0 && (!is_six || set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY)) && ask_for_address(fd, is_six ? AF_INET6 : AF_INET)
+    bool ready = fd >= 0 && (!is_six || set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY)) && enable_pktinfo(fd, is_six ? AF_INET6 : AF_INET)
         && (protocol->type == SOCK_DGRAM || set_option(fd, SOL_SOCKET, SO_REUSEADDR));
     if (ready) {
         step = "bind";
@@ -241,35 +244,58 @@ static int open_socket(void) {
     return -1;
 }
 
-/* ---- the relay: finding it, starting it ---- */
+/* ---- the daemon: finding it, starting it ---- */
 
-/* Opens the directory of the relay's socket, made if need be.  Nobody else may be able to put a socket there. */
-static int open_directory(void) {
-    const char *base = geteuid() ? getenv("XDG_RUNTIME_DIR") : "/run";
-    char path[sizeof socket_path];
-    struct stat directory, namespace;
-    if (!base) return fails("XDG_RUNTIME_DIR is not set: no place for the relay's socket"), -1;
-    if (snprintf(path, sizeof path, "%s/gangway", base) >= (int)sizeof path) return fails("XDG_RUNTIME_DIR is too long: %s", base), -1;
-    mkdir(path, 0700);
-    int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &directory) || stat("/proc/self/ns/net", &namespace)) fails("%s: %s", path, strerror(errno));
-    else if (directory.st_uid != geteuid() || directory.st_mode & 077) fails("%s must belong to uid %d with mode 0700", path, (int)geteuid());
-    else if (snprintf(socket_path, sizeof socket_path, "%s/docker-proxy-%lu.sock", path, (unsigned long)namespace.st_ino) >= (int)sizeof socket_path)
-        fails("XDG_RUNTIME_DIR is too long: %s", base);
-    else return fd;
+/* Writes the name of this network namespace: its cookie, or on an older kernel its inode number. */
+static bool name_namespace(char *name, size_t size) {
+    unsigned long long cookie = 0;
+    struct stat namespace;
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    bool told = fd >= 0 && !getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &(socklen_t){ sizeof cookie });
     if (fd >= 0) close(fd);
-    return -1;
+    if (told) return snprintf(name, size, "netns-%llu", cookie) > 0;
+    if (stat("/proc/self/ns/net", &namespace)) return fails("/proc/self/ns/net: %s", strerror(errno));
+    return snprintf(name, size, "netns-inode-%lu", (unsigned long)namespace.st_ino) > 0;
 }
 
-/* A connection to the relay, or -1.  `errno` ENOENT and ECONNREFUSED mean that there is none. */
-static int connect_relay(void) {
+/* True if nobody else can put a socket into a folder. */
+static bool is_safe(int fd, const char *path) {
+    struct stat folder;
+    if (fd < 0 || fstat(fd, &folder)) return fails("%s: %s", path, strerror(errno));
+    if (folder.st_uid == geteuid() && !(folder.st_mode & 022)) return true;
+    return fails("%s must belong to uid %d and be writable by it alone", path, (int)geteuid());
+}
+
+/* Opens the runtime folder, created if it does not exist; -1 if it cannot be used. */
+static int open_folder(void) {
+    const char *base = geteuid() ? getenv("XDG_RUNTIME_DIR") : "/run";
+    char name[48], path[sizeof socket_path];
+    if (!base) return fails("XDG_RUNTIME_DIR is not set: no place for the daemon's socket"), -1;
+    if (!name_namespace(name, sizeof name)) return -1;
+    if (snprintf(socket_path, sizeof socket_path, "%s/gangway/%s/lease.sock", base, name) >= (int)sizeof socket_path)
+        return fails("XDG_RUNTIME_DIR is too long: %s", base), -1;
+    snprintf(path, sizeof path, "%s/gangway", base);
+    mkdir(path, 0755);
+    int parent = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), fd = -1;
+    if (is_safe(parent, path)) {
+        snprintf(path, sizeof path, "%s/gangway/%s", base, name);
+        mkdirat(parent, name, 0750);
+        fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (!is_safe(fd, path) && fd >= 0) close(fd), fd = -1;
+    }
+    if (parent >= 0) close(parent);
+    return fd;
+}
+
+/* A connection to the daemon, or -1.  `errno` ENOENT and ECONNREFUSED mean that there is none. */
+static int connect_daemon(void) {
     struct sockaddr_un address = { .sun_family = AF_UNIX };
     struct ucred peer;
     strcpy(address.sun_path, socket_path);
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address)) fails("%s: %s", socket_path, strerror(errno));
     else if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &(socklen_t){ sizeof peer }) || peer.uid != geteuid())
-        fails("%s belongs to somebody else", socket_path), errno = EPERM;
+        fails("%s belongs to another user", socket_path), errno = EPERM;
     else return fd;
     int error = errno;
     if (fd >= 0) close(fd);
@@ -277,64 +303,57 @@ static int connect_relay(void) {
     return -1;
 }
 
-static int listen_for_launchers(void) {
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
-    strcpy(address.sun_path, socket_path);
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    unlink(socket_path);
-    if (fd >= 0 && !bind(fd, (struct sockaddr *)&address, sizeof address) && !listen(fd, SOMAXCONN)) return fd;
-    fails("%s: %s", socket_path, strerror(errno));
-    if (fd >= 0) close(fd);
-    return -1;
+static bool is_absent(int error) {
+    return error == ENOENT || error == ECONNREFUSED;
 }
 
-/* Becomes the relay's keeper: descriptor 2 is its status pipe, 3 its socket; nothing else of ours goes along. */
-static void become_keeper(int listener, int status) {
-    char python[PATH_MAX], *environment[] = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", NULL };
+/* Becomes the daemon: descriptor 3 is its status pipe; nothing else of ours goes along. */
+static void become_daemon(int status) {
+    char python[PATH_MAX], runtime[PATH_MAX] = "", *environment[] = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", NULL, NULL };
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
+    if (getenv("XDG_RUNTIME_DIR") && snprintf(runtime, sizeof runtime, "XDG_RUNTIME_DIR=%s", getenv("XDG_RUNTIME_DIR")) < (int)sizeof runtime)
+        environment[2] = runtime;
     ssize_t length = readlink("/proc/self/exe", python, sizeof python - sizeof "python3");
     python[length < 0 ? 0 : length] = 0;
     char *name = strrchr(python, '/');
     strcpy(name ? name + 1 : python, "python3");
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (chdir("/") || null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(status, 2) < 0 || dup2(listener, 3) < 0) unlink(socket_path), _exit(1);
+    if (chdir("/") || null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 || dup2(status, 3) < 0) _exit(1);
     syscall(SYS_close_range, 4, ~0U, 0);           /* Linux 5.9; before it, what our parent forgot to mark CLOEXEC goes along */
-    execve(python, (char *[]){ python, "-I", "-m", "gangway.docker_proxy", socket_path, NULL }, environment);
-    dprintf(2, "cannot start the relay: %s: %s", python, strerror(errno));
-    unlink(socket_path);
+    execve(python, (char *[]){ python, "-I", "-OO", "-m", "gangway.daemon", "{\"until_idle\":true,\"ready_fd\":3}", NULL }, environment);
+    dprintf(3, "HostRefused %s: %s", python, strerror(errno));
     _exit(1);
 }
 
-/* Reads the keeper's status until it has said all: `0\n`, or why it cannot. */
+/* Reads the daemon's status to its end: `0\n`, or the kind of an error and its text. */
 static bool read_status(int status) {
+    char said[sizeof reason];
     size_t length = 0;
     ssize_t got = 1;
-    while (got > 0 && length < sizeof reason - 1) {
-        if (!readable(status, ANSWER_MS)) return fails("the relay does not say whether it started");
-        got = read(status, reason + length, sizeof reason - 1 - length);
+    while (got > 0 && length < sizeof said - 1) {
+        if (!readable(status, ANSWER_MS)) return fails("gangway's daemon does not report whether it started");
+        got = read(status, said + length, sizeof said - 1 - length);
         if (got > 0) length += (size_t)got;
     }
-    reason[length] = 0;
-    if (!strcmp(reason, "0\n")) return true;
-    return length ? false : fails("the relay ended before it had started");
+    said[length] = 0;
+    if (!strcmp(said, "0\n")) return true;
+    if (!length) return fails("gangway's daemon exited before it was ready");
+    const char *text = strchr(said, ' ');
+    return fails("%s", text ? text + 1 : said);
 }
 
-static bool start_relay(void) {
-    int status[2], listener = listen_for_launchers();
-    if (listener < 0) return false;
-    if (pipe2(status, O_CLOEXEC)) return unlink(socket_path), close(listener), fails("pipe: %s", strerror(errno));
+static bool start_daemon(void) {
+    int status[2];
+    if (pipe2(status, O_CLOEXEC)) return fails("pipe: %s", strerror(errno));
     pid_t child = fork();
-    if (!child) {                                  /* twice, so that the keeper is nobody's child that has to be waited for */
+    if (!child) {                                  /* twice, so that the daemon is nobody's child that has to be waited for */
         setsid();
         if (fork()) _exit(0);
-        /* Out of the way of the descriptors that become_keeper puts in place. */
-        become_keeper(fcntl(listener, F_DUPFD_CLOEXEC, 10), fcntl(status[1], F_DUPFD_CLOEXEC, 10));
+        become_daemon(fcntl(status[1], F_DUPFD_CLOEXEC, 10));    /* out of the way of the descriptors put in place there */
     }
-    if (child < 0) unlink(socket_path);
     close(status[1]);
-    close(listener);
     if (child > 0) waitpid(child, NULL, 0);
     bool up = child > 0 ? read_status(status[0]) : fails("fork: %s", strerror(errno));
     close(status[0]);
@@ -346,26 +365,41 @@ static bool told_to_stop(int wait_ms) {
     return poll(&(struct pollfd){ signals, POLLIN, 0 }, 1, wait_ms) > 0;
 }
 
-/* A connection to the relay, which is started if there is none; or -1. */
-static int find_relay(void) {
-    int relay = connect_relay();
-    if (relay >= 0 || (errno != ENOENT && errno != ECONNREFUSED)) return relay;
-    int directory = open_directory();
-    if (directory < 0) return -1;
-    bool locked = false;
-    while (!(locked = !flock(directory, LOCK_EX | LOCK_NB)) && errno == EWOULDBLOCK && !told_to_stop(LOCKED_MS)) {}
-    if (!locked) fails("another launcher is starting the relay");
-    else if ((relay = connect_relay()) < 0 && (errno == ENOENT || errno == ECONNREFUSED) && start_relay()) relay = connect_relay();
-    close(directory);
-    return relay;
+/* Locks the runtime folder and starts the daemon, unless somebody else has by then; a connection to it, or -1. */
+static int start_and_connect(int folder) {
+    while (flock(folder, LOCK_EX | LOCK_NB)) {
+        if (errno != EWOULDBLOCK) return fails("flock: %s", strerror(errno)), -1;
+        if (told_to_stop(LOCKED_MS)) return fails("another launcher is starting the daemon"), -1;
+        int daemon = connect_daemon();
+        if (daemon >= 0 || !is_absent(errno)) return daemon;
+    }
+    int daemon = connect_daemon();
+    if (daemon >= 0 || !is_absent(errno)) return daemon;
+    bool up = start_daemon();
+    char why[sizeof reason];
+    strcpy(why, reason);
+    daemon = connect_daemon();                     /* also if ours did not start: a command may have started one */
+    if (daemon < 0 && !up) strcpy(reason, why);
+    return daemon;
+}
+
+/* A connection to the daemon, which is started if there is none; or -1. */
+static int find_daemon(void) {
+    int daemon = connect_daemon();
+    if (daemon >= 0 || !is_absent(errno)) return daemon;
+    int folder = open_folder();
+    if (folder < 0) return -1;
+    daemon = start_and_connect(folder);
+    close(folder);
+    return daemon;
 }
 
 /* ---- the lease ---- */
 
-/* Hands the port's socket over and waits for the answer.  1: it is served, 0: the relay says no, -1: the relay went away. */
-static int hand_over(int relay, int port) {
+/* Hands the port's socket over and waits for the answer.  1: granted, 0: refused, -1: the daemon went away. */
+static int hand_over(int daemon, int port) {
     char text[256], control[CMSG_SPACE(sizeof(int))] = { 0 };
-    int length = snprintf(text, sizeof text, "lease %s %s %d", proto, container_ip, container_port);
+    int length = snprintf(text, sizeof text, "lease " LEASE_VERSION " %s %s %d", proto, container_ip, container_port);
     struct iovec part = { text, (size_t)length };
     struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };
     struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
@@ -373,29 +407,29 @@ static int hand_over(int relay, int port) {
     rights->cmsg_type = SCM_RIGHTS;
     rights->cmsg_len = CMSG_LEN(sizeof port);
     memcpy(CMSG_DATA(rights), &port, sizeof port);
-    if (sendmsg(relay, &message, MSG_NOSIGNAL) < 0) return fails("the relay went away: %s", strerror(errno)), -1;
-    if (!readable(relay, ANSWER_MS)) return fails("the relay does not answer"), 0;
-    ssize_t got = recv(relay, text, sizeof text - 1, 0);
-    if (got <= 0) return fails("the relay went away"), -1;
+    if (sendmsg(daemon, &message, MSG_NOSIGNAL) < 0) return fails("gangway's daemon went away: %s", strerror(errno)), -1;
+    if (!readable(daemon, ANSWER_MS)) return fails("gangway's daemon does not answer"), 0;
+    ssize_t got = recv(daemon, text, sizeof text - 1, 0);
+    if (got <= 0) return fails("gangway's daemon went away"), -1;
     text[got] = 0;
     if (!strcmp(text, "ok")) return 1;
     return fails("%s", strncmp(text, "error ", 6) ? text : text + 6), 0;
 }
 
-/* A lease for the port, or -1.  A relay that ends just now is no reason to fail: the next attempt starts another. */
+/* A lease for the port, or -1.  A daemon that ends just now is no reason to fail: the next attempt starts another. */
 static int take_lease(int port) {
     for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
-        int relay = find_relay();
-        if (relay < 0) return -1;
-        int answer = hand_over(relay, port);
-        if (answer > 0) return relay;
-        close(relay);
+        int daemon = find_daemon();
+        if (daemon < 0) return -1;
+        int answer = hand_over(daemon, port);
+        if (answer > 0) return daemon;
+        close(daemon);
         if (!answer) return -1;
     }
     return -1;
 }
 
-/* Holds the port until a signal says stop.  While there is no relay, tries again twice a second. */
+/* Holds the port until a signal says stop.  While there is no daemon, tries again twice a second. */
 static void hold(int port, int lease) {
     struct pollfd wait[] = { { signals, POLLIN, 0 }, { lease, POLLIN, 0 } };
     while (poll(wait, 2, wait[1].fd < 0 ? RETRY_MS : -1) < 0 || !wait[0].revents) {
@@ -403,14 +437,14 @@ static void hold(int port, int lease) {
         if (wait[1].fd < 0) wait[1].fd = take_lease(port);
     }
     close(port);
-    if (wait[1].fd < 0) return;
-    shutdown(wait[1].fd, SHUT_WR);                 /* the relay answers by its own end, once the port is free */
+    if (wait[1].fd < 0) return;                    /* the relay, should it run, frees the port when this process has exited */
+    shutdown(wait[1].fd, SHUT_WR);                 /* the daemon closes its side once the port is free */
     poll(&wait[1], 1, STOP_MS);
 }
 
 int main(int count, char **arguments) {
     sigset_t stop;
-    for (int fd = 0; fd <= STATUS_FD; fd++)        /* so that nothing of ours gets a number that means something */
+    for (int fd = 0; fd <= STATUS_FD; fd++)        /* so that no descriptor of ours gets a number with a meaning */
         if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
     fcntl(STATUS_FD, F_SETFD, FD_CLOEXEC);
     bool good = parse_flags(arguments + (count > 0));
@@ -426,8 +460,8 @@ int main(int count, char **arguments) {
     int port = known_protocol() ? open_socket() : -1, lease = -1;
     signals = signalfd(-1, &stop, SFD_CLOEXEC);    /* after the socket: it must not be given descriptor 4 */
     if (port >= 0) {
-        int directory = open_directory();
-        if (directory >= 0) close(directory), lease = take_lease(port);
+        int folder = open_folder();
+        if (folder >= 0) close(folder), lease = take_lease(port);
     }
     if (lease < 0) return refuse();
     report("0\n");

@@ -1,10 +1,13 @@
-"""`python -m gangway.daemon START`: what `gangway daemon` becomes, and what a command starts that finds no daemon.
+"""`python -m gangway.daemon START`: what `gangway daemon` becomes, and what a command or a launcher starts when there
+is no daemon.
 
-What this file knows: how a start is told, as JSON, and how its failure is said.  What it must not know: anything else.
+START is JSON; every key may be left out:
 
-    {"socket": PATH, "options": {…}, "config": FILE or null, "until_idle": bool, "ready_fd": number}
+    {"socket": PATH, "options": {…}, "config": FILE, "until_idle": bool, "ready_fd": NUMBER}
 
-`ready_fd` is a pipe to whoever waits: `0\\n` when the daemon serves, or the error's kind and text.
+`until_idle`: the daemon ends when there is nothing to look after; it is started with the socket, options and file with
+which an operator last started one here (start.json in the runtime folder), unless it is given others.  `ready_fd` is a
+pipe to whoever waits: `0\\n` when the daemon serves, or the error's kind and text.
 """
 
 import ctypes
@@ -17,43 +20,45 @@ from pathlib import Path
 
 import msgspec
 
-from gangway.daemon import config
-from gangway.daemon import main as process
+from gangway import runtime
+from gangway.daemon import config, main
 from gangway.errors import GangwayError, InvalidRequest
 from gangway.log import Log, open_log
 
 _STDERR = 2
 
 
-class Told(msgspec.Struct):
-    """A start, as it is told."""
+class Start(msgspec.Struct):
+    """How the daemon is to be started."""
 
-    socket: str
-    options: dict[str, str | bool]
+    socket: str | None = None
+    options: dict[str, str | bool] = {}
     config: str | None = None
     until_idle: bool = False
     ready_fd: int | None = None
 
 
-def main() -> int:
-    """Runs a daemon to its end."""
+def run() -> int:
+    """Run a daemon to its end; return its exit status."""
     gc.disable()  # until it serves, almost all that is made stays
-    told = msgspec.json.decode(sys.argv[1], type=Told)
-    if told.until_idle:
-        _let_go(told.ready_fd)
+    start = msgspec.json.decode(sys.argv[1] if len(sys.argv) > 1 else "{}", type=Start)
+    if start.until_idle:
+        _detach(start.ready_fd)
+        _apply_last_start(start)
     try:
-        settings = config.load(Path(told.config) if told.config else None, told.options)
-        log = open_log(settings.relay_settings.log) if told.until_idle else Log(_to_stderr)
-        start = process.Start(settings, Path(told.socket).absolute(), told.until_idle, log)
-        process.run(start, lambda: _serves(told))
+        settings, warnings = config.load(Path(start.config) if start.config else None, start.options)
+        log = open_log(settings.relay_settings.log) if start.until_idle else Log(_write_stderr)
+        for text in warnings:
+            log.warning("%s", text)
+        main.run(main.Start(settings, start.socket, start.until_idle, log), lambda: _ready(start))
     except (GangwayError, OSError) as error:
-        _fails(told.ready_fd, error)
+        _report_failure(start.ready_fd, error)
         return 2 if isinstance(error, InvalidRequest) else 1
     return 0
 
 
-def _let_go(ready_fd: int | None) -> None:
-    """Whoever started us may have had a lock, or a directory that is to be unmounted."""
+def _detach(ready_fd: int | None) -> None:
+    """Close what the starting process had open: it may hold a lock, or keep a folder from being unmounted."""
     os.chdir("/")
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd > _STDERR and fd != ready_fd:
@@ -61,36 +66,49 @@ def _let_go(ready_fd: int | None) -> None:
                 os.close(fd)
 
 
-def _serves(told: Told) -> None:
-    """Leaves word of how an operator has started it, for the command that starts the next one.
+def _start_path() -> str:
+    return os.path.join(runtime.folder(), runtime.START)
+
+
+def _apply_last_start(start: Start) -> None:
+    with suppress(OSError, ValueError), open(_start_path(), "rb") as file:
+        if os.fstat(file.fileno()).st_uid == os.geteuid():
+            last = msgspec.json.decode(file.read(), type=Start)
+            start.socket = start.socket or last.socket
+            start.options = start.options or last.options
+            start.config = start.config or last.config
+
+
+def _ready(start: Start) -> None:
+    """Record how an operator has started the daemon, and report that it serves.
 
     What was needed to come this far is not needed again: it goes back to the kernel.
     """
-    if not told.until_idle:
-        with suppress(OSError), open(f"{told.socket}.start", "w") as file:
-            json.dump({"options": told.options, "config": told.config}, file)
+    if not start.until_idle:
+        with suppress(OSError), open(os.open(_start_path(), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump({"socket": start.socket, "options": start.options, "config": start.config}, file)
     gc.collect()
     gc.freeze()
     gc.enable()
     with suppress(AttributeError):  # glibc's; musl has none
         ctypes.CDLL(None).malloc_trim(0)
-    if told.ready_fd is not None:
+    if start.ready_fd is not None:
         with suppress(OSError):
-            os.write(told.ready_fd, b"0\n")
-        os.close(told.ready_fd)
+            os.write(start.ready_fd, b"0\n")
+        os.close(start.ready_fd)
 
 
-def _fails(ready_fd: int | None, error: Exception) -> None:
+def _report_failure(ready_fd: int | None, error: Exception) -> None:
     if ready_fd is None:
         print(f"gangway: {error}", file=sys.stderr)
         return
-    with suppress(OSError):  # it has said that it serves, and nobody waits any more
+    with suppress(OSError):  # it has reported that it serves, and nobody waits any more
         os.write(ready_fd, f"{type(error).__name__} {error}".encode())
 
 
-def _to_stderr(_level: int, line: str) -> None:
+def _write_stderr(_level: int, line: str) -> None:
     print(f"gangway: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

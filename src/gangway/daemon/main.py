@@ -1,12 +1,11 @@
-"""The daemon's process, from its first moment to its last.
+"""The daemon's process, from its start to its end.
 
-What this file knows: what the daemon's parts are, and when it is over.  What it must not know: what they do.
+What this file knows: what the daemon's parts are, and when it ends.  What it must not know: what the parts do.
 
-How it works.  One loop listens to the API's socket, to signals and to the kernel's notices; one thread does the work.
-After a notice, and after the last of a burst of them, that thread looks whether there is something to do; so it does
-when the relay has ended.  Its descriptor tells that by a hang-up: whatever else comes by it is the thread's.  Only one
-daemon can look after a network namespace: a name in its abstract unix sockets (unix(7)), which are the namespace's own,
-goes to the first.
+One event loop waits for API clients, signals and the kernel's notifications; one worker thread carries requests out;
+another one serves docker-proxy launchers (`leases`).  After a notification, and after the last of a burst of them, the
+worker checks whether something has to be repaired; so it does when the relay has exited.  What few daemons need is
+loaded when it is first needed: the HTTP server by the first API client, netlink and nftables by the first network.
 """
 
 import asyncio
@@ -14,33 +13,25 @@ import os
 import select
 import signal
 import socket
-import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import NamedTuple
 
-from aiohttp import web
-
-from gangway.daemon.api import application
 from gangway.daemon.config import Config
-from gangway.errors import Conflict, GangwayError, HostRefused, Unsupported
-from gangway.host import probe
+from gangway.daemon.home import Home
+from gangway.daemon.leases import LeaseServer
+from gangway.daemon.parts import Parts
+from gangway.errors import GangwayError
 from gangway.host.events import Notices
 from gangway.log import Log
-from gangway.relay.client import Relay
 from gangway.relay.privilege import raise_descriptor_limit
-from gangway.state.database import Database
-from gangway.state.requests import Requests
 
-_LOCK = "\0gangway-daemon"
-_UCRED = struct.Struct("iII")  # pid, uid, gid: unix(7)
-# After a notice of the kernel's, one waits so long for more before one looks.
+# After a notification from the kernel, how long to wait for more before checking.
 _SETTLE_S = 0.1
-# What gives no notice is looked at so often: the legacy iptables, br_netfilter's switches, what could not be done.
-_LOOK_S = 10.0
-# A daemon that a command has started ends when there has been nothing to keep for so long.
+# How often to check what sends no notification: legacy iptables, br_netfilter's settings, what could not be done.
+_CHECK_S = 10.0
+# How long a daemon that a command or launcher has started stays when there is nothing to look after.
 _LINGER_S = 5.0
 
 
@@ -48,69 +39,85 @@ class Start(NamedTuple):
     """How a daemon is to run."""
 
     config: Config
-    socket_path: Path
+    socket_path: str | None
+    """Where API clients connect; None: in the runtime folder."""
     until_idle: bool
-    """It ends itself when nothing is left to keep."""
+    """It ends when there is nothing to look after."""
     log: Log
 
 
 class Daemon:
     """A daemon that runs until a signal, or until it is idle."""
 
-    def __init__(self, start: Start, service: Requests, notices: Notices, worker: ThreadPoolExecutor) -> None:
+    def __init__(self, start: Start, parts: Parts, notices: Notices, worker: ThreadPoolExecutor) -> None:
         self._start = start
-        self._service = service
+        self._parts = parts
         self._notices = notices
         self._worker = worker
         self._over = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._looks: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._checks: dict[socket.socket, asyncio.TimerHandle] = {}
         self._end: asyncio.TimerHandle | None = None
         self._relay_fd: int | None = None
         self._hangups = select.epoll()
+        self.ended_idle = False
 
-    async def run(self, ready: Callable[[], None]) -> None:
-        """Serves; `ready` is called when it does."""
+    async def run(self, home: Home, ready: Callable[[], None]) -> None:
+        """Serve; `ready` is called when it does."""
+        requests = self._parts.requests
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._over.set)
-        for sock, check in (
-            (self._notices.links, self._service.check),
-            (self._notices.rules, self._service.check_rules),
-        ):
-            self._loop.add_reader(sock, self._noticed, sock, check)
-        self._loop.add_reader(self._hangups, self._relay_ended)
-        app = application(self._service, self._worker, self._start.log, self._changed)
-        runner = web.AppRunner(app, access_log=None, handle_signals=False)
-        await runner.setup()
+        for sock, check in ((self._notices.links, requests.check), (self._notices.rules, requests.check_rules)):
+            self._loop.add_reader(sock, self._notified, sock, check)
+        self._loop.add_reader(self._hangups, self._relay_exited)
+        leases = LeaseServer(
+            home.leases, requests.leases, self._start.log, lambda: self._loop.call_soon_threadsafe(self._changed)
+        )
+        self._leases = leases
+        leases.start()
         try:
-            await web.UnixSite(runner, str(self._start.socket_path)).start()
-            self._start.socket_path.chmod(0o660)
-            ready()
-            self._changed()
-            self._loop.call_later(_LOOK_S, self._look_thoroughly)
-            await self._over.wait()
+            async with self._api(home.api):
+                ready()
+                self._changed()
+                self._loop.call_later(_CHECK_S, self._check_thoroughly)
+                await self._over.wait()
         finally:
-            await runner.cleanup()
+            leases.close()
             self._loop.remove_reader(self._hangups)
             self._hangups.close()
 
-    def _noticed(self, sock: socket.socket, check: Callable[[], None]) -> None:
-        self._notices.drain(sock)
-        if sock not in self._looks:
-            self._looks[sock] = self._loop.call_later(_SETTLE_S, self._look_now, sock, check)
+    def _api(self, listener: socket.socket) -> "_LazyApi":
+        return _LazyApi(self._loop, listener, self._serve_api)
 
-    def _look_now(self, sock: socket.socket, check: Callable[[], None]) -> None:
-        del self._looks[sock]
+    async def _serve_api(self, listener: socket.socket) -> Callable[[], object]:
+        """Serve the API at a listening socket; return what ends it."""
+        from aiohttp import web  # a dozen megabytes that a daemon with leases only does not need
+
+        from gangway.daemon.api import application
+
+        app = application(self._parts, self._worker, self._start.log, self._changed)
+        runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        await runner.setup()
+        await web.SockSite(runner, listener).start()
+        return runner.cleanup
+
+    def _notified(self, sock: socket.socket, check: Callable[[], None]) -> None:
+        self._notices.drain(sock)
+        if sock not in self._checks:
+            self._checks[sock] = self._loop.call_later(_SETTLE_S, self._check_now, sock, check)
+
+    def _check_now(self, sock: socket.socket, check: Callable[[], None]) -> None:
+        del self._checks[sock]
         self._run(check)
 
-    def _look_thoroughly(self) -> None:
-        self._run(self._service.check_thoroughly)
-        self._loop.call_later(_LOOK_S, self._look_thoroughly)
+    def _check_thoroughly(self) -> None:
+        self._run(self._parts.requests.check_thoroughly)
+        self._loop.call_later(_CHECK_S, self._check_thoroughly)
 
     def _run(self, check: Callable[[], None]) -> None:
-        self._loop.run_in_executor(self._worker, self._check, check).add_done_callback(lambda _: self._changed())
+        self._loop.run_in_executor(self._worker, self._guarded, check).add_done_callback(lambda _: self._changed())
 
-    def _check(self, check: Callable[[], None]) -> None:
+    def _guarded(self, check: Callable[[], None]) -> None:
         try:
             check()
         except GangwayError as error:
@@ -119,83 +126,80 @@ class Daemon:
             self._start.log.failure(error)
 
     def _changed(self) -> None:
-        """There may be another relay now, and it may be over."""
-        self._watch(self._service.relay_fd)
+        """There may be another relay now, and nothing may be left to look after."""
+        self._watch(self._parts.dataplane.relay.fileno())
         if self._end is not None:
             self._end.cancel()
-        if self._start.until_idle and self._service.is_idle:
+        if self._start.until_idle and self._parts.requests.is_idle:
             self._end = self._loop.call_later(_LINGER_S, self._end_if_idle)
 
     def _watch(self, relay_fd: int | None) -> None:
-        """What the relay answers is not for us: only its end wakes us.  A new relay may have the old one's number."""
+        """Wait for the relay's end only: what it answers is for the threads that ask.  A new relay may have the old
+        one's descriptor number."""
         if self._relay_fd is not None:
             with suppress(OSError):  # it is closed, and so it is not watched any more
                 self._hangups.unregister(self._relay_fd)
         self._relay_fd = relay_fd
         if relay_fd is not None:
-            with suppress(OSError):  # it is closed just now, and we are called again
+            with suppress(OSError):  # it is being closed, and we are called again
                 self._hangups.register(relay_fd, select.EPOLLRDHUP)
 
-    def _relay_ended(self) -> None:
+    def _relay_exited(self) -> None:
         self._watch(None)
-        self._run(self._service.check)
+        self._leases.restore()
+        self._run(self._parts.requests.check)
 
     def _end_if_idle(self) -> None:
-        """Asked of the thread that does the work: whatever is on its way there comes first."""
-        asked = self._loop.run_in_executor(self._worker, lambda: self._service.is_idle)
-        asked.add_done_callback(lambda answer: self._over.set() if answer.result() else None)
+        """Ask the worker thread: whatever is on its way there comes first."""
+        idle = self._loop.run_in_executor(self._worker, lambda: self._parts.requests.is_idle)
+        idle.add_done_callback(lambda answer: self._end_idle() if answer.result() else None)
+
+    def _end_idle(self) -> None:
+        self.ended_idle = True
+        self._over.set()
+
+
+class _LazyApi:
+    """A listening socket whose server is started by the first client."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        listener: socket.socket,
+        serve: Callable[[socket.socket], object],
+    ) -> None:
+        self._loop = loop
+        self._listener = listener
+        self._serve = serve
+        self._server: asyncio.Task[Callable[[], object]] | None = None
+
+    async def __aenter__(self) -> None:
+        self._loop.add_reader(self._listener, self._first_client)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._loop.remove_reader(self._listener)
+        if self._server is not None:
+            await (await self._server)()  # type: ignore[misc]
+
+    def _first_client(self) -> None:
+        self._loop.remove_reader(self._listener)
+        self._server = self._loop.create_task(self._serve(self._listener))  # type: ignore[arg-type]
 
 
 def run(start: Start, ready: Callable[[], None]) -> None:
-    """Runs a daemon to its end; `ready` is called when it serves.  GangwayError: it cannot."""
-    if not probe.is_root():
-        raise Unsupported("the daemon changes links, rules and settings of this host: run it as root")
+    """Run a daemon to its end; `ready` is called when it serves.  GangwayError: it cannot run."""
     raise_descriptor_limit()
     with ExitStack() as stack:
-        _claim(start, stack)
-        store = Database(Path(start.config.state))
-        relay = Relay(Path(f"{start.socket_path}.relay"), start.config.relay_settings)
+        home = stack.enter_context(Home(start.socket_path, start.config.group))
         worker = stack.enter_context(ThreadPoolExecutor(1, "worker"))
         notices = Notices()
         stack.callback(notices.close)
-        service = worker.submit(Requests, start.config, store, relay, start.log).result()
-        stack.callback(lambda: worker.submit(service.close).result())
+        parts = worker.submit(Parts, start.config, home, start.log).result()
+        stack.callback(lambda: worker.submit(parts.close).result())
 
-        async def serve() -> None:
-            await Daemon(start, service, notices, worker).run(ready)
+        async def serve() -> bool:
+            daemon = Daemon(start, parts, notices, worker)
+            await daemon.run(home, ready)
+            return daemon.ended_idle
 
-        asyncio.run(serve())
-
-
-def _holder_uid() -> int:
-    """Whose process holds the lock: anybody can take a name in that space.  -1: nobody who listens."""
-    with socket.socket(socket.AF_UNIX) as asking:
-        try:
-            asking.connect(_LOCK)
-            credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        except OSError:
-            return -1
-        return int(_UCRED.unpack(credentials)[1])
-
-
-def _claim(start: Start, stack: ExitStack) -> None:
-    """Makes sure that no other daemon looks after this network namespace, or has this socket."""
-    lock = stack.enter_context(socket.socket(socket.AF_UNIX))
-    try:
-        lock.bind(_LOCK)
-        lock.listen()
-    except OSError:
-        if _holder_uid() == os.geteuid():
-            raise Conflict("another gangway daemon looks after this network namespace already") from None
-        start.log.warning("another user's process has taken the name that keeps two daemons apart")
-    path = start.socket_path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-        with socket.socket(socket.AF_UNIX) as probing:
-            probing.connect(str(path))
-        raise Conflict(f"another daemon listens on {path}: give this one another --socket")
-    except (FileNotFoundError, ConnectionRefusedError):
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise HostRefused(f"the socket {path} cannot be had: {error.strerror or error}") from None
-    stack.callback(lambda: path.unlink(missing_ok=True))
+        home.is_abandoned = asyncio.run(serve())

@@ -1,299 +1,302 @@
-"""This host, as it is found and as it is kept: the facts, the rules that stand, and putting right what is not.
+"""Keeps the host as it should be: compares all that is wanted with all that there is, and repairs the difference.
 
-What this file knows: when everything is to be decided and compared anew.  What it must not know: requests, how a step
-is carried out.
+What this file knows: when everything is decided and compared anew.  What it must not know: what a request means, how a
+step is carried out.
 
-How it works.  `reconcile` compares all that is wanted with all that there is, and may be called at any time.  `check`
-only looks whether it should be: after a notice of the kernel's, unless it is of rules of our own (`check_rules`), and,
-`thorough`, now and then, for what gives no notice.  Both do what they can: what fails is logged, and the next one tries
-again.  A request first has put right what others did (`prepare`: the rules, the relay, the container that it is about),
-then carries out its own small difference, and settles what it decided.
+`reconcile` may be called at any time.  `check` only finds out whether it is needed: after a notification from the
+kernel, unless it is about our own change of rules (`check_rules`), and, `thorough`, every few seconds for what sends
+none.  Both do what they can: a failure is logged, and the next check tries again.  A request repairs first
+(`repair_before_request`), then carries out its own small difference, and records it (`record_applied`).
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from enum import Enum, auto
 from functools import partial
-from secrets import token_hex
 
-from gangway.daemon.config import Config
-from gangway.daemon.doctor import Check, checks
-from gangway.ebpf.daemon_redirect import Redirects
-from gangway.ebpf.daemon_steering import Steered
 from gangway.errors import GangwayError, HostRefused
-from gangway.firewall.choose import rules_for
+from gangway.firewall.base import Driver
 from gangway.host import events, netns
-from gangway.host.forwarding import ForwardingSwitch
-from gangway.host.links import Link, Links
 from gangway.host.reserved_ports import ReservedPorts
-from gangway.host.saved_settings import SavedSettings
 from gangway.log import Log
 from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts, MappingPlan, Plan
-from gangway.reconcile import observe as facts
-from gangway.reconcile.diff import (
-    Entries,
-    Ports,
-    State,
-    Step,
-    Verb,
-    diff,
-    link_name,
-    ports_of,
-    redirects_of,
-    steered_of,
-)
+from gangway.reconcile.dataplane import Reserved
+from gangway.reconcile.diff import Blocks, Ports, Redirects, Step, Verb, diff
 from gangway.reconcile.executor import Executor
-from gangway.relay.client import Relay
-from gangway.state.database import Database
+from gangway.reconcile.observe import Observer, shared_chains
+from gangway.reconcile.state import State, link_name, ports_of, redirects_of, steered_of
 from gangway.state.registry import Registry
 
 
+class Condition(Enum):
+    """How the host compares with what is wanted."""
+
+    UNKNOWN = auto()
+    """Nothing was compared yet."""
+    APPLIED = auto()
+    """Everything wanted was applied, as far as we know."""
+    DIRTY = auto()
+    """The rules may not be those of the plan: they have to be written anew."""
+    RETRYING = auto()
+    """The rules are applied; something else failed and is tried again."""
+
+
 class Controller:
-    """The host of one daemon."""
+    """The host of one daemon.  `driver_for` returns the driver of a firewall."""
 
-    def __init__(self, config: Config, store: Database, relay: Relay, log: Log) -> None:
-        self._config = config
-        self._database = store
-        self._relay = relay
+    def __init__(
+        self,
+        observer: Observer,
+        registry: Registry,
+        executor: Executor,
+        reserved_ports: ReservedPorts,
+        driver_for: Callable[[Firewall], Driver],
+        log: Log,
+    ) -> None:
+        self._observer = observer
+        self._registry = registry
+        self._executor = executor
+        self._reserved_ports = reserved_ports
+        self._driver_for = driver_for
         self._log = log
-        self._tools = facts.Tools()
-        self._links = Links()
-        self._alias = f"gangway {_identity(store)}"
-        borrowed = SavedSettings(store)
-        self._reserved_ports = ReservedPorts(borrowed, self._warn)
-        self._forwarding = ForwardingSwitch(store, borrowed, self._links, self._filters, self._warn)
-        self._chains = facts.others(self._tools.nft)
-        relay.find()
-        self.steered = Steered(relay)
-        wanted, of_host = config.relay_settings.redirect, config.firewall == Firewall.NONE
-        self._redirects = Redirects(relay, wanted, of_host, lambda: self.steered.lent_fd)
-        self.facts = self._gather()
-        self._plan: Plan | None = None
-        """Whose rules stand, as far as networks and facts go."""
-        self._unfinished = False
-        """Something could not be done when it was tried last."""
-        self._told: set[str] = set()
-        """What was said about that."""
-        rules = rules_for(self.facts.firewall, self._tools.nft, store, config.chain_prefix)
-        self.executor = Executor(
-            rules, self._redirects, self.steered, self._links, relay, borrowed, self._forwarding, self._alias
-        )
-        self.executor.reuse_ports = config.relay_settings.tcp_tw_reuse
-        self.registry = Registry(store, self.facts)
+        self._condition = Condition.UNKNOWN
+        self._facts: HostFacts | None = None
+        self._reported: set[str] = set()
+        """What the last attempt could not do, as it was logged."""
 
-    def close(self) -> None:
-        """Lets go of sockets; changes nothing."""
-        self._links.close()
-        self._redirects.close()
-        self.steered.close()
-        self._relay.close()
-        if self._tools.nft is not None:
-            self._tools.nft.close()
+    @property
+    def facts(self) -> HostFacts:
+        """The facts that decisions are based on."""
+        if self._facts is None:
+            self._facts = self._gather()
+            self._executor.driver = self._driver_for(self._facts.firewall)
+            self._registry.decide(self._facts)
+        return self._facts
 
-    def checks(self) -> tuple[Check, ...]:
-        """What this host can do."""
-        return tuple(checks(self._tools, self.facts, self._redirects.is_intact(), self.steered.is_intact()))
+    @property
+    def needs_start(self) -> bool:
+        """True if a daemon that starts has something to compare: networks, or what an earlier daemon changed."""
+        return bool(self._registry.networks) or not self._observer.is_fresh()
 
-    def prepare(self, container: str | None = None) -> None:
-        """What others have done meanwhile is put right before a request, about a container perhaps, adds to it."""
-        if container is not None and self.registry.has_endpoint(container) and self.is_gone(container):
-            self._withdraw(container)
-        changed = events.generation() != self.executor.rules.generation or not self._relay.lives()
-        if (changed or self._plan is None) and self.registry.networks:
-            self.check()
+    def repair_before_request(self, container: str | None = None) -> None:
+        """Repair what others changed before a request, perhaps about a container, adds to it."""
+        _ = self.facts
+        if container is not None and self._registry.has_endpoint(container) and self.is_dead(container):
+            self._reap(container)
+        if self._registry.networks:
+            changed = events.generation() != self._executor.driver.generation
+            if changed or self._condition is not Condition.APPLIED or not self._executor.dataplane.relay.is_running():
+                self.check()
 
-    def carry_out(self, before: State, after: State) -> None:
-        """The difference, all of it or nothing."""
-        self._reserved_ports.add(_steered(after.mappings.values()))  # first: the kernel may choose at any moment
+    def carry_out(self, before: State, after: State, reserved: Reserved | None = None) -> None:
+        """Carry out the difference of two states, all of it or nothing."""
+        self._reserved_ports.add(_steered_ports(after.mappings.values()))  # first: the kernel may choose one any moment
         try:
-            self.executor.carry_out(diff(before, after))
-        except BaseException:
-            self._no_more(after)
+            self._executor.carry_out(diff(before, after), reserved)
+        except BaseException as error:
+            if isinstance(error, ExceptionGroup):  # not all could be undone
+                self._condition = Condition.DIRTY
+            self._release_reserved_ports(after)
             raise
-        self._no_more(before)
+        self._release_reserved_ports(before)
 
-    def _no_more(self, withdrawn: State) -> None:
-        """What is published by some mappings is not any more."""
-        if withdrawn.steered:
-            left = (one for one in self.registry.mappings() if str(one.mapping) not in withdrawn.mappings)
-            self._reserved_ports.set(_steered(left))
-
-    def take_down(self, before: State) -> None:
-        """The same, to nothing.  What is not there any more as it should be is made so first: then it can go."""
+    def remove(self, before: State) -> None:
+        """Remove what a state has.  What is not there as it should be is repaired first: then it can be removed."""
         try:
             self.carry_out(before, State())
         except HostRefused:
-            self._plan = None
+            self._condition = Condition.DIRTY
             self.reconcile()
             self.carry_out(before, State())
 
-    def settle(self, whole: Plan | None) -> None:
-        """The rules of a plan stand now."""
-        self._plan = whole
-        self._learn_addresses()
-        self.facts = self._gather()
-        self.registry.decide(self.facts)
-        if whole is None:
-            self._attempt(self.executor.put_back_ports)
+    def record_applied(self) -> None:
+        """Record that the rules of the registry's plan are applied, and gather the facts that this has changed."""
+        if self._condition is Condition.UNKNOWN:
+            self._condition = Condition.APPLIED
+        self._update_own_addresses()
+        self._facts = self._gather()
+        self._registry.decide(self._facts)
+        if not self._registry.networks:
+            self._attempt(self._executor.dataplane.stop_if_unused)
 
     def check(self, thorough: bool = False) -> None:
-        """Looks whether somebody else has changed something, and if so puts it right."""
-        if self.registry.networks:
-            if thorough:
-                self._attempt(self.steered.take_back)
-            self._look_at_others(thorough)
-            self._learn_addresses()
-            self.withdraw_what_is_gone()
-            if self._unfinished or self._gather() != self.facts or self._is_disturbed(thorough):
-                self.reconcile()
+        """Find out whether somebody else changed something, and repair it."""
+        if not self._registry.networks:
+            return
+        if thorough:
+            self._attempt(self._executor.dataplane.steering.reclaim_auto_bound)
+        self._look_at_chains(thorough)
+        self._update_own_addresses()
+        self.reap_dead_containers()
+        if (
+            self._condition in (Condition.RETRYING, Condition.DIRTY)
+            or self._gather() != self.facts
+            or self._is_disturbed(thorough)
+        ):
+            self.reconcile()
 
     def check_rules(self) -> None:
-        """The same, if the rules are not as our last change has left them: each of ours gives notice, too."""
-        if self._unfinished or events.generation() != self.executor.rules.generation:
+        """The same, unless the rules are as our last change left them: each of ours sends a notification, too."""
+        if self._condition is Condition.RETRYING or events.generation() != self._executor.driver.generation:
             self.check()
 
     def reconcile(self) -> None:
-        """Makes what is what should be."""
-        self._unfinished = False
-        told, self._told = self._told, set()
-        self._attempt(self.steered.mend, told)
-        self._attempt(self._redirects.mend, told)
-        self._look_at_others()
-        self._refresh()
-        self.withdraw_what_is_gone()
-        for network in [network.name for network in self.registry.networks if self.registry.is_unneeded(network.name)]:
-            self.registry.remove_network(network)
-            self._plan = None
-        whole = self.registry.plan()
-        stand = self._plan is not None and self.executor.rules.are_intact(lambda: whole)
-        before = replace(self.executor.found(), plan=whole if stand else None, forwarding=self._ours(whole))
-        wanted = self.registry.state(whole) if whole is not None else State()
-        undone: list[Step] = []
-        for step in diff(before, wanted):
-            for part in _parts(step, self._lost(undone, whole)):
-                if not self._attempt(partial(self.executor.do, part), told):
-                    undone.append(part)
-        for lost in self._lost(undone, whole):
-            self._redirects.erase(redirects_of(lost))
-            self.steered.unsteer(steered_of(lost))
-        self._reserved_ports.set(_steered(self.registry.mappings()))
-        if whole is None:
-            self._attempt(self.executor.rules.remove, told)
-        self.settle(whole)
+        """Make the host as it should be."""
+        reported, self._reported = self._reported, set()
+        dataplane = self._executor.dataplane
+        repaired = [self._attempt(part.reattach, reported) for part in (dataplane.steering, dataplane.redirect)]
+        _ = self.facts
+        self._look_at_chains()
+        self._refresh_facts()
+        self.reap_dead_containers()
+        for name in [one.name for one in self._registry.networks if self._registry.is_unneeded(one.name)]:
+            self._registry.remove_network(name)
+            self._condition = Condition.DIRTY
+        plan = self._registry.plan()
+        are_applied = self._condition in (Condition.APPLIED, Condition.RETRYING) and self._executor.driver.is_intact(
+            lambda: plan
+        )
+        before = replace(
+            self._observer.found(), plan=plan if are_applied else None, forwarding=self._own_forwarding(plan)
+        )
+        wanted = State() if plan is None else self._registry.state(plan)
+        failed = self._apply(diff(before, wanted), plan, reported)
+        unavailable = self._unavailable_mappings(failed, plan)
+        for mapping in unavailable:
+            dataplane.redirect.remove(block for block, _ in redirects_of(mapping))
+            dataplane.steering.remove(steered_of(mapping))
+        self._reserved_ports.set(_steered_ports(self._registry.mappings()))
+        if plan is None:
+            repaired.append(self._attempt(self._executor.driver.remove, reported))
+        self._condition = _condition(failed, all(repaired))
+        self.record_applied()
 
-    def is_gone(self, container: str) -> bool:
-        """Its namespace has ended, and the attachment with it; or its name is another's now."""
-        return bool(self._gone([container]))
+    def is_dead(self, container: str) -> bool:
+        """True if a container's namespace has ended, and the attachment with it, or its name is another one's now."""
+        return bool(self._dead([container]))
 
-    def withdraw_what_is_gone(self) -> bool:
-        """Withdraws the containers whose namespace has ended; whether there was one."""
-        gone = self._gone([one.container for one in self.registry.endpoints()])
-        for container in gone:
-            self._withdraw(container)
-        return bool(gone)
+    def reap_dead_containers(self) -> bool:
+        """Remove the containers whose namespace has ended; True if there was one."""
+        dead = self._dead([one.container for one in self._registry.endpoints()])
+        for container in dead:
+            self._reap(container)
+        return bool(dead)
 
-    def _gone(self, containers: Iterable[str]) -> list[str]:
-        away = [one for one in containers if not netns.is_there(*self.registry.place(one))]
-        attached = self._links.all() if away else {}
-        return [one for one in away if netns.is_another(*self.registry.place(one)) or link_name(one) not in attached]
-
-    def _withdraw(self, container: str) -> None:
-        self._warn(f"container {container} is gone: its ports are withdrawn")
-        state = self.registry.state_of_container(container)
-        try:
-            self.executor.carry_out(diff(state, State()))
-        except (GangwayError, ExceptionGroup):
-            self._plan = None  # what is left of it goes when everything is compared
-        self._no_more(state)
-        network = self.registry.network_of(container).name
-        self.registry.remove_endpoint(container)
-        if self.registry.is_unneeded(network):
-            self._plan = None
-
-    def _look_at_others(self, thorough: bool = False) -> None:
-        """Only if the rules were changed by somebody else, or may have been unnoticed: it takes a while."""
-        if thorough or events.generation() != self.executor.rules.generation:
-            self._chains = facts.others(self._tools.nft)
-
-    def _filters(self, family: int) -> Collection[str]:
-        """Other programs' chains for what is forwarded; one that has our rules only is not another's."""
-        found = set(self._chains[family])
+    def filters(self, family: int) -> Collection[str]:
+        """Return other programs' chains for what is forwarded; one that has only rules of ours is not another's."""
+        found = set(self._observer.chains()[family])
         if self.facts.firewall is Firewall.IPTABLES:
-            found -= set(facts.shared_chains(family))
-            if self.executor.rules.are_among_others(family):
-                found.add(facts.shared_chains(family)[0])
+            found -= set(shared_chains(family))
+            if self._executor.driver.shares_forward_chain(family):
+                found.add(shared_chains(family)[0])
         return found
 
+    def _apply(self, steps: Iterable[Step], plan: Plan | None, reported: Collection[str]) -> list[Step]:
+        """Carry out steps as far as they can be; return those that failed."""
+        failed: list[Step] = []
+        for step in steps:
+            for part in _parts(step, self._unavailable_mappings(failed, plan)):
+                if not self._attempt(partial(self._executor.do, part), reported):
+                    failed.append(part)
+        return failed
+
+    def _dead(self, containers: Iterable[str]) -> list[str]:
+        places = {container: self._registry.place(container) for container in containers}
+        away = [container for container, place in places.items() if not netns.is_there(*place)]
+        links = self._executor.links.all() if away else {}
+        return [one for one in away if netns.is_another(*places[one]) or link_name(one) not in links]
+
+    def _reap(self, container: str) -> None:
+        self._warn(f"container {container} exited: its ports are unpublished")
+        state = self._registry.state_of_container(container)
+        try:
+            self._executor.carry_out(diff(state, State()))
+        except (GangwayError, ExceptionGroup):
+            self._condition = Condition.DIRTY  # what is left of it is removed when everything is compared
+        self._release_reserved_ports(state)
+        network = self._registry.network_of(container).name
+        self._registry.remove_endpoint(container)
+        if self._registry.is_unneeded(network):
+            self._condition = Condition.DIRTY
+
+    def _release_reserved_ports(self, removed: State) -> None:
+        """Release the reserved ports of mappings that are not published any more."""
+        if removed.steered:
+            left = (one for one in self._registry.mappings() if str(one.mapping) not in removed.mappings)
+            self._reserved_ports.set(_steered_ports(left))
+
+    def _look_at_chains(self, thorough: bool = False) -> None:
+        """Read other programs' chains, if the rules were changed by somebody else or may have been unnoticed."""
+        if thorough or events.generation() != self._executor.driver.generation:
+            self._observer.chains(anew=True)
+
     def _gather(self) -> HostFacts:
-        switched_on, lacking = self._forwarding.switched_on, (self._redirects.lacking, self.steered.lacking)
-        return facts.gather(self._config, self._tools, self._chains, self._foreign_bridges, switched_on, *lacking)
+        return self._observer.facts(self._executor.forwarding.switched_on)
 
-    def _foreign_bridges(self) -> list[Link]:
-        return [link for link in self._links.bridges() if not link.alias.startswith(self._alias)]
-
-    def _refresh(self) -> None:
-        """Looks at the host again; with other facts everything is decided anew, another firewall perhaps."""
-        now = self._gather()
-        if now == self.facts and self._plan is not None:
+    def _refresh_facts(self) -> None:
+        """Gather the facts anew; other facts mean that everything is decided anew, perhaps with another firewall."""
+        before, now = self.facts, self._gather()
+        if now == before:
             return
-        for text in _notes(self.facts, now, self._plan):
+        for text in _changes(before, now, self._registry.plan()):
             self._warn(text)
-        if now.firewall is not self.facts.firewall:
-            self.executor.rules = rules_for(now.firewall, self._tools.nft, self._database, self._config.chain_prefix)
-        self.facts, self._plan = now, None
-        self.registry.decide(now)
+        if now.firewall is not before.firewall:
+            self._executor.driver = self._driver_for(now.firewall)
+        self._facts, self._condition = now, Condition.DIRTY
+        self._registry.decide(now)
 
     def _is_disturbed(self, thorough: bool) -> bool:
-        """Something of ours is not there any more, or not as it was."""
-        if self._plan is None or not self._relay.lives():
+        """True if something of ours is not as it was."""
+        dataplane = self._executor.dataplane
+        if self._condition is Condition.UNKNOWN or not dataplane.relay.is_running():
             return True
-        if not self.executor.rules.are_intact(self.registry.plan, thorough):
+        if not self._executor.driver.is_intact(self._registry.plan, thorough):
             return True
-        if thorough and not (
-            self._redirects.is_intact() and self.steered.is_intact() and self._reserved_ports.is_intact()
-        ):
+        if thorough and not (dataplane.is_intact() and self._reserved_ports.is_intact()):
             return True
-        bridges = {network.bridge for network in self.registry.networks}
-        return self.executor.links() != bridges | {link_name(one.container) for one in self.registry.endpoints()}
+        links = self._observer.found_links()
+        wanted = {one.bridge for one in self._registry.networks}
+        wanted |= {link_name(one.container) for one in self._registry.endpoints()}
+        return {*links.bridges, *links.attachments} != wanted
 
-    def _ours(self, whole: Plan | None) -> frozenset[int]:
-        """The families that are forwarded and that it is ours to stop: others may need what we have no need of."""
-        wanted = whole.forwarding if whole is not None else frozenset()
+    def _own_forwarding(self, plan: Plan | None) -> frozenset[int]:
+        """Return the families that are forwarded and that are ours to stop: others may need what we do not."""
+        wanted = plan.forwarding if plan is not None else frozenset()
         return self.facts.forwarding & (self.facts.switched_on | wanted)
 
-    def _lost(self, undone: Sequence[Step], whole: Plan | None) -> list[MappingPlan]:
-        """The mappings of which a port could not be had.  It is somebody else's, and so are those who ask it."""
-        lost = {ports for step in undone if isinstance(step.what, Ports) for ports, _ in step.what.of}
-        if whole is None or not lost:
+    def _unavailable_mappings(self, failed: Sequence[Step], plan: Plan | None) -> list[MappingPlan]:
+        """Return the mappings of which a port could not be had: it is another program's, and so are its clients."""
+        lost = {one.ports for step in failed if isinstance(step.what, Ports) for one in step.what.ports}
+        if plan is None or not lost:
             return []
-        return [planned for planned in whole.mappings if any(ports in lost for ports, _ in ports_of(planned))]
+        return [planned for planned in plan.mappings if any(ports in lost for ports, _ in ports_of(planned))]
 
-    def _learn_addresses(self) -> None:
-        self._attempt(lambda: self._redirects.learn_addresses(self._links.addresses))
+    def _update_own_addresses(self) -> None:
+        self._attempt(lambda: self._executor.dataplane.redirect.set_own_addresses(self._executor.links.addresses))
 
-    def _attempt(self, call: Callable[[], None], told: Collection[str] = ()) -> bool:
-        """Whether it could be done.  What cannot be is tried again; what was told before is not told again."""
+    def _attempt(self, call: Callable[[], None], reported: Collection[str] = ()) -> bool:
+        """Try something; True if it was done.  A failure is logged, unless the last attempt failed the same way."""
         done = True
         try:
             call()
         except* GangwayError as errors:
-            self._unfinished, done = True, False
+            done = False
+            if self._condition is Condition.APPLIED:
+                self._condition = Condition.RETRYING
             for text in map(str, _flat(errors)):
-                if text not in told:
+                if text not in reported:
                     self._warn(text)
-                self._told.add(text)
+                self._reported.add(text)
         return done
 
     def _warn(self, text: str) -> None:
         self._log.warning(text.replace("%", "%%"))
 
 
-def _identity(store: Database) -> str:
-    """What tells the links of a daemon with this state from another's."""
-    found = store.recall("identity")
-    if found is None:
-        found = token_hex(4)
-        store.remember("identity", found)
-    return found
+def _condition(failed: Sequence[Step], repaired: bool) -> Condition:
+    if any(step.verb is Verb.REWRITE for step in failed):
+        return Condition.DIRTY
+    return Condition.APPLIED if repaired and not failed else Condition.RETRYING
 
 
 def _flat(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
@@ -304,32 +307,35 @@ def _flat(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
             yield error
 
 
-def _steered(plans: Iterable[MappingPlan]) -> Iterator[tuple[int, int]]:
-    """The host ports of those that no socket keeps from being anybody's."""
+def _steered_ports(plans: Iterable[MappingPlan]) -> Iterator[tuple[int, int]]:
+    """Yield the host ports of mappings that have no socket to keep the kernel from choosing them."""
     return ((one.mapping.host_ports.first, one.mapping.host_ports.last) for one in plans if one.is_steered)
 
 
-def _notes(before: HostFacts, now: HostFacts, whole: Plan | None) -> Iterable[str]:
-    """What an operator should know of a change that somebody else has made."""
-    needed = whole.forwarding if whole is not None and now.may_forward else before.forwarding
+def _changes(before: HostFacts, now: HostFacts, plan: Plan | None) -> Iterable[str]:
+    """Yield what an operator should know of a change that somebody else made."""
+    needed = plan.forwarding if plan is not None and now.may_forward else before.forwarding
     for family in sorted((before.forwarding - now.forwarding) & needed):
-        then = "it is switched on again" if now.may_forward else "what it carried goes by relay"
-        yield f"{FORWARDING_SETTING[family]} was switched off by somebody else: {then}"
-    for family, who in now.forward_droppers:
-        if before.dropper(family) != who:
-            yield f"{who} drops what is forwarded (IPv{family}): what it carried goes by relay"
+        then = "switched on again" if now.may_forward else "traffic that needs it is relayed"
+        yield f"{FORWARDING_SETTING[family]} was switched off by another program: {then}"
+    for family, chain in now.forward_droppers:
+        if before.dropper(family) != chain:
+            yield f"{chain} drops forwarded traffic (IPv{family}): traffic that it carried is relayed"
     if before.firewall is not now.firewall:
-        yield f"the firewall is {now.firewall} from now on: another program's rules leave no other way"
+        yield f"switching to {now.firewall}: another program's chain drops forwarded traffic"
 
 
-def _parts(step: Step, lost: Sequence[MappingPlan]) -> Iterator[Step]:
-    """Ports one by one: that one cannot be had is no reason to do without the others.  Nobody is led to those that are
-    lost."""
+def _parts(step: Step, unavailable: Sequence[MappingPlan]) -> Iterator[Step]:
+    """Split a step so that one port that cannot be had does not prevent the others.  Clients of an unavailable port are
+    not led to the relay or the container."""
+    left_out = {block for one in unavailable for block in steered_of(one)}
+    left_out |= {block for one in unavailable for block, _ in redirects_of(one)}
     match step.verb, step.what:
-        case _, Ports(of):
-            yield from (Step(step.verb, Ports((one,))) for one in of)
-        case ((Verb.STEER | Verb.ENTER), Entries(of)):
-            nobody = {key for planned in lost for key, _ in (*steered_of(planned), *redirects_of(planned))}
-            yield Step(step.verb, Entries(tuple(entry for entry in of if entry[0] not in nobody)))
+        case _, Ports(ports):
+            yield from (Step(step.verb, Ports((one,))) for one in ports)
+        case Verb.STEER, Blocks(blocks):
+            yield Step(step.verb, Blocks(tuple(block for block in blocks if block not in left_out)))
+        case Verb.REDIRECT, Redirects(entries):
+            yield Step(step.verb, Redirects(tuple(entry for entry in entries if entry[0] not in left_out)))
         case _:
             yield step

@@ -1,195 +1,130 @@
 """Carries steps out.
 
-What this file knows: which hand does which step.  What it must not know: why, in what order, what comes of a failure.
+What this file knows: what does which step.  What it must not know: why, in what order, what follows from a failure.
 
-Each step may be carried out again by a daemon that does not know how far its predecessor came: what is there already
-is taken for done, or made anew.
+A step may be carried out again by a daemon that does not know how far its predecessor came: what is there already
+counts as done, or is made anew.
 """
 
-from collections.abc import Collection, Iterable
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping
 from ipaddress import ip_interface
-from socket import socket
 
-from gangway.ebpf.daemon_redirect import Redirects
-from gangway.ebpf.daemon_steering import Steered
-from gangway.errors import Conflict, GangwayError
-from gangway.firewall.base import Driver
+from gangway.errors import Conflict
+from gangway.firewall.base import Driver, NoFirewall
 from gangway.host import conntrack
 from gangway.host.forwarding import ForwardingSwitch
-from gangway.host.links import Interface, Link, Links
-from gangway.host.saved_settings import SavedSettings
+from gangway.host.links import Interface, Links
 from gangway.model import Address, Network, PortMapping, Protocol, Subnet
 from gangway.plan import MappingPlan, NetworkPlan, Road, Route
-from gangway.reconcile.diff import (
-    Attachment,
-    Change,
-    Entries,
-    Flows,
-    Forwarding,
-    HostPorts,
-    Ports,
-    Rewrite,
-    State,
-    Step,
-    Target,
-    Verb,
-)
-from gangway.relay.client import Relay
-from gangway.state.allocate import Reserved, take
-
-_TW_REUSE = "net.ipv4.tcp_tw_reuse"
+from gangway.reconcile.dataplane import DataPlane, Reserved
+from gangway.reconcile.diff import Blocks, Change, Flows, Forwarding, Ports, Redirects, Rewrite, Step, Verb
+from gangway.reconcile.state import Attachment
 
 
 class Executor:
-    """All that the daemon changes on this host it changes here."""
+    """Everything that the daemon changes on the host it changes here.
+
+    `alias` marks every link of ours; a daemon with another database has another.  `driver` is the firewall in use.
+    """
 
     def __init__(
-        self,
-        rules: Driver,
-        redirects: Redirects,
-        steered: Steered,
-        links: Links,
-        relay: Relay,
-        borrowed: SavedSettings,
-        switches: ForwardingSwitch,
-        alias: str,
+        self, links: Links, dataplane: DataPlane, forwarding: ForwardingSwitch, alias: Callable[[], str]
     ) -> None:
-        self.rules = rules
-        self.redirects = redirects
-        self._steered = steered
-        self._entries = {
-            Verb.ENTER: redirects.enter,
-            Verb.ERASE: redirects.erase,
-            Verb.STEER: steered.steer,
-            Verb.UNSTEER: steered.unsteer,
-        }
-        self.reserved: Reserved = {}
-        """Ports that are about to be kept."""
-        self._netlink = links
-        self._relay = relay
-        self._saved = borrowed
-        self._forwarding = switches
+        self.driver: Driver = NoFirewall()
+        self.links = links
+        self.dataplane = dataplane
+        self.forwarding = forwarding
         self._alias = alias
-        """Of every link of ours; another daemon's, with another state, have another."""
-        self.reuse_ports = True
-        """ReservedPorts ports of the relay may be used again at once (`net.ipv4.tcp_tw_reuse`)."""
 
-    def do(self, step: Step) -> None:
-        """Carries one step out: all of it or nothing.  GangwayError says what was in the way."""
-        match step.what:
-            case Rewrite(before, after):
-                if after is None:
-                    self.rules.remove()
-                else:
-                    self.rules.rewrite(after, before)
-            case Change(withdrawn, published):
-                self.rules.change(withdrawn, published)
-            case Forwarding(_, after):
-                self._forwarding.switch(after)
-            case Entries(of):
-                self._entries[step.verb](of)
-            case Ports(of):
-                (self._keep if step.verb is Verb.KEEP else self._drop)(of)
-            case Flows(of):
-                self._forget(of)
-            case _:
-                self._link(step)
+    def carry_out(self, steps: Iterable[Step], reserved: Reserved | None = None) -> None:
+        """Carry out all steps or none: when one fails, those before it are undone, the last one first.
 
-    def carry_out(self, steps: Iterable[Step]) -> None:
-        """All steps, or none: when one fails, those before it are undone, the last one first.
-
-        ExceptionGroup: some of them could not be.
+        ExceptionGroup: some of them could not be undone.
         """
         done: list[Step] = []
         try:
             for step in steps:
-                self.do(step)
+                self.do(step, reserved)
                 done.append(step)
         except BaseException as error:
-            failures = [failure for step in reversed(done) if (failure := self.undo(step)) is not None]
+            failures = [failure for step in reversed(done) if (failure := self._undo(step)) is not None]
             if failures and isinstance(error, Exception):
-                raise ExceptionGroup("and what was done already could not all be undone", [error, *failures]) from None
+                raise ExceptionGroup("not all of what was done already could be undone", [error, *failures]) from None
             raise
 
-    def undo(self, step: Step) -> Exception | None:
-        """Takes a step back; gives what was in the way."""
-        back = step.undo()
-        try:
-            if back is not None:
-                self.do(back)
-        except Exception as error:
-            return error
-        return None
-
-    def found(self) -> State:
-        """What there is of ours: links, the relay's ports, and the entries of redirect and steering."""
-        ports = dict(self._relay.kept()) if self._relay.lives() else {}
-        redirects, steered = self.redirects.found(), self._steered.found()
-        return replace(self._found_links(), ports=ports, steered=steered, redirects=redirects)
-
-    def _found_links(self) -> State:
-        links = self._netlink.all()
-        ours = {name: link for name, link in links.items() if self.is_ours(link)}
-        bridges = {name: None for name, link in ours.items() if link.kind == "bridge"}
-        numbers = {links[name].number for name in bridges}
-        joined = {name: link for name, link in ours.items() if link.kind == "veth" and link.master in numbers}
-        return State(
-            bridges=bridges,
-            attachments=dict.fromkeys(joined),
-            isolated=frozenset(name for name, link in joined.items() if link.isolated),
-        )
-
-    def is_ours(self, link: Link) -> bool:
-        """Whether it was made here."""
-        return link.alias.startswith(self._alias)
-
-    def links(self) -> set[str]:
-        """The names of all links that are ours and where they should be."""
-        state = self._found_links()
-        return {*state.bridges, *state.attachments}
-
-    def has_address(self, address: Address) -> bool:
-        """Whether it is one of this host's."""
-        return str(address).partition("%")[0] in self._netlink.addresses()
-
-    def routed(self) -> Collection[Subnet]:
-        """What this host routes by its interfaces."""
-        return self._netlink.subnets().keys()
+    def do(self, step: Step, reserved: Reserved | None = None) -> None:
+        """Carry out one step: all of it or nothing.  GangwayError: it failed."""
+        match step.verb, step.what:
+            case _, Rewrite(before, after):
+                if after is None:
+                    self.driver.remove()
+                else:
+                    self.driver.rewrite(after, before)
+            case _, Change(removed, added):
+                self.driver.change(removed, added)
+            case _, Forwarding(_, after):
+                self.forwarding.switch(after)
+            case _, Flows(mappings):
+                self._flush(mappings)
+            case Verb.SERVE, Ports(ports):
+                self.dataplane.serve(ports, reserved or {})
+            case Verb.REMOVE, Ports(ports):
+                self.dataplane.remove(ports)
+            case Verb.STEER, Blocks(blocks):
+                self.dataplane.steering.add(blocks)
+            case Verb.UNSTEER, Blocks(blocks):
+                self.dataplane.steering.remove(blocks)
+            case Verb.REDIRECT, Redirects(entries):
+                self.dataplane.redirect.add(dict(entries))
+            case Verb.UNREDIRECT, Redirects(entries):
+                self.dataplane.redirect.remove(block for block, _ in entries)
+            case _:
+                self._change_link(step)
 
     def check_free(self, network: Network) -> None:
         """Conflict: the host has an interface of the bridge's name, or routes addresses of the network elsewhere."""
-        if network.bridge in self._netlink.all():
-            raise Conflict(f"there is an interface {network.bridge} already: choose another name with --bridge")
-        for routed, interface in self._netlink.subnets().items():
+        if network.bridge in self.links.all():
+            raise Conflict(f"interface {network.bridge} exists already: choose another name with --bridge")
+        for routed, interface in self.links.subnets().items():
             for subnet in network.subnets:
                 if subnet.version == routed.version and subnet.overlaps(routed):
                     raise Conflict(f"subnet {subnet} overlaps {routed}, which this host routes by {interface}")
 
-    def met(self, planned: MappingPlan, route: Route, network: Network, port: int) -> Iterable[str]:
-        """What a client meets that asks for a port of a mapping: an entry of the redirect, or rules."""
+    def has_address(self, address: Address) -> bool:
+        """True if an address is one of this host's."""
+        return str(address).partition("%")[0] in self.links.addresses()
+
+    def routed(self) -> Collection[Subnet]:
+        """Return the subnets that this host routes by its interfaces."""
+        return self.links.subnets().keys()
+
+    def matching(self, planned: MappingPlan, route: Route, network: Network | None, port: int) -> Iterable[str]:
+        """Yield what a client of a mapping's port matches: an entry of the redirect, or rules."""
         if route.road is Road.REDIRECT:
-            return (self.redirects.met(planned, port),)
-        return self.rules.met(planned, route, network)
+            return (self.dataplane.matching(planned, port),)
+        return () if network is None else self.driver.matching_rules(planned, route, network)
 
-    def put_back_ports(self) -> None:
-        """Nothing is published any more."""
-        self._saved.put_back(_TW_REUSE)
-        self._relay.end()
+    def _undo(self, step: Step) -> Exception | None:
+        """Undo a step; return what prevented it."""
+        inverse = step.inverse()
+        try:
+            if inverse is not None:
+                self.do(inverse)
+        except Exception as error:
+            return error
+        return None
 
-    def _link(self, step: Step) -> None:
+    def _change_link(self, step: Step) -> None:
         match step.verb, step.what:
             case Verb.MAKE_BRIDGE, NetworkPlan(network):
-                self._netlink.make_bridge(
-                    network.bridge, f"{self._alias} {network.name}", _gateways(network), network.mtu
-                )
+                alias = f"{self._alias()} {network.name}"
+                self.links.make_bridge(network.bridge, alias, _gateways(network), network.mtu)
             case ((Verb.DELETE_BRIDGE | Verb.DETACH), _):
-                self._netlink.delete(step.name)
+                self.links.delete(step.name)
             case Verb.ATTACH, Attachment() as attachment:
                 self._attach(step.name, attachment)
             case Verb.ISOLATE, Attachment() as attachment:
-                self._netlink.set_isolated(step.name, attachment.isolated)
+                self.links.set_isolated(step.name, attachment.isolated)
 
     def _attach(self, name: str, attachment: Attachment) -> None:
         endpoint, network = attachment.endpoint, attachment.network
@@ -199,10 +134,10 @@ class Executor:
             for subnet in network.subnets
             if address in subnet
         ]
-        self._netlink.delete(name)
-        self._netlink.attach(
+        self.links.delete(name)
+        self.links.attach(
             name,
-            f"{self._alias} {endpoint.container}",
+            f"{self._alias()} {endpoint.container}",
             network.bridge,
             attachment.namespace,
             addresses,
@@ -210,56 +145,26 @@ class Executor:
             network.mtu,
         )
         if attachment.isolated:
-            self._netlink.set_isolated(name, True)
+            self.links.set_isolated(name, True)
 
-    def _keep(self, of: tuple[tuple[HostPorts, Target], ...]) -> None:
-        if self.reuse_ports:
-            with suppress(GangwayError):  # many short connections will run out of ports then, and nothing else
-                self._saved.set(_TW_REUSE, "1")
-        done: list[tuple[HostPorts, Target]] = []
-        try:
-            for ports, target in of:
-                self._keep_one(ports, target)
-                done.append((ports, target))
-        except GangwayError:
-            self._drop(tuple(done))
-            raise
+    def _flush(self, planned: Iterable[MappingPlan]) -> None:
+        """Delete tracked connections that began before a change: they would go on as if it had not been made.
 
-    def _keep_one(self, ports: HostPorts, target: Target) -> None:
-        held = self.reserved.pop(ports, None) or take(ports, self._steered if target.is_steered else None)
-        if isinstance(held, socket):
-            with held:
-                return self._relay.keep(ports, target, held)
-        try:
-            return self._relay.keep(ports, target, None)
-        except GangwayError:
-            held.close()
-            raise
-
-    def _drop(self, of: tuple[tuple[HostPorts, Target], ...]) -> None:
-        for ports, target in of:
-            self._relay.drop(ports)
-            if target.is_steered:
-                self._steered.release(ports)
-
-    def _forget(self, of: tuple[MappingPlan, ...]) -> None:
-        """Flows that were begun before the change would go on as if it had not been.
-
-        The kernel looks at all that it tracks for each question, so there is one for each protocol and family.
+        The kernel goes through all tracked connections for each request, so there is one for each protocol and family.
         """
         kinds: dict[tuple[Protocol, int], list[PortMapping]] = {}
-        for planned in of:
-            kinds.setdefault((planned.mapping.protocol, planned.family), []).append(planned.mapping)
-        here = self._netlink.addresses()
+        for one in planned:
+            kinds.setdefault((one.mapping.protocol, one.family), []).append(one.mapping)
+        own = self.links.addresses()
         for (protocol, family), mappings in kinds.items():
             if protocol in conntrack.PROTOCOLS:
-                conntrack.delete(protocol.value, family, [_asked(mapping, here) for mapping in mappings])
+                conntrack.delete(protocol.value, family, [_destination(mapping, own) for mapping in mappings])
 
 
-def _asked(mapping: PortMapping, here: Collection[str]) -> conntrack.Asked:
-    at = mapping.host_address
-    ports_asked = range(mapping.host_ports.first, mapping.host_ports.last + 1)
-    return conntrack.Asked(here if at.is_unspecified else {str(at)}, ports_asked)
+def _destination(mapping: PortMapping, own: Collection[str]) -> conntrack.Destination:
+    address = mapping.host_address
+    ports = range(mapping.host_ports.first, mapping.host_ports.last + 1)
+    return conntrack.Destination(own if address.is_unspecified else {str(address)}, ports)
 
 
 def _gateways(network: Network) -> list[Interface]:

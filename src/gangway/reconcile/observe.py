@@ -1,17 +1,18 @@
-"""The facts about this host that decisions depend on.
-
-What this file knows: whom to ask for each fact, and which firewall `auto` means.  What it must not know: what follows.
+"""What there is: the facts about the host that decisions depend on, and what of ours is in the kernel.
 
 `auto` is nftables, unless another program's FORWARD chain of iptables decides what is forwarded: a drop in any table is
-final, so nothing that a table of our own accepts passes a chain that drops (dockerd's and ufw's do), and nothing that
-such a chain accepts passes a table of our own that drops because nobody forwarded before.  Rules in that very chain do.
-For the same reason a family counts as dropped if the chain that drops is not one that our rules can stand in.
+final, so what our own table accepts does not pass a chain that drops (dockerd's and ufw's do), and what such a chain
+accepts does not pass a table of ours that drops because nothing was forwarded before.  gangway then adds its rules to
+that chain.  For the same reason a family counts as dropped if the chain that drops is not one that our rules are in.
 
-A chain drops if that is its policy, or if its last rule does, whatever comes (the habit of RHEL and of firewalld).
+A chain drops if that is its policy, or if its last rule drops everything (as RHEL and firewalld have it).
 """
 
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from secrets import token_hex
 
 from gangway.daemon.config import Config
 from gangway.errors import HostRefused, Unsupported
@@ -19,11 +20,13 @@ from gangway.firewall.iptables.render import DOCKERS_PREFIX
 from gangway.firewall.iptables.tool import Iptables
 from gangway.firewall.nft import render as nftables
 from gangway.firewall.nft.library import Nftables
-from gangway.host import probe
-from gangway.host import sockets as ports
-from gangway.host.links import Link
+from gangway.host import probe, sockets
+from gangway.host.links import Link, Links
 from gangway.model import Protocol, is_interface_name
 from gangway.plan import Firewall, HostFacts
+from gangway.reconcile.dataplane import DataPlane
+from gangway.reconcile.state import State
+from gangway.state.database import Database
 
 _FAMILIES = (4, 6)
 _WITHOUT = "--firewall none"
@@ -35,65 +38,139 @@ Chains = dict[int, dict[str, str]]
 
 
 def shared_chains(family: int) -> tuple[str, ...]:
-    """Where the rules of an iptables stand beside others: in nft's variant, the legacy one, and mangle."""
+    """Return the chains that iptables' rules share with others: nft's variant, the legacy one, and mangle."""
     filtering = _IPTABLES_CHAIN[family]
     return filtering, _LEGACY_CHAIN[family], filtering.replace(" filter ", " mangle ")
 
 
 class Tools:
-    """The firewalls that this host has.  Each is tried once: that takes a while, and a host is looked at often."""
+    """The firewalls that this host has.  Each is tried once: that takes a while, and facts are gathered often."""
 
     def __init__(self) -> None:
-        self.nft = Nftables.if_there()
-        self._whys: dict[Firewall, str | None] = {}
+        self._reasons: dict[Firewall, str | None] = {}
         self._legacy: dict[int, bool] = {}
 
+    @cached_property
+    def nft(self) -> Nftables | None:
+        """libnftables; None where it is not installed."""
+        return Nftables.if_there()
+
+    def close(self) -> None:
+        """Free libnftables, if it was needed."""
+        nft = self.__dict__.get("nft")
+        if nft is not None:
+            nft.close()
+
     def unusable(self, firewall: Firewall) -> str | None:
-        """Why a firewall cannot be used here; None if it can."""
-        if firewall not in self._whys:
-            self._whys[firewall] = _try(firewall, self.nft)
-        return self._whys[firewall]
+        """Return why a firewall cannot be used here; None if it can."""
+        if firewall not in self._reasons:
+            self._reasons[firewall] = _try(firewall, self.nft)
+        return self._reasons[firewall]
 
     def is_legacy(self, family: int) -> bool:
-        """Whether iptables is the variant that has tables of its own."""
+        """True if iptables is the variant with tables of its own."""
         if family not in self._legacy:
             self._legacy[family] = Iptables(family).is_legacy
         return self._legacy[family]
 
 
-def gather(
-    config: Config,
-    tools: Tools,
-    chains: Chains,
-    bridges: Callable[[], Collection[Link]],
-    switched_on: frozenset[int],
-    no_redirect: str,
-    no_steering: str,
-) -> HostFacts:
-    """All of them, now; `bridges` lists other programs'.  Unsupported: no firewall as it was asked for can be used."""
-    forwarding = frozenset(family for family in _FAMILIES if probe.forwards(family))
-    closing = frozenset(_FAMILIES) - (forwarding - switched_on) if config.ip_forward else frozenset()
-    firewall = _choose(config.firewall, tools, chains, closing)
-    droppers = {family: _dropper(firewall, family, chains[family], tools) for family in _FAMILIES}
-    filtered = frozenset(family for family in _FAMILIES if probe.bridge_filtered(family))
-    return HostFacts(
-        firewall=firewall,
-        forwarding=forwarding,
-        may_forward=config.ip_forward,
-        switched_on=switched_on,
-        forward_droppers=tuple((family, who) for family, who in droppers.items() if who is not None),
-        own_bridge=not (firewall is Firewall.IPTABLES and config.chain_prefix == DOCKERS_PREFIX),
-        bridge_filtered=filtered,
-        foreign_bridges=_bearable(bridges()) if filtered else (),
-        missing=frozenset(protocol for protocol in Protocol if not ports.has_sockets(protocol)),
-        no_redirect=no_redirect,
-        no_steering=no_steering,
-    )
+class Observer:
+    """Looks at the host of one daemon; everything is read when it is first needed."""
+
+    def __init__(self, config: Config, database: Database, links: Links, dataplane: DataPlane) -> None:
+        self._config = config
+        self._database = database
+        self._links = links
+        self._dataplane = dataplane
+        self.tools = Tools()
+        self._chains: Chains | None = None
+
+    def close(self) -> None:
+        """Free libnftables."""
+        self.tools.close()
+
+    def alias(self) -> str:
+        """Return what marks our links; a daemon with another database has another mark."""
+        identity = self._database.recall("identity")
+        if identity is None:
+            identity = token_hex(4)
+            self._database.remember("identity", identity)
+        return f"gangway {identity}"
+
+    def is_fresh(self) -> bool:
+        """True if no daemon with this database has ever changed anything."""
+        return self._database.recall("identity") is None
+
+    def chains(self, anew: bool = False) -> Chains:
+        """Return other programs' chains for what is forwarded; `anew`: read them again, which takes a while."""
+        if self._chains is None or anew:
+            self._chains = forward_chains(self.tools.nft)
+        return self._chains
+
+    def facts(self, switched_on: frozenset[int]) -> HostFacts:
+        """Return the facts as they are now; `switched_on`: the families that we forward.
+
+        Unsupported: the firewall that was asked for cannot be used.
+        """
+        config, tools, chains = self._config, self.tools, self.chains()
+        forwarding = frozenset(family for family in _FAMILIES if probe.forwards(family))
+        closing = frozenset(_FAMILIES) - (forwarding - switched_on) if config.ip_forward else frozenset()
+        firewall = _choose(config.firewall, tools, chains, closing)
+        droppers = {family: _dropper(firewall, family, chains[family], tools) for family in _FAMILIES}
+        filtered = frozenset(family for family in _FAMILIES if probe.bridge_filtered(family))
+        return replace(
+            self.lease_facts(),
+            firewall=firewall,
+            missing=frozenset(protocol for protocol in Protocol if not sockets.has_sockets(protocol)),
+            forwarding=forwarding,
+            may_forward=config.ip_forward,
+            switched_on=switched_on,
+            forward_droppers=tuple((family, who) for family, who in droppers.items() if who is not None),
+            own_bridge=not (firewall is Firewall.IPTABLES and config.chain_prefix == DOCKERS_PREFIX),
+            bridge_filtered=filtered,
+            foreign_bridges=_nameable(self._foreign_bridges()) if filtered else (),
+        )
+
+    def lease_facts(self) -> HostFacts:
+        """Return the facts that leases depend on: they need no firewall, and each comes with its socket."""
+        return HostFacts(
+            firewall=Firewall.NONE,
+            no_redirect=self._dataplane.redirect.unavailable,
+            no_steering=self._dataplane.steering.unavailable,
+        )
+
+    def found(self) -> State:
+        """Return what there is of ours: links, the relay's ports, and the entries of redirect and steering."""
+        links = self.found_links()
+        data = self._dataplane.found()
+        return replace(links, ports=data.ports, steered=data.steered, redirects=data.redirects)
+
+    def found_links(self) -> State:
+        """Return the links of ours that are where they should be."""
+        links = self._links.all()
+        ours = {name: link for name, link in links.items() if self.is_ours(link)}
+        bridges = {name: None for name, link in ours.items() if link.kind == "bridge"}
+        numbers = {links[name].number for name in bridges}
+        joined = {name: link for name, link in ours.items() if link.kind == "veth" and link.master in numbers}
+        return State(
+            bridges=bridges,
+            attachments=dict.fromkeys(joined),
+            isolated=frozenset(name for name, link in joined.items() if link.isolated),
+        )
+
+    def is_ours(self, link: Link) -> bool:
+        """True if a daemon with this database made the link."""
+        return link.alias.startswith(self.alias())
+
+    def _foreign_bridges(self) -> list[Link]:
+        return [link for link in self._links.bridges() if not self.is_ours(link)]
 
 
-def others(nft: Nftables | None) -> Chains:
-    """What other programs do with what is forwarded.  With many elements in our maps this takes a while: libnftables
-    reads them all."""
+def forward_chains(nft: Nftables | None) -> Chains:
+    """Return other programs' chains for what is forwarded, and the policy of each.
+
+    With many elements in our maps this takes a while: libnftables reads them all.
+    """
     chains: Chains = {family: {} for family in _FAMILIES}
     if nft is not None:
         with suppress(HostRefused):
@@ -104,7 +181,7 @@ def others(nft: Nftables | None) -> Chains:
             with suppress(HostRefused):
                 last = nft.last_rule(table, chain) if nft is not None else None
                 if last is None and policy == "accept":
-                    del found[name]  # it says nothing
+                    del found[name]  # it decides nothing
                 elif last is not None and probe.drops_all(last):
                     found[name] = "drop"
     for family in _FAMILIES:
@@ -114,17 +191,17 @@ def others(nft: Nftables | None) -> Chains:
     return chains
 
 
-def _bearable(bridges: Collection[Link]) -> tuple[str, ...]:
-    """Their names, but those that no rule can bear."""
+def _nameable(bridges: Collection[Link]) -> tuple[str, ...]:
+    """Return the names of bridges, without those that a rule cannot contain."""
     return tuple(sorted(link.name for link in bridges if is_interface_name(link.name)))
 
 
-def _choose(asked: str, tools: Tools, chains: Chains, closing: Collection[int]) -> Firewall:
-    if asked != "auto":
-        firewall = Firewall(asked)
-        why = tools.unusable(firewall)
-        if why is not None:
-            raise Unsupported(f"the firewall {firewall} cannot be used: {why}; or start the daemon with {_WITHOUT}")
+def _choose(wanted: str, tools: Tools, chains: Chains, closing: Collection[int]) -> Firewall:
+    if wanted != "auto":
+        firewall = Firewall(wanted)
+        reason = tools.unusable(firewall)
+        if reason is not None:
+            raise Unsupported(f"the firewall {firewall} cannot be used: {reason}; or start the daemon with {_WITHOUT}")
         return firewall
     no_nftables = tools.unusable(Firewall.NFTABLES)
     if no_nftables is None and not any(_decides(chains[family], family, closing) for family in _FAMILIES):
@@ -141,13 +218,13 @@ def _choose(asked: str, tools: Tools, chains: Chains, closing: Collection[int]) 
 
 
 def _decides(chains: dict[str, str], family: int, closing: Collection[int]) -> bool:
-    """Whether a FORWARD chain of iptables drops, or would be cut short by a drop of ours."""
+    """True if a FORWARD chain of iptables drops, or if a drop of ours would overrule what it accepts."""
     policies = [chains.get(names[family]) for names in (_IPTABLES_CHAIN, _LEGACY_CHAIN)]
     return "drop" in policies or (family in closing and any(policies))
 
 
 def _try(firewall: Firewall, nft: Nftables | None) -> str | None:
-    """What is in the way."""
+    """Return why a firewall cannot be used; None if it can."""
     try:
         if firewall is Firewall.NFTABLES:
             (nft or Nftables()).chains()
@@ -160,7 +237,7 @@ def _try(firewall: Firewall, nft: Nftables | None) -> str | None:
 
 
 def _dropper(firewall: Firewall, family: int, chains: dict[str, str], tools: Tools) -> str | None:
-    """Who drops what our rules accept."""
+    """Return the chain that drops what our rules accept; None if there is none."""
     own = None
     if firewall is Firewall.IPTABLES:
         own = (_LEGACY_CHAIN if tools.is_legacy(family) else _IPTABLES_CHAIN)[family]

@@ -1,9 +1,7 @@
-"""The daemon's relay: `python -m gangway.relay SETTINGS`, SETTINGS as JSON.
+"""The relay's entry point: `python -m gangway.relay SETTINGS`, SETTINGS as JSON.
 
-What this file knows: what the daemon hands over.  What it must not know: what the relay does.
-
-How it works.  Standard input is a unix socket that listens already; to standard output goes `0\\n` when it serves,
-or why it cannot.  It has no keeper: it outlives the daemon, and ends by itself when it has neither a port nor a daemon.
+Standard input is the control socket, which listens already; on standard output goes `0\\n` when the relay serves, or
+why it cannot.
 """
 
 import json
@@ -19,20 +17,20 @@ _STDOUT = 1
 
 
 def main() -> int:
-    """Everything that can go wrong before it serves is said on standard output."""
+    """Run the relay; report on standard output what goes wrong before it serves."""
     settings = Settings(**json.loads(sys.argv[1]))
-    with socket.socket(fileno=os.dup(0)) as daemons:
+    with socket.socket(fileno=os.dup(0)) as control:
         try:
             log = open_log(settings.log)
-            run(daemons, settings, log, lambda: _say("0\n"))
+            run(control, settings, log, lambda: _report("0\n"))
         except OSError as error:
-            _say(str(error))
+            _report(str(error))
             return 1
     return 0
 
 
-def _say(text: str) -> None:
-    """Says it, and lets go of what the daemon handed over."""
+def _report(text: str) -> None:
+    """Report, once, and close what the daemon handed over."""
     os.write(_STDOUT, text.encode())
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, _STDOUT):

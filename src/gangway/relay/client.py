@@ -1,145 +1,172 @@
-"""The daemon's end of its relay: starting one, handing ports over, taking them back.
+"""The daemon's end of the relay's control connection: start a relay, hand ports over, remove them.
 
-What this file knows: the messages of `gangway.relay.kept`, and how a relay is started.  What it must not know:
-mappings, how the relay works.
+The relay is a process of its own that outlives the daemon: it listens on a unix socket, and a daemon that starts
+connects there first.  One that has neither a port nor a daemon ends by itself.
 
-How it works.  The relay is a process apart, which outlives the daemon: it listens on a unix socket of its own, and a
-daemon that starts looks there first.  One that has neither a port nor a daemon ends by itself.
+Calls may come from several threads: requests on the connection are made one after the other.
 """
 
 import json
 import os
 import select
 import socket
-import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from threading import RLock
 
 from gangway.errors import HostRefused
-from gangway.reconcile.diff import HostPorts, Target
-from gangway.relay.kept import MOST_HELD, OWN, SHARED
+from gangway.relay import protocol
+from gangway.relay.protocol import (
+    CountShared,
+    GetHeld,
+    Hello,
+    Hold,
+    HostPorts,
+    List,
+    ProtocolError,
+    Remove,
+    Request,
+    Serve,
+    Share,
+    peer_credentials,
+)
 from gangway.relay.settings import Settings
 
-_MESSAGE_BYTES = 65536
-_PATIENCE_S = 10.0
+_TIMEOUT_S = 10.0
 
 
-class Relay:
-    """The relay behind the unix socket `path`.  HostRefused: it does not do as it is told."""
+class RelayClient:
+    """The relay behind the control socket `path`.  HostRefused: it did not do what it was asked."""
 
     def __init__(self, path: Path, settings: Settings) -> None:
         self._path = path
         self._settings = settings
+        self._lock = RLock()
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._is_lost = False
+        self._exited = False
         self._held: dict[str, Sequence[int]] = {}
         self._shared: int | None = None
-        """None: it was not asked yet."""
+        """How many shared sockets the relay has; None: not known."""
 
-    def find(self) -> bool:
-        """Connects to a relay that runs already; False if there is none."""
-        channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        channel.settimeout(_PATIENCE_S)
-        try:
-            channel.connect(str(self._path))
-        except OSError:
-            channel.close()
-            return False
-        self._channel = channel
-        self._is_lost = False
-        self._shared = None
-        return True
+    def connect(self) -> bool:
+        """Connect to a running relay; False if there is none."""
+        with self._lock:
+            channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            channel.settimeout(_TIMEOUT_S)
+            try:
+                channel.connect(str(self._path))
+            except OSError:
+                channel.close()
+                return False
+            pid = peer_credentials(channel).pid
+            self._channel, self._exited, self._shared = channel, False, None
+            try:
+                self._ask(Hello(protocol.VERSION))
+            except HostRefused as error:
+                self.close()
+                raise HostRefused(f"the running relay (pid {pid}) cannot be used: {error}; stop it: kill {pid}") from None
+            return True
 
-    def kept(self) -> Iterator[tuple[HostPorts, Target]]:
-        """The ports that it keeps."""
-        offset = 0
-        while self._channel is not None:
-            _ok, *lines = self._ask(f"kept {offset}").splitlines()
-            yield from map(self._kept, lines)
-            if not lines:
-                return
-            offset += len(lines)
+    def served(self) -> list[Serve]:
+        """Return the ports that the relay serves; none if it does not run."""
+        with self._lock:
+            found: list[Serve] = []
+            while self._channel is not None:
+                lines = self._ask(List(len(found))).splitlines()
+                if not lines:
+                    break
+                try:
+                    found += map(protocol.parse_served, lines)
+                except ProtocolError as error:
+                    raise HostRefused(f"the relay failed: {error}") from None
+            return found
 
-    def keep(self, ports: HostPorts, target: Target, sock: socket.socket | None) -> None:
-        """Hands ports over, with the socket of their own if they have one."""
-        if (self._channel is None or not self.lives()) and not self.find():
-            self._start()
-        text = f"keep {_words(ports)} {target.address} {target.first} {SHARED if target.is_steered else OWN}"
-        self._expect_ok(text, [] if sock is None else [sock.fileno()])
+    def serve(self, port: Serve, fds: Sequence[int] = ()) -> None:
+        """Hand a port over, with the descriptors that its mode needs; start the relay if it does not run."""
+        with self._lock:
+            if (self._channel is None or not self.is_running()) and not self.connect():
+                self._start()
+            self._ask(port, fds)
 
-    def drop(self, ports: HostPorts) -> None:
-        """Takes ports back; their connections end.  With a relay that is gone, they have."""
-        if self.lives() and self._channel is not None:
-            answer = self._ask(f"drop {_words(ports)}")
-            if answer != "ok" and not answer.endswith("is not kept"):
-                raise HostRefused(f"the relay does not let go of {_words(ports)}: {answer}")
+    def remove(self, ports: HostPorts) -> None:
+        """Remove ports; their connections end.  A relay that is not running serves none."""
+        with self._lock:
+            if self.is_running() and self._channel is not None:
+                self._ask(Remove(ports))
 
-    def share(self, protocol: str, family: int, fds: Sequence[int]) -> None:
-        """The socket that serves all ports of a protocol and family that have none of their own; with UDP also the map
-        in which to say what is bound.  They stay the caller's, too."""
-        self._expect_ok(f"share {protocol} {family} {len(fds)}", fds)
-        self._shared = None
+    def share(self, name: str, family: int, fds: Sequence[int]) -> None:
+        """Hand over the socket that serves every port of a protocol and family (4 or 6) without one of its own; with
+        UDP also the map `binding`.  The descriptors stay the caller's, too."""
+        with self._lock:
+            self._ask(Share(name, family), fds)
+            self._shared = None
 
-    def shared(self) -> int:
-        """How many of those sockets this relay was given, perhaps by another daemon."""
-        if self._channel is None:
-            return 0
-        if self._shared is None:
-            with self._same_version():
-                self._shared = int(self._ask("shared").removeprefix("ok "))
-        return self._shared
+    def shared_count(self) -> int:
+        """Return how many of those sockets the relay has, perhaps from an earlier daemon."""
+        with self._lock:
+            if self._channel is None:
+                return 0
+            if self._shared is None:
+                self._shared = int(self._ask(CountShared()))
+            return self._shared
 
     def hold(self, name: str, fds: Sequence[int]) -> None:
-        """Descriptors that are to stay open for as long as a relay does, in place of those before of that name: in this
-        relay, and in each that comes after it.  They stay the caller's, too."""
-        self._held[name] = fds
-        if self._channel is not None:
-            self._expect_ok(f"hold {name} {len(fds)}", fds)
+        """Have descriptors kept open under a name by this relay and each later one, in place of those held before.
+
+        They stay the caller's, too.
+        """
+        with self._lock:
+            self._held[name] = fds
+            if self._channel is not None:
+                self._ask(Hold(name, len(fds)), fds)
 
     def held(self, name: str) -> list[int]:
-        """Those that it holds, perhaps from another daemon; the caller's to close.  None if the relay is gone."""
-        with suppress(HostRefused), self._talking() as channel:
-            channel.send(f"held {name}".encode())
-            _answer, fds, _flags, _address = socket.recv_fds(channel, _MESSAGE_BYTES, MOST_HELD)
-            return fds
-        return []
+        """Return the descriptors held under a name, perhaps by an earlier daemon; the caller closes them."""
+        with self._lock:
+            if self._channel is None:
+                return []
+            return self._exchange(GetHeld(name), ())[1]
 
-    def lives(self) -> bool:
-        """Whether it is there; a relay that nobody has needed yet does not count as dead."""
-        if self._process is not None:
-            self._process.poll()
-        if self._channel is None:
-            return not self._is_lost
-        waiting = select.poll()
-        waiting.register(self._channel, select.POLLIN)
-        if not waiting.poll(0):  # it says nothing unasked: all that can come is its end
-            return True
-        self._lose()
-        return False
+    def is_running(self) -> bool:
+        """True unless the relay has exited; a relay that was not needed yet counts as running."""
+        with self._lock:
+            if self._process is not None:
+                self._process.poll()  # reaps it
+            if self._channel is None:
+                return not self._exited
+            readable = select.poll()
+            readable.register(self._channel, select.POLLIN)
+            if not readable.poll(0):  # it sends nothing unasked: all that can come is its end
+                return True
+            self._lose()
+            return False
 
     def fileno(self) -> int | None:
-        """A descriptor that is readable when the relay has ended; None while there is no relay."""
-        return None if self._channel is None else self._channel.fileno()
+        """Return a descriptor that hangs up when the relay exits; None if it does not run."""
+        channel = self._channel
+        return None if channel is None else channel.fileno()
 
     def close(self) -> None:
-        """Lets go of it; one without ports ends."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        """Close the connection.  A relay without ports ends."""
+        with self._lock:
+            if self._channel is not None:
+                self._channel.close()
+                self._channel = None
 
-    def end(self) -> None:
-        """There is no port left: it ends by itself, and nobody shall look for it."""
-        self.close()
-        self._is_lost = False
-        self._path.unlink(missing_ok=True)
+    def stop(self) -> None:
+        """Let a relay that has no ports end, and make sure that nothing finds it meanwhile."""
+        with self._lock:
+            self.close()
+            self._exited = False
+            self._path.unlink(missing_ok=True)
 
     def _lose(self) -> None:
         self.close()
-        self._is_lost = True
+        self._exited = True
 
     def _start(self) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
@@ -156,58 +183,52 @@ class Relay:
                 start_new_session=True,
                 cwd="/",
             )
-        assert process.stdout is not None
-        with process.stdout as status:
-            said = status.read().decode(errors="replace")
-        if said != "0\n" or not self.find():
-            raise HostRefused(f"the relay does not start: {said.strip() or 'it says nothing'}")
+        status = _read_status(process)
+        if status != "0\n" or not self.connect():
+            raise HostRefused(f"the relay failed to start: {status.strip() or 'it exited without a reason'}")
         for name, fds in self._held.items():
             self.hold(name, fds)
 
-    def _expect_ok(self, text: str, fds: Sequence[int]) -> None:
-        answer = self._ask(text, fds)
-        if answer != "ok":
-            raise HostRefused(f"the relay refused {text!r}: {answer.removeprefix('error ')}")
+    def _ask(self, request: Request, fds: Sequence[int] = ()) -> str:
+        answer, received = self._exchange(request, fds)
+        for fd in received:
+            os.close(fd)
+        return answer
 
-    def _ask(self, text: str, fds: Sequence[int] = ()) -> str:
-        with self._talking() as channel:
-            socket.send_fds(channel, [text.encode()], fds)
-            answer = channel.recv(_MESSAGE_BYTES)
-        if not answer:
-            self._lose()
-            raise HostRefused("the relay has ended")
-        return answer.decode()
-
-    def _kept(self, line: str) -> tuple[HostPorts, Target]:
-        with self._same_version():
-            protocol, address, first, last, to, to_first, how = line.split()
-            return HostPorts(protocol, address, int(first), int(last)), Target(to, int(to_first), how == SHARED)
-
-    @contextmanager
-    def _same_version(self) -> Iterator[None]:
-        """HostRefused: an answer does not make sense, so it is another version's."""
-        try:
-            yield
-        except ValueError:
-            pid = struct.unpack("iII", self._peer())[0]
-            raise HostRefused(
-                f"the relay that runs (pid {pid}) is of another version of gangway: end it, and start anew"
-            ) from None
-
-    def _peer(self) -> bytes:
-        """Its pid, uid and gid: struct ucred, unix(7)."""
-        return self._channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12) if self._channel else bytes(12)
-
-    @contextmanager
-    def _talking(self) -> Iterator[socket.socket]:
+    def _exchange(self, request: Request, fds: Sequence[int]) -> tuple[str, list[int]]:
+        """Send a request; return the answer's text and descriptors.  HostRefused: refused, or no answer."""
         if self._channel is None:
-            raise HostRefused("the relay is gone")
+            raise HostRefused("the relay is not running")
         try:
-            yield self._channel
-        except OSError as error:
+            socket.send_fds(self._channel, [protocol.encode(request)], fds)
+            data, received, _flags, _address = socket.recv_fds(
+                self._channel, protocol.MAX_ANSWER_BYTES, protocol.MAX_DESCRIPTORS
+            )
+            if not data:
+                raise ConnectionResetError("it exited")
+            done, text = protocol.parse_answer(data)
+        except (OSError, ProtocolError) as error:
             self._lose()
-            raise HostRefused(f"the relay does not answer: {error}") from None
+            reason = f"no answer within {_TIMEOUT_S:.0f} s" if isinstance(error, TimeoutError) else error
+            raise HostRefused(f"the relay failed: {reason}") from None
+        if not done:
+            with suppress(OSError):
+                list(map(os.close, received))
+            raise HostRefused(f"the relay refused {protocol.encode(request).decode()!r}: {text}")
+        return text, received
 
 
-def _words(ports: HostPorts) -> str:
-    return " ".join(map(str, ports))
+def _read_status(process: "subprocess.Popen[bytes]") -> str:
+    """Return what a starting relay reports: `0\\n`, or why it cannot start.  It is killed when it takes too long."""
+    assert process.stdout is not None
+    with process.stdout as pipe:
+        readable = select.poll()
+        readable.register(pipe, select.POLLIN)
+        parts: list[bytes] = []
+        while readable.poll(_TIMEOUT_S * 1000):
+            part = os.read(pipe.fileno(), 4096)
+            if not part:
+                return b"".join(parts).decode(errors="replace")
+            parts.append(part)
+    process.kill()
+    return f"no status within {_TIMEOUT_S:.0f} s"

@@ -1,11 +1,12 @@
-"""A relay process from its first moment to its last.
+"""The relay process, from its start to its end.
 
-What this file knows: how the relay's parts are put together, and when it is over.  What it must not know: what they do.
+What this file knows: how the relay's parts are put together, and when the process ends.  What it must not know: what
+the parts do.
 
-How it works.  The process is handed a unix socket that already listens, gives up root, says that it is ready, and
-serves leases until there has been none for `LINGER_S` seconds.  Everything that it opens later (clients, backends,
-pipes) needs no right, and the ports' sockets are bound by those who hand them over; those that it answers by may be
-bound though it has none (`shared.py`).
+The process is given a unix socket that already listens.  It gives up root, reports that it is ready, and serves ports
+until it has had neither a port nor a daemon for `LINGER_S` seconds.  Everything that it opens later (clients, backends,
+pipes) needs no privilege: ports' sockets are bound by the daemon or a launcher; those that answers leave by may be bound
+without it (core/shared.py).
 """
 
 import gc
@@ -16,6 +17,7 @@ from itertools import count
 
 from gangway.log import Log
 from gangway.relay import privilege
+from gangway.relay.control import Control
 from gangway.relay.core import datagram, stream
 from gangway.relay.core.datagram import Datagrams
 from gangway.relay.core.listener import listening
@@ -23,92 +25,68 @@ from gangway.relay.core.loop import Loop, Timer
 from gangway.relay.core.shared import Shared
 from gangway.relay.core.stream import Backend, Streams
 from gangway.relay.core.worker import Workers, work
-from gangway.relay.keeper import Keeper
-from gangway.relay.kept import Published
-from gangway.relay.lease import Leases
+from gangway.relay.ports import Published, ServedPorts
 from gangway.relay.settings import Settings
 
-# dockerd starts launchers one after the other and `docker restart` ends the last one before it starts the next: the
-# relay is not to go up and down with that.
+# dockerd starts launchers one after the other, and `docker restart` ends the last before it starts the next.
 LINGER_S = 3.0
 
 
-class Relay:
-    """The relay process: one loop, the leases, the ports."""
+class RelayProcess:
+    """One event loop, the control socket, and what serves the ports."""
 
-    def __init__(
-        self, launchers: socket.socket, settings: Settings, log: Log, channel: socket.socket | None = None
-    ) -> None:
+    def __init__(self, control: socket.socket, settings: Settings, log: Log) -> None:
         self.loop = Loop()
-        self._keeper = None if channel is None else Keeper(self.loop, channel)
         self.streams = Streams(self.loop, settings, log)
         self.workers = Workers(self.loop, self.streams, settings, log)
         self._datagrams = Datagrams(self.loop, settings, log)
         self._keys = count(1)
-        shared = Shared(self.streams, self._datagrams, partial(next, self._keys))
-        self._leases = Leases(self.loop, launchers, log, self._publish, self._withdraw, self._unused, shared)
+        self.shared = Shared(self.streams, self._datagrams, partial(next, self._keys))
+        self._control = Control(self.loop, control, log, self._may_end)
+        self._control.ports = ServedPorts(self.loop, self, log, self._control.is_connected, self._may_end)
         self._end: Timer | None = None
-        self._unused()
+        self._may_end()
 
-    def let_go(self) -> None:
-        """In a worker: what no socket's end closes."""
-        self._leases.kept.let_go()
+    def become_worker(self) -> None:
+        """In a forked worker: close what belongs to the relay process alone."""
+        self._control.ports.forget()
         for flow in self.streams.flows:
             flow.client.drop()
             flow.backend.drop()
         self.streams.pipes.close()
 
-    def _publish(self, backend: Backend, listener: socket.socket) -> Published:
-        port = self._serve(backend, listener)
-        if self._keeper is not None:
-            self._keeper.enter(port, backend, listener)
-        return port
-
-    def _serve(self, backend: Backend, listener: socket.socket) -> Published:
+    def publish(self, backend: Backend, sock: socket.socket) -> Published:
+        """Serve a port by a socket of its own."""
         if backend.protocol == socket.IPPROTO_UDP:
-            return datagram.arriving(self._datagrams, backend, listener)
-        return listening(self.streams, backend, next(self._keys), listener)
+            return datagram.arriving(self._datagrams, backend, sock)
+        return listening(self.streams, backend, next(self._keys), sock)
 
-    def _withdraw(self, port: Published, then: Callable[[], None]) -> None:
-        if self._keeper is None:
-            self._stop_serving(port, then)
-        else:
-            self._keeper.erase(port, lambda: self._stop_serving(port, then))
-
-    def _stop_serving(self, port: Published, then: Callable[[], None]) -> None:
+    def withdraw(self, port: Published, then: Callable[[], None]) -> None:
+        """Stop serving a port; call `then` when no process has a connection of it."""
         port.close()
         if isinstance(port, stream.Port):
             self.workers.withdraw(port, then)
         else:
             then()
 
-    def _unused(self) -> None:
-        """No lease is left: ends in a while, unless there is one by then."""
+    def _may_end(self) -> None:
         if self._end is not None:
             self._end.cancel()
         self._end = self.loop.call_in(LINGER_S, self._end_if_unused)
 
     def _end_if_unused(self) -> None:
-        if not self._leases:
+        if not self._control and not self._control.ports:
             self.loop.stop()
 
 
-def run(
-    launchers: socket.socket,
-    settings: Settings,
-    log: Log,
-    ready: Callable[[], None],
-    keeper: int | None = None,
-    channel: socket.socket | None = None,
-) -> None:
-    """Serves leases that come over `launchers` until there are none; not longer than `keeper` (a pid) lives, if there
-    is one.  Over `channel` that one is told of ports to redirect.  OSError: the privileges could not be given up.
+def run(control: socket.socket, settings: Settings, log: Log, ready: Callable[[], None]) -> None:
+    """Serve the ports that daemons hand over by the listening socket `control`; `ready` is called when it does.
+
+    OSError: the privileges could not be given up.
     """
     privilege.raise_descriptor_limit()
     privilege.give_up()
-    if keeper is not None:
-        privilege.end_with(keeper)
-    relay = Relay(launchers, settings, log, channel)
+    relay = RelayProcess(control, settings, log)
     gc.collect()
     gc.freeze()
     ready()
@@ -116,13 +94,11 @@ def run(
     while relay.workers.wanted:
         role = relay.workers.start()
         if role is not None:
-            launchers.close()
-            if channel is not None:
-                channel.close()
-            relay.let_go()
+            control.close()
+            relay.become_worker()
             del relay
             gc.unfreeze()
-            gc.collect()  # closes every socket of the relay's
+            gc.collect()  # closes every socket of the relay process
             return work(*role, settings, log)
         relay.loop.run()
     return None

@@ -1,26 +1,27 @@
-"""Host ports for a `-p`: choosing them, and taking them before anybody else does.
+"""Host ports for a `-p`: choose them, and reserve them before another program binds one.
 
-What this file knows: what a PortRequest asks for, and that ports are taken by a socket for each, or by steering.  What
-it must not know: what becomes of them.
-
-A request is for all of its ports at all of its addresses, or for none.  Where it leaves a choice, the next choice is
-tried when one port of it is taken: for 0.0.0.0 and :: the number has to be the same.
+A port is reserved by a socket of its own, or by steering.  A request is for all of its ports at all of its addresses, or
+for none.  Where it leaves a choice, the next choice is tried when one port of it is in use: the number has to be the
+same for 0.0.0.0 and ::.
 """
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from types import TracebackType
+from typing import NamedTuple, Self
 
-from gangway.ebpf.daemon_steering import Hold, Steered
+from gangway.ebpf.steering import Reservation, Steering
 from gangway.errors import Conflict, GangwayError, PortTaken, Unsupported
-from gangway.host import sockets as ports
+from gangway.host import sockets
 from gangway.model import ANY, Address, PortMapping, PortRange, PortRequest
 from gangway.plan import MappingPlan
-from gangway.reconcile.diff import HostPorts, ports_of
+from gangway.reconcile.state import ports_of
+from gangway.relay.protocol import HostPorts, Mode, Serve
 from gangway.state.port_index import PortIndex
 
-Reserved = dict[HostPorts, socket.socket | Hold]
-"""Sockets, and what steering has taken; closed, the ports are anybody's."""
+Held = dict[HostPorts, socket.socket | Reservation]
+"""What reserves ports; closed, they are free."""
 
 # How many numbers of the kernel's choice are tried.
 _TRIES = 20
@@ -28,88 +29,129 @@ _TRIES = 20
 _DYNAMIC = PortRange(49152, 65535)
 
 
-class Reserving:
-    """Takes ports for a container.
+class Allocated(NamedTuple):
+    """The mappings of one request, and what reserves their ports."""
 
-    `decide` says what becomes of a mapping.  `steered`: where one socket serves many ports.
-    """
+    mappings: list[PortMapping]
+    held: Held
+
+
+class Allocator:
+    """Allocates host ports for a container.  `decide` plans a mapping."""
 
     def __init__(
-        self, container: str, taken: PortIndex, steered: Steered, decide: Callable[[PortMapping], MappingPlan]
+        self, container: str, index: PortIndex, steering: Steering, decide: Callable[[PortMapping], MappingPlan]
     ) -> None:
         self._container = container
-        self._taken = taken
-        self._steered = steered
+        self._index = index
+        self._steering = steering
         self._decide = decide
 
-    def reserve(self, request: PortRequest) -> tuple[list[PortMapping], Reserved]:
-        """The mappings that a request means, and what takes their ports; they are the caller's.
+    def allocate(self, request: PortRequest) -> Allocated:
+        """Return the mappings of a request, their ports reserved.
 
-        PortTaken, Conflict: they cannot be had, and who has them.
+        PortTaken, Conflict: they are in use, and by what.
         """
         refused: GangwayError | None = None
         for choice in self._choices(request):
             try:
-                return self._take(request, choice)
+                return self._reserve(request, choice)
             except (PortTaken, Conflict) as error:
                 refused = error
         if request.is_choice:
-            raise PortTaken(f"none of the host ports {request.host_ports or ''} is free; the last one tried: {refused}")
-        raise refused or PortTaken("there is no port to take")
+            wanted = f"none of the host ports {request.host_ports}" if request.host_ports else "no host port"
+            raise PortTaken(f"{wanted} is free; the last one tried: {refused}")
+        raise refused or PortTaken("no host port is free")
 
     def _choices(self, request: PortRequest) -> Iterator[PortRange]:
-        """The host ports to try; that of a free one is decided by taking it."""
+        """Yield the host ports to try; the kernel chooses where any will do."""
         given = request.host_ports
         if given is not None and not request.is_choice:
             yield given
-        elif given is None and ports.has_sockets(request.protocol.value):
+        elif given is None and sockets.has_sockets(request.protocol.value):
             for _ in range(_TRIES):
-                yield self._free(request)
+                yield self._free_port(request)
         else:
             numbers = given or _DYNAMIC
             yield from (PortRange(port, port) for port in range(numbers.first, numbers.last + 1))
 
-    def _free(self, request: PortRequest) -> PortRange:
-        with ports.take(request.protocol.value, str(request.host_addresses[0]), 0) as sock:
+    def _free_port(self, request: PortRequest) -> PortRange:
+        with sockets.bind_port(request.protocol.value, str(request.host_addresses[0]), 0) as sock:
             number = sock.getsockname()[1]
         return PortRange(number, number)
 
-    def _take(self, request: PortRequest, host_ports: PortRange) -> tuple[list[PortMapping], Reserved]:
+    def _reserve(self, request: PortRequest, host_ports: PortRange) -> Allocated:
         mappings: list[PortMapping] = []
-        reserved: Reserved = {}
-        with ExitStack() as opened:
+        held: Held = {}
+        with ExitStack() as undo:
             for address in request.host_addresses:
                 mapping = PortMapping(self._container, request.protocol, address, host_ports, request.container_ports)
-                self._taken.require_free(mapping)
+                self._index.require_free(mapping)
                 try:
-                    reserved |= self._take_at(mapping, request.is_choice, opened)
+                    held |= self._reserve_at(mapping, request.is_choice, undo)
                 except Unsupported:
-                    if not _can_do_without(address, request):
+                    if not _is_optional(address, request):
                         raise
                 else:
                     mappings.append(mapping)
-            opened.pop_all()
-        return mappings, reserved
+            undo.pop_all()
+        return Allocated(mappings, held)
 
-    def _take_at(self, mapping: PortMapping, is_choice: bool, opened: ExitStack) -> Reserved:
-        found: Reserved = {}
-        if ports.has_sockets(mapping.protocol.value):
-            for at, target in ports_of(self._decide(mapping)):
-                found[at] = take(at, self._steered if target.is_steered else None, name_holder=not is_choice)
-                opened.callback(found[at].close)
-        return found
+    def _reserve_at(self, mapping: PortMapping, is_choice: bool, undo: ExitStack) -> Held:
+        held: Held = {}
+        if sockets.has_sockets(mapping.protocol.value):
+            for ports, served in ports_of(self._decide(mapping)):
+                held[ports] = self._hold(served, name_holder=not is_choice)
+                undo.callback(held[ports].close)
+        return held
+
+    def _hold(self, served: Serve, name_holder: bool) -> socket.socket | Reservation:
+        """Reserve ports.  PortTaken says what has one, if that is asked for: it takes a while to find out."""
+        ports = served.ports
+        try:
+            if served.mode is Mode.SHARED:
+                return self._steering.reserve(*ports)
+            return sockets.bind_port(ports.protocol, ports.address, ports.first)
+        except PortTaken:
+            if name_holder and ports.first == ports.last:
+                raise PortTaken(sockets.describe_holder(ports.protocol, ports.address, ports.first)) from None
+            raise
 
 
-def take(at: HostPorts, steered: Steered | None, name_holder: bool = True) -> socket.socket | Hold:
-    """Takes a port by a socket of its own, or some by steering.  PortTaken says who has one, if that is asked for."""
-    try:
-        return ports.take(at.protocol, at.address, at.first) if steered is None else steered.take(at)
-    except PortTaken:
-        if name_holder and at.first == at.last:
-            raise PortTaken(ports.named(at.protocol, at.address, at.first)) from None
-        raise
+class Allocation:
+    """What a request is about to publish.  At the end of the block its reservations are closed, and `mappings` that are
+    left in it are removed from the index."""
+
+    def __init__(self, index: PortIndex) -> None:
+        self._index = index
+        self._held: Held = {}
+        self.mappings: list[PortMapping] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for mapping in self.mappings:
+            self._index.remove(mapping)
+        for held in self._held.values():
+            held.close()
+
+    def add(self, allocated: Allocated) -> None:
+        """Take over what was allocated.  Conflict: a mapping of this very request has the port."""
+        self._held |= allocated.held
+        for mapping in allocated.mappings:
+            self._index.add(mapping)
+            self.mappings.append(mapping)
+
+    def reserved(self) -> dict[HostPorts, Sequence[int]]:
+        """Return the reserved ports, each with the descriptors that the relay needs to serve it."""
+        return {
+            ports: [held.fileno()] if isinstance(held, socket.socket) else [] for ports, held in self._held.items()
+        }
 
 
-def _can_do_without(address: Address, request: PortRequest) -> bool:
-    """Nobody has asked for :: by name, and this kernel has no IPv6."""
+def _is_optional(address: Address, request: PortRequest) -> bool:
+    """True if `::` was not asked for by name, and may be left out where the kernel has no IPv6."""
     return address == ANY[1] and request.host_addresses == ANY

@@ -1,13 +1,11 @@
-"""What is wanted, kept on disk: SQLite.
+"""What is wanted, on disk: SQLite.
 
-What this file knows: tables and transactions.  What it must not know: how anything is brought about.
+A row is written before anything is done about it and removed when nothing is left of it, so whatever a daemon that died
+left half done is found again.  A range is one row.  The table `memory` holds what is needed to restore the host: what a
+setting was before it was changed, which rules were written.
 
-A row is an intent: it is written before anything is done about it and removed when nothing is left of it, so whatever
-a daemon that died has left half done is found again.  A range is one row.  `memory` holds what has to be put back one
-day: what a setting was before it was changed, which rules were written.
-
-WAL with synchronous=NORMAL (sqlite.org/pragma.html): a commit survives the daemon's end, and costs no fsync; after a
-power cut the last ones may be missing, and with them is all that they were about.
+WAL with synchronous=NORMAL (sqlite.org/pragma.html): a commit survives the daemon's end and costs no fsync; after a
+power cut the last ones may be missing, and so is everything that they were about.
 """
 
 import sqlite3
@@ -16,6 +14,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from threading import RLock
 from typing import NamedTuple
 
 from gangway.errors import HostRefused
@@ -36,16 +35,17 @@ CREATE TABLE IF NOT EXISTS memory (what TEXT PRIMARY KEY, value TEXT);
 
 
 class Place(NamedTuple):
-    """Where a container's namespace is: its path, and the number that tells it from a later one there."""
+    """Where a container's namespace is: its path, and the inode number that tells it from a later one there."""
 
     namespace: str
     inode: int
 
 
 class Database:
-    """The database at `path`, made if there is none.  HostRefused: it cannot be had."""
+    """The database at `path`, created if it does not exist.  HostRefused: it cannot be opened."""
 
     def __init__(self, path: Path) -> None:
+        self._lock = RLock()  # leases use it from a thread of their own
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -53,26 +53,27 @@ class Database:
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.executescript(_TABLES)
         except (OSError, sqlite3.Error) as error:
-            raise HostRefused(f"the state {path} cannot be opened: {error}") from None
+            raise HostRefused(f"the database {path} cannot be opened: {error}") from None
 
     def close(self) -> None:
-        """Closes it; nothing is lost without."""
+        """Close the database; nothing is lost without."""
         self._database.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of the block's changes, or none."""
-        self._execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._execute("COMMIT")
-        except BaseException:
-            with suppress(HostRefused):  # SQLite has rolled it back by itself, if it was the disk
-                self._execute("ROLLBACK")
-            raise
+        """Make all of the block's changes, or none."""
+        with self._lock:
+            self._execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._execute("COMMIT")
+            except BaseException:
+                with suppress(HostRefused):  # SQLite has rolled it back by itself, if it was the disk
+                    self._execute("ROLLBACK")
+                raise
 
     def networks(self) -> Iterator[tuple[Network, bool]]:
-        """Each network, and whether it was made on demand."""
+        """Yield each network, and whether it was made on demand."""
         for name, bridge, subnets, gateways, *policy, mtu, on_demand in self._all("networks"):
             masquerade, icc, internal = map(bool, policy)
             yield (
@@ -90,7 +91,7 @@ class Database:
             )
 
     def endpoints(self) -> Iterator[tuple[Endpoint, Place]]:
-        """Each endpoint, and where its container is."""
+        """Yield each endpoint, and where its container is."""
         for container, network, addresses, namespace, inode in self._all("endpoints"):
             yield (
                 Endpoint(container, network, tuple(map(ip_address, addresses.split()))),
@@ -98,63 +99,65 @@ class Database:
             )
 
     def mappings(self) -> Iterator[PortMapping]:
-        """Each mapping."""
+        """Yield each mapping."""
         for container, protocol, address, *ports in self._all("mappings"):
             host, inner = PortRange(*ports[:2]), PortRange(*ports[2:])
             yield PortMapping(container, Protocol(protocol), _address(address), host, inner)
 
     def add_network(self, network: Network, on_demand: bool) -> None:
-        """One more."""
+        """Add a network."""
         policy = network.masquerade, network.icc, network.internal, network.mtu, on_demand
         row = network.name, network.bridge, _words(network.subnets), _words(network.gateways), *policy
         self._insert("networks", row)
 
     def remove_network(self, name: str) -> None:
-        """One less."""
+        """Remove a network."""
         self._execute("DELETE FROM networks WHERE name = ?", (name,))
 
     def add_endpoint(self, endpoint: Endpoint, place: Place) -> None:
-        """One more."""
+        """Add an endpoint."""
         self._insert("endpoints", (endpoint.container, endpoint.network, _words(endpoint.addresses), *place))
 
     def remove_endpoint(self, container: str) -> None:
-        """One less, and its mappings."""
+        """Remove an endpoint and its mappings."""
         with self.transaction():
             self._execute("DELETE FROM mappings WHERE container = ?", (container,))
             self._execute("DELETE FROM endpoints WHERE container = ?", (container,))
 
     def add_mappings(self, mappings: Iterable[PortMapping]) -> None:
-        """Some more."""
+        """Add mappings."""
         with self.transaction():
             for one in mappings:
                 ports = one.host_ports.first, one.host_ports.last, one.container_ports.first, one.container_ports.last
                 self._insert("mappings", (one.container, one.protocol.value, str(one.host_address), *ports))
 
     def remove_mappings(self, mappings: Iterable[PortMapping]) -> None:
-        """Some less."""
+        """Remove mappings."""
         with self.transaction():
             for one in mappings:
                 key = one.protocol.value, str(one.host_address), one.host_ports.first
                 self._execute("DELETE FROM mappings WHERE protocol = ? AND host_address = ? AND host_first = ?", key)
 
     def remember(self, what: str, value: str) -> None:
-        """Keeps a text under a name."""
+        """Store a text under a name."""
         self._execute("INSERT OR REPLACE INTO memory VALUES (?, ?)", (what, value))
 
     def recall(self, what: str) -> str | None:
-        """The text under a name, if there is one."""
-        row = self._database.execute("SELECT value FROM memory WHERE what = ?", (what,)).fetchone()
+        """Return the text under a name, if there is one."""
+        with self._lock:
+            row = self._database.execute("SELECT value FROM memory WHERE what = ?", (what,)).fetchone()
         return None if row is None else str(row[0])
 
     def forget(self, what: str) -> None:
-        """Keeps it no longer."""
+        """Delete the text under a name."""
         self._execute("DELETE FROM memory WHERE what = ?", (what,))
 
     def _execute(self, statement: str, values: tuple[object, ...] = ()) -> None:
         try:
-            self._database.execute(statement, values)
+            with self._lock:
+                self._database.execute(statement, values)
         except sqlite3.Error as error:
-            raise HostRefused(f"the state cannot be written: {error}") from None
+            raise HostRefused(f"the database cannot be written: {error}") from None
 
     def _all(self, table: str) -> Iterator[tuple]:  # type: ignore[type-arg]  # whatever the columns are
         return iter(self._database.execute(f"SELECT * FROM {table}").fetchall())

@@ -1,29 +1,26 @@
-"""What can be asked of the daemon, and what each request means.
+"""What each request to the daemon means.
 
 What this file knows: what is wanted, and which difference a request makes.  What it must not know: how a difference is
-brought about, who asks.
+carried out, where a request comes from.
 
-How it works.  A request writes its intent to the ledger, and the difference that it makes is carried out step by step;
-when one fails, those before it are undone and the intent is taken back, so all is as it was.  Withdrawing goes the
-other way round: the intent goes last.
+A request writes what is wanted to the registry, and the difference that it makes is carried out step by step; when one
+fails, those before it are undone and the registry is restored.  Removing goes the other way round: the registry comes
+last.
 
-A port is reserved before the intent is written: which one it is may be known only then.  A daemon that dies in between
-leaves nothing behind, as the socket goes with it.
+A port is reserved before it is written: which one it is may be known only then.  A daemon that dies in between leaves
+nothing behind, as the reservation ends with it.
 
-Nothing here is for more than one thread.
+Everything but `leases` is for one thread.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial, wraps
 from secrets import token_bytes
-from typing import NamedTuple
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from gangway.daemon.config import Config
-from gangway.daemon.doctor import Check
-from gangway.errors import Conflict, Unsupported
-from gangway.host import netns
-from gangway.log import Log
+from gangway.errors import Conflict, PortTaken, Unsupported
+from gangway.host import netns, probe
 from gangway.model import (
     Address,
     Endpoint,
@@ -31,6 +28,7 @@ from gangway.model import (
     PortMapping,
     PortRequest,
     Protocol,
+    Source,
     check_fits,
     first_gateway,
     free_subnets,
@@ -48,132 +46,151 @@ from gangway.plan import (
     plan_network,
 )
 from gangway.reconcile.controller import Controller
-from gangway.reconcile.diff import State
-from gangway.relay.client import Relay
-from gangway.state.allocate import Reserving
-from gangway.state.database import Database, Place
-from gangway.state.retry import again_without_the_gone
+from gangway.reconcile.executor import Executor
+from gangway.reconcile.state import State
+from gangway.state.allocate import Allocation, Allocator
+from gangway.state.database import Place
+from gangway.state.leases import Leases
+from gangway.state.registry import Registry
 
 ON_DEMAND = "gangway0"
-"""The network that is made when somebody needs one and has named none."""
+"""The network that is created when a container is attached and no network was named."""
+
+_Given = ParamSpec("_Given")
+_Answer = TypeVar("_Answer")
 
 
 class Explanation(NamedTuple):
-    """What a client meets that asks an address: each route, with the rules on it."""
+    """What a client of an address meets: each route, with the rules on it.  A lease has no network."""
 
     planned: MappingPlan
-    network: Network
+    network: Network | None
     routes: tuple[tuple[Route, tuple[str, ...]], ...]
 
 
+def retry_after_reaping(
+    method: Callable[Concatenate["Requests", _Given], _Answer],
+) -> Callable[Concatenate["Requests", _Given], _Answer]:
+    """Try a refused request again, if what it wants belonged to a container whose namespace has ended.
+
+    The kernel notifies of such an end, and it is handled within a tenth of a second; a request may come before that.
+    To look at every container before each request would cost more than most requests do.
+    """
+
+    @wraps(method)
+    def tried(requests: "Requests", /, *given: _Given.args, **named: _Given.kwargs) -> _Answer:
+        try:
+            return method(requests, *given, **named)
+        except (Conflict, PortTaken):
+            if not requests.reap_dead_containers():
+                raise
+        return method(requests, *given, **named)
+
+    return tried
+
+
 class Requests:
-    """The daemon, but for its front.  `close` leaves everything as it is: published ports go on without it."""
+    """The requests of every front.  The daemon may end at any time: published ports go on without it."""
 
-    def __init__(self, config: Config, store: Database, relay: Relay, log: Log) -> None:
-        self._database = store
-        self._relay = relay
-        self._controller = Controller(config, store, relay, log)
-        self._registry = self._controller.registry
-        self._executor = self._controller.executor
-        self.check = partial(self._controller.check, thorough=False)
-        self.check_rules = self._controller.check_rules
-        self.check_thoroughly = partial(self._controller.check, thorough=True)
-        self.reconcile = self._controller.reconcile
-        self.withdraw_what_is_gone = self._controller.withdraw_what_is_gone
-        self.reconcile()
-
-    def close(self) -> None:
-        """Lets go of sockets and files."""
-        self._controller.close()
-        self._database.close()
+    def __init__(self, controller: Controller, registry: Registry, executor: Executor, leases: Leases) -> None:
+        self._controller = controller
+        self._registry = registry
+        self._executor = executor
+        self.leases = leases
+        self.check = partial(controller.check, thorough=False)
+        self.check_rules = controller.check_rules
+        self.check_thoroughly = partial(controller.check, thorough=True)
+        self.reconcile = controller.reconcile
+        self.reap_dead_containers = controller.reap_dead_containers
+        if controller.needs_start:
+            self.reconcile()
 
     @property
     def firewall(self) -> Firewall:
-        """Who writes the rules."""
+        """The firewall in use."""
         return self._controller.facts.firewall
 
     @property
-    def relay_fd(self) -> int | None:
-        """A descriptor that is readable when the relay has ended, if there is a relay."""
-        return self._relay.fileno()
+    def facts(self) -> HostFacts:
+        """The facts about the host that decisions are based on."""
+        return self._controller.facts
 
     @property
     def is_idle(self) -> bool:
-        """Nothing is left to keep."""
-        return not self._registry.networks
+        """True if there is nothing to look after."""
+        return not self._registry.networks and not self.leases
 
     # Questions
 
     def networks(self) -> tuple[Network, ...]:
-        """All networks."""
+        """Return every network."""
         return self._registry.networks
 
     def network(self, name: str) -> Network:
-        """One network.  Conflict: there is none of that name."""
+        """Return a network.  Conflict: there is none of that name."""
         return self._registry.network(name)
 
     def endpoints(self, network: str | None = None) -> tuple[Endpoint, ...]:
-        """All endpoints, or those of a network."""
+        """Return every endpoint, or those of a network."""
         return self._registry.endpoints(network)
 
     def mappings(self, container: str | None = None) -> tuple[MappingPlan, ...]:
-        """All mappings, or those of a container.  Conflict: there is no such container."""
-        return self._registry.mappings(container)
+        """Return every mapping, leases included, or those of a container.  Conflict: it is not attached."""
+        if container is not None:
+            return self._registry.mappings(container)
+        return (*self._registry.mappings(), *self.leases.planned())
 
     def explain(self, protocol: Protocol, address: Address, port: int, origin: Origin | None) -> Explanation:
-        """What a client meets that asks there; of an unspecified address, wherever it asks.
+        """Return what a client of an address and port meets; an unspecified address stands for all.
 
         Conflict: nothing is published there.
         """
         if not (address.is_unspecified or address.is_loopback or self._executor.has_address(address)):
             raise Conflict(f"{address} is not an address of this host")
-        mapping = self._registry.taken.at(protocol, address, port)
-        if mapping is None:
-            raise Conflict(f"nothing is published at {address} port {port}/{protocol}: gangway ls lists what is")
-        planned = self._registry.mapping(mapping)
+        mapping = self._registry.index.at(protocol, address, port)
+        planned = None if mapping is None else self._planned(mapping)
+        if planned is None:
+            raise Conflict(f"nothing is published at {address} port {port}/{protocol}: list what is with gangway ls")
         every = tuple(Origin) if address.is_unspecified else origins_of(address)
         wanted = every if origin is None else (origin,)
-        network = self._registry.network_of(mapping.container)
+        is_lease = planned.mapping.source is Source.LEASE
+        network = None if is_lease else self._registry.network_of(planned.mapping.container)
         routes = tuple(
-            (route, tuple(self._executor.met(planned, route, network, port)))
+            (route, tuple(self._executor.matching(planned, route, network, port)))
             for route in asked_at(planned, address)
             if route.origin in wanted
         )
         return Explanation(planned, network, routes)
 
     def redirected(self, planned: MappingPlan) -> int:
-        """How often sockets were redirected to a mapping."""
-        return self._executor.redirects.count(planned)
-
-    def checks(self) -> tuple[Check, ...]:
-        """What this host can do, and what follows from what it cannot."""
-        return self._controller.checks()
+        """Return how often sockets were redirected to a mapping."""
+        return self._executor.dataplane.redirected(planned)
 
     # Networks
 
-    @again_without_the_gone
+    @retry_after_reaping
     def create_network(self, network: Network, on_demand: bool = False) -> Network:
-        """One more network."""
-        self._controller.prepare()
+        """Create a network."""
+        self._repair()
         check_fits(network, self._registry.networks)
         if network.internal and self.firewall is Firewall.NONE:
-            raise Unsupported("without a firewall (--firewall none) nothing keeps an internal network internal")
+            raise Unsupported("an internal network needs a firewall: without one (--firewall none) it is not internal")
         self._executor.check_free(network)
         before = self._registry.plan()
         self._registry.add_network(network, on_demand)
         try:
             after = self._registry.plan()
-            self._controller.carry_out(_standing(before), _standing(after, network, self._controller.facts))
+            self._controller.carry_out(_applied(before), _applied(after, network, self.facts))
         except BaseException:
             self._registry.remove_network(network.name)
             raise
-        self._controller.settle(after)
+        self._controller.record_applied()
         return network
 
-    @again_without_the_gone
+    @retry_after_reaping
     def remove_network(self, name: str) -> None:
-        """One less; it must have no containers."""
-        self._controller.prepare()
+        """Remove a network that has no containers."""
+        self._repair()
         self._remove_network(name)
 
     def _remove_network(self, name: str) -> None:
@@ -183,21 +200,21 @@ class Requests:
             raise Conflict(f"network {name} has containers ({', '.join(attached)}): detach them first")
         before = self._registry.plan()
         after = self._registry.plan(without=name)
-        self._controller.carry_out(_standing(before, network, self._controller.facts), _standing(after))
+        self._controller.carry_out(_applied(before, network, self.facts), _applied(after))
         self._registry.remove_network(name)
-        self._controller.settle(after)
+        self._controller.record_applied()
 
     # Endpoints
 
-    @again_without_the_gone
+    @retry_after_reaping
     def attach(
         self, container: str, network_name: str | None, addresses: Sequence[Address], namespace: str | None = None
     ) -> Endpoint:
-        """Joins a container to a network; `namespace` is its path, if the name does not tell."""
-        self._controller.prepare(container)
+        """Attach a container to a network; `namespace` is the path of its namespace, if the name does not tell."""
+        self._repair(container)
         if self._registry.has_endpoint(container):
             name = self._registry.endpoint(container).network
-            raise Conflict(f"container {container} is on network {name} already: detach it first")
+            raise Conflict(f"container {container} is attached to network {name} already: detach it first")
         path = namespace or netns.path_of(container)
         place = Place(path, netns.inode_of(path))
         self._check_container(container, place)
@@ -215,70 +232,75 @@ class Requests:
             raise
         return endpoint
 
-    @again_without_the_gone
+    @retry_after_reaping
     def detach(self, container: str) -> None:
-        """Takes a container off its network, and its mappings away."""
-        self._controller.prepare(container)
+        """Detach a container from its network; its ports are unpublished."""
+        self._repair(container)
         endpoint = self._registry.endpoint(container)
-        self._controller.take_down(self._registry.state_of_container(container))
+        self._controller.remove(self._registry.state_of_container(container))
         self._registry.remove_endpoint(container)
         self._remove_if_unneeded(endpoint.network)
 
     # Mappings
 
-    @again_without_the_gone
+    @retry_after_reaping
     def publish(self, container: str, texts: Sequence[str]) -> tuple[MappingPlan, ...]:
-        """Publishes a container's ports; each text is as after Docker's `-p`.  All of them or none."""
-        self._controller.prepare(container)
+        """Publish a container's ports; each text is as after Docker's `-p`.  All of them or none."""
+        self._repair(container)
         network = self._registry.network_of(container)
-        requests = [request for text in texts for request in parse_port(text).apart()]
-        reserving = Reserving(container, self._registry.taken, self._controller.steered, self._registry.planned)
-        with self._reserved() as mappings:
+        requests = [request for text in texts for request in parse_port(text).split()]
+        allocator = Allocator(container, self._registry.index, self._executor.dataplane.steering, self._registry.planned)
+        with Allocation(self._registry.index) as allocation:
             for request in requests:
                 _check_internal(request, network)
-                found, reserved = reserving.reserve(request)
-                self._executor.reserved |= reserved
-                for mapping in found:
-                    self._registry.taken.add(mapping)
-                    mappings.append(mapping)
-            planned = self._registry.add_mappings(mappings)
-            mappings.clear()
+                allocation.add(allocator.allocate(request))
+            planned = self._registry.add_mappings(allocation.mappings)
             try:
                 _check_reachable(planned)
-                self._controller.carry_out(State(), self._registry.state_of(planned))
+                self._controller.carry_out(State(), self._registry.state_of(planned), allocation.reserved())
             except BaseException:
                 self._registry.remove_mappings(planned)
+                allocation.mappings.clear()
                 raise
+            allocation.mappings.clear()  # they are the registry's now
         return planned
 
-    @again_without_the_gone
+    @retry_after_reaping
     def unpublish(self, container: str, texts: Sequence[str] = ()) -> tuple[MappingPlan, ...]:
-        """Withdraws a container's mappings: those that the texts name, all without any."""
-        self._controller.prepare(container)
+        """Unpublish a container's mappings: those that the texts name, all without any."""
+        self._repair(container)
         planned = self._registry.mappings(container)
         if texts:
             chosen = [one for text in texts for one in self._registry.named(container, text)]
             planned = tuple({str(one.mapping): one for one in chosen}.values())
-        self._controller.take_down(self._registry.state_of(planned))
+        self._controller.remove(self._registry.state_of(planned))
         self._registry.remove_mappings(planned)
         return planned
 
-    # What is within
+    # Details
+
+    def _repair(self, container: str | None = None) -> None:
+        if not probe.is_root():
+            raise Unsupported("networks, containers and rules need root: without it, only docker-proxy's ports are served")
+        self._controller.repair_before_request(container)
+
+    def _planned(self, mapping: PortMapping) -> MappingPlan | None:
+        return self.leases.find(mapping) if mapping.source is Source.LEASE else self._registry.mapping(mapping)
 
     def _check_container(self, container: str, place: Place) -> None:
         if place.inode == netns.own_inode():
             raise Conflict(f"{container} is the host's own network namespace")
         for other in (endpoint.container for endpoint in self._registry.endpoints()):
-            if self._registry.place(other).inode == place.inode and not self._controller.is_gone(other):
+            if self._registry.place(other).inode == place.inode and not self._controller.is_dead(other):
                 raise Conflict(f"{container} is the network namespace of container {other}, which is attached already")
 
     def _network_for(self, name: str | None) -> Network:
-        """The network of that name; the one on demand is made if it has to be."""
+        """Return the network of that name; the one on demand is created if it has to be."""
         names = {network.name for network in self._registry.networks}
         if (name or ON_DEMAND) in names or name not in (None, ON_DEMAND):
             return self._registry.network(name or ON_DEMAND)
-        taken = [*self._executor.routed(), *(subnet for one in self._registry.networks for subnet in one.subnets)]
-        subnets = free_subnets(taken, token_bytes(5))
+        used = [*self._executor.routed(), *(subnet for one in self._registry.networks for subnet in one.subnets)]
+        subnets = free_subnets(used, token_bytes(5))
         network = Network(ON_DEMAND, ON_DEMAND, subnets, tuple(map(first_gateway, subnets)))
         return self.create_network(network, on_demand=True)
 
@@ -286,33 +308,18 @@ class Requests:
         if self._registry.is_unneeded(name):
             self._remove_network(name)
 
-    @contextmanager
-    def _reserved(self) -> Iterator[list[PortMapping]]:
-        """The mappings of a request in the making; nothing is left of them when it fails."""
-        mappings: list[PortMapping] = []
-        try:
-            yield mappings
-        except BaseException:
-            for mapping in mappings:
-                self._registry.taken.remove(mapping)
-            raise
-        finally:
-            for reserved in self._executor.reserved.values():
-                reserved.close()
-            self._executor.reserved.clear()
 
-
-def _standing(whole: Plan | None, network: Network | None = None, facts: HostFacts | None = None) -> State:
-    """The rules of a plan, and perhaps one network's bridge."""
+def _applied(plan: Plan | None, network: Network | None = None, facts: HostFacts | None = None) -> State:
+    """Return the state of a plan's rules, and perhaps of one network's bridge."""
     bridges = {network.bridge: plan_network(network, facts)} if network is not None and facts is not None else {}
-    return State(bridges=bridges, plan=whole, forwarding=whole.forwarding if whole is not None else frozenset())
+    return State(bridges=bridges, plan=plan, forwarding=plan.forwarding if plan is not None else frozenset())
 
 
 def _check_reachable(planned: Sequence[MappingPlan]) -> None:
     for one in planned:
         if not (one.is_nat or one.is_redirected or one.is_relayed):
             raise Unsupported(
-                f"{one.mapping} could be reached by nobody: this kernel has no {one.mapping.protocol} sockets for a "
+                f"{one.mapping} would be reachable by nobody: this kernel has no {one.mapping.protocol} sockets for the "
                 "relay, and no rule serves it"
             )
 

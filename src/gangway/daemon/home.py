@@ -1,0 +1,147 @@
+"""The daemon's runtime folder (gangway/runtime.py): its lock, its sockets, and their modes."""
+
+import fcntl
+import grp
+import os
+import socket
+import stat
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from gangway import runtime
+from gangway.errors import Conflict, HostRefused, InvalidRequest
+
+_DEFAULT_GROUP = "gangway"
+_BACKLOG = 4096
+
+
+class Home:
+    """The runtime folder of this network namespace, locked for as long as the daemon runs.
+
+    `socket_path`: where API clients connect, if not in the folder; `group` may use the API.
+    Conflict: another daemon has the namespace, or the socket.
+    """
+
+    api: socket.socket
+    leases: socket.socket
+
+    def __init__(self, socket_path: str | None, group: str) -> None:
+        self.folder = Path(runtime.folder())
+        self.api_path = Path(socket_path).absolute() if socket_path else self.folder / runtime.API_SOCKET
+        self.relay_path = Path(f"{self.api_path}.relay")
+        self.is_abandoned = False
+        """Nothing is left to look after: the folder goes with the daemon."""
+        self._group = _group_id(group)
+        self._scope = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as scope:
+            self._make_folder()
+            self._lock(scope)
+            scope.callback(self._remove_folder)  # while it is locked
+            self.api = scope.enter_context(_listen(self.api_path, socket.SOCK_STREAM))
+            scope.callback(_unlink_socket, self.api_path)
+            self.leases = scope.enter_context(_listen(self.folder / runtime.LEASE_SOCKET, socket.SOCK_SEQPACKET))
+            scope.callback(_unlink_socket, self.folder / runtime.LEASE_SOCKET)
+            os.chmod(self.folder / runtime.LEASE_SOCKET, 0o600)
+            os.chown(self.api_path, -1, self._group)
+            os.chmod(self.api_path, 0o660)
+            self._link(scope)
+            self._scope = scope.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._scope.close()
+
+    @property
+    def start_path(self) -> Path:
+        """Where the options of the last operator's start are kept."""
+        return self.folder / runtime.START
+
+    def _make_folder(self) -> None:
+        """Create the folder, or give an existing one (a launcher may have made it) its modes."""
+        try:
+            for folder, mode in ((self.folder.parent, runtime.BASE_MODE), (self.folder, runtime.FOLDER_MODE)):
+                folder.mkdir(parents=True, exist_ok=True, mode=mode)
+                found = folder.lstat()
+                if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                    raise HostRefused(f"{folder} belongs to another user (uid {found.st_uid}): remove it")
+                os.chmod(folder, mode)
+            os.chown(self.folder, -1, self._group)
+        except OSError as error:
+            raise HostRefused(f"the runtime folder {self.folder} cannot be used: {error.strerror}") from None
+
+    def _lock(self, scope: ExitStack) -> None:
+        path = self.folder / runtime.LOCK
+        while True:
+            lock = scope.enter_context(os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pid, _, at = lock.read().strip().partition(" ")
+                raise Conflict(f"a daemon (pid {pid}, socket {at}) already manages this network namespace") from None
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                    break  # else its last owner removed the file in between
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} {self.api_path}\n")
+        lock.flush()
+
+    def _link(self, scope: ExitStack) -> None:
+        """Have clients that look in the folder find a socket that is elsewhere."""
+        here = self.folder / runtime.API_SOCKET
+        if self.api_path != here:
+            here.unlink(missing_ok=True)
+            here.symlink_to(self.api_path)
+            scope.callback(here.unlink, missing_ok=True)
+
+    def _remove_folder(self) -> None:
+        if self.is_abandoned:
+            for name in (runtime.LOCK, runtime.START, *(f"{runtime.STATE}{end}" for end in ("", "-wal", "-shm"))):
+                with suppress(OSError):
+                    (self.folder / name).unlink()
+            with suppress(OSError):  # a launcher is about to start another daemon
+                self.folder.rmdir()
+
+
+def _listen(path: Path, kind: int) -> socket.socket:
+    """Return a listening socket.  Conflict: somebody listens there already."""
+    sock = socket.socket(socket.AF_UNIX, kind)
+    try:
+        with socket.socket(socket.AF_UNIX, kind) as probing:
+            probing.connect(str(path))
+        raise Conflict(f"another daemon listens on {path}: choose another --socket")
+    except (FileNotFoundError, ConnectionRefusedError):
+        _unlink_socket(path)
+    except OSError as error:
+        sock.close()
+        raise HostRefused(f"the socket {path} cannot be used: {error.strerror or error}") from None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sock.bind(str(path))
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise HostRefused(f"the socket {path} cannot be created: {error.strerror or error}") from None
+    return sock
+
+
+def _unlink_socket(path: Path) -> None:
+    """Remove a socket that nobody listens on; anything else is not ours to remove."""
+    with suppress(FileNotFoundError):
+        if path.is_symlink() or stat.S_ISSOCK(path.lstat().st_mode):
+            path.unlink()
+
+
+def _group_id(name: str) -> int:
+    """Return the id of the group that may use the API; -1: the group stays what it is."""
+    try:
+        return grp.getgrnam(name or _DEFAULT_GROUP).gr_gid
+    except KeyError:
+        if name:
+            raise InvalidRequest(f"group: no group named {name!r}") from None
+    return -1

@@ -1,0 +1,151 @@
+"""The front for docker-proxy launchers: the socket where they take leases (relay/protocol.py).
+
+A thread of its own serves it, so that a launcher is answered whatever else the daemon does.  Only launchers of the
+user that the daemon runs as are accepted.
+"""
+
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Thread
+
+from gangway.errors import GangwayError, InvalidRequest
+from gangway.log import Log
+from gangway.relay import protocol
+from gangway.relay.protocol import ProtocolError, peer_credentials
+from gangway.state.leases import Lease, Leases
+
+_RETRY_S = 0.1  # after running out of descriptors
+
+
+class LeaseServer:
+    """Serves launchers at a listening socket; `changed` is called after a lease was granted or has ended."""
+
+    def __init__(self, listener: socket.socket, leases: Leases, log: Log, changed: Callable[[], None]) -> None:
+        self._listener = listener
+        self._leases = leases
+        self._log = log
+        self._changed = changed
+        self._epoll = select.epoll()
+        self._wake, self._woken = os.pipe()
+        self._connections: dict[int, tuple[socket.socket, Lease | None]] = {}
+        listener.setblocking(False)
+        self._epoll.register(listener, select.EPOLLIN)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._thread = Thread(target=self._run, name="leases", daemon=True)
+
+    def start(self) -> None:
+        """Serve from now on."""
+        self._thread.start()
+
+    def restore(self) -> None:
+        """The relay has exited: have a new one serve every lease."""
+        os.write(self._woken, b"r")
+
+    def close(self) -> None:
+        """Stop serving.  The relay goes on, and launchers take their leases from the next daemon."""
+        os.write(self._woken, b"q")
+        self._thread.join()
+        for connection, _ in self._connections.values():
+            connection.close()
+        self._epoll.close()
+        for fd in (self._wake, self._woken):
+            os.close(fd)
+
+    def _run(self) -> None:
+        while True:
+            for fd, _events in self._epoll.poll():
+                if fd == self._wake:
+                    if b"q" in os.read(self._wake, 64):
+                        return
+                    self._guarded(self._restore)
+                elif fd == self._listener.fileno():
+                    self._guarded(self._accept)
+                elif fd in self._connections:
+                    self._guarded(lambda fd=fd: self._receive(fd))  # type: ignore[misc]
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        """One launcher's failure is not another's."""
+        try:
+            call()
+        except Exception as error:
+            self._log.failure(error)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._log.warning("a launcher waits for its lease: %s", error.strerror)
+            time.sleep(_RETRY_S)
+            return
+        if peer_credentials(connection).uid != os.geteuid():
+            self._log.warning("lease refused: the launcher is a process of another user")
+            connection.close()
+            return
+        connection.setblocking(False)
+        self._connections[connection.fileno()] = connection, None
+        self._epoll.register(connection, select.EPOLLIN | select.EPOLLRDHUP)
+        self._receive(connection.fileno())
+
+    def _receive(self, fd: int) -> None:
+        connection, lease = self._connections[fd]
+        fds: list[int] = []
+        try:
+            message, fds, _flags, _address = socket.recv_fds(connection, protocol.MAX_REQUEST_BYTES, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        try:
+            if not message or lease is not None:
+                self._end(fd)
+            else:
+                self._grant(fd, connection, message, fds)
+        finally:
+            for left in fds:
+                os.close(left)
+
+    def _grant(self, fd: int, connection: socket.socket, message: bytes, fds: list[int]) -> None:
+        try:
+            wanted = protocol.parse(message)
+            if not isinstance(wanted, protocol.Lease):
+                raise ProtocolError("the first message must be a lease")
+            if not fds:
+                raise InvalidRequest("no socket came with the lease: the daemon has no file descriptor left")
+            with socket.socket(fileno=fds.pop()) as sock:
+                lease = self._leases.grant(wanted, sock.dup(), peer_credentials(connection).pid)
+        except (ProtocolError, GangwayError, ExceptionGroup, OSError) as error:
+            self._log.warning("lease refused: %s", error)
+            self._answer(connection, protocol.encode_refusal(str(error)))
+            return self._end(fd)
+        self._connections[fd] = connection, lease
+        self._answer(connection, protocol.encode_answer())
+        return self._changed()
+
+    def _end(self, fd: int) -> None:
+        connection, lease = self._connections.pop(fd)
+        self._epoll.unregister(fd)
+        try:
+            if lease is not None:
+                self._leases.end(lease)
+        except (GangwayError, ExceptionGroup) as error:
+            self._log.warning("the end of a lease failed: %s", error)
+        finally:
+            connection.close()  # the launcher waits for that: the port is free
+        self._changed()
+
+    def _restore(self) -> None:
+        try:
+            self._leases.restore()
+        except ExceptionGroup as errors:
+            for error in errors.exceptions:
+                self._log.warning("%s: %s", errors.message, error)
+
+    def _answer(self, connection: socket.socket, answer: bytes) -> None:
+        with suppress(OSError):  # it has ended, and its end of the connection will say so
+            connection.send(answer)

@@ -1,0 +1,90 @@
+"""The values that are compared: what there is on the host, or should be.
+
+What this file knows: what a mapping makes of the host.  What it must not know: how anything is found or changed.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from gangway.ebpf.keys import PortBlock, Target, blocks
+from gangway.model import Endpoint, Network, Source
+from gangway.plan import MappingPlan, NetworkPlan, Plan
+from gangway.relay.protocol import Destination, HostPorts, Mode, Serve
+
+
+class Attachment(NamedTuple):
+    """An endpoint, and what it takes to make it."""
+
+    endpoint: Endpoint
+    network: Network
+    namespace: str
+    """The path of the container's network namespace."""
+    isolated: bool
+    """Its bridge port reaches the bridge only, and no other isolated port."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What there is, or should be.  Of a link that was only found no more is known than its name: its value is None."""
+
+    bridges: Mapping[str, NetworkPlan | None] = field(default_factory=dict)
+    """By the bridge's name."""
+    attachments: Mapping[str, Attachment | None] = field(default_factory=dict)
+    """By the name of the veth's host end."""
+    isolated: frozenset[str] = frozenset()
+    """The host ends that are isolated bridge ports."""
+    ports: Mapping[HostPorts, Serve] = field(default_factory=dict)
+    """What the relay serves."""
+    steered: Mapping[PortBlock, bool] = field(default_factory=dict)
+    """What is steered to the relay's shared sockets; False: reserved, but not served.  A block that differs is changed
+    in place: it is never free in between."""
+    redirects: Mapping[PortBlock, Target] = field(default_factory=dict)
+    mappings: Mapping[str, MappingPlan] = field(default_factory=dict)
+    """Mappings whose rules change one by one, by their text."""
+    plan: Plan | None = None
+    """The plan whose rules are applied as a whole."""
+    forwarding: frozenset[int] = frozenset()
+    """Families (4, 6) that are forwarded."""
+
+
+def link_name(container: str) -> str:
+    """Return the name of a container's veth on the host: always the same, and short enough for a link."""
+    return "gw" + hashlib.blake2s(container.encode(), digest_size=6).hexdigest()
+
+
+def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPorts, Serve]]:
+    """Yield what the relay serves for a mapping: the whole range, or each port by a socket of its own."""
+    mapping, address = planned.mapping, str(planned.container_address)
+    protocol, host_address = mapping.protocol.value, str(mapping.host_address)
+    if planned.is_steered:
+        ports = HostPorts(protocol, host_address, mapping.host_ports.first, mapping.host_ports.last)
+        yield ports, Serve(ports, Destination(address, mapping.container_ports.first), Mode.SHARED)
+        return
+    mode = Mode.LEASED if mapping.source is Source.LEASE else Mode.OWN
+    for port, container_port in mapping.pairs():
+        ports = HostPorts(protocol, host_address, port, port)
+        yield ports, Serve(ports, Destination(address, container_port), mode)
+
+
+def steered_of(planned: MappingPlan) -> Iterator[PortBlock]:
+    """Yield the blocks of ports of a mapping that are steered to the relay."""
+    if planned.is_steered:
+        yield from _blocks(planned)
+
+
+def redirects_of(planned: MappingPlan) -> Iterator[tuple[PortBlock, Target]]:
+    """Yield the redirect's entries for a mapping."""
+    if planned.is_redirected:
+        mapping, address = planned.mapping, str(planned.container_address)
+        shift = mapping.container_ports.first - mapping.host_ports.first
+        for block in _blocks(planned):
+            yield block, Target(address, block.first + shift)
+
+
+def _blocks(planned: MappingPlan) -> Iterator[PortBlock]:
+    mapping = planned.mapping
+    return blocks(
+        mapping.protocol.value, str(mapping.host_address), mapping.host_ports.first, mapping.host_ports.last
+    )

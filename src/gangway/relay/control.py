@@ -1,0 +1,106 @@
+"""The relay's control socket: connections from daemons, and the requests that come over them.
+
+What this file knows: connections and who may make one.  What it must not know: what a request does.
+
+Only processes of the user that made the socket are accepted (SO_PEERCRED, unix(7)): its folder keeps others away, and
+this does should the folder not.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from gangway.errors import InvalidRequest
+from gangway.log import Log
+from gangway.relay import protocol
+from gangway.relay.core.loop import READABLE, Loop
+from gangway.relay.core.pump import OUT_OF_DESCRIPTORS
+from gangway.relay.ports import ServedPorts
+from gangway.relay.protocol import Hello, ProtocolError, peer_credentials
+
+# After this many seconds a relay without descriptors looks again for new connections.
+RETRY_S = 0.1
+
+
+class Control:
+    """The control connections of a relay process; `disconnected` is called when the last one has ended."""
+
+    def __init__(self, loop: Loop, listener: socket.socket, log: Log, disconnected: Callable[[], None]) -> None:
+        self._loop = loop
+        self._listener = listener
+        self._log = log
+        self._disconnected = disconnected
+        self._uid = peer_credentials(listener).uid
+        self._greeted: dict[socket.socket, bool] = {}
+        self.ports: ServedPorts
+        listener.setblocking(False)
+        loop.add(listener.fileno(), self._accept, READABLE)
+
+    def is_connected(self) -> bool:
+        """True if a daemon is connected."""
+        return any(self._greeted.values())
+
+    def __len__(self) -> int:
+        return len(self._greeted)
+
+    def _accept(self, _events: int) -> None:
+        try:
+            daemon, _ = self._listener.accept()
+        except OSError as error:
+            if error.errno in OUT_OF_DESCRIPTORS:
+                self._log.warning("out of file descriptors: the daemon waits to connect")
+                self._loop.modify(self._listener.fileno(), 0)
+                self._loop.call_in(RETRY_S, lambda: self._loop.modify(self._listener.fileno(), READABLE))
+            return
+        if peer_credentials(daemon).uid != self._uid:
+            self._log.warning("control connection refused: it is from a process of another user")
+            daemon.close()
+            return
+        daemon.setblocking(False)
+        self._greeted[daemon] = False
+        self._loop.add(daemon.fileno(), lambda _events: self._receive(daemon), READABLE)
+
+    def _receive(self, daemon: socket.socket) -> None:
+        fds: list[int] = []
+        try:
+            message, fds, flags, _address = socket.recv_fds(
+                daemon, protocol.MAX_REQUEST_BYTES, protocol.MAX_DESCRIPTORS
+            )
+            if not message:
+                return self._close(daemon)
+            if flags & socket.MSG_TRUNC:
+                raise ProtocolError(f"message longer than {protocol.MAX_REQUEST_BYTES} bytes")
+            return self._carry_out(daemon, protocol.parse(message), fds)
+        except ProtocolError as error:
+            self._log.warning("control connection closed: %s", error)
+            self._answer(daemon, protocol.encode_refusal(str(error)))
+            return self._close(daemon)
+        except OSError:
+            return self._close(daemon)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _carry_out(self, daemon: socket.socket, request: protocol.Request, fds: list[int]) -> None:
+        if isinstance(request, Hello):
+            self._greeted[daemon] = True
+            return self._answer(daemon, protocol.encode_answer(str(protocol.VERSION)))
+        if not self._greeted[daemon]:
+            raise ProtocolError("the first message must be hello")
+        try:
+            self.ports.carry_out(request, fds, lambda answer, sent: self._answer(daemon, answer, sent))
+        except (InvalidRequest, OSError) as error:
+            self._answer(daemon, protocol.encode_refusal(str(error)))
+
+    def _answer(self, daemon: socket.socket, answer: bytes, fds: Sequence[int] = ()) -> None:
+        with suppress(OSError):  # it has ended, and its end of the connection will say so
+            socket.send_fds(daemon, [answer], fds)
+
+    def _close(self, daemon: socket.socket) -> None:
+        if self._greeted.pop(daemon, None) is not None:
+            self._loop.close_later(daemon)
+        if not self.is_connected():
+            self.ports.daemon_left()
+        if not self:
+            self._disconnected()

@@ -1,0 +1,223 @@
+"""The ports that a relay process serves, and the descriptors that it keeps open for the daemon.
+
+What this file knows: what each request of the protocol does.  What it must not know: connections to the daemon, how
+clients are served.
+
+Ports stay with the relay until the daemon removes them: the daemon may be restarted, or killed, and no published port
+may suffer.  A daemon that comes back lists what there is.  A leased port also ends with the launcher's process
+(pidfd_open(2)).  If no daemon is connected at that moment, the loopback redirect ends with it: its entries may be
+changed by root only, and one that is left would lead clients of the port's next owner to the container.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+from gangway.errors import InvalidRequest
+from gangway.log import Log
+from gangway.relay import protocol
+from gangway.relay.core.loop import READABLE, Loop
+from gangway.relay.core.stream import Backend
+from gangway.relay.protocol import (
+    CountShared,
+    GetHeld,
+    Held,
+    Hold,
+    HostPorts,
+    List,
+    Mode,
+    Remove,
+    Request,
+    Serve,
+    Share,
+    Destination,
+)
+
+Answer = Callable[[bytes, Sequence[int]], None]
+"""Send an answer, with descriptors."""
+
+
+class Published(Protocol):
+    """A port that the relay serves."""
+
+    def close(self) -> None: ...
+
+
+class Shared(Protocol):
+    """The sockets that serve ports without one of their own; the length is how many there are."""
+
+    def __len__(self) -> int: ...
+
+    def use(self, protocol: int, family: int, sock: socket.socket, binding_fd: int | None) -> None:
+        """Serve by this socket from now on."""
+
+    def publish(self, ports: HostPorts, backend: Backend) -> Published:
+        """Serve ports; clients of the first one are connected to `backend`."""
+
+
+class Server(Protocol):
+    """What serves clients in this process."""
+
+    shared: Shared
+
+    def publish(self, backend: Backend, sock: socket.socket) -> Published:
+        """Serve a port by a socket of its own."""
+
+    def withdraw(self, port: Published, then: Callable[[], None]) -> None:
+        """Stop serving a port; call `then` when nothing of it is left."""
+
+
+class _Port(NamedTuple):
+    served: Serve
+    published: Published
+    owner: int | None
+    """The pidfd of the launcher."""
+
+
+class ServedPorts:
+    """The served ports; `is_attended` says whether a daemon is connected, `emptied` is called when none is left."""
+
+    def __init__(
+        self, loop: Loop, server: Server, log: Log, is_attended: Callable[[], bool], emptied: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._server = server
+        self._log = log
+        self._is_attended = is_attended
+        self._emptied = emptied
+        self._ports: dict[HostPorts, _Port] = {}
+        self._held: dict[str, list[int]] = {}
+        self._ownerless: set[HostPorts] = set()
+        """Leased ports whose launcher has exited, and that the connected daemon is about to remove."""
+
+    def __len__(self) -> int:
+        return len(self._ports)
+
+    def carry_out(self, request: Request, fds: list[int], answer: Answer) -> None:
+        """Carry out a request and answer it.  Take out of `fds` what is used; the rest is the caller's to close.
+
+        InvalidRequest, OSError: it was not carried out.
+        """
+        match request:
+            case Serve():
+                self._serve(request, fds)
+                answer(protocol.encode_answer(), ())
+            case Remove(ports):
+                self._remove(ports, lambda: answer(protocol.encode_answer(), ()))
+            case List(offset):
+                lines = map(protocol.encode_served, (port.served for port in self._ports.values()))
+                answer(protocol.encode_answer("\n".join(islice(lines, offset, offset + protocol.PAGE))), ())
+            case Share():
+                self._share(request, fds)
+                answer(protocol.encode_answer(), ())
+            case CountShared():
+                answer(protocol.encode_answer(str(len(self._server.shared))), ())
+            case Hold(name, count):
+                if len(fds) != count:
+                    raise InvalidRequest("not all descriptors arrived: the relay has none left")
+                self._held[name], fds[:] = list(fds), self._held.get(name, [])
+                answer(protocol.encode_answer(), ())
+            case GetHeld(name):
+                answer(protocol.encode_answer(), self._held.get(name, ()))
+            case _:
+                raise InvalidRequest(f"the relay does not serve {type(request).__name__}")
+
+    def forget(self) -> None:
+        """Close what is the relay process's own; for a worker process."""
+        for name in tuple(self._held):
+            self._close_held(name)
+        for port in self._ports.values():
+            if port.owner is not None:
+                os.close(port.owner)
+
+    def _serve(self, served: Serve, fds: list[int]) -> None:
+        ports, is_leased = served.ports, served.mode is Mode.LEASED
+        known = self._ports.get(ports)
+        if known is not None and not (is_leased and known.served == served):
+            raise InvalidRequest(f"{_name(ports)} is served already")
+        backend = _backend(ports.protocol, served.to)
+        if served.mode is Mode.SHARED:
+            at = ports._replace(address=protocol.canonical(ports.address))
+            self._ports[ports] = _Port(served, self._server.shared.publish(at, backend), None)
+            return
+        if not 1 <= len(fds) <= 1 + is_leased:
+            raise InvalidRequest("no socket came with the port: the relay has no file descriptor left")
+        if known is None:
+            published = self._publish(backend, fds)
+        else:  # a new daemon grants the lease again: connections go on
+            published = known.published
+            self._disown(known)
+        owner = fds.pop() if is_leased and len(fds) == (1 if known is None else 2) else None
+        self._ports[ports] = _Port(served, published, owner)
+        self._ownerless.discard(ports)
+        if owner is not None:
+            self._loop.add(owner, lambda _events: self._owner_ended(ports, owner), READABLE)
+
+    def _publish(self, backend: Backend, fds: list[int]) -> Published:
+        sock = socket.socket(fileno=fds.pop(0))
+        try:
+            return self._server.publish(backend, sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _disown(self, port: _Port) -> None:
+        if port.owner is not None:
+            self._loop.forget(port.owner)
+            os.close(port.owner)
+
+    def _remove(self, ports: HostPorts, then: Callable[[], None]) -> None:
+        port = self._ports.pop(ports, None)
+        self._ownerless.discard(ports)
+        if port is None:
+            return then()
+        self._disown(port)
+
+        def removed() -> None:
+            then()
+            if not self._ports:
+                self._emptied()
+
+        return self._server.withdraw(port.published, removed)
+
+    def daemon_left(self) -> None:
+        """No daemon is connected any more: remove the ports that the last one had yet to remove."""
+        for ports in tuple(self._ownerless):
+            self._remove_ownerless(ports)
+
+    def _owner_ended(self, ports: HostPorts, owner: int) -> None:
+        self._loop.forget(owner)
+        self._ownerless.add(ports)
+        if not self._is_attended():
+            self._remove_ownerless(ports)
+
+    def _remove_ownerless(self, ports: HostPorts) -> None:
+        self._log.warning("%s: launcher exited while no daemon is running: loopback redirect ended", _name(ports))
+        self._close_held(Held.REDIRECT)
+        self._remove(ports, lambda: None)
+
+    def _close_held(self, name: str) -> None:
+        for fd in self._held.pop(name, ()):
+            os.close(fd)
+
+    def _share(self, share: Share, fds: list[int]) -> None:
+        if not fds:
+            raise InvalidRequest("no socket came to be shared: the relay has no file descriptor left")
+        sock = socket.socket(fileno=fds.pop(0))
+        number, family = protocol.PROTOCOLS[share.protocol], protocol.FAMILIES[share.family]
+        try:
+            self._server.shared.use(number, family, sock, fds[0] if fds else None)
+        except BaseException:
+            sock.close()
+            raise
+
+
+def _backend(name: str, to: Destination) -> Backend:
+    family = socket.AF_INET6 if ":" in to.address else socket.AF_INET
+    return Backend(protocol.PROTOCOLS[name], family, to.address, to.first)
+
+
+def _name(ports: HostPorts) -> str:
+    return " ".join(map(str, ports))

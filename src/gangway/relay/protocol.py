@@ -1,0 +1,287 @@
+"""The wire protocol: every message between the daemon and its relay, and between a docker-proxy launcher and the daemon.
+
+Each message is one datagram of a SOCK_SEQPACKET unix socket: words separated by spaces, with descriptors attached where
+noted (SCM_RIGHTS).  The first message of a connection carries the protocol's version.  A message that `parse` refuses
+ends its connection.
+
+    daemon → relay    hello VERSION
+                      serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST own        with the port's socket
+                      serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST leased     the same, and the launcher's pidfd (5.3)
+                      serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST shared     by the socket given with `share`
+                      remove PROTO HOST-IP FIRST LAST        answered when the port is free
+                      list OFFSET                            the served ports, from one of them on
+                      share PROTO FAMILY    with the socket that serves ports without one of their own; for UDP also
+                                            the map `binding` of ebpf/steering.bpf.c
+                      shared                                 how many such sockets there are
+                      hold NAME COUNT                        keep COUNT descriptors open, in place of those held before
+                      held NAME                              answered with those descriptors
+    relay → daemon    ok [TEXT]    or    error TEXT          to `list`, TEXT has a line of five to eight words a port
+
+    launcher → daemon lease VERSION PROTO CONTAINER-IP CONTAINER-PORT        with the port's socket
+    daemon → launcher ok           or    error TEXT
+
+A lease ends with its connection.  A launcher that stops shuts its side down and waits for the daemon to close.
+"""
+
+import socket
+import struct
+from enum import StrEnum
+from typing import NamedTuple
+
+VERSION = 1
+MAX_REQUEST_BYTES = 512
+MAX_ANSWER_BYTES = 1 << 16
+MAX_DESCRIPTORS = 32
+PAGE = 200
+"""Ports in one answer to `list`."""
+IPPROTO_SCTP = 132
+PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": IPPROTO_SCTP}
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+_LAST_PORT = 65535
+_UCRED = struct.Struct("iII")  # unix(7): pid, uid, gid
+
+
+class ProtocolError(ValueError):
+    """The peer sent something that is not a message of this protocol, or of another version."""
+
+
+class Credentials(NamedTuple):
+    """The process at the other end of a unix socket when it connected, or the one that made it listen."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer_credentials(sock: socket.socket) -> Credentials:
+    """Return the peer's credentials (SO_PEERCRED, unix(7))."""
+    return Credentials(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
+
+
+class Mode(StrEnum):
+    """How clients reach the relay at a port."""
+
+    OWN = "own"
+    """By a socket of its own, until the daemon removes the port."""
+    LEASED = "leased"
+    """The same, but the port ends with the launcher's process, should the daemon be away then."""
+    SHARED = "shared"
+    """By the socket that the kernel steers all such ports of a protocol and family to."""
+
+
+class HostPorts(NamedTuple):
+    """Ports of one host address, from `first` to `last`."""
+
+    protocol: str
+    address: str
+    first: int
+    last: int
+
+    @property
+    def family(self) -> int:
+        """socket.AF_INET or AF_INET6."""
+        return _family(self.address)
+
+
+class Destination(NamedTuple):
+    """The container address, and the container port that the first host port leads to."""
+
+    address: str
+    first: int
+
+
+class Held(StrEnum):
+    """What the relay keeps open for the daemon, so that it outlives the daemon."""
+
+    REDIRECT = "redirect"
+    STEERING = "steering"
+    SOCKETS = "sockets"
+
+
+class Hello(NamedTuple):
+    version: int
+
+
+class Serve(NamedTuple):
+    ports: HostPorts
+    to: Destination
+    mode: Mode
+
+
+class Remove(NamedTuple):
+    ports: HostPorts
+
+
+class List(NamedTuple):
+    offset: int
+
+
+class Share(NamedTuple):
+    protocol: str
+    family: int
+    """4 or 6."""
+
+
+class CountShared(NamedTuple):
+    pass
+
+
+class Hold(NamedTuple):
+    name: str
+    count: int
+
+
+class GetHeld(NamedTuple):
+    name: str
+
+
+class Lease(NamedTuple):
+    protocol: str
+    to: Destination
+
+
+Request = Hello | Serve | Remove | List | Share | CountShared | Hold | GetHeld | Lease
+
+
+def canonical(address: str) -> str:
+    """Return an address in the kernel's spelling (inet_ntop(3))."""
+    family = _family(address)
+    return socket.inet_ntop(family, socket.inet_pton(family, address))
+
+
+def encode(request: Request) -> bytes:
+    """Return a request as the datagram that `parse` understands."""
+    match request:
+        case Hello(version):
+            return _text("hello", version)
+        case Serve(ports, to, mode):
+            return _text("serve", *ports, *to, mode)
+        case Remove(ports):
+            return _text("remove", *ports)
+        case List(offset):
+            return _text("list", offset)
+        case Share(protocol, family):
+            return _text("share", protocol, family)
+        case CountShared():
+            return _text("shared")
+        case Hold(name, count):
+            return _text("hold", name, count)
+        case GetHeld(name):
+            return _text("held", name)
+        case Lease(protocol, to):
+            return _text("lease", VERSION, protocol, *to)
+
+
+def parse(data: bytes) -> Request:
+    """Return the request in a datagram.  ProtocolError: it is none, or of another version."""
+    try:
+        return _parse(data.decode().split())
+    except ValueError as error:
+        reason = error if isinstance(error, ProtocolError) else f"malformed message {data[:80]!r}"
+        raise ProtocolError(str(reason)) from None
+
+
+def _parse(words: list[str]) -> Request:
+    match words:
+        case ["hello", version]:
+            return Hello(_supported(version))
+        case ["serve", *rest] if len(rest) == 7:
+            return _serve(rest)
+        case ["remove", protocol, address, first, last]:
+            return Remove(_host_ports(protocol, address, first, last))
+        case ["list", offset] if int(offset) >= 0:
+            return List(int(offset))
+        case ["share", protocol, "4" | "6" as family]:
+            return Share(_protocol(protocol), int(family))
+        case ["shared"]:
+            return CountShared()
+        case ["hold", name, count] if 0 <= int(count) <= MAX_DESCRIPTORS:
+            return Hold(name, int(count))
+        case ["held", name]:
+            return GetHeld(name)
+        case ["lease", version, protocol, address, port] if _supported(version):
+            return Lease(_protocol(protocol), Destination(_address(address), _port(port)))
+    raise ValueError(words)
+
+
+def encode_served(served: Serve) -> str:
+    """Return a line of the answer to `list`."""
+    return " ".join(map(str, (*served.ports, *served.to, served.mode)))
+
+
+def parse_served(line: str) -> Serve:
+    """Return a served port from a line of the answer to `list`.  ProtocolError: it is none."""
+    try:
+        return _serve(line.split())
+    except ValueError:
+        raise ProtocolError(f"malformed port {line[:80]!r}") from None
+
+
+def encode_answer(text: str = "") -> bytes:
+    """Return the answer to a request that was carried out."""
+    return f"ok {text}".rstrip(" ").encode()
+
+
+def encode_refusal(reason: str) -> bytes:
+    """Return the answer to a request that was refused."""
+    return f"error {reason}".encode()
+
+
+def parse_answer(data: bytes) -> tuple[bool, str]:
+    """Return whether a request was carried out, and the text or reason.  ProtocolError: it is no answer."""
+    verdict, _, text = data.decode(errors="replace").partition(" ")
+    if verdict not in ("ok", "error"):
+        raise ProtocolError(f"malformed answer {data[:80]!r}")
+    return verdict == "ok", text
+
+
+def _text(*words: object) -> bytes:
+    return " ".join(map(str, words)).encode()
+
+
+def _supported(version: str) -> int:
+    if version != str(VERSION):
+        raise ProtocolError(f"protocol version {version} is not supported (this is version {VERSION})")
+    return VERSION
+
+
+def _serve(words: list[str]) -> Serve:
+    *ports, address, first, mode = words
+    served = Serve(_host_ports(*ports), Destination(_address(address), _port(first)), Mode(mode))
+    span = served.ports.last - served.ports.first
+    if served.to.first + span > _LAST_PORT or (span and served.mode is not Mode.SHARED):
+        raise ValueError(words)
+    return served
+
+
+def _host_ports(protocol: str, address: str, first: str, last: str) -> HostPorts:
+    _address(address.partition("%")[0])
+    ports = HostPorts(_protocol(protocol), address, _port(first), _port(last))
+    if ports.first > ports.last:
+        raise ValueError(ports)
+    return ports
+
+
+def _protocol(text: str) -> str:
+    if text not in PROTOCOLS:
+        raise ValueError(text)
+    return text
+
+
+def _family(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _address(text: str) -> str:
+    """Return an address as it is spelled, if it is one."""
+    try:
+        socket.inet_pton(_family(text), text)
+    except OSError:
+        raise ValueError(text) from None
+    return text
+
+
+def _port(text: str) -> int:
+    if not 0 < int(text) <= _LAST_PORT:
+        raise ValueError(text)
+    return int(text)
