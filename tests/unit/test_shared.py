@@ -20,10 +20,11 @@ from gangway.relay.core import datagram, stream
 from gangway.relay.core.datagram import Datagrams
 from gangway.relay.core.loop import Loop
 from gangway.relay.core.shared import Binding, Shared
-from gangway.relay.core.stream import Backend, Streams
+from gangway.relay.core.stream import Streams
 from gangway.relay.flow import Event
 from gangway.relay.kept import parse_range
 from gangway.relay.settings import Settings
+from gangway.relay.sockets import Backend
 from tests.unit.descriptors import socket_count
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP

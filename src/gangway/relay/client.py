@@ -11,7 +11,6 @@ import json
 import os
 import select
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from gangway.errors import HostRefused
 from gangway.reconcile.diff import HostPorts, Target
 from gangway.relay.kept import MOST_HELD, OWN, SHARED
 from gangway.relay.settings import Settings
+from gangway.relay.sockets import peer_credentials
 
 _MESSAGE_BYTES = 65536
 _PATIENCE_S = 10.0
@@ -189,14 +189,10 @@ class Relay:
         try:
             yield
         except ValueError:
-            pid = struct.unpack("iII", self._peer())[0]
+            pid = peer_credentials(self._channel).pid if self._channel else 0
             raise HostRefused(
                 f"the relay that runs (pid {pid}) is of another version of gangway: end it, and start anew"
             ) from None
-
-    def _peer(self) -> bytes:
-        """Its pid, uid and gid: struct ucred, unix(7)."""
-        return self._channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12) if self._channel else bytes(12)
 
     @contextmanager
     def _talking(self) -> Iterator[socket.socket]:

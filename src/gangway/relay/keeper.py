@@ -22,8 +22,8 @@ from collections import deque
 from collections.abc import Callable
 
 from gangway.relay.core.loop import READABLE, Loop
-from gangway.relay.core.stream import Backend
 from gangway.relay.kept import Published
+from gangway.relay.sockets import Backend
 
 _MESSAGE_BYTES = 64
 RETRY_S = 0.01

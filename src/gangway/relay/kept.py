@@ -29,13 +29,13 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 from gangway.errors import InvalidRequest
-from gangway.relay.core.stream import IPPROTO_SCTP, Backend
+from gangway.relay.sockets import PROTOCOLS, Backend, PublishedRange
 
 VERBS = ("keep", "drop", "kept", "share", "shared", "hold", "held")
 PAGE = 200
 MOST_HELD = 32
 OWN, SHARED = "own", "shared"
-_PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": IPPROTO_SCTP}
+_PROTOCOLS = PROTOCOLS
 _LAST_PORT = 65535
 _FAMILIES = {"4": socket.AF_INET, "6": socket.AF_INET6}
 
@@ -43,15 +43,7 @@ Answer = Callable[[str, Sequence[int]], None]
 """Sends a text, and descriptors."""
 
 
-class Range(NamedTuple):
-    """Ports of a host address."""
-
-    protocol: int
-    family: int
-    address: str
-    """As inet_ntop(3) writes it."""
-    first: int
-    last: int
+Range = PublishedRange
 
 
 class Published(Protocol):

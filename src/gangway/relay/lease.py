@@ -19,19 +19,16 @@ Each message is one datagram of a SOCK_SEQPACKET socket.  Only holders of the us
 
 import os
 import socket
-import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from gangway.errors import InvalidRequest
 from gangway.log import Log
 from gangway.relay.core.loop import READABLE, Loop
-from gangway.relay.core.pump import OUT_OF_DESCRIPTORS
-from gangway.relay.core.stream import Backend
 from gangway.relay.kept import MOST_HELD, VERBS, Kept, Published, Shared, parse_backend
+from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend, peer_credentials
 
 _MESSAGE_BYTES = 256  # of a holder's
-_UCRED = struct.Struct("iII")  # pid, uid, gid: unix(7)
 # After this a relay without descriptors looks again whether it can hear a new holder.
 RETRY_S = 0.1
 
@@ -72,7 +69,7 @@ class Leases:
         self._withdraw = withdraw
         self._unused = unused
         self.kept = Kept(publish, withdraw, shared)
-        self._uid = _peer_uid(listener)
+        self._uid = peer_credentials(listener).uid
         self._holders: dict[socket.socket, Published | None] = {}
         listener.setblocking(False)
         loop.add(listener.fileno(), self._accept, READABLE)
@@ -89,7 +86,7 @@ class Leases:
                 self._loop.modify(self._listener.fileno(), 0)
                 self._loop.call_in(RETRY_S, lambda: self._loop.modify(self._listener.fileno(), READABLE))
             return
-        if _peer_uid(holder) != self._uid:
+        if peer_credentials(holder).uid != self._uid:
             self._log.warning("a process of another user asked for a lease, and was sent away")
             holder.close()
             return
@@ -145,9 +142,3 @@ class Leases:
         del self._holders[holder]
         if not self:
             self._unused()
-
-
-def _peer_uid(sock: socket.socket) -> int:
-    """Whose process is at the other end; of a listening socket: whose process made it listen."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return int(_UCRED.unpack(credentials)[1])

@@ -21,12 +21,13 @@ from gangway.relay.core.datagram import Datagrams
 from gangway.relay.core.listener import listening
 from gangway.relay.core.loop import Loop, Timer
 from gangway.relay.core.shared import Shared
-from gangway.relay.core.stream import Backend, Streams
+from gangway.relay.core.stream import Streams
 from gangway.relay.core.worker import Workers, work
 from gangway.relay.keeper import Keeper
 from gangway.relay.kept import Published
 from gangway.relay.lease import Leases
 from gangway.relay.settings import Settings
+from gangway.relay.sockets import Backend
 
 # dockerd starts launchers one after the other and `docker restart` ends the last one before it starts the next: the
 # relay is not to go up and down with that.

@@ -36,9 +36,9 @@ from gangway.log import Log
 from gangway.relay.core import pktinfo as asked
 from gangway.relay.core.batch import BATCH, Inbox, Outbox, read_label, write_label
 from gangway.relay.core.loop import READABLE, Loop
-from gangway.relay.core.pump import OUT_OF_DESCRIPTORS
-from gangway.relay.core.stream import Backend, Closable
+from gangway.relay.core.stream import Closable
 from gangway.relay.settings import Settings
+from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend
 
 # Labels that a client is known by: one for each interface and broadcast address that it came to.
 _LABELS = 8

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from socket import SocketType
 
 from gangway.relay.core.loop import READABLE
-from gangway.relay.core.pump import OUT_OF_DESCRIPTORS
-from gangway.relay.core.stream import RESET, Backend, Port, Streams, keep_alive, open_backend, send_at_once
+from gangway.relay.core.stream import RESET, Port, Streams, keep_alive, open_backend, send_at_once
+from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend
 
 Find = Callable[[SocketType], tuple[Port, int] | None]
 """Whose client was accepted, and the backend's port that it is to get to; None: nobody's."""

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gangway.relay.core.loop import ENDED, FAILED, READABLE, WRITABLE
 from gangway.relay.flow import Event
+from gangway.relay.sockets import OUT_OF_DESCRIPTORS
 
 if TYPE_CHECKING:
     from gangway.relay.core.stream import Flow
@@ -49,7 +50,6 @@ TURN = 16
 # MiB).
 SPARE_PIPES = 4
 
-OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _DONTWAIT = socket.MSG_DONTWAIT
 
 

@@ -28,8 +28,8 @@ from gangway.relay.core import datagram, stream
 from gangway.relay.core import pktinfo as asked
 from gangway.relay.core.datagram import Datagrams, Receiver
 from gangway.relay.core.listener import Listener
-from gangway.relay.core.stream import Backend, Closable, Streams
-from gangway.relay.kept import Published, Range
+from gangway.relay.core.stream import Closable, Streams
+from gangway.relay.sockets import Backend, PublishedRange
 
 _SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 _COOKIE_BYTES = 8
@@ -85,7 +85,7 @@ class Shared:
         if former is not None:
             former.close()
 
-    def publish(self, ports: Range, backend: Backend) -> Published:
+    def publish(self, ports: PublishedRange, backend: Backend) -> Closable:
         """A range, and where clients of its first port are to be taken."""
         if ports.protocol == socket.IPPROTO_UDP:
             datagrams = datagram.Port(self._datagrams, backend, ports.first, partial(self._bind, ports))
@@ -105,7 +105,7 @@ class Shared:
         found = self._datagram_ports.at(family, address, port)
         return None if found is None else found[1]
 
-    def _bind(self, ports: Range, port: int) -> socket.socket:
+    def _bind(self, ports: PublishedRange, port: int) -> socket.socket:
         """A socket that a port of a range is answered by."""
         sock = self._datagrams.open_socket(ports.family)
         try:
@@ -129,7 +129,7 @@ class _Ranges(Generic[_Port]):
     def __init__(self) -> None:
         self._found: dict[tuple[int, str], Intervals[tuple[int, _Port]]] = {}
 
-    def add(self, ports: Range, port: _Port) -> Closable:
+    def add(self, ports: PublishedRange, port: _Port) -> Closable:
         """One more, until it is closed."""
         self._found.setdefault((ports.family, ports.address), Intervals()).add(
             ports.first, ports.last, (ports.first, port)
@@ -145,7 +145,7 @@ class _Ranges(Generic[_Port]):
                 return found
         return None
 
-    def _remove(self, ports: Range) -> None:
+    def _remove(self, ports: PublishedRange) -> None:
         ranges = self._found[ports.family, ports.address]
         ranges.remove(ports.first)
         if not ranges:

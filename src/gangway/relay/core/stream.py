@@ -24,40 +24,24 @@ import socket
 import struct
 from collections.abc import Callable
 from socket import SocketType
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from gangway.log import Log
 from gangway.relay.core.loop import FAILED, WRITABLE, Loop
 from gangway.relay.core.pump import DOWN, MESSAGE_BYTES, SMALL_BYTES, UP, Half, Pipes
 from gangway.relay.flow import OPEN, START, TABLE, Action, Event, Phase, State, Way
 from gangway.relay.settings import Settings
+from gangway.relay.sockets import Backend
 
 # After this the listeners that ran out of descriptors try again, should no flow have ended before.
 RETRY_S = 0.1
 
-IPPROTO_SCTP = 132
 SCTP_NODELAY = 3  # include/uapi/linux/sctp.h
 RESET = struct.pack("ii", 1, 0)  # struct linger: close at once, with a reset
-_NAMES = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp", IPPROTO_SCTP: "sctp"}
 
 
 Taker = Callable[["Port", int, SocketType], None]
 """Takes a client of a port that was accepted; the number is the backend's port that it is to get to."""
-
-
-class Backend(NamedTuple):
-    """Where a port's clients are taken: the container's end of a port mapping."""
-
-    protocol: int
-    """socket.IPPROTO_TCP, IPPROTO_UDP or IPPROTO_SCTP."""
-    family: int
-    """socket.AF_INET or AF_INET6."""
-    address: str
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.address}]" if self.family == socket.AF_INET6 else self.address
-        return f"{_NAMES[self.protocol]} {host}:{self.port}"
 
 
 class Flow:
@@ -71,7 +55,7 @@ class Flow:
         self.streams = port.streams
         self.state = state
         self.seen = 0
-        size = MESSAGE_BYTES if port.backend.protocol == IPPROTO_SCTP else SMALL_BYTES
+        size = MESSAGE_BYTES if port.backend.protocol == socket.IPPROTO_SCTP else SMALL_BYTES
         self.client, self.backend = Half(self, client, size, UP), Half(self, backend, size, DOWN)
         self.client.peer, self.backend.peer = self.backend, self.client
         port.flows.add(self)
@@ -301,7 +285,7 @@ class Port:
 
     def acknowledge(self, backend: SocketType, quick: int) -> None:
         """Sends the handshake's last acknowledgement with the first data (0), or now (1)."""
-        if self.backend.protocol != IPPROTO_SCTP:
+        if self.backend.protocol != socket.IPPROTO_SCTP:
             backend.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, quick)
 
     def keep_alive(self, sock: SocketType) -> None:
@@ -316,7 +300,7 @@ def open_backend(family: int, protocol: int) -> SocketType:
 
 def keep_alive(sock: SocketType, idle_s: int) -> None:
     """A peer that vanished is noticed.  SCTP notices by heartbeats of its own."""
-    if sock.proto != IPPROTO_SCTP:
+    if sock.proto != socket.IPPROTO_SCTP:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, idle_s)
@@ -324,8 +308,8 @@ def keep_alive(sock: SocketType, idle_s: int) -> None:
 
 def send_at_once(sock: SocketType) -> None:
     """What is written is not held back in the hope of more."""
-    if sock.proto == IPPROTO_SCTP:
-        sock.setsockopt(IPPROTO_SCTP, SCTP_NODELAY, 1)
+    if sock.proto == socket.IPPROTO_SCTP:
+        sock.setsockopt(socket.IPPROTO_SCTP, SCTP_NODELAY, 1)
     else:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 

@@ -43,8 +43,9 @@ from socket import SocketType
 
 from gangway.log import Log
 from gangway.relay.core.loop import READABLE, Loop, Timer
-from gangway.relay.core.stream import Backend, Flow, Port, Streams, Taker
+from gangway.relay.core.stream import Flow, Port, Streams, Taker
 from gangway.relay.settings import Settings
+from gangway.relay.sockets import Backend
 
 SLICE_S = 0.05
 BUSY_SHARE = 0.5
