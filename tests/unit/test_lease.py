@@ -17,7 +17,7 @@ from gangway.errors import InvalidRequest
 from gangway.log import Log
 from gangway.relay.core.datagram import Datagrams
 from gangway.relay.core.loop import Loop
-from gangway.relay.core.shared import Shared
+from gangway.relay.core.shared import SharedSockets
 from gangway.relay.core.stream import Streams
 from gangway.relay.kept import MOST_HELD, Published
 from gangway.relay.lease import Leases, parse
@@ -111,7 +111,7 @@ class Office:
         log = Log(lambda _level, _line: None)
         settings, keys = Settings(), count(1)
         streams, datagrams = Streams(self._loop, settings, log), Datagrams(self._loop, settings, log)
-        shared = Shared(streams, datagrams, partial(next, keys))
+        shared = SharedSockets(streams, datagrams, partial(next, keys))
         self.leases = Leases(self._loop, listener, log, self._publish, self._withdraw, lambda: None, shared)
         stack.callback(self.leases.kept.let_go)
 
@@ -139,7 +139,7 @@ class Office:
 
     def turn(self) -> None:
         """One round that waits for nothing."""
-        self._loop.again(lambda _events: None, 0)
+        self._loop.call_soon(lambda _events: None, 0)
         self._loop.turn()
 
     def ends(self, count: int) -> tuple[list[socket.socket], list[socket.socket]]:

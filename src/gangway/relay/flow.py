@@ -33,7 +33,7 @@ class Phase(Enum):
     CLOSED = auto()
 
 
-class Way(Enum):
+class DirectionState(Enum):
     """What one direction does."""
 
     FLOWING = auto()
@@ -54,7 +54,7 @@ class Event(Enum):
     DOWN_ENDED = auto()
     CLIENT_RESET = auto()
     BACKEND_RESET = auto()
-    WITHDRAWN = auto()
+    UNPUBLISHED = auto()
 
 
 class Action(Enum):
@@ -71,49 +71,49 @@ class Action(Enum):
     RESET = auto()
 
 
-class State(NamedTuple):
+class FlowState(NamedTuple):
     """A flow's phase and what its two directions do."""
 
     phase: Phase
-    up: Way
-    down: Way
+    up: DirectionState
+    down: DirectionState
 
 
-Step = tuple[State, tuple[Action, ...]]
+Transition = tuple[FlowState, tuple[Action, ...]]
 
-START = State(Phase.CONNECTING, Way.FLOWING, Way.FLOWING)
-OPEN = State(Phase.RELAYING, Way.FLOWING, Way.FLOWING)
-CLOSED = State(Phase.CLOSED, Way.ENDED, Way.ENDED)
+START = FlowState(Phase.CONNECTING, DirectionState.FLOWING, DirectionState.FLOWING)
+OPEN = FlowState(Phase.RELAYING, DirectionState.FLOWING, DirectionState.FLOWING)
+CLOSED = FlowState(Phase.CLOSED, DirectionState.ENDED, DirectionState.ENDED)
 
 # An event of a direction: (what the direction must be doing, what it does then, what has to be done).
 _UP = {
-    Event.UP_STALLED: (Way.FLOWING, Way.STALLED, ()),
-    Event.UP_DRAINED: (Way.STALLED, Way.FLOWING, (Action.PUMP_UP,)),
-    Event.UP_ENDED: (Way.FLOWING, Way.ENDED, (Action.END_BACKEND,)),
+    Event.UP_STALLED: (DirectionState.FLOWING, DirectionState.STALLED, ()),
+    Event.UP_DRAINED: (DirectionState.STALLED, DirectionState.FLOWING, (Action.PUMP_UP,)),
+    Event.UP_ENDED: (DirectionState.FLOWING, DirectionState.ENDED, (Action.END_BACKEND,)),
 }
 _DOWN = {
-    Event.DOWN_STALLED: (Way.FLOWING, Way.STALLED, ()),
-    Event.DOWN_DRAINED: (Way.STALLED, Way.FLOWING, (Action.PUMP_DOWN,)),
-    Event.DOWN_ENDED: (Way.FLOWING, Way.ENDED, (Action.END_CLIENT,)),
+    Event.DOWN_STALLED: (DirectionState.FLOWING, DirectionState.STALLED, ()),
+    Event.DOWN_DRAINED: (DirectionState.STALLED, DirectionState.FLOWING, (Action.PUMP_DOWN,)),
+    Event.DOWN_ENDED: (DirectionState.FLOWING, DirectionState.ENDED, (Action.END_CLIENT,)),
 }
-_CUTS = {Event.CONNECT_FAILED, Event.CLIENT_RESET, Event.BACKEND_RESET, Event.WITHDRAWN}
+_ABORTS = {Event.CONNECT_FAILED, Event.CLIENT_RESET, Event.BACKEND_RESET, Event.UNPUBLISHED}
 
 
-def step(state: State, event: Event) -> Step:
+def transition(state: FlowState, event: Event) -> Transition:
     """The state after `event`, and what has to be done, in order.  Total; never raises."""
     if state.phase is Phase.CLOSED:
         return CLOSED, ()
     if state.phase is Phase.CONNECTING and event is Event.CONNECTED:
         return OPEN, ()
-    if event in _CUTS and not (event is Event.CONNECT_FAILED and state.phase is Phase.RELAYING):
+    if event in _ABORTS and not (event is Event.CONNECT_FAILED and state.phase is Phase.RELAYING):
         return CLOSED, (Action.RESET,)
     if state.phase is Phase.RELAYING:
-        return _step_direction(state, event)
+        return _direction_transition(state, event)
     return state, ()
 
 
-def _step_direction(state: State, event: Event) -> Step:
-    """`step` for what concerns one direction of a relaying flow."""
+def _direction_transition(state: FlowState, event: Event) -> Transition:
+    """`transition` for what concerns one direction of a relaying flow."""
     if event in _UP:
         needs, then, actions = _UP[event]
         after = state._replace(up=then)
@@ -126,19 +126,19 @@ def _step_direction(state: State, event: Event) -> Step:
         return state, ()
     if not fits:
         return state, ()
-    if after.up is Way.ENDED and after.down is Way.ENDED:
+    if after.up is DirectionState.ENDED and after.down is DirectionState.ENDED:
         return CLOSED, (Action.CLOSE,)
     return after, actions
 
 
-def _reachable() -> dict[tuple[State, Event], Step]:
-    """`step` for every state that a flow can come to, worked out once: a look-up is what a connection pays for."""
-    table: dict[tuple[State, Event], Step] = {}
+def _reachable() -> dict[tuple[FlowState, Event], Transition]:
+    """`transition` for every state that a flow can come to, computed once: a connection pays for a lookup."""
+    table: dict[tuple[FlowState, Event], Transition] = {}
     unseen = {START}
     while unseen:
         state = unseen.pop()
         for event in Event:
-            table[state, event] = step(state, event)
+            table[state, event] = transition(state, event)
         unseen = (unseen | {after for after, _ in table.values()}) - {known for known, _ in table}
     return table
 

@@ -22,7 +22,7 @@ _PR_SET_NO_NEW_PRIVS = 38
 NOBODY = 65534
 
 
-def give_up() -> None:
+def drop_privileges() -> None:
     """From now on: no root, no capabilities, no way back.  OSError if the kernel does not let go."""
     if os.geteuid() == 0:
         _drop_bounding_set()
@@ -32,10 +32,10 @@ def give_up() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
-def end_with(parent: int) -> None:
+def end_with_parent(parent: int) -> None:
     """This process ends when its parent does.
 
-    `parent` is the pid it should have; call it after `give_up`, which resets this.
+    `parent` is the pid it should have; call it after `drop_privileges`, which resets this.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:

@@ -18,11 +18,11 @@ from gangway.log import Log
 from gangway.relay import privilege
 from gangway.relay.core import datagram, stream
 from gangway.relay.core.datagram import Datagrams
-from gangway.relay.core.listener import listening
+from gangway.relay.core.listener import create_stream_port
 from gangway.relay.core.loop import Loop, Timer
-from gangway.relay.core.shared import Shared
+from gangway.relay.core.shared import SharedSockets
 from gangway.relay.core.stream import Streams
-from gangway.relay.core.worker import Workers, work
+from gangway.relay.core.worker import WorkerPool, run_worker
 from gangway.relay.keeper import Keeper
 from gangway.relay.kept import Published
 from gangway.relay.lease import Leases
@@ -43,10 +43,10 @@ class Relay:
         self.loop = Loop()
         self._keeper = None if channel is None else Keeper(self.loop, channel)
         self.streams = Streams(self.loop, settings, log)
-        self.workers = Workers(self.loop, self.streams, settings, log)
+        self.workers = WorkerPool(self.loop, self.streams, settings, log)
         self._datagrams = Datagrams(self.loop, settings, log)
         self._keys = count(1)
-        shared = Shared(self.streams, self._datagrams, partial(next, self._keys))
+        shared = SharedSockets(self.streams, self._datagrams, partial(next, self._keys))
         self._leases = Leases(self.loop, launchers, log, self._publish, self._withdraw, self._unused, shared)
         self._end: Timer | None = None
         self._unused()
@@ -67,8 +67,8 @@ class Relay:
 
     def _serve(self, backend: Backend, listener: socket.socket) -> Published:
         if backend.protocol == socket.IPPROTO_UDP:
-            return datagram.arriving(self._datagrams, backend, listener)
-        return listening(self.streams, backend, next(self._keys), listener)
+            return datagram.create_datagram_port(self._datagrams, backend, listener)
+        return create_stream_port(self.streams, backend, next(self._keys), listener)
 
     def _withdraw(self, port: Published, then: Callable[[], None]) -> None:
         if self._keeper is None:
@@ -78,8 +78,8 @@ class Relay:
 
     def _stop_serving(self, port: Published, then: Callable[[], None]) -> None:
         port.close()
-        if isinstance(port, stream.Port):
-            self.workers.withdraw(port, then)
+        if isinstance(port, stream.StreamPort):
+            self.workers.unpublish(port, then)
         else:
             then()
 
@@ -106,9 +106,9 @@ def run(
     is one.  Over `channel` that one is told of ports to redirect.  OSError: the privileges could not be given up.
     """
     privilege.raise_descriptor_limit()
-    privilege.give_up()
+    privilege.drop_privileges()
     if keeper is not None:
-        privilege.end_with(keeper)
+        privilege.end_with_parent(keeper)
     relay = Relay(launchers, settings, log, channel)
     gc.collect()
     gc.freeze()
@@ -124,6 +124,6 @@ def run(
             del relay
             gc.unfreeze()
             gc.collect()  # closes every socket of the relay's
-            return work(*role, settings, log)
+            return run_worker(*role, settings, log)
         relay.loop.run()
     return None

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from socket import SocketType
 
 from gangway.relay.core.loop import READABLE
-from gangway.relay.core.stream import RESET, Port, Streams, keep_alive, open_backend, send_at_once
+from gangway.relay.core.stream import RESET, StreamPort, Streams, disable_delay, enable_keepalive, open_backend
 from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend
 
-Find = Callable[[SocketType], tuple[Port, int] | None]
+FindPort = Callable[[SocketType], tuple[StreamPort, int] | None]
 """Whose client was accepted, and the backend's port that it is to get to; None: nobody's."""
 
 
@@ -29,14 +29,14 @@ class Listener:
     `family` is that of most of their backends.
     """
 
-    def __init__(self, streams: Streams, sock: socket.socket, family: int, find: Find) -> None:
+    def __init__(self, streams: Streams, sock: socket.socket, family: int, find: FindPort) -> None:
         self._streams = streams
         self._sock = sock
         self._family = family
         self._find = find
         self._is_closed = False
-        send_at_once(sock)
-        keep_alive(sock, streams.settings.keepalive_s)
+        disable_delay(sock)
+        enable_keepalive(sock, streams.settings.keepalive_s)
         sock.setblocking(False)
         streams.loop.add(sock.fileno(), self._accept, READABLE)
 
@@ -53,8 +53,8 @@ class Listener:
 
     def _accept(self, _events: int) -> None:
         """One client; see the head of this file for the order."""
-        find_taker = self._streams.find_taker
-        taker = find_taker() if find_taker is not None else None
+        find_delegate = self._streams.find_delegate
+        taker = find_delegate() if find_delegate is not None else None
         backend = None
         try:
             backend = open_backend(self._family, self._sock.proto) if taker is None else None
@@ -64,7 +64,7 @@ class Listener:
                 backend.close()
             if error.errno in OUT_OF_DESCRIPTORS:
                 self._streams.loop.modify(self._sock.fileno(), 0)
-                self._streams.pause(self.resume)
+                self._streams.pause_accepting(self.resume)
             return
         found = self._find(client)
         if found is None:
@@ -81,10 +81,10 @@ class Listener:
         return SocketType(sock.family, socket.SOCK_STREAM, sock.proto, fd)
 
 
-def listening(streams: Streams, backend: Backend, key: int, sock: socket.socket) -> Port:
+def create_stream_port(streams: Streams, backend: Backend, key: int, sock: socket.socket) -> StreamPort:
     """A port that has a listening socket of its own."""
-    port = Port(streams, backend, key)
-    port.way_in = Listener(streams, sock, backend.family, lambda _client: (port, backend.port))
+    port = StreamPort(streams, backend, key)
+    port.entrance = Listener(streams, sock, backend.family, lambda _client: (port, backend.port))
     return port
 
 

@@ -36,7 +36,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Protocol
 
-Ready = Callable[[int], None]
+Handler = Callable[[int], None]
 """Called with the epoll event mask of a descriptor."""
 
 READABLE = select.EPOLLIN
@@ -80,22 +80,22 @@ class Loop:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._epoll = select.epoll()
-        self._handlers: dict[int, Ready] = {}
+        self._handlers: dict[int, Handler] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()
-        self._again: list[tuple[Ready, int]] = []
+        self._again: list[tuple[Handler, int]] = []
         self._at_end: list[Callable[[], None]] = []
         self._closing: list[Closable] = []
         self._stopped = False
         self.chatty = False
         """The last wait was short.  Whoever moves bulk says no: it waits for room and pages, not for an answer."""
 
-    def add(self, fd: int, ready: Ready, events: int = EDGES) -> None:
+    def add(self, fd: int, ready: Handler, events: int = EDGES) -> None:
         """Calls `ready` with the event mask whenever one of `events` happens to `fd`."""
         self._handlers[fd] = ready
         self._epoll.register(fd, events)
 
-    def redirect(self, fd: int, ready: Ready) -> None:
+    def set_handler(self, fd: int, ready: Handler) -> None:
         """From now on it is `ready` that is called for `fd`; the kernel is not asked."""
         self._handlers[fd] = ready
 
@@ -113,7 +113,7 @@ class Loop:
         self._handlers.pop(closable.fileno(), None)
         self._closing.append(closable)
 
-    def again(self, ready: Ready, events: int) -> None:
+    def call_soon(self, ready: Handler, events: int) -> None:
         """Calls `ready(events)` in the next round, after everybody else had a turn."""
         self._again.append((ready, events))
 

@@ -46,7 +46,7 @@ PIPE_BYTES = 256 * 1024
 BULKY_READS = 4
 # Transfers of one flow before the others get a turn.
 TURN = 16
-# Pipes kept for the next bulky flow; F_SETPIPE_SZ of an unprivileged user is limited by fs.pipe-user-pages-soft (64
+# PipePool kept for the next bulky flow; F_SETPIPE_SZ of an unprivileged user is limited by fs.pipe-user-pages-soft (64
 # MiB).
 SPARE_PIPES = 4
 
@@ -56,23 +56,23 @@ _DONTWAIT = socket.MSG_DONTWAIT
 class Pipe:
     """A pipe for splice, and how many bytes are in it."""
 
-    __slots__ = ("entrance", "exit", "held_bytes")
+    __slots__ = ("held_bytes", "read_end", "write_end")
 
     def __init__(self) -> None:
-        self.exit, self.entrance = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.read_end, self.write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.held_bytes = 0
         with suppress(
             PermissionError
         ):  # the user's share of pipe memory is used up: a smaller pipe does the same in more steps
-            fcntl.fcntl(self.entrance, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            fcntl.fcntl(self.write_end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def close(self) -> None:
         """Gives both ends back to the kernel, and what is in it."""
-        os.close(self.exit)
-        os.close(self.entrance)
+        os.close(self.read_end)
+        os.close(self.write_end)
 
 
-class Events(NamedTuple):
+class HalfEvents(NamedTuple):
     """What a half says of its direction."""
 
     stalled: Event
@@ -81,8 +81,8 @@ class Events(NamedTuple):
     reset: Event
 
 
-UP = Events(Event.UP_STALLED, Event.UP_DRAINED, Event.UP_ENDED, Event.CLIENT_RESET)
-DOWN = Events(Event.DOWN_STALLED, Event.DOWN_DRAINED, Event.DOWN_ENDED, Event.BACKEND_RESET)
+UP = HalfEvents(Event.UP_STALLED, Event.UP_DRAINED, Event.UP_ENDED, Event.CLIENT_RESET)
+DOWN = HalfEvents(Event.DOWN_STALLED, Event.DOWN_DRAINED, Event.DOWN_ENDED, Event.BACKEND_RESET)
 
 
 class Half:
@@ -93,7 +93,7 @@ class Half:
         "size", "sock",
     )  # fmt: skip
 
-    def __init__(self, flow: "Flow", sock: SocketType, size: int, events: Events) -> None:
+    def __init__(self, flow: "Flow", sock: SocketType, size: int, events: HalfEvents) -> None:
         self.flow = flow
         self.sock = sock
         self.fd = sock.fileno()
@@ -155,26 +155,26 @@ class Half:
                     return
             elif size == SMALL_BYTES and self._proves_bulky():
                 return self._pour()
-        self.flow.streams.loop.again(self.ready, READABLE | ENDED)
+        self.flow.streams.loop.call_soon(self.ready, READABLE | ENDED)
 
     def _pour(self) -> None:
         """Moves pages to the peer until there are no more, the peer takes no more, or others want a turn."""
         pipes = self.flow.streams.pipes
         self.flow.streams.loop.chatty = False
-        pipe = pipes.take()
+        pipe = pipes.acquire()
         if pipe is None:
             self.bulky = False
             return self._pump(ENDED)
         for _ in range(TURN):
             try:
-                moved = os.splice(self.fd, pipe.entrance, PIPE_BYTES, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+                moved = os.splice(self.fd, pipe.write_end, PIPE_BYTES, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
             except BlockingIOError:
-                return pipes.give(pipe)
+                return pipes.release(pipe)
             except OSError as error:
-                pipes.give(pipe)
+                pipes.release(pipe)
                 return self._failed(error)
             if not moved:
-                pipes.give(pipe)
+                pipes.release(pipe)
                 return self.flow.on(self.events.ended)
             pipe.held_bytes = moved
             try:
@@ -187,10 +187,10 @@ class Half:
                 return self._send_failed()
             if moved < SMALL_BYTES:
                 self.bulky = False
-                pipes.give(pipe)
+                pipes.release(pipe)
                 return self._pump(ENDED)
-        pipes.give(pipe)
-        self.flow.streams.loop.again(self.ready, READABLE | ENDED)
+        pipes.release(pipe)
+        self.flow.streams.loop.call_soon(self.ready, READABLE | ENDED)
         return None
 
     def drain(self) -> None:
@@ -200,7 +200,7 @@ class Half:
                 self.held = self.held[self.peer.send(self.held, _DONTWAIT) :] or None
             elif self.pipe is not None:
                 self._empty(self.pipe)
-                self.flow.streams.pipes.give(self.pipe)
+                self.flow.streams.pipes.release(self.pipe)
                 self.pipe = None
         except BlockingIOError:
             return
@@ -221,7 +221,7 @@ class Half:
         """Moves all that is in the pipe to the peer.  Raises BlockingIOError when the peer takes no more."""
         while pipe.held_bytes:
             pipe.held_bytes -= os.splice(
-                pipe.exit, self.peer.fd, pipe.held_bytes, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+                pipe.read_end, self.peer.fd, pipe.held_bytes, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
             )
 
     def _proves_bulky(self) -> bool:
@@ -246,13 +246,13 @@ class Half:
         self.flow.on(self.events.ended if error.errno == errno.ENOTCONN else self.events.reset)
 
 
-class Pipes:
+class PipePool:
     """The pipes that nobody's bytes are stuck in."""
 
     def __init__(self) -> None:
         self._spare: list[Pipe] = []
 
-    def take(self) -> Pipe | None:
+    def acquire(self) -> Pipe | None:
         """An empty pipe, or None when the process has no descriptors left for one."""
         if self._spare:
             return self._spare.pop()
@@ -263,7 +263,7 @@ class Pipes:
                 return None
             raise
 
-    def give(self, pipe: Pipe) -> None:
+    def release(self, pipe: Pipe) -> None:
         """Takes an empty pipe back."""
         if len(self._spare) < SPARE_PIPES:
             self._spare.append(pipe)

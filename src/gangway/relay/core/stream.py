@@ -4,7 +4,7 @@ What this file knows: how the backend is reached, and how a flow's actions are c
 follows from an event (`flow.py` says that), how bytes move (`pump.py`), how clients come (`listener.py`), that there
 are other processes.
 
-How it works.  A `Port` takes clients and opens a connection to the backend for each: the pair is a `Flow` of two
+How it works.  A `StreamPort` takes clients and opens a connection to the backend for each: the pair is a `Flow` of two
 `Half`s.  The flow asks `flow.TABLE` what is to be done whenever a half, or the connection attempt, reports an event.
 
 Facts that it leans on:
@@ -28,8 +28,8 @@ from typing import Protocol
 
 from gangway.log import Log
 from gangway.relay.core.loop import FAILED, WRITABLE, Loop
-from gangway.relay.core.pump import DOWN, MESSAGE_BYTES, SMALL_BYTES, UP, Half, Pipes
-from gangway.relay.flow import OPEN, START, TABLE, Action, Event, Phase, State, Way
+from gangway.relay.core.pump import DOWN, MESSAGE_BYTES, SMALL_BYTES, UP, Half, PipePool
+from gangway.relay.flow import OPEN, START, TABLE, Action, DirectionState, Event, FlowState, Phase
 from gangway.relay.settings import Settings
 from gangway.relay.sockets import Backend
 
@@ -40,18 +40,20 @@ SCTP_NODELAY = 3  # include/uapi/linux/sctp.h
 RESET = struct.pack("ii", 1, 0)  # struct linger: close at once, with a reset
 
 
-Taker = Callable[["Port", int, SocketType], None]
+Delegate = Callable[["StreamPort", int, SocketType], None]
 """Takes a client of a port that was accepted; the number is the backend's port that it is to get to."""
 
 
 class Flow:
     """One client's connection, and the one that the relay opened to the backend for it."""
 
-    __slots__ = ("backend", "client", "number", "port", "seen", "state", "streams")
+    __slots__ = ("backend", "backend_port", "client", "port", "seen", "state", "streams")
 
-    def __init__(self, port: "Port", number: int, client: SocketType, backend: SocketType, state: State) -> None:
+    def __init__(
+        self, port: "StreamPort", backend_port: int, client: SocketType, backend: SocketType, state: FlowState
+    ) -> None:
         self.port = port
-        self.number = number
+        self.backend_port = backend_port
         self.streams = port.streams
         self.state = state
         self.seen = 0
@@ -65,7 +67,7 @@ class Flow:
         """Opens the connection to the backend.  The client is watched meanwhile, and not read."""
         loop, to = self.streams.loop, self.port.backend
         self.streams.young[self] = loop.clock() + self.streams.settings.connect_timeout_s
-        error = self.backend.sock.connect_ex((to.address, self.number))
+        error = self.backend.sock.connect_ex((to.address, self.backend_port))
         if error not in (0, errno.EINPROGRESS):
             return self._connect_failed(error)
         # The client first: what it has sent is to be known when the backend's answer is looked at.
@@ -87,7 +89,7 @@ class Flow:
         for action in actions:
             _ACTIONS[action](self)
 
-    def grow_up(self, late: bool) -> bool:
+    def on_tick(self, late: bool) -> bool:
         """A second went by: whether that was all that had to be waited for.
 
         `late`: the backend has not answered in time.
@@ -96,10 +98,10 @@ class Flow:
             if late:
                 self._connect_failed(errno.ETIMEDOUT)
             return late
-        self.port.keep_alive(self.backend.sock)
+        self.port.enable_keepalive(self.backend.sock)
         return True
 
-    def is_quiet(self) -> bool:
+    def is_idle(self) -> bool:
         """Nothing is under way in this process: another one could take over the two sockets."""
         return self.state == OPEN
 
@@ -107,10 +109,10 @@ class Flow:
         """It has moved pages, one way at least."""
         return self.client.poured or self.backend.poured
 
-    def let_go(self) -> tuple[SocketType, SocketType]:
+    def detach(self) -> tuple[SocketType, SocketType]:
         """Gives the two sockets away; only for a quiet flow."""
         self._leave()
-        self.port.keep_alive(self.backend.sock)
+        self.port.enable_keepalive(self.backend.sock)
         for half in (self.client, self.backend):
             self.streams.loop.forget(half.fd)
             half.drop()
@@ -121,11 +123,11 @@ class Flow:
         self.streams.flows.remove(self)
         self.streams.young.pop(self, None)
 
-    def _apply(self, state: State) -> None:
+    def _apply(self, state: FlowState) -> None:
         self.state = state
         relaying = state.phase is Phase.RELAYING
-        self.client.reading = relaying and state.up is Way.FLOWING
-        self.backend.reading = relaying and state.down is Way.FLOWING
+        self.client.reading = relaying and state.up is DirectionState.FLOWING
+        self.backend.reading = relaying and state.down is DirectionState.FLOWING
 
     def _client_ready(self, events: int) -> None:
         self.seen |= events
@@ -137,19 +139,19 @@ class Flow:
         if error:
             return self._connect_failed(error)
         loop = self.streams.loop
-        loop.redirect(self.client.fd, self.client.ready)
-        loop.redirect(self.backend.fd, self.backend.ready)
+        loop.set_handler(self.client.fd, self.client.ready)
+        loop.set_handler(self.backend.fd, self.backend.ready)
         self.on(Event.CONNECTED)
         if self.seen & ~WRITABLE:
             self.client.ready(self.seen)
         else:
-            self.port.acknowledge(self.backend.sock, 1)
+            self.port.set_quick_ack(self.backend.sock, 1)
         if events & ~WRITABLE:
             self.backend.ready(events)
         return None
 
     def _connect_failed(self, error: int) -> None:
-        asked = self.port.backend._replace(port=self.number)
+        asked = self.port.backend._replace(port=self.backend_port)
         self.streams.log.warning("cannot connect to %s: %s", asked, os.strerror(error))
         self.on(Event.CONNECT_FAILED)
 
@@ -170,7 +172,7 @@ class Flow:
         for half in (self.client, self.backend):
             half.drop()
             self.streams.loop.close_later(half.sock)
-        self.streams.descriptors_are_back()
+        self.streams.resume_accepting()
 
     def _reset(self) -> None:
         for half in (self.client, self.backend):
@@ -195,29 +197,29 @@ class Streams:
         self.loop = loop
         self.settings = settings
         self.log = log
-        self.pipes = Pipes()
+        self.pipes = PipePool()
         self.young: dict[Flow, float] = {}
         """The flows that began within the last second or have no backend yet, and when that is too late."""
         self.flows: set[Flow] = set()
-        self.find_taker: Callable[[], Taker | None] | None = None
+        self.find_delegate: Callable[[], Delegate | None] | None = None
         """Asked before each client: whether somebody else should take it."""
         self._paused: list[Callable[[], None]] = []
         self._ticking = False
 
-    def started(self) -> None:
+    def start_ticking(self) -> None:
         """A flow began: looks after it in a second."""
         if not self._ticking:
             self._ticking = True
             self.loop.call_in(1.0, self._tick)
 
-    def pause(self, resume: Callable[[], None]) -> None:
+    def pause_accepting(self, resume: Callable[[], None]) -> None:
         """The process ran out of descriptors: `resume` is called when there are some again."""
         self.log.warning("out of file descriptors: clients wait to be accepted")
         if not self._paused:
-            self.loop.call_in(RETRY_S, self.descriptors_are_back)
+            self.loop.call_in(RETRY_S, self.resume_accepting)
         self._paused.append(resume)
 
-    def descriptors_are_back(self) -> None:
+    def resume_accepting(self) -> None:
         """Accepts again, where that was stopped."""
         if self._paused:
             paused, self._paused = self._paused, []
@@ -227,7 +229,7 @@ class Streams:
     def _tick(self) -> None:
         now_s = self.loop.clock()
         for flow, deadline_s in tuple(self.young.items()):
-            if flow.grow_up(late=deadline_s <= now_s):
+            if flow.on_tick(late=deadline_s <= now_s):
                 self.young.pop(flow, None)
         self._ticking = bool(self.young)
         if self._ticking:
@@ -240,22 +242,22 @@ class Closable(Protocol):
     def close(self) -> None: ...
 
 
-class Port:
-    """A published port, or a range of them: its backend, its flows; and, in the process that accepts, its `way_in`.
+class StreamPort:
+    """A published port, or a range of them: its backend, its flows; and, in the process that accepts, its `entrance`.
 
     `key` names it to other processes.
     """
 
-    __slots__ = ("backend", "flows", "key", "streams", "way_in")
+    __slots__ = ("backend", "entrance", "flows", "key", "streams")
 
     def __init__(self, streams: Streams, backend: Backend, key: int) -> None:
         self.streams = streams
         self.backend = backend
         self.key = key
         self.flows: set[Flow] = set()
-        self.way_in: Closable | None = None
+        self.entrance: Closable | None = None
 
-    def serve(self, client: SocketType, number: int, spare: SocketType | None = None) -> None:
+    def serve(self, client: SocketType, backend_port: int, spare: SocketType | None = None) -> None:
         """Takes a client that was accepted already, to the backend's port `number`; `spare` is a socket for it, if that
         is of its family.  A client whose backend cannot be had a socket for is dropped."""
         if spare is not None and spare.family != self.backend.family:
@@ -267,10 +269,10 @@ class Port:
             self.streams.log.warning("a connection was dropped: %s", error.strerror)
             client.close()
             return
-        send_at_once(backend)
-        self.acknowledge(backend, 0)
-        self.streams.started()
-        Flow(self, number, client, backend, START).connect()
+        disable_delay(backend)
+        self.set_quick_ack(backend, 0)
+        self.streams.start_ticking()
+        Flow(self, backend_port, client, backend, START).connect()
 
     def adopt(self, client: SocketType, backend: SocketType) -> None:
         """Relays between two sockets that are connected already."""
@@ -278,19 +280,19 @@ class Port:
 
     def close(self) -> None:
         """The port is withdrawn: nobody is accepted any more, and its connections end at once."""
-        if self.way_in is not None:
-            self.way_in.close()
+        if self.entrance is not None:
+            self.entrance.close()
         for flow in tuple(self.flows):
-            flow.on(Event.WITHDRAWN)
+            flow.on(Event.UNPUBLISHED)
 
-    def acknowledge(self, backend: SocketType, quick: int) -> None:
+    def set_quick_ack(self, backend: SocketType, quick: int) -> None:
         """Sends the handshake's last acknowledgement with the first data (0), or now (1)."""
         if self.backend.protocol != socket.IPPROTO_SCTP:
             backend.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, quick)
 
-    def keep_alive(self, sock: SocketType) -> None:
+    def enable_keepalive(self, sock: SocketType) -> None:
         """A peer that vanished is noticed."""
-        keep_alive(sock, self.streams.settings.keepalive_s)
+        enable_keepalive(sock, self.streams.settings.keepalive_s)
 
 
 def open_backend(family: int, protocol: int) -> SocketType:
@@ -298,7 +300,7 @@ def open_backend(family: int, protocol: int) -> SocketType:
     return SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, protocol)
 
 
-def keep_alive(sock: SocketType, idle_s: int) -> None:
+def enable_keepalive(sock: SocketType, idle_s: int) -> None:
     """A peer that vanished is noticed.  SCTP notices by heartbeats of its own."""
     if sock.proto != socket.IPPROTO_SCTP:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -306,7 +308,7 @@ def keep_alive(sock: SocketType, idle_s: int) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, idle_s)
 
 
-def send_at_once(sock: SocketType) -> None:
+def disable_delay(sock: SocketType) -> None:
     """What is written is not held back in the hope of more."""
     if sock.proto == socket.IPPROTO_SCTP:
         sock.setsockopt(socket.IPPROTO_SCTP, SCTP_NODELAY, 1)
