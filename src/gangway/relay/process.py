@@ -55,8 +55,8 @@ class Relay:
         """In a worker: what no socket's end closes."""
         self._leases.kept.let_go()
         for flow in self.streams.flows:
-            flow.client.drop()
-            flow.backend.drop()
+            flow.client.discard()
+            flow.backend.discard()
         self.streams.pipes.close()
 
     def _publish(self, backend: Backend, listener: socket.socket) -> Published:

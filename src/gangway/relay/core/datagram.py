@@ -37,7 +37,7 @@ from gangway.log import Log
 from gangway.relay.core import pktinfo
 from gangway.relay.core.batch import BATCH, Inbox, Outbox, read_label, write_label
 from gangway.relay.core.loop import READABLE, Loop
-from gangway.relay.core.stream import Closable
+from gangway.relay.core.stream import Entrance
 from gangway.relay.settings import Settings
 from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend
 
@@ -271,7 +271,7 @@ class DatagramPort:
         self.datagrams = datagrams
         self.backend = backend
         self.clients: dict[ClientKey, Client] = {}
-        self.entrance: Closable | None = None
+        self.entrance: Entrance | None = None
         self._first = first
         self._bind = bind
         self._outlets: dict[int, Outlet] = {}

@@ -27,7 +27,7 @@ from gangway.intervals import Intervals
 from gangway.relay.core import datagram, pktinfo, stream
 from gangway.relay.core.datagram import Datagrams, Receiver
 from gangway.relay.core.listener import Listener
-from gangway.relay.core.stream import Closable, Streams
+from gangway.relay.core.stream import Entrance, Streams
 from gangway.relay.sockets import Backend, PublishedRange
 
 _SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
@@ -62,7 +62,7 @@ class SharedSockets:
         self._streams = streams
         self._datagrams = datagrams
         self._new_key = new_key
-        self._entrances: dict[tuple[int, int], Closable] = {}
+        self._entrances: dict[tuple[int, int], Entrance] = {}
         self._bindings: dict[int, Binding] = {}
         self._stream_ports: _Ranges[stream.StreamPort] = _Ranges()
         self._datagram_ports: _Ranges[datagram.DatagramPort] = _Ranges()
@@ -86,7 +86,7 @@ class SharedSockets:
         if former is not None:
             former.close()
 
-    def publish(self, ports: PublishedRange, backend: Backend) -> Closable:
+    def publish(self, ports: PublishedRange, backend: Backend) -> Entrance:
         """A range, and where clients of its first port are to be taken."""
         if ports.protocol == socket.IPPROTO_UDP:
             datagrams = datagram.DatagramPort(self._datagrams, backend, ports.first, partial(self._bind, ports))
@@ -130,7 +130,7 @@ class _Ranges(Generic[_Port]):
     def __init__(self) -> None:
         self._found: dict[tuple[int, str], Intervals[tuple[int, _Port]]] = {}
 
-    def add(self, ports: PublishedRange, port: _Port) -> Closable:
+    def add(self, ports: PublishedRange, port: _Port) -> Entrance:
         """One more, until it is closed."""
         self._found.setdefault((ports.family, ports.address), Intervals()).add(
             ports.first, ports.last, (ports.first, port)
