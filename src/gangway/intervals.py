@@ -1,8 +1,6 @@
-"""Ranges of ports that do not overlap, each with a value: which one has a port?
+"""A map from ranges of ports, which do not overlap, to values.
 
-What this file knows: numbers and their order.  What it must not know: what a value is.
-
-A range costs the same whatever its length, and looking one up takes as many steps as their number has digits.
+A range costs the same whatever its length; a lookup is a binary search over the ranges.
 """
 
 from bisect import bisect_left, bisect_right
@@ -13,7 +11,7 @@ _Value = TypeVar("_Value")
 
 
 class Intervals(Generic[_Value]):
-    """The ranges, ordered by their first port."""
+    """The ranges with their values, ordered by first port."""
 
     def __init__(self) -> None:
         self._firsts: list[int] = []
@@ -24,28 +22,28 @@ class Intervals(Generic[_Value]):
         return len(self._firsts)
 
     def add(self, first: int, last: int, value: _Value) -> None:
-        """One more, which overlaps none."""
-        place = bisect_left(self._firsts, first)
-        self._firsts.insert(place, first)
-        self._lasts.insert(place, last)
-        self._values.insert(place, value)
+        """Add a range, which must not overlap another one."""
+        index = bisect_left(self._firsts, first)
+        self._firsts.insert(index, first)
+        self._lasts.insert(index, last)
+        self._values.insert(index, value)
 
     def remove(self, first: int) -> None:
-        """The one that begins with this port.  KeyError: there is none."""
-        place = bisect_left(self._firsts, first)
-        if place == len(self._firsts) or self._firsts[place] != first:
+        """Remove the range that begins with this port.  KeyError: there is none."""
+        index = bisect_left(self._firsts, first)
+        if index == len(self._firsts) or self._firsts[index] != first:
             raise KeyError(first)
-        del self._firsts[place], self._lasts[place], self._values[place]
+        del self._firsts[index], self._lasts[index], self._values[index]
 
     def at(self, port: int) -> _Value | None:
-        """The value of the range that a port is in."""
-        place = bisect_right(self._firsts, port) - 1
-        return self._values[place] if place >= 0 and port <= self._lasts[place] else None
+        """Return the value of the range that contains `port`, or None."""
+        index = bisect_right(self._firsts, port) - 1
+        return self._values[index] if index >= 0 and port <= self._lasts[index] else None
 
     def overlapping(self, first: int, last: int) -> Iterator[_Value]:
-        """The values of all that have a port from `first` to `last`."""
-        place = max(bisect_right(self._firsts, first) - 1, 0)
-        while place < len(self._firsts) and self._firsts[place] <= last:
-            if self._lasts[place] >= first:
-                yield self._values[place]
-            place += 1
+        """Yield the values of all ranges that contain a port from `first` to `last`, in order."""
+        index = max(bisect_right(self._firsts, first) - 1, 0)
+        while index < len(self._firsts) and self._firsts[index] <= last:
+            if self._lasts[index] >= first:
+                yield self._values[index]
+            index += 1

@@ -1,9 +1,7 @@
-"""The relay's log: to syslog or a file, a warning of one kind once a second.
+"""The log: lines to syslog or a file, with a limit of one warning of each kind per second.
 
-What this file knows: where lines go, and how often.  What it must not know: what they are about.
-
-Not the logging module: it and what it brings along would be a fifth of the memory of a process that logs a line a
-day, and it reopens what it writes to, which a process without rights cannot.
+It does not use the logging module: that and its imports would be a fifth of the memory of the relay, which logs a line
+a day; and it reopens its file, which a process without privileges cannot.
 """
 
 import os
@@ -14,12 +12,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 _NAME = "gangway"
-_MOST_TEXTS = 1000
+_MAX_TEXTS = 1000
 _LEVELS = {syslog.LOG_INFO: "info", syslog.LOG_WARNING: "warning", syslog.LOG_ERR: "error"}
 
 
 def open_log(target: str) -> "Log":
-    """The log for `syslog` or a file's path; what the file has is kept.  OSError: the file cannot be had."""
+    """Open `syslog` or the file with this path, to append to it.  OSError: the file cannot be opened."""
     if target == "syslog":
         syslog.openlog(_NAME, syslog.LOG_PID, syslog.LOG_DAEMON)
         return Log(syslog.syslog)
@@ -27,38 +25,39 @@ def open_log(target: str) -> "Log":
 
     def write(level: int, line: str) -> None:
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        with suppress(OSError):  # a full disk is no reason to end connections
+        with suppress(OSError):  # connections go on when the disk is full
             os.write(fd, f"{when} {_NAME}[{os.getpid()}] {_LEVELS[level]}: {line}\n".encode())
 
     return Log(write)
 
 
 class Log:
-    """Writes lines by `write(level, line)`; levels are syslog's.  `clock` gives seconds, monotonic."""
+    """Writes lines with `write(level, line)`, where the levels are syslog's.  `clock` returns monotonic seconds."""
 
     def __init__(self, write: Callable[[int, str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._write = write
         self._clock = clock
-        self._said: dict[str, tuple[float, int]] = {}
+        self._written: dict[str, tuple[float, int]] = {}
+        """For each text: when it was last written, and how many lines were suppressed since."""
 
-    def info(self, text: str, *facts: object) -> None:
-        """Logs `text % facts`."""
-        self._write(syslog.LOG_INFO, text % facts)
+    def info(self, text: str, *args: object) -> None:
+        """Log `text % args`."""
+        self._write(syslog.LOG_INFO, text % args)
 
-    def warning(self, text: str, *facts: object) -> None:
-        """Logs `text % facts`, unless the same `text` was logged within the last second: then it is counted."""
+    def warning(self, text: str, *args: object) -> None:
+        """Log `text % args`; count it instead if the same `text` was logged less than a second ago."""
         now_s = self._clock()
-        if len(self._said) > _MOST_TEXTS:
-            self._said.clear()
-        last_s, left_out = self._said.get(text, (now_s - 1.0, 0))
+        if len(self._written) > _MAX_TEXTS:
+            self._written.clear()
+        last_s, suppressed = self._written.get(text, (now_s - 1.0, 0))
         if now_s - last_s < 1.0:
-            self._said[text] = (last_s, left_out + 1)
+            self._written[text] = (last_s, suppressed + 1)
             return
-        self._said[text] = (now_s, 0)
-        more = f" ({left_out} more like this were left out)" if left_out else ""
-        self._write(syslog.LOG_WARNING, text % facts + more)
+        self._written[text] = (now_s, 0)
+        note = f" ({suppressed} more like this were suppressed)" if suppressed else ""
+        self._write(syslog.LOG_WARNING, text % args + note)
 
     def failure(self, error: BaseException) -> None:
-        """Logs an error that nobody foresaw, with where it happened."""
+        """Log an unexpected error with its traceback."""
         for line in "".join(traceback.format_exception(error)).splitlines():
             self._write(syslog.LOG_ERR, line)

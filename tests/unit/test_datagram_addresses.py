@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from gangway.relay.core.batch import Ancillary
-from gangway.relay.core.pktinfo import IP_PKTINFO, address4, address6, way_back
+from gangway.relay.core.pktinfo import IP_PKTINFO, destination4, destination6, reply_ancillary
 
 LINK_LOCAL = socket.inet_pton(socket.AF_INET6, "fe80::1")
 GLOBAL = socket.inet_pton(socket.AF_INET6, "2001:db8::7")
@@ -54,28 +54,28 @@ def test_the_answer_leaves_from_the_address_that_was_asked(family: int, bound: s
         sock.settimeout(5)
         sock.sendto(b"who are you?", (asked, listener.getsockname()[1]))
         _, ancillary, _, address = listener.recvmsg(64, 256)
-        told = (address6 if family == socket.AF_INET6 else address4)(ancillary)
+        told = (destination6 if family == socket.AF_INET6 else destination4)(ancillary)
         assert told == socket.inet_pton(client, asked)
-        listener.sendmsg([b"me"], way_back(told), 0, address)
+        listener.sendmsg([b"me"], reply_ancillary(told), 0, address)
         assert sock.recvfrom(64)[1][0] == asked
 
 
 def test_a_broadcast_is_answered_from_the_interface() -> None:
-    told = address4(info4(2, "192.0.2.1", "192.0.2.255"))
+    told = destination4(info4(2, "192.0.2.1", "192.0.2.255"))
     assert told == socket.inet_aton("192.0.2.1")
-    assert way_back(told) == info4(0, "192.0.2.1", "0.0.0.0")
+    assert reply_ancillary(told) == info4(0, "192.0.2.1", "0.0.0.0")
 
 
 def test_routing_picks_the_interface_of_a_global_address() -> None:
-    told = address6(info6(GLOBAL, 3))
+    told = destination6(info6(GLOBAL, 3))
     assert told == GLOBAL
-    assert way_back(told) == info6(GLOBAL, 0)
+    assert reply_ancillary(told) == info6(GLOBAL, 0)
 
 
 def test_a_link_local_address_keeps_its_interface() -> None:
-    told = address6(info6(LINK_LOCAL, 3))
-    assert told != address6(info6(LINK_LOCAL, 4))
-    assert way_back(told) == info6(LINK_LOCAL, 3)
+    told = destination6(info6(LINK_LOCAL, 3))
+    assert told != destination6(info6(LINK_LOCAL, 4))
+    assert reply_ancillary(told) == info6(LINK_LOCAL, 3)
 
 
 @pytest.mark.parametrize(
@@ -83,21 +83,21 @@ def test_a_link_local_address_keeps_its_interface() -> None:
 )
 def test_which_addresses_are_link_local(address: str, kept: bool) -> None:
     packed = socket.inet_pton(socket.AF_INET6, address)
-    assert (len(address6(info6(packed, 3))) == 20) is kept
+    assert (len(destination6(info6(packed, 3))) == 20) is kept
 
 
 def test_a_multicast_address_is_no_source() -> None:
-    assert way_back(address6(info6(MULTICAST, 3))) == []
+    assert reply_ancillary(destination6(info6(MULTICAST, 3))) == []
 
 
 def test_ipv4_comes_first_on_a_dual_stack_socket() -> None:
     mapped = info6(b"\0" * 10 + b"\xff\xff" + socket.inet_aton("192.0.2.255"), 3)
     four = info4(3, "192.0.2.1", "192.0.2.255")
     for ancillary in (mapped + four, four + mapped):
-        assert way_back(address6(ancillary)) == info4(0, "192.0.2.1", "0.0.0.0")
+        assert reply_ancillary(destination6(ancillary)) == info4(0, "192.0.2.1", "0.0.0.0")
 
 
 def test_without_a_word_the_kernel_chooses() -> None:
-    assert address4([]) == b""
-    assert address6([]) == b""
-    assert way_back(b"") == []
+    assert destination4([]) == b""
+    assert destination6([]) == b""
+    assert reply_ancillary(b"") == []

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gangway.relay.flow import CLOSED, OPEN, START, TABLE, Action, Event, Phase, State, Way, step
+from gangway.relay.flow import CLOSED, OPEN, START, TABLE, Action, DirectionState, Event, FlowState, Phase, transition
 
-CUTS = {Event.CLIENT_RESET, Event.BACKEND_RESET, Event.WITHDRAWN}
+ABORTS = {Event.CLIENT_RESET, Event.BACKEND_RESET, Event.UNPUBLISHED}
 LAST = {Action.CLOSE, Action.RESET}
 REACHABLE = {state for state, _ in TABLE}
 SEQUENCES = st.lists(st.sampled_from(Event), max_size=30)
@@ -18,13 +18,13 @@ SEQUENCES = st.lists(st.sampled_from(Event), max_size=30)
 class Played(NamedTuple):
     """One step of a flow's life."""
 
-    before: State
+    before: FlowState
     event: Event
-    after: State
+    after: FlowState
     actions: tuple[Action, ...]
 
 
-def play(events: Iterable[Event], state: State = START) -> list[Played]:
+def play(events: Iterable[Event], state: FlowState = START) -> list[Played]:
     """What happens when `events` do, one after the other."""
     played = []
     for event in events:
@@ -45,20 +45,20 @@ def test_the_table_is_total_over_what_can_be_reached() -> None:
 
 
 def test_the_reachable_states_are_those_that_make_sense() -> None:
-    ways = {State(Phase.RELAYING, up, down) for up in Way for down in Way}
+    ways = {FlowState(Phase.RELAYING, up, down) for up in DirectionState for down in DirectionState}
     assert {START, CLOSED} | ways - {CLOSED._replace(phase=Phase.RELAYING)} == REACHABLE
 
 
 @pytest.mark.parametrize("state", sorted(REACHABLE, key=str), ids=str)
-def test_every_state_can_still_come_to_its_end(state: State) -> None:
-    ends = {TABLE[state, cut][0] for cut in CUTS}
+def test_every_state_can_still_come_to_its_end(state: FlowState) -> None:
+    ends = {TABLE[state, cut][0] for cut in ABORTS}
     assert ends == {CLOSED}
 
 
 @pytest.mark.parametrize(
     "state", [state for state in sorted(REACHABLE, key=str) if state.phase is Phase.RELAYING], ids=str
 )
-def test_every_relaying_flow_can_come_to_an_orderly_end(state: State) -> None:
+def test_every_relaying_flow_can_come_to_an_orderly_end(state: FlowState) -> None:
     ending = (Event.UP_DRAINED, Event.UP_ENDED, Event.DOWN_DRAINED, Event.DOWN_ENDED)
     played = play(ending, state)
     assert played[-1].after == CLOSED
@@ -71,12 +71,12 @@ def test_nothing_wakes_a_closed_flow(event: Event) -> None:
 
 
 @pytest.mark.parametrize(("state", "event"), sorted(TABLE, key=str), ids=str)
-def test_the_table_is_what_step_says(state: State, event: Event) -> None:
-    assert TABLE[state, event] == step(state, event)
+def test_the_table_is_what_step_says(state: FlowState, event: Event) -> None:
+    assert TABLE[state, event] == transition(state, event)
 
 
 @pytest.mark.parametrize(("state", "event"), sorted(TABLE, key=str), ids=str)
-def test_a_flow_closes_exactly_when_that_is_asked_for(state: State, event: Event) -> None:
+def test_a_flow_closes_exactly_when_that_is_asked_for(state: FlowState, event: Event) -> None:
     after, actions = TABLE[state, event]
     closes = state is not CLOSED and state != CLOSED and after == CLOSED
     assert [action for action in actions if action in LAST] == list(actions if closes else ())
@@ -84,22 +84,22 @@ def test_a_flow_closes_exactly_when_that_is_asked_for(state: State, event: Event
 
 
 @pytest.mark.parametrize(("state", "event"), sorted(TABLE, key=str), ids=str)
-def test_a_cut_resets_both_sides(state: State, event: Event) -> None:
-    cut = event in CUTS or (event is Event.CONNECT_FAILED and state.phase is Phase.CONNECTING)
+def test_a_cut_resets_both_sides(state: FlowState, event: Event) -> None:
+    cut = event in ABORTS or (event is Event.CONNECT_FAILED and state.phase is Phase.CONNECTING)
     _, actions = TABLE[state, event]
     assert (actions == (Action.RESET,)) is (cut and state != CLOSED)
 
 
 def test_connecting_waits_for_the_connection_only() -> None:
     for event in Event:
-        if event not in CUTS | {Event.CONNECTED, Event.CONNECT_FAILED}:
+        if event not in ABORTS | {Event.CONNECTED, Event.CONNECT_FAILED}:
             assert TABLE[START, event] == (START, ())
     assert TABLE[START, Event.CONNECTED] == (OPEN, ())
 
 
 def test_a_half_close_leaves_the_other_direction_alone() -> None:
     ended, actions = TABLE[OPEN, Event.UP_ENDED]
-    assert (ended, actions) == (OPEN._replace(up=Way.ENDED), (Action.END_BACKEND,))
+    assert (ended, actions) == (OPEN._replace(up=DirectionState.ENDED), (Action.END_BACKEND,))
     stalled, _ = TABLE[ended, Event.DOWN_STALLED]
     assert TABLE[stalled, Event.DOWN_DRAINED] == (ended, (Action.PUMP_DOWN,))
     assert TABLE[ended, Event.DOWN_ENDED] == (CLOSED, (Action.CLOSE,))
@@ -126,8 +126,8 @@ def test_no_end_is_lost(events: list[Event]) -> None:
     ends = {Event.UP_ENDED: Action.END_BACKEND, Event.DOWN_ENDED: Action.END_CLIENT}
     for before, event, _, actions in play(events):
         if event in ends and before.phase is Phase.RELAYING:
-            flows = (before.up if event is Event.UP_ENDED else before.down) is Way.FLOWING
-            other_ended = Way.ENDED in ((before.down,) if event is Event.UP_ENDED else (before.up,))
+            flows = (before.up if event is Event.UP_ENDED else before.down) is DirectionState.FLOWING
+            other_ended = DirectionState.ENDED in ((before.down,) if event is Event.UP_ENDED else (before.up,))
             expected = Action.CLOSE if other_ended else ends[event]
             assert actions == ((expected,) if flows else ())
 

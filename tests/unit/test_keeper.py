@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from gangway.relay.core.loop import Loop
-from gangway.relay.core.stream import Backend
 from gangway.relay.keeper import Keeper
+from gangway.relay.sockets import Backend
 
 BACKEND = Backend(socket.IPPROTO_TCP, socket.AF_INET, "172.17.0.2", 8000)
 

@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gangway.errors import InvalidRequest
-from gangway.relay.core.stream import IPPROTO_SCTP, Backend
 from gangway.relay.kept import MOST_HELD, PAGE, Kept, Range, parse_range
+from gangway.relay.sockets import Backend
 from tests.unit.pretend_relay import Pool, Port, Ports
 
 # Text that comes near to a message: its words, in any number, order and spelling.
@@ -369,7 +369,7 @@ def test_what_is_held_has_a_name(desk: Desk) -> None:
     [
         ("tcp 0.0.0.0 80 80", Range(socket.IPPROTO_TCP, socket.AF_INET, "0.0.0.0", 80, 80)),
         ("udp 192.0.2.5 1 65535", Range(socket.IPPROTO_UDP, socket.AF_INET, "192.0.2.5", 1, 65535)),
-        ("sctp ::1 65535 65535", Range(IPPROTO_SCTP, socket.AF_INET6, "::1", 65535, 65535)),
+        ("sctp ::1 65535 65535", Range(socket.IPPROTO_SCTP, socket.AF_INET6, "::1", 65535, 65535)),
         ("tcp 2001:DB8:0:0::0:5 8000 8010", Range(socket.IPPROTO_TCP, socket.AF_INET6, "2001:db8::5", 8000, 8010)),
         ("tcp ::ffff:c000:205 80 80", Range(socket.IPPROTO_TCP, socket.AF_INET6, "::ffff:192.0.2.5", 80, 80)),
         ("tcp fe80::0:5%eth0 80 80", Range(socket.IPPROTO_TCP, socket.AF_INET6, "fe80::5%eth0", 80, 80)),

@@ -17,13 +17,14 @@ from gangway.errors import InvalidRequest
 from gangway.log import Log
 from gangway.relay.core.datagram import Datagrams
 from gangway.relay.core.loop import Loop
-from gangway.relay.core.shared import Shared
-from gangway.relay.core.stream import IPPROTO_SCTP, Backend, Streams
+from gangway.relay.core.shared import SharedSockets
+from gangway.relay.core.stream import Streams
 from gangway.relay.kept import MOST_HELD, Published
 from gangway.relay.lease import Leases, parse
 from gangway.relay.settings import Settings
+from gangway.relay.sockets import Backend
 
-NUMBERS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": IPPROTO_SCTP}
+NUMBERS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP}
 # Text that comes near to a message: its words, in any number, order and spelling.
 WORDS = st.sampled_from(["lease", "tcp", "udp", "sctp", "10.0.0.1", "::1", "80", "0", "65536", "-1", "\0", "\u0661"])
 NEARLY = st.lists(WORDS | st.text(max_size=5), max_size=6).map(" ".join)
@@ -34,7 +35,7 @@ NEARLY = st.lists(WORDS | st.text(max_size=5), max_size=6).map(" ".join)
     [
         ("lease tcp 172.17.0.2 80", Backend(socket.IPPROTO_TCP, socket.AF_INET, "172.17.0.2", 80)),
         ("lease udp fd00::2 53", Backend(socket.IPPROTO_UDP, socket.AF_INET6, "fd00::2", 53)),
-        ("lease sctp 10.0.0.1 65535", Backend(IPPROTO_SCTP, socket.AF_INET, "10.0.0.1", 65535)),
+        ("lease sctp 10.0.0.1 65535", Backend(socket.IPPROTO_SCTP, socket.AF_INET, "10.0.0.1", 65535)),
     ],
 )
 def test_a_good_message(message: str, backend: Backend) -> None:
@@ -110,7 +111,7 @@ class Office:
         log = Log(lambda _level, _line: None)
         settings, keys = Settings(), count(1)
         streams, datagrams = Streams(self._loop, settings, log), Datagrams(self._loop, settings, log)
-        shared = Shared(streams, datagrams, partial(next, keys))
+        shared = SharedSockets(streams, datagrams, partial(next, keys))
         self.leases = Leases(self._loop, listener, log, self._publish, self._withdraw, lambda: None, shared)
         stack.callback(self.leases.kept.let_go)
 
@@ -138,7 +139,7 @@ class Office:
 
     def turn(self) -> None:
         """One round that waits for nothing."""
-        self._loop.again(lambda _events: None, 0)
+        self._loop.call_soon(lambda _events: None, 0)
         self._loop.turn()
 
     def ends(self, count: int) -> tuple[list[socket.socket], list[socket.socket]]:

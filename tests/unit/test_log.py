@@ -49,7 +49,7 @@ def test_what_was_left_out_is_counted(written: Written) -> None:
     written.log.warning("lost %d", 5)
     written.now_s += 1
     written.log.warning("lost %d", 6)
-    assert written.texts() == ["lost 0", "lost 5 (4 more like this were left out)", "lost 6"]
+    assert written.texts() == ["lost 0", "lost 5 (4 more like this were suppressed)", "lost 6"]
 
 
 def test_kinds_do_not_keep_each_other_out(written: Written) -> None:

@@ -45,7 +45,7 @@ def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
 
 def turn(loop: Loop) -> None:
     """One round that waits for nothing."""
-    loop.again(lambda _events: None, 0)
+    loop.call_soon(lambda _events: None, 0)
     loop.turn()
 
 
@@ -98,9 +98,9 @@ def test_again_is_the_next_round(loop: Loop) -> None:
 
     def go_on(events: int) -> None:
         calls.append(events)
-        loop.again(go_on, events + 1)
+        loop.call_soon(go_on, events + 1)
 
-    loop.again(go_on, 7)
+    loop.call_soon(go_on, 7)
     assert calls == []
     loop.turn()
     assert calls == [7]
@@ -115,7 +115,7 @@ def test_again_comes_after_the_events_of_its_round(
     ours, theirs = pairs[0]
     theirs.send(b"x")
     loop.add(ours.fileno(), lambda _events: calls.append("event"))
-    loop.again(lambda _events: calls.append("again"), 0)
+    loop.call_soon(lambda _events: calls.append("again"), 0)
     loop.turn()
     assert calls == ["event", "again"]
 
@@ -139,7 +139,7 @@ def test_redirected_forgotten_and_modified(loop: Loop, pairs: list[tuple[socket.
     (ours, theirs), (other, other_peer), _ = pairs
     calls: list[str] = []
     loop.add(ours.fileno(), lambda _events: calls.append("first"), READABLE)
-    loop.redirect(ours.fileno(), lambda _events: calls.append("second"))
+    loop.set_handler(ours.fileno(), lambda _events: calls.append("second"))
     loop.add(other.fileno(), lambda _events: calls.append("other"), READABLE)
     loop.modify(other.fileno(), 0)
     theirs.send(b"x")
@@ -216,9 +216,9 @@ def test_run_goes_round_until_stop(loop: Loop) -> None:
         rounds.append(events)
         if events == 3:
             loop.stop()
-        loop.again(go_on, events + 1)
+        loop.call_soon(go_on, events + 1)
 
-    loop.again(go_on, 1)
+    loop.call_soon(go_on, 1)
     loop.run()
     assert rounds == [1, 2, 3]
 
@@ -230,8 +230,8 @@ def test_a_call_at_the_end_comes_after_everybody_had_a_turn(loop: Loop) -> None:
         loop.call_at_end(partial(made.append, "end"))
         made.append("turn")
 
-    loop.again(ready, 0)
-    loop.again(ready, 0)
+    loop.call_soon(ready, 0)
+    loop.call_soon(ready, 0)
     loop.turn()
     turn(loop)
     assert made == ["turn", "turn", "end", "end"]

@@ -19,11 +19,12 @@ from gangway.log import Log
 from gangway.relay.core import datagram, stream
 from gangway.relay.core.datagram import Datagrams
 from gangway.relay.core.loop import Loop
-from gangway.relay.core.shared import Binding, Shared
-from gangway.relay.core.stream import Backend, Streams
+from gangway.relay.core.shared import Binding, SharedSockets
+from gangway.relay.core.stream import Streams
 from gangway.relay.flow import Event
 from gangway.relay.kept import parse_range
 from gangway.relay.settings import Settings
+from gangway.relay.sockets import Backend
 from tests.unit.descriptors import socket_count
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
@@ -55,14 +56,14 @@ class Place:
         self.streams = Streams(self.loop, settings, log)
         self.datagrams = Datagrams(self.loop, settings, log)
         keys = count(1)
-        self.shared = Shared(self.streams, self.datagrams, partial(next, keys))
+        self.shared = SharedSockets(self.streams, self.datagrams, partial(next, keys))
         self.binding_fd = os.memfd_create("binding")
         stack.callback(os.close, self.binding_fd)
         os.truncate(self.binding_fd, os.sysconf("SC_PAGESIZE"))
 
     def turn(self) -> None:
         """One round that waits for nothing."""
-        self.loop.again(lambda _events: None, 0)
+        self.loop.call_soon(lambda _events: None, 0)
         self.loop.turn()
 
     def got(self, get: Callable[[], _Got]) -> _Got:
@@ -98,12 +99,12 @@ class Place:
 
     def publish(
         self, at: str, ports: tuple[int, int], to: socket.socket, shift: int = 0
-    ) -> stream.Port | datagram.Port:
+    ) -> stream.StreamPort | datagram.DatagramPort:
         """A range; who asks its first port, and `shift` more, gets to this socket."""
         ranges = parse_range(NAMES[to.proto], at, *map(str, ports))
         address, port = to.getsockname()[:2]
         found = self.shared.publish(ranges, Backend(to.proto, to.family, address, port - shift))
-        assert isinstance(found, stream.Port | datagram.Port)
+        assert isinstance(found, stream.StreamPort | datagram.DatagramPort)
         return found
 
     def client(self, address: str, port: int) -> socket.socket:
@@ -132,7 +133,7 @@ class Place:
     def close(self) -> None:
         """All flows and clients go."""
         for flow in tuple(self.streams.flows):
-            flow.on(Event.WITHDRAWN)
+            flow.on(Event.UNPUBLISHED)
         for client in tuple(self.datagrams.clients):
             client.forget()
         self.loop.close()
@@ -303,11 +304,11 @@ def test_whoever_takes_a_client_over_is_told_where_it_is_to_get_to(place: Place)
     port = place.publish("127.0.0.1", (asked - 3, asked), server, shift=3)
     taken: list[tuple[object, int]] = []
 
-    def take(of: stream.Port, number: int, client: socket.SocketType) -> None:
+    def take(of: stream.StreamPort, number: int, client: socket.SocketType) -> None:
         taken.append((of, number))
         client.close()
 
-    place.streams.find_taker = lambda: take
+    place.streams.find_delegate = lambda: take
     client = place.client("127.0.0.1", asked)
     assert place.got(lambda: client.recv(1)) == b""
     assert taken == [(port, port_of(server))]
@@ -317,7 +318,7 @@ def test_ports_of_tcp_are_numbered(place: Place) -> None:
     """Other processes know them by that."""
     server = place.bound(TCP, "127.0.0.1")
     ports = [place.publish("127.0.0.1", (number, number), server) for number in (8000, 8001)]
-    assert [port.key for port in ports if isinstance(port, stream.Port)] == [1, 2]
+    assert [port.key for port in ports if isinstance(port, stream.StreamPort)] == [1, 2]
 
 
 # UDP.  Outlets are bound to the unspecified address; what stands for the shared socket has one, so it is preferred.

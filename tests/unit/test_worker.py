@@ -8,7 +8,7 @@ import pytest
 from gangway.log import Log
 from gangway.relay.core.loop import Loop
 from gangway.relay.core.stream import Streams
-from gangway.relay.core.worker import Workers
+from gangway.relay.core.worker import WorkerPool
 from gangway.relay.settings import Settings
 
 
@@ -48,6 +48,6 @@ def test_bulky_flows_are_shared_only_by_a_full_process(
     streams = Streams(loop, settings, log)
     flows = [Stub(number, number < bulky) for number in range(bulky + chatty)]
     streams.flows.update(flows)  # type: ignore[arg-type]  # stubs
-    workers = Workers(loop, streams, settings, log)
-    workers._busy(full, 0)
+    workers = WorkerPool(loop, streams, settings, log)
+    workers._on_busy(full, 0)
     assert workers.wanted is wanted

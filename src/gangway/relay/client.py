@@ -31,9 +31,9 @@ from gangway.relay.protocol import (
     Request,
     Serve,
     Share,
-    peer_credentials,
 )
 from gangway.relay.settings import Settings
+from gangway.relay.sockets import peer_credentials
 
 _TIMEOUT_S = 10.0
 

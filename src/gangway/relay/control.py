@@ -15,9 +15,9 @@ from gangway.errors import InvalidRequest
 from gangway.log import Log
 from gangway.relay import protocol
 from gangway.relay.core.loop import READABLE, Loop
-from gangway.relay.core.pump import OUT_OF_DESCRIPTORS
 from gangway.relay.ports import ServedPorts
-from gangway.relay.protocol import Hello, ProtocolError, peer_credentials
+from gangway.relay.protocol import Hello, ProtocolError
+from gangway.relay.sockets import OUT_OF_DESCRIPTORS, peer_credentials
 
 # After this many seconds a relay without descriptors looks again for new connections.
 RETRY_S = 0.1

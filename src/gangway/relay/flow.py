@@ -1,21 +1,21 @@
-"""The life of one relayed connection, as a table.
+"""The life of one relayed connection, as a table of states and events.
 
-What this file knows: the states that a connection between a client and its backend (the container) can be in, what can
-happen to it, and what has to be done then.  What it must not know: sockets, pipes, epoll, bytes, time.
+This file does not know sockets, pipes, epoll, bytes or time; `stream.py` reports events to it and carries out the
+actions.
 
-How it works.  A flow has two directions: *up* (client → backend) and *down* (backend → client).  Each ends by itself,
-as TCP's half-close wants it.  `TABLE[state, event]` is total: it gives the next state and the actions for every state
-that can be reached and every event, also for those that make no sense there (they change nothing: an event loop may
-deliver what was overtaken by another event of the same round).  `stream.py` asks it at transitions only, never for
-each transfer.
+How it works.  A flow joins a client's connection with one to the backend (the container).  It has two directions: *up*
+(client → backend) and *down* (backend → client).  Each direction ends on its own, as TCP's half-close requires.
+`TABLE[state, event]` gives the next state and the actions for every reachable state and every event.  An event that
+makes no sense in a state changes nothing: another event of the same round of the event loop may have overtaken it.
+`stream.py` uses the table at transitions only, not for each transfer.
 
     CONNECTING ──connected──▶ RELAYING ──both directions ended──▶ CLOSED (orderly: both sides saw an end)
          │                        │
-         └────failed, reset───────┴──reset, withdrawn──▶ CLOSED (both sides are reset)
+         └────failed, reset───────┴──reset, unpublished──▶ CLOSED (both sides are reset)
 
 A direction of a relaying flow:
 
-    FLOWING ──stalled──▶ STALLED      the receiver takes no more; what was read is held, nothing further is read
+    FLOWING ──stalled──▶ STALLED      the receiver's buffer is full; data is held, nothing more is read
        ▲  │                 │
        │  └──ended──▶ ENDED │         the end was read, and passed on
        └────drained─────────┘
@@ -26,15 +26,15 @@ from typing import NamedTuple
 
 
 class Phase(Enum):
-    """Where the flow as a whole is."""
+    """The phase of the flow as a whole."""
 
     CONNECTING = auto()
     RELAYING = auto()
     CLOSED = auto()
 
 
-class Way(Enum):
-    """What one direction does."""
+class DirectionState(Enum):
+    """The state of one direction."""
 
     FLOWING = auto()
     STALLED = auto()
@@ -54,13 +54,13 @@ class Event(Enum):
     DOWN_ENDED = auto()
     CLIENT_RESET = auto()
     BACKEND_RESET = auto()
-    WITHDRAWN = auto()
+    UNPUBLISHED = auto()
 
 
 class Action(Enum):
-    """What has to be done about it.
+    """What a transition requires to be done.
 
-    CLOSE and RESET are the last thing that a flow asks for, and it asks for one of them once.
+    A flow ends with either CLOSE or RESET: one of them, once, as its last action.
     """
 
     PUMP_UP = auto()
@@ -71,74 +71,74 @@ class Action(Enum):
     RESET = auto()
 
 
-class State(NamedTuple):
-    """A flow's phase and what its two directions do."""
+class FlowState(NamedTuple):
+    """The state of a flow: its phase, and the state of each direction."""
 
     phase: Phase
-    up: Way
-    down: Way
+    up: DirectionState
+    down: DirectionState
 
 
-Step = tuple[State, tuple[Action, ...]]
+Transition = tuple[FlowState, tuple[Action, ...]]
 
-START = State(Phase.CONNECTING, Way.FLOWING, Way.FLOWING)
-OPEN = State(Phase.RELAYING, Way.FLOWING, Way.FLOWING)
-CLOSED = State(Phase.CLOSED, Way.ENDED, Way.ENDED)
+START = FlowState(Phase.CONNECTING, DirectionState.FLOWING, DirectionState.FLOWING)
+OPEN = FlowState(Phase.RELAYING, DirectionState.FLOWING, DirectionState.FLOWING)
+CLOSED = FlowState(Phase.CLOSED, DirectionState.ENDED, DirectionState.ENDED)
 
-# An event of a direction: (what the direction must be doing, what it does then, what has to be done).
+# For each event of a direction: the state that it applies to, the state after it, and the actions.
 _UP = {
-    Event.UP_STALLED: (Way.FLOWING, Way.STALLED, ()),
-    Event.UP_DRAINED: (Way.STALLED, Way.FLOWING, (Action.PUMP_UP,)),
-    Event.UP_ENDED: (Way.FLOWING, Way.ENDED, (Action.END_BACKEND,)),
+    Event.UP_STALLED: (DirectionState.FLOWING, DirectionState.STALLED, ()),
+    Event.UP_DRAINED: (DirectionState.STALLED, DirectionState.FLOWING, (Action.PUMP_UP,)),
+    Event.UP_ENDED: (DirectionState.FLOWING, DirectionState.ENDED, (Action.END_BACKEND,)),
 }
 _DOWN = {
-    Event.DOWN_STALLED: (Way.FLOWING, Way.STALLED, ()),
-    Event.DOWN_DRAINED: (Way.STALLED, Way.FLOWING, (Action.PUMP_DOWN,)),
-    Event.DOWN_ENDED: (Way.FLOWING, Way.ENDED, (Action.END_CLIENT,)),
+    Event.DOWN_STALLED: (DirectionState.FLOWING, DirectionState.STALLED, ()),
+    Event.DOWN_DRAINED: (DirectionState.STALLED, DirectionState.FLOWING, (Action.PUMP_DOWN,)),
+    Event.DOWN_ENDED: (DirectionState.FLOWING, DirectionState.ENDED, (Action.END_CLIENT,)),
 }
-_CUTS = {Event.CONNECT_FAILED, Event.CLIENT_RESET, Event.BACKEND_RESET, Event.WITHDRAWN}
+_ABORTS = {Event.CONNECT_FAILED, Event.CLIENT_RESET, Event.BACKEND_RESET, Event.UNPUBLISHED}
 
 
-def step(state: State, event: Event) -> Step:
-    """The state after `event`, and what has to be done, in order.  Total; never raises."""
+def transition(state: FlowState, event: Event) -> Transition:
+    """Return the state after `event` and the actions, in order.  Defined for all arguments; never raises."""
     if state.phase is Phase.CLOSED:
         return CLOSED, ()
     if state.phase is Phase.CONNECTING and event is Event.CONNECTED:
         return OPEN, ()
-    if event in _CUTS and not (event is Event.CONNECT_FAILED and state.phase is Phase.RELAYING):
+    if event in _ABORTS and not (event is Event.CONNECT_FAILED and state.phase is Phase.RELAYING):
         return CLOSED, (Action.RESET,)
     if state.phase is Phase.RELAYING:
-        return _step_direction(state, event)
+        return _direction_transition(state, event)
     return state, ()
 
 
-def _step_direction(state: State, event: Event) -> Step:
-    """`step` for what concerns one direction of a relaying flow."""
+def _direction_transition(state: FlowState, event: Event) -> Transition:
+    """Return the transition for an event of one direction of a relaying flow."""
     if event in _UP:
-        needs, then, actions = _UP[event]
-        after = state._replace(up=then)
-        fits = state.up is needs
+        required, following, actions = _UP[event]
+        after = state._replace(up=following)
+        applies = state.up is required
     elif event in _DOWN:
-        needs, then, actions = _DOWN[event]
-        after = state._replace(down=then)
-        fits = state.down is needs
+        required, following, actions = _DOWN[event]
+        after = state._replace(down=following)
+        applies = state.down is required
     else:
         return state, ()
-    if not fits:
+    if not applies:
         return state, ()
-    if after.up is Way.ENDED and after.down is Way.ENDED:
+    if after.up is DirectionState.ENDED and after.down is DirectionState.ENDED:
         return CLOSED, (Action.CLOSE,)
     return after, actions
 
 
-def _reachable() -> dict[tuple[State, Event], Step]:
-    """`step` for every state that a flow can come to, worked out once: a look-up is what a connection pays for."""
-    table: dict[tuple[State, Event], Step] = {}
+def _reachable() -> dict[tuple[FlowState, Event], Transition]:
+    """Compute `transition` for every reachable state and every event, so that each connection only pays for lookups."""
+    table: dict[tuple[FlowState, Event], Transition] = {}
     unseen = {START}
     while unseen:
         state = unseen.pop()
         for event in Event:
-            table[state, event] = step(state, event)
+            table[state, event] = transition(state, event)
         unseen = (unseen | {after for after, _ in table.values()}) - {known for known, _ in table}
     return table
 

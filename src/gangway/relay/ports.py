@@ -19,9 +19,10 @@ from gangway.errors import InvalidRequest
 from gangway.log import Log
 from gangway.relay import protocol
 from gangway.relay.core.loop import READABLE, Loop
-from gangway.relay.core.stream import Backend
+from gangway.relay.core.stream import Entrance
 from gangway.relay.protocol import (
     CountShared,
+    Destination,
     GetHeld,
     Held,
     Hold,
@@ -32,17 +33,11 @@ from gangway.relay.protocol import (
     Request,
     Serve,
     Share,
-    Destination,
 )
+from gangway.relay.sockets import PROTOCOLS, Backend, PublishedRange
 
 Answer = Callable[[bytes, Sequence[int]], None]
 """Send an answer, with descriptors."""
-
-
-class Published(Protocol):
-    """A port that the relay serves."""
-
-    def close(self) -> None: ...
 
 
 class Shared(Protocol):
@@ -53,7 +48,7 @@ class Shared(Protocol):
     def use(self, protocol: int, family: int, sock: socket.socket, binding_fd: int | None) -> None:
         """Serve by this socket from now on."""
 
-    def publish(self, ports: HostPorts, backend: Backend) -> Published:
+    def publish(self, ports: PublishedRange, backend: Backend) -> Entrance:
         """Serve ports; clients of the first one are connected to `backend`."""
 
 
@@ -62,16 +57,16 @@ class Server(Protocol):
 
     shared: Shared
 
-    def publish(self, backend: Backend, sock: socket.socket) -> Published:
+    def publish(self, backend: Backend, sock: socket.socket) -> Entrance:
         """Serve a port by a socket of its own."""
 
-    def withdraw(self, port: Published, then: Callable[[], None]) -> None:
+    def withdraw(self, port: Entrance, then: Callable[[], None]) -> None:
         """Stop serving a port; call `then` when nothing of it is left."""
 
 
 class _Port(NamedTuple):
     served: Serve
-    published: Published
+    published: Entrance
     owner: int | None
     """The pidfd of the launcher."""
 
@@ -139,8 +134,9 @@ class ServedPorts:
             raise InvalidRequest(f"{_name(ports)} is served already")
         backend = _backend(ports.protocol, served.to)
         if served.mode is Mode.SHARED:
-            at = ports._replace(address=protocol.canonical(ports.address))
-            self._ports[ports] = _Port(served, self._server.shared.publish(at, backend), None)
+            at = protocol.canonical(ports.address)
+            published = PublishedRange(PROTOCOLS[ports.protocol], _family(at), at, ports.first, ports.last)
+            self._ports[ports] = _Port(served, self._server.shared.publish(published, backend), None)
             return
         if not 1 <= len(fds) <= 1 + is_leased:
             raise InvalidRequest("no socket came with the port: the relay has no file descriptor left")
@@ -155,7 +151,7 @@ class ServedPorts:
         if owner is not None:
             self._loop.add(owner, lambda _events: self._owner_ended(ports, owner), READABLE)
 
-    def _publish(self, backend: Backend, fds: list[int]) -> Published:
+    def _publish(self, backend: Backend, fds: list[int]) -> Entrance:
         sock = socket.socket(fileno=fds.pop(0))
         try:
             return self._server.publish(backend, sock)
@@ -206,7 +202,7 @@ class ServedPorts:
         if not fds:
             raise InvalidRequest("no socket came to be shared: the relay has no file descriptor left")
         sock = socket.socket(fileno=fds.pop(0))
-        number, family = protocol.PROTOCOLS[share.protocol], protocol.FAMILIES[share.family]
+        number, family = PROTOCOLS[share.protocol], protocol.FAMILIES[share.family]
         try:
             self._server.shared.use(number, family, sock, fds[0] if fds else None)
         except BaseException:
@@ -215,8 +211,11 @@ class ServedPorts:
 
 
 def _backend(name: str, to: Destination) -> Backend:
-    family = socket.AF_INET6 if ":" in to.address else socket.AF_INET
-    return Backend(protocol.PROTOCOLS[name], family, to.address, to.first)
+    return Backend(PROTOCOLS[name], _family(to.address), to.address, to.first)
+
+
+def _family(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def _name(ports: HostPorts) -> str:

@@ -1,10 +1,10 @@
-"""Gives up root, for good.
+"""Drops root privileges for good.
 
-What this file knows: user ids, capabilities, prctl(2).  What it must not know: what the process does.
+Kernel facts:
 
-A process that changes from uid 0 to another loses its effective and permitted capabilities (capabilities(7)); what is
-left is the bounding set, dropped while CAP_SETPCAP is still there, and set-user-ID programs, which no-new-privileges
-disarms. A process that was not root keeps its user, and still may not gain anything.
+* A process that changes from uid 0 to another loses its effective and permitted capabilities (capabilities(7)).  What
+  is left is the bounding set, which is dropped while CAP_SETPCAP is still there, and set-user-ID programs, which
+  no-new-privileges disarms.  A process that was not root keeps its user, and cannot gain privileges either.
 """
 
 import ctypes
@@ -18,12 +18,12 @@ _PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 
-# Debian's, Fedora's and Alpine's `nobody`, by number: a minimal system may have no entry for it.
+# The number of `nobody` on Debian, Fedora and Alpine: a minimal system may have no entry for the name.
 NOBODY = 65534
 
 
-def give_up() -> None:
-    """From now on: no root, no capabilities, no way back.  OSError if the kernel does not let go."""
+def drop_privileges() -> None:
+    """Drop root and all capabilities for good.  OSError: the kernel refused."""
     if os.geteuid() == 0:
         _drop_bounding_set()
         os.setgroups([])
@@ -32,10 +32,10 @@ def give_up() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
-def end_with(parent: int) -> None:
-    """This process ends when its parent does.
+def end_with_parent(parent: int) -> None:
+    """Let the kernel end this process when its parent ends.
 
-    `parent` is the pid it should have; call it after `give_up`, which resets this.
+    `parent` is the parent's expected pid.  Call it after `drop_privileges`, which resets this setting.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
@@ -43,14 +43,14 @@ def end_with(parent: int) -> None:
 
 
 def raise_descriptor_limit() -> None:
-    """As many descriptors as the hard limit allows."""
+    """Raise the limit of open file descriptors to the hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _drop_bounding_set() -> None:
     capability = 0
-    while _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) >= 0:  # EINVAL: the kernel knows no more
+    while _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) >= 0:  # EINVAL after the last capability of this kernel
         _prctl(_PR_CAPBSET_DROP, capability)
         capability += 1
 

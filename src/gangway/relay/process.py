@@ -18,15 +18,16 @@ from itertools import count
 from gangway.log import Log
 from gangway.relay import privilege
 from gangway.relay.control import Control
-from gangway.relay.core import datagram, stream
+from gangway.relay.core import datagram
 from gangway.relay.core.datagram import Datagrams
-from gangway.relay.core.listener import listening
+from gangway.relay.core.listener import create_stream_port
 from gangway.relay.core.loop import Loop, Timer
-from gangway.relay.core.shared import Shared
-from gangway.relay.core.stream import Backend, Streams
-from gangway.relay.core.worker import Workers, work
-from gangway.relay.ports import Published, ServedPorts
+from gangway.relay.core.shared import SharedSockets
+from gangway.relay.core.stream import Entrance, StreamPort, Streams
+from gangway.relay.core.worker import WorkerPool, run_worker
+from gangway.relay.ports import ServedPorts
 from gangway.relay.settings import Settings
+from gangway.relay.sockets import Backend
 
 # dockerd starts launchers one after the other, and `docker restart` ends the last before it starts the next.
 LINGER_S = 3.0
@@ -38,10 +39,10 @@ class RelayProcess:
     def __init__(self, control: socket.socket, settings: Settings, log: Log) -> None:
         self.loop = Loop()
         self.streams = Streams(self.loop, settings, log)
-        self.workers = Workers(self.loop, self.streams, settings, log)
+        self.workers = WorkerPool(self.loop, self.streams, settings, log)
         self._datagrams = Datagrams(self.loop, settings, log)
         self._keys = count(1)
-        self.shared = Shared(self.streams, self._datagrams, partial(next, self._keys))
+        self.shared = SharedSockets(self.streams, self._datagrams, partial(next, self._keys))
         self._control = Control(self.loop, control, log, self._may_end)
         self._control.ports = ServedPorts(self.loop, self, log, self._control.is_connected, self._may_end)
         self._end: Timer | None = None
@@ -51,21 +52,21 @@ class RelayProcess:
         """In a forked worker: close what belongs to the relay process alone."""
         self._control.ports.forget()
         for flow in self.streams.flows:
-            flow.client.drop()
-            flow.backend.drop()
+            flow.client.discard()
+            flow.backend.discard()
         self.streams.pipes.close()
 
-    def publish(self, backend: Backend, sock: socket.socket) -> Published:
+    def publish(self, backend: Backend, sock: socket.socket) -> Entrance:
         """Serve a port by a socket of its own."""
         if backend.protocol == socket.IPPROTO_UDP:
-            return datagram.arriving(self._datagrams, backend, sock)
-        return listening(self.streams, backend, next(self._keys), sock)
+            return datagram.create_datagram_port(self._datagrams, backend, sock)
+        return create_stream_port(self.streams, backend, next(self._keys), sock)
 
-    def withdraw(self, port: Published, then: Callable[[], None]) -> None:
+    def withdraw(self, port: Entrance, then: Callable[[], None]) -> None:
         """Stop serving a port; call `then` when no process has a connection of it."""
         port.close()
-        if isinstance(port, stream.Port):
-            self.workers.withdraw(port, then)
+        if isinstance(port, StreamPort):
+            self.workers.unpublish(port, then)
         else:
             then()
 
@@ -99,6 +100,6 @@ def run(control: socket.socket, settings: Settings, log: Log, ready: Callable[[]
             del relay
             gc.unfreeze()
             gc.collect()  # closes every socket of the relay process
-            return work(*role, settings, log)
+            return run_worker(*role, settings, log)
         relay.loop.run()
     return None

@@ -24,9 +24,10 @@ A lease ends with its connection.  A launcher that stops shuts its side down and
 """
 
 import socket
-import struct
 from enum import StrEnum
 from typing import NamedTuple
+
+from gangway.relay.sockets import PROTOCOLS
 
 VERSION = 1
 MAX_REQUEST_BYTES = 512
@@ -34,28 +35,12 @@ MAX_ANSWER_BYTES = 1 << 16
 MAX_DESCRIPTORS = 32
 PAGE = 200
 """Ports in one answer to `list`."""
-IPPROTO_SCTP = 132
-PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": IPPROTO_SCTP}
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _LAST_PORT = 65535
-_UCRED = struct.Struct("iII")  # unix(7): pid, uid, gid
 
 
 class ProtocolError(ValueError):
     """The peer sent something that is not a message of this protocol, or of another version."""
-
-
-class Credentials(NamedTuple):
-    """The process at the other end of a unix socket when it connected, or the one that made it listen."""
-
-    pid: int
-    uid: int
-    gid: int
-
-
-def peer_credentials(sock: socket.socket) -> Credentials:
-    """Return the peer's credentials (SO_PEERCRED, unix(7))."""
-    return Credentials(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
 
 
 class Mode(StrEnum):
@@ -76,11 +61,6 @@ class HostPorts(NamedTuple):
     address: str
     first: int
     last: int
-
-    @property
-    def family(self) -> int:
-        """socket.AF_INET or AF_INET6."""
-        return _family(self.address)
 
 
 class Destination(NamedTuple):

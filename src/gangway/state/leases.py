@@ -27,6 +27,7 @@ from gangway.reconcile.diff import diff
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.state import State, ports_of, redirects_of
 from gangway.relay import protocol
+from gangway.relay.sockets import PROTOCOLS
 from gangway.state.port_index import PortIndex
 
 
@@ -131,7 +132,7 @@ def _plan(mapping: PortMapping, lease: Lease, facts: HostFacts) -> MappingPlan:
 
 def _mappings(wanted: protocol.Lease, sock: socket.socket) -> Iterator[PortMapping]:
     """Yield the mappings of a launcher's socket: at its address, and at IPv4's if it takes both families."""
-    if sock.proto != protocol.PROTOCOLS[wanted.protocol] or sock.family not in protocol.FAMILIES.values():
+    if sock.proto != PROTOCOLS[wanted.protocol] or sock.family not in protocol.FAMILIES.values():
         raise InvalidRequest(f"the socket is not a {wanted.protocol} socket")
     if not _is_in_this_namespace(sock):
         raise InvalidRequest("the socket is of another network namespace")

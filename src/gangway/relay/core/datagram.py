@@ -3,8 +3,9 @@
 What this file knows: sockets, clients, and when one is forgotten.  What it must not know: where listeners come from,
 that there are other processes.
 
-How it works.  Clients arrive at a `Receiver`, a socket that serves one `Port` or many.  For each of them the relay
-keeps a `Client`: a socket connected to the backend, whose port is what the backend knows the client by, and the way
+How it works.  Clients arrive at a `Receiver`, a socket that serves one `DatagramPort` or many.  For each of them the
+relay keeps a `Client`: a socket connected to the backend, whose port is what the backend knows the client by, and the
+way
 back.  Clients' datagrams come in batches, and the answers that a round of the loop finds go in batches, through memory
 that serves the whole process (`batch.py`): a silent client costs a socket and some hundred bytes.
 
@@ -33,24 +34,24 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from gangway.log import Log
-from gangway.relay.core import pktinfo as asked
+from gangway.relay.core import pktinfo
 from gangway.relay.core.batch import BATCH, Inbox, Outbox, read_label, write_label
 from gangway.relay.core.loop import READABLE, Loop
-from gangway.relay.core.pump import OUT_OF_DESCRIPTORS
-from gangway.relay.core.stream import Backend, Closable
+from gangway.relay.core.stream import Entrance
 from gangway.relay.settings import Settings
+from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend
 
 # Labels that a client is known by: one for each interface and broadcast address that it came to.
 _LABELS = 8
 
 
-class Key(NamedTuple):
+class ClientKey(NamedTuple):
     """What a client is known by."""
 
     sockaddr: bytes
     """Its struct sockaddr."""
-    asked: bytes
-    """The host address that it asked, as `asked.address4` and `asked.address6` give it."""
+    destination: bytes
+    """The host address that it asked, as `pktinfo.destination4` and `pktinfo.destination6` give it."""
     port: int
     """And the port, if its receiver serves many; else 0."""
 
@@ -68,15 +69,28 @@ class Outlet:
 class Client:
     """One client of a port: its backend socket, and how an answer gets back."""
 
-    __slots__ = ("backend", "key", "labels", "outlet", "port", "receive", "receiver", "seen_tick", "send", "way_back")
+    __slots__ = (
+        "backend",
+        "key",
+        "labels",
+        "outlet",
+        "port",
+        "receive",
+        "receiver",
+        "reply_label",
+        "seen_tick",
+        "send",
+    )
 
-    def __init__(self, port: "Port", key: Key, receiver: "Receiver", backend: socket.socket, outlet: Outlet) -> None:
+    def __init__(
+        self, port: "DatagramPort", key: ClientKey, receiver: "Receiver", backend: socket.socket, outlet: Outlet
+    ) -> None:
         self.port = port
         self.key = key
         self.receiver = receiver
         self.outlet = outlet
         self.labels: list[bytes] = []
-        self.way_back = write_label(key.sockaddr, asked.way_back(key.asked))
+        self.reply_label = write_label(key.sockaddr, pktinfo.reply_ancillary(key.destination))
         self.backend = backend
         self.send = backend.send
         self.receive = backend.recv_into
@@ -86,7 +100,7 @@ class Client:
         """Takes one datagram that the backend has sent; epoll says if there are more."""
         outlet, datagrams = self.outlet, self.port.datagrams
         if self.seen_tick != datagrams.tick:
-            datagrams.saw(self)
+            datagrams.touch(self)
         if datagrams.answering is not outlet:
             datagrams.send_answers()
             datagrams.answering = outlet
@@ -95,7 +109,7 @@ class Client:
             size = self.receive(outbox.room())
         except OSError:  # ECONNREFUSED: the container refused an earlier datagram, and that ends nothing
             return
-        outbox.add(size, self.way_back)
+        outbox.add(size, self.reply_label)
         if outbox.count == 1:
             datagrams.loop.call_at_end(datagrams.send_answers)
         elif outbox.count == BATCH:
@@ -109,7 +123,7 @@ class Client:
         del self.port.datagrams.clients[self]
         self.port.datagrams.loop.close_later(self.backend)
         self.outlet.clients -= 1
-        self.port.leave(self.key.port)
+        self.port.release_outlet(self.key.port)
 
 
 class Datagrams:
@@ -127,13 +141,13 @@ class Datagrams:
         """By which the answers in the outbox are to leave."""
         self._ticking = False
 
-    def saw(self, client: Client) -> None:
+    def touch(self, client: Client) -> None:
         """Something was moved for `client`, for the first time in this tick."""
         client.seen_tick = self.tick
         del self.clients[client]
         self.clients[client] = None
 
-    def remember(self, client: Client) -> None:
+    def register(self, client: Client) -> None:
         """A client is new; if there are too many, the one that was silent longest goes."""
         while len(self.clients) >= self.settings.udp_clients:
             next(iter(self.clients)).forget()
@@ -146,7 +160,7 @@ class Datagrams:
         """Empties the outbox."""
         outlet, self.answering = self.answering, None
         if outlet is not None:
-            self.outbox.send(outlet.fd, lambda error: self.lost(error, "to a client", outlet.backend))
+            self.outbox.send(outlet.fd, lambda error: self.report_loss(error, "to a client", outlet.backend))
 
     def open_socket(self, family: int) -> socket.socket:
         """A socket; when there is no descriptor left, with that of the client that was silent longest.
@@ -165,7 +179,7 @@ class Datagrams:
             oldest.backend.close()
             return socket.socket(family, kind)
 
-    def lost(self, error: OSError, whither: str, backend: Backend) -> None:
+    def report_loss(self, error: OSError, whither: str, backend: Backend) -> None:
         """A datagram could not be sent.  That is no error of the relay's: UDP promises nothing."""
         if error.errno != errno.EAGAIN:
             self.log.warning("udp: a datagram %s (%s) could not be sent: %s", whither, backend, error.strerror)
@@ -188,16 +202,18 @@ class Receiver:
     `find` says whose they are, of the host address and port that was asked; None: nobody's.
     """
 
-    def __init__(self, datagrams: Datagrams, sock: socket.socket, find: Callable[[bytes, int], "Port | None"]) -> None:
+    def __init__(
+        self, datagrams: Datagrams, sock: socket.socket, find: Callable[[bytes, int], "DatagramPort | None"]
+    ) -> None:
         self.datagrams = datagrams
         self.fd = sock.fileno()
         self.known: dict[bytes, Client] = {}
         """The clients by the labels that their datagrams came with."""
         self._sock = sock
         self._find = find
-        self._asked = asked.address6 if sock.family == socket.AF_INET6 else asked.address4
+        self._destination = pktinfo.destination6 if sock.family == socket.AF_INET6 else pktinfo.destination4
         sock.setblocking(False)
-        asked.tell_address(sock)
+        pktinfo.request_address(sock)
         datagrams.loop.add(self.fd, self._ready, READABLE)
 
     def close(self) -> None:
@@ -213,7 +229,7 @@ class Receiver:
             if client is None:
                 continue
             if client.seen_tick != tick:
-                self.datagrams.saw(client)
+                self.datagrams.touch(client)
             try:
                 client.send(data)
             except OSError as error:
@@ -225,14 +241,14 @@ class Receiver:
             with suppress(OSError):
                 client.send(data)
         else:
-            self.datagrams.lost(error, "to the container", client.port.backend)
+            self.datagrams.report_loss(error, "to the container", client.port.backend)
 
     def _recognize(self, label: bytes) -> Client | None:
         """Whose datagrams come with a label not seen before: a new client's, mostly."""
         sockaddr, ancillary = read_label(label)
-        key = Key(sockaddr, self._asked(ancillary), asked.port(ancillary))
-        port = self._find(key.asked, key.port)
-        client = None if port is None else port.clients.get(key) or port.meet(key, self)
+        key = ClientKey(sockaddr, self._destination(ancillary), pktinfo.destination_port(ancillary))
+        port = self._find(key.destination, key.port)
+        client = None if port is None else port.clients.get(key) or port.add_client(key, self)
         if client is not None:
             if client.receiver is not self:  # the daemon has handed the socket over anew
                 client.receiver, client.labels = self, []
@@ -243,7 +259,7 @@ class Receiver:
         return client
 
 
-class Port:
+class DatagramPort:
     """A published UDP port, or a range of them: its backend, its clients.
 
     `first` is the port whose clients get to the backend's; `bind` makes a socket that a port of them is answered by.
@@ -254,20 +270,20 @@ class Port:
     ) -> None:
         self.datagrams = datagrams
         self.backend = backend
-        self.clients: dict[Key, Client] = {}
-        self.way_in: Closable | None = None
+        self.clients: dict[ClientKey, Client] = {}
+        self.entrance: Entrance | None = None
         self._first = first
         self._bind = bind
         self._outlets: dict[int, Outlet] = {}
 
     def close(self) -> None:
         """The port is withdrawn, and its clients with it."""
-        if self.way_in is not None:
-            self.way_in.close()
+        if self.entrance is not None:
+            self.entrance.close()
         for client in tuple(self.clients.values()):
             client.forget()
 
-    def meet(self, key: Key, receiver: Receiver) -> Client | None:
+    def add_client(self, key: ClientKey, receiver: Receiver) -> Client | None:
         """A new client; None when the backend cannot be reached, or there is no descriptor even after forgetting
         another."""
         to = self.backend._replace(port=self.backend.port + key.port - self._first)
@@ -276,23 +292,23 @@ class Port:
         except OSError as error:
             self.datagrams.log.warning("cannot reach %s: %s", to, error.strerror)
             return None
-        self.datagrams.remember(client)
+        self.datagrams.register(client)
         self.datagrams.loop.add(client.backend.fileno(), client.answer, READABLE)
         return client
 
-    def _admit(self, key: Key, receiver: Receiver, to: Backend) -> Client:
+    def _admit(self, key: ClientKey, receiver: Receiver, to: Backend) -> Client:
         outlet = self.outlet(key.port)
         outlet.clients += 1  # at once: who is forgotten to make room may have been the last one that it was for
         try:
             backend = self._open_backend(to)
         except OSError:
             outlet.clients -= 1
-            self.leave(key.port)
+            self.release_outlet(key.port)
             raise
         client = self.clients[key] = Client(self, key, receiver, backend, outlet)
         return client
 
-    def leave(self, port: int) -> None:
+    def release_outlet(self, port: int) -> None:
         """An outlet may be needed no more."""
         outlet = self._outlets.get(port)
         if outlet is not None and not outlet.clients:
@@ -316,9 +332,9 @@ class Port:
         return backend
 
 
-def arriving(datagrams: Datagrams, backend: Backend, sock: socket.socket) -> Port:
+def create_datagram_port(datagrams: Datagrams, backend: Backend, sock: socket.socket) -> DatagramPort:
     """A port that has a socket of its own, and answers by it."""
-    port = Port(datagrams, backend, 0, lambda _port: sock)
+    port = DatagramPort(datagrams, backend, 0, lambda _port: sock)
     port.outlet(0).clients += 1  # it is needed, and closed, as the way in
-    port.way_in = Receiver(datagrams, sock, lambda _asked, _port: port)
+    port.entrance = Receiver(datagrams, sock, lambda _asked, _port: port)
     return port

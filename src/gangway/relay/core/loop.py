@@ -1,31 +1,30 @@
-"""The event loop of a relay process: epoll, timers, what was left for the next round, sockets to close.
+"""The event loop of a relay process: epoll, timers, deferred calls, and sockets to close.
 
-What this file knows: descriptors and whom to call when something happens to them.  What it must not know: flows,
-leases, protocols.
+It knows descriptors and their handlers; it does not know flows, ports or protocols.
 
-Some facts about epoll that the relay leans on (epoll(7), fs/eventpoll.c):
+Kernel facts (epoll(7), fs/eventpoll.c):
 
-* Sockets of flows are registered once, edge-triggered, for everything.  A level-triggered set would look at each
-  socket that was reported a second time in the following epoll_wait, and a flow that stalls would cost an epoll_ctl
-  each time it stops and goes on.  The price is that whoever is called must use up the edge: read until the kernel has
-  no more, or ask to be called `again`.
-* "No more" need not be EAGAIN.  A read of a stream that returns less than was asked for has emptied the queue, and
-  whatever comes after it makes a new edge (epoll(7), Q9).  The one thing that such a read may leave behind is an end
-  that came together with the data: it made no edge of its own.  EPOLLRDHUP tells: it is in the event if the end had
-  arrived when epoll_wait looked, and if it arrived later, it makes an edge.
-* TCP's urgent data is the other case: a read stops in front of it.  EPOLLPRI is in the event then, and the relay
-  reads on as at an end.  (The urgent byte itself is lost, as it is through docker-proxy.)
-* An edge reports the whole state of the socket, so EPOLLOUT is in nearly every event.  But an edge *because* of room to
-  write comes only after a write that found none (SOCK_NOSPACE), so an idle flow is not woken by acknowledgements.
-* A descriptor's number may be taken again as soon as it is closed, and an event for the old socket may still be in
-  the batch that is being worked on.  So nothing is closed inside a batch: `close_later` forgets the handler at once,
-  and the socket goes when the batch is done.
-* To be woken costs more than to look again: some 20 µs until a core that went idle runs the process, more on a
-  virtual machine, and twice in every request and answer.  So when the last wait was short, the next one begins with
-  looking, for `AWAKE_S` at most, and leaves the core to whoever else wants it in between (sched_yield(2)).  It takes
-  less processor time for an exchange than going to sleep does, and a relay without traffic never does it.
+* Sockets of flows are registered once, edge-triggered, for all events.  With level triggering, epoll_wait would check
+  each reported socket a second time in the next call, and a flow would need an epoll_ctl each time that it stalls and
+  continues.  The price is that a handler must consume the edge: read until the kernel has no more data, or ask to be
+  called again with `call_soon`.
+* EAGAIN is not the only sign that the queue is empty.  A read from a stream that returns less than was requested has
+  emptied it, and whatever arrives later makes a new edge (epoll(7), Q9).  Such a read can leave one thing behind: an
+  end that arrived together with the data and made no edge of its own.  EPOLLRDHUP shows it: the flag is in the event
+  if the end had arrived when epoll_wait looked; if the end arrived later, it makes an edge.
+* TCP's urgent data is the other exception: a read stops before it.  EPOLLPRI is in the event then, and the relay reads
+  on as it does at an end.  (The urgent byte itself is lost, as it is with docker-proxy.)
+* An edge reports the whole state of the socket, so EPOLLOUT is in nearly every event.  But an edge *because of* free
+  buffer space comes only after a write that found none (SOCK_NOSPACE): acknowledgements do not wake an idle flow.
+* The number of a closed descriptor can be used again at once, while an event for the old socket is still in the batch
+  of events that is being handled.  So nothing is closed within a batch: `close_later` removes the handler at once, and
+  closes the socket after the batch.
+* Waking up costs more than polling again: some 20 µs until a core that was idle runs the process, more on a virtual
+  machine, and twice for every request and answer.  So after a short wait the loop polls for up to `AWAKE_S` before it
+  sleeps, and yields the core to other processes in between (sched_yield(2)).  That takes less processor time for an
+  exchange than sleeping does, and a relay without traffic never does it.
 * Listening sockets are level-triggered: one accept for each report, no accept that only finds EAGAIN, and a listener
-  with a long queue shares the loop with everybody else.
+  with a long queue shares the loop with all other sockets.
 """
 
 import heapq
@@ -36,7 +35,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Protocol
 
-Ready = Callable[[int], None]
+Handler = Callable[[int], None]
 """Called with the epoll event mask of a descriptor."""
 
 READABLE = select.EPOLLIN
@@ -45,16 +44,14 @@ FAILED = select.EPOLLERR
 ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLPRI
 EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 
-# How long a wait may take to count as short, and how long one stays awake for the next: some times what waking up
-# costs.
+# A wait shorter than this is short, and the loop polls for as long before it sleeps: a few times the cost of waking up.
 AWAKE_S = 100e-6
-# How many events one epoll_wait takes.  A batch is also the time for which a descriptor stays open after its flow is
-# gone.
+# The number of events that one epoll_wait returns.  Descriptors of ended flows stay open until the batch is handled.
 BATCH = 128
 
 
 class Closable(Protocol):
-    """A socket, to the loop."""
+    """A socket that the loop is to close."""
 
     def close(self) -> None: ...
 
@@ -62,132 +59,132 @@ class Closable(Protocol):
 
 
 class Timer:
-    """A call that is to be made once; `cancel` takes it back."""
+    """A callback to be called once, unless it is cancelled before."""
 
-    __slots__ = ("call",)
+    __slots__ = ("callback",)
 
-    def __init__(self, call: Callable[[], None]) -> None:
-        self.call: Callable[[], None] | None = call
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
 
     def cancel(self) -> None:
-        """Takes the call back.  Its place in the queue goes when its time comes."""
-        self.call = None
+        """Cancel the call.  The timer's entry stays in the queue until it is due."""
+        self.callback = None
 
 
 class Loop:
-    """One epoll set and one queue of timers.  `clock` gives seconds, monotonic; tests turn their own."""
+    """One epoll set and one queue of timers.  `clock` returns monotonic seconds; tests supply their own."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._epoll = select.epoll()
-        self._handlers: dict[int, Ready] = {}
+        self._handlers: dict[int, Handler] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()
-        self._again: list[tuple[Ready, int]] = []
+        self._soon: list[tuple[Handler, int]] = []
         self._at_end: list[Callable[[], None]] = []
         self._closing: list[Closable] = []
         self._stopped = False
         self.chatty = False
-        """The last wait was short.  Whoever moves bulk says no: it waits for room and pages, not for an answer."""
+        """True if the last wait was short.  Bulk transfers set it to False: they do not wait for answers."""
 
-    def add(self, fd: int, ready: Ready, events: int = EDGES) -> None:
-        """Calls `ready` with the event mask whenever one of `events` happens to `fd`."""
-        self._handlers[fd] = ready
+    def add(self, fd: int, handler: Handler, events: int = EDGES) -> None:
+        """Call `handler` with the event mask whenever one of `events` occurs on `fd`."""
+        self._handlers[fd] = handler
         self._epoll.register(fd, events)
 
-    def redirect(self, fd: int, ready: Ready) -> None:
-        """From now on it is `ready` that is called for `fd`; the kernel is not asked."""
-        self._handlers[fd] = ready
+    def set_handler(self, fd: int, handler: Handler) -> None:
+        """Replace the handler of `fd`, without a system call."""
+        self._handlers[fd] = handler
 
     def modify(self, fd: int, events: int) -> None:
-        """Waits for other events of `fd`; 0 leaves only errors."""
+        """Wait for other events of `fd`; 0 leaves only errors."""
         self._epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
-        """`fd` stays open and is somebody else's from now on."""
+        """Remove `fd` from the loop; it stays open."""
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
     def close_later(self, closable: Closable) -> None:
-        """Forgets a socket at once and closes it when the batch is done (see the head of this file)."""
+        """Remove a socket's handler at once, and close it after the batch (see the head of this file)."""
         self._handlers.pop(closable.fileno(), None)
         self._closing.append(closable)
 
-    def again(self, ready: Ready, events: int) -> None:
-        """Calls `ready(events)` in the next round, after everybody else had a turn."""
-        self._again.append((ready, events))
+    def call_soon(self, handler: Handler, events: int) -> None:
+        """Call `handler(events)` in the next round, after the handlers of that round's events."""
+        self._soon.append((handler, events))
 
-    def call_at_end(self, call: Callable[[], None]) -> None:
-        """Makes one call when everybody had a turn in this round."""
-        self._at_end.append(call)
+    def call_at_end(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, at the end of this round."""
+        self._at_end.append(callback)
 
-    def call_in(self, delay_s: float, call: Callable[[], None]) -> Timer:
-        """Makes one call in `delay_s` seconds."""
-        timer = Timer(call)
+    def call_in(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        """Call `callback` once, in `delay_s` seconds."""
+        timer = Timer(callback)
         heapq.heappush(self._timers, (self.clock() + delay_s, next(self._order), timer))
         return timer
 
     def stop(self) -> None:
-        """`run` returns after this round."""
+        """Make `run` return after this round."""
         self._stopped = True
 
     def run(self) -> None:
-        """Goes round until `stop`."""
+        """Run rounds until `stop` is called."""
         self._stopped = False
         while not self._stopped:
             self.turn()
 
     def turn(self) -> None:
-        """One round: waits for events, then makes all the calls that are due."""
-        again, self._again = self._again, []
+        """Run one round: wait for events, then make all the calls that are due."""
+        soon, self._soon = self._soon, []
         handlers = self._handlers
-        for fd, events in self._wait(0 if again or self._at_end else self._patience_s()):
-            ready = handlers.get(fd)
-            if ready is not None:
-                ready(events)
-        for ready, events in again:
-            ready(events)
+        for fd, events in self._wait(0 if soon or self._at_end else self._timeout_s()):
+            handler = handlers.get(fd)
+            if handler is not None:
+                handler(events)
+        for handler, events in soon:
+            handler(events)
         if self._at_end:
-            self._end()
+            self._call_end_of_round()
         if self._timers:
-            self._ring()
+            self._call_due_timers()
         if self._closing:
             self._close()
 
     def close(self) -> None:
-        """Closes what was left to close, and the epoll set.  The sockets still in it are their owners' to close."""
+        """Close the sockets that wait to be closed, and the epoll set.  Registered sockets remain with their owners."""
         self._close()
         self._epoll.close()
 
-    def _wait(self, patience_s: float) -> list[tuple[int, int]]:
-        """The next batch of events; awake for a while if the last one came quickly (see the head of this file)."""
+    def _wait(self, timeout_s: float) -> list[tuple[int, int]]:
+        """Return the next batch of events; poll for a while first if the last one came quickly."""
         poll, clock = self._epoll.poll, self.clock
         began_s = clock()
-        if self.chatty and patience_s:
+        if self.chatty and timeout_s:
             while clock() - began_s < AWAKE_S:
                 batch = poll(0, BATCH)
                 if batch:
                     return batch
                 os.sched_yield()
-        batch = poll(patience_s, BATCH)
+        batch = poll(timeout_s, BATCH)
         self.chatty = clock() - began_s < AWAKE_S
         return batch
 
-    def _patience_s(self) -> float:
-        """How long epoll may wait, in seconds: until the first timer, for ever (-1) without one."""
+    def _timeout_s(self) -> float:
+        """Return the seconds until the first timer is due, or -1 (no limit) without timers."""
         return max(0.0, self._timers[0][0] - self.clock()) if self._timers else -1
 
-    def _end(self) -> None:
+    def _call_end_of_round(self) -> None:
         at_end, self._at_end = self._at_end, []
-        for call in at_end:
-            call()
+        for callback in at_end:
+            callback()
 
-    def _ring(self) -> None:
+    def _call_due_timers(self) -> None:
         now = self.clock()
         while self._timers and self._timers[0][0] <= now:
-            call = heapq.heappop(self._timers)[2].call
-            if call is not None:
-                call()
+            callback = heapq.heappop(self._timers)[2].callback
+            if callback is not None:
+                callback()
 
     def _close(self) -> None:
         closing, self._closing = self._closing, []

@@ -23,21 +23,21 @@ from gangway.relay.core.batch import Ancillary
 IP_PKTINFO = 8  # include/uapi/linux/in.h; Python 3.11 does not name it
 _IP_ORIGDSTADDR = 20
 _IPV6_ORIGDSTADDR = 74  # include/uapi/linux/in6.h
-_ASKED4 = socket.IPPROTO_IP, IP_PKTINFO
-_ASKED6 = socket.IPPROTO_IPV6, socket.IPV6_PKTINFO
+_PKTINFO4 = socket.IPPROTO_IP, IP_PKTINFO
+_PKTINFO6 = socket.IPPROTO_IPV6, socket.IPV6_PKTINFO
 _ORIGINAL = {(socket.IPPROTO_IP, _IP_ORIGDSTADDR), (socket.IPPROTO_IPV6, _IPV6_ORIGDSTADDR)}
 _LINK_LOCAL = 0xFE80 >> 6
 _MULTICAST = 0xFF
 
 
-def tell_address(sock: socket.socket) -> None:
+def request_address(sock: socket.socket) -> None:
     """The address that was asked is to come with each datagram."""
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
     sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
 
 
-def tell_port(sock: socket.socket) -> None:
+def request_port(sock: socket.socket) -> None:
     """And so is the port."""
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_ORIGDSTADDR, 1)
@@ -45,30 +45,30 @@ def tell_port(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_IP, _IP_ORIGDSTADDR, 1)
 
 
-def port(ancillary: Ancillary) -> int:
+def destination_port(ancillary: Ancillary) -> int:
     """The host port that was asked, if it was to come (struct sockaddr_in and _in6 begin alike); else 0."""
     return next((int.from_bytes(data[2:4]) for level, kind, data in ancillary if (level, kind) in _ORIGINAL), 0)
 
 
-def address4(ancillary: Ancillary) -> bytes:
+def destination4(ancillary: Ancillary) -> bytes:
     """The host address that an IPv4 socket's client asked: ipi_spec_dst, 4 bytes."""
-    return next((data[4:8] for level, kind, data in ancillary if (level, kind) == _ASKED4), b"")
+    return next((data[4:8] for level, kind, data in ancillary if (level, kind) == _PKTINFO4), b"")
 
 
-def address6(ancillary: Ancillary) -> bytes:
+def destination6(ancillary: Ancillary) -> bytes:
     """The same of an IPv6 socket: 16 bytes and, for a link-local address, the interface (4 bytes); 4 bytes from an
     IPv4 client."""
-    asked4 = address4(ancillary)
-    if asked4:
-        return asked4
-    asked = next((data for level, kind, data in ancillary if (level, kind) == _ASKED6), b"")
-    return asked if int.from_bytes(asked[:2]) >> 6 == _LINK_LOCAL else asked[:16]
+    ipv4 = destination4(ancillary)
+    if ipv4:
+        return ipv4
+    info = next((data for level, kind, data in ancillary if (level, kind) == _PKTINFO6), b"")
+    return info if int.from_bytes(info[:2]) >> 6 == _LINK_LOCAL else info[:16]
 
 
-def way_back(asked: bytes) -> Ancillary:
-    """The ancillary data that makes an answer leave from an address, as `address4` and `address6` give it."""
-    if len(asked) == 4:
-        return [(socket.IPPROTO_IP, IP_PKTINFO, struct.pack("=i4s4s", 0, asked, b"\0\0\0\0"))]
-    if not asked or asked[0] == _MULTICAST:
+def reply_ancillary(destination: bytes) -> Ancillary:
+    """The ancillary data that makes an answer leave from an address, as `destination4` and `destination6` give it."""
+    if len(destination) == 4:
+        return [(socket.IPPROTO_IP, IP_PKTINFO, struct.pack("=i4s4s", 0, destination, b"\0\0\0\0"))]
+    if not destination or destination[0] == _MULTICAST:
         return []
-    return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, asked.ljust(20, b"\0"))]
+    return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, destination.ljust(20, b"\0"))]

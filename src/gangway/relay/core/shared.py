@@ -24,12 +24,11 @@ from typing import Generic, TypeVar
 
 from gangway.errors import InvalidRequest
 from gangway.intervals import Intervals
-from gangway.relay.core import datagram, stream
-from gangway.relay.core import pktinfo as asked
+from gangway.relay.core import datagram, pktinfo, stream
 from gangway.relay.core.datagram import Datagrams, Receiver
 from gangway.relay.core.listener import Listener
-from gangway.relay.core.stream import Backend, Closable, Streams
-from gangway.relay.kept import Published, Range
+from gangway.relay.core.stream import Entrance, Streams
+from gangway.relay.sockets import Backend, PublishedRange
 
 _SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 _COOKIE_BYTES = 8
@@ -56,56 +55,58 @@ class Binding:
             self._cell[:_COOKIE_BYTES] = bytes(_COOKIE_BYTES)
 
 
-class Shared:
+class SharedSockets:
     """The sockets that are shared, and the ranges that they serve.  `new_key` numbers ports of TCP."""
 
     def __init__(self, streams: Streams, datagrams: Datagrams, new_key: Callable[[], int]) -> None:
         self._streams = streams
         self._datagrams = datagrams
         self._new_key = new_key
-        self._ways_in: dict[tuple[int, int], Closable] = {}
+        self._entrances: dict[tuple[int, int], Entrance] = {}
         self._bindings: dict[int, Binding] = {}
-        self._stream_ports: _Ranges[stream.Port] = _Ranges()
-        self._datagram_ports: _Ranges[datagram.Port] = _Ranges()
+        self._stream_ports: _Ranges[stream.StreamPort] = _Ranges()
+        self._datagram_ports: _Ranges[datagram.DatagramPort] = _Ranges()
 
     def __len__(self) -> int:
-        return len(self._ways_in)
+        return len(self._entrances)
 
     def use(self, protocol: int, family: int, sock: socket.socket, binding_fd: int | None) -> None:
         """The socket of a protocol and family, in place of the one before; for UDP, `binding` is needed too."""
-        former = self._ways_in.get((protocol, family))
+        former = self._entrances.get((protocol, family))
         if protocol == socket.IPPROTO_UDP:
             if binding_fd is None:
                 raise InvalidRequest("no map came with the socket: the relay has no file descriptor left")
             self._bindings[family] = Binding(binding_fd)
-            asked.tell_port(sock)
-            self._ways_in[protocol, family] = Receiver(self._datagrams, sock, partial(self._datagram_port, family))
+            pktinfo.request_port(sock)
+            self._entrances[protocol, family] = Receiver(self._datagrams, sock, partial(self._datagram_port, family))
         else:
-            self._ways_in[protocol, family] = Listener(self._streams, sock, family, partial(self._stream_port, family))
+            self._entrances[protocol, family] = Listener(
+                self._streams, sock, family, partial(self._stream_port, family)
+            )
         if former is not None:
             former.close()
 
-    def publish(self, ports: Range, backend: Backend) -> Published:
+    def publish(self, ports: PublishedRange, backend: Backend) -> Entrance:
         """A range, and where clients of its first port are to be taken."""
         if ports.protocol == socket.IPPROTO_UDP:
-            datagrams = datagram.Port(self._datagrams, backend, ports.first, partial(self._bind, ports))
-            datagrams.way_in = self._datagram_ports.add(ports, datagrams)
+            datagrams = datagram.DatagramPort(self._datagrams, backend, ports.first, partial(self._bind, ports))
+            datagrams.entrance = self._datagram_ports.add(ports, datagrams)
             return datagrams
-        streams = stream.Port(self._streams, backend, self._new_key())
-        streams.way_in = self._stream_ports.add(ports, streams)
+        streams = stream.StreamPort(self._streams, backend, self._new_key())
+        streams.entrance = self._stream_ports.add(ports, streams)
         return streams
 
-    def _stream_port(self, family: int, client: SocketType) -> tuple[stream.Port, int] | None:
+    def _stream_port(self, family: int, client: SocketType) -> tuple[stream.StreamPort, int] | None:
         address, number = client.getsockname()[:2]
         found = self._stream_ports.at(family, address, number)
         return None if found is None else (found[1], found[1].backend.port + number - found[0])
 
-    def _datagram_port(self, family: int, packed: bytes, port: int) -> datagram.Port | None:
+    def _datagram_port(self, family: int, packed: bytes, port: int) -> datagram.DatagramPort | None:
         address = socket.inet_ntop(family, packed[: _ADDRESS_BYTES[family]])
         found = self._datagram_ports.at(family, address, port)
         return None if found is None else found[1]
 
-    def _bind(self, ports: Range, port: int) -> socket.socket:
+    def _bind(self, ports: PublishedRange, port: int) -> socket.socket:
         """A socket that a port of a range is answered by."""
         sock = self._datagrams.open_socket(ports.family)
         try:
@@ -129,7 +130,7 @@ class _Ranges(Generic[_Port]):
     def __init__(self) -> None:
         self._found: dict[tuple[int, str], Intervals[tuple[int, _Port]]] = {}
 
-    def add(self, ports: Range, port: _Port) -> Closable:
+    def add(self, ports: PublishedRange, port: _Port) -> Entrance:
         """One more, until it is closed."""
         self._found.setdefault((ports.family, ports.address), Intervals()).add(
             ports.first, ports.last, (ports.first, port)
@@ -145,7 +146,7 @@ class _Ranges(Generic[_Port]):
                 return found
         return None
 
-    def _remove(self, ports: Range) -> None:
+    def _remove(self, ports: PublishedRange) -> None:
         ranges = self._found[ports.family, ports.address]
         ranges.remove(ports.first)
         if not ranges:

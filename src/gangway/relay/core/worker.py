@@ -43,8 +43,9 @@ from socket import SocketType
 
 from gangway.log import Log
 from gangway.relay.core.loop import READABLE, Loop, Timer
-from gangway.relay.core.stream import Backend, Flow, Port, Streams, Taker
+from gangway.relay.core.stream import Delegate, Flow, StreamPort, Streams
 from gangway.relay.settings import Settings
+from gangway.relay.sockets import Backend
 
 SLICE_S = 0.05
 BUSY_SHARE = 0.5
@@ -52,7 +53,7 @@ FULL_SHARE = 0.9
 FULL_SLICES = 10
 # What a worker needs beside two for each flow: its own, and pipes.
 SPARE_DESCRIPTORS = 48
-# Workers without flows are looked at this often; at the second time in a row they end.
+# WorkerPool without flows are looked at this often; at the second time in a row they end.
 RETIRE_S = 5.0
 # Messages that a worker takes in before its flows get a turn.
 TURN = 32
@@ -66,27 +67,27 @@ class Worker:
     def __init__(self, channel: socket.socket, ended: memoryview) -> None:
         self.channel = channel
         self.keys: set[int] = set()
-        self._given = 0
+        self._sent_flows = 0
         self._ended = ended
 
     def flow_count(self) -> int:
         """How many flows it has, those on the way to it included."""
-        return self._given - int(self._ended[0])
+        return self._sent_flows - int(self._ended[0])
 
-    def give(self, port: Port, number: int, *socks: SocketType) -> bool:
+    def send_flow(self, port: StreamPort, backend_port: int, *socks: SocketType) -> bool:
         """Hands a flow over, to the backend's port `number`; False when the channel is full or the worker is gone."""
         backend = port.backend
-        text = f"flow {port.key} {backend.protocol:d} {backend.family:d} {backend.address} {number}"
+        text = f"flow {port.key} {backend.protocol:d} {backend.family:d} {backend.address} {backend_port}"
         try:
             self.channel.sendmsg([text.encode()], [_rights(socks)], socket.MSG_DONTWAIT)
         except OSError:
             return False
         self.keys.add(port.key)
-        self._given += 1
+        self._sent_flows += 1
         return True
 
 
-class Workers:
+class WorkerPool:
     """The workers of a relay process."""
 
     def __init__(self, loop: Loop, streams: Streams, settings: Settings, log: Log) -> None:
@@ -95,17 +96,17 @@ class Workers:
         self._loop = loop
         self._streams = streams
         self._count = settings.workers - 1
-        self._most_flows = (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS) // 2
+        self._max_flows = (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS) // 2
         self._log = log
-        self._crew: list[Worker] = []
+        self._workers: list[Worker] = []
         self._waiting: dict[int, tuple[set[Worker], Callable[[], None]]] = {}
-        self._were_idle = False
+        self._was_idle = False
         self._slice_began_s = time.monotonic()
         self._full_slices = 0
-        self._look: Timer | None = None
+        self._retire_timer: Timer | None = None
         if self._count:
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a worker: its channel tells its end
-            signal.signal(signal.SIGPROF, self._spent_a_slice)
+            signal.signal(signal.SIGPROF, self._on_time_slice)
             signal.setitimer(signal.ITIMER_PROF, SLICE_S, SLICE_S)
 
     def start(self) -> tuple[socket.socket, memoryview] | None:
@@ -124,52 +125,52 @@ class Workers:
                 signal.signal(signal.SIGPROF, signal.SIG_DFL)  # it was bound to what the worker is about to drop
                 return theirs, counter
             theirs.close()
-            ours.recv(_MESSAGE_BYTES)  # until then it holds all that we do, and a port withdrawn now would stay taken
+            ours.recv(_MESSAGE_BYTES)  # until then it holds all that we do, and a port withdrawn now would stay in use
             worker = Worker(ours, counter)
-            self._crew.append(worker)
-            self._loop.add(ours.fileno(), partial(self._hear, worker), READABLE)
-        if not self._crew:
+            self._workers.append(worker)
+            self._loop.add(ours.fileno(), partial(self._receive, worker), READABLE)
+        if not self._workers:
             return None
-        self._log.info("started %d more process(es): there is traffic enough", len(self._crew))
-        self._streams.find_taker = self._find_taker
-        self._were_idle = False
-        if self._look is not None:
-            self._look.cancel()
-        self._look = self._loop.call_in(RETIRE_S, self._look_after)
-        self._level(full=False)
+        self._log.info("started %d more process(es): there is traffic enough", len(self._workers))
+        self._streams.find_delegate = self._find_delegate
+        self._was_idle = False
+        if self._retire_timer is not None:
+            self._retire_timer.cancel()
+        self._retire_timer = self._loop.call_in(RETIRE_S, self._retire_if_idle)
+        self._balance(full=False)
         return None
 
-    def withdraw(self, port: Port, then: Callable[[], None]) -> None:
+    def unpublish(self, port: StreamPort, done: Callable[[], None]) -> None:
         """A port is no more.  `then` is called when no worker has a connection of it."""
-        told = {worker for worker in self._crew if port.key in worker.keys}
-        for worker in told:
+        pending = {worker for worker in self._workers if port.key in worker.keys}
+        for worker in pending:
             worker.keys.discard(port.key)
-            self._tell(worker, port.key)
-        if told:
-            self._waiting[port.key] = (told, then)
+            self._send_unpublish(worker, port.key)
+        if pending:
+            self._waiting[port.key] = (pending, done)
         else:
-            then()
+            done()
 
-    def _tell(self, worker: Worker, key: int, _events: int = 0) -> None:
+    def _send_unpublish(self, worker: Worker, key: int, _events: int = 0) -> None:
         """Never waits: the worker may be waiting for us to read what it said."""
         try:
-            worker.channel.send(b"withdraw %d" % key, socket.MSG_DONTWAIT)
+            worker.channel.send(b"unpublish %d" % key, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            self._loop.again(partial(self._tell, worker, key), 0)
+            self._loop.call_soon(partial(self._send_unpublish, worker, key), 0)
         except OSError:
             pass  # a worker that is gone is heard of through its channel
 
-    def _spent_a_slice(self, _signal: int, _frame: object) -> None:
+    def _on_time_slice(self, _signal: int, _frame: object) -> None:
         now_s = time.monotonic()
         took_s = now_s - self._slice_began_s
         self._full_slices = self._full_slices + 1 if took_s < SLICE_S / FULL_SHARE else 0
         if took_s < SLICE_S / BUSY_SHARE:
-            self._loop.again(partial(self._busy, self._full_slices >= FULL_SLICES), 0)
+            self._loop.call_soon(partial(self._on_busy, self._full_slices >= FULL_SLICES), 0)
         self._slice_began_s = now_s
 
-    def _busy(self, full: bool, _events: int) -> None:
-        if self._crew:
-            self._level(full)
+    def _on_busy(self, full: bool, _events: int) -> None:
+        if self._workers:
+            self._balance(full)
         elif len(self._worth_sharing(full)) > 1:
             self.wanted = True
             self._loop.stop()
@@ -177,91 +178,91 @@ class Workers:
     def _worth_sharing(self, full: bool) -> list[Flow]:
         return [flow for flow in self._streams.flows if full or not flow.is_bulky()]
 
-    def _level(self, full: bool) -> None:
+    def _balance(self, full: bool) -> None:
         """Hands over what is quiet, until no worker has fewer flows than we."""
         for flow in self._worth_sharing(full):
-            if flow.is_quiet() and not self._give_flow(flow):
+            if flow.is_idle() and not self._send_flow(flow):
                 return
 
-    def _give_flow(self, flow: Flow) -> bool:
-        worker = self._idlest()
-        if worker is None or not worker.give(flow.port, flow.number, flow.client.sock, flow.backend.sock):
+    def _send_flow(self, flow: Flow) -> bool:
+        worker = self._least_loaded()
+        if worker is None or not worker.send_flow(flow.port, flow.backend_port, flow.client.sock, flow.backend.sock):
             return False
-        for sock in flow.let_go():
+        for sock in flow.detach():
             sock.close()
         return True
 
-    def _find_taker(self) -> Taker | None:
-        worker = self._idlest()
-        return None if worker is None else partial(self._give_client, worker)
+    def _find_delegate(self) -> Delegate | None:
+        worker = self._least_loaded()
+        return None if worker is None else partial(self._send_client, worker)
 
-    def _give_client(self, worker: Worker, port: Port, number: int, client: SocketType) -> None:
-        if worker.give(port, number, client):
+    def _send_client(self, worker: Worker, port: StreamPort, backend_port: int, client: SocketType) -> None:
+        if worker.send_flow(port, backend_port, client):
             client.close()
         else:
-            port.serve(client, number)
+            port.serve(client, backend_port)
 
-    def _idlest(self) -> Worker | None:
+    def _least_loaded(self) -> Worker | None:
         """The worker with the fewest flows, if we have more, and it has descriptors for one."""
-        worker = min(self._crew, key=Worker.flow_count)
-        return worker if worker.flow_count() < min(len(self._streams.flows), self._most_flows) else None
+        worker = min(self._workers, key=Worker.flow_count)
+        return worker if worker.flow_count() < min(len(self._streams.flows), self._max_flows) else None
 
-    def _hear(self, worker: Worker, _events: int) -> None:
+    def _receive(self, worker: Worker, _events: int) -> None:
         try:
             message = worker.channel.recv(_MESSAGE_BYTES)
         except OSError:
             message = b""
         if message:
-            self._gone(worker, int(message.split()[1]))
+            self._confirm_unpublished(worker, int(message.split()[1]))
         else:
-            self._lose(worker)
+            self._on_worker_exit(worker)
 
-    def _gone(self, worker: Worker, key: int) -> None:
-        told, then = self._waiting[key]
-        told.discard(worker)
-        if not told:
+    def _confirm_unpublished(self, worker: Worker, key: int) -> None:
+        pending, done = self._waiting[key]
+        pending.discard(worker)
+        if not pending:
             del self._waiting[key]
-            then()
+            done()
 
-    def _lose(self, worker: Worker) -> None:
+    def _on_worker_exit(self, worker: Worker) -> None:
         """A worker ended that should not have, and its connections with it.  The others go on without it."""
         self._log.warning("a worker process ended unexpectedly, and its connections with it")
-        self._dismiss(worker)
-        for key in [key for key, (told, _) in self._waiting.items() if worker in told]:
-            self._gone(worker, key)
+        self._remove(worker)
+        for key in [key for key, (pending, _) in self._waiting.items() if worker in pending]:
+            self._confirm_unpublished(worker, key)
 
-    def _dismiss(self, worker: Worker) -> None:
-        self._crew.remove(worker)
+    def _remove(self, worker: Worker) -> None:
+        self._workers.remove(worker)
         self._loop.forget(worker.channel.fileno())
         self._loop.close_later(worker.channel)
-        if not self._crew:
-            self._streams.find_taker = None
+        if not self._workers:
+            self._streams.find_delegate = None
 
-    def _look_after(self) -> None:
+    def _retire_if_idle(self) -> None:
         """Ends the workers when they were idle twice in a row."""
-        idle = not any(worker.flow_count() for worker in self._crew) and not self._waiting
-        if idle and self._were_idle:
-            for worker in tuple(self._crew):
-                self._dismiss(worker)
-        self._were_idle = idle
-        if self._crew:
-            self._look = self._loop.call_in(RETIRE_S, self._look_after)
+        idle = not any(worker.flow_count() for worker in self._workers) and not self._waiting
+        if idle and self._was_idle:
+            for worker in tuple(self._workers):
+                self._remove(worker)
+        self._was_idle = idle
+        if self._workers:
+            self._retire_timer = self._loop.call_in(RETIRE_S, self._retire_if_idle)
 
 
-class _Work:
+class _WorkerProcess:
     """A worker, from within."""
 
     def __init__(self, channel: socket.socket, settings: Settings, log: Log) -> None:
         self.loop = Loop()
         self.streams = Streams(self.loop, settings, log)
-        self.taken = 0
+        self.received_flows = 0
         self.ended = False
         self._channel = channel
         self._log = log
-        self._ports: dict[int, Port] = {}
-        self.loop.add(channel.fileno(), self._hear, READABLE)
+        self._ports: dict[int, StreamPort] = {}
+        self.loop.add(channel.fileno(), self._receive, READABLE)
 
-    def _hear(self, _events: int) -> None:
+    def _receive(self, _events: int) -> None:
         for _ in range(TURN):
             try:
                 message, rights, flags, _ = self._channel.recvmsg(_MESSAGE_BYTES, _RIGHTS_BYTES, socket.MSG_DONTWAIT)
@@ -274,20 +275,22 @@ class _Work:
                 return
             verb, key, *backend = message.decode().split()
             if verb == "flow":
-                self.taken += 1
+                self.received_flows += 1
                 port = self._port(int(key), *backend)
-                self._take(port, int(backend[-1]), rights, whole=not flags & socket.MSG_CTRUNC)
+                self._receive_flow(port, int(backend[-1]), rights, whole=not flags & socket.MSG_CTRUNC)
             else:
-                self._withdraw(int(key))
+                self._unpublish(int(key))
 
-    def _port(self, key: int, protocol: str, family: str, address: str, number: str) -> Port:
+    def _port(self, key: int, protocol: str, family: str, address: str, number: str) -> StreamPort:
         port = self._ports.get(key)
         if port is None:
             backend = Backend(int(protocol), int(family), address, int(number))
-            port = self._ports[key] = Port(self.streams, backend, key)
+            port = self._ports[key] = StreamPort(self.streams, backend, key)
         return port
 
-    def _take(self, port: Port, number: int, rights: list[tuple[int, int, bytes]], whole: bool) -> None:
+    def _receive_flow(
+        self, port: StreamPort, backend_port: int, rights: list[tuple[int, int, bytes]], whole: bool
+    ) -> None:
         """`whole`: all sockets came; the kernel leaves out those that the process has no descriptor for."""
         to = port.backend
         fds = array("i", b"".join(data for _, _, data in rights))
@@ -299,13 +302,13 @@ class _Work:
         elif len(socks) == 2:
             port.adopt(*socks)
         else:
-            port.serve(socks[0], number)
+            port.serve(socks[0], backend_port)
 
-    def _withdraw(self, key: int) -> None:
+    def _unpublish(self, key: int) -> None:
         port = self._ports.pop(key, None)
         if port is not None:
             port.close()
-        self._channel.send(b"gone %d" % key)
+        self._channel.send(b"unpublished %d" % key)
 
 
 def _rights(socks: Iterable[SocketType]) -> tuple[int, int, bytes]:
@@ -313,10 +316,10 @@ def _rights(socks: Iterable[SocketType]) -> tuple[int, int, bytes]:
     return socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [sock.fileno() for sock in socks]).tobytes()
 
 
-def work(channel: socket.socket, counter: memoryview, settings: Settings, log: Log) -> None:
+def run_worker(channel: socket.socket, counter: memoryview, settings: Settings, log: Log) -> None:
     """The life of a worker process: until its relay closes the channel, or is no more."""
-    worker = _Work(channel, settings, log)
+    worker = _WorkerProcess(channel, settings, log)
     channel.send(b"up")
     while not worker.ended:
         worker.loop.turn()
-        counter[0] = worker.taken - len(worker.streams.flows)
+        counter[0] = worker.received_flows - len(worker.streams.flows)

@@ -1,0 +1,55 @@
+"""The values that all parts of the relay describe sockets by: protocols, backends, ranges of ports, peers."""
+
+import errno
+import socket
+import struct
+from typing import NamedTuple
+
+PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP}
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
+OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+"""The errors of a call that makes a descriptor when the process, or the kernel, can make no more of them."""
+_UCRED = struct.Struct("iII")  # struct ucred, unix(7)
+
+
+class Backend(NamedTuple):
+    """The container's end of a port mapping: clients of the port are connected to it."""
+
+    protocol: int
+    """socket.IPPROTO_TCP, IPPROTO_UDP or IPPROTO_SCTP."""
+    family: int
+    """socket.AF_INET or AF_INET6."""
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{PROTOCOL_NAMES[self.protocol]} {bracketed(self.address)}:{self.port}"
+
+
+class PublishedRange(NamedTuple):
+    """A range of ports of a host address."""
+
+    protocol: int
+    family: int
+    address: str
+    """In the form that inet_ntop(3) writes; a link-local address may have a zone."""
+    first: int
+    last: int
+
+
+class PeerCredentials(NamedTuple):
+    """The process that connected a unix socket, or made it listen."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def bracketed(address: str) -> str:
+    """Return an IP address in the form that a port can follow: an IPv6 address in brackets."""
+    return f"[{address}]" if ":" in address else address
+
+
+def peer_credentials(sock: socket.socket) -> PeerCredentials:
+    """Return the peer of a connected unix socket (SO_PEERCRED); for a listening socket, the process that listens."""
+    return PeerCredentials(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
