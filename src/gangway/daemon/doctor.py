@@ -39,7 +39,9 @@ def checks(tools: Tools, facts: HostFacts, dataplane: DataPlane, leases: int) ->
         reason = reason_of()
         yield Check(f"eBPF: {what}", reason is None, reason or "")
     reason = dataplane.redirect.unavailable or ("" if dataplane.redirect.is_attached() else _DETACHED)
-    yield Check("redirect: attached", not reason, f"{reason}: clients of loopback addresses are relayed" if reason else "")
+    yield Check(
+        "redirect: attached", not reason, f"{reason}: clients of loopback addresses are relayed" if reason else ""
+    )
     reason = dataplane.steering.unavailable
     note = f"{reason}: each published port takes a socket" if reason else ""
     if not reason and not dataplane.steering.is_attached():

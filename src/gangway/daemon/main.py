@@ -9,7 +9,6 @@ loaded when it is first needed: the HTTP server by the first API client, netlink
 """
 
 import asyncio
-import os
 import select
 import signal
 import socket

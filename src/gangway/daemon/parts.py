@@ -48,9 +48,7 @@ class Parts:
         forwarding = ForwardingSwitch(settings, self._links, lambda family: controller.filters(family), warn)
         executor = Executor(self._links, self.dataplane, forwarding, self.observer.alias)
         registry = Registry(self._database)
-        controller = Controller(
-            self.observer, registry, executor, ReservedPorts(settings, warn), self._driver_for, log
-        )
+        controller = Controller(self.observer, registry, executor, ReservedPorts(settings, warn), self._driver_for, log)
         leases = Leases(registry.index, executor, self.observer.lease_facts)
         self.requests = Requests(controller, registry, executor, leases)
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from threading import RLock
 
-from gangway.ebpf.keys import PortBlock
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
 from gangway.errors import GangwayError, HostRefused

@@ -6,7 +6,7 @@ A step may be carried out again by a daemon that does not know how far its prede
 counts as done, or is made anew.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from ipaddress import ip_interface
 
 from gangway.errors import Conflict

@@ -8,7 +8,7 @@ that chain.  For the same reason a family counts as dropped if the chain that dr
 A chain drops if that is its policy, or if its last rule drops everything (as RHEL and firewalld have it).
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property

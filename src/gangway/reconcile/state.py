@@ -85,6 +85,4 @@ def redirects_of(planned: MappingPlan) -> Iterator[tuple[PortBlock, Target]]:
 
 def _blocks(planned: MappingPlan) -> Iterator[PortBlock]:
     mapping = planned.mapping
-    return blocks(
-        mapping.protocol.value, str(mapping.host_address), mapping.host_ports.first, mapping.host_ports.last
-    )
+    return blocks(mapping.protocol.value, str(mapping.host_address), mapping.host_ports.first, mapping.host_ports.last)

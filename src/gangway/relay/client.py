@@ -68,7 +68,9 @@ class RelayClient:
                 self._ask(Hello(protocol.VERSION))
             except HostRefused as error:
                 self.close()
-                raise HostRefused(f"the running relay (pid {pid}) cannot be used: {error}; stop it: kill {pid}") from None
+                raise HostRefused(
+                    f"the running relay (pid {pid}) cannot be used: {error}; stop it: kill {pid}"
+                ) from None
             return True
 
     def served(self) -> list[Serve]:

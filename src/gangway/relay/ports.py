@@ -55,7 +55,8 @@ class Shared(Protocol):
 class Server(Protocol):
     """What serves clients in this process."""
 
-    shared: Shared
+    @property
+    def shared(self) -> Shared: ...
 
     def publish(self, backend: Backend, sock: socket.socket) -> Entrance:
         """Serve a port by a socket of its own."""
@@ -135,8 +136,8 @@ class ServedPorts:
         backend = _backend(ports.protocol, served.to)
         if served.mode is Mode.SHARED:
             at = protocol.canonical(ports.address)
-            published = PublishedRange(PROTOCOLS[ports.protocol], _family(at), at, ports.first, ports.last)
-            self._ports[ports] = _Port(served, self._server.shared.publish(published, backend), None)
+            reached = PublishedRange(PROTOCOLS[ports.protocol], _family(at), at, ports.first, ports.last)
+            self._ports[ports] = _Port(served, self._server.shared.publish(reached, backend), None)
             return
         if not 1 <= len(fds) <= 1 + is_leased:
             raise InvalidRequest("no socket came with the port: the relay has no file descriptor left")

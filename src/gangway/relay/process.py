@@ -86,7 +86,7 @@ def run(control: socket.socket, settings: Settings, log: Log, ready: Callable[[]
     OSError: the privileges could not be given up.
     """
     privilege.raise_descriptor_limit()
-    privilege.give_up()
+    privilege.drop_privileges()
     relay = RelayProcess(control, settings, log)
     gc.collect()
     gc.freeze()

@@ -108,7 +108,8 @@ class CountShared(NamedTuple):
 
 class Hold(NamedTuple):
     name: str
-    count: int
+    number: int
+    """Of descriptors."""
 
 
 class GetHeld(NamedTuple):

@@ -147,9 +147,7 @@ class Allocation:
 
     def reserved(self) -> dict[HostPorts, Sequence[int]]:
         """Return the reserved ports, each with the descriptors that the relay needs to serve it."""
-        return {
-            ports: [held.fileno()] if isinstance(held, socket.socket) else [] for ports, held in self._held.items()
-        }
+        return {ports: [held.fileno()] if isinstance(held, socket.socket) else [] for ports, held in self._held.items()}
 
 
 def _is_optional(address: Address, request: PortRequest) -> bool:

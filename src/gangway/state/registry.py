@@ -102,10 +102,14 @@ class Registry:
             if wanted in used or wanted in network.gateways:
                 raise Conflict(f"address {wanted} is in use on network {network.name}")
             if wanted == subnet.network_address or (subnet.version == 4 and wanted == subnet.broadcast_address):
-                raise InvalidRequest(f"invalid container address {wanted}: it is the network or broadcast address of {subnet}")
+                raise InvalidRequest(
+                    f"invalid container address {wanted}: it is the network or broadcast address of {subnet}"
+                )
             found.append(wanted)
         if left:
-            raise InvalidRequest(f"address {left[0]} is in no subnet of network {network.name}, or there are two for one subnet")
+            raise InvalidRequest(
+                f"address {left[0]} is in no subnet of network {network.name}, or there are two for one subnet"
+            )
         return tuple(found)
 
     def add_endpoint(self, endpoint: Endpoint, place: Place) -> None:
@@ -142,7 +146,9 @@ class Registry:
             wanted = (str(one) for one in _mappings_of(container, request))
             found = tuple(known[name] for name in wanted if name in known)
         if not found:
-            raise Conflict(f"container {container} has no mapping -p {text}: list its mappings with gangway ls {container}")
+            raise Conflict(
+                f"container {container} has no mapping -p {text}: list its mappings with gangway ls {container}"
+            )
         return found
 
     def add_mappings(self, mappings: Sequence[PortMapping]) -> tuple[MappingPlan, ...]:

@@ -13,8 +13,7 @@ nothing behind, as the reservation ends with it.
 Everything but `leases` is for one thread.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from secrets import token_bytes
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -249,7 +248,9 @@ class Requests:
         self._repair(container)
         network = self._registry.network_of(container)
         requests = [request for text in texts for request in parse_port(text).split()]
-        allocator = Allocator(container, self._registry.index, self._executor.dataplane.steering, self._registry.planned)
+        allocator = Allocator(
+            container, self._registry.index, self._executor.dataplane.steering, self._registry.planned
+        )
         with Allocation(self._registry.index) as allocation:
             for request in requests:
                 _check_internal(request, network)
@@ -281,7 +282,9 @@ class Requests:
 
     def _repair(self, container: str | None = None) -> None:
         if not probe.is_root():
-            raise Unsupported("networks, containers and rules need root: without it, only docker-proxy's ports are served")
+            raise Unsupported(
+                "networks, containers and rules need root: without it, only docker-proxy's ports are served"
+            )
         self._controller.repair_before_request(container)
 
     def _planned(self, mapping: PortMapping) -> MappingPlan | None:
