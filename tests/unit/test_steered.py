@@ -12,7 +12,7 @@ import pytest
 from gangway.ebpf.daemon_steering import Steered
 from gangway.ebpf.keys import keys
 from gangway.ebpf.steering_entries import KINDS, SERVED, TAKEN
-from gangway.errors import Conflict, HostRefused, PortTaken, Unsupported
+from gangway.errors import Conflict, HostRefused, PortInUse, Unsupported
 from gangway.host import sockets as ports
 from gangway.reconcile.diff import HostPorts, Target
 from gangway.relay.client import Relay
@@ -362,7 +362,7 @@ def test_of_a_range_that_somebody_has_a_port_of_nothing_is_taken(
     steered: Steered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ports, "taken", lambda *_: 8003)
-    with pytest.raises(PortTaken, match="port 8003 is taken by somebody"):
+    with pytest.raises(PortInUse, match="port 8003 is taken by somebody"):
         steered.take(RANGE)
     assert trie() == {}
 
@@ -375,7 +375,7 @@ def test_one_port_that_somebody_has_bound_is_not_taken(steered: Steered, kind: i
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as somebody:
         somebody.bind((address, 0))
         port = somebody.getsockname()[1]
-        with pytest.raises(PortTaken, match=f"{port}/{protocol} is taken"):
+        with pytest.raises(PortInUse, match=f"{port}/{protocol} is taken"):
             steered.take(HostPorts(protocol, address, port, port))
         assert trie() == {}
     steered.take(HostPorts(protocol, address, port, port))

@@ -32,7 +32,7 @@ def checks(tools: Tools, facts: HostFacts, is_redirecting: bool, is_steering: bo
     for family, setting in FORWARDING_SETTING.items():
         yield _forwarding(facts, family, setting)
     for protocol in Protocol:
-        there = protocol not in facts.missing
+        there = protocol not in facts.missing_protocols
         note = "" if there else "this kernel has no such sockets: what rules cannot carry is not carried"
         yield Check(f"relay: {protocol}", there, note)
     for what, needs in bpf_probe.NEEDS.items():

@@ -22,7 +22,7 @@ from ipaddress import ip_address
 from gangway.ebpf.keys import keys
 from gangway.ebpf.steering import Steering
 from gangway.ebpf.steering_entries import KINDS, TAKEN
-from gangway.errors import GangwayError, HostRefused, PortTaken, Unsupported
+from gangway.errors import GangwayError, HostRefused, PortInUse, Unsupported
 from gangway.host import sockets as ports
 from gangway.reconcile.diff import HostPorts
 from gangway.relay.client import Relay
@@ -103,7 +103,7 @@ class Steered:
         self._unused = unused
 
     def take(self, of: HostPorts) -> "Hold":
-        """Nobody else gets these ports any more.  PortTaken: somebody has one (of many, it says who); nothing is
+        """Nobody else gets these ports any more.  PortInUse: somebody has one (of many, it says who); nothing is
         taken."""
         steering, wanted = self._need(of), list(_keys(of))
         if not all(steering.look_up(key) for key in wanted):
@@ -213,7 +213,7 @@ class Hold:
 
 @contextmanager
 def _tried(of: HostPorts) -> Iterator[None]:
-    """One port is held by a socket for the time of the block.  PortTaken: somebody has it; Conflict: the address is not
+    """One port is held by a socket for the time of the block.  PortInUse: somebody has it; Conflict: the address is not
     this host's, be it one port or many."""
     with ports.take(of.protocol, of.address, of.first if of.first == of.last else 0) as sock:
         if of.first != of.last:
@@ -224,7 +224,7 @@ def _tried(of: HostPorts) -> Iterator[None]:
 def _check_free(of: HostPorts) -> None:
     port = ports.taken(*of)
     if port is not None:
-        raise PortTaken(ports.named(of.protocol, of.address, port))
+        raise PortInUse(ports.named(of.protocol, of.address, port))
 
 
 def _new_socket(protocol: str, family: int) -> socket.socket:

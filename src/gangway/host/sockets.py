@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from pyroute2.netlink.diag import DiagSocket
 
-from gangway.errors import Conflict, HostRefused, PortTaken, Unsupported
+from gangway.errors import Conflict, HostRefused, PortInUse, Unsupported
 from gangway.host.links import doing
 
 IPPROTO_SCTP = 132
@@ -33,7 +33,7 @@ BACKLOG = 4096  # net.core.somaxconn's default: the kernel takes the smaller of 
 def take(protocol: str, address: str, port: int) -> socket.socket:
     """A socket bound to a host port (0: any free one), listening if that is in its nature.
 
-    PortTaken: somebody has it (`named` knows who).  Conflict: the address is not this host's.
+    PortInUse: somebody has it (`named` knows who).  Conflict: the address is not this host's.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
@@ -139,7 +139,7 @@ def _refusal(error: OSError, protocol: str, address: str, port: int) -> Exceptio
     at = _at(protocol, address, port)
     match error.errno:
         case errno.EADDRINUSE:
-            return PortTaken(f"port {at} is taken")
+            return PortInUse(f"port {at} is taken")
         case errno.EADDRNOTAVAIL:
             return Conflict(f"{address} is not an address of this host")
         case errno.EACCES | errno.EPERM:

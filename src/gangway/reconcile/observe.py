@@ -85,7 +85,7 @@ def gather(
         own_bridge=not (firewall is Firewall.IPTABLES and config.chain_prefix == DOCKERS_PREFIX),
         bridge_filtered=filtered,
         foreign_bridges=_bearable(bridges()) if filtered else (),
-        missing=frozenset(protocol for protocol in Protocol if not ports.has_sockets(protocol)),
+        missing_protocols=frozenset(protocol for protocol in Protocol if not ports.has_sockets(protocol)),
         no_redirect=no_redirect,
         no_steering=no_steering,
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 from gangway.ebpf.daemon_steering import Hold, Steered
-from gangway.errors import Conflict, GangwayError, PortTaken, Unsupported
+from gangway.errors import Conflict, GangwayError, PortInUse, Unsupported
 from gangway.host import sockets as ports
 from gangway.model import ANY, Address, PortMapping, PortRange, PortRequest
 from gangway.plan import MappingPlan
@@ -45,17 +45,17 @@ class Reserving:
     def reserve(self, request: PortRequest) -> tuple[list[PortMapping], Reserved]:
         """The mappings that a request means, and what takes their ports; they are the caller's.
 
-        PortTaken, Conflict: they cannot be had, and who has them.
+        PortInUse, Conflict: they cannot be had, and who has them.
         """
         refused: GangwayError | None = None
         for choice in self._choices(request):
             try:
                 return self._take(request, choice)
-            except (PortTaken, Conflict) as error:
+            except (PortInUse, Conflict) as error:
                 refused = error
         if request.is_choice:
-            raise PortTaken(f"none of the host ports {request.host_ports or ''} is free; the last one tried: {refused}")
-        raise refused or PortTaken("there is no port to take")
+            raise PortInUse(f"none of the host ports {request.host_ports or ''} is free; the last one tried: {refused}")
+        raise refused or PortInUse("there is no port to take")
 
     def _choices(self, request: PortRequest) -> Iterator[PortRange]:
         """The host ports to try; that of a free one is decided by taking it."""
@@ -101,12 +101,12 @@ class Reserving:
 
 
 def take(at: HostPorts, steered: Steered | None, name_holder: bool = True) -> socket.socket | Hold:
-    """Takes a port by a socket of its own, or some by steering.  PortTaken says who has one, if that is asked for."""
+    """Takes a port by a socket of its own, or some by steering.  PortInUse says who has one, if that is asked for."""
     try:
         return ports.take(at.protocol, at.address, at.first) if steered is None else steered.take(at)
-    except PortTaken:
+    except PortInUse:
         if name_holder and at.first == at.last:
-            raise PortTaken(ports.named(at.protocol, at.address, at.first)) from None
+            raise PortInUse(ports.named(at.protocol, at.address, at.first)) from None
         raise
 
 

@@ -195,7 +195,7 @@ class Registry:
 
     def state_of(self, planned: Sequence[MappingPlan]) -> State:
         """What some mappings make of the host."""
-        relayed = [one for one in planned if one.mapping.protocol not in self._facts.missing]
+        relayed = [one for one in planned if one.mapping.protocol not in self._facts.missing_protocols]
         return State(
             ports=dict(pair for one in relayed for pair in ports_of(one)),
             steered=dict(pair for one in relayed for pair in steered_of(one)),

@@ -31,10 +31,10 @@ from gangway.model import (
     PortMapping,
     PortRequest,
     Protocol,
-    check_fits,
     first_gateway,
     free_subnets,
     parse_port,
+    require_no_conflict,
 )
 from gangway.plan import (
     Firewall,
@@ -43,9 +43,9 @@ from gangway.plan import (
     Origin,
     Plan,
     Route,
-    asked_at,
-    origins_of,
+    origins_reaching,
     plan_network,
+    routes_at,
 )
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.diff import State
@@ -131,12 +131,12 @@ class Requests:
         if mapping is None:
             raise Conflict(f"nothing is published at {address} port {port}/{protocol}: gangway ls lists what is")
         planned = self._registry.mapping(mapping)
-        every = tuple(Origin) if address.is_unspecified else origins_of(address)
+        every = tuple(Origin) if address.is_unspecified else origins_reaching(address)
         wanted = every if origin is None else (origin,)
         network = self._registry.network_of(mapping.container)
         routes = tuple(
             (route, tuple(self._executor.met(planned, route, network, port)))
-            for route in asked_at(planned, address)
+            for route in routes_at(planned, address)
             if route.origin in wanted
         )
         return Explanation(planned, network, routes)
@@ -155,7 +155,7 @@ class Requests:
     def create_network(self, network: Network, on_demand: bool = False) -> Network:
         """One more network."""
         self._controller.prepare()
-        check_fits(network, self._registry.networks)
+        require_no_conflict(network, self._registry.networks)
         if network.internal and self.firewall is Firewall.NONE:
             raise Unsupported("without a firewall (--firewall none) nothing keeps an internal network internal")
         self._executor.check_free(network)
@@ -231,7 +231,7 @@ class Requests:
         """Publishes a container's ports; each text is as after Docker's `-p`.  All of them or none."""
         self._controller.prepare(container)
         network = self._registry.network_of(container)
-        requests = [request for text in texts for request in parse_port(text).apart()]
+        requests = [request for text in texts for request in parse_port(text).split_ports()]
         reserving = Reserving(container, self._registry.taken, self._controller.steered, self._registry.planned)
         with self._reserved() as mappings:
             for request in requests:

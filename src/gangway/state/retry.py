@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from gangway.errors import Conflict, PortTaken
+from gangway.errors import Conflict, PortInUse
 
 
 class Withdrawing(Protocol):
@@ -35,7 +35,7 @@ def again_without_the_gone(
     def asked(service: _Host, /, *given: _Given.args, **named: _Given.kwargs) -> _Answer:
         try:
             return method(service, *given, **named)
-        except (Conflict, PortTaken):
+        except (Conflict, PortInUse):
             if not service.withdraw_what_is_gone():
                 raise
         return method(service, *given, **named)
