@@ -91,7 +91,7 @@ def _named(street: Quiet, words: tuple[str, ...]) -> list[str]:
         (("publish", "SERVER", "-p", "300.1.1.1:80:80"), "'300.1.1.1' is not an IP address"),
         (("publish", "SERVER", "-p", "8090:80", "-p", "8091:80/icmp"), "icmp"),
         (("unpublish", "SERVER", "-p", "9-8:9-8"), "reversed"),
-        (("attach", "pid:none", "--network", "web"), "'none' is no process id"),
+        (("attach", "pid:none", "--network", "web"), "'none' is not a process id"),
         (("attach", "FREE", "--network", "web", "--ip", "nowhere"), "'nowhere' is not an IP address"),
         (("explain", "somewhere"), "HOST-IP:PORT"),
         (("explain", "127.0.0.1:80-90"), "ask for one"),
@@ -147,7 +147,9 @@ def test_a_port_that_another_program_has_is_refused_with_its_name_and_pid(street
     line = _refused(street, ("publish", "SERVER", "-p", "8090:80", "-p", port), UNFIT)
     with open("/proc/self/comm") as comm:
         name = comm.read().strip()
-    assert re.search(rf"port \S+:700[01]/\S+ is taken by {re.escape(name)} \(pid \d+\): choose another", line)
+    assert re.search(
+        rf"port \S+:700[01]/\S+ is in use: choose another port, or stop {re.escape(name)} \(pid \d+\)", line
+    )
     with open("/proc/self/stat") as stat:
         assert f"(pid {stat.read().split()[0]})" in line
 

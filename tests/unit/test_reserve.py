@@ -65,9 +65,9 @@ def office(monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
     monkeypatch.setattr("gangway.ebpf.daemon_steering.Steering", Pretended)
     monkeypatch.setattr(Pretended, "made", [], raising=False)
     made = Office()
-    monkeypatch.setattr(ports, "take", made.take)
-    monkeypatch.setattr(ports, "taken", lambda *_: None)
-    monkeypatch.setattr(ports, "named", lambda _protocol, _address, port: f"port {port} is taken by somebody")
+    monkeypatch.setattr(ports, "bind_port", made.take)
+    monkeypatch.setattr(ports, "first_port_in_use", lambda *_: None)
+    monkeypatch.setattr(ports, "describe_holder", lambda _protocol, _address, port: f"port {port} is taken by somebody")
     yield made
     made.close()
 
@@ -108,7 +108,7 @@ def test_one_port_of_udp_is_taken_by_a_socket(office: Office) -> None:
 def test_what_cannot_be_had_at_one_address_is_had_at_none(
     office: Office, facts: HostFacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ports, "taken", lambda *of: 8003 if of[1] == "::" else None)
+    monkeypatch.setattr(ports, "first_port_in_use", lambda *of: 8003 if of[1] == "::" else None)
     office.refused[HostPorts("tcp", "::", 8003, 8003)] = PortInUse("it is taken")
     with pytest.raises(PortInUse, match="port 8003 is taken by somebody"):
         office.ask("8000-8010:80-90", facts)

@@ -49,7 +49,7 @@ class Steered:
         links, sockets = relay.held(_LINKS), relay.held(_SOCKETS)
         try:
             for protocol, _ in KINDS:
-                ports.bound(protocol)  # without that nobody could tell whose a port is
+                ports.bound_ports(protocol)  # without that nobody could tell whose a port is
             self._load(links, sockets)
         except (Unsupported, HostRefused) as error:
             self.lacking = str(error)
@@ -96,7 +96,7 @@ class Steered:
         if self._steering is None:
             return
         lent = dict(self._steering.lent())
-        bound = {protocol: ports.bound(protocol) for protocol, _ in lent.values()}
+        bound = {protocol: ports.bound_ports(protocol) for protocol, _ in lent.values()}
         unused = {key for key, (protocol, port) in lent.items() if port not in bound[protocol]}
         for key in unused & self._unused:
             self._steering.take_back(key)
@@ -215,20 +215,20 @@ class Hold:
 def _tried(of: HostPorts) -> Iterator[None]:
     """One port is held by a socket for the time of the block.  PortInUse: somebody has it; Conflict: the address is not
     this host's, be it one port or many."""
-    with ports.take(of.protocol, of.address, of.first if of.first == of.last else 0) as sock:
+    with ports.bind_port(of.protocol, of.address, of.first if of.first == of.last else 0) as sock:
         if of.first != of.last:
             sock.close()
         yield
 
 
 def _check_free(of: HostPorts) -> None:
-    port = ports.taken(*of)
+    port = ports.first_port_in_use(*of)
     if port is not None:
-        raise PortInUse(ports.named(of.protocol, of.address, port))
+        raise PortInUse(ports.describe_holder(of.protocol, of.address, port))
 
 
 def _new_socket(protocol: str, family: int) -> socket.socket:
-    sock = ports.nowhere(protocol, family)
+    sock = ports.bind_unreachable(protocol, family)
     if protocol == "udp":
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _DATAGRAM_BYTES)

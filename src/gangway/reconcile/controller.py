@@ -192,9 +192,11 @@ class Controller:
         return bool(gone)
 
     def _gone(self, containers: Iterable[str]) -> list[str]:
-        away = [one for one in containers if not netns.is_there(*self.registry.place(one))]
+        away = [one for one in containers if not netns.leads_to(*self.registry.place(one))]
         attached = self._links.all() if away else {}
-        return [one for one in away if netns.is_another(*self.registry.place(one)) or link_name(one) not in attached]
+        return [
+            one for one in away if netns.leads_elsewhere(*self.registry.place(one)) or link_name(one) not in attached
+        ]
 
     def _withdraw(self, container: str) -> None:
         self._warn(f"container {container} is gone: its ports are withdrawn")

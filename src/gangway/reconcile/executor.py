@@ -133,7 +133,7 @@ class Executor:
         links = self._netlink.all()
         ours = {name: link for name, link in links.items() if self.is_ours(link)}
         bridges = {name: None for name, link in ours.items() if link.kind == "bridge"}
-        numbers = {links[name].number for name in bridges}
+        numbers = {links[name].ifindex for name in bridges}
         joined = {name: link for name, link in ours.items() if link.kind == "veth" and link.master in numbers}
         return State(
             bridges=bridges,
@@ -156,13 +156,13 @@ class Executor:
 
     def routed(self) -> Collection[Subnet]:
         """What this host routes by its interfaces."""
-        return self._netlink.subnets().keys()
+        return self._netlink.routed_subnets().keys()
 
     def check_free(self, network: Network) -> None:
         """Conflict: the host has an interface of the bridge's name, or routes addresses of the network elsewhere."""
         if network.bridge in self._netlink.all():
             raise Conflict(f"there is an interface {network.bridge} already: choose another name with --bridge")
-        for routed, interface in self._netlink.subnets().items():
+        for routed, interface in self._netlink.routed_subnets().items():
             for subnet in network.subnets:
                 if subnet.version == routed.version and subnet.overlaps(routed):
                     raise Conflict(f"subnet {subnet} overlaps {routed}, which this host routes by {interface}")
@@ -181,7 +181,7 @@ class Executor:
     def _link(self, step: Step) -> None:
         match step.verb, step.what:
             case Verb.MAKE_BRIDGE, NetworkPlan(network):
-                self._netlink.make_bridge(
+                self._netlink.create_bridge(
                     network.bridge, f"{self._alias} {network.name}", _gateways(network), network.mtu
                 )
             case ((Verb.DELETE_BRIDGE | Verb.DETACH), _):
@@ -252,14 +252,14 @@ class Executor:
             kinds.setdefault((planned.mapping.protocol, planned.family), []).append(planned.mapping)
         here = self._netlink.addresses()
         for (protocol, family), mappings in kinds.items():
-            if protocol in conntrack.PROTOCOLS:
+            if protocol in conntrack.SUPPORTED:
                 conntrack.delete(protocol.value, family, [_asked(mapping, here) for mapping in mappings])
 
 
-def _asked(mapping: PortMapping, here: Collection[str]) -> conntrack.Asked:
+def _asked(mapping: PortMapping, here: Collection[str]) -> conntrack.Destination:
     at = mapping.host_address
     ports_asked = range(mapping.host_ports.first, mapping.host_ports.last + 1)
-    return conntrack.Asked(here if at.is_unspecified else {str(at)}, ports_asked)
+    return conntrack.Destination(here if at.is_unspecified else {str(at)}, ports_asked)
 
 
 def _gateways(network: Network) -> list[Interface]:

@@ -70,7 +70,7 @@ class Reserving:
             yield from (PortRange(port, port) for port in range(numbers.first, numbers.last + 1))
 
     def _free(self, request: PortRequest) -> PortRange:
-        with ports.take(request.protocol.value, str(request.host_addresses[0]), 0) as sock:
+        with ports.bind_port(request.protocol.value, str(request.host_addresses[0]), 0) as sock:
             number = sock.getsockname()[1]
         return PortRange(number, number)
 
@@ -103,10 +103,10 @@ class Reserving:
 def take(at: HostPorts, steered: Steered | None, name_holder: bool = True) -> socket.socket | Hold:
     """Takes a port by a socket of its own, or some by steering.  PortInUse says who has one, if that is asked for."""
     try:
-        return ports.take(at.protocol, at.address, at.first) if steered is None else steered.take(at)
+        return ports.bind_port(at.protocol, at.address, at.first) if steered is None else steered.take(at)
     except PortInUse:
         if name_holder and at.first == at.last:
-            raise PortInUse(ports.named(at.protocol, at.address, at.first)) from None
+            raise PortInUse(ports.describe_holder(at.protocol, at.address, at.first)) from None
         raise
 
 

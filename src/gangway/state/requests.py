@@ -199,7 +199,7 @@ class Requests:
             name = self._registry.endpoint(container).network
             raise Conflict(f"container {container} is on network {name} already: detach it first")
         path = namespace or netns.path_of(container)
-        place = Place(path, netns.inode_of(path))
+        place = Place(path, netns.inode_at(path))
         self._check_container(container, place)
         network = self._network_for(network_name)
         try:
