@@ -1,26 +1,28 @@
-"""What goes wrong, named by who has to act.  Knows no exit code and no HTTP status; the text is for a person: what
-failed, on what, what to do."""
+"""What can go wrong, named by who has to act.  The text is for a person: what failed, on what, what to do.
+
+Exit codes and HTTP statuses are chosen elsewhere.
+"""
 
 
 class GangwayError(Exception):
-    """Any of those below."""
+    """Base of the errors below."""
 
 
 class InvalidRequest(GangwayError):
-    """What was asked for makes no sense: whoever asked has to ask for something else."""
+    """The request makes no sense by itself: the client has to change it."""
 
 
 class Conflict(GangwayError):
-    """What was asked for does not fit what is there: whoever asked has to ask for something else, or change that."""
+    """The request does not fit the current state: the client has to change the request, or that state."""
 
 
-class PortTaken(GangwayError):
-    """A host port is somebody else's: whoever has it (the text says who) has to let it go, or another be taken."""
+class PortInUse(GangwayError):
+    """Another program uses a host port (the text says which): stop that program, or choose another port."""
 
 
 class HostRefused(GangwayError):
-    """The kernel, or one of its tools, did not do what was asked: the host's operator has to see to it."""
+    """The kernel, or one of its tools, refused or failed: the host's operator has to act."""
 
 
 class Unsupported(GangwayError):
-    """The host lacks what this needs: a kernel's feature, a program, a right."""
+    """The host lacks something that this needs: a kernel feature, a program, a privilege."""

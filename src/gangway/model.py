@@ -1,12 +1,12 @@
-"""What is wanted: networks, endpoints, port mappings, and how `-p` says it.
+"""What can be requested: networks, endpoints, port mappings, and the syntax of `-p`.
 
-What this file knows: which values make sense, by themselves and beside one another.  What it must not know: roads,
-rules, the host.
+What this file knows: which values make sense, alone and beside one another.  What it must not know: roads, rules, the
+host.
 
-How it works.  Each class refuses, when it is made, what makes no sense by itself; so who holds one need not ask again.
-`parse_port` reads one `-p` as Docker does (github.com/docker/go-connections, nat.ParsePortSpec), its corners included:
-the text is cut at its last two colons, so an IPv6 address needs no brackets; a protocol may be in capitals; a host
-range for one container port means "one of these".
+Each class refuses, when it is made, what makes no sense alone; so no other code has to check again.  `parse_port` reads
+one `-p` as Docker does (github.com/docker/go-connections, nat.ParsePortSpec), corner cases included: the text is split
+at its last two colons, so an IPv6 address needs no brackets; the protocol's case does not matter; a host range for one
+container port means "one of these".
 """
 
 import re
@@ -17,20 +17,21 @@ from hashlib import blake2s
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from gangway.errors import Conflict, InvalidRequest
+from gangway.inet import format_host
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
 
 ANY = (IPv4Address("0.0.0.0"), IPv6Address("::"))
-"""What a host address that is left out means."""
+"""The host addresses of a mapping that names none."""
 
-_LAST_PORT = 65535
-_INTERFACE_NAME_CHARACTERS = 15  # include/uapi/linux/if.h: IFNAMSIZ counts the closing zero
-_LEAST_MTU = {4: 68, 6: 1280}  # RFC 791, RFC 8200
-_MOST_MTU = 65535  # net/bridge: ETH_MAX_MTU
+_MAX_PORT = 65535
+_INTERFACE_NAME_BYTES = 15  # include/uapi/linux/if.h: IFNAMSIZ counts the closing zero
+_MIN_MTU = {4: 68, 6: 1280}  # RFC 791, RFC 8200
+_MAX_MTU = 65535  # net/bridge: ETH_MAX_MTU
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-# The kernel allows more (net/core/dev.c, dev_valid_name).  But rules name interfaces, and there a quote ends a name,
-# and + and * stand for any characters.
+# The kernel allows more (net/core/dev.c, dev_valid_name).  But rules contain interface names, and there a quote ends a
+# name, and + and * are wildcards.
 _INTERFACE_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.][A-Za-z0-9_.@-]*")
 
 
@@ -43,55 +44,55 @@ class Protocol(StrEnum):
 
     @classmethod
     def parse(cls, text: str) -> "Protocol":
-        """In capitals or not."""
+        """Return the protocol of that name, in lower or upper case."""
         try:
             return cls(text.lower())
         except ValueError:
-            raise InvalidRequest(f"unknown protocol {text!r}: tcp, udp or sctp") from None
+            raise InvalidRequest(f"unknown protocol {text!r}: use tcp, udp or sctp") from None
 
 
 class Source(StrEnum):
-    """Who states a mapping."""
+    """Who requests a mapping."""
 
     API = "api"
-    """A request to the daemon; the database keeps it."""
+    """A client of the API; the mapping is stored in the database."""
     LEASE = "lease"
     """A docker-proxy launcher: the mapping lasts as long as the launcher's connection, and is in memory only."""
 
 
 @dataclass(frozen=True, order=True)
 class PortRange:
-    """Ports from `first` to `last`, both included; mostly it is one."""
+    """The ports from `first` to `last`, both included; usually just one."""
 
     first: int
     last: int
 
     def __post_init__(self) -> None:
         for port in (self.first, self.last):
-            if not 1 <= port <= _LAST_PORT:
-                raise InvalidRequest(f"{port} is not a port: ports go from 1 to {_LAST_PORT}")
+            if not 1 <= port <= _MAX_PORT:
+                raise InvalidRequest(f"port {port} is out of range (1 to {_MAX_PORT})")
         if self.first > self.last:
-            raise InvalidRequest(f"the range {self.first}-{self.last} is upside down: write {self.last}-{self.first}")
+            raise InvalidRequest(f"the range {self.first}-{self.last} is reversed: write {self.last}-{self.first}")
 
     @classmethod
     def parse(cls, text: str) -> "PortRange":
-        """`8000` or `8000-8010`."""
+        """Read `8000` or `8000-8010`."""
         first, dash, last = text.partition("-")
         if not _is_number(first) or (dash and not _is_number(last)):
-            raise InvalidRequest(f"{text!r} is neither a port nor a range of ports")
+            raise InvalidRequest(f"{text!r} is not a port or a range of ports")
         return cls(int(first), int(last or first))
 
     @property
     def count(self) -> int:
-        """How many ports."""
+        """The number of ports."""
         return self.last - self.first + 1
 
     def includes(self, other: "PortRange") -> bool:
-        """Whether all of another's ports are in it."""
+        """True if this range has all ports of the other one."""
         return self.first <= other.first and other.last <= self.last
 
     def overlaps(self, other: "PortRange") -> bool:
-        """Whether a port is in both."""
+        """True if both ranges have a port in common."""
         return self.first <= other.last and other.first <= self.last
 
     def __str__(self) -> str:
@@ -100,8 +101,10 @@ class PortRange:
 
 @dataclass(frozen=True)
 class PortRequest:
-    """What one `-p` asks for.  Without `host_ports` any free port will do; where one container port has several, any
-    one of these."""
+    """The request of one `-p`.
+
+    Without `host_ports` any free port will do; several host ports for one container port mean any one of them.
+    """
 
     protocol: Protocol
     host_addresses: tuple[Address, ...]
@@ -111,18 +114,19 @@ class PortRequest:
     def __post_init__(self) -> None:
         host, container = self.host_ports, self.container_ports
         if host is not None and container.count not in (1, host.count):
+            last = host.first + container.count - 1
+            example = f"; for example {host.first}-{last}:{container}" if last <= _MAX_PORT else ""
             raise InvalidRequest(
-                f"{host} are {host.count} host ports and {container} are {container.count} container ports: "
-                "they must be as many"
+                f"{host.count} host port{'s' * (host.count > 1)} for {container.count} container ports{example}"
             )
 
     @property
     def is_choice(self) -> bool:
-        """A host port has to be chosen."""
+        """True if gangway has to choose the host port."""
         return self.host_ports is None or self.host_ports.count != self.container_ports.count
 
-    def apart(self) -> Iterator["PortRequest"]:
-        """Where any host ports will do, each container port gets one of its own; else it is one request."""
+    def split_ports(self) -> Iterator["PortRequest"]:
+        """Yield one request for each container port if any host ports will do; else this request."""
         if self.host_ports is not None:
             yield self
             return
@@ -131,14 +135,16 @@ class PortRequest:
 
 
 def parse_port(text: str) -> PortRequest:
-    """One `-p`: [HOST-IP:]HOST-PORT[-END]:PORT[-END][/PROTOCOL] or [HOST-IP::]PORT[/PROTOCOL].
+    """Read one `-p`: [HOST-IP:]HOST-PORT[-END]:PORT[-END][/PROTOCOL] or [HOST-IP::]PORT[/PROTOCOL].
 
-    InvalidRequest names it, and what is wrong.
+    InvalidRequest quotes it, and says what is wrong.
     """
     try:
         ports, _, protocol = text.partition("/")
         *host, container_ports = ports.rsplit(":", 2)
         host_ports = host.pop() if host else ""
+        if not container_ports:
+            raise InvalidRequest("no container port" + " after the colon" * (":" in ports))
         return PortRequest(
             Protocol.parse(protocol or Protocol.TCP),
             (parse_address(host[0]),) if host and host[0] else ANY,
@@ -146,29 +152,29 @@ def parse_port(text: str) -> PortRequest:
             PortRange.parse(container_ports),
         )
     except InvalidRequest as error:
-        raise InvalidRequest(f"-p {text}: {error}") from None
+        raise InvalidRequest(f"invalid -p {text!r}: {error}") from None
 
 
 def parse_address(text: str) -> Address:
-    """An address, in brackets or not."""
+    """Read an address, in brackets or not."""
     try:
         address = ip_address(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
     except ValueError:
-        raise InvalidRequest(f"{text!r} is not an address") from None
+        raise InvalidRequest(f"{text!r} is not an IP address") from None
     zone = getattr(address, "scope_id", None)
     if zone is not None and not (address.is_link_local and is_interface_name(zone)):
-        raise InvalidRequest(f"{text!r} is not an address")  # only a link-local one has a zone: an interface
+        raise InvalidRequest(f"{text!r} is not an IP address: only a link-local address has a zone, an interface")
     return address
 
 
 def is_interface_name(text: str) -> bool:
-    """Whether an interface may have this name; the kernel would allow some more."""
-    return len(text) <= _INTERFACE_NAME_CHARACTERS and _INTERFACE_NAME.fullmatch(text) is not None
+    """True if gangway accepts this name of an interface; the kernel would accept a few more."""
+    return len(text) <= _INTERFACE_NAME_BYTES and _INTERFACE_NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
 class PortMapping:
-    """Ports of one host address that lead to a container's."""
+    """Ports of one host address that lead to ports of a container."""
 
     container: str
     """The container's name; of a lease, its address: Docker's launcher knows no more."""
@@ -179,22 +185,23 @@ class PortMapping:
     source: Source = Source.API
 
     def __post_init__(self) -> None:
-        if self.host_ports.count != self.container_ports.count:
-            raise InvalidRequest(f"{self.host_ports} and {self.container_ports} must be as many ports")
+        host, container = self.host_ports, self.container_ports
+        if host.count != container.count:
+            raise InvalidRequest(f"host ports {host} and container ports {container} differ in number")
 
     @property
     def keeps_ports(self) -> bool:
-        """Each port is the same on both sides."""
+        """True if each host port leads to the container port of the same number."""
         return self.host_ports == self.container_ports
 
     def pairs(self) -> Iterator[tuple[int, int]]:
-        """Each host port, and the container port where it leads."""
+        """Yield each host port with the container port that it leads to."""
         offset = self.container_ports.first - self.host_ports.first
         for port in range(self.host_ports.first, self.host_ports.last + 1):
             yield port, port + offset
 
     def collides(self, other: "PortMapping") -> bool:
-        """Whether the two want a port of the same address.  An unspecified address (0.0.0.0, ::) wants all of its
+        """True if both mappings have a host port of one address.  0.0.0.0 and :: stand for all addresses of a
         family."""
         return (
             self.protocol == other.protocol
@@ -208,12 +215,12 @@ class PortMapping:
         )
 
     def __str__(self) -> str:
-        return f"{in_brackets(self.host_address)}:{self.host_ports}:{self.container_ports}/{self.protocol}"
+        return f"{format_host(self.host_address)}:{self.host_ports}:{self.container_ports}/{self.protocol}"
 
 
 @dataclass(frozen=True)
 class Network:
-    """A bridge, the subnets behind it (one of a family at most) with the host's address in each, and a policy."""
+    """A bridge, its subnets (at most one of each family) with the host's address in each, and a policy."""
 
     name: str
     bridge: str
@@ -227,23 +234,23 @@ class Network:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise InvalidRequest(f"{self.name!r} is no name for a network: letters, digits, '_', '.' and '-'")
-        if len(self.bridge.encode()) > _INTERFACE_NAME_CHARACTERS:
-            raise InvalidRequest(f"the bridge's name {self.bridge!r} is longer than {_INTERFACE_NAME_CHARACTERS}")
+            raise InvalidRequest(f"invalid network name {self.name!r}: use letters, digits, '_', '.' and '-'")
+        if len(self.bridge.encode()) > _INTERFACE_NAME_BYTES:
+            raise InvalidRequest(f"invalid bridge name {self.bridge!r}: longer than {_INTERFACE_NAME_BYTES} bytes")
         if not is_interface_name(self.bridge):
-            raise InvalidRequest(f"{self.bridge!r} is no name for an interface")
+            raise InvalidRequest(f"invalid bridge name {self.bridge!r}: use letters, digits, '_', '.', '@' and '-'")
         versions = [subnet.version for subnet in self.subnets]
         if not versions or len(set(versions)) != len(versions):
-            raise InvalidRequest(f"network {self.name} must have one subnet of IPv4, one of IPv6, or both")
+            raise InvalidRequest(f"network {self.name} needs one subnet of IPv4, one of IPv6, or both")
         for subnet, gateway in zip(self.subnets, self.gateways, strict=True):
             _check_subnet(subnet)
             _check_gateway(subnet, gateway)
-        least = max(_LEAST_MTU[version] for version in versions)
-        if not least <= self.mtu <= _MOST_MTU:
-            raise InvalidRequest(f"an MTU of {self.mtu} does not do for network {self.name}: {least} to {_MOST_MTU}")
+        smallest = max(_MIN_MTU[version] for version in versions)
+        if not smallest <= self.mtu <= _MAX_MTU:
+            raise InvalidRequest(f"MTU {self.mtu} is out of range for network {self.name} ({smallest} to {_MAX_MTU})")
 
     def overlaps(self, other: "Network") -> tuple[Subnet, Subnet] | None:
-        """A subnet of each with addresses in common, if there are any."""
+        """Return a subnet of this network and one of the other that have addresses in common; None if none have."""
         for own in self.subnets:
             for foreign in other.subnets:
                 if own.version == foreign.version and own.overlaps(foreign):
@@ -253,14 +260,14 @@ class Network:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A container on a network, and its addresses there: one in each subnet."""
+    """A container's attachment to a network, with its addresses there: one in each subnet."""
 
     container: str
     network: str
     addresses: tuple[Address, ...]
 
     def address_for(self, host_address: Address) -> Address:
-        """The address where a mapping of `host_address` leads: of the same family, if there is one."""
+        """Return the address that a mapping of `host_address` leads to: of the same family, if there is one."""
         same = (address for address in self.addresses if address.version == host_address.version)
         return next(same, self.addresses[0])
 
@@ -271,73 +278,70 @@ def lease_endpoint(mapping: PortMapping) -> Endpoint:
 
 
 def bridge_name(network: str) -> str:
-    """The bridge's name when nobody said another; a long one is cut, and told from others by a digest."""
+    """Return the default name of a network's bridge; a long one is cut, and made unique by a digest."""
     name = f"gw-{network}"
-    if len(name) <= _INTERFACE_NAME_CHARACTERS:
+    if len(name) <= _INTERFACE_NAME_BYTES:
         return name
-    return f"{name[: _INTERFACE_NAME_CHARACTERS - 7]}-{blake2s(network.encode(), digest_size=3).hexdigest()}"
+    return f"{name[: _INTERFACE_NAME_BYTES - 7]}-{blake2s(network.encode(), digest_size=3).hexdigest()}"
 
 
 def first_gateway(subnet: Subnet) -> Address:
-    """The gateway when nobody said another: the subnet's first address."""
+    """Return the default gateway: the subnet's first address."""
     return subnet[0] if subnet.num_addresses == 1 else subnet[1]
 
 
-def free_address(network: Network, subnet: Subnet, taken: frozenset[Address]) -> Address:
-    """The first address of `subnet` that neither the gateway nor anybody else has."""
-    used = taken | set(network.gateways)
+def free_address(network: Network, subnet: Subnet, used: frozenset[Address]) -> Address:
+    """Return the first address of `subnet` that is neither in `used` nor a gateway.  Conflict: there is none."""
     for address in subnet.hosts():
-        if address not in used:
+        if address not in used and address not in network.gateways:
             return address
     raise Conflict(f"network {network.name} has no free address left in {subnet}")
 
 
-def free_subnets(taken: Collection[Subnet], global_id: bytes) -> tuple[Subnet, Subnet]:
-    """A private /24 and a unique local /64 (RFC 4193, of these 5 random bytes) of which nothing is taken.
+def free_subnets(used: Collection[Subnet], global_id: bytes) -> tuple[Subnet, Subnet]:
+    """Return a private /24 that overlaps nothing in `used`, and the unique local /64 of `global_id`.
 
-    Conflict: there is none.
+    `global_id` is 5 random bytes (RFC 4193).  Conflict: no /24 is free.
     """
-    used = [subnet for subnet in taken if subnet.version == 4]
+    used4 = [subnet for subnet in used if subnet.version == 4]
     for subnet in IPv4Network("10.201.0.0/16").subnets(new_prefix=24):
-        if not any(subnet.overlaps(other) for other in used):
+        if not any(subnet.overlaps(other) for other in used4):
             return subnet, IPv6Network((b"\xfd" + global_id + bytes(10), 64))
     raise Conflict("no private /24 is free: create a network with --subnet")
 
 
-def check_fits(network: Network, others: Iterable[Network]) -> None:
-    """One more network on a host: no name, no bridge and no address twice.  Conflict says which."""
+def require_no_conflict(network: Network, others: Iterable[Network]) -> None:
+    """Conflict: one of `others` has this network's name, its bridge, or some of its addresses."""
     for other in others:
         if other.name == network.name:
-            raise Conflict(f"there is a network {network.name} already")
+            raise Conflict(f"network {network.name} exists already")
         if other.bridge == network.bridge:
-            raise Conflict(f"network {other.name} has the bridge {network.bridge} already")
+            raise Conflict(f"bridge {network.bridge} belongs to network {other.name} already")
         common = other.overlaps(network)
         if common is not None:
             raise Conflict(f"subnet {common[1]} overlaps {common[0]} of network {other.name}")
 
 
-def any_of(address: Address) -> Address:
-    """The unspecified address of the same family."""
+def any_address(address: Address) -> Address:
+    """Return the unspecified address of the same family."""
     return ANY[address.version == 6]
 
 
-def in_brackets(address: Address) -> str:
-    """An address as it stands before a colon and a port."""
-    return f"[{address}]" if address.version == 6 else str(address)
-
-
 def _check_subnet(subnet: Subnet) -> None:
-    if subnet.is_multicast or subnet.is_loopback or subnet.is_link_local or subnet.network_address.is_unspecified:
-        raise InvalidRequest(f"{subnet} is not a subnet for containers: its addresses have another meaning")
+    for kind in ("multicast", "loopback", "link_local"):
+        if getattr(subnet, f"is_{kind}"):
+            raise InvalidRequest(f"invalid subnet {subnet}: these are {kind.replace('_', '-')} addresses")
+    if subnet.network_address.is_unspecified:
+        raise InvalidRequest(f"invalid subnet {subnet}: it includes {subnet.network_address}")
 
 
 def _check_gateway(subnet: Subnet, gateway: Address) -> None:
     if gateway not in subnet:
-        raise InvalidRequest(f"the gateway {gateway} is not in {subnet}")
+        raise InvalidRequest(f"gateway {gateway} is not in subnet {subnet}")
     if subnet.num_addresses < 3:
-        raise InvalidRequest(f"{subnet} has no room for a gateway and a container")
+        raise InvalidRequest(f"subnet {subnet} has no room for a gateway and a container")
     if gateway == subnet.network_address or (subnet.version == 4 and gateway == subnet.broadcast_address):
-        raise InvalidRequest(f"the gateway {gateway} is not an address for a host of {subnet}")
+        raise InvalidRequest(f"gateway {gateway} is not a host address of {subnet}")
 
 
 def _is_number(text: str) -> bool:

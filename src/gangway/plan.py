@@ -1,168 +1,49 @@
-"""Decides: by which road each kind of client gets to a container's port, and why.
+"""Decides which road each kind of client takes to a container's port, and why.
 
 What this file knows: networks, endpoints, mappings, and the facts about the host that a decision depends on.  What it
 must not know: how those facts are found, what a rule looks like.
 
-How it works.  `plan(wanted, facts)` gives the Plan that the hands carry out and that `ls` and `explain` print.  Each
-mapping is decided by itself (`plan_mapping`), so one more costs the same however many there are; by which roads depends
-on neither its ports nor its container, so most mappings are decided like others before.  A mapping has one host
-address, hence clients of one family: 0.0.0.0 is IPv4's, `::` is IPv6's.
+`plan(wanted, facts)` returns the Plan that the executor applies and that `ls` and `explain` print.  Each mapping is
+decided alone (`plan_mapping`), so adding one costs the same however many there are.  Its roads depend neither on its
+ports nor on its container, so most mappings share the roads of an earlier one.  A mapping has one host address, hence
+clients of one family: 0.0.0.0 is IPv4's, `::` is IPv6's.
 
-    is it published where the client asks?      no: blocked
-    loopback                                    redirect, if the host can; else relay, as the kernel does not route it
-    no firewall, host's own process and address the same
-    the container has no address of the family  nothing can translate between them: relay
+    not published where the client connects     blocked
+    loopback                                    redirect, if the host can; else relay: the kernel does not route it
+    lease                                       relay: Docker writes the rules, and the relay serves what they leave
+    no firewall, host's own process and address redirect or relay, as for loopback
+    container has no address of the family      relay: no rule translates between families
     no firewall                                 relay
-    the host's own process, own address         nat, in OUTPUT; nothing is forwarded
-    whoever comes by an interface               nat, in PREROUTING, if the kernel forwards and nobody else drops it
+    the host's own process and address          nat, in OUTPUT; nothing is forwarded
+    a client that comes in by an interface      nat, in PREROUTING, if the kernel forwards and no other program drops it
 
-What comes from the container's own network is masqueraded besides: the container would answer a neighbour directly,
-from an address that the neighbour has not asked.
+Connections from the container's own network are masqueraded as well: otherwise the container would answer its neighbour
+directly, from an address that the neighbour did not connect to.
 
 Link-local addresses are an exception within an origin: the kernel forwards nothing that comes from one (RFC 4291,
-2.5.6), so who asks fe80::… is served by the relay, though the mapping be of `::`; the rules leave them out.
+2.5.6).  So the relay serves clients of fe80::…, even for a mapping of `::`; the rules leave them out.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
 from gangway.model import Address, Endpoint, Network, PortMapping, Protocol, Source, lease_endpoint
+from gangway.roads import Code, Firewall, HostFacts, Origin, Reason, Road, Route, SeenAs
 
-
-class Firewall(StrEnum):
-    """Who writes the rules."""
-
-    NFTABLES = "nftables"
-    IPTABLES = "iptables"
-    NONE = "none"
-
-
-class Origin(StrEnum):
-    """Who opens the connection."""
-
-    LOOPBACK = "loopback"
-    HOST = "host"
-    REMOTE = "remote"
-    CONTAINER = "container"
-
-
-class Road(StrEnum):
-    """How it gets to the container."""
-
-    NAT = "nat"
-    REDIRECT = "redirect"
-    RELAY = "relay"
-    BLOCKED = "blocked"
-
-
-class Code(StrEnum):
-    """Why a road was chosen; what fact goes with it stands beside each."""
-
-    TRANSLATED = "translated"
-    """A rule translates the destination.  Fact: the container's address and ports."""
-    MASQUERADED = "masqueraded"
-    """As above, and the source becomes the gateway's.  Fact: the same."""
-    REDIRECTED = "redirected"
-    """The destination of a socket is exchanged when it connects or sends.  Fact: the container's address and ports."""
-    REDIRECTED_AS_IPV4 = "redirected_as_ipv4"
-    """The same, of an IPv6 socket, to a container that has IPv4 only.  Fact: the same."""
-    LOOPBACK = "loopback"
-    """The kernel does not route loopback addresses, and redirects no socket of the protocol.  Fact: the addresses."""
-    NO_REDIRECT = "no_redirect"
-    """The kernel does not route loopback addresses, and there is no redirect.  Fact: why not."""
-    LINK_LOCAL = "link_local"
-    """The kernel forwards nothing from a link-local address.  Fact: the host address."""
-    FAMILY = "family"
-    """The container has no address of the client's family.  Fact: its address."""
-    NO_FIREWALL = "no_firewall"
-    """The daemon writes no rules.  Fact: empty."""
-    NOT_FORWARDED = "not_forwarded"
-    """The kernel does not forward.  Fact: the setting that says so."""
-    FORWARD_DROPPED = "forward_dropped"
-    """Somebody else drops what is forwarded.  Fact: whose chain."""
-    OWN_BRIDGE = "own_bridge"
-    """Docker's layout translates nothing that comes from the container's own bridge.  Fact: the bridge."""
-    LOOPBACK_ONLY = "loopback_only"
-    """Published on a loopback address.  Fact: that address."""
-    ELSEWHERE = "elsewhere"
-    """Published on another address than the client asks.  Fact: that address."""
-    ISOLATED = "isolated"
-    """The bridge keeps its containers apart, and nothing is translated within it.  Fact: the bridge."""
-    NO_SOCKETS = "no_sockets"
-    """The kernel has no sockets of the protocol, so there is no relay.  Fact: the protocol."""
-    LEASE = "lease"
-    """Docker's own rules may carry it first; what they leave is relayed.  Fact: empty."""
+# The terms of a decision are part of it: imported from here, too.
+__all__ = ["Code", "Firewall", "HostFacts", "Origin", "Reason", "Road", "Route", "SeenAs"]
 
 
 _TARGETS = frozenset({Code.TRANSLATED, Code.MASQUERADED, Code.REDIRECTED, Code.REDIRECTED_AS_IPV4})
-# Those whose fact is the container's address, with its ports or without.
+# Reasons whose fact is the container's address, with or without its ports.
 _CONTAINERS = _TARGETS | {Code.FAMILY}
 
 
 @dataclass(frozen=True)
-class Reason:
-    """Why, for machines; `cli.views` has the sentences."""
-
-    code: Code
-    fact: str = ""
-
-
-class SeenAs(StrEnum):
-    """Whose address the container sees as its client's."""
-
-    CLIENT = "client"
-    GATEWAY = "gateway"
-    NOBODY = "nobody"
-
-
-@dataclass(frozen=True)
-class Route:
-    """The road of one kind of client.  `neighbour`: it is a container of the same network, perhaps the very same."""
-
-    origin: Origin
-    neighbour: bool
-    road: Road
-    reason: Reason
-    seen_as: SeenAs
-
-
-@dataclass(frozen=True)
-class HostFacts:
-    """What a decision depends on.  Families are 4 and 6."""
-
-    firewall: Firewall
-    forwarding: frozenset[int] = frozenset({4, 6})
-    """Families that the kernel forwards."""
-    may_forward: bool = True
-    """Whether the daemon may switch forwarding on."""
-    switched_on: frozenset[int] = frozenset()
-    """Families that the kernel forwards because the daemon switched it on."""
-    forward_droppers: tuple[tuple[int, str], ...] = ()
-    """Who else drops what is forwarded: family, and whose chain."""
-    own_bridge: bool = True
-    """The rules translate also what comes from the container's own bridge."""
-    bridge_filtered: frozenset[int] = frozenset()
-    """Families of which the kernel shows bridged frames to the firewall (br_netfilter)."""
-    foreign_bridges: tuple[str, ...] = ()
-    """Other programs' bridges whose frames the firewall sees."""
-    missing: frozenset[Protocol] = frozenset()
-    """Protocols that the kernel has no sockets of."""
-    no_redirect: str = ""
-    """Why sockets cannot be redirected; empty: they can."""
-    no_steering: str = ""
-    """Why one socket cannot serve many ports; empty: it can."""
-
-    def dropper(self, family: int) -> str | None:
-        """Who else drops what is forwarded, if anybody does."""
-        return next((who for version, who in self.forward_droppers if version == family), None)
-
-
-@dataclass(frozen=True)
 class Wanted:
-    """All that has been asked for and not been taken back."""
+    """Everything that clients have requested, and not removed since."""
 
     networks: tuple[Network, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
@@ -171,21 +52,21 @@ class Wanted:
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """A network as it is to be."""
+    """A network, and how its containers are isolated."""
 
     network: Network
     isolate_ports: bool
-    """The bridge itself keeps containers from each other; else rules do, or nobody is to."""
+    """True if the bridge isolates the containers; else rules do, or they are not isolated."""
     untranslated: frozenset[int] = frozenset()
-    """Families in which nothing is translated that comes from the bridge: the relay serves its containers."""
+    """Families in which connections from the bridge are not translated: the relay serves its containers."""
 
 
 @dataclass(frozen=True)
 class Roads:
-    """What is decided about all mappings that differ in no more than their ports and their container."""
+    """The decision about all mappings that differ only in their ports and their container."""
 
     routes: tuple[Route, ...]
-    """Of each kind of client; a fact that is the container's address or ports is left out."""
+    """One for each kind of client.  A fact that is the container's address or ports is left empty."""
     is_nat: bool = field(init=False)
     is_redirected: bool = field(init=False)
     is_relayed: bool = field(init=False)
@@ -199,18 +80,19 @@ class Roads:
 
 @dataclass(frozen=True)
 class MappingPlan:
-    """A mapping, where it leads, and the road of each kind of client."""
+    """A mapping, the container address that it leads to, and the road of each kind of client."""
 
     mapping: PortMapping
     bridge: str
+    """Empty for a lease."""
     container_address: Address
     roads: Roads
     is_steered: bool
-    """The relay serves it by a socket that it has for all ports; else by one for each port."""
+    """True if the relay serves it with a socket shared by all ports; else with one socket for each port."""
 
     @property
     def routes(self) -> tuple[Route, ...]:
-        """The road of each kind of client, and why."""
+        """The road of each kind of client, and the reason with its fact."""
         address = str(self.container_address)
         facts = {True: f"{address} port {self.mapping.container_ports}", False: address}
         return tuple(
@@ -222,45 +104,45 @@ class MappingPlan:
 
     @property
     def is_nat(self) -> bool:
-        """Rules translate it, for some client at least."""
+        """True if rules translate connections of at least one kind of client."""
         return self.roads.is_nat
 
     @property
     def is_redirected(self) -> bool:
-        """Sockets are redirected to it, for some client at least."""
+        """True if sockets of at least one kind of client are redirected."""
         return self.roads.is_redirected
 
     @property
     def is_relayed(self) -> bool:
-        """The relay carries it, for some client at least."""
+        """True if the relay carries connections of at least one kind of client."""
         return self.roads.is_relayed
 
     @property
     def family(self) -> int:
-        """4 or 6: that of the clients."""
+        """The clients' family: 4 or 6."""
         return self.mapping.host_address.version
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be; see the head of this file."""
+    """All decisions, and the facts that they rest on."""
 
     facts: HostFacts
     networks: tuple[NetworkPlan, ...]
     endpoints: tuple[Endpoint, ...]
     mappings: tuple[MappingPlan, ...]
     forwarding: frozenset[int]
-    """Families that have to be forwarded; not all of them may be yet."""
+    """Families that have to be forwarded; some may not be yet."""
 
     @property
     def closed(self) -> frozenset[int]:
-        """Families in which what nobody allowed is not forwarded: those that nobody forwarded before us."""
+        """Families that nothing forwarded before gangway: there, only what gangway allows is forwarded."""
         return self.facts.switched_on | (self.forwarding - self.facts.forwarding)
 
     @property
     def routed(self) -> frozenset[int]:
-        """Families in which what comes by an interface is translated."""
-        return frozenset(family for family in (4, 6) if not_routed(self.facts, family) is None)
+        """Families in which connections that come in by an interface are translated."""
+        return frozenset(family for family in (4, 6) if why_not_routed(self.facts, family) is None)
 
 
 def plan(wanted: Wanted, facts: HostFacts) -> Plan:
@@ -268,13 +150,13 @@ def plan(wanted: Wanted, facts: HostFacts) -> Plan:
     networks = {network.name: network for network in wanted.networks}
     endpoints = {endpoint.container: endpoint for endpoint in wanted.endpoints}
 
-    def decided(mapping: PortMapping) -> MappingPlan:
+    def decide(mapping: PortMapping) -> MappingPlan:
         if mapping.source is Source.LEASE:
             return plan_mapping(mapping, lease_endpoint(mapping), None, facts)
         endpoint = endpoints[mapping.container]
         return plan_mapping(mapping, endpoint, networks[endpoint.network], facts)
 
-    return assemble(wanted.networks, wanted.endpoints, tuple(map(decided, wanted.mappings)), facts)
+    return assemble(wanted.networks, wanted.endpoints, tuple(map(decide, wanted.mappings)), facts)
 
 
 def assemble(
@@ -283,7 +165,7 @@ def assemble(
     mappings: tuple[MappingPlan, ...],
     facts: HostFacts,
 ) -> Plan:
-    """A Plan of mappings that have been decided, by the same facts."""
+    """Return the Plan of mappings that have been decided already, by the same facts."""
     families = {subnet.version for network in networks for subnet in network.subnets if not network.internal}
     needs_forwarding = facts.firewall is not Firewall.NONE and facts.may_forward
     return Plan(
@@ -296,11 +178,11 @@ def assemble(
 
 
 def plan_network(network: Network, facts: HostFacts) -> NetworkPlan:
-    """How containers are kept from each other, if they are to be.
+    """Decide whether rules or the bridge isolate the containers of a network, if they have to be isolated.
 
-    Where the firewall sees bridged frames it must do it: an isolated bridge port would keep back also what a rule
-    has translated there and then (br_netfilter hands such a frame on within the bridge).  If it sees one family and
-    not the other, the bridge keeps apart, and in the family that is seen nothing is translated that comes from it.
+    Where the firewall sees bridged frames, rules have to: an isolated bridge port would also stop frames that a rule
+    has just translated (br_netfilter passes such a frame on within the bridge).  If it sees one family only, the bridge
+    isolates, and in the visible family connections from that bridge are not translated.
     """
     seen = facts.bridge_filtered if facts.firewall is not Firewall.NONE else frozenset()
     unseen = {subnet.version for subnet in network.subnets} - seen
@@ -317,8 +199,8 @@ def plan_mapping(mapping: PortMapping, endpoint: Endpoint, network: Network | No
     return MappingPlan(mapping, bridge, address, roads, _is_steered(mapping, facts))
 
 
-def not_routed(facts: HostFacts, family: int) -> Reason | None:
-    """Why nothing is translated for clients that come by an interface; None if it is."""
+def why_not_routed(facts: HostFacts, family: int) -> Reason | None:
+    """Return why connections that come in by an interface are not translated; None if they are."""
     if facts.firewall is Firewall.NONE:
         return Reason(Code.NO_FIREWALL)
     if not (facts.may_forward or family in facts.forwarding):
@@ -330,8 +212,9 @@ def not_routed(facts: HostFacts, family: int) -> Reason | None:
 FORWARDING_SETTING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
 
-def asked_at(planned: MappingPlan, host_address: Address) -> Iterator[Route]:
-    """The routes of clients that ask `host_address` of a mapping that includes it: `LINK_LOCAL` takes effect here."""
+def routes_at(planned: MappingPlan, host_address: Address) -> Iterator[Route]:
+    """Yield the routes of clients that connect to `host_address`, one of the mapping's: where it is link-local, nat and
+    redirect become relay."""
     for route in planned.routes:
         if route.road in (Road.NAT, Road.REDIRECT) and _is_link_local(host_address):
             yield _by_relay(route.origin, route.neighbour, Reason(Code.LINK_LOCAL, str(host_address)))
@@ -339,42 +222,42 @@ def asked_at(planned: MappingPlan, host_address: Address) -> Iterator[Route]:
             yield route
 
 
-def origins_of(host_address: Address) -> tuple[Origin, ...]:
-    """Who can ask `host_address`: a loopback address only loopback, any other only the rest."""
+def origins_reaching(host_address: Address) -> tuple[Origin, ...]:
+    """Return the origins that connect to `host_address`: loopback to loopback addresses, the others to the rest."""
     return tuple(origin for origin in Origin if host_address.is_loopback == (origin is Origin.LOOPBACK))
 
 
 class _Kind(NamedTuple):
-    """What a decision depends on of a mapping."""
+    """The part of a mapping that its roads depend on."""
 
     protocol: Protocol
     at: Address
     """The host address."""
     family: int
-    """That of the container's address."""
+    """The family of the container's address."""
 
 
 @lru_cache(1024)
 def _roads(kind: _Kind, network: Network | None, facts: HostFacts) -> Roads:
-    """Mappings are many, their kinds are few: each is decided once.  Without a network it is a lease."""
+    """Decide each kind of mapping once: there are many mappings, but few kinds.  Without a network it is a lease."""
     clients = [(origin, False) for origin in Origin] + [(Origin.CONTAINER, True)]
     return Roads(tuple(_route(origin, near, kind, network, facts) for origin, near in clients))
 
 
 def _route(origin: Origin, neighbour: bool, kind: _Kind, network: Network | None, facts: HostFacts) -> Route:
-    blocked = _blocked(origin, kind.at)
+    blocked = _why_blocked(origin, kind.at)
     if blocked is not None:
         return Route(origin, neighbour, Road.BLOCKED, blocked, SeenAs.NOBODY)
     if _is_redirected(origin, kind, network, facts):
         mapped = kind.family != kind.at.version
         reason = Reason(Code.REDIRECTED_AS_IPV4 if mapped else Code.REDIRECTED)
         return Route(origin, neighbour, Road.REDIRECT, reason, SeenAs.GATEWAY)
-    relayed = _relayed(origin, neighbour, kind, network, facts)
+    relayed = _why_relayed(origin, neighbour, kind, network, facts)
     if relayed is None:
         if neighbour:
             return Route(origin, neighbour, Road.NAT, Reason(Code.MASQUERADED), SeenAs.GATEWAY)
         return Route(origin, neighbour, Road.NAT, Reason(Code.TRANSLATED), SeenAs.CLIENT)
-    if kind.protocol in facts.missing:
+    if kind.protocol in facts.missing_protocols:
         return Route(origin, neighbour, Road.BLOCKED, Reason(Code.NO_SOCKETS, kind.protocol.value), SeenAs.NOBODY)
     return _by_relay(origin, neighbour, relayed)
 
@@ -383,8 +266,8 @@ def _by_relay(origin: Origin, neighbour: bool, reason: Reason) -> Route:
     return Route(origin, neighbour, Road.RELAY, reason, SeenAs.GATEWAY)
 
 
-def _blocked(origin: Origin, at: Address) -> Reason | None:
-    """Why a client finds nothing published where it asks."""
+def _why_blocked(origin: Origin, at: Address) -> Reason | None:
+    """Return why nothing is published at the addresses that this origin connects to; None if something is."""
     if at.is_loopback and origin is not Origin.LOOPBACK:
         return Reason(Code.LOOPBACK_ONLY, str(at))
     if origin is Origin.LOOPBACK and not (at.is_loopback or at.is_unspecified):
@@ -393,23 +276,22 @@ def _blocked(origin: Origin, at: Address) -> Reason | None:
 
 
 def _is_redirected(origin: Origin, kind: _Kind, network: Network | None, facts: HostFacts) -> bool:
-    """True if a host process's socket can be aimed at the container.
+    """True if the sockets of host processes are redirected to the container.
 
     An IPv6 socket can be connected to an IPv4 address, but not the other way round.  Where a rule can serve the host's
     own address it does, so that the container sees that address; for a lease that rule is Docker's.
     """
-    has_no_rule = network is not None and facts.firewall is Firewall.NONE
-    unruled = origin is Origin.HOST and has_no_rule and not _is_link_local(kind.at)
+    has_no_rule = network is not None and facts.firewall is Firewall.NONE and not _is_link_local(kind.at)
     return (
-        (origin is Origin.LOOPBACK or unruled)
+        (origin is Origin.LOOPBACK or (origin is Origin.HOST and has_no_rule))
         and not facts.no_redirect
         and kind.protocol is not Protocol.SCTP  # its sockets run no program when they connect
         and kind.family <= kind.at.version
     )
 
 
-def _unredirected(kind: _Kind, facts: HostFacts) -> Reason:
-    """Why who asks a loopback address is relayed."""
+def _why_loopback_is_relayed(kind: _Kind, facts: HostFacts) -> Reason:
+    """Return why clients of a loopback address are not redirected."""
     if kind.at.version < kind.family:
         return Reason(Code.FAMILY)
     if kind.protocol is Protocol.SCTP:
@@ -418,30 +300,33 @@ def _unredirected(kind: _Kind, facts: HostFacts) -> Reason:
 
 
 def _is_steered(mapping: PortMapping, facts: HostFacts) -> bool:
-    """Whether a socket that serves others too can serve it.
+    """True if a socket that many ports share can serve the mapping.
 
-    What the kernel steers it knows by protocol, address and port, and it steers no broadcast: one port of UDP, which
-    may be there for that, has a socket of its own.
+    The kernel steers by protocol, address and port, and it steers no broadcasts: a single UDP port, which may be
+    published for them, has a socket of its own.  So has a lease, whose launcher owns it.
     """
     return (
         not facts.no_steering
         and mapping.source is not Source.LEASE
         and mapping.protocol is not Protocol.SCTP
-        and not _is_link_local(mapping.host_address)  # its port is another's on another interface
+        # On another interface, the same link-local address and port may be another mapping's.
+        and not _is_link_local(mapping.host_address)
         and (mapping.protocol is Protocol.TCP or mapping.host_ports.count > 1)
     )
 
 
 def _is_link_local(address: Address) -> bool:
-    """IPv6's, from which nothing is forwarded."""
+    """True for IPv6's link-local addresses; the kernel does forward IPv4's."""
     return address.version == 6 and address.is_link_local
 
 
-def _relayed(origin: Origin, neighbour: bool, kind: _Kind, network: Network | None, facts: HostFacts) -> Reason | None:
-    """Why no rule can serve a client; None if one can."""
+def _why_relayed(
+    origin: Origin, neighbour: bool, kind: _Kind, network: Network | None, facts: HostFacts
+) -> Reason | None:
+    """Return why no rule can serve a client; None if one can."""
     at = kind.at
     if origin is Origin.LOOPBACK:
-        return _unredirected(kind, facts)
+        return _why_loopback_is_relayed(kind, facts)
     if network is None:
         return Reason(Code.LINK_LOCAL, str(at)) if _is_link_local(at) else Reason(Code.LEASE)
     if facts.firewall is Firewall.NONE:
@@ -455,6 +340,6 @@ def _relayed(origin: Origin, neighbour: bool, kind: _Kind, network: Network | No
     if neighbour and not facts.own_bridge:
         return Reason(Code.OWN_BRIDGE, network.bridge)
     if at.version in plan_network(network, facts).untranslated:
-        # What comes from this bridge is not translated; of containers elsewhere nothing is known here.
-        return Reason(Code.ISOLATED, network.bridge) if neighbour else not_routed(facts, at.version)
-    return not_routed(facts, at.version)
+        # Connections from this bridge are not translated; which bridge other containers are on is not known here.
+        return Reason(Code.ISOLATED, network.bridge) if neighbour else why_not_routed(facts, at.version)
+    return why_not_routed(facts, at.version)

@@ -76,23 +76,23 @@ def _named(street: Quiet, words: tuple[str, ...]) -> list[str]:
         ((*_BAD, "--subnet", "172.40.0.0/24", "--subnet", "172.41.0.0/24"), "one subnet of IPv4"),
         ((*_BAD, "--subnet", "172.40.0.0/24", "--gateway", "172.41.0.1"), "172.41.0.1 is not in"),
         ((*_BAD, "--subnet", "172.40.0.0/24", "--gateway", "fd00::1"), "fd00::1 is not in"),
-        ((*_BAD, "--subnet", "172.40.0.0/24", "--gateway", "172.40.0.0"), "172.40.0.0 is not an address for a host"),
-        ((*_BAD, "--subnet", "172.40.0.0/24", "--gateway", "172.40.0.255"), "172.40.0.255 is not an address for"),
-        ((*_BAD, "--subnet", "172.40.0.0/24", "--gateway", "door"), "'door' is not an address"),
+        ((*_BAD, "--subnet", "172.40.0.0/24", "--gateway", "172.40.0.0"), "172.40.0.0 is not a host address"),
+        ((*_BAD, "--subnet", "172.40.0.0/24", "--gateway", "172.40.0.255"), "172.40.0.255 is not a host address"),
+        ((*_BAD, "--subnet", "172.40.0.0/24", "--gateway", "door"), "'door' is not an IP address"),
         ((*_BAD, "--subnet", "172.40.0.0/24", "--bridge", "sixteencharacter"), "sixteencharacter.*longer than 15"),
-        ((*_BAD, "--subnet", "172.40.0.0/24", "--bridge", "a/b"), "'a/b' is no name for an interface"),
-        ((*_BAD, "--subnet", "172.40.0.0/24", "--mtu", "10"), "MTU of 10.*68 to 65535"),
-        (("network", "create", "a b", "--subnet", "172.40.0.0/24"), "'a b' is no name"),
-        (("publish", "SERVER", "-p", "80:80/icmp"), "-p 80:80/icmp: .*'icmp'.*tcp, udp or sctp"),
-        (("publish", "SERVER", "-p", "9-8:9-8"), "upside down.*8-9"),
-        (("publish", "SERVER", "-p", "1-70000:1-70000"), "70000 is not a port.*65535"),
-        (("publish", "SERVER", "-p", "80-90:80-85"), "as many"),
-        (("publish", "SERVER", "-p", "web"), "'web' is neither a port"),
-        (("publish", "SERVER", "-p", "300.1.1.1:80:80"), "'300.1.1.1' is not an address"),
+        ((*_BAD, "--subnet", "172.40.0.0/24", "--bridge", "a/b"), "invalid bridge name 'a/b'"),
+        ((*_BAD, "--subnet", "172.40.0.0/24", "--mtu", "10"), "MTU 10 is out of range.*68 to 65535"),
+        (("network", "create", "a b", "--subnet", "172.40.0.0/24"), "invalid network name 'a b'"),
+        (("publish", "SERVER", "-p", "80:80/icmp"), "-p '80:80/icmp': .*'icmp'.*tcp, udp or sctp"),
+        (("publish", "SERVER", "-p", "9-8:9-8"), "reversed.*8-9"),
+        (("publish", "SERVER", "-p", "1-70000:1-70000"), "70000 is out of range.*65535"),
+        (("publish", "SERVER", "-p", "80-90:80-85"), "11 host ports for 6 container ports"),
+        (("publish", "SERVER", "-p", "web"), "'web' is not a port"),
+        (("publish", "SERVER", "-p", "300.1.1.1:80:80"), "'300.1.1.1' is not an IP address"),
         (("publish", "SERVER", "-p", "8090:80", "-p", "8091:80/icmp"), "icmp"),
-        (("unpublish", "SERVER", "-p", "9-8:9-8"), "upside down"),
-        (("attach", "pid:none", "--network", "web"), "'none' is no process id"),
-        (("attach", "FREE", "--network", "web", "--ip", "nowhere"), "'nowhere' is not an address"),
+        (("unpublish", "SERVER", "-p", "9-8:9-8"), "reversed"),
+        (("attach", "pid:none", "--network", "web"), "'none' is not a process id"),
+        (("attach", "FREE", "--network", "web", "--ip", "nowhere"), "'nowhere' is not an IP address"),
         (("explain", "somewhere"), "HOST-IP:PORT"),
         (("explain", "127.0.0.1:80-90"), "ask for one"),
     ],
@@ -108,8 +108,8 @@ def test_what_makes_no_sense_in_itself_is_refused(street: Quiet, words: tuple[st
         ((*_BAD, "--subnet", "172.30.0.0/25"), "172.30.0.0/25 overlaps 172.30.0.0/24 of network web"),
         ((*_BAD, "--subnet", "172.40.0.0/24", "--subnet", "fd30::/48"), "fd30::/48 overlaps fd30::/64 of network web"),
         ((*_BAD, "--subnet", "10.77.0.0/16"), "10.77.0.0/16 overlaps 10.77.0.0/24.*eth0"),
-        (("network", "create", "web", "--subnet", "172.40.0.0/24"), "a network web already"),
-        ((*_BAD, "--subnet", "172.40.0.0/24", "--bridge", "gw-web"), "gw-web already"),
+        (("network", "create", "web", "--subnet", "172.40.0.0/24"), "network web exists already"),
+        ((*_BAD, "--subnet", "172.40.0.0/24", "--bridge", "gw-web"), "gw-web belongs to network web already"),
         ((*_BAD, "--subnet", "172.40.0.0/24", "--bridge", "eth0"), "interface eth0 already.*--bridge"),
         (("network", "rm", "web"), "has containers.*detach"),
         (("network", "rm", "none"), "no network none.*gangway network ls"),
@@ -147,7 +147,9 @@ def test_a_port_that_another_program_has_is_refused_with_its_name_and_pid(street
     line = _refused(street, ("publish", "SERVER", "-p", "8090:80", "-p", port), UNFIT)
     with open("/proc/self/comm") as comm:
         name = comm.read().strip()
-    assert re.search(rf"port \S+:700[01]/\S+ is taken by {re.escape(name)} \(pid \d+\): choose another", line)
+    assert re.search(
+        rf"port \S+:700[01]/\S+ is in use: choose another port, or stop {re.escape(name)} \(pid \d+\)", line
+    )
     with open("/proc/self/stat") as stat:
         assert f"(pid {stat.read().split()[0]})" in line
 

@@ -1,4 +1,4 @@
-"""What rtnetlink lists, against what ip(8) says of the same namespace."""
+"""The lists of links, addresses and routes, compared with ip(8)'s of the same namespace."""
 
 import json
 import socket
@@ -15,7 +15,7 @@ MAIN = 254
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
-    """A host with a bridge, and two containers at it; one port is isolated and has an alias."""
+    """A host with a bridge and two containers; one bridge port is isolated and has an alias."""
     with Host() as host:
         host.container()
         host.container()
@@ -35,13 +35,12 @@ def dumps(host: Host) -> Iterator[Dumps]:
     dumps.close()
 
 
-def told(host: Host, *words: str) -> Any:
-    """What ip says."""
+def ip_json(host: Host, *words: str) -> Any:
     return json.loads(host.ip("-json", "-details", *words))
 
 
 def test_links(host: Host, dumps: Dumps) -> None:
-    expected = told(host, "link")
+    expected = ip_json(host, "link")
     numbers = {link["ifname"]: link["ifindex"] for link in expected}
     assert dumps.links() == [
         Link(
@@ -61,29 +60,34 @@ def test_links_of_a_kind(dumps: Dumps, kind: str, names: list[str]) -> None:
     assert [link.name for link in dumps.links(kind)] == names
 
 
-def test_one_is_isolated(dumps: Dumps) -> None:
+def test_isolated_port(dumps: Dumps) -> None:
     assert [link.name for link in dumps.links() if link.isolated] == ["veth2"]
 
 
 def test_addresses(host: Host, dumps: Dumps) -> None:
-    assert dumps.addresses() == {one["local"] for link in told(host, "address") for one in link["addr_info"]}
+    assert dumps.addresses() == {one["local"] for link in ip_json(host, "address") for one in link["addr_info"]}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_routes(host: Host, dumps: Dumps, family: int) -> None:
-    numbers = {link.name: link.number for link in dumps.links()}
-    expected = told(host, "-6" if family == socket.AF_INET6 else "-4", "route", "show", "table", "main")
+    numbers = {link.name: link.ifindex for link in dumps.links()}
+    expected = ip_json(host, "-6" if family == socket.AF_INET6 else "-4", "route", "show", "table", "main")
     assert sorted(
-        (_to(route.to, route.bits, family), route.out) for route in dumps.routes(family) if route.table == MAIN
+        (_as_ip_prints_it(route.destination, route.prefix_length, family), route.ifindex)
+        for route in dumps.routes(family)
+        if route.table == MAIN
     ) == [(to, numbers[dev]) for to, dev in sorted((one["dst"], one["dev"]) for one in expected)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_whose_route_it_is(dumps: Dumps, family: int) -> None:
-    assert [(route.to, route.bits) for route in dumps.routes(family) if route.protocol == 9] == [("", 0)]
+def test_route_protocol(dumps: Dumps, family: int) -> None:
+    assert [(route.destination, route.prefix_length) for route in dumps.routes(family) if route.protocol == 9] == [
+        ("", 0)
+    ]
 
 
-def _to(to: str, bits: int, family: int) -> str:
-    """As ip has it."""
+def _as_ip_prints_it(destination: str, prefix_length: int, family: int) -> str:
+    if not destination:
+        return "default"
     whole = 128 if family == socket.AF_INET6 else 32
-    return "default" if not to else to if bits == whole else f"{to}/{bits}"
+    return destination if prefix_length == whole else f"{destination}/{prefix_length}"

@@ -213,7 +213,7 @@ def test_a_range_over_somebody_s_port_is_refused_with_port_program_and_pid(
             assert holder.stdout.readline() == "ready\n"
             done = street.gangway.run("publish", street.server.name, "-p", f"9000-9004:9000-9004/{protocol}")
             assert done.returncode == 1
-            assert f"0.0.0.0:9003/{protocol} is taken by python3 (pid" in done.stderr
+            assert f"0.0.0.0:9003/{protocol} is in use: choose another port, or stop python3 (pid" in done.stderr
             assert street.gangway.json("ls") == []
             assert not is_refused(street.host, protocol, "0.0.0.0", 9002)
             assert is_refused(street.host, protocol, address, 9003)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gangway.host.sockets import IPPROTO_SCTP, has_sockets
+from gangway.host.sockets import has_sockets
+from gangway.inet import IPPROTO_SCTP
 from lab.netns import Namespace
 from lab.waiting import wait_until
 from tests.kernel.ground import echo

@@ -101,7 +101,7 @@ def test_a_range_of_which_somebody_has_got_a_port_meanwhile_is_served_when_it_is
             street.gangway.start()
             with street.host.entered(), socket.create_connection(("127.0.0.1", 9180), 3), theirs.accept()[0]:
                 pass
-            assert "9180/tcp is taken by" in street.gangway.log.read_text()
+            assert "9180/tcp is in use: choose another port, or stop" in street.gangway.log.read_text()
             assert not street.reaches(street.host, "tcp", "127.0.0.1", 9130)
         wait_until(lambda: street.reaches(street.host, "tcp", "127.0.0.1", 9130), "the range", 25)
 

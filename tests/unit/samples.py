@@ -96,7 +96,7 @@ FACTS = st.builds(
     own_bridge=st.booleans(),
     bridge_filtered=_FAMILIES,
     foreign_bridges=st.sampled_from(((), ("docker0",), ("br0", "virbr0"))),
-    missing=st.frozensets(st.sampled_from(Protocol)),
+    missing_protocols=st.frozensets(st.sampled_from(Protocol)),
     no_redirect=st.sampled_from(("", NO_CGROUPS)),
     no_steering=st.sampled_from(("", NO_CGROUPS)),
 )

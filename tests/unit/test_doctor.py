@@ -70,7 +70,7 @@ def test_why_there_is_none_comes_before_that_it_is_not_attached() -> None:
 
 
 def test_protocols_that_the_kernel_has_no_sockets_of_are_told() -> None:
-    found = told(replace(NFTABLES, missing=frozenset({Protocol.SCTP})))
+    found = told(replace(NFTABLES, missing_protocols=frozenset({Protocol.SCTP})))
     assert [found[f"relay: {protocol}"].holds for protocol in Protocol] == [True, True, False]
 
 

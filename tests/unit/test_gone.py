@@ -2,7 +2,7 @@
 
 import pytest
 
-from gangway.errors import Conflict, HostRefused, PortTaken
+from gangway.errors import Conflict, HostRefused, PortInUse
 from gangway.state.retry import again_without_the_gone
 
 
@@ -28,7 +28,7 @@ class Host:
         return what
 
 
-@pytest.mark.parametrize("refusal", [Conflict("taken"), PortTaken("taken")])
+@pytest.mark.parametrize("refusal", [Conflict("taken"), PortInUse("taken")])
 def test_it_is_tried_again_without_what_is_gone(refusal: Exception) -> None:
     host = Host(1, refusal)
     assert (host.publish("80"), host.asked) == ("80", 2)

@@ -46,9 +46,9 @@ def test_a_gateway_is_given_or_the_first_address(subnets: list[str], gateways: l
     [
         ([FOUR], ["fd30::1"], "the gateway fd30::1 is not in any of the subnets"),
         ([FOUR], ["172.30.0.1", "172.30.0.2"], "the gateway 172.30.0.2 is not in any of the subnets"),
-        ([FOUR], ["172.31.0.1"], "the gateway 172.31.0.1 is not in 172.30.0.0/24"),
-        ([FOUR], ["first"], "'first' is not an address"),
-        ([], [], "network web must have one subnet of IPv4, one of IPv6, or both"),
+        ([FOUR], ["172.31.0.1"], "gateway 172.31.0.1 is not in subnet 172.30.0.0/24"),
+        ([FOUR], ["first"], "'first' is not an IP address"),
+        ([], [], "network web needs one subnet of IPv4, one of IPv6, or both"),
         ([FOUR, "172.31.0.0/24"], [], "one subnet of IPv4, one of IPv6, or both"),
         (["172.30.0.1/24"], [], "'172.30.0.1/24' is not a subnet: 172.30.0.1/24 has host bits set"),
         (["172.30.0.0/33"], [], "'172.30.0.0/33' is not a subnet"),

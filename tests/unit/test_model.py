@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gangway.errors import InvalidRequest
+from gangway.inet import format_host
 from gangway.model import (
     ANY,
     Address,
@@ -16,7 +17,6 @@ from gangway.model import (
     PortRange,
     PortRequest,
     Protocol,
-    in_brackets,
     parse_address,
     parse_port,
 )
@@ -62,28 +62,31 @@ def test_a_port_is_read_as_docker_reads_it(text: str, wanted: PortRequest) -> No
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "neither a port nor a range"),
-        ("8000:", "neither a port nor a range"),
-        ("web:80", "'web' is neither a port nor a range"),
-        ("8000:0", "0 is not a port"),
-        ("65536:80", "65536 is not a port"),
-        ("8000:80-70000", "70000 is not a port"),
-        ("8010-8000:80", "8010-8000 is upside down: write 8000-8010"),
-        ("8000-8001:80-82", "2 host ports and 80-82 are 3 container ports"),
-        ("8000:80-82", "1 host ports and 80-82 are 3 container ports"),
-        ("8000:80/icmp", "unknown protocol 'icmp': tcp, udp or sctp"),
+        ("", "no container port"),
+        ("8000:", "no container port after the colon"),
+        ("80::", "no container port after the colon"),
+        ("8000:x", "'x' is not a port or a range of ports"),
+        ("web:80", "'web' is not a port or a range"),
+        ("8000:0", "port 0 is out of range (1 to 65535)"),
+        ("65536:80", "port 65536 is out of range"),
+        ("8000:80-70000", "port 70000 is out of range"),
+        ("8010-8000:80", "8010-8000 is reversed: write 8000-8010"),
+        ("8000-8001:80-82", "2 host ports for 3 container ports; for example 8000-8002:80-82"),
+        ("8000:80-82", "1 host port for 3 container ports; for example 8000-8002:80-82"),
+        ("65535:80-82", "1 host port for 3 container ports"),
+        ("8000:80/icmp", "unknown protocol 'icmp': use tcp, udp or sctp"),
         ("8000:80/tcp/udp", "unknown protocol 'tcp/udp'"),
-        ("1.2.3:8000:80", "'1.2.3' is not an address"),
-        ("[127.0.0.1:8000:80", "'[127.0.0.1' is not an address"),
-        ("localhost:8000:80", "'localhost' is not an address"),
-        ("+8000:80", "neither a port nor a range"),
-        ("8000:٨٠", "neither a port nor a range"),
+        ("1.2.3:8000:80", "'1.2.3' is not an IP address"),
+        ("[127.0.0.1:8000:80", "'[127.0.0.1' is not an IP address"),
+        ("localhost:8000:80", "'localhost' is not an IP address"),
+        ("+8000:80", "not a port or a range"),
+        ("8000:٨٠", "not a port or a range"),
     ],
 )
 def test_a_port_that_makes_no_sense_is_named(text: str, why: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         parse_port(text)
-    assert str(refusal.value).startswith(f"-p {text}: ")
+    assert str(refusal.value).startswith(f"invalid -p {text!r}: ")
     assert why in str(refusal.value)
 
 
@@ -144,7 +147,7 @@ def test_a_mapping_leads_to_an_address_of_its_own_family_if_there_is_one() -> No
 
 
 def test_brackets_are_for_ipv6() -> None:
-    assert [in_brackets(address) for address in ANY] == ["0.0.0.0", "[::]"]
+    assert [format_host(address) for address in ANY] == ["0.0.0.0", "[::]"]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +193,7 @@ def test_an_address_is_read_in_brackets_or_not(address: Address, bracketed: bool
 def test_what_is_no_address_is_named(text: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         parse_address(text)
-    assert str(refusal.value).startswith(f"{text!r} is not an address")
+    assert str(refusal.value).startswith(f"{text!r} is not an IP address")
 
 
 @pytest.mark.parametrize("zone", ["eth0", "gw-web", "br0.100", "2"])
@@ -209,5 +212,5 @@ def test_every_port_of_a_mapping_leads_to_its_own(host: PortRange, data: st.Data
 
 
 def test_where_any_host_ports_will_do_each_container_port_gets_its_own() -> None:
-    assert [str(one.container_ports) for one in parse_port("80-82").apart()] == ["80", "81", "82"]
-    assert list(parse_port("8000-8002:80-82").apart()) == [parse_port("8000-8002:80-82")]
+    assert [str(one.container_ports) for one in parse_port("80-82").split_ports()] == ["80", "81", "82"]
+    assert list(parse_port("8000-8002:80-82").split_ports()) == [parse_port("8000-8002:80-82")]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gangway.errors import Conflict, InvalidRequest
-from gangway.model import Address, Network, Subnet, check_fits, first_gateway, free_address, free_subnets
+from gangway.model import Address, Network, Subnet, first_gateway, free_address, free_subnets, require_no_conflict
 
 PRIVATE = IPv4Network("10.201.0.0/16")
 GLOBAL_IDS = st.binary(min_size=5, max_size=5)
@@ -25,23 +25,23 @@ def network(
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        ({"name": "we b"}, "no name for a network"),
-        ({"name": ""}, "no name for a network"),
+        ({"name": "we b"}, "invalid network name 'we b': use letters, digits, '_', '.' and '-'"),
+        ({"name": ""}, "invalid network name ''"),
         ({"bridge": "a" * 16}, "longer than 15"),
-        ({"bridge": "a/b"}, "no name for an interface"),
-        ({"bridge": ".."}, "no name for an interface"),
-        ({"bridge": ""}, "no name for an interface"),
+        ({"bridge": "a/b"}, "invalid bridge name"),
+        ({"bridge": ".."}, "invalid bridge name"),
+        ({"bridge": ""}, "invalid bridge name"),
         # Rules name the bridge: a quote would end its name there, and these signs stand for any other characters.
-        ({"bridge": 'a"b'}, "no name for an interface"),
-        ({"bridge": "gw+"}, "no name for an interface"),
-        ({"bridge": "gw*"}, "no name for an interface"),
-        ({"gateway": "172.31.0.1"}, "172.31.0.1 is not in 172.30.0.0/24"),
-        ({"gateway": "172.30.0.0"}, "not an address for a host"),
-        ({"gateway": "172.30.0.255"}, "not an address for a host"),
+        ({"bridge": 'a"b'}, "invalid bridge name"),
+        ({"bridge": "gw+"}, "invalid bridge name"),
+        ({"bridge": "gw*"}, "invalid bridge name"),
+        ({"gateway": "172.31.0.1"}, "gateway 172.31.0.1 is not in subnet 172.30.0.0/24"),
+        ({"gateway": "172.30.0.0"}, "is not a host address of 172.30.0.0/24"),
+        ({"gateway": "172.30.0.255"}, "is not a host address of 172.30.0.0/24"),
         ({"subnet": "172.30.0.0/31"}, "no room"),
         ({"subnet": "172.30.0.0/32"}, "no room"),
         ({"subnet": "172.30.0.0/24,172.31.0.0/24"}, "one subnet of IPv4, one of IPv6, or both"),
-        ({"mtu": 67}, "68 to 65535"),
+        ({"mtu": 67}, "MTU 67 is out of range for network web (68 to 65535)"),
         ({"mtu": 65536}, "68 to 65535"),
         ({"mtu": 1279, "subnet": "fd30::/64"}, "1280 to 65535"),
     ],
@@ -54,16 +54,16 @@ def test_a_network_that_makes_no_sense_is_named(wrong: dict[str, str | int], why
 
 def test_networks_have_nothing_in_common() -> None:
     web = network("172.30.0.0/24,fd30::/64")
-    check_fits(web, ())
-    check_fits(network("172.31.0.0/24,fd31::/64", "db", "gw-db"), (web,))
+    require_no_conflict(web, ())
+    require_no_conflict(network("172.31.0.0/24,fd31::/64", "db", "gw-db"), (web,))
     for other, why in (
-        (network("172.31.0.0/24", "web", "gw-db"), "there is a network web already"),
-        (network("172.31.0.0/24", "db", "gw-web"), "network web has the bridge gw-web already"),
+        (network("172.31.0.0/24", "web", "gw-db"), "network web exists already"),
+        (network("172.31.0.0/24", "db", "gw-web"), "bridge gw-web belongs to network web already"),
         (network("172.30.0.0/16", "db", "gw-db"), "subnet 172.30.0.0/16 overlaps 172.30.0.0/24 of network web"),
         (network("fd30::/48", "db", "gw-db"), "subnet fd30::/48 overlaps fd30::/64 of network web"),
     ):
         with pytest.raises(Conflict, match=why):
-            check_fits(other, (network("172.29.0.0/24", "first", "gw-first"), web))
+            require_no_conflict(other, (network("172.29.0.0/24", "first", "gw-first"), web))
 
 
 def test_addresses_are_given_in_order_until_there_are_none() -> None:
@@ -79,7 +79,7 @@ def test_addresses_are_given_in_order_until_there_are_none() -> None:
 def test_a_network_is_checked_against_all_others() -> None:
     others = [network(f"172.{number}.0.0/24", f"n{number}", f"gw-n{number}") for number in range(16, 20)]
     with pytest.raises(Conflict, match="of network n19"):
-        check_fits(network("172.19.0.128/25"), iter(others))
+        require_no_conflict(network("172.19.0.128/25"), iter(others))
 
 
 def test_the_first_gateway_is_the_first_address() -> None:

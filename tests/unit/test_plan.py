@@ -6,7 +6,18 @@ from ipaddress import ip_address
 import pytest
 
 from gangway.model import Network, Protocol
-from gangway.plan import Code, Firewall, HostFacts, MappingPlan, Origin, Reason, Road, SeenAs, asked_at, origins_of
+from gangway.plan import (
+    Code,
+    Firewall,
+    HostFacts,
+    MappingPlan,
+    Origin,
+    Reason,
+    Road,
+    SeenAs,
+    origins_reaching,
+    routes_at,
+)
 from tests.unit.samples import (
     BACK,
     FOUR,
@@ -183,7 +194,7 @@ def test_dockers_layout_leaves_the_own_bridge_to_the_relay() -> None:
 
 @pytest.mark.parametrize("firewall", WITH_RULES)
 def test_without_sockets_there_is_nat_or_nothing(firewall: Firewall) -> None:
-    facts = HostFacts(firewall, missing=frozenset({Protocol.SCTP}))
+    facts = HostFacts(firewall, missing_protocols=frozenset({Protocol.SCTP}))
     found = planned(mapping("0.0.0.0", protocol=Protocol.SCTP), facts)
     assert codes(found) == [Code.NO_SOCKETS, *USUAL[1:]]
     assert (found.routes[0].road, found.routes[0].seen_as) == (Road.BLOCKED, SeenAs.NOBODY)
@@ -195,7 +206,8 @@ def test_without_sockets_there_is_nat_or_nothing(firewall: Firewall) -> None:
 
 def test_without_sockets_and_rules_nobody_gets_anywhere() -> None:
     found = planned(
-        mapping("192.0.2.5", protocol=Protocol.SCTP), HostFacts(Firewall.NONE, missing=frozenset({Protocol.SCTP}))
+        mapping("192.0.2.5", protocol=Protocol.SCTP),
+        HostFacts(Firewall.NONE, missing_protocols=frozenset({Protocol.SCTP})),
     )
     assert codes(found) == [Code.ELSEWHERE, *[Code.NO_SOCKETS] * 4]
     assert {route.road for route in found.routes} == {Road.BLOCKED}
@@ -203,7 +215,7 @@ def test_without_sockets_and_rules_nobody_gets_anywhere() -> None:
 
 def test_who_asks_a_link_local_address_is_relayed() -> None:
     found = planned(mapping("::"))
-    asked = list(asked_at(found, ip_address("fe80::1")))
+    asked = list(routes_at(found, ip_address("fe80::1")))
     assert [route.reason.code for route in asked] == [Code.LINK_LOCAL] * 5
     assert {route.reason.fact for route in asked} == {"fe80::1"}
     assert {(route.road, route.seen_as) for route in asked} == {(Road.RELAY, SeenAs.GATEWAY)}
@@ -212,31 +224,31 @@ def test_who_asks_a_link_local_address_is_relayed() -> None:
 
 @pytest.mark.parametrize("network", [WEB, FOUR, SIX], ids=["both", "ipv4", "ipv6"])
 def test_without_rules_too_who_asks_a_link_local_address_is_not_redirected(network: Network) -> None:
-    host = list(asked_at(planned(mapping("::"), NONE, network), ip_address("fe80::1")))[1]
+    host = list(routes_at(planned(mapping("::"), NONE, network), ip_address("fe80::1")))[1]
     assert (host.origin, host.road, host.reason) == (Origin.HOST, Road.RELAY, Reason(Code.LINK_LOCAL, "fe80::1"))
 
 
 @pytest.mark.parametrize("firewall", Firewall)
 def test_a_reason_to_relay_stays_at_a_link_local_address(firewall: Firewall) -> None:
     found = planned(mapping("::"), HostFacts(firewall, no_redirect=NO_CGROUPS), SIX)
-    assert next(asked_at(found, ip_address("fe80::1"))) == found.routes[0]
+    assert next(routes_at(found, ip_address("fe80::1"))) == found.routes[0]
     assert found.routes[0].reason == Reason(Code.NO_REDIRECT, NO_CGROUPS)
 
 
 @pytest.mark.parametrize(("at", "asked"), [("::", "fd30::1"), ("0.0.0.0", "169.254.0.5"), ("192.0.2.5", "192.0.2.5")])
 def test_who_asks_any_other_address_gets_the_road_that_was_planned(at: str, asked: str) -> None:
     found = planned(mapping(at))
-    assert tuple(asked_at(found, ip_address(asked))) == found.routes
+    assert tuple(routes_at(found, ip_address(asked))) == found.routes
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.255.0.3", "::1"])
 def test_a_loopback_address_is_asked_by_loopback_alone(address: str) -> None:
-    assert origins_of(ip_address(address)) == (Origin.LOOPBACK,)
+    assert origins_reaching(ip_address(address)) == (Origin.LOOPBACK,)
 
 
 @pytest.mark.parametrize("address", ["192.0.2.5", "fd30::1", "fe80::1"])
 def test_any_other_address_is_asked_by_all_others(address: str) -> None:
-    assert origins_of(ip_address(address)) == (Origin.HOST, Origin.REMOTE, Origin.CONTAINER)
+    assert origins_reaching(ip_address(address)) == (Origin.HOST, Origin.REMOTE, Origin.CONTAINER)
 
 
 def test_the_plan_of_a_mapping_says_where_it_leads() -> None:
@@ -316,7 +328,7 @@ def test_lease_redirects_loopback_and_relays_the_rest(
 
 
 def test_lease_without_sockets_is_blocked_where_it_would_be_relayed() -> None:
-    facts = HostFacts(Firewall.NONE, missing=frozenset({Protocol.SCTP}))
+    facts = HostFacts(Firewall.NONE, missing_protocols=frozenset({Protocol.SCTP}))
     found = planned(lease("0.0.0.0", protocol=Protocol.SCTP), facts)
     assert codes(found) == [Code.NO_SOCKETS] * 5
     assert {route.road for route in found.routes} == {Road.BLOCKED}
@@ -324,7 +336,7 @@ def test_lease_without_sockets_is_blocked_where_it_would_be_relayed() -> None:
 
 def test_lease_is_not_redirected_at_a_link_local_address() -> None:
     found = planned(lease("::", container="fd17::2"), NONE)
-    at_link_local = list(asked_at(found, ip_address("fe80::1")))
+    at_link_local = list(routes_at(found, ip_address("fe80::1")))
     assert at_link_local[0].reason == Reason(Code.LINK_LOCAL, "fe80::1")
     assert [route.reason.code for route in at_link_local[1:]] == [Code.LEASE] * 4
 

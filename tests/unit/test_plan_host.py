@@ -14,12 +14,12 @@ from gangway.plan import (
     Road,
     SeenAs,
     Wanted,
-    asked_at,
     assemble,
-    not_routed,
     plan,
     plan_mapping,
     plan_network,
+    routes_at,
+    why_not_routed,
 )
 from tests.unit.samples import (
     APART,
@@ -120,7 +120,7 @@ def test_the_families_in_which_what_comes_by_an_interface_is_translated(
     facts: HostFacts, routed: frozenset[int]
 ) -> None:
     assert whole(facts).routed == routed
-    assert {family for family in BOTH if not_routed(facts, family) is None} == routed
+    assert {family for family in BOTH if why_not_routed(facts, family) is None} == routed
 
 
 @given(mappings(), NETWORKS, FACTS)
@@ -139,7 +139,7 @@ def test_nat_needs_a_firewall_and_a_packet_of_the_same_family(
     assert not (through and facts.firewall is Firewall.NONE)
     assert all(route.origin is not Origin.LOOPBACK for route in through)
     assert not (through and found.container_address.version != found.family)
-    if not_routed(facts, found.family) is not None:
+    if why_not_routed(facts, found.family) is not None:
         assert all(route.origin is Origin.HOST for route in through)
 
 
@@ -148,13 +148,13 @@ def test_blocked_is_who_cannot_ask_there_or_what_has_no_sockets(
     one: PortMapping, network: Network, facts: HostFacts
 ) -> None:
     at = one.host_address
-    able = plan_mapping(one, endpoint(network), network, replace(facts, missing=frozenset()))
+    able = plan_mapping(one, endpoint(network), network, replace(facts, missing_protocols=frozenset()))
     for route, with_sockets in zip(
         plan_mapping(one, endpoint(network), network, facts).routes, able.routes, strict=True
     ):
         outside = route.origin is not Origin.LOOPBACK
         cannot_ask = at.is_loopback if outside else not (at.is_loopback or int(at) == 0)
-        no_sockets = with_sockets.road is Road.RELAY and one.protocol in facts.missing
+        no_sockets = with_sockets.road is Road.RELAY and one.protocol in facts.missing_protocols
         assert (route.road is Road.BLOCKED) == (cannot_ask or no_sockets)
         assert (with_sockets.road is Road.BLOCKED) == cannot_ask
 
@@ -215,7 +215,7 @@ def test_asking_an_address_changes_nothing_but_nat_and_redirect(
     one: PortMapping, network: Network, facts: HostFacts, asked: Address
 ) -> None:
     found = plan_mapping(one, endpoint(network), network, facts)
-    for before, after in zip(found.routes, asked_at(found, asked), strict=True):
+    for before, after in zip(found.routes, routes_at(found, asked), strict=True):
         assert after == before or (before.road in (Road.NAT, Road.REDIRECT) and after.road is Road.RELAY)
         assert (after.origin, after.neighbour) == (before.origin, before.neighbour)
 

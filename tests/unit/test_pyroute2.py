@@ -22,9 +22,9 @@ def test_the_parts_work_without_the_package_init() -> None:
         "import sys\n"
         "host = links.Links()\n"
         "assert host.all()['lo'].kind == ''\n"
-        "host.addresses(), host.subnets(), host.close()\n"
-        "sockets.bound('tcp')\n"
-        "conntrack.delete('tcp', 4, [conntrack.Asked({'192.0.2.1'}, range(1, 2))])\n"
+        "host.addresses(), host.routed_subnets(), host.close()\n"
+        "sockets.bound_ports('tcp')\n"
+        "conntrack.delete('tcp', 4, [conntrack.Destination({'192.0.2.1'}, range(1, 2))])\n"
         "assert 'pyroute2.ndb' not in sys.modules"
     )
 

@@ -12,7 +12,7 @@ import pytest
 from gangway.ebpf.daemon_steering import Steered
 from gangway.ebpf.keys import keys
 from gangway.ebpf.steering_entries import KINDS, SERVED, TAKEN
-from gangway.errors import Conflict, HostRefused, PortTaken, Unsupported
+from gangway.errors import Conflict, HostRefused, PortInUse, Unsupported
 from gangway.host import sockets as ports
 from gangway.reconcile.diff import HostPorts, Target
 from gangway.relay.client import Relay
@@ -73,8 +73,8 @@ def a_host_that_can(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Where nobody has a port."""
     monkeypatch.setattr("gangway.ebpf.daemon_steering.Steering", Pretended)
     monkeypatch.setattr("gangway.relay.client.subprocess.Popen", Process)
-    monkeypatch.setattr(ports, "taken", lambda *_: None)
-    monkeypatch.setattr(ports, "named", lambda _protocol, _address, port: f"port {port} is taken by somebody")
+    monkeypatch.setattr(ports, "first_port_in_use", lambda *_: None)
+    monkeypatch.setattr(ports, "describe_holder", lambda _protocol, _address, port: f"port {port} is taken by somebody")
     monkeypatch.setattr(Pretended, "made", [], raising=False)
     monkeypatch.setattr(Process, "begun", [], raising=False)
     yield
@@ -291,14 +291,14 @@ def test_a_successor_that_cannot_ends_what_there_was(
 def test_without_one_of_the_sockets_there_is_none(
     place: Place, kind: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nowhere = ports.nowhere
+    nowhere = ports.bind_unreachable
 
     def refuse(protocol: str, family: int) -> socket.socket:
         if (protocol, family) == kind:
             raise HostRefused("no socket can be bound")
         return nowhere(protocol, family)
 
-    monkeypatch.setattr(ports, "nowhere", refuse)
+    monkeypatch.setattr(ports, "bind_unreachable", refuse)
     lacking = place.daemon().steered
     assert lacking.lacking == "no socket can be bound"
     assert Pretended.made[-1].closed, "nothing stays attached"
@@ -353,7 +353,7 @@ def test_ports_are_taken_before_anybody_is_asked_whether_they_are_free(
         asked.append(of)
         assert trie() == dict.fromkeys(keys_of(RANGE), TAKEN)
 
-    monkeypatch.setattr(ports, "taken", look)
+    monkeypatch.setattr(ports, "first_port_in_use", look)
     steered.take(RANGE)
     assert asked == [tuple(RANGE)]
 
@@ -361,8 +361,8 @@ def test_ports_are_taken_before_anybody_is_asked_whether_they_are_free(
 def test_of_a_range_that_somebody_has_a_port_of_nothing_is_taken(
     steered: Steered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ports, "taken", lambda *_: 8003)
-    with pytest.raises(PortTaken, match="port 8003 is taken by somebody"):
+    monkeypatch.setattr(ports, "first_port_in_use", lambda *_: 8003)
+    with pytest.raises(PortInUse, match="port 8003 is taken by somebody"):
         steered.take(RANGE)
     assert trie() == {}
 
@@ -375,7 +375,7 @@ def test_one_port_that_somebody_has_bound_is_not_taken(steered: Steered, kind: i
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as somebody:
         somebody.bind((address, 0))
         port = somebody.getsockname()[1]
-        with pytest.raises(PortTaken, match=f"{port}/{protocol} is taken"):
+        with pytest.raises(PortInUse, match=f"{port}/{protocol} is in use"):
             steered.take(HostPorts(protocol, address, port, port))
         assert trie() == {}
     steered.take(HostPorts(protocol, address, port, port))
@@ -424,7 +424,7 @@ def test_what_the_kernel_does_not_take_whole_is_not_taken(
 def test_what_is_published_is_found_taken_and_nobody_is_asked(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """A relay that came anew is to have it; a port that the relay cannot have is no reason to steer it no more."""
     daemon.publish(RANGE)
-    monkeypatch.setattr(ports, "taken", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(ports, "first_port_in_use", lambda *_: pytest.fail("asked"))
     hold = daemon.steered.take(RANGE)
     hold.close()
     assert trie() == dict(entries(RANGE))

@@ -16,7 +16,7 @@ from gangway.ebpf.daemon_redirect import Redirects
 from gangway.firewall.iptables import render as iptables
 from gangway.firewall.nft import render as nftables
 from gangway.model import Network, PortMapping, Protocol
-from gangway.plan import Code, Firewall, HostFacts, Origin, Road, Route, SeenAs, asked_at, origins_of
+from gangway.plan import Code, Firewall, HostFacts, Origin, Road, Route, SeenAs, origins_reaching, routes_at
 from gangway.reconcile.diff import redirects_of
 from gangway.relay.client import Relay
 from gangway.relay.settings import Settings
@@ -42,7 +42,7 @@ from tests.unit.samples import (
     planned,
 )
 
-NO_SCTP = HostFacts(Firewall.NONE, missing=frozenset({Protocol.SCTP}))
+NO_SCTP = HostFacts(Firewall.NONE, missing_protocols=frozenset({Protocol.SCTP}))
 HOST, HOST6 = "192.0.2.5", "2001:db8::5"
 # For each reason: the mapping, which address is asked, the network, the facts.
 ASKED: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
@@ -100,7 +100,7 @@ def answer(one: PortMapping, at: str, network: Network, facts: HostFacts) -> Exp
             return tuple(iptables.rules_met(found, route, network, "GANGWAY"))
         return tuple(nftables.rules_met(found, route, network))
 
-    routes = [RouteAnswer.of(route, rules(route)) for route in asked_at(found, ip_address(at))]
+    routes = [RouteAnswer.of(route, rules(route)) for route in routes_at(found, ip_address(at))]
     told = MappingAnswer.of(found, redirects.count(found), routes)
     gateways = list(map(str, network.gateways))
     return ExplainAnswer(at, one.host_ports.first, facts.firewall.value, network.name, gateways, told)
@@ -113,7 +113,7 @@ def explained(told: ExplainAnswer) -> str:
 @pytest.mark.parametrize("code", Code)
 def test_every_reason_has_a_sentence(code: Code) -> None:
     told = answer(*ASKED[code])
-    asking = origins_of(ip_address(told.host_address))
+    asking = origins_reaching(ip_address(told.host_address))
     told.mapping.routes = [
         route
         for route in told.mapping.routes
@@ -137,7 +137,7 @@ def test_who_is_redirected_reads_the_entry_and_that_the_container_sees_the_gatew
     at: str, facts: HostFacts, entry: str | None
 ) -> None:
     told = answer(mapping("0.0.0.0", "8000", "80"), at, WEB, facts)
-    asking = origins_of(ip_address(at))
+    asking = origins_reaching(ip_address(at))
     told.mapping.routes = [route for route in told.mapping.routes if Origin(route.origin) in asking]
     lines = explained(told).splitlines()
     assert [text.strip() for text in lines if "redirect map" in text] == ([] if entry is None else [entry])
@@ -150,7 +150,7 @@ def test_who_is_redirected_reads_the_entry_and_that_the_container_sees_the_gatew
 @pytest.mark.parametrize("facts", [NFTABLES, IPTABLES])
 def test_the_whole_explanation_of_a_host_address(facts: HostFacts) -> None:
     told = answer(mapping("0.0.0.0", "8000", "80"), HOST, WEB, facts)
-    asking = origins_of(ip_address(HOST))
+    asking = origins_reaching(ip_address(HOST))
     told.mapping.routes = [route for route in told.mapping.routes if Origin(route.origin) in asking]
     assert_golden(f"{facts.firewall}.explain", explained(told))
 

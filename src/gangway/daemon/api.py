@@ -30,14 +30,14 @@ from gangway.daemon.messages import (
     PublishRequest,
     RouteAnswer,
 )
-from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest, PortTaken, Unsupported
+from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest, PortInUse, Unsupported
 from gangway.log import Log
 from gangway.model import PortRange, Protocol, parse_address
 from gangway.state.requests import Requests
 
 # Of the API: what a client may rely on.
 _VERSION = "1.0"
-_STATUS = {InvalidRequest: 400, Conflict: 409, PortTaken: 409, HostRefused: 500, Unsupported: 501}
+_STATUS = {InvalidRequest: 400, Conflict: 409, PortInUse: 409, HostRefused: 500, Unsupported: 501}
 
 
 class Operation(NamedTuple):

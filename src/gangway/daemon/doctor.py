@@ -32,7 +32,7 @@ def checks(tools: Tools, facts: HostFacts, dataplane: DataPlane, leases: int) ->
     for family, setting in FORWARDING_SETTING.items():
         yield _forwarding(facts, family, setting)
     for protocol in Protocol:
-        is_there = protocol not in facts.missing
+        is_there = protocol not in facts.missing_protocols
         note = "" if is_there else "this kernel has no such sockets: what no rule carries is not carried"
         yield Check(f"relay: {protocol}", is_there, note)
     for what, reason_of in requirements.REQUIREMENTS.items():

@@ -13,7 +13,8 @@ from gangway.ebpf.keys import key_at, sixteen
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.redirect_entries import led_to
 from gangway.errors import GangwayError, HostRefused, Unsupported
-from gangway.model import Address, in_brackets
+from gangway.inet import format_host
+from gangway.model import Address
 from gangway.plan import MappingPlan
 from gangway.reconcile.diff import redirects_of
 from gangway.relay.client import Relay
@@ -112,8 +113,8 @@ class Redirects:
         if value is None:
             return "no entry in the redirect's map"
         led = led_to(value, port)
-        asked = f"{in_brackets(mapping.host_address)}:{port}"
-        to = f"{in_brackets(ip_address(led.address))}:{led.port}"
+        asked = f"{format_host(mapping.host_address)}:{port}"
+        to = f"{format_host(ip_address(led.address))}:{led.port}"
         used = f"the mapping was used {self.count(planned)} times so far"
         return f"redirect map: {mapping.protocol} {asked} -> {to}; {used}"
 

@@ -22,7 +22,7 @@ from ipaddress import ip_address
 from gangway.ebpf.keys import keys
 from gangway.ebpf.steering import Steering
 from gangway.ebpf.steering_entries import KINDS, TAKEN
-from gangway.errors import GangwayError, HostRefused, PortTaken, Unsupported
+from gangway.errors import GangwayError, HostRefused, PortInUse, Unsupported
 from gangway.host import sockets as ports
 from gangway.reconcile.diff import HostPorts
 from gangway.relay.client import Relay
@@ -49,7 +49,7 @@ class Steered:
         links, sockets = relay.held(_LINKS), relay.held(_SOCKETS)
         try:
             for protocol, _ in KINDS:
-                ports.bound(protocol)  # without that nobody could tell whose a port is
+                ports.bound_ports(protocol)  # without that nobody could tell whose a port is
             self._load(links, sockets)
         except (Unsupported, HostRefused) as error:
             self.lacking = str(error)
@@ -96,14 +96,14 @@ class Steered:
         if self._steering is None:
             return
         lent = dict(self._steering.lent())
-        bound = {protocol: ports.bound(protocol) for protocol, _ in lent.values()}
+        bound = {protocol: ports.bound_ports(protocol) for protocol, _ in lent.values()}
         unused = {key for key, (protocol, port) in lent.items() if port not in bound[protocol]}
         for key in unused & self._unused:
             self._steering.take_back(key)
         self._unused = unused
 
     def take(self, of: HostPorts) -> "Hold":
-        """Nobody else gets these ports any more.  PortTaken: somebody has one (of many, it says who); nothing is
+        """Nobody else gets these ports any more.  PortInUse: somebody has one (of many, it says who); nothing is
         taken."""
         steering, wanted = self._need(of), list(_keys(of))
         if not all(steering.look_up(key) for key in wanted):
@@ -213,22 +213,22 @@ class Hold:
 
 @contextmanager
 def _tried(of: HostPorts) -> Iterator[None]:
-    """One port is held by a socket for the time of the block.  PortTaken: somebody has it; Conflict: the address is not
+    """One port is held by a socket for the time of the block.  PortInUse: somebody has it; Conflict: the address is not
     this host's, be it one port or many."""
-    with ports.take(of.protocol, of.address, of.first if of.first == of.last else 0) as sock:
+    with ports.bind_port(of.protocol, of.address, of.first if of.first == of.last else 0) as sock:
         if of.first != of.last:
             sock.close()
         yield
 
 
 def _check_free(of: HostPorts) -> None:
-    port = ports.taken(*of)
+    port = ports.first_port_in_use(*of)
     if port is not None:
-        raise PortTaken(ports.named(of.protocol, of.address, port))
+        raise PortInUse(ports.describe_holder(of.protocol, of.address, port))
 
 
 def _new_socket(protocol: str, family: int) -> socket.socket:
-    sock = ports.nowhere(protocol, family)
+    sock = ports.bind_unreachable(protocol, family)
     if protocol == "udp":
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _DATAGRAM_BYTES)

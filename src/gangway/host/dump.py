@@ -1,10 +1,7 @@
-"""What rtnetlink lists: links, addresses, routes.
+"""Lists of links, addresses and routes, read by rtnetlink(7): only the attributes that gangway uses.
 
-What this file knows: the messages of a dump (rtnetlink(7)), and the few attributes that somebody here asks for.  What
-it must not know: what they are for; how anything is changed.
-
-It is not pyroute2, which reads all of what comes: of a link that is over a hundred values, one millisecond.  With a
-thousand containers a look at the host would take a second, and one looks often.
+pyroute2 decodes everything: a link has over a hundred values, which takes it one millisecond.  With a thousand
+containers one look at the host would take a second, and gangway looks often.
 """
 
 import os
@@ -17,18 +14,18 @@ from typing import NamedTuple
 _MESSAGE = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
 _NUMBER = struct.Struct("=I")
-_CODE = struct.Struct("=i")  # what an error, and the end of a dump, begin with
+_CODE = struct.Struct("=i")  # the first field of an error, and of the end of a dump
 _ERROR, _DONE = 2, 3
 _REQUEST_DUMP = 0x01 | 0x100 | 0x200
-_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: what is listed has changed meanwhile
+_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: the listed objects have changed meanwhile
 _TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK
 _BUFFER_BYTES = 1 << 16  # af_netlink.c, netlink_recvmsg: a dump comes in pieces of 32 KiB at most
-_TRIES = 10
+_ATTEMPTS = 10
 # include/uapi/linux/rtnetlink.h, if_link.h, if_addr.h
 _GET_LINK, _GET_ADDRESS, _GET_ROUTE = 18, 22, 26
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
-_ROUTE = struct.Struct("=8BI")  # struct rtmsg: family, bits, source's, tos, table, protocol, scope, type, flags
+_ROUTE = struct.Struct("=8BI")  # struct rtmsg: family, lengths, tos, table, protocol, scope, type, flags
 _EXT_MASK, _WITHOUT_STATISTICS = 29, 1 << 3
 _IFNAME, _MASTER, _LINKINFO, _IFALIAS = 3, 10, 18, 20
 _INFO_KIND, _INFO_SLAVE_DATA, _BRPORT_ISOLATED = 1, 5, 33
@@ -36,13 +33,13 @@ _IFA_ADDRESS = 1
 _RTA_DST, _RTA_OIF = 1, 4
 
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
-"""Those of addresses and routes; where the kernel has not one of them, it may list another's instead."""
+"""The families of addresses and routes.  A kernel without one of them may list the other's instead."""
 
 
 class Link(NamedTuple):
-    """An interface; `alias` is empty if it has none, `master` 0."""
+    """An interface; without an alias `alias` is empty, without a master `master` is 0."""
 
-    number: int
+    ifindex: int
     name: str
     kind: str
     alias: str
@@ -51,90 +48,95 @@ class Link(NamedTuple):
 
 
 class Route(NamedTuple):
-    """A route by one interface; `to` is empty if it is a default route, `out` 0 if it is by none or several."""
+    """A route.  `destination` is empty for a default route; `ifindex` is 0 if the route has no interface, or several.
 
-    to: str
-    bits: int
-    out: int
+    `table` is at most 255: a route of a higher table shows another number.
+    """
+
+    destination: str
+    prefix_length: int
+    ifindex: int
     table: int
-    """255 at most: a route of another table has none of these."""
     protocol: int
 
 
 class Dumps:
-    """Lists of the namespace in which this object was made.  OSError: the kernel gives none."""
+    """Reads lists from the network namespace in which it was made.  OSError: the kernel refuses."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._last = 0
+        self._sequence = 0
 
     def close(self) -> None:
-        """Closes the socket."""
+        """Close the socket."""
         self._socket.close()
 
     def links(self, kind: str = "") -> list[Link]:
-        """Every link, or those of a kind."""
-        asked = _LINK.pack(0, 0, 0, 0, 0) + _attribute(_EXT_MASK, _NUMBER.pack(_WITHOUT_STATISTICS))
+        """List all links, or those of a kind."""
+        request = _LINK.pack(0, 0, 0, 0, 0) + _attribute(_EXT_MASK, _NUMBER.pack(_WITHOUT_STATISTICS))
         if kind:
-            asked += _attribute(_LINKINFO, _attribute(_INFO_KIND, kind.encode() + b"\0"))
-        found = map(link_of, self._dump(_GET_LINK, asked))
-        # A kernel that has no such kind lists them all.
-        return [link for link in found if kind in ("", link.kind)]
+            request += _attribute(_LINKINFO, _attribute(_INFO_KIND, kind.encode() + b"\0"))
+        links = map(parse_link, self._dump(_GET_LINK, request))
+        # A kernel that does not know the kind lists all links.
+        return [link for link in links if kind in ("", link.kind)]
 
     def addresses(self) -> frozenset[str]:
-        """All addresses."""
+        """List all addresses."""
         return frozenset(
-            address_of(body)
+            parse_address(body)
             for family in FAMILIES
             for body in self._dump(_GET_ADDRESS, _ADDRESS.pack(family, 0, 0, 0, 0))
             if body[0] == family
         )
 
     def routes(self, family: int) -> list[Route]:
-        """The routes of one of the FAMILIES."""
-        asked = _ROUTE.pack(family, *(0,) * 8)
-        return [route_of(body) for body in self._dump(_GET_ROUTE, asked) if body[0] == family]
+        """List the routes of one of the FAMILIES."""
+        request = _ROUTE.pack(family, *(0,) * 8)
+        return [parse_route(body) for body in self._dump(_GET_ROUTE, request) if body[0] == family]
 
-    def _dump(self, kind: int, asked: bytes) -> list[memoryview]:
-        """The messages of a dump, each without its header.  One that was interrupted may lack something, or have it
-        twice: it is asked for anew; where all the time something changes, the last will do."""
-        found: list[memoryview] = []
-        whole, tries = False, _TRIES
-        while not whole and tries:
-            self._last, tries = self._last + 1, tries - 1
-            length = _MESSAGE.size + len(asked)
-            self._socket.send(_MESSAGE.pack(length, kind, _REQUEST_DUMP, self._last, 0) + asked)
-            found, whole = self._received()
-        return found
+    def _dump(self, kind: int, request: bytes) -> list[memoryview]:
+        """Return the messages of a dump, without their headers.
 
-    def _received(self) -> tuple[list[memoryview], bool]:
-        """The messages that come, and whether nothing has interrupted them."""
-        found: list[memoryview] = []
-        whole = True
+        An interrupted dump may lack objects, or have some twice: it is repeated; if changes never stop, the last one is
+        returned.
+        """
+        bodies: list[memoryview] = []
+        complete, attempts = False, _ATTEMPTS
+        while not complete and attempts:
+            self._sequence, attempts = self._sequence + 1, attempts - 1
+            length = _MESSAGE.size + len(request)
+            self._socket.send(_MESSAGE.pack(length, kind, _REQUEST_DUMP, self._sequence, 0) + request)
+            bodies, complete = self._receive()
+        return bodies
+
+    def _receive(self) -> tuple[list[memoryview], bool]:
+        """Return the messages of the current dump, and whether it is complete: not interrupted."""
+        bodies: list[memoryview] = []
+        complete = True
         while True:
-            for kind, flags, number, body in messages(self._socket.recv(_BUFFER_BYTES)):
-                if number != self._last:
-                    continue  # of an earlier dump, that failed half-way
-                whole = whole and not flags & _INTERRUPTED
+            for kind, flags, sequence, body in parse_messages(self._socket.recv(_BUFFER_BYTES)):
+                if sequence != self._sequence:
+                    continue  # from an earlier dump that failed half-way
+                complete = complete and not flags & _INTERRUPTED
                 if kind in (_ERROR, _DONE):
                     code = -_CODE.unpack_from(body)[0]
                     if code:
                         raise OSError(code, os.strerror(code))
-                    return found, whole
-                found.append(body)
+                    return bodies, complete
+                bodies.append(body)
 
 
-def messages(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
-    """The messages in what was received: of each its type, flags, number, and what is after its header."""
+def parse_messages(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
+    """Yield type, flags, sequence number and body of each netlink message."""
     start, view = 0, memoryview(data)
     while start < len(data):
-        length, kind, flags, number, _ = _MESSAGE.unpack_from(data, start)
-        yield kind, flags, number, view[start + _MESSAGE.size : start + length]
+        length, kind, flags, sequence, _ = _MESSAGE.unpack_from(data, start)
+        yield kind, flags, sequence, view[start + _MESSAGE.size : start + length]
         start += _aligned(length)
 
 
-def attributes(data: memoryview, start: int, wanted: Collection[int]) -> dict[int, memoryview]:
-    """The values of some attributes, of those that are there."""
+def parse_attributes(data: memoryview, start: int, wanted: Collection[int]) -> dict[int, memoryview]:
+    """Return the values of the wanted attributes that are present."""
     found, end, unpack = {}, len(data), _ATTRIBUTE.unpack_from
     while start < end:
         length, kind = unpack(data, start)
@@ -147,35 +149,35 @@ def attributes(data: memoryview, start: int, wanted: Collection[int]) -> dict[in
     return found
 
 
-def link_of(body: memoryview) -> Link:
-    """A link as RTM_NEWLINK tells it."""
-    found = attributes(body, _LINK.size, (_IFNAME, _MASTER, _LINKINFO, _IFALIAS))
-    info = attributes(found.get(_LINKINFO, _NOTHING), 0, (_INFO_KIND, _INFO_SLAVE_DATA))
-    port = attributes(info.get(_INFO_SLAVE_DATA, _NOTHING), 0, (_BRPORT_ISOLATED,))
+def parse_link(body: memoryview) -> Link:
+    """Parse the body of an RTM_NEWLINK message."""
+    found = parse_attributes(body, _LINK.size, (_IFNAME, _MASTER, _LINKINFO, _IFALIAS))
+    info = parse_attributes(found.get(_LINKINFO, _EMPTY), 0, (_INFO_KIND, _INFO_SLAVE_DATA))
+    port = parse_attributes(info.get(_INFO_SLAVE_DATA, _EMPTY), 0, (_BRPORT_ISOLATED,))
     return Link(
-        number=_LINK.unpack_from(body)[2],
+        ifindex=_LINK.unpack_from(body)[2],
         name=_text(found[_IFNAME]),
-        kind=_text(info.get(_INFO_KIND, _NOTHING)),
-        alias=_text(found.get(_IFALIAS, _NOTHING)),
+        kind=_text(info.get(_INFO_KIND, _EMPTY)),
+        alias=_text(found.get(_IFALIAS, _EMPTY)),
         master=_number(found.get(_MASTER)),
-        isolated=any(port.get(_BRPORT_ISOLATED, _NOTHING)),
+        isolated=any(port.get(_BRPORT_ISOLATED, _EMPTY)),
     )
 
 
-def address_of(body: memoryview) -> str:
-    """An address as RTM_NEWADDR tells it."""
-    return socket.inet_ntop(body[0], attributes(body, _ADDRESS.size, (_IFA_ADDRESS,))[_IFA_ADDRESS])
+def parse_address(body: memoryview) -> str:
+    """Parse the body of an RTM_NEWADDR message."""
+    return socket.inet_ntop(body[0], parse_attributes(body, _ADDRESS.size, (_IFA_ADDRESS,))[_IFA_ADDRESS])
 
 
-def route_of(body: memoryview) -> Route:
-    """A route as RTM_NEWROUTE tells it."""
-    family, bits, _, _, table, protocol, *_ = _ROUTE.unpack_from(body)
-    found = attributes(body, _ROUTE.size, (_RTA_DST, _RTA_OIF))
-    to = socket.inet_ntop(family, found[_RTA_DST]) if _RTA_DST in found else ""
-    return Route(to, bits, _number(found.get(_RTA_OIF)), table, protocol)
+def parse_route(body: memoryview) -> Route:
+    """Parse the body of an RTM_NEWROUTE message."""
+    family, prefix_length, _, _, table, protocol, *_ = _ROUTE.unpack_from(body)
+    found = parse_attributes(body, _ROUTE.size, (_RTA_DST, _RTA_OIF))
+    destination = socket.inet_ntop(family, found[_RTA_DST]) if _RTA_DST in found else ""
+    return Route(destination, prefix_length, _number(found.get(_RTA_OIF)), table, protocol)
 
 
-_NOTHING = memoryview(b"")
+_EMPTY = memoryview(b"")
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

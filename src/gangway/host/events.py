@@ -1,21 +1,19 @@
-"""Notices: that something of the kernel's changed that somebody may have to look at.
+"""Notices that the kernel's links, addresses, settings or rules have changed.
 
-What this file knows: netlink's multicast groups.  What it must not know: what is in a notice, what follows from it.
-
-A notice is never parsed.  It says "look again", and whoever looks compares what is with what should be; so one that is
-lost (ENOBUFS: they came too fast) does no harm, and none has to be understood.
+A notice is never parsed.  It says "look again", and the controller compares the host with the plan; so a lost notice
+(ENOBUFS: they came too fast) does no harm.
 """
 
 import errno
 import socket
 import struct
 
-from gangway.host.links import doing
+from gangway.host.links import attempting
 
 _NETLINK_NETFILTER = 12  # include/uapi/linux/netlink.h
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 # include/uapi/linux/rtnetlink.h: RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, and RTNLGRP_IPV4_NETCONF,
-# RTNLGRP_IPV6_NETCONF: forwarding is switched on or off (devinet.c and addrconf.c notify).
+# RTNLGRP_IPV6_NETCONF: forwarding is enabled or disabled (devinet.c and addrconf.c notify).
 _ROUTE_GROUPS = (1, 5, 9, 24, 25)
 _NFTABLES_GROUP = 7  # include/uapi/linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES
 
@@ -26,10 +24,10 @@ _REQUEST = 1
 
 
 class Notices:
-    """Two sockets; readable when there is something to look at."""
+    """Two sockets that become readable when links, or rules, have changed."""
 
     def __init__(self) -> None:
-        with doing("be told of changes by netlink"):
+        with attempting("subscribe to changes by netlink"):
             self.links = _subscribe(socket.NETLINK_ROUTE, _ROUTE_GROUPS)
             try:
                 self.rules = _subscribe(_NETLINK_NETFILTER, (_NFTABLES_GROUP,))
@@ -38,7 +36,7 @@ class Notices:
                 raise
 
     def drain(self, sock: socket.socket) -> None:
-        """Takes what came."""
+        """Discard all notices that wait at one of the sockets."""
         while True:
             try:
                 sock.recv(65536)
@@ -49,13 +47,14 @@ class Notices:
                     raise
 
     def close(self) -> None:
-        """Closes both."""
+        """Close both sockets."""
         self.links.close()
         self.rules.close()
 
 
 def generation() -> int:
-    """How many times the nftables rules of this namespace have changed; 0 where there is no nftables."""
+    """Return the generation number of this namespace's nftables rules, which each change increments; 0 without
+    nftables."""
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as sock:
             sock.send(_HEADER.pack(_HEADER.size, _GET_GENERATION, _REQUEST, 0, 0, 0, 0, 0))

@@ -73,7 +73,7 @@ class ForwardingSwitch:
             memory = {"boot": probe.boot_id(), "beside": beside, "filters": sorted(self._filters(family))}
             self._database.remember(_key(family), json.dumps(memory))
         if family == 6:
-            for interface in self._links.advertised():
+            for interface in self._links.interfaces_with_advertised_routes():
                 name = f"net/ipv6/conf/{interface}/accept_ra"
                 if sysctl.read(name) == "1":
                     self._saved.set(name, "2")

@@ -1,10 +1,8 @@
-"""Network namespaces: which one a container's name means, and being in it.
+"""Network namespaces: which one a container's name stands for, and running code in it.
 
-What this file knows: paths, inode numbers, setns(2).  What it must not know: what is done in there.
-
-A namespace lives as long as a process is in it, or a mount or an open descriptor holds it; so no descriptor is kept
-here, or a container that ended would never be gone.  What is remembered of it is its inode number on nsfs, which no
-other namespace has while it lives (namespaces(7)).
+A namespace lives as long as a process is in it, or a mount or an open descriptor refers to it.  So no descriptor stays
+open here, or the namespace of a container that has ended would live on.  It is recognized by its inode number on nsfs,
+which no other namespace has while it lives (namespaces(7)).
 """
 
 import ctypes
@@ -21,40 +19,40 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def path_of(container: str) -> str:
-    """The path of a container's namespace: `pid:PID`, a path, or else a name of ip-netns(8)."""
+    """Return the path of a container's namespace, given as `pid:PID`, a path, or a name of ip-netns(8)."""
     kind, colon, pid = container.partition(":")
     if colon and kind == "pid":
         if not pid.isdigit():
-            raise InvalidRequest(f"{container!r}: {pid!r} is no process id")
+            raise InvalidRequest(f"invalid container {container!r}: {pid!r} is not a process id")
         return f"/proc/{pid}/ns/net"
     if "/" in container:
         return os.path.abspath(container)
     return f"{_NAMED}/{container}"
 
 
-def inode_of(path: str) -> int:
-    """The number that a namespace is known by.  Conflict: there is none at `path`."""
+def inode_at(path: str) -> int:
+    """Return the inode number of the namespace at `path`.  Conflict: there is none."""
     try:
-        here, there = os.stat("/proc/thread-self/ns/net"), os.stat(path)
+        own, found = os.stat("/proc/thread-self/ns/net"), os.stat(path)
     except PermissionError:
-        raise HostRefused(f"the namespace {path} may not be looked at: run as root") from None
+        raise HostRefused(f"cannot read the namespace {path}: permission denied; run as root") from None
     except OSError as error:
         raise Conflict(f"there is no network namespace {path}: {error.strerror}") from None
-    if here.st_dev != there.st_dev:
+    if own.st_dev != found.st_dev:
         raise Conflict(f"{path} is not a network namespace")
-    return there.st_ino
+    return found.st_ino
 
 
-def is_there(path: str, inode: int) -> bool:
-    """Whether `path` still leads to the namespace of that number."""
+def leads_to(path: str, inode: int) -> bool:
+    """True if the namespace of that inode number is still at `path`."""
     try:
         return os.stat(path).st_ino == inode
     except OSError:
         return False
 
 
-def is_another(path: str, inode: int) -> bool:
-    """Whether `path` leads to a namespace that is not the one of that number."""
+def leads_elsewhere(path: str, inode: int) -> bool:
+    """True if another namespace than the one of that inode number is at `path`."""
     try:
         return os.stat(path).st_ino != inode
     except OSError:
@@ -62,26 +60,26 @@ def is_another(path: str, inode: int) -> bool:
 
 
 def own_inode() -> int:
-    """The number of the calling thread's namespace."""
+    """Return the inode number of the calling thread's namespace."""
     return os.stat("/proc/thread-self/ns/net").st_ino
 
 
 @contextmanager
 def entered(path: str) -> Iterator[None]:
-    """The calling thread is in the namespace for the time of the block; sockets made there stay there."""
-    with open("/proc/thread-self/ns/net") as home, _open(path) as there:
-        _setns(there.fileno(), path)
+    """Run a block with the calling thread in the namespace at `path`; sockets made there stay in it."""
+    with open("/proc/thread-self/ns/net") as own, _open(path) as other:
+        _setns(other.fileno(), path)
         try:
             yield
         finally:
-            _setns(home.fileno(), "its own namespace")
+            _setns(own.fileno(), "the thread's own namespace")
 
 
 def unshare() -> None:
-    """The calling process gets a new, empty namespace."""
+    """Move the calling process to a new, empty namespace."""
     if _libc.unshare(_CLONE_NEWNET):
         error = ctypes.get_errno()
-        raise Unsupported(f"a network namespace cannot be made: {os.strerror(error)}; run as root")
+        raise Unsupported(f"cannot create a network namespace: {os.strerror(error)}; run as root")
 
 
 def _open(path: str) -> TextIO:
@@ -94,4 +92,4 @@ def _open(path: str) -> TextIO:
 def _setns(fd: int, name: str) -> None:
     if _libc.setns(fd, _CLONE_NEWNET):
         error = ctypes.get_errno()
-        raise HostRefused(f"{name} cannot be entered: {os.strerror(error)}")
+        raise HostRefused(f"cannot enter {name}: {os.strerror(error)}")

@@ -1,7 +1,4 @@
-"""What the kernel, and other programs on this host, are found to do: one function for each assumption.
-
-What this file knows: where to look.  What it must not know: what is decided by it.
-"""
+"""Checks what the kernel and other programs on this host do: one function for each assumption."""
 
 import json
 import os
@@ -13,28 +10,27 @@ from pathlib import Path
 from gangway.host import sysctl
 
 FORWARDING = {4: ("net.ipv4.ip_forward",), 6: ("net.ipv6.conf.default.forwarding", "net.ipv6.conf.all.forwarding")}
-"""The settings that make the kernel forward a family; the last one tells whether it does.  In this order: setting
-`all` sets every interface that there is, `default` those to come."""
+"""The settings that make the kernel forward a family; the last one says whether it does.  The order matters: `all` sets
+every interface that exists, `default` every later one."""
 _FAMILIES = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
 _LEGACY = {4: ("iptables-legacy", "ip_tables_names"), 6: ("ip6tables-legacy", "ip6_tables_names")}
 
 
 def forwards(family: int) -> bool:
-    """Whether the kernel forwards packets of a family."""
+    """True if the kernel forwards packets of a family: 4 or 6."""
     return sysctl.read(FORWARDING[family][-1]) not in (None, "0")
 
 
 def bridge_filtered(family: int) -> bool:
-    """Whether br_netfilter shows bridged frames of a family to the firewall (ip-sysctl.rst)."""
-    return (
-        sysctl.read({4: "net.bridge.bridge-nf-call-iptables", 6: "net.bridge.bridge-nf-call-ip6tables"}[family]) == "1"
-    )
+    """True if br_netfilter passes bridged frames of a family through the firewall (ip-sysctl.rst)."""
+    tool = {4: "iptables", 6: "ip6tables"}[family]
+    return sysctl.read(f"net.bridge.bridge-nf-call-{tool}") == "1"
 
 
 def forward_chains(listing: str, own_table: str) -> dict[int, dict[str, str]]:
-    """Other programs' base chains that filter what is forwarded: by family, the policy of each.
+    """Return other programs' base chains that filter forwarded packets, with their policies, by family.
 
-    `listing` is libnftables' JSON of all chains.
+    `listing` is libnftables' JSON of all chains; `own_table` is gangway's, family and name.
     """
     found: dict[int, dict[str, str]] = {4: {}, 6: {}}
     for entry in json.loads(listing)["nftables"]:
@@ -47,13 +43,16 @@ def forward_chains(listing: str, own_table: str) -> dict[int, dict[str, str]]:
 
 
 def drops_all(rule: list[dict[str, object]]) -> bool:
-    """Whether a rule, as libnftables' JSON has it, drops or rejects whatever comes to it."""
-    said = [expression for expression in rule if "counter" not in expression]
-    return len(said) == 1 and (bool({"drop", "reject"} & said[0].keys()) or _is_target(said[0], ("DROP", "REJECT")))
+    """True if a rule in libnftables' JSON drops or rejects every packet."""
+    statements = [statement for statement in rule if "counter" not in statement]
+    return len(statements) == 1 and (bool({"drop", "reject"} & statements[0].keys()) or _is_xt_drop(statements[0]))
 
 
 def legacy_forward_policy(family: int) -> str | None:
-    """What the legacy iptables' FORWARD does with what no rule accepts: `accept` or `drop`; None: it says nothing."""
+    """Return what legacy iptables' FORWARD does with packets that no rule accepts: `accept` or `drop`.
+
+    None: it is not in use, or has no rules and accepts everything.
+    """
     program, names = _LEGACY[family]
     try:
         in_use = "filter" in Path("/proc/thread-self/net", names).read_text().split()
@@ -70,18 +69,18 @@ def legacy_forward_policy(family: int) -> str | None:
     return "accept" if rules else None
 
 
-def _is_target(expression: dict[str, object], names: tuple[str, ...]) -> bool:
-    """iptables' targets that nftables has no word for."""
-    said = expression.get("xt")
-    return isinstance(said, dict) and said.get("name") in names
+def _is_xt_drop(statement: dict[str, object]) -> bool:
+    """True for iptables' targets DROP and REJECT, which libnftables does not translate."""
+    target = statement.get("xt")
+    return isinstance(target, dict) and target.get("name") in ("DROP", "REJECT")
 
 
 @cache
 def boot_id() -> str:
-    """This start of the machine (random(4)): settings that were changed before it are as they were."""
+    """Return the id of the current boot (random(4)): settings changed before it have been reset since."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def is_root() -> bool:
-    """Whether this process may change anything at all."""
+    """True if this process runs as root."""
     return os.geteuid() == 0

@@ -14,7 +14,7 @@ from gangway.ebpf.steering import Steering
 from gangway.errors import GangwayError, HostRefused
 from gangway.host import sockets
 from gangway.host.saved_settings import SavedSettings
-from gangway.model import format_host
+from gangway.inet import format_host
 from gangway.plan import MappingPlan
 from gangway.reconcile.state import State, redirects_of
 from gangway.relay.client import RelayClient

@@ -1,36 +1,38 @@
-"""Which mapping has a host port.
+"""The index of host ports: which mapping has a port of an address.
 
-What this file knows: that two mappings cannot have one port of one address.  What it must not know: other programs, how
-a port is taken.
+Other programs' ports are not in it.
 """
 
 from collections.abc import Iterator
 
 from gangway.errors import Conflict
+from gangway.inet import format_host
 from gangway.intervals import Intervals
-from gangway.model import Address, PortMapping, Protocol, Source, any_of, in_brackets
+from gangway.model import Address, PortMapping, Protocol, Source, any_address
 
 
 class PortIndex:
-    """The mappings of a host, by protocol, address and port: whether one more fits costs the same however many there
-    are, and however long they are."""
+    """The mappings of a host by protocol, address and port.  The cost of a lookup does not depend on how many there
+    are, nor on the length of their ranges."""
 
     def __init__(self) -> None:
-        self._found: dict[Protocol, dict[Address, Intervals[PortMapping]]] = {protocol: {} for protocol in Protocol}
+        self._by_address: dict[Protocol, dict[Address, Intervals[PortMapping]]] = {
+            protocol: {} for protocol in Protocol
+        }
 
     def add(self, mapping: PortMapping) -> None:
-        """One more.  Conflict: a port of it is another's."""
+        """Add a mapping.  Conflict: another mapping has a port of it."""
         self.require_free(mapping)
         ports = mapping.host_ports
-        place = self._found[mapping.protocol].setdefault(mapping.host_address, Intervals())
-        place.add(ports.first, ports.last, mapping)
+        intervals = self._by_address[mapping.protocol].setdefault(mapping.host_address, Intervals())
+        intervals.add(ports.first, ports.last, mapping)
 
     def remove(self, mapping: PortMapping) -> None:
-        """One less."""
-        places = self._found[mapping.protocol]
-        places[mapping.host_address].remove(mapping.host_ports.first)
-        if not places[mapping.host_address]:
-            del places[mapping.host_address]
+        """Remove a mapping.  KeyError: it is not in the index."""
+        by_address = self._by_address[mapping.protocol]
+        by_address[mapping.host_address].remove(mapping.host_ports.first)
+        if not by_address[mapping.host_address]:
+            del by_address[mapping.host_address]
 
     def require_free(self, mapping: PortMapping) -> None:
         """Conflict: another mapping has a port of this one."""
@@ -39,25 +41,26 @@ class PortIndex:
             raise Conflict(_conflict_text(other))
 
     def collision(self, mapping: PortMapping) -> PortMapping | None:
-        """One that has a port of it already, if there is one."""
-        ports = mapping.host_ports
-        return next((one for place in self._near(mapping) for one in place.overlapping(ports.first, ports.last)), None)
+        """Return a mapping in the index that has a port of this one; None if there is none."""
+        first, last = mapping.host_ports.first, mapping.host_ports.last
+        return next((other for near in self._near(mapping) for other in near.overlapping(first, last)), None)
 
     def at(self, protocol: Protocol, address: Address, port: int) -> PortMapping | None:
-        """The mapping that a client meets who asks there."""
-        places = (self._found[protocol].get(one) for one in (address, any_of(address)))
-        return next((one for place in places if place is not None and (one := place.at(port)) is not None), None)
+        """Return the mapping that serves clients of an address and port; None if there is none."""
+        by_address = self._by_address[protocol]
+        found = (by_address[one].at(port) for one in (address, any_address(address)) if one in by_address)
+        return next((mapping for mapping in found if mapping is not None), None)
 
     def _near(self, mapping: PortMapping) -> Iterator[Intervals[PortMapping]]:
-        """What there is at addresses where it would be in the way."""
-        at, places = mapping.host_address, self._found[mapping.protocol]
+        """Yield the mappings of each address at which this one could collide."""
+        at, by_address = mapping.host_address, self._by_address[mapping.protocol]
         if at.is_unspecified:
-            yield from (place for address, place in places.items() if address.version == at.version)
+            yield from (mappings for address, mappings in by_address.items() if address.version == at.version)
         else:
-            yield from (places[one] for one in (at, any_of(at)) if one in places)
+            yield from (by_address[one] for one in (at, any_address(at)) if one in by_address)
 
 
 def _conflict_text(other: PortMapping) -> str:
-    at = f"{in_brackets(other.host_address)}:{other.host_ports}/{other.protocol}"
+    at = f"{format_host(other.host_address)}:{other.host_ports}/{other.protocol}"
     by = "published by Docker for" if other.source is Source.LEASE else "already published for container"
     return f"{at} is {by} {other.container}: choose another port"

@@ -25,7 +25,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from gangway.model import Network, Protocol, Subnet, in_brackets
+from gangway.inet import format_host
+from gangway.model import Network, Protocol, Subnet
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 
 TABLES = ("raw", "mangle", "nat", "filter")
@@ -287,8 +288,8 @@ def _target(planned: MappingPlan) -> str:
     if host.count > 1 and mapping.keeps_ports:
         return str(address)
     if host.count == 1:
-        return f"{in_brackets(address)}:{container}"
-    return f"{in_brackets(address)}:{container}/{host.first}"
+        return f"{format_host(address)}:{container}"
+    return f"{format_host(address)}:{container}/{host.first}"
 
 
 def _ports(ports: object) -> str:
