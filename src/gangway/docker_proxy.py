@@ -27,12 +27,12 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 
-from gangway.ebpf.requirements import netns_cookie
 from gangway.errors import InvalidRequest
 from gangway.log import Log, open_log
 from gangway.redirect.leases import serve
 from gangway.relay.process import run
 from gangway.relay.settings import Settings, checked
+from gangway.runtime import netns_cookie
 
 SETTINGS_PATH = Path("/etc/gangway/docker-proxy.toml")
 STATUS_FD, LISTENER_FD = 2, 3

@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 from ipaddress import ip_address
-from pathlib import Path
-from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -12,16 +10,13 @@ from hypothesis import strategies as st
 
 from gangway.cli.tables import columns, explanation, print_checks, print_mappings, print_network, print_networks, roads
 from gangway.daemon.messages import ExplainAnswer, MappingAnswer, NetworkAnswer, RouteAnswer
-from gangway.ebpf.daemon_redirect import Redirects
+from gangway.ebpf.keys import Hit
 from gangway.firewall.iptables import render as iptables
 from gangway.firewall.nft import render as nftables
 from gangway.model import Network, PortMapping, Protocol
-from gangway.plan import Code, Firewall, HostFacts, Origin, Road, Route, Source, asked_at, origins_of
-from gangway.reconcile.diff import redirects_of
-from gangway.relay.client import Relay
-from gangway.relay.settings import Settings
+from gangway.plan import Code, Firewall, HostFacts, MappingPlan, Origin, Road, Route, Source, asked_at, origins_of
+from gangway.reconcile.executor import redirect_entry
 from tests.unit.golden import assert_golden
-from tests.unit.pretend_redirect import Pretended
 from tests.unit.samples import (
     BACK,
     FACTS,
@@ -87,19 +82,17 @@ ASKED: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
 def answer(one: PortMapping, at: str, network: Network, facts: HostFacts) -> ExplainAnswer:
     """What the daemon answers, with the routes of all clients."""
     found = planned(one, facts, network)
-    with patch("gangway.ebpf.daemon_redirect.Redirect", Pretended):
-        redirects = Redirects(Relay(Path("/nowhere"), Settings()), wanted=True, of_host=True, lent_fd=lambda: None)
-    redirects.enter(redirects_of(found))
+    hit = Hit(str(found.container_address), one.container_ports.first, 0)
 
     def rules(route: Route) -> tuple[str, ...]:
         if route.road is Road.REDIRECT:
-            return (redirects.met(found, one.host_ports.first),)
+            return (redirect_entry(found, one.host_ports.first, hit, 0),)
         if facts.firewall is Firewall.IPTABLES:
             return tuple(iptables.rules_met(found, route, network, "GANGWAY"))
         return tuple(nftables.rules_met(found, route, network))
 
     routes = [RouteAnswer.of(route, rules(route)) for route in asked_at(found, ip_address(at))]
-    told = MappingAnswer.of(found, redirects.count(found), routes)
+    told = MappingAnswer.of(found, 0, routes)
     gateways = list(map(str, network.gateways))
     return ExplainAnswer(at, one.host_ports.first, facts.firewall.value, network.name, gateways, told)
 
@@ -143,6 +136,26 @@ def test_who_is_redirected_reads_the_entry_and_that_the_container_sees_the_gatew
         place = lines.index(f"    {entry}")
         assert lines[place - 3].endswith(": redirect")
         assert lines[place - 1] == "  The container sees the gateway, 172.30.0.1."
+
+
+@pytest.mark.parametrize(
+    ("found", "hit", "line"),
+    [
+        (
+            planned(mapping("0.0.0.0", "8000", "80")),
+            Hit("172.30.0.2", 80, 3),
+            "redirect map: tcp 0.0.0.0:8000 -> 172.30.0.2:80; the mapping was used 7 times so far",
+        ),
+        (
+            planned(mapping("::1", "8000")),
+            Hit("fd30::2", 8000, 3),
+            "redirect map: tcp [::1]:8000 -> [fd30::2]:8000; the mapping was used 7 times so far",
+        ),
+        (planned(mapping("::1", "8000")), None, "no entry in the redirect's map"),
+    ],
+)
+def test_a_redirect_entry_is_shown_as_the_kernel_has_it(found: MappingPlan, hit: Hit | None, line: str) -> None:
+    assert redirect_entry(found, 8000, hit, 7) == line
 
 
 @pytest.mark.parametrize("facts", [NFTABLES, IPTABLES])

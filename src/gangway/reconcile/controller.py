@@ -17,8 +17,8 @@ from secrets import token_hex
 
 from gangway.daemon.config import Config
 from gangway.daemon.doctor import Check, checks
-from gangway.ebpf.daemon_redirect import Redirects
-from gangway.ebpf.daemon_steering import Steered
+from gangway.ebpf.redirect import Redirect
+from gangway.ebpf.steering import Steering
 from gangway.errors import GangwayError, HostRefused
 from gangway.firewall.choose import rules_for
 from gangway.host import events, netns
@@ -63,9 +63,9 @@ class Controller:
         self._forwarding = ForwardingSwitch(store, borrowed, self._links, self._filters, self._warn)
         self._chains = facts.others(self._tools.nft)
         relay.find()
-        self.steered = Steered(relay)
+        self.steered = Steering(relay)
         wanted, of_host = config.relay_settings.redirect, config.firewall == Firewall.NONE
-        self._redirects = Redirects(relay, wanted, of_host, lambda: self.steered.lent_fd)
+        self._redirects = Redirect(relay, lambda: self.steered.auto_bound_fd, enabled=wanted, host_addresses=of_host)
         self.facts = self._gather()
         self._plan: Plan | None = None
         """Whose rules stand, as far as networks and facts go."""
@@ -91,13 +91,13 @@ class Controller:
 
     def checks(self) -> tuple[Check, ...]:
         """What this host can do."""
-        return tuple(checks(self._tools, self.facts, self._redirects.is_intact(), self.steered.is_intact()))
+        return tuple(checks(self._tools, self.facts, self._redirects.is_attached(), self.steered.is_attached()))
 
     def prepare(self, container: str | None = None) -> None:
         """What others have done meanwhile is put right before a request, about a container perhaps, adds to it."""
         if container is not None and self.registry.has_endpoint(container) and self.is_gone(container):
             self._withdraw(container)
-        changed = events.generation() != self.executor.rules.generation or not self._relay.lives()
+        changed = events.generation() != self.executor.rules.generation or not self._relay.is_running()
         if (changed or self._plan is None) and self.registry.networks:
             self.check()
 
@@ -139,7 +139,7 @@ class Controller:
         """Looks whether somebody else has changed something, and if so puts it right."""
         if self.registry.networks:
             if thorough:
-                self._attempt(self.steered.take_back)
+                self._attempt(self.steered.reclaim_auto_bound)
             self._look_at_others(thorough)
             self._learn_addresses()
             self.withdraw_what_is_gone()
@@ -155,8 +155,8 @@ class Controller:
         """Makes what is what should be."""
         self._unfinished = False
         told, self._told = self._told, set()
-        self._attempt(self.steered.mend, told)
-        self._attempt(self._redirects.mend, told)
+        self._attempt(self.steered.reattach, told)
+        self._attempt(self._redirects.reattach, told)
         self._look_at_others()
         self._refresh()
         self.withdraw_what_is_gone()
@@ -173,8 +173,8 @@ class Controller:
                 if not self._attempt(partial(self.executor.do, part), told):
                     undone.append(part)
         for lost in self._lost(undone, whole):
-            self._redirects.erase(redirects_of(lost))
-            self.steered.unsteer(steered_of(lost))
+            self._redirects.remove(block for block, _ in redirects_of(lost))
+            self.steered.remove(block for block, _ in steered_of(lost))
         self._reserved_ports.set(_steered(self.registry.mappings()))
         if whole is None:
             self._attempt(self.executor.rules.remove, told)
@@ -224,7 +224,7 @@ class Controller:
         return found
 
     def _gather(self) -> HostFacts:
-        switched_on, lacking = self._forwarding.switched_on, (self._redirects.lacking, self.steered.lacking)
+        switched_on, lacking = self._forwarding.switched_on, (self._redirects.unavailable, self.steered.unavailable)
         return facts.gather(self._config, self._tools, self._chains, self._foreign_bridges, switched_on, *lacking)
 
     def _foreign_bridges(self) -> list[Link]:
@@ -244,12 +244,12 @@ class Controller:
 
     def _is_disturbed(self, thorough: bool) -> bool:
         """Something of ours is not there any more, or not as it was."""
-        if self._plan is None or not self._relay.lives():
+        if self._plan is None or not self._relay.is_running():
             return True
         if not self.executor.rules.are_intact(self.registry.plan, thorough):
             return True
         if thorough and not (
-            self._redirects.is_intact() and self.steered.is_intact() and self._reserved_ports.is_intact()
+            self._redirects.is_attached() and self.steered.is_attached() and self._reserved_ports.is_intact()
         ):
             return True
         bridges = {network.bridge for network in self.registry.networks}
@@ -268,7 +268,7 @@ class Controller:
         return [planned for planned in whole.mappings if any(ports in lost for ports, _ in ports_of(planned))]
 
     def _learn_addresses(self) -> None:
-        self._attempt(lambda: self._redirects.learn_addresses(self._links.addresses))
+        self._attempt(lambda: self._redirects.set_own_addresses(self._links.addresses))
 
     def _attempt(self, call: Callable[[], None], told: Collection[str] = ()) -> bool:
         """Whether it could be done.  What cannot be is tried again; what was told before is not told again."""

@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
-from gangway.ebpf.keys import keys
-from gangway.ebpf.redirect_entries import entries
-from gangway.ebpf.steering_entries import SERVED
+from gangway.ebpf import keys
+from gangway.ebpf.keys import PortBlock, blocks
 from gangway.model import Endpoint, Network
 from gangway.plan import MappingPlan, NetworkPlan, Plan
 
@@ -80,9 +79,9 @@ class Change(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """Some entries of the redirect, or of steering: keys and values."""
+    """Entries of the redirect, or of steering (True: served)."""
 
-    of: tuple[tuple[bytes, bytes], ...]
+    of: tuple[tuple[PortBlock, keys.Target | bool], ...]
 
 
 class Flows(NamedTuple):
@@ -166,9 +165,9 @@ class State:
     isolated: frozenset[str] = frozenset()
     """The host's ends that are."""
     ports: Mapping[HostPorts, Target] = field(default_factory=dict)
-    steered: Mapping[bytes, bytes] = field(default_factory=dict)
-    """An entry that was not there, or is otherwise, is made so: nothing is erased for that."""
-    redirects: Mapping[bytes, bytes] = field(default_factory=dict)
+    steered: Mapping[PortBlock, bool] = field(default_factory=dict)
+    """True: served; False: only reserved, and changed to served without being removed before."""
+    redirects: Mapping[PortBlock, keys.Target] = field(default_factory=dict)
     mappings: Mapping[str, MappingPlan] = field(default_factory=dict)
     """Those whose rules change by themselves, by their text."""
     plan: Plan | None = None
@@ -193,26 +192,25 @@ def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPorts, Target]]:
             yield HostPorts(protocol, address, port, port), Target(container, container_port, False)
 
 
-def steered_of(planned: MappingPlan) -> Iterator[tuple[bytes, bytes]]:
+def steered_of(planned: MappingPlan) -> Iterator[tuple[PortBlock, bool]]:
     """Steering's entries for a mapping."""
     if planned.is_steered:
-        mapping = planned.mapping
-        ports = mapping.host_ports
-        for key in keys(mapping.protocol.value, mapping.host_address.packed, ports.first, ports.last):
-            yield key, SERVED
+        for block in _blocks(planned):
+            yield block, True
 
 
-def redirects_of(planned: MappingPlan) -> Iterator[tuple[bytes, bytes]]:
+def redirects_of(planned: MappingPlan) -> Iterator[tuple[PortBlock, keys.Target]]:
     """The redirect's entries for a mapping."""
-    mapping = planned.mapping
     if planned.is_redirected:
-        yield from entries(
-            mapping.protocol.value,
-            mapping.host_address.packed,
-            (mapping.host_ports.first, mapping.host_ports.last),
-            planned.container_address.packed,
-            mapping.container_ports.first,
-        )
+        to = str(planned.container_address)
+        shift = planned.mapping.container_ports.first - planned.mapping.host_ports.first
+        for block in _blocks(planned):
+            yield block, keys.Target(to, block.first + shift)
+
+
+def _blocks(planned: MappingPlan) -> Iterator[PortBlock]:
+    mapping = planned.mapping
+    return blocks(mapping.protocol.value, str(mapping.host_address), mapping.host_ports.first, mapping.host_ports.last)
 
 
 def diff(before: State, after: State) -> Iterator[Step]:

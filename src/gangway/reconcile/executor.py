@@ -9,18 +9,19 @@ is taken for done, or made anew.
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 from socket import socket
 
-from gangway.ebpf.daemon_redirect import Redirects
-from gangway.ebpf.daemon_steering import Steered
+from gangway.ebpf import keys
+from gangway.ebpf.redirect import Redirect
+from gangway.ebpf.steering import Steering
 from gangway.errors import Conflict, GangwayError
 from gangway.firewall.base import Driver
 from gangway.host import conntrack
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Interface, Link, Links
 from gangway.host.saved_settings import SavedSettings
-from gangway.model import Address, Network, PortMapping, Protocol, Subnet
+from gangway.model import Address, Network, PortMapping, Protocol, Subnet, in_brackets
 from gangway.plan import MappingPlan, NetworkPlan, Road, Route
 from gangway.reconcile.diff import (
     Attachment,
@@ -35,6 +36,7 @@ from gangway.reconcile.diff import (
     Step,
     Target,
     Verb,
+    redirects_of,
 )
 from gangway.relay.client import Relay
 from gangway.state.allocate import Reserved, take
@@ -48,8 +50,8 @@ class Executor:
     def __init__(
         self,
         rules: Driver,
-        redirects: Redirects,
-        steered: Steered,
+        redirects: Redirect,
+        steered: Steering,
         links: Links,
         relay: Relay,
         borrowed: SavedSettings,
@@ -59,12 +61,6 @@ class Executor:
         self.rules = rules
         self.redirects = redirects
         self._steered = steered
-        self._entries = {
-            Verb.ENTER: redirects.enter,
-            Verb.ERASE: redirects.erase,
-            Verb.STEER: steered.steer,
-            Verb.UNSTEER: steered.unsteer,
-        }
         self.reserved: Reserved = {}
         """Ports that are about to be kept."""
         self._netlink = links
@@ -89,7 +85,7 @@ class Executor:
             case Forwarding(_, after):
                 self._forwarding.switch(after)
             case Entries(of):
-                self._entries[step.verb](of)
+                self._change_entries(step.verb, of)
             case Ports(of):
                 (self._keep if step.verb is Verb.KEEP else self._drop)(of)
             case Flows(of):
@@ -125,8 +121,8 @@ class Executor:
 
     def found(self) -> State:
         """What there is of ours: links, the relay's ports, and the entries of redirect and steering."""
-        ports = dict(self._relay.kept()) if self._relay.lives() else {}
-        redirects, steered = self.redirects.found(), self._steered.found()
+        ports = dict(self._relay.kept()) if self._relay.is_running() else {}
+        redirects, steered = self.redirects.entries(), self._steered.entries()
         return replace(self._found_links(), ports=ports, steered=steered, redirects=redirects)
 
     def _found_links(self) -> State:
@@ -170,13 +166,31 @@ class Executor:
     def met(self, planned: MappingPlan, route: Route, network: Network, port: int) -> Iterable[str]:
         """What a client meets that asks for a port of a mapping: an entry of the redirect, or rules."""
         if route.road is Road.REDIRECT:
-            return (self.redirects.met(planned, port),)
+            mapping = planned.mapping
+            hit = self.redirects.lookup(mapping.protocol.value, str(mapping.host_address), port)
+            return (redirect_entry(planned, port, hit, self.redirect_count(planned)),)
         return self.rules.met(planned, route, network)
+
+    def redirect_count(self, planned: MappingPlan) -> int:
+        """Return how often sockets were redirected to a mapping."""
+        return self.redirects.count(block for block, _ in redirects_of(planned))
 
     def put_back_ports(self) -> None:
         """Nothing is published any more."""
         self._saved.put_back(_TW_REUSE)
         self._relay.end()
+
+    def _change_entries(self, verb: Verb, of: tuple[tuple[keys.PortBlock, keys.Target | bool], ...]) -> None:
+        changed = [block for block, _ in of]
+        match verb:
+            case Verb.ENTER:
+                self.redirects.add({block: target for block, target in of if isinstance(target, keys.Target)})
+            case Verb.ERASE:
+                self.redirects.remove(changed)
+            case Verb.STEER:
+                self._steered.add(changed)
+            case Verb.UNSTEER:
+                self._steered.remove(changed)
 
     def _link(self, step: Step) -> None:
         match step.verb, step.what:
@@ -240,7 +254,7 @@ class Executor:
         for ports, target in of:
             self._relay.drop(ports)
             if target.is_steered:
-                self._steered.release(ports)
+                self._steered.release(*ports)
 
     def _forget(self, of: tuple[MappingPlan, ...]) -> None:
         """Flows that were begun before the change would go on as if it had not been.
@@ -254,6 +268,16 @@ class Executor:
         for (protocol, family), mappings in kinds.items():
             if protocol in conntrack.PROTOCOLS:
                 conntrack.delete(protocol.value, family, [_asked(mapping, here) for mapping in mappings])
+
+
+def redirect_entry(planned: MappingPlan, port: int, hit: keys.Hit | None, uses: int) -> str:
+    """Describe the redirect's entry for a port of a mapping, as the kernel has it; `uses` is the mapping's."""
+    if hit is None:
+        return "no entry in the redirect's map"
+    mapping = planned.mapping
+    asked = f"{in_brackets(mapping.host_address)}:{port}"
+    to = f"{in_brackets(ip_address(hit.address))}:{hit.port}"
+    return f"redirect map: {mapping.protocol} {asked} -> {to}; the mapping was used {uses} times so far"
 
 
 def _asked(mapping: PortMapping, here: Collection[str]) -> conntrack.Asked:

@@ -9,14 +9,14 @@ port.  Where it cannot be, the connection is closed, which the relay understands
 """
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from gangway.ebpf.keys import PROTOCOLS
+from gangway.ebpf.keys import PROTOCOLS, PortBlock, Target
 from gangway.ebpf.redirect import Redirect
-from gangway.ebpf.redirect_entries import entries
-from gangway.ebpf.requirements import netns_cookie, own_cookie
+from gangway.ebpf.requirements import own_netns_cookie
 from gangway.errors import GangwayError
+from gangway.runtime import netns_cookie
 
 _MESSAGE_BYTES = 256
 _NAMES = {number: name for name, number in PROTOCOLS.items()}
@@ -54,7 +54,29 @@ class _Port(NamedTuple):
     """Its socket, which keeps it from anybody else for as long as clients are led past it, and its entries."""
 
     sock: socket.socket
-    keys: list[bytes]
+    blocks: list[PortBlock]
+
+
+class _NoRelay:
+    """Holds nothing: the redirect ends with this process."""
+
+    def hold(self, name: str, fds: Sequence[int]) -> None:
+        """Ignore them."""
+
+    def held(self, name: str) -> list[int]:
+        """Return nothing."""
+        return []
+
+    def share(self, protocol: str, family: int, fds: Sequence[int]) -> None:
+        """Ignore them."""
+
+    def shared_count(self) -> int:
+        """Return 0."""
+        return 0
+
+    def is_running(self) -> bool:
+        """Return False."""
+        return False
 
 
 class _Leases:
@@ -68,18 +90,16 @@ class _Leases:
         """One more, with its socket, which is the caller's to close.  Unsupported: nothing can be redirected here."""
         if number in self._ports:
             raise ValueError(f"port {number} is there already")
-        self._redirect = self._redirect or Redirect()
-        found = list(_entries(sock, _packed(address), port))
-        self._ports[number] = _Port(sock.dup(), [key for key, _ in found])
-        for key, value in found:
-            self._redirect.enter(key, value)
+        self._redirect = self._redirect or Redirect(_NoRelay())
+        found = dict(_entries(sock, address, port))
+        self._ports[number] = _Port(sock.dup(), [*found])
+        self._redirect.add(found)
 
     def erase(self, number: int) -> None:
         """One less."""
         port = self._ports.pop(number, None)
         if port is not None and self._redirect is not None:
-            for key in port.keys:
-                self._redirect.erase(key)
+            self._redirect.remove(port.blocks)
             port.sock.close()
 
     def close(self) -> None:
@@ -90,17 +110,18 @@ class _Leases:
             port.sock.close()
 
 
-def _entries(sock: socket.socket, container: bytes, port: int) -> Iterator[tuple[bytes, bytes]]:
+def _entries(sock: socket.socket, container: str, port: int) -> Iterator[tuple[PortBlock, Target]]:
     """What a port's socket says about it; nothing if it is not one for this redirect."""
     protocol = _NAMES.get(sock.proto)
-    if protocol is None or netns_cookie(sock) != own_cookie():
+    if protocol is None or netns_cookie(sock) != own_netns_cookie():
         return
     if protocol == "tcp" and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return  # somebody else could listen there
     host, number = sock.getsockname()[:2]
     for asked in _asked(sock, _packed(host.partition("%")[0])):
-        if len(container) <= len(asked):  # an IPv6 socket can be aimed at IPv4, not the other way round
-            yield from entries(protocol, asked, (number, number), container, port)
+        if len(_packed(container)) <= len(asked):  # an IPv6 socket can be aimed at IPv4, not the other way round
+            at = socket.inet_ntop(socket.AF_INET if len(asked) == 4 else socket.AF_INET6, asked)
+            yield PortBlock(protocol, at, number, number), Target(container, port)
 
 
 def _asked(sock: socket.socket, address: bytes) -> Iterator[bytes]:

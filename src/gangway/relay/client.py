@@ -66,14 +66,14 @@ class Relay:
 
     def keep(self, ports: HostPorts, target: Target, sock: socket.socket | None) -> None:
         """Hands ports over, with the socket of their own if they have one."""
-        if (self._channel is None or not self.lives()) and not self.find():
+        if (self._channel is None or not self.is_running()) and not self.find():
             self._start()
         text = f"keep {_words(ports)} {target.address} {target.first} {SHARED if target.is_steered else OWN}"
         self._expect_ok(text, [] if sock is None else [sock.fileno()])
 
     def drop(self, ports: HostPorts) -> None:
         """Takes ports back; their connections end.  With a relay that is gone, they have."""
-        if self.lives() and self._channel is not None:
+        if self.is_running() and self._channel is not None:
             answer = self._ask(f"drop {_words(ports)}")
             if answer != "ok" and not answer.endswith("is not kept"):
                 raise HostRefused(f"the relay does not let go of {_words(ports)}: {answer}")
@@ -84,7 +84,7 @@ class Relay:
         self._expect_ok(f"share {protocol} {family} {len(fds)}", fds)
         self._shared = None
 
-    def shared(self) -> int:
+    def shared_count(self) -> int:
         """How many of those sockets this relay was given, perhaps by another daemon."""
         if self._channel is None:
             return 0
@@ -108,7 +108,7 @@ class Relay:
             return fds
         return []
 
-    def lives(self) -> bool:
+    def is_running(self) -> bool:
         """Whether it is there; a relay that nobody has needed yet does not count as dead."""
         if self._process is not None:
             self._process.poll()

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-from gangway.ebpf.daemon_steering import Hold, Steered
+from gangway.ebpf.steering import Reservation, Steering
 from gangway.errors import Conflict, GangwayError, PortTaken, Unsupported
 from gangway.host import sockets as ports
 from gangway.model import ANY, Address, PortMapping, PortRange, PortRequest
@@ -19,7 +19,7 @@ from gangway.plan import MappingPlan
 from gangway.reconcile.diff import HostPorts, ports_of
 from gangway.state.port_index import PortIndex
 
-Reserved = dict[HostPorts, socket.socket | Hold]
+Reserved = dict[HostPorts, socket.socket | Reservation]
 """Sockets, and what steering has taken; closed, the ports are anybody's."""
 
 # How many numbers of the kernel's choice are tried.
@@ -35,7 +35,7 @@ class Reserving:
     """
 
     def __init__(
-        self, container: str, taken: PortIndex, steered: Steered, decide: Callable[[PortMapping], MappingPlan]
+        self, container: str, taken: PortIndex, steered: Steering, decide: Callable[[PortMapping], MappingPlan]
     ) -> None:
         self._container = container
         self._taken = taken
@@ -102,10 +102,10 @@ class Reserving:
         return found
 
 
-def take(at: HostPorts, steered: Steered | None, name_holder: bool = True) -> socket.socket | Hold:
+def take(at: HostPorts, steered: Steering | None, name_holder: bool = True) -> socket.socket | Reservation:
     """Takes a port by a socket of its own, or some by steering.  PortTaken says who has one, if that is asked for."""
     try:
-        return ports.take(at.protocol, at.address, at.first) if steered is None else steered.take(at)
+        return ports.take(at.protocol, at.address, at.first) if steered is None else steered.reserve(*at)
     except PortTaken:
         if name_holder and at.first == at.last:
             raise PortTaken(ports.named(at.protocol, at.address, at.first)) from None

@@ -143,7 +143,7 @@ class Requests:
 
     def redirected(self, planned: MappingPlan) -> int:
         """How often sockets were redirected to a mapping."""
-        return self._executor.redirects.count(planned)
+        return self._executor.redirect_count(planned)
 
     def checks(self) -> tuple[Check, ...]:
         """What this host can do, and what follows from what it cannot."""
