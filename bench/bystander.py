@@ -13,24 +13,22 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from ipaddress import ip_address
 from pathlib import Path
 
 from bench.errors import CannotCarry
 from bench.traffic import Load
-from gangway.ebpf.keys import keys
+from gangway.ebpf.keys import PortBlock, Target, blocks
 from gangway.ebpf.redirect import Redirect
-from gangway.ebpf.redirect_entries import entries
 from gangway.ebpf.steering import Steering
-from gangway.ebpf.steering_entries import SERVED
 from gangway.errors import GangwayError
+from lab.holder import Holder
 from lab.netns import Namespace
 from lab.waiting import wait_until
 
 SLICE_S = 0.03
 SETTLE_S = 0.02  # the kernel frees maps and programs some time after their end
 _FIRST = 10000
-_CONTAINER = ip_address("172.30.0.2").packed
+_TARGET = Target("172.30.0.2", 80)
 _PATIENCE_S = 60
 _ATTEMPTS = 3  # for each turn, in the mean
 _CONNECT4 = re.compile(
@@ -55,12 +53,10 @@ def times_s(host: Namespace, load: Load, mode: str, mappings: int, alternations:
 
 def _with_programs_s(ask: Callable[[], float], mappings: int) -> float:
     try:
-        with closing(Redirect()) as redirect, closing(Steering()) as steering:
-            for port in range(_FIRST, _FIRST + mappings):
-                for key, value in entries("tcp", bytes(4), (port, port), _CONTAINER, 80):
-                    redirect.enter(key, value)
-            for key in keys("tcp", bytes(4), _FIRST, _FIRST + mappings - 1):
-                steering.set(key, SERVED)
+        with closing(Redirect(Holder())) as redirect, closing(Steering(Holder())) as steering:
+            ports = range(_FIRST, _FIRST + mappings)
+            redirect.add({PortBlock("tcp", "0.0.0.0", port, port): _TARGET for port in ports})
+            steering.add(blocks("tcp", "0.0.0.0", ports[0], ports[-1]))
             return _settled_s(ask)
     except GangwayError as error:
         raise CannotCarry(f"cannot redirect: {error}") from None

@@ -139,13 +139,13 @@ class Ground:
 
     def found(self) -> Found:
         """What is in the kernel."""
-        steered = self.service._controller.steered.found()
+        steered = self.service._controller.steered.entries()
         listings = {
             "rules": self.host.run("nft", "--stateless", "list", "ruleset").stdout,
             "links": self.host.run("ip", "--details", "link").stdout + self.host.ip("address"),
             "settings": self.host.run("sysctl", "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding").stdout,
             "ports": "".join(filter(_is_published, self.host.run("ss", "-Hltun", "-O").stdout.splitlines(True))),
-            "steered": "".join(f"{key.hex()} {value.hex()} " for key, value in sorted(steered.items())),
+            "steered": "".join(f"{'/'.join(map(str, block))}={served} " for block, served in sorted(steered.items())),
             "containers": "".join(f"{box.ip('address')}{box.ip('route')}{box.ip('-6', 'route')}" for box in self.boxes),
         }
         return {name: Counter(_PASSING.sub("", text).split()) for name, text in listings.items()}

@@ -18,7 +18,7 @@ from tests.kernel.test_lifetime import Asker
 
 pytestmark = pytest.mark.daemon
 
-LINKS = len(redirect.MODULE.on_cgroups) + len(steering.MODULE.on_cgroups)
+LINKS = len(redirect.OBJECT.cgroup_programs) + len(steering.OBJECT.cgroup_programs)
 
 _LIBRARY = next((path for path in Path("/usr/lib").glob("*/libbpf.so.1")), Path("/nonexistent"))
 
@@ -189,7 +189,7 @@ _MOUNTS = ("unshare", "--mount", "--propagation", "slave", "sh", "-c")
             marks=pytest.mark.skipif(not _LIBRARY.exists(), reason="libbpf is not where Debian has it"),
         ),
         (("unshare", "--cgroup"), "cgroup v2", "cgroup namespace of its own"),
-        ((*_MOUNTS, 'mount -t tmpfs none /sys/kernel/btf && exec "$0" "$@"'), "kernel types", "does not describe its"),
+        ((*_MOUNTS, 'mount -t tmpfs none /sys/kernel/btf && exec "$0" "$@"'), "kernel types", "has no BTF"),
     ],
     ids=["libbpf", "cgroups", "types"],
 )

@@ -5,8 +5,8 @@ from ipaddress import ip_address
 
 from hypothesis import strategies as st
 
-from gangway.ebpf.keys import keys
-from gangway.ebpf.steering_entries import SERVED, TAKEN
+from gangway.ebpf import keys
+from gangway.ebpf.keys import PortBlock, blocks
 from gangway.model import Endpoint, Protocol
 from gangway.plan import MappingPlan, NetworkPlan, Plan
 from gangway.reconcile.diff import (
@@ -43,8 +43,8 @@ PLANNED = {
     for one in (mapping("0.0.0.0", "80"), mapping("::", "80"), mapping("0.0.0.0", "53", protocol=Protocol.UDP))
 }
 # What somebody has left behind.
-LEFT = list(keys("udp", bytes(16), 5000, 5010))
-# Of a range that leads here, or there: the same keys, other values.
+LEFT = list(blocks("udp", "::", 5000, 5010))
+# Of a range that leads here, or there: the same blocks, other targets.
 HERE, THERE = (
     dict(redirects_of(planned(mapping("0.0.0.0", "8000-8010", container_ports))))
     for container_ports in ("80-90", "90-100")
@@ -70,8 +70,8 @@ class Host:
     attachments: dict[str, Attachment | None] = field(default_factory=dict)
     isolated: set[str] = field(default_factory=set)
     ports: dict[HostPorts, Target] = field(default_factory=dict)
-    steered: dict[bytes, bytes] = field(default_factory=dict)
-    redirects: dict[bytes, bytes] = field(default_factory=dict)
+    steered: dict[PortBlock, bool] = field(default_factory=dict)
+    redirects: dict[PortBlock, keys.Target] = field(default_factory=dict)
     mappings: dict[str, MappingPlan] = field(default_factory=dict)
     plan: Plan | None = None
     forwarding: frozenset[int] = frozenset()
@@ -110,17 +110,17 @@ class Host:
             case _:
                 self._link(step)
 
-    def _enter(self, verb: Verb, of: tuple[tuple[bytes, bytes], ...]) -> None:
+    def _enter(self, verb: Verb, of: tuple[tuple[PortBlock, keys.Target | bool], ...]) -> None:
         match verb:
             case Verb.STEER:
-                self.steered |= dict(of)
+                self.steered |= {block: bool(value) for block, value in of}
             case Verb.UNSTEER:
-                assert all(self.steered.pop(key) == value for key, value in of)
+                assert all(self.steered.pop(block) == value for block, value in of)
             case Verb.ENTER:
                 assert not dict(of).keys() & self.redirects.keys(), "it has to be erased before"
-                self.redirects |= dict(of)
+                self.redirects |= {block: value for block, value in of if isinstance(value, keys.Target)}
             case Verb.ERASE:
-                assert all(self.redirects.pop(key) == value for key, value in of)
+                assert all(self.redirects.pop(block) == value for block, value in of)
             case _:
                 raise AssertionError(verb)
 
@@ -128,16 +128,16 @@ class Host:
         """Those without sockets are taken meanwhile, unless they are."""
         assert not any(_overlap(ports, other) for other in self.ports), "somebody has one"
         self.ports[ports] = target
-        wanted = _keys(ports) if target.is_steered else []
-        if not all(key in self.steered for key in wanted):
-            self.steered |= dict.fromkeys(wanted, TAKEN)
+        wanted = [*blocks(*ports)] if target.is_steered else []
+        if not all(block in self.steered for block in wanted):
+            self.steered |= dict.fromkeys(wanted, False)
 
     def _drop(self, ports: HostPorts, target: Target) -> None:
         """Those that are only taken are anybody's then."""
         assert self.ports.pop(ports) == target
-        for key in _keys(ports) if target.is_steered else ():
-            if self.steered.get(key) == TAKEN:
-                del self.steered[key]
+        for block in blocks(*ports) if target.is_steered else ():
+            if self.steered.get(block) is False:
+                del self.steered[block]
 
     def _link(self, step: Step) -> None:
         name = step.name
@@ -157,10 +157,6 @@ class Host:
                 self.isolated.discard(name)
             case _:
                 raise AssertionError(step)
-
-
-def _keys(ports: HostPorts) -> list[bytes]:
-    return list(keys(ports.protocol, ip_address(ports.address).packed, ports.first, ports.last))
 
 
 def _overlap(one: HostPorts, other: HostPorts) -> bool:
@@ -185,8 +181,8 @@ def states(draw: st.DrawFn, of_mappings: bool, found: bool = False) -> State:
         {name: attachment(name, name in isolated) for name in sorted(ends)},
         frozenset(isolated),
         ports | draw(st.dictionaries(st.sampled_from(PORTS), st.sampled_from(TARGETS))),
-        steered | draw(st.dictionaries(st.sampled_from(LEFT), st.sampled_from((SERVED, TAKEN)[: 1 + found]))),
-        {key: draw(st.sampled_from((HERE, THERE)))[key] for key in redirected},
+        steered | draw(st.dictionaries(st.sampled_from(LEFT), st.sampled_from((True, False)[: 1 + found]))),
+        {block: draw(st.sampled_from((HERE, THERE)))[block] for block in redirected},
         {name: PLANNED[name] for name in sorted(names)},
         None if of_mappings else draw(st.sampled_from(PLANS)),
         draw(st.frozensets(st.sampled_from((4, 6)))),

@@ -6,7 +6,6 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gangway.ebpf.steering_entries import TAKEN
 from gangway.reconcile.diff import Flows, State, Step, Verb, diff, ports_of, steered_of
 from tests.unit.pretend_host import BRIDGES, ENDS, HERE, PLANNED, PORTS, STEERED, TARGETS, Host, attachment, states
 
@@ -87,7 +86,7 @@ def test_taking_down_comes_before_setting_up_each_in_its_order(pair: tuple[State
 def test_a_relay_that_comes_after_one_that_ended_gets_its_ports(pair: tuple[State, State]) -> None:
     """They were nobody else's meanwhile, and are steered when it has them."""
     after = pair[0]
-    before = replace(after, ports={}, steered=dict.fromkeys(after.steered, TAKEN))
+    before = replace(after, ports={}, steered=dict.fromkeys(after.steered, False))
     host = Host.of(before)
     steps = list(diff(before, after))
     for step in steps:

@@ -1,12 +1,9 @@
 """Single steps: what undoes each, what rules come when, what becomes of what was only found."""
 
-from ipaddress import ip_address
-
 import pytest
 
-from gangway.ebpf.keys import key_at, keys
-from gangway.ebpf.redirect_entries import entries
-from gangway.ebpf.steering_entries import SERVED, TAKEN
+from gangway.ebpf import keys
+from gangway.ebpf.keys import PortBlock, blocks
 from gangway.model import Protocol
 from gangway.plan import MappingPlan, NetworkPlan, Plan
 from gangway.reconcile.diff import (
@@ -49,7 +46,8 @@ ONE, OTHER = planned(mapping("0.0.0.0", "80")), planned(mapping("0.0.0.0", "81")
 SMALL, SAME, LARGE = (whole(NFTABLES, networks=networks) for networks in ((WEB,), (BACK,), (WEB, BACK)))
 PORT = HostPorts("tcp", "0.0.0.0", 80, 80)
 TARGET, ELSEWHERE = (Target(address, 80, False) for address in ("172.30.0.2", "172.30.0.3"))
-KEY, HERE, THERE = b"key", b"here", b"there"
+KEY, KEY2 = PortBlock("tcp", "0.0.0.0", 80, 80), PortBlock("tcp", "0.0.0.0", 82, 83)
+HERE, THERE = (keys.Target(address, 80) for address in ("172.30.0.2", "172.30.0.3"))
 BOTH, FOUR = frozenset({4, 6}), frozenset({4})
 
 
@@ -59,7 +57,7 @@ BOTH, FOUR = frozenset({4, 6}), frozenset({4})
         (Step(Verb.MAKE_BRIDGE, NetworkPlan(WEB, False), "b"), Step(Verb.DELETE_BRIDGE, NetworkPlan(WEB, False), "b")),
         (Step(Verb.ATTACH, LINK, "gw1"), Step(Verb.DETACH, LINK, "gw1")),
         (Step(Verb.KEEP, Ports(((PORT, TARGET),))), Step(Verb.DROP, Ports(((PORT, TARGET),)))),
-        (Step(Verb.STEER, Entries(((KEY, SERVED),))), Step(Verb.UNSTEER, Entries(((KEY, SERVED),)))),
+        (Step(Verb.STEER, Entries(((KEY, True),))), Step(Verb.UNSTEER, Entries(((KEY, True),)))),
         (Step(Verb.ENTER, Entries(((KEY, HERE),))), Step(Verb.ERASE, Entries(((KEY, HERE),)))),
         (Step(Verb.REWRITE, Rewrite(None, SMALL)), Step(Verb.REWRITE, Rewrite(SMALL, None))),
         (Step(Verb.CHANGE, Change((ONE,), (OTHER,))), Step(Verb.CHANGE, Change((OTHER,), (ONE,)))),
@@ -110,13 +108,13 @@ def test_a_port_that_leads_elsewhere_is_dropped_and_kept_anew() -> None:
 
 
 def test_a_redirect_that_leads_elsewhere_is_erased_and_entered_anew() -> None:
-    steps = list(diff(State(redirects={KEY: HERE, b"other": HERE}), State(redirects={KEY: THERE, b"other": HERE})))
+    steps = list(diff(State(redirects={KEY: HERE, KEY2: HERE}), State(redirects={KEY: THERE, KEY2: HERE})))
     assert steps == [Step(Verb.ERASE, Entries(((KEY, HERE),))), Step(Verb.ENTER, Entries(((KEY, THERE),)))]
 
 
 def test_ports_that_were_only_taken_are_steered_and_never_anybodys() -> None:
-    steps = list(diff(State(steered={KEY: TAKEN, b"other": SERVED}), State(steered={KEY: SERVED, b"other": SERVED})))
-    assert steps == [Step(Verb.STEER, Entries(((KEY, SERVED),)))]
+    steps = list(diff(State(steered={KEY: False, KEY2: True}), State(steered={KEY: True, KEY2: True})))
+    assert steps == [Step(Verb.STEER, Entries(((KEY, True),)))]
 
 
 def test_ports_are_steered_while_the_relay_has_them() -> None:
@@ -226,15 +224,17 @@ def test_a_mapping_that_is_not_steered_has_a_port_of_the_relays_for_each_of_its_
 def test_a_steered_mapping_is_served_at_all_its_ports(ports: str, count: int) -> None:
     found = planned(mapping("192.0.2.5", ports, container="far"))
     at = found.mapping.host_ports
-    assert dict(steered_of(found)) == dict.fromkeys(keys("tcp", bytes([192, 0, 2, 5]), at.first, at.last), SERVED)
+    assert dict(steered_of(found)) == dict.fromkeys(blocks("tcp", "192.0.2.5", at.first, at.last), True)
     assert len(list(steered_of(found))) == count
 
 
 def test_a_mapping_has_the_redirects_of_its_blocks_of_ports() -> None:
     moved = planned(mapping("::", "8000-8010", "80-90"))
-    wanted = entries("tcp", bytes(16), (8000, 8010), ip_address("fd30::2").packed, 80)
-    assert list(redirects_of(moved)) == list(wanted)
-    assert len(dict(redirects_of(moved))) == 3
+    assert list(redirects_of(moved)) == [
+        (PortBlock("tcp", "::", 8000, 8007), keys.Target("fd30::2", 80)),
+        (PortBlock("tcp", "::", 8008, 8009), keys.Target("fd30::2", 88)),
+        (PortBlock("tcp", "::", 8010, 8010), keys.Target("fd30::2", 90)),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -253,8 +253,8 @@ def test_a_mapping_that_no_socket_is_redirected_to_has_none(unredirected: Mappin
 
 
 def test_without_rules_a_mapping_of_one_address_has_a_redirect() -> None:
-    ((key, _),) = redirects_of(planned(mapping("192.0.2.5"), NONE))
-    assert key == key_at("tcp", ip_address("192.0.2.5").packed, 8000)
+    ((block, _),) = redirects_of(planned(mapping("192.0.2.5"), NONE))
+    assert block == PortBlock("tcp", "192.0.2.5", 8000, 8000)
 
 
 def test_a_link_is_named_by_its_container_alone() -> None:

@@ -137,23 +137,23 @@ def test_what_is_held_is_held_by_the_next_one_too(relay: Relay) -> None:
 
 
 def test_what_is_shared_is_shared_with_this_one_only(relay: Relay, sock: socket.socket) -> None:
-    assert relay.shared() == 0
+    assert relay.shared_count() == 0
     relay.keep(RANGE, SHARED, None)
-    assert relay.shared() == 0
+    assert relay.shared_count() == 0
     binding = some(1)
     relay.share("udp", 6, [sock.fileno(), *binding])
-    assert relay.shared() == 1
+    assert relay.shared_count() == 1
     relay.share("tcp", 4, [sock.fileno()])
     relay.share("tcp", 4, [sock.fileno()])
-    assert relay.shared() == 2
+    assert relay.shared_count() == 2
     pool = Process.begun[0].pool
     assert {identity(one.fileno()) for one in pool.socks.values()} == {identity(sock.fileno())}
     assert list(pool.bindings.values()) == [identity(binding[0])]
     Process.begun[0].end()
-    assert not relay.lives()
-    assert relay.shared() == 0
+    assert not relay.is_running()
+    assert relay.shared_count() == 0
     relay.keep(RANGE, SHARED, None)
-    assert relay.shared() == 0
+    assert relay.shared_count() == 0
     close(binding)
 
 
@@ -163,9 +163,9 @@ def test_another_daemon_learns_how_many_sockets_are_shared(relay: Relay, path: P
         relay.share("tcp", family, [sock.fileno()])
     relay.close()
     successor = Relay(path, Settings())
-    assert successor.shared() == 0, "it knows of no relay yet"
+    assert successor.shared_count() == 0, "it knows of no relay yet"
     assert successor.find()
-    assert successor.shared() == 2
+    assert successor.shared_count() == 2
     successor.close()
 
 
@@ -176,20 +176,20 @@ def test_without_a_relay_nothing_is_shared_or_held(relay: Relay, sock: socket.so
 
 
 def test_a_relay_that_has_ended_is_noticed_and_begun_anew(relay: Relay) -> None:
-    assert relay.lives(), "nobody has needed one yet"
+    assert relay.is_running(), "nobody has needed one yet"
     relay.keep(RANGE, SHARED, None)
-    assert (relay.lives(), relay.fileno() is not None) == (True, True)
+    assert (relay.is_running(), relay.fileno() is not None) == (True, True)
     Process.begun[0].end()
-    assert (relay.lives(), relay.fileno()) == (False, None)
+    assert (relay.is_running(), relay.fileno()) == (False, None)
     relay.drop(RANGE)
     relay.keep(PORT, SHARED, None)
-    assert (relay.lives(), dict(relay.kept()), len(Process.begun)) == (True, {PORT: SHARED}, 2)
+    assert (relay.is_running(), dict(relay.kept()), len(Process.begun)) == (True, {PORT: SHARED}, 2)
 
 
 def test_one_that_nobody_needs_any_more_is_not_missed(relay: Relay, path: Path) -> None:
     relay.keep(RANGE, SHARED, None)
     relay.end()
-    assert (relay.lives(), relay.fileno(), path.exists()) == (True, None, False)
-    assert relay.shared() == 0
+    assert (relay.is_running(), relay.fileno(), path.exists()) == (True, None, False)
+    assert relay.shared_count() == 0
     relay.keep(RANGE, SHARED, None)
     assert len(Process.begun) == 2

@@ -3,31 +3,47 @@
 import socket
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 
-from gangway.ebpf.daemon_steering import Hold, Steered
-from gangway.errors import Conflict, PortInUse, Unsupported
+from gangway.ebpf.program import LinkHolder
+from gangway.ebpf.steering import Reservation, Steering
+from gangway.errors import Conflict, PortTaken, Unsupported
 from gangway.host import sockets as ports
 from gangway.model import parse_port
 from gangway.plan import HostFacts
 from gangway.reconcile.diff import HostPorts
-from gangway.relay.client import Relay
-from gangway.relay.settings import Settings
 from gangway.state.allocate import Reserved, Reserving
 from gangway.state.port_index import PortIndex
-from tests.unit.pretend_steering import Pretended
+from lab.holder import Holder
 from tests.unit.samples import NFTABLES, NO_STEERING, mapping, planned
 
 FOUR, SIX = HostPorts("tcp", "0.0.0.0", 8000, 8010), HostPorts("tcp", "::", 8000, 8010)
+
+
+class FakeSteering(Steering):
+    """Reserves whatever it is asked for, except what is in `refused`."""
+
+    def __init__(self, relay: LinkHolder) -> None:
+        self.reserved: set[HostPorts] = set()
+        self.refused: dict[HostPorts, Exception] = {}
+
+    def reserve(self, protocol: str, address: str, first: int, last: int) -> Reservation:
+        ports = HostPorts(protocol, address, first, last)
+        if ports in self.refused:
+            raise self.refused[ports]
+        self.reserved.add(ports)
+        return Reservation(self, ports)
+
+    def release(self, protocol: str, address: str, first: int, last: int) -> None:
+        self.reserved.discard(HostPorts(protocol, address, first, last))
 
 
 class Office:
     """Where one asks for ports of a host, and who has got some."""
 
     def __init__(self) -> None:
-        self.steered = Steered(Relay(Path("/nowhere"), Settings()))
+        self.steered = FakeSteering(Holder())
         self.taken = PortIndex()
         self.sockets: dict[HostPorts, socket.socket] = {}
         """All that were opened."""
@@ -52,22 +68,18 @@ class Office:
 
     def is_free(self) -> bool:
         """Nobody has any port."""
-        return not Pretended.made[-1].trie and all(sock.fileno() == -1 for sock in self.sockets.values())
+        return not self.steered.reserved and all(sock.fileno() == -1 for sock in self.sockets.values())
 
     def close(self) -> None:
-        self.steered.close()
         for sock in self.sockets.values():
             sock.close()
 
 
 @pytest.fixture
 def office(monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
-    monkeypatch.setattr("gangway.ebpf.daemon_steering.Steering", Pretended)
-    monkeypatch.setattr(Pretended, "made", [], raising=False)
     made = Office()
-    monkeypatch.setattr(ports, "bind_port", made.take)
-    monkeypatch.setattr(ports, "first_port_in_use", lambda *_: None)
-    monkeypatch.setattr(ports, "describe_holder", lambda _protocol, _address, port: f"port {port} is taken by somebody")
+    monkeypatch.setattr(ports, "take", made.take)
+    monkeypatch.setattr(ports, "named", lambda _protocol, _address, port: f"port {port} is taken by somebody")
     yield made
     made.close()
 
@@ -76,9 +88,9 @@ def test_a_range_is_taken_by_steering_at_all_its_addresses(office: Office) -> No
     mappings, reserved = office.ask("8000-8010:80-90")
     assert mappings == ["0.0.0.0:8000-8010:80-90/tcp", "[::]:8000-8010:80-90/tcp"]
     assert list(reserved) == [FOUR, SIX]
-    assert len(Pretended.made[-1].trie) == 6
+    assert office.steered.reserved == {FOUR, SIX}
     for hold in reserved.values():
-        assert isinstance(hold, Hold)
+        assert isinstance(hold, Reservation)
         hold.close()
     assert office.is_free()
 
@@ -95,7 +107,7 @@ def test_where_nothing_is_steered_each_port_is_taken_by_a_socket(
     assert mappings == [f"127.0.0.1:8000-8002:80-82/{protocol}"]
     assert list(reserved) == [HostPorts(protocol, "127.0.0.1", port, port) for port in (8000, 8001, 8002)]
     assert list(reserved.values()) == list(office.sockets.values())
-    assert Pretended.made[-1].trie == {}
+    assert not office.steered.reserved
 
 
 def test_one_port_of_udp_is_taken_by_a_socket(office: Office) -> None:
@@ -105,35 +117,33 @@ def test_one_port_of_udp_is_taken_by_a_socket(office: Office) -> None:
 
 
 @pytest.mark.parametrize("facts", [NFTABLES, NO_STEERING])
-def test_what_cannot_be_had_at_one_address_is_had_at_none(
-    office: Office, facts: HostFacts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ports, "first_port_in_use", lambda *of: 8003 if of[1] == "::" else None)
-    office.refused[HostPorts("tcp", "::", 8003, 8003)] = PortInUse("it is taken")
-    with pytest.raises(PortInUse, match="port 8003 is taken by somebody"):
+def test_what_cannot_be_had_at_one_address_is_had_at_none(office: Office, facts: HostFacts) -> None:
+    office.steered.refused[SIX] = PortTaken("port 8003 is taken by somebody")
+    office.refused[HostPorts("tcp", "::", 8003, 8003)] = PortTaken("it is taken")
+    with pytest.raises(PortTaken, match="port 8003 is taken by somebody"):
         office.ask("8000-8010:80-90", facts)
     assert office.is_free()
 
 
 def test_of_a_choice_the_next_one_is_tried(office: Office) -> None:
     for port in (8000, 8001):
-        office.refused[HostPorts("tcp", "127.0.0.1", port, port)] = PortInUse("it is taken")
+        office.steered.refused[HostPorts("tcp", "127.0.0.1", port, port)] = PortTaken("it is taken")
     mappings, reserved = office.ask("127.0.0.1:8000-8010:80")
     assert (mappings, list(reserved)) == (["127.0.0.1:8002:80/tcp"], [HostPorts("tcp", "127.0.0.1", 8002, 8002)])
-    assert len(Pretended.made[-1].trie) == 1
+    assert len(office.steered.reserved) == 1
 
 
 def test_if_none_of_a_choice_is_free_that_is_told(office: Office) -> None:
     for port in range(8000, 8011):
-        office.refused[HostPorts("tcp", "127.0.0.1", port, port)] = PortInUse("it is taken")
-    with pytest.raises(PortInUse, match="none of the host ports 8000-8010 is free; the last one tried: it is taken"):
+        office.steered.refused[HostPorts("tcp", "127.0.0.1", port, port)] = PortTaken("it is taken")
+    with pytest.raises(PortTaken, match="none of the host ports 8000-8010 is free; the last one tried: it is taken"):
         office.ask("127.0.0.1:8000-8010:80")
     assert office.is_free()
 
 
 def test_a_port_of_another_mapping_is_not_asked_for(office: Office) -> None:
     office.taken.add(mapping("0.0.0.0", "8010-8020", container="other"))
-    with pytest.raises(Conflict, match=r"0\.0\.0\.0:8010-8020/tcp is already published for container other: choose"):
+    with pytest.raises(Conflict, match=r"8000-8010:80-90/tcp is taken: container other has 0\.0\.0\.0:8010-8020"):
         office.ask("8000-8010:80-90")
     assert office.is_free()
     assert not office.sockets
@@ -142,14 +152,11 @@ def test_a_port_of_another_mapping_is_not_asked_for(office: Office) -> None:
 
 
 @pytest.mark.parametrize("text", ["8000-8010:80-90", "8000:80"])
-def test_without_ipv6_all_addresses_are_those_of_ipv4(
-    office: Office, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ports, "has_family", lambda family: family == 4)
-    office.steered.close()
-    office.steered = Steered(Relay(Path("/nowhere"), Settings()))
+def test_without_ipv6_all_addresses_are_those_of_ipv4(office: Office, text: str) -> None:
+    last = 8010 if "-" in text else 8000
+    office.steered.refused[HostPorts("tcp", "::", 8000, last)] = Unsupported("this kernel has no IPv6 sockets")
     mappings, reserved = office.ask(text)
     assert [one.address for one in reserved] == ["0.0.0.0"]
     assert len(mappings) == 1
-    with pytest.raises(Unsupported, match="no sockets of IPv6"):
+    with pytest.raises(Unsupported, match="no IPv6 sockets"):
         office.ask(f"[::]:{text}")

@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 from ipaddress import ip_address
-from pathlib import Path
-from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -12,16 +10,13 @@ from hypothesis import strategies as st
 
 from gangway.cli.tables import columns, explanation, print_checks, print_mappings, print_network, print_networks, roads
 from gangway.daemon.messages import ExplainAnswer, MappingAnswer, NetworkAnswer, RouteAnswer
-from gangway.ebpf.daemon_redirect import Redirects
+from gangway.ebpf.keys import Hit
 from gangway.firewall.iptables import render as iptables
 from gangway.firewall.nft import render as nftables
 from gangway.model import Network, PortMapping, Protocol
-from gangway.plan import Code, Firewall, HostFacts, Origin, Road, Route, SeenAs, origins_reaching, routes_at
-from gangway.reconcile.diff import redirects_of
-from gangway.relay.client import Relay
-from gangway.relay.settings import Settings
+from gangway.plan import Code, Firewall, HostFacts, MappingPlan, Origin, Road, Route, Source, asked_at, origins_of
+from gangway.reconcile.executor import redirect_entry
 from tests.unit.golden import assert_golden
-from tests.unit.pretend_redirect import Pretended
 from tests.unit.samples import (
     BACK,
     FACTS,
@@ -36,13 +31,12 @@ from tests.unit.samples import (
     NONE,
     WEB,
     endpoint,
-    lease,
     mapping,
     mappings,
     planned,
 )
 
-NO_SCTP = HostFacts(Firewall.NONE, missing_protocols=frozenset({Protocol.SCTP}))
+NO_SCTP = HostFacts(Firewall.NONE, missing=frozenset({Protocol.SCTP}))
 HOST, HOST6 = "192.0.2.5", "2001:db8::5"
 # For each reason: the mapping, which address is asked, the network, the facts.
 ASKED: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
@@ -82,26 +76,23 @@ ASKED: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
         HostFacts(Firewall.NFTABLES, bridge_filtered=frozenset({4})),
     ),
     Code.NO_SOCKETS: (mapping("::", "8000", "80", Protocol.SCTP), HOST6, FOUR, NO_SCTP),
-    Code.LEASE: (lease("0.0.0.0", "8000", "80"), HOST, WEB, NONE),
 }
 
 
 def answer(one: PortMapping, at: str, network: Network, facts: HostFacts) -> ExplainAnswer:
     """What the daemon answers, with the routes of all clients."""
     found = planned(one, facts, network)
-    with patch("gangway.ebpf.daemon_redirect.Redirect", Pretended):
-        redirects = Redirects(Relay(Path("/nowhere"), Settings()), wanted=True, of_host=True, lent_fd=lambda: None)
-    redirects.enter(redirects_of(found))
+    hit = Hit(str(found.container_address), one.container_ports.first, 0)
 
     def rules(route: Route) -> tuple[str, ...]:
         if route.road is Road.REDIRECT:
-            return (redirects.met(found, one.host_ports.first),)
+            return (redirect_entry(found, one.host_ports.first, hit, 0),)
         if facts.firewall is Firewall.IPTABLES:
             return tuple(iptables.rules_met(found, route, network, "GANGWAY"))
         return tuple(nftables.rules_met(found, route, network))
 
-    routes = [RouteAnswer.of(route, rules(route)) for route in routes_at(found, ip_address(at))]
-    told = MappingAnswer.of(found, redirects.count(found), routes)
+    routes = [RouteAnswer.of(route, rules(route)) for route in asked_at(found, ip_address(at))]
+    told = MappingAnswer.of(found, 0, routes)
     gateways = list(map(str, network.gateways))
     return ExplainAnswer(at, one.host_ports.first, facts.firewall.value, network.name, gateways, told)
 
@@ -113,7 +104,7 @@ def explained(told: ExplainAnswer) -> str:
 @pytest.mark.parametrize("code", Code)
 def test_every_reason_has_a_sentence(code: Code) -> None:
     told = answer(*ASKED[code])
-    asking = origins_reaching(ip_address(told.host_address))
+    asking = origins_of(ip_address(told.host_address))
     told.mapping.routes = [
         route
         for route in told.mapping.routes
@@ -137,7 +128,7 @@ def test_who_is_redirected_reads_the_entry_and_that_the_container_sees_the_gatew
     at: str, facts: HostFacts, entry: str | None
 ) -> None:
     told = answer(mapping("0.0.0.0", "8000", "80"), at, WEB, facts)
-    asking = origins_reaching(ip_address(at))
+    asking = origins_of(ip_address(at))
     told.mapping.routes = [route for route in told.mapping.routes if Origin(route.origin) in asking]
     lines = explained(told).splitlines()
     assert [text.strip() for text in lines if "redirect map" in text] == ([] if entry is None else [entry])
@@ -147,10 +138,30 @@ def test_who_is_redirected_reads_the_entry_and_that_the_container_sees_the_gatew
         assert lines[place - 1] == "  The container sees the gateway, 172.30.0.1."
 
 
+@pytest.mark.parametrize(
+    ("found", "hit", "line"),
+    [
+        (
+            planned(mapping("0.0.0.0", "8000", "80")),
+            Hit("172.30.0.2", 80, 3),
+            "redirect map: tcp 0.0.0.0:8000 -> 172.30.0.2:80; the mapping was used 7 times so far",
+        ),
+        (
+            planned(mapping("::1", "8000")),
+            Hit("fd30::2", 8000, 3),
+            "redirect map: tcp [::1]:8000 -> [fd30::2]:8000; the mapping was used 7 times so far",
+        ),
+        (planned(mapping("::1", "8000")), None, "no entry in the redirect's map"),
+    ],
+)
+def test_a_redirect_entry_is_shown_as_the_kernel_has_it(found: MappingPlan, hit: Hit | None, line: str) -> None:
+    assert redirect_entry(found, 8000, hit, 7) == line
+
+
 @pytest.mark.parametrize("facts", [NFTABLES, IPTABLES])
 def test_the_whole_explanation_of_a_host_address(facts: HostFacts) -> None:
     told = answer(mapping("0.0.0.0", "8000", "80"), HOST, WEB, facts)
-    asking = origins_reaching(ip_address(HOST))
+    asking = origins_of(ip_address(HOST))
     told.mapping.routes = [route for route in told.mapping.routes if Origin(route.origin) in asking]
     assert_golden(f"{facts.firewall}.explain", explained(told))
 
@@ -167,7 +178,7 @@ def test_whatever_is_asked_is_explained_with_its_facts(
         assert any(route.fact in text for text in lines)
         assert all(f"    {rule}" in lines for rule in route.rules)
     seen = [text for text in lines if text.startswith("  The container sees ")]
-    assert len(seen) == sum(route.seen_as != SeenAs.NOBODY for route in told.mapping.routes)
+    assert len(seen) == sum(route.source != Source.NOBODY for route in told.mapping.routes)
 
 
 def test_the_gateway_is_that_of_the_containers_family() -> None:

@@ -1,1 +1,1 @@
-"""eBPF programs: the loopback redirect and the steering of published ports to the relay."""
+"""eBPF programs: the loopback redirect, and the steering of published ports to the relay's sockets."""

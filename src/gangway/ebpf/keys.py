@@ -1,56 +1,141 @@
-"""The key of a published port, or of a range of them, byte for byte.
+"""Layouts of the maps' keys and values, byte for byte, and the values that the rest of gangway works with.
 
-What this file knows: `struct published` in published.bpf.h.  What it must not know: what is found under a key.
+What this file knows: the structs in published.bpf.h, redirect.bpf.c and steering.bpf.c.  What it must not know: the
+kernel.
 
-How it works.  An entry of a longest-prefix trie stands for all keys that begin alike, so a range of ports is cut into
-blocks that do: 8000-8010 into 8000-8007, 8008-8009 and 8010.  No range takes more than 30 entries.  Ports are in
-network byte order there, or they would not begin alike.
+How it works.  The published ports of both programs are the keys of longest-prefix tries: protocol, host address, port.
+One entry stands for all ports that begin with the same bits, so a range of ports is split into aligned blocks:
+8000-8010 into 8000-8007, 8008-8009 and 8010.  No range takes more than 30 entries.  Ports are in network byte order in
+the keys, otherwise the ports of a block would not begin with the same bits.
 """
 
 import struct
+import sys
 from collections.abc import Iterator
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple
 
 PROTOCOLS = {"tcp": 6, "udp": 17}
-"""Those whose sockets run programs: IPPROTO_TCP and IPPROTO_UDP."""
+"""IPPROTO_TCP and IPPROTO_UDP.  The kernel runs no programs for sockets of other protocols."""
+KINDS = tuple((protocol, family) for family in (4, 6) for protocol in ("tcp", "udp"))
+"""Protocols and families (4 or 6), in the order of steering's rows."""
+RESERVED, SERVED = b"\1", b"\2"
+"""Steering's values: other programs cannot bind the port; and its packets go to the relay's socket."""
 
 _KEY = struct.Struct("=II16s2s")  # prefix_bits, protocol, address, port
-KEY_BYTES = _KEY.size
+_TARGET = struct.Struct("=16sHxxxxxxQ")  # address, shift, unused, uses
+KEY_BYTES, TARGET_BYTES, STATE_BYTES, ADDRESS_BYTES, AUTO_BOUND_BYTES = _KEY.size, _TARGET.size, len(SERVED), 16, 4
 _PORT_BITS = 16
+_PORTS = 1 << _PORT_BITS
 _BITS_BEFORE_PORT = 8 * (_KEY.size - 4) - _PORT_BITS
-_MAPPED = bytes(10) + b"\xff\xff"
+_NAMES = {number: name for name, number in PROTOCOLS.items()}
+_IPV4_MAPPED = bytes(10) + b"\xff\xff"
+_UDP_ROW, _IPV6_ROW = 1, 2  # of steering's port_counts; relay_sockets has the same rows
+_CONTAINER_ROW = 2  # of the redirect's: enum rows in redirect.bpf.c
+
+Span = tuple[int, int, int]
+"""A row of `port_counts`, a first port and a last one."""
 
 
-def keys(protocol: str, address: bytes, first: int, last: int) -> Iterator[bytes]:
-    """The keys for a range of one host address (4 or 16 bytes); zero stands for all of its family."""
-    for port, bits in blocks(first, last):
-        yield key_at(protocol, address, port, bits)
+class PortBlock(NamedTuple):
+    """Ports of a host address: 2^n of them, the first one a multiple of 2^n.  0.0.0.0 and :: stand for all addresses of
+    their family."""
+
+    protocol: str
+    address: str
+    first: int
+    last: int
 
 
-def key_at(protocol: str, host_address: bytes, port: int, port_bits: int = _PORT_BITS) -> bytes:
-    """What to look up for one port; or the key of a block of ports that share the first `port_bits` with it."""
-    return _KEY.pack(_BITS_BEFORE_PORT + port_bits, PROTOCOLS[protocol], sixteen(host_address), port.to_bytes(2, "big"))
+class Target(NamedTuple):
+    """Where the redirect leads a block: a container's address, and its port for the block's first port."""
+
+    address: str
+    port: int
 
 
-def unpacked(key: bytes) -> tuple[int, bytes, int, int]:
-    """What a key stands for: IPPROTO_TCP or IPPROTO_UDP, an address (4 or 16 bytes), the first port and the last."""
-    bits, protocol, address, port = _KEY.unpack(key)
-    first = int.from_bytes(port, "big")
-    return protocol, four_or_sixteen(address), first, first + (1 << (_BITS_BEFORE_PORT + _PORT_BITS - bits)) - 1
+class Hit(NamedTuple):
+    """Where the redirect leads a port, and how often the entry has been used."""
+
+    address: str
+    port: int
+    uses: int
 
 
-def blocks(first: int, last: int) -> Iterator[tuple[int, int]]:
-    """The fewest blocks that make up a range: the first port of each, and how many of its bits all its ports share."""
+def blocks(protocol: str, address: str, first: int, last: int) -> Iterator[PortBlock]:
+    """Split a range of ports into the fewest blocks, in order."""
+    address = unpack_address(pack_address(address))
     while first <= last:
-        size_bits = min((first & -first).bit_length() - 1 if first else _PORT_BITS, (last - first + 1).bit_length() - 1)
-        yield first, _PORT_BITS - size_bits
-        first += 1 << size_bits
+        aligned_bits = (first & -first).bit_length() - 1 if first else _PORT_BITS
+        size = 1 << min(aligned_bits, (last - first + 1).bit_length() - 1)
+        yield PortBlock(protocol, address, first, first + size - 1)
+        first += size
 
 
-def sixteen(address: bytes) -> bytes:
-    """IPv4's addresses as IPv6 maps them (RFC 4291, 2.5.5.2)."""
-    return _MAPPED + address if len(address) == 4 else address
+@lru_cache(1024)
+def pack_address(text: str) -> bytes:
+    """Return the 16 bytes of an address, in network byte order; an IPv4 address is mapped (RFC 4291, 2.5.5.2)."""
+    packed = ip_address(text).packed
+    return _IPV4_MAPPED + packed if len(packed) == 4 else packed
 
 
-def four_or_sixteen(address: bytes) -> bytes:
-    """And back."""
-    return address.removeprefix(_MAPPED)
+@lru_cache(1024)
+def unpack_address(packed: bytes) -> str:
+    """Return the address of 16 bytes, in its canonical form."""
+    if packed.startswith(_IPV4_MAPPED):
+        return str(IPv4Address(packed[-4:]))
+    return str(IPv6Address(packed))
+
+
+def pack_key(block: PortBlock) -> bytes:
+    """Return the trie's key for a block: struct port_key.  KeyError: the protocol is neither TCP nor UDP."""
+    prefix_bits = _BITS_BEFORE_PORT + _PORT_BITS - (block.last - block.first).bit_length()
+    port = block.first.to_bytes(2, "big")
+    return _KEY.pack(prefix_bits, PROTOCOLS[block.protocol], pack_address(block.address), port)
+
+
+def unpack_key(key: bytes) -> PortBlock:
+    """Return the block that a key stands for."""
+    bits, protocol, address, port = _KEY.unpack(key)
+    first, size = int.from_bytes(port, "big"), 1 << (_BITS_BEFORE_PORT + _PORT_BITS - bits)
+    return PortBlock(_NAMES[protocol], unpack_address(address), first, first + size - 1)
+
+
+def pack_target(block: PortBlock, target: Target) -> bytes:
+    """Return the redirect's value for a block, not used yet: struct target."""
+    return _TARGET.pack(pack_address(target.address), (target.port - block.first) % _PORTS, 0)
+
+
+def unpack_target(value: bytes, port: int) -> Hit:
+    """Return where a value of the redirect leads a host port."""
+    address, shift, uses = _TARGET.unpack(value)
+    return Hit(unpack_address(address), (port + shift) % _PORTS, uses)
+
+
+def redirect_spans(block: PortBlock, value: bytes) -> Iterator[Span]:
+    """Yield the container's ports and the host's ports of an entry of the redirect.
+
+    The container's come first: a socket that is redirected must find what it had asked for.
+    """
+    row = int(block.protocol == "udp")
+    first = unpack_target(value, block.first).port
+    yield _CONTAINER_ROW + row, first, first + block.last - block.first
+    yield row, block.first, block.last
+
+
+def steering_spans(block: PortBlock, _value: bytes) -> Iterator[Span]:
+    """Yield the ports of an entry of steering."""
+    row = _UDP_ROW * (block.protocol == "udp") + _IPV6_ROW * (":" in block.address)
+    yield row, block.first, block.last
+
+
+def pack_kind(protocol: str, family: int) -> bytes:
+    """Return the key of `relay_sockets` for a protocol and family (4 or 6).  ValueError: there is none."""
+    return KINDS.index((protocol, family)).to_bytes(4, sys.byteorder)
+
+
+def unpack_auto_bound(key: bytes) -> tuple[str, int]:
+    """Return the protocol and port of a key of `auto_bound`."""
+    number = int.from_bytes(key, sys.byteorder)
+    return ("tcp", "udp")[number >> _PORT_BITS], number % _PORTS

@@ -1,10 +1,11 @@
-/* What the programs in the kernel have in common: how a published port is found, and what they ask of a socket.
+/* What both programs share: how a published port is found, and what they read of a socket.
  *
- * All addresses are IPv6's in here: IPv4's are mapped (::ffff:127.0.0.1), as the kernel has them in AF_INET6 sockets.
- * What is published is a key of a longest-prefix trie of protocol, host address and port, so that a range of ports takes a few
- * entries; the port is in network byte order, for in the host's its prefix would mean nothing.
+ * All addresses are IPv6 addresses here.  IPv4 addresses are mapped (::ffff:127.0.0.1), as the kernel has them in AF_INET6
+ * sockets.  Published ports are the keys of a longest-prefix trie: protocol, host address, port.  A range of ports takes a few
+ * entries.  The port is in network byte order, because in the host's byte order its prefix would mean nothing.
  *
- * Needs: Linux 5.14 (SO_NETNS_COOKIE for whoever loads them; all else is older), BTF for what no helper tells.
+ * Needs: Linux 5.14 (SO_NETNS_COOKIE for the process that loads them; everything else is older), and BTF for what no helper
+ * returns.
  */
 #include <linux/bpf.h>
 #include <linux/types.h>
@@ -15,25 +16,25 @@
 #include <bpf/bpf_helpers.h>
 
 enum { IPPROTO_TCP = 6, IPPROTO_UDP = 17 };
-enum { TABLE_ROWS = 4, TABLE_PORTS = 65536 };     /* of a table of ports: kernel/port_table.py */
+enum { COUNT_ROWS = 4, COUNTED_PORTS = 65536 };    /* of `port_counts`: port_counts.py */
 
 struct address {                                   /* network byte order */
     __u32 words[4];
 };
 
-struct published {                                 /* a trie's key: the bits after `prefix_bits` of them are not compared */
+struct port_key {                                  /* of a trie: the bits after the first `prefix_bits` are not compared */
     __u32 prefix_bits;
-    __u32 protocol;                                /* as wide as what follows has to be aligned */
+    __u32 protocol;                                /* 32 bits, so that the address is aligned */
     struct address address;                        /* of the host; zero, or ::ffff:0.0.0.0, for all of its family */
     __be16 port;
 } __attribute__((packed));
 
-enum { PUBLISHED_BITS = 8 * (sizeof(struct published) - sizeof(__u32)) };
+enum { PORT_KEY_BITS = 8 * (sizeof(struct port_key) - sizeof(__u32)) };
 
-/* These files may be had under the GPL, version 2, too: the kernel lets no other program look at its structures. */
+/* These files may also be used under the GPL, version 2: the kernel lets no other program read its structures. */
 char LICENSE[] SEC("license") = "GPL";
 
-/* What is needed of the kernel's sockets; CO-RE finds where it is in the kernel that runs. */
+/* The fields of the kernel's sockets that are read; CO-RE finds their offsets in the running kernel. */
 struct sock_common {
     unsigned char skc_ipv6only : 1;
 } __attribute__((preserve_access_index));
@@ -43,56 +44,56 @@ struct sock {
 } __attribute__((preserve_access_index));
 
 struct {
-    __uint(type, BPF_MAP_TYPE_ARRAY);              /* for each port, how many entries of the trie have to do with it */
-    __uint(max_entries, TABLE_ROWS);
+    __uint(type, BPF_MAP_TYPE_ARRAY);              /* for each port, the number of the trie's entries that include it */
+    __uint(max_entries, COUNT_ROWS);
     __uint(map_flags, BPF_F_MMAPABLE);
     __type(key, __u32);
-    __type(value, __u8[TABLE_PORTS]);
-} ports SEC(".maps");
+    __type(value, __u8[COUNTED_PORTS]);
+} port_counts SEC(".maps");
 
-struct {                                           /* to how many sockets a port is lent (steer.bpf.c says what that means) */
+struct {                                           /* for each auto-bound port (steering.bpf.c), the number of its sockets */
     __uint(type, BPF_MAP_TYPE_HASH);
-    __uint(max_entries, 2 * TABLE_PORTS);
+    __uint(max_entries, 2 * COUNTED_PORTS);
     __uint(map_flags, BPF_F_NO_PREALLOC);
     __type(key, __u32);
     __type(value, __u32);
-} lent SEC(".maps");
+} auto_bound SEC(".maps");
 
-/* Whether anything published has the port: all that there is to do for most. */
-static __always_inline bool has_port(__u32 row, __u32 port) {
-    __u8 *count = bpf_map_lookup_elem(&ports, &row);
-    barrier_var(port);                             /* the verifier of Linux 6.1 does not know what a swap of bytes leaves */
+/* Whether any entry includes the port: for most packets and calls this is the only lookup. */
+static __always_inline bool is_counted(__u32 row, __u32 port) {
+    __u8 *count = bpf_map_lookup_elem(&port_counts, &row);
+    barrier_var(port);                             /* the verifier of Linux 6.1 does not know the range of a byte swap's result */
     return count && count[port & 0xffff];
 }
 
-static inline __u32 lent_key(bool is_udp, __u32 port) {
+static inline __u32 auto_bound_key(bool is_udp, __u32 port) {
     return is_udp << 16 | (port & 0xffff);
 }
 
-static inline bool is_lent(bool is_udp, __u32 port) {
-    __u32 key = lent_key(is_udp, port), *count = bpf_map_lookup_elem(&lent, &key);
+static inline bool is_auto_bound(bool is_udp, __u32 port) {
+    __u32 key = auto_bound_key(is_udp, port), *count = bpf_map_lookup_elem(&auto_bound, &key);
     return count && *count;
 }
 
-static inline struct address mapped(__be32 address) {
+static inline struct address map_ipv4(__be32 address) {
     return (struct address){ { 0, 0, bpf_htonl(0xffff), address } };
 }
 
-static inline bool is_mapped(const struct address *address) {
+static inline bool is_ipv4(const struct address *address) {
     return !address->words[0] && !address->words[1] && address->words[2] == bpf_htonl(0xffff);
 }
 
-static inline bool is_any(const struct address *address) {
-    return !address->words[3] && !address->words[0] && !address->words[1] && (!address->words[2] || is_mapped(address));
+static inline bool is_unspecified(const struct address *address) {
+    return !address->words[3] && !address->words[0] && !address->words[1] && (!address->words[2] || is_ipv4(address));
 }
 
 /* The unspecified address of the same family. */
-static inline struct address any_of(const struct address *address) {
-    return is_mapped(address) ? mapped(0) : (struct address){};
+static inline struct address unspecified_like(const struct address *address) {
+    return is_ipv4(address) ? map_ipv4(0) : (struct address){};
 }
 
 /* Of an AF_INET6 socket. */
-static inline bool takes_ipv6_only(struct bpf_sock *sk) {
+static inline bool is_ipv6_only(struct bpf_sock *sk) {
     struct sock *sock = sk->protocol == IPPROTO_TCP ? (void *)bpf_skc_to_tcp6_sock(sk) : (void *)bpf_skc_to_udp6_sock(sk);
     return !sock || BPF_CORE_READ_BITFIELD(&sock->__sk_common, skc_ipv6only);
 }

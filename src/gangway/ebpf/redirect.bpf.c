@@ -1,100 +1,103 @@
-/* The socket redirect: whoever connects to a published port at a loopback address is aimed at the container.
+/* The socket redirect: a connection to a published port at a loopback address goes straight to the container.
  *
- * What this file knows: how to find what an address and port lead to, and what a socket had asked for.  What it must not
- * know: which ports are published where, and why.
+ * What this file knows: how to find the container's address and port for an address and port, and what a socket had asked for.
+ * What it must not know: which ports are published, and why.
  *
  * Theory of operation.  The kernel routes no packet of 127.0.0.0/8 or ::1, so no rule can carry one to a container.  But
- * connect(2) and sendto(2) on the host run a program of ours before a packet exists (BPF_PROG_TYPE_CGROUP_SOCK_ADDR, attached
- * to the root of the cgroup hierarchy, which has every process in it), and that may exchange the address.  From then on it is
- * a connection to the container like any other: no proxy, no translation, nothing for each packet.
+ * connect(2) and sendto(2) run a program before a packet exists (BPF_PROG_TYPE_CGROUP_SOCK_ADDR, attached to the root of the
+ * cgroup hierarchy, which includes every process), and that program may replace the address.  From then on it is a connection
+ * to the container like any other: no proxy, no translation, no cost for each packet.
  *
- *     connect, sendmsg           127.0.0.1:8000 → 172.17.0.2:80      and a map remembers what was asked
- *     getpeername, recvmsg       172.17.0.2:80 → 127.0.0.1:8000      so that the program sees the peer that it knows
+ *     connect, sendmsg           127.0.0.1:8000 -> 172.17.0.2:80      and a map remembers the requested address
+ *     getpeername, recvmsg       172.17.0.2:80 -> 127.0.0.1:8000      so that the client sees the peer that it asked for
  *
- * Who is left alone.  Processes of other network namespaces: their loopback is their own.  (The kernel's programs are not
- * apart by namespace, so each copy of them compares.)  A socket that is bound to an address, or to a device: its packets might
- * not get to the container, or not back.  A subflow of MPTCP: getpeername is asked of another socket.  An AF_INET6 socket whose
- * container has IPv4 only, if it refuses IPv4 (IPV6_V6ONLY), or sends without being connected (udpv6_sendmsg takes no IPv4
- * address from a program).  For all of them the relay listens.  Not seen here is the device that a datagram is pinned to by
- * IP_PKTINFO's index or IP_UNICAST_IF: pinned to `lo` it is redirected, and lost.
+ * Not redirected:
+ * - Processes in other network namespaces: their loopback is their own.  (Programs are not separated by namespace, so each copy
+ *   of them compares the cookie.)
+ * - A socket that is bound to an address or a device: its packets might not reach the container, or the answers not get back.
+ * - A subflow of MPTCP: getpeername runs for another socket.
+ * - An AF_INET6 socket whose container has IPv4 only, if the socket refuses IPv4 (IPV6_V6ONLY), or if it sends without being
+ *   connected (udpv6_sendmsg accepts no IPv4 address from a program).
+ * The relay serves all of these.  A device that a datagram is pinned to by IP_PKTINFO's index or IP_UNICAST_IF is not visible
+ * here: if it is pinned to `lo`, the datagram is redirected and lost.
  *
- * What it costs those who are not concerned: one look at a table of bytes, `ports`, whatever is published.  It has rows for the
- * ports that clients ask, and for those that containers answer from; who by chance has to do with a port of that number pays
- * for a look at the namespace besides.
+ * What it costs other traffic: one lookup in a table of bytes, `port_counts`, however many ports are published.  The table has
+ * rows for the host ports that clients connect to, and for the container ports that answers come from.  Other traffic to or
+ * from a port with such a number also pays for a comparison of the namespace.
  *
- * What is remembered of a socket goes by its cookie and the container that it got to, as an unconnected one may ask several.
- * Of more than 8,192 of TCP or 16,384 of UDP the longest unused is forgotten: from then on that program sees the container's
- * address.  (Storage that lives and ends with the socket costs a connection 3 % more, a map four times as large 2 %: it does
- * not stay in the processor's caches.)  An unconnected socket that asks one port of a container in two ways is redirected the
- * first way only, or the answers could not be told apart.  One that was redirected once and then asks the container's own
- * address is taken to ask what it asked before.
+ * The requested address is stored by the socket's cookie and the container's address and port, because an unconnected socket may
+ * have several destinations.  At most 8,192 TCP and 16,384 UDP entries are kept; the least recently used one is dropped, and that
+ * socket then sees the container's address.  (Storage that lives and ends with the socket makes a connection 3 % more expensive,
+ * a map four times as large 2 %: it does not stay in the processor's caches.)  An unconnected socket that reaches one container
+ * port by two addresses is redirected for the first one only, because the answers could not be told apart.  One that was
+ * redirected and then sends to the container's own address gets its answers from the address that it requested before.
  *
  * Sources: net/ipv4/af_inet.c, net/ipv{4,6}/udp.c, net/core/filter.c (sock_addr_func_proto).
  */
 #include "published.bpf.h"
 
-enum { PASS = 1 };                                 /* what these programs return; 0 would refuse the call */
-enum rows { ASKED, SERVING = 2 };                  /* of `ports`: of each kind one for TCP, then one for UDP */
+enum { PASS = 1 };                                 /* the return value; 0 would refuse the call */
+enum rows { HOST_PORTS, CONTAINER_PORTS = 2 };     /* of `port_counts`: for each kind a row for TCP, then one for UDP */
 
-struct peer {                                      /* without a gap: it is a part of a key */
+struct peer {                                      /* without padding: it is a part of a key */
     struct address address;
     __u32 port;                                    /* network byte order, as in struct bpf_sock_addr */
 };
 
-struct backend {
+struct target {
     struct address address;                        /* the container's */
     __u16 shift;                                   /* container port minus host port, modulo 65536 */
     __u16 unused[3];
-    __u64 redirected;                              /* how often: connections, and peers of unconnected sockets */
+    __u64 uses;                                    /* connections, and destinations of unconnected sockets */
 };
 
-struct flow {                                      /* a socket, and where it was led */
+struct flow {                                      /* a socket, and where it was redirected to */
     __u64 socket;
-    struct peer backend;
+    struct peer target;
 } __attribute__((packed));
 
 struct {
     __uint(type, BPF_MAP_TYPE_LPM_TRIE);
     __uint(max_entries, 1 << 20);
     __uint(map_flags, BPF_F_NO_PREALLOC);
-    __type(key, struct published);
-    __type(value, struct backend);
-} backends SEC(".maps");
+    __type(key, struct port_key);
+    __type(value, struct target);
+} targets SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_LRU_HASH);
     __uint(max_entries, 1 << 13);
     __type(key, struct flow);
     __type(value, struct peer);
-} asked_tcp SEC(".maps");
+} requested_tcp SEC(".maps");
 
-struct {                                           /* apart, as an answer of UDP is lost without */
+struct {                                           /* separate, because a UDP answer without its entry is lost */
     __uint(type, BPF_MAP_TYPE_LRU_HASH);
     __uint(max_entries, 1 << 14);
     __type(key, struct flow);
     __type(value, struct peer);
-} asked_udp SEC(".maps");
+} requested_udp SEC(".maps");
 
 struct {
-    __uint(type, BPF_MAP_TYPE_HASH);               /* the host's own addresses, where asking those is redirected, too */
+    __uint(type, BPF_MAP_TYPE_HASH);               /* the host's own addresses, if they are redirected, too */
     __uint(max_entries, 1 << 14);
     __uint(map_flags, BPF_F_NO_PREALLOC);
     __type(key, struct address);
     __type(value, __u8);
 } own_addresses SEC(".maps");
 
-const volatile struct {                            /* kernel/bpf.py sets it before the programs are loaded */
+const volatile struct {                            /* set by loader.py before the programs are loaded */
     __u64 netns_cookie;                            /* of the host's network namespace */
-    bool host_too;                                 /* redirect also whoever asks the host's own addresses */
+    bool own_addresses;                            /* redirect also connections to the host's own addresses */
 } settings;
 
-/* Besides what published.bpf.h needs of the kernel's sockets. */
+/* Besides the fields in published.bpf.h. */
 struct tcp_sock {
     bool is_mptcp;
 } __attribute__((preserve_access_index));
 
 static bool is_loopback(const struct address *address) {
-    if (is_mapped(address)) return (address->words[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+    if (is_ipv4(address)) return (address->words[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
     return !address->words[0] && !address->words[1] && !address->words[2] && address->words[3] == bpf_htonl(1);
 }
 
@@ -108,75 +111,77 @@ static bool is_udp(struct bpf_sock_addr *ctx) {
     return ctx->protocol == IPPROTO_UDP;
 }
 
-static __always_inline bool concerns(struct bpf_sock_addr *ctx, __u32 rows) {
-    return has_port(rows + is_udp(ctx), bpf_ntohs(ctx->user_port));
+static __always_inline bool is_candidate(struct bpf_sock_addr *ctx, __u32 rows) {
+    return is_counted(rows + is_udp(ctx), bpf_ntohs(ctx->user_port));
 }
 
-static bool is_hosts(struct bpf_sock_addr *ctx) {
+static bool is_in_host_netns(struct bpf_sock_addr *ctx) {
     return bpf_get_netns_cookie(ctx) == settings.netns_cookie;
 }
 
-static bool is_subflow(struct bpf_sock *sk) {
+static bool is_mptcp_subflow(struct bpf_sock *sk) {
     struct tcp_sock *tcp = (void *)bpf_skc_to_tcp_sock(sk);
     return tcp && bpf_core_field_exists(tcp->is_mptcp) && tcp->is_mptcp;
 }
 
-/* What is published where a client of the host's asks; NULL if nothing is. */
-static struct backend *published_at(struct bpf_sock_addr *ctx, const struct peer *at) {
+/* The entry for a destination of a socket in the host's namespace; NULL if there is none. */
+static struct target *find_target(struct bpf_sock_addr *ctx, const struct peer *at) {
     if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP) return NULL;
-    if (!is_hosts(ctx)) return NULL;
-    if (!is_loopback(&at->address) && !(settings.host_too && bpf_map_lookup_elem(&own_addresses, &at->address))) return NULL;
+    if (!is_in_host_netns(ctx)) return NULL;
+    if (!is_loopback(&at->address) &&
+        !(settings.own_addresses && bpf_map_lookup_elem(&own_addresses, &at->address))) return NULL;
 
-    struct published key = { PUBLISHED_BITS, ctx->protocol, any_of(&at->address), at->port };
-    struct backend *found = bpf_map_lookup_elem(&backends, &key);
+    struct port_key key = { PORT_KEY_BITS, ctx->protocol, unspecified_like(&at->address), at->port };
+    struct target *found = bpf_map_lookup_elem(&targets, &key);
     if (!found) {
         key.address = at->address;
-        found = bpf_map_lookup_elem(&backends, &key);
+        found = bpf_map_lookup_elem(&targets, &key);
     }
-    return found && !is_lent(is_udp(ctx), bpf_ntohs(at->port)) ? found : NULL;
+    return found && !is_auto_bound(is_udp(ctx), bpf_ntohs(at->port)) ? found : NULL;
 }
 
-/* A socket with this source is about to connect to `at`, or to send there: true if it is to be `to` instead. */
-static bool leads(struct bpf_sock_addr *ctx, const struct address *source, const struct peer *at, struct peer *to, bool connects) {
+/* Whether a socket with this source that is about to connect or send to `at` is redirected, and where `to`. */
+static bool find_redirect(struct bpf_sock_addr *ctx, const struct address *source, const struct peer *at, struct peer *to,
+                          bool connects) {
     struct bpf_sock *sk = ctx->sk;
-    struct backend *backend = published_at(ctx, at);
-    if (!backend || !sk) return false;
-    if (sk->bound_dev_if || !is_any(source) || is_subflow(sk)) return false;
-    *to = (struct peer){ backend->address, bpf_htons(bpf_ntohs(at->port) + backend->shift) };
-    bool is_turned = is_mapped(&to->address) != is_mapped(&at->address);
-    if (is_turned && (!connects || is_mapped(&at->address) || takes_ipv6_only(sk))) return false;
+    struct target *target = find_target(ctx, at);
+    if (!target || !sk) return false;
+    if (sk->bound_dev_if || !is_unspecified(source) || is_mptcp_subflow(sk)) return false;
+    *to = (struct peer){ target->address, bpf_htons(bpf_ntohs(at->port) + target->shift) };
+    bool changes_family = is_ipv4(&to->address) != is_ipv4(&at->address);
+    if (changes_family && (!connects || is_ipv4(&at->address) || is_ipv6_only(sk))) return false;
 
     struct flow flow = { bpf_get_socket_cookie(ctx), *to };
-    struct peer *known = connects ? NULL : bpf_map_lookup_elem(&asked_udp, &flow);
-    if (known) return is_same(known, at);          /* the relay can tell two that lead to one apart */
-    if (is_udp(ctx) ? bpf_map_update_elem(&asked_udp, &flow, at, BPF_ANY) : bpf_map_update_elem(&asked_tcp, &flow, at, BPF_ANY))
+    struct peer *known = connects ? NULL : bpf_map_lookup_elem(&requested_udp, &flow);
+    if (known) return is_same(known, at);          /* the relay can tell two addresses of one container port apart */
+    if (is_udp(ctx) ? bpf_map_update_elem(&requested_udp, &flow, at, BPF_ANY) : bpf_map_update_elem(&requested_tcp, &flow, at, BPF_ANY))
         return false;
-    __sync_fetch_and_add(&backend->redirected, 1);
+    __sync_fetch_and_add(&target->uses, 1);
     return true;
 }
 
-/* What the socket asked when it was led to `peer`; NULL if it was not. */
-static const struct peer *asked_for(struct bpf_sock_addr *ctx, const struct peer *peer) {
-    if (!is_hosts(ctx)) return NULL;
+/* The address that the socket had requested when it was redirected to `peer`; NULL if it was not. */
+static const struct peer *requested_by(struct bpf_sock_addr *ctx, const struct peer *peer) {
+    if (!is_in_host_netns(ctx)) return NULL;
     struct flow flow = { bpf_get_socket_cookie(ctx), *peer };
-    return is_udp(ctx) ? bpf_map_lookup_elem(&asked_udp, &flow) : bpf_map_lookup_elem(&asked_tcp, &flow);
+    return is_udp(ctx) ? bpf_map_lookup_elem(&requested_udp, &flow) : bpf_map_lookup_elem(&requested_tcp, &flow);
 }
 
 static struct peer peer4(struct bpf_sock_addr *ctx) {
-    return (struct peer){ mapped(ctx->user_ip4), ctx->user_port };
+    return (struct peer){ map_ipv4(ctx->user_ip4), ctx->user_port };
 }
 
 static struct peer peer6(struct bpf_sock_addr *ctx) {
     return (struct peer){ { { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3] } }, ctx->user_port };
 }
 
-static int become4(struct bpf_sock_addr *ctx, const struct peer *peer) {
+static int set_peer4(struct bpf_sock_addr *ctx, const struct peer *peer) {
     ctx->user_ip4 = peer->address.words[3];
     ctx->user_port = peer->port;
     return PASS;
 }
 
-static int become6(struct bpf_sock_addr *ctx, const struct peer *peer) {
+static int set_peer6(struct bpf_sock_addr *ctx, const struct peer *peer) {
     ctx->user_ip6[0] = peer->address.words[0];
     ctx->user_ip6[1] = peer->address.words[1];
     ctx->user_ip6[2] = peer->address.words[2];
@@ -187,67 +192,67 @@ static int become6(struct bpf_sock_addr *ctx, const struct peer *peer) {
 
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx) {
-    if (!concerns(ctx, ASKED) || !ctx->sk) return PASS;
-    struct address source = mapped(ctx->sk->src_ip4);
+    if (!is_candidate(ctx, HOST_PORTS) || !ctx->sk) return PASS;
+    struct address source = map_ipv4(ctx->sk->src_ip4);
     struct peer at = peer4(ctx), to;
-    return leads(ctx, &source, &at, &to, true) ? become4(ctx, &to) : PASS;
+    return find_redirect(ctx, &source, &at, &to, true) ? set_peer4(ctx, &to) : PASS;
 }
 
 SEC("cgroup/connect6")
 int connect6(struct bpf_sock_addr *ctx) {
     struct bpf_sock *sk = ctx->sk;
-    if (!concerns(ctx, ASKED) || !sk) return PASS;
+    if (!is_candidate(ctx, HOST_PORTS) || !sk) return PASS;
     struct address source = { { sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3] } };
     struct peer at = peer6(ctx), to;
-    return leads(ctx, &source, &at, &to, true) ? become6(ctx, &to) : PASS;
+    return find_redirect(ctx, &source, &at, &to, true) ? set_peer6(ctx, &to) : PASS;
 }
 
-/* An AF_INET6 socket that sends to a mapped address comes by here, too (udpv6_sendmsg). */
+/* Also runs for an AF_INET6 socket that sends to an IPv4-mapped address (udpv6_sendmsg). */
 SEC("cgroup/sendmsg4")
 int sendmsg4(struct bpf_sock_addr *ctx) {
-    if (!concerns(ctx, ASKED)) return PASS;
-    struct address source = mapped(ctx->msg_src_ip4);
+    if (!is_candidate(ctx, HOST_PORTS)) return PASS;
+    struct address source = map_ipv4(ctx->msg_src_ip4);
     struct peer at = peer4(ctx), to;
-    return leads(ctx, &source, &at, &to, false) ? become4(ctx, &to) : PASS;
+    return find_redirect(ctx, &source, &at, &to, false) ? set_peer4(ctx, &to) : PASS;
 }
 
 SEC("cgroup/sendmsg6")
 int sendmsg6(struct bpf_sock_addr *ctx) {
-    if (!concerns(ctx, ASKED)) return PASS;
+    if (!is_candidate(ctx, HOST_PORTS)) return PASS;
     struct address source = { { ctx->msg_src_ip6[0], ctx->msg_src_ip6[1], ctx->msg_src_ip6[2], ctx->msg_src_ip6[3] } };
     struct peer at = peer6(ctx), to;
-    return leads(ctx, &source, &at, &to, false) ? become6(ctx, &to) : PASS;
+    return find_redirect(ctx, &source, &at, &to, false) ? set_peer6(ctx, &to) : PASS;
 }
 
-/* recvmsg and getpeername: the peer becomes the one that was asked. */
-static int look_back4(struct bpf_sock_addr *ctx) {
+/* recvmsg and getpeername: report the requested address as the peer. */
+static int restore_peer4(struct bpf_sock_addr *ctx) {
     struct peer peer = peer4(ctx);
-    const struct peer *found = asked_for(ctx, &peer);
-    return found ? become4(ctx, found) : PASS;
+    const struct peer *found = requested_by(ctx, &peer);
+    return found ? set_peer4(ctx, found) : PASS;
 }
 
-static int look_back6(struct bpf_sock_addr *ctx) {
+static int restore_peer6(struct bpf_sock_addr *ctx) {
     struct peer peer = peer6(ctx);
-    const struct peer *found = asked_for(ctx, &peer);
-    return found ? become6(ctx, found) : PASS;
+    const struct peer *found = requested_by(ctx, &peer);
+    return found ? set_peer6(ctx, found) : PASS;
 }
 
 SEC("cgroup/recvmsg4")
 int recvmsg4(struct bpf_sock_addr *ctx) {
-    return concerns(ctx, SERVING) ? look_back4(ctx) : PASS;
+    return is_candidate(ctx, CONTAINER_PORTS) ? restore_peer4(ctx) : PASS;
 }
 
 SEC("cgroup/recvmsg6")
 int recvmsg6(struct bpf_sock_addr *ctx) {
-    return concerns(ctx, SERVING) ? look_back6(ctx) : PASS;
+    return is_candidate(ctx, CONTAINER_PORTS) ? restore_peer6(ctx) : PASS;
 }
 
 SEC("cgroup/getpeername4")
 int getpeername4(struct bpf_sock_addr *ctx) {
-    return concerns(ctx, SERVING) ? look_back4(ctx) : PASS;
+    return is_candidate(ctx, CONTAINER_PORTS) ? restore_peer4(ctx) : PASS;
 }
 
 SEC("cgroup/getpeername6")
 int getpeername6(struct bpf_sock_addr *ctx) {
-    return concerns(ctx, SERVING) ? look_back6(ctx) : PASS;
+    return is_candidate(ctx, CONTAINER_PORTS) ? restore_peer6(ctx) : PASS;
 }

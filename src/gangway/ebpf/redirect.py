@@ -1,78 +1,109 @@
-"""The redirect in the kernel: redirect.bpf.o, attached, and its maps.
+"""The loopback redirect: where it leads connections to published ports (redirect.bpf.c says how).
 
-What this file knows: which maps there are, and how what is in one goes with what is in another.  What it must not know:
-mappings, or what an entry says beyond which ports it is about; how anything is loaded (`kernel.bpf`).
+What this file knows: the redirect's maps.  What it must not know: which ports are published, and why.
 
-While one process takes over from another both have their programs attached, and the second to be asked finds an
-address that is not for it.
+While one daemon takes over from another, the programs of both are attached; the second one to run finds an address that
+is no longer one to be redirected.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 
-from gangway.ebpf.keys import KEY_BYTES
-from gangway.ebpf.port_table import PortTable
-from gangway.ebpf.program import Loaded, Module
-from gangway.ebpf.redirect_entries import VALUE_BYTES, ports_of, without_count
+from gangway.ebpf import keys
+from gangway.ebpf.keys import Hit, PortBlock, Target, pack_address, unpack_target
+from gangway.ebpf.loader import LoadedObject, ObjectFile
+from gangway.ebpf.port_map import PortMap
+from gangway.ebpf.program import LinkHolder, Program
 
-MODULE = Module(
+OBJECT = ObjectFile(
     path=Path(__file__).with_name("redirect.bpf.o"),
-    maps=("ports", "backends", "asked_tcp", "asked_udp", "own_addresses", "lent"),
-    on_cgroups=tuple(f"{hook}{family}" for hook in ("connect", "sendmsg", "recvmsg", "getpeername") for family in "46"),
+    maps=("port_counts", "targets", "requested_tcp", "requested_udp", "own_addresses", "auto_bound"),
+    cgroup_programs=tuple(
+        f"{hook}{family}" for hook in ("connect", "sendmsg", "recvmsg", "getpeername") for family in "46"
+    ),
 )
-_ADDRESS_BYTES = 16
+DISABLED = "disabled by the configuration (redirect = false)"
 
 
-class Redirect:
-    """Attached programs, and their maps.
+class Redirect(Program):
+    """The redirect of a network namespace; it takes over from the one whose links the relay holds.
 
-    Sockets of the calling thread's network namespace are redirected; with `host_too` also those that ask the host's own
-    addresses (`set_own_addresses`).  `lent_fd`: steering's map of the ports that are lent to somebody.  Unsupported
-    says what is missing.
+    `auto_bound_fd` returns steering's map of auto-bound ports, if there is one.  `host_addresses`: redirect also
+    connections to the host's own addresses, not only to loopback.
     """
 
-    links: Sequence[int]
-    """Descriptors that keep it going (`kernel.bpf`)."""
+    def __init__(
+        self,
+        relay: LinkHolder,
+        auto_bound_fd: Callable[[], int | None] = lambda: None,
+        *,
+        enabled: bool = True,
+        host_addresses: bool = False,
+    ) -> None:
+        super().__init__(relay, "redirect")
+        self._auto_bound_fd = auto_bound_fd
+        self._host_addresses = host_addresses
+        self._own_addresses: frozenset[bytes] = frozenset()
+        if enabled:
+            self._start()
+        else:
+            self.unavailable = DISABLED
+            self._hand_over()
 
-    def __init__(self, host_too: bool = False, former: Sequence[int] = (), lent_fd: int | None = None) -> None:
-        given = {} if lent_fd is None else {"lent": lent_fd}
-        self._loaded = Loaded(MODULE, former, bytes([host_too]), given)  # `settings` in sockets.bpf.c
-        self.links = self._loaded.links
-        self._ports = PortTable(self._loaded.map_fd("ports"))
-        self._ports.count_anew(one for key, value in self.entries() for one in ports_of(key, value))
+    def entries(self) -> dict[PortBlock, Target]:
+        """Return all entries, as the kernel has them; none if it is unavailable."""
+        with self._lock:
+            found = {} if self._map is None else self._map.entries()
+        hits = ((block, unpack_target(value, block.first)) for block, value in found.items())
+        return {block: Target(hit.address, hit.port) for block, hit in hits}
 
-    def enter(self, key: bytes, value: bytes) -> None:
-        """One entry more; it is not there yet.  HostRefused: the kernel does not take it."""
-        self._loaded.update("backends", key, value)
-        self._ports.add(ports_of(key, value))
+    def add(self, entries: Mapping[PortBlock, Target]) -> None:
+        """Add entries: all of them or none.  Unsupported: it is unavailable.  HostRefused: the kernel refused one."""
+        with self._lock:
+            self._require().update({block: keys.pack_target(block, target) for block, target in entries.items()})
 
-    def erase(self, key: bytes) -> None:
-        """One less; nothing happens if it is not there."""
-        value = self.look_up(key)
-        if self._loaded.erase("backends", key) and value is not None:
-            self._ports.remove(ports_of(key, value))
+    def remove(self, blocks: Iterable[PortBlock]) -> None:
+        """Remove entries, as far as they exist."""
+        with self._lock:
+            if self._map is not None:
+                self._map.remove(blocks)
 
-    def entries(self) -> Iterator[tuple[bytes, bytes]]:
-        """All of them, as they were entered."""
-        for key, value in self._loaded.entries("backends", KEY_BYTES, VALUE_BYTES):
-            yield key, without_count(value)
+    def lookup(self, protocol: str, address: str, port: int) -> Hit | None:
+        """Return where the kernel leads a port that is published at this address; None if it has no such entry."""
+        with self._lock:
+            value = None if self._map is None else self._map.lookup(PortBlock(protocol, address, port, port))
+        return None if value is None else unpack_target(value, port)
 
-    def look_up(self, key: bytes) -> bytes | None:
-        """The value that a socket which asks there meets, if there is one."""
-        return self._loaded.look_up("backends", key, VALUE_BYTES)
+    def count(self, blocks: Iterable[PortBlock]) -> int:
+        """Return how often these entries were used: by connections, and by destinations of unconnected sockets."""
+        with self._lock:
+            values = [] if self._map is None else [self._map.lookup(block) for block in blocks]
+        return sum(unpack_target(value, 0).uses for value in values if value is not None)
 
-    def set_own_addresses(self, addresses: Collection[bytes]) -> None:
-        """The host's own, of 16 bytes each."""
-        for gone in set(self._loaded.keys("own_addresses", _ADDRESS_BYTES)).difference(addresses):
-            self._loaded.erase("own_addresses", gone)
-        for address in addresses:
-            self._loaded.update("own_addresses", address, b"\1")
+    def set_own_addresses(self, addresses: Callable[[], Collection[str]]) -> None:
+        """Update the list of the host's own addresses; `addresses` is called only if they are redirected."""
+        if self._map is None or not self._host_addresses:
+            return
+        own = frozenset(map(pack_address, filter(_can_be_redirected, addresses())))
+        with self._lock:
+            if own != self._own_addresses:
+                loaded = self._require().loaded
+                for former in set(loaded.keys("own_addresses", keys.ADDRESS_BYTES)) - own:
+                    loaded.delete("own_addresses", former)
+                for address in own:
+                    loaded.update("own_addresses", address, b"\1")
+                self._own_addresses = own
 
-    def is_attached(self) -> bool:
-        """Nobody else has ended it (`bpftool link detach`)."""
-        return self._loaded.is_attached()
+    def _load(self, former_links: Sequence[int]) -> PortMap:
+        auto_bound = self._auto_bound_fd()
+        maps = {} if auto_bound is None else {"auto_bound": auto_bound}
+        loaded = LoadedObject(OBJECT, former_links, bytes([self._host_addresses]), maps)
+        self._own_addresses = frozenset()
+        return PortMap(loaded, "targets", keys.TARGET_BYTES, keys.redirect_spans)
 
-    def close(self) -> None:
-        """Lets go of everything: nothing is redirected any more, unless somebody else holds it."""
-        self._ports.close()
-        self._loaded.close()
+
+def _can_be_redirected(text: str) -> bool:
+    """True unless it is loopback, which the program knows itself, or IPv6 link-local, which the relay serves."""
+    address = ip_address(text)
+    return not (address.is_loopback or (address.version == 6 and address.is_link_local))

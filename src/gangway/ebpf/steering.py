@@ -1,93 +1,216 @@
-"""Steering in the kernel: steering.bpf.o, attached, and its maps.
+"""Steering: one socket for each protocol and family serves all published ports (steering.bpf.c says how).
 
-What this file knows: which maps there are, and how what is in one goes with what is in another.  What it must not know:
-mappings; how anything is loaded (`kernel.bpf`).
+What this file knows: steering's maps, and the sockets that the relay serves.  What it must not know: which ports are
+published, and where they lead.
+
+How it works.  Each of the sockets has to be bound to some address and port, and no client must be able to reach it
+there: it has a port of the kernel's choice at an address that no packet has (RFC 7600, RFC 6666), which bind() allows
+although it is not the host's (IP_FREEBIND, ip(7)).  Daemon and relay both have the sockets: while there is no relay,
+clients wait in the kernel's queue for the next one.
+
+Ports are reserved before the kernel is asked whether they were free.  From then on no other program can bind one, so
+whoever has one had it before, and is found in the kernel's table of sockets.  A single port is tried with a socket of
+our own, which is held meanwhile: that is cheaper, and also finds a program that has bound the port and does not listen
+yet.
 """
 
+import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gangway.ebpf import requirements as bpf_probe
-from gangway.ebpf.keys import KEY_BYTES
-from gangway.ebpf.port_table import PortTable
-from gangway.ebpf.program import Loaded, Module
-from gangway.ebpf.steering_entries import LENT_BYTES, VALUE_BYTES, lent_port, row, stretch
-from gangway.errors import Unsupported
+from gangway.ebpf import keys, requirements
+from gangway.ebpf.keys import KINDS, RESERVED, SERVED, PortBlock
+from gangway.ebpf.loader import LoadedObject, ObjectFile
+from gangway.ebpf.port_map import PortMap
+from gangway.ebpf.program import LinkHolder, Program
+from gangway.errors import GangwayError, HostRefused, PortInUse, Unsupported
+from gangway.host import sockets
 
-MODULE = Module(
+OBJECT = ObjectFile(
     path=Path(__file__).with_name("steering.bpf.o"),
-    maps=("ports", "kept", "shared", "binding", "lent", "owners"),
-    on_cgroups=("bind4", "bind6", "post_bind4", "post_bind6", "sendmsg4", "sendmsg6", "release"),
-    on_netns=("steer",),
+    maps=("port_counts", "published", "relay_sockets", "relay_binding", "auto_bound", "bind_states"),
+    cgroup_programs=("bind4", "bind6", "post_bind4", "post_bind6", "sendmsg4", "sendmsg6", "release"),
+    netns_programs=("steer",),
 )
+_SOCKETS = "sockets"  # the name under which the relay holds them
+# All ports of a protocol and family share one queue; memory that is not used costs nothing.
+_DATAGRAM_BYTES = 4 << 20
+_SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 
 
-class Steering:
-    """Attached programs, and their maps.  Unsupported says what is missing.
+class Reservation:
+    """Host ports that no other program can bind until it is closed."""
 
-    It is about the calling thread's network namespace.
-    """
-
-    links: Sequence[int]
-    """Descriptors that keep it going (`kernel.bpf`)."""
-
-    def __init__(self, former: Sequence[int] = ()) -> None:
-        why = bpf_probe.errors()
-        if why is not None:
-            raise Unsupported(why)
-        self._loaded = Loaded(MODULE, former)
-        self.links = self._loaded.links
-        self._ports = PortTable(self._loaded.map_fd("ports"))
-        self._ports.count_anew(stretch(key) for key, _ in self.entries())
-
-    @property
-    def binding_fd(self) -> int:
-        """The map by which the relay says which socket it is about to bind."""
-        return self._loaded.map_fd("binding")
-
-    @property
-    def lent_fd(self) -> int:
-        """The map of the ports that sockets have got by the kernel's choice."""
-        return self._loaded.map_fd("lent")
-
-    def share(self, protocol: str, family: int, fd: int) -> None:
-        """The socket that serves a protocol and family (4 or 6): a listener of TCP, or a bound socket of UDP."""
-        self._loaded.update("shared", row(protocol, family), fd.to_bytes(8, sys.byteorder))
-
-    def set(self, key: bytes, value: bytes) -> None:
-        """An entry, new or changed.  HostRefused: the kernel does not take it."""
-        is_new = self.look_up(key) is None
-        self._loaded.update("kept", key, value)
-        if is_new:
-            self._ports.add((stretch(key),))
-
-    def erase(self, key: bytes) -> None:
-        """One less; nothing happens if it is not there."""
-        if self._loaded.erase("kept", key):
-            self._ports.remove((stretch(key),))
-
-    def entries(self) -> Iterator[tuple[bytes, bytes]]:
-        """All of them."""
-        return self._loaded.entries("kept", KEY_BYTES, VALUE_BYTES)
-
-    def look_up(self, key: bytes) -> bytes | None:
-        """The entry of a key, or of one that includes it."""
-        return self._loaded.look_up("kept", key, VALUE_BYTES)
-
-    def lent(self) -> Iterator[tuple[bytes, tuple[str, int]]]:
-        """The keys of what is lent, or was, and the protocol and port of each."""
-        return ((key, lent_port(key)) for key in self._loaded.keys("lent", LENT_BYTES))
-
-    def take_back(self, key: bytes) -> None:
-        """It is lent to nobody."""
-        self._loaded.erase("lent", key)
-
-    def is_attached(self) -> bool:
-        """Nobody else has ended it (`bpftool link detach`)."""
-        return self._loaded.is_attached()
+    def __init__(self, steering: "Steering", ports: tuple[str, str, int, int]) -> None:
+        self._steering = steering
+        self._ports = ports
 
     def close(self) -> None:
-        """Lets go of everything: nothing is steered any more, unless somebody else holds it."""
-        self._ports.close()
-        self._loaded.close()
+        """Release the ports, as far as they are not served."""
+        self._steering.release(*self._ports)
+
+
+class Steering(Program):
+    """The steering of a network namespace; it takes over from the one whose links and sockets the relay holds."""
+
+    def __init__(self, relay: LinkHolder) -> None:
+        super().__init__(relay, "steering")
+        self._sockets = [socket.socket(fileno=fd) for fd in relay.held(_SOCKETS)]
+        """In the order of KINDS; without IPv6 only the first two."""
+        self._unused: set[bytes] = set()
+        """Auto-bound ports that no socket had when they were looked at last."""
+        self._start()
+
+    @property
+    def auto_bound_fd(self) -> int | None:
+        """The map of auto-bound ports, which stays steering's; None if it is unavailable."""
+        with self._lock:
+            return None if self._map is None else self._map.loaded.map_fd("auto_bound")
+
+    def entries(self) -> dict[PortBlock, bool]:
+        """Return all entries as the kernel has them: whether each is served, or only reserved.
+
+        While the relay lacks the sockets none is served.
+        """
+        with self._lock:
+            found = {} if self._map is None else self._map.entries()
+        is_served = bool(found) and self._relay.is_running() and self._relay.shared_count() == len(self._sockets)
+        return {block: is_served and value == SERVED for block, value in found.items()}
+
+    def reserve(self, protocol: str, address: str, first: int, last: int) -> Reservation:
+        """Keep other programs from binding these ports.  What is reserved or served already is not checked.
+
+        PortInUse: a port is in use (of a range, the message says by which program).  Conflict: the address is not this
+        host's.  Unsupported: steering is unavailable.  On any error nothing is reserved.
+        """
+        wanted = [*keys.blocks(protocol, address, first, last)]
+        if ":" in address and len(self._sockets) < len(KINDS):
+            self._require()
+            raise Unsupported("this kernel has no IPv6 sockets")
+        with self._lock:
+            is_known = all(self._require().lookup(block) for block in wanted)
+        if not is_known:
+            with _single_port_held(protocol, address, first, last):
+                added = self._reserve_missing(wanted)
+                try:
+                    if first != last:
+                        _check_free(protocol, address, first, last)
+                except GangwayError:
+                    self._release(added)
+                    raise
+        return Reservation(self, (protocol, address, first, last))
+
+    def release(self, protocol: str, address: str, first: int, last: int) -> None:
+        """Let other programs bind these ports, as far as they are reserved and not served."""
+        self._release(keys.blocks(protocol, address, first, last))
+
+    def add(self, blocks: Iterable[PortBlock]) -> None:
+        """Serve these reserved ports by the relay: all of them or none.
+
+        HostRefused: the kernel or the relay refused.  Unsupported: steering is unavailable.
+        """
+        self._require()
+        if self._relay.shared_count() < len(self._sockets):
+            self._share_sockets()
+        with self._lock:
+            self._require().update(dict.fromkeys(blocks, SERVED))
+
+    def remove(self, blocks: Iterable[PortBlock]) -> None:
+        """Neither serve nor reserve these ports any longer."""
+        with self._lock:
+            if self._map is not None:
+                self._map.remove(blocks)
+
+    def reclaim_auto_bound(self) -> None:
+        """Forget auto-bound ports that no socket has, if none had them at the last call, either.
+
+        To be called from time to time: the kernel does not report the end of every socket.
+        """
+        with self._lock:
+            found = [] if self._map is None else self._map.loaded.keys("auto_bound", keys.AUTO_BOUND_BYTES)
+        ports = {key: keys.unpack_auto_bound(key) for key in found}
+        bound = {protocol: sockets.bound(protocol) for protocol, _ in ports.values()}
+        unused = {key for key, (protocol, port) in ports.items() if port not in bound[protocol]}
+        with self._lock:
+            for key in unused & self._unused if self._map is not None else ():
+                self._require().loaded.delete("auto_bound", key)
+            self._unused = unused
+
+    def close(self) -> None:
+        """Close all descriptors; while the relay runs, ports are still steered."""
+        super().close()
+        for sock in self._sockets:
+            sock.close()
+
+    def _reserve_missing(self, wanted: Iterable[PortBlock]) -> list[PortBlock]:
+        with self._lock:
+            port_map = self._require()
+            missing = [block for block in wanted if port_map.lookup(block) is None]
+            port_map.update(dict.fromkeys(missing, RESERVED))
+        return missing
+
+    def _release(self, blocks: Iterable[PortBlock]) -> None:
+        with self._lock:
+            if self._map is not None:
+                self._map.remove([block for block in blocks if self._map.lookup(block) == RESERVED])
+
+    def _load(self, former_links: Sequence[int]) -> PortMap:
+        missing = requirements.bind_errors()
+        if missing is not None:
+            raise Unsupported(missing)
+        for protocol, _ in KINDS:
+            sockets.bound(protocol)  # HostRefused: the kernel's socket table cannot be read, so no check would work
+        port_map = PortMap(LoadedObject(OBJECT, former_links), "published", keys.STATE_BYTES, keys.steering_spans)
+        try:
+            for protocol, family in KINDS[len(self._sockets) :]:
+                if sockets.has_family(family):
+                    self._sockets.append(_open_socket(protocol, family))
+            for kind, sock in zip(KINDS, self._sockets, strict=False):
+                port_map.loaded.update("relay_sockets", keys.pack_kind(*kind), sock.fileno().to_bytes(8, sys.byteorder))
+        except BaseException:
+            port_map.close()
+            raise
+        return port_map
+
+    def _hand_over(self) -> None:
+        if self._map is None:
+            for sock in self._sockets:
+                sock.close()
+            self._sockets = []
+        with suppress(HostRefused):  # the relay is ending: the next one gets them
+            if self._map is not None and self._relay.shared_count():
+                self._share_sockets()
+        super()._hand_over()
+        with suppress(HostRefused):
+            self._relay.hold(_SOCKETS, [sock.fileno() for sock in self._sockets])
+
+    def _share_sockets(self) -> None:
+        """Give the relay the sockets.  It must know its ports before: clients may be waiting."""
+        binding = self._require().loaded.map_fd("relay_binding")
+        for (protocol, family), sock in zip(KINDS, self._sockets, strict=False):
+            self._relay.share(protocol, family, [sock.fileno(), *([binding] if protocol == "udp" else ())])
+
+
+@contextmanager
+def _single_port_held(protocol: str, address: str, first: int, last: int) -> Iterator[None]:
+    """Hold a single port by a socket during the block; of a range, only check that the address is this host's."""
+    with sockets.bind_port(protocol, address, first if first == last else 0) as sock:
+        if first != last:
+            sock.close()
+        yield
+
+
+def _check_free(protocol: str, address: str, first: int, last: int) -> None:
+    port = sockets.first_port_in_use(protocol, address, first, last)
+    if port is not None:
+        raise PortInUse(sockets.describe_holder(protocol, address, port))
+
+
+def _open_socket(protocol: str, family: int) -> socket.socket:
+    sock = sockets.nowhere(protocol, family)
+    if protocol == "udp":
+        with suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _DATAGRAM_BYTES)
+    return sock
