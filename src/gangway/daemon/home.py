@@ -1,7 +1,6 @@
 """The daemon's runtime folder (gangway/runtime.py): its lock, its sockets, and their modes."""
 
 import fcntl
-import grp
 import os
 import socket
 import stat
@@ -11,29 +10,28 @@ from types import TracebackType
 from typing import Self
 
 from gangway import runtime
-from gangway.errors import Conflict, HostRefused, InvalidRequest
+from gangway.errors import Conflict, HostRefused
 
-_DEFAULT_GROUP = "gangway"
 _BACKLOG = 4096
 
 
 class Home:
     """The runtime folder of this network namespace, locked for as long as the daemon runs.
 
-    `socket_path`: where API clients connect, if not in the folder; `group` may use the API.
+    `socket_path`: where API clients connect, if not in the folder; the group with the number `group` may, too.
     Conflict: another daemon has the namespace, or the socket.
     """
 
     api: socket.socket
     leases: socket.socket
 
-    def __init__(self, socket_path: str | None, group: str) -> None:
+    def __init__(self, socket_path: str | None, group: int) -> None:
         self.folder = Path(runtime.folder())
         self.api_path = Path(socket_path).absolute() if socket_path else self.folder / runtime.API_SOCKET
         self.relay_path = Path(f"{self.api_path}.relay")
         self.is_abandoned = False
         """Nothing is left to look after: the folder goes with the daemon."""
-        self._group = _group_id(group)
+        self._group = group if os.geteuid() == 0 else -1
         self._scope = ExitStack()
 
     def __enter__(self) -> Self:
@@ -135,13 +133,3 @@ def _unlink_socket(path: Path) -> None:
     with suppress(FileNotFoundError):
         if path.is_symlink() or stat.S_ISSOCK(path.lstat().st_mode):
             path.unlink()
-
-
-def _group_id(name: str) -> int:
-    """Return the id of the group that may use the API; -1: the group stays what it is."""
-    try:
-        return grp.getgrnam(name or _DEFAULT_GROUP).gr_gid
-    except KeyError:
-        if name:
-            raise InvalidRequest(f"group: no group named {name!r}") from None
-    return -1

@@ -59,6 +59,7 @@ class Daemon:
         self._end: asyncio.TimerHandle | None = None
         self._relay_fd: int | None = None
         self._hangups = select.epoll()
+        self._leases: LeaseServer
         self.ended_idle = False
 
     async def run(self, home: Home, ready: Callable[[], None]) -> None:
@@ -69,11 +70,8 @@ class Daemon:
         for sock, check in ((self._notices.links, requests.check), (self._notices.rules, requests.check_rules)):
             self._loop.add_reader(sock, self._notified, sock, check)
         self._loop.add_reader(self._hangups, self._relay_exited)
-        leases = LeaseServer(
-            home.leases, requests.leases, self._start.log, lambda: self._loop.call_soon_threadsafe(self._changed)
-        )
-        self._leases = leases
-        leases.start()
+        self._leases = LeaseServer(home.leases, requests.leases, self._start.log, self._changed_by_lease)
+        self._leases.start()
         try:
             async with self._api(home.api):
                 ready()
@@ -81,7 +79,7 @@ class Daemon:
                 self._loop.call_later(_CHECK_S, self._check_thoroughly)
                 await self._over.wait()
         finally:
-            leases.close()
+            self._leases.close()
             self._loop.remove_reader(self._hangups)
             self._hangups.close()
 
@@ -123,6 +121,9 @@ class Daemon:
             self._start.log.warning("%s", error)
         except Exception as error:
             self._start.log.failure(error)
+
+    def _changed_by_lease(self) -> None:
+        self._loop.call_soon_threadsafe(self._changed)
 
     def _changed(self) -> None:
         """There may be another relay now, and nothing may be left to look after."""
@@ -189,7 +190,7 @@ def run(start: Start, ready: Callable[[], None]) -> None:
     """Run a daemon to its end; `ready` is called when it serves.  GangwayError: it cannot run."""
     raise_descriptor_limit()
     with ExitStack() as stack:
-        home = stack.enter_context(Home(start.socket_path, start.config.group))
+        home = stack.enter_context(Home(start.socket_path, start.config.group_id))
         worker = stack.enter_context(ThreadPoolExecutor(1, "worker"))
         notices = Notices()
         stack.callback(notices.close)

@@ -39,7 +39,10 @@ class Parts:
         relay.connect()
         steering = Steering(relay)
         redirect = Redirect(
-            relay, config.relay_settings.redirect, config.firewall == Firewall.NONE, steering.auto_bound_fd
+            relay,
+            lambda: steering.auto_bound_fd,
+            enabled=config.relay_settings.redirect,
+            host_addresses=config.firewall == Firewall.NONE,
         )
         self.dataplane = DataPlane(relay, steering, redirect, settings)
         self.dataplane.reuse_ports = config.relay_settings.tcp_tw_reuse

@@ -131,7 +131,7 @@ class Steering(Program):
         with self._lock:
             found = [] if self._map is None else self._map.loaded.keys("auto_bound", keys.AUTO_BOUND_BYTES)
         ports = {key: keys.unpack_auto_bound(key) for key in found}
-        bound = {protocol: sockets.bound(protocol) for protocol, _ in ports.values()}
+        bound = {protocol: sockets.bound_ports(protocol) for protocol, _ in ports.values()}
         unused = {key for key, (protocol, port) in ports.items() if port not in bound[protocol]}
         with self._lock:
             for key in unused & self._unused if self._map is not None else ():
@@ -161,7 +161,7 @@ class Steering(Program):
         if missing is not None:
             raise Unsupported(missing)
         for protocol, _ in KINDS:
-            sockets.bound(protocol)  # HostRefused: the kernel's socket table cannot be read, so no check would work
+            sockets.bound_ports(protocol)  # HostRefused: the kernel's socket table cannot be read, so no check would work
         port_map = PortMap(LoadedObject(OBJECT, former_links), "published", keys.STATE_BYTES, keys.steering_spans)
         try:
             for protocol, family in KINDS[len(self._sockets) :]:
@@ -209,7 +209,7 @@ def _check_free(protocol: str, address: str, first: int, last: int) -> None:
 
 
 def _open_socket(protocol: str, family: int) -> socket.socket:
-    sock = sockets.nowhere(protocol, family)
+    sock = sockets.bind_unreachable(protocol, family)
     if protocol == "udp":
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _DATAGRAM_BYTES)

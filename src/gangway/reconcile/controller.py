@@ -182,40 +182,9 @@ class Controller:
             self._reap(container)
         return bool(dead)
 
-<<<<<<< HEAD
     def filters(self, family: int) -> Collection[str]:
         """Return other programs' chains for what is forwarded; one that has only rules of ours is not another's."""
         found = set(self._observer.chains()[family])
-=======
-    def _gone(self, containers: Iterable[str]) -> list[str]:
-        away = [one for one in containers if not netns.leads_to(*self.registry.place(one))]
-        attached = self._links.all() if away else {}
-        return [
-            one for one in away if netns.leads_elsewhere(*self.registry.place(one)) or link_name(one) not in attached
-        ]
-
-    def _withdraw(self, container: str) -> None:
-        self._warn(f"container {container} is gone: its ports are withdrawn")
-        state = self.registry.state_of_container(container)
-        try:
-            self.executor.carry_out(diff(state, State()))
-        except (GangwayError, ExceptionGroup):
-            self._plan = None  # what is left of it goes when everything is compared
-        self._no_more(state)
-        network = self.registry.network_of(container).name
-        self.registry.remove_endpoint(container)
-        if self.registry.is_unneeded(network):
-            self._plan = None
-
-    def _look_at_others(self, thorough: bool = False) -> None:
-        """Only if the rules were changed by somebody else, or may have been unnoticed: it takes a while."""
-        if thorough or events.generation() != self.executor.rules.generation:
-            self._chains = facts.others(self._tools.nft)
-
-    def _filters(self, family: int) -> Collection[str]:
-        """Other programs' chains for what is forwarded; one that has our rules only is not another's."""
-        found = set(self._chains[family])
->>>>>>> model
         if self.facts.firewall is Firewall.IPTABLES:
             found -= set(shared_chains(family))
             if self._executor.driver.shares_forward_chain(family):

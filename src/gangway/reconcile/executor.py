@@ -52,7 +52,6 @@ class Executor:
                 raise ExceptionGroup("not all of what was done already could be undone", [error, *failures]) from None
             raise
 
-<<<<<<< HEAD
     def do(self, step: Step, reserved: Reserved | None = None) -> None:
         """Carry out one step: all of it or nothing.  GangwayError: it failed."""
         match step.verb, step.what:
@@ -87,58 +86,6 @@ class Executor:
         if network.bridge in self.links.all():
             raise Conflict(f"interface {network.bridge} exists already: choose another name with --bridge")
         for routed, interface in self.links.routed_subnets().items():
-=======
-    def undo(self, step: Step) -> Exception | None:
-        """Takes a step back; gives what was in the way."""
-        back = step.undo()
-        try:
-            if back is not None:
-                self.do(back)
-        except Exception as error:
-            return error
-        return None
-
-    def found(self) -> State:
-        """What there is of ours: links, the relay's ports, and the entries of redirect and steering."""
-        ports = dict(self._relay.kept()) if self._relay.lives() else {}
-        redirects, steered = self.redirects.found(), self._steered.found()
-        return replace(self._found_links(), ports=ports, steered=steered, redirects=redirects)
-
-    def _found_links(self) -> State:
-        links = self._netlink.all()
-        ours = {name: link for name, link in links.items() if self.is_ours(link)}
-        bridges = {name: None for name, link in ours.items() if link.kind == "bridge"}
-        numbers = {links[name].ifindex for name in bridges}
-        joined = {name: link for name, link in ours.items() if link.kind == "veth" and link.master in numbers}
-        return State(
-            bridges=bridges,
-            attachments=dict.fromkeys(joined),
-            isolated=frozenset(name for name, link in joined.items() if link.isolated),
-        )
-
-    def is_ours(self, link: Link) -> bool:
-        """Whether it was made here."""
-        return link.alias.startswith(self._alias)
-
-    def links(self) -> set[str]:
-        """The names of all links that are ours and where they should be."""
-        state = self._found_links()
-        return {*state.bridges, *state.attachments}
-
-    def has_address(self, address: Address) -> bool:
-        """Whether it is one of this host's."""
-        return str(address).partition("%")[0] in self._netlink.addresses()
-
-    def routed(self) -> Collection[Subnet]:
-        """What this host routes by its interfaces."""
-        return self._netlink.routed_subnets().keys()
-
-    def check_free(self, network: Network) -> None:
-        """Conflict: the host has an interface of the bridge's name, or routes addresses of the network elsewhere."""
-        if network.bridge in self._netlink.all():
-            raise Conflict(f"there is an interface {network.bridge} already: choose another name with --bridge")
-        for routed, interface in self._netlink.routed_subnets().items():
->>>>>>> model
             for subnet in network.subnets:
                 if subnet.version == routed.version and subnet.overlaps(routed):
                     raise Conflict(f"subnet {subnet} overlaps {routed}, which this host routes by {interface}")
@@ -170,14 +117,8 @@ class Executor:
     def _change_link(self, step: Step) -> None:
         match step.verb, step.what:
             case Verb.MAKE_BRIDGE, NetworkPlan(network):
-<<<<<<< HEAD
                 alias = f"{self._alias()} {network.name}"
                 self.links.create_bridge(network.bridge, alias, _gateways(network), network.mtu)
-=======
-                self._netlink.create_bridge(
-                    network.bridge, f"{self._alias} {network.name}", _gateways(network), network.mtu
-                )
->>>>>>> model
             case ((Verb.DELETE_BRIDGE | Verb.DETACH), _):
                 self.links.delete(step.name)
             case Verb.ATTACH, Attachment() as attachment:
@@ -216,7 +157,6 @@ class Executor:
             kinds.setdefault((one.mapping.protocol, one.family), []).append(one.mapping)
         own = self.links.addresses()
         for (protocol, family), mappings in kinds.items():
-<<<<<<< HEAD
             if protocol in conntrack.SUPPORTED:
                 conntrack.delete(protocol.value, family, [_destination(mapping, own) for mapping in mappings])
 
@@ -225,16 +165,6 @@ def _destination(mapping: PortMapping, own: Collection[str]) -> conntrack.Destin
     address = mapping.host_address
     ports = range(mapping.host_ports.first, mapping.host_ports.last + 1)
     return conntrack.Destination(own if address.is_unspecified else {str(address)}, ports)
-=======
-            if protocol in conntrack.SUPPORTED:
-                conntrack.delete(protocol.value, family, [_asked(mapping, here) for mapping in mappings])
-
-
-def _asked(mapping: PortMapping, here: Collection[str]) -> conntrack.Destination:
-    at = mapping.host_address
-    ports_asked = range(mapping.host_ports.first, mapping.host_ports.last + 1)
-    return conntrack.Destination(here if at.is_unspecified else {str(at)}, ports_asked)
->>>>>>> model
 
 
 def _gateways(network: Network) -> list[Interface]:

@@ -74,7 +74,6 @@ class Tools:
         return self._legacy[family]
 
 
-<<<<<<< HEAD
 class Observer:
     """Looks at the host of one daemon; everything is read when it is first needed."""
 
@@ -165,36 +164,6 @@ class Observer:
 
     def _foreign_bridges(self) -> list[Link]:
         return [link for link in self._links.bridges() if not self.is_ours(link)]
-=======
-def gather(
-    config: Config,
-    tools: Tools,
-    chains: Chains,
-    bridges: Callable[[], Collection[Link]],
-    switched_on: frozenset[int],
-    no_redirect: str,
-    no_steering: str,
-) -> HostFacts:
-    """All of them, now; `bridges` lists other programs'.  Unsupported: no firewall as it was asked for can be used."""
-    forwarding = frozenset(family for family in _FAMILIES if probe.forwards(family))
-    closing = frozenset(_FAMILIES) - (forwarding - switched_on) if config.ip_forward else frozenset()
-    firewall = _choose(config.firewall, tools, chains, closing)
-    droppers = {family: _dropper(firewall, family, chains[family], tools) for family in _FAMILIES}
-    filtered = frozenset(family for family in _FAMILIES if probe.bridge_filtered(family))
-    return HostFacts(
-        firewall=firewall,
-        forwarding=forwarding,
-        may_forward=config.ip_forward,
-        switched_on=switched_on,
-        forward_droppers=tuple((family, who) for family, who in droppers.items() if who is not None),
-        own_bridge=not (firewall is Firewall.IPTABLES and config.chain_prefix == DOCKERS_PREFIX),
-        bridge_filtered=filtered,
-        foreign_bridges=_bearable(bridges()) if filtered else (),
-        missing_protocols=frozenset(protocol for protocol in Protocol if not ports.has_sockets(protocol)),
-        no_redirect=no_redirect,
-        no_steering=no_steering,
-    )
->>>>>>> model
 
 
 def forward_chains(nft: Nftables | None) -> Chains:

@@ -11,15 +11,9 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import NamedTuple, Self
 
-<<<<<<< HEAD
 from gangway.ebpf.steering import Reservation, Steering
 from gangway.errors import Conflict, GangwayError, PortInUse, Unsupported
 from gangway.host import sockets
-=======
-from gangway.ebpf.daemon_steering import Hold, Steered
-from gangway.errors import Conflict, GangwayError, PortInUse, Unsupported
-from gangway.host import sockets as ports
->>>>>>> model
 from gangway.model import ANY, Address, PortMapping, PortRange, PortRequest
 from gangway.plan import MappingPlan
 from gangway.reconcile.state import ports_of
@@ -56,16 +50,11 @@ class Allocator:
     def allocate(self, request: PortRequest) -> Allocated:
         """Return the mappings of a request, their ports reserved.
 
-<<<<<<< HEAD
         PortInUse, Conflict: they are in use, and by what.
-=======
-        PortInUse, Conflict: they cannot be had, and who has them.
->>>>>>> model
         """
         refused: GangwayError | None = None
         for choice in self._choices(request):
             try:
-<<<<<<< HEAD
                 return self._reserve(request, choice)
             except (PortInUse, Conflict) as error:
                 refused = error
@@ -73,14 +62,6 @@ class Allocator:
             wanted = f"none of the host ports {request.host_ports}" if request.host_ports else "no host port"
             raise PortInUse(f"{wanted} is free; the last one tried: {refused}")
         raise refused or PortInUse("no host port is free")
-=======
-                return self._take(request, choice)
-            except (PortInUse, Conflict) as error:
-                refused = error
-        if request.is_choice:
-            raise PortInUse(f"none of the host ports {request.host_ports or ''} is free; the last one tried: {refused}")
-        raise refused or PortInUse("there is no port to take")
->>>>>>> model
 
     def _choices(self, request: PortRequest) -> Iterator[PortRange]:
         """Yield the host ports to try; the kernel chooses where any will do."""
@@ -94,13 +75,8 @@ class Allocator:
             numbers = given or _DYNAMIC
             yield from (PortRange(port, port) for port in range(numbers.first, numbers.last + 1))
 
-<<<<<<< HEAD
     def _free_port(self, request: PortRequest) -> PortRange:
         with sockets.bind_port(request.protocol.value, str(request.host_addresses[0]), 0) as sock:
-=======
-    def _free(self, request: PortRequest) -> PortRange:
-        with ports.bind_port(request.protocol.value, str(request.host_addresses[0]), 0) as sock:
->>>>>>> model
             number = sock.getsockname()[1]
         return PortRange(number, number)
 
@@ -142,7 +118,6 @@ class Allocator:
             raise
 
 
-<<<<<<< HEAD
 class Allocation:
     """What a request is about to publish.  At the end of the block its reservations are closed, and `mappings` that are
     left in it are removed from the index."""
@@ -173,16 +148,6 @@ class Allocation:
     def reserved(self) -> dict[HostPorts, Sequence[int]]:
         """Return the reserved ports, each with the descriptors that the relay needs to serve it."""
         return {ports: [held.fileno()] if isinstance(held, socket.socket) else [] for ports, held in self._held.items()}
-=======
-def take(at: HostPorts, steered: Steered | None, name_holder: bool = True) -> socket.socket | Hold:
-    """Takes a port by a socket of its own, or some by steering.  PortInUse says who has one, if that is asked for."""
-    try:
-        return ports.bind_port(at.protocol, at.address, at.first) if steered is None else steered.take(at)
-    except PortInUse:
-        if name_holder and at.first == at.last:
-            raise PortInUse(ports.describe_holder(at.protocol, at.address, at.first)) from None
-        raise
->>>>>>> model
 
 
 def _is_optional(address: Address, request: PortRequest) -> bool:

@@ -204,13 +204,8 @@ class Registry:
         )
 
     def state_of(self, planned: Sequence[MappingPlan]) -> State:
-<<<<<<< HEAD
         """Return what mappings make of the host."""
         relayed = [one for one in planned if one.mapping.protocol not in self._decided_facts.missing_protocols]
-=======
-        """What some mappings make of the host."""
-        relayed = [one for one in planned if one.mapping.protocol not in self._facts.missing_protocols]
->>>>>>> model
         return State(
             ports=dict(pair for one in relayed for pair in ports_of(one)),
             steered=dict.fromkeys((block for one in relayed for block in steered_of(one)), True),

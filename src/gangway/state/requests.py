@@ -27,15 +27,11 @@ from gangway.model import (
     PortMapping,
     PortRequest,
     Protocol,
-<<<<<<< HEAD
     Source,
     require_no_conflict,
-=======
->>>>>>> model
     first_gateway,
     free_subnets,
     parse_port,
-    require_no_conflict,
 )
 from gangway.plan import (
     Firewall,
@@ -44,9 +40,9 @@ from gangway.plan import (
     Origin,
     Plan,
     Route,
+    routes_at,
     origins_reaching,
     plan_network,
-    routes_at,
 )
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.executor import Executor
@@ -150,30 +146,17 @@ class Requests:
         """
         if not (address.is_unspecified or address.is_loopback or self._executor.has_address(address)):
             raise Conflict(f"{address} is not an address of this host")
-<<<<<<< HEAD
         mapping = self._registry.index.at(protocol, address, port)
         planned = None if mapping is None else self._planned(mapping)
         if planned is None:
             raise Conflict(f"nothing is published at {address} port {port}/{protocol}: list what is with gangway ls")
         every = tuple(Origin) if address.is_unspecified else origins_reaching(address)
-=======
-        mapping = self._registry.taken.at(protocol, address, port)
-        if mapping is None:
-            raise Conflict(f"nothing is published at {address} port {port}/{protocol}: gangway ls lists what is")
-        planned = self._registry.mapping(mapping)
-        every = tuple(Origin) if address.is_unspecified else origins_reaching(address)
->>>>>>> model
         wanted = every if origin is None else (origin,)
         is_lease = planned.mapping.source is Source.LEASE
         network = None if is_lease else self._registry.network_of(planned.mapping.container)
         routes = tuple(
-<<<<<<< HEAD
             (route, tuple(self._executor.matching(planned, route, network, port)))
             for route in routes_at(planned, address)
-=======
-            (route, tuple(self._executor.met(planned, route, network, port)))
-            for route in routes_at(planned, address)
->>>>>>> model
             if route.origin in wanted
         )
         return Explanation(planned, network, routes)
@@ -186,15 +169,9 @@ class Requests:
 
     @retry_after_reaping
     def create_network(self, network: Network, on_demand: bool = False) -> Network:
-<<<<<<< HEAD
         """Create a network."""
         self._repair()
         require_no_conflict(network, self._registry.networks)
-=======
-        """One more network."""
-        self._controller.prepare()
-        require_no_conflict(network, self._registry.networks)
->>>>>>> model
         if network.internal and self.firewall is Firewall.NONE:
             raise Unsupported("an internal network needs a firewall: without one (--firewall none) it is not internal")
         self._executor.check_free(network)
@@ -270,17 +247,11 @@ class Requests:
         """Publish a container's ports; each text is as after Docker's `-p`.  All of them or none."""
         self._repair(container)
         network = self._registry.network_of(container)
-<<<<<<< HEAD
         requests = [request for text in texts for request in parse_port(text).split_ports()]
         allocator = Allocator(
             container, self._registry.index, self._executor.dataplane.steering, self._registry.planned
         )
         with Allocation(self._registry.index) as allocation:
-=======
-        requests = [request for text in texts for request in parse_port(text).split_ports()]
-        reserving = Reserving(container, self._registry.taken, self._controller.steered, self._registry.planned)
-        with self._reserved() as mappings:
->>>>>>> model
             for request in requests:
                 _check_internal(request, network)
                 allocation.add(allocator.allocate(request))
