@@ -17,15 +17,15 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": set(),
     "model": {"errors"},
     "plan": {"errors", "model"},
-    "firewall": {"errors", "model", "plan", "host", "state", "daemon"},
-    "host": {"errors", "state"},
+    "firewall": {"errors", "model", "plan", "host"},
+    "host": {"errors", "runtime"},
     "ebpf": {"errors", "host", "model", "plan", "reconcile", "relay"},
     "redirect": {"errors", "ebpf"},
     "relay": {"errors", "intervals", "log", "reconcile"},
     "docker_proxy": {"errors", "ebpf", "redirect", "relay", "log"},
     "reconcile": {"errors", "model", "plan", "firewall", "host", "ebpf", "relay", "state", "daemon", "log"},
     "state": {"errors", "model", "plan", "host", "ebpf", "reconcile", "relay", "daemon", "log", "intervals"},
-    "daemon": {"errors", "model", "plan", "host", "ebpf", "relay", "reconcile", "state", "log"},
+    "daemon": {"errors", "model", "plan", "firewall", "host", "ebpf", "relay", "reconcile", "state", "log"},
     # `run` makes the namespace that its command lives in: only the command's own process can.
     "cli": {"errors", "plan", "host", "runtime"},
 }

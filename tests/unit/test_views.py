@@ -95,8 +95,8 @@ def answer(one: PortMapping, at: str, network: Network, facts: HostFacts) -> Exp
         if route.road is Road.REDIRECT:
             return (redirects.met(found, one.host_ports.first),)
         if facts.firewall is Firewall.IPTABLES:
-            return tuple(iptables.rules_met(found, route, network, "GANGWAY"))
-        return tuple(nftables.rules_met(found, route, network))
+            return tuple(iptables.matching_rules(found, route, network, "GANGWAY"))
+        return tuple(nftables.matching_rules(found, route, network))
 
     routes = [RouteAnswer.of(route, rules(route)) for route in asked_at(found, ip_address(at))]
     told = MappingAnswer.of(found, redirects.count(found), routes)

@@ -20,7 +20,7 @@ from gangway.daemon.doctor import Check, checks
 from gangway.ebpf.daemon_redirect import Redirects
 from gangway.ebpf.daemon_steering import Steered
 from gangway.errors import GangwayError, HostRefused
-from gangway.firewall.choose import rules_for
+from gangway.firewall.base import driver_for
 from gangway.host import events, netns
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Link, Links
@@ -58,9 +58,9 @@ class Controller:
         self._tools = facts.Tools()
         self._links = Links()
         self._alias = f"gangway {_identity(store)}"
-        borrowed = SavedSettings(store)
-        self._reserved_ports = ReservedPorts(borrowed, self._warn)
-        self._forwarding = ForwardingSwitch(store, borrowed, self._links, self._filters, self._warn)
+        self._saved = SavedSettings(store, self._warn)
+        self._reserved_ports = ReservedPorts(self._saved, self._warn)
+        self._forwarding = ForwardingSwitch(self._saved, self._links, self._filters)
         self._chains = facts.others(self._tools.nft)
         relay.find()
         self.steered = Steered(relay)
@@ -73,9 +73,9 @@ class Controller:
         """Something could not be done when it was tried last."""
         self._told: set[str] = set()
         """What was said about that."""
-        rules = rules_for(self.facts.firewall, self._tools.nft, store, config.chain_prefix)
+        rules = driver_for(self.facts.firewall, self._tools.nft, store, self._saved, config.chain_prefix)
         self.executor = Executor(
-            rules, self._redirects, self.steered, self._links, relay, borrowed, self._forwarding, self._alias
+            rules, self._redirects, self.steered, self._links, relay, self._saved, self._forwarding, self._alias
         )
         self.executor.reuse_ports = config.relay_settings.tcp_tw_reuse
         self.registry = Registry(store, self.facts)
@@ -164,7 +164,7 @@ class Controller:
             self.registry.remove_network(network)
             self._plan = None
         whole = self.registry.plan()
-        stand = self._plan is not None and self.executor.rules.are_intact(lambda: whole)
+        stand = self._plan is not None and self.executor.rules.is_intact(lambda: whole)
         before = replace(self.executor.found(), plan=whole if stand else None, forwarding=self._ours(whole))
         wanted = self.registry.state(whole) if whole is not None else State()
         undone: list[Step] = []
@@ -219,12 +219,12 @@ class Controller:
         found = set(self._chains[family])
         if self.facts.firewall is Firewall.IPTABLES:
             found -= set(facts.shared_chains(family))
-            if self.executor.rules.are_among_others(family):
+            if self.executor.rules.shares_forward_chain(family):
                 found.add(facts.shared_chains(family)[0])
         return found
 
     def _gather(self) -> HostFacts:
-        switched_on, lacking = self._forwarding.switched_on, (self._redirects.lacking, self.steered.lacking)
+        switched_on, lacking = self._forwarding.enabled_by_us, (self._redirects.lacking, self.steered.lacking)
         return facts.gather(self._config, self._tools, self._chains, self._foreign_bridges, switched_on, *lacking)
 
     def _foreign_bridges(self) -> list[Link]:
@@ -238,7 +238,8 @@ class Controller:
         for text in _notes(self.facts, now, self._plan):
             self._warn(text)
         if now.firewall is not self.facts.firewall:
-            self.executor.rules = rules_for(now.firewall, self._tools.nft, self._database, self._config.chain_prefix)
+            prefix = self._config.chain_prefix
+            self.executor.rules = driver_for(now.firewall, self._tools.nft, self._database, self._saved, prefix)
         self.facts, self._plan = now, None
         self.registry.decide(now)
 
@@ -246,7 +247,7 @@ class Controller:
         """Something of ours is not there any more, or not as it was."""
         if self._plan is None or not self._relay.lives():
             return True
-        if not self.executor.rules.are_intact(self.registry.plan, thorough):
+        if not self.executor.rules.is_intact(self.registry.plan, thorough):
             return True
         if thorough and not (
             self._redirects.is_intact() and self.steered.is_intact() and self._reserved_ports.is_intact()

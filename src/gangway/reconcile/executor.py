@@ -171,11 +171,11 @@ class Executor:
         """What a client meets that asks for a port of a mapping: an entry of the redirect, or rules."""
         if route.road is Road.REDIRECT:
             return (self.redirects.met(planned, port),)
-        return self.rules.met(planned, route, network)
+        return self.rules.matching_rules(planned, route, network)
 
     def put_back_ports(self) -> None:
         """Nothing is published any more."""
-        self._saved.put_back(_TW_REUSE)
+        self._saved.restore(_TW_REUSE)
         self._relay.end()
 
     def _link(self, step: Step) -> None:

@@ -44,7 +44,7 @@ class Tools:
     """The firewalls that this host has.  Each is tried once: that takes a while, and a host is looked at often."""
 
     def __init__(self) -> None:
-        self.nft = Nftables.if_there()
+        self.nft = Nftables.if_installed()
         self._whys: dict[Firewall, str | None] = {}
         self._legacy: dict[int, bool] = {}
 
