@@ -19,7 +19,7 @@ from gangway.firewall.iptables.render import (
 )
 from gangway.model import Network, PortMapping
 from gangway.plan import HostFacts, Plan
-from tests.unit.restoring import Kernel, bare, restore, rules, save
+from tests.unit.fake_iptables import Kernel, bare, restore, rules, save
 from tests.unit.samples import APART, FACTS, FOUR, INNER, IPTABLES, NETWORKS, WEB, mapping, whole
 
 Tables = tuple[Table, ...]

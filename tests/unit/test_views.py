@@ -88,8 +88,8 @@ def answer(one: PortMapping, at: str, network: Network, facts: HostFacts) -> Exp
         if route.road is Road.REDIRECT:
             return (redirect_entry(found, one.host_ports.first, hit, 0),)
         if facts.firewall is Firewall.IPTABLES:
-            return tuple(iptables.rules_met(found, route, network, "GANGWAY"))
-        return tuple(nftables.rules_met(found, route, network))
+            return tuple(iptables.matching_rules(found, route, network, "GANGWAY"))
+        return tuple(nftables.matching_rules(found, route, network))
 
     routes = [RouteAnswer.of(route, rules(route)) for route in asked_at(found, ip_address(at))]
     told = MappingAnswer.of(found, 0, routes)

@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 
 from gangway.errors import InvalidRequest
+from gangway.firewall.iptables.render import DEFAULT_PREFIX
 from gangway.relay.settings import Settings, checked
 
 FIREWALLS = ("auto", "nftables", "iptables", "none")
-PREFIX = "GANGWAY"
 _LONGEST_PREFIX = 20  # a chain of iptables has 28 characters at most
 # A chain of such a name is refused, or takes the target's place in the rules.
 _NO_PREFIX = {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "ACCEPT", "DROP", "RETURN", "QUEUE"}
@@ -33,7 +33,7 @@ class Config(
     """`auto`, `nftables`, `iptables` or `none`."""
     ip_forward: bool = True
     """Whether forwarding may be switched on."""
-    chain_prefix: str = PREFIX
+    chain_prefix: str = DEFAULT_PREFIX
     """The name of iptables' chains; DOCKER asks for Docker's layout to the letter."""
     state: str = "/var/lib/gangway/state.db"
     """The database's path."""

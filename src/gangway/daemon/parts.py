@@ -1,5 +1,6 @@
 """Puts the daemon's parts together."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from gangway import runtime
@@ -34,7 +35,7 @@ class Parts:
 
         self.config = config
         self._database = Database(Path(config.state or runtime.default_state()))
-        settings = SavedSettings(self._database, warn)
+        self._settings = settings = SavedSettings(self._database, warn)
         relay = RelayClient(home.relay_path, config.relay_settings)
         relay.connect()
         steering = Steering(relay)
@@ -48,7 +49,7 @@ class Parts:
         self.dataplane.reuse_ports = config.relay_settings.tcp_tw_reuse
         self._links = Links()
         self.observer = Observer(config, self._database, self._links, self.dataplane)
-        forwarding = ForwardingSwitch(settings, self._links, lambda family: controller.filters(family), warn)
+        forwarding = ForwardingSwitch(settings, self._links, self._forward_filters)
         executor = Executor(self._links, self.dataplane, forwarding, self.observer.alias)
         registry = Registry(self._database)
         controller = Controller(self.observer, registry, executor, ReservedPorts(settings, warn), self._driver_for, log)
@@ -56,7 +57,11 @@ class Parts:
         self.requests = Requests(controller, registry, executor, leases)
 
     def _driver_for(self, firewall: Firewall) -> Driver:
-        return driver_for(firewall, self.observer.tools.nft, self._database, self.config.chain_prefix)
+        nft, prefix = self.observer.tools.nft, self.config.chain_prefix
+        return driver_for(firewall, nft, self._database, self._settings, prefix)
+
+    def _forward_filters(self, family: int) -> Collection[str]:
+        return self._controller.filters(family)
 
     def close(self) -> None:
         """Close sockets and files."""

@@ -1,1 +1,1 @@
-"""The firewall: a Plan as rules (`nftables`, `iptables`: pure), and how rules get into the kernel (`apply`)."""
+"""The firewall: a Plan rendered as rules (pure), and the drivers that write these rules to the kernel."""

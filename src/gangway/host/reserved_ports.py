@@ -1,27 +1,25 @@
-"""Keeps the kernel from choosing published ports by itself.
+"""Excludes published ports from the kernel's automatic port selection.
 
-What this file knows: two settings, and lists of ports as the kernel writes them.  What it must not know: mappings, who
-would have got a port.
+A program that leaves the choice to the kernel (bind() to port 0, connect(), sendto()) gets a port within
+net.ipv4.ip_local_port_range that has no socket and is not in net.ipv4.ip_local_reserved_ports (ip-sysctl.rst; both are
+for IPv6, too).  A published port that is steered has no socket; so it is listed there.  A range is not listed if fewer
+than `MIN_FREE_PORTS` would be left: a host that cannot connect to anything is worse off than one where a program now
+and then gets a published port for as long as it needs it (ebpf/steering.bpf.c handles that).
 
-How it works.  Whoever leaves the choice to the kernel (bind() to port 0, connect(), sendto()) gets a port within
-net.ipv4.ip_local_port_range that no socket has, and that is not in net.ipv4.ip_local_reserved_ports (ip-sysctl.rst;
-both are IPv6's, too).  A published port that is steered has no socket; so it is listed there.  If fewer than `LEAST`
-would be left to choose from, a range is not listed: a host that cannot connect to anything is worse off than one
-whose programs now and then get a published port, for as long as they need it (steering/steer.bpf.c, `lent`).
-
-What is written at a position other than 0 is added to what is listed (kernel/sysctl.c, proc_do_large_bitmap), so one
-more costs the same however many there are; to take some away the whole list is written.
+Ports are added to the list as they are published, which takes the same time however many there are; to release some,
+the whole list is written.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from gangway.errors import HostRefused
 from gangway.host import sysctl
-from gangway.host.saved_settings import SavedSettings
+from gangway.host.saved_settings import SavedSettings, Setting
 
 RESERVED = "net.ipv4.ip_local_reserved_ports"
 RANGE = "net.ipv4.ip_local_port_range"
-LEAST = 4096
+MIN_FREE_PORTS = 4096
 _PORTS = 1 << 16
 
 Range = tuple[int, int]
@@ -29,104 +27,95 @@ Range = tuple[int, int]
 
 
 class ReservedPorts:
-    """What of it we have listed; `warn` says what cannot be."""
+    """The ports that are listed for gangway; `warn` logs those that cannot be."""
 
-    def __init__(self, borrowed: SavedSettings, warn: Callable[[str], None]) -> None:
-        self._saved = borrowed
+    def __init__(self, saved: SavedSettings, warn: Callable[[str], None]) -> None:
+        self._saved = saved
         self._warn = warn
         self._listed = bytearray(_PORTS)
-        """A byte for each port: 1 if it is listed, by us or by somebody else."""
-        self._published: set[Range] = set()
-        self._told: set[Range] = set()
-        """What was said not to be listed."""
-        self._seen: tuple[str | None, ...] = ()
-        """The two settings, as our last change has left them; empty if nothing is listed by us."""
+        """A byte for each port: 1 if it is listed, for gangway or by another program."""
+        self._warned: set[Range] = set()
+        self._range: str | None = None
+        """The range that the kernel selects from, as of our last change; None if nothing is listed for gangway."""
+        read, write = partial(sysctl.read, RESERVED), partial(sysctl.write, RESERVED)
+        saved.register(Setting(RESERVED, read, write, _without_ours))
 
     def add(self, ranges: Iterable[Range]) -> None:
-        """Some more are published."""
-        ranges = set(ranges)
-        self._published |= ranges
-        text = ",".join(self._listing(ranges))
+        """List more published ports."""
+        text = ",".join(self._list(ranges))
         if text:
-            self._attempt(lambda: self._saved.extend(RESERVED, text))
-            self._seen = _settings()
+            self._attempt(partial(self._saved.extend, RESERVED, text))
+            self._range = sysctl.read(RANGE)
 
     def set(self, ranges: Iterable[Range]) -> None:
-        """These are published, and no others.
-
-        What is listed and was never published somebody else has listed, before or meanwhile, and it stays so.
-        """
-        ranges, until_now = set(ranges), self._published
-        self._published = ranges
-        self._told &= ranges
-        now, before = _bits(parse(sysctl.read(RESERVED) or "")), self._saved.before(RESERVED)
-        foreign = now if before is None else _foreign(now, _bits(ranges | until_now), _bits(parse(before)))
-        self._listed, theirs = bytearray(foreign), ",".join(_spelled(foreign))
-        ours = ",".join(self._listing(ranges))
-        if before is not None or ours:
-            self._saved.remember(RESERVED, theirs)
-            self._attempt(lambda: self._saved.set(RESERVED, ",".join(filter(None, (theirs, ours)))))
-        if before is not None and not ours:
-            self._saved.keep(RESERVED)
-        self._seen = _settings() if ours else ()
+        """List these published ports, and release all others that were listed for gangway."""
+        ranges = set(ranges)
+        self._warned &= ranges
+        foreign = self._saved.original(RESERVED) or ""
+        self._listed = _bits(foreign)
+        ours = ",".join(self._list(ranges))
+        if ours:
+            self._attempt(partial(self._saved.set, RESERVED, ",".join(filter(None, (foreign, ours)))))
+        else:
+            self._attempt(partial(self._saved.restore, RESERVED))
+        self._range = sysctl.read(RANGE) if ours else None
 
     def is_intact(self) -> bool:
-        """Nobody else has changed the two settings."""
-        return not self._seen or self._seen == _settings()
+        """True if no other program has changed the list or the range since our last change."""
+        return self._range is None or (self._range == sysctl.read(RANGE) and self._saved.is_intact(RESERVED))
 
-    def _listing(self, ranges: Iterable[Range]) -> Iterator[str]:
-        """How those are written that the kernel could choose, and that are not listed yet; they are from now on."""
+    def _list(self, ranges: Iterable[Range]) -> Iterator[str]:
+        """Mark ranges as listed, as far as the kernel selects from them; yield the text of those that were not yet."""
         lowest, highest = map(int, (sysctl.read(RANGE) or "0 0").split())
-        left = self._listed.count(0, lowest, highest + 1)
+        free = self._listed.count(0, lowest, highest + 1)
         for first, last in sorted(ranges):
             low, high = max(first, lowest), min(last, highest)
-            more = self._listed.count(0, low, high + 1)
-            if more and left - more < LEAST:
-                self._tell(first, last)
-            elif more:
-                left -= more
+            added = self._listed.count(0, low, high + 1)
+            if added and free - added < MIN_FREE_PORTS:
+                self._warn_once(first, last)
+            elif added:
+                free -= added
                 self._listed[low : high + 1] = b"\1" * (high + 1 - low)
                 yield f"{low}-{high}"
 
-    def _tell(self, first: int, last: int) -> None:
-        if (first, last) not in self._told:
-            self._told.add((first, last))
-            self._warn(f"{first}-{last}: nearly all ports that the kernel chooses from are published; see the README")
+    def _warn_once(self, first: int, last: int) -> None:
+        if (first, last) not in self._warned:
+            self._warned.add((first, last))
+            self._warn(
+                f"ports {first}-{last} not reserved: fewer than {MIN_FREE_PORTS} of {RANGE} would be left for "
+                "the kernel to select from"
+            )
 
-    def _attempt(self, write: Callable[[], None]) -> None:
+    def _attempt(self, change: Callable[[], None]) -> None:
         try:
-            write()
+            change()
         except HostRefused as error:
             self._warn(str(error))
 
 
 def parse(text: str) -> Iterator[Range]:
-    """A list as the kernel writes it: `1,2,10-19`."""
+    """Yield the ranges of a list as the kernel spells it: `1,2,10-19`."""
     for part in text.split(","):
         first, _, last = part.partition("-")
         if first:
             yield int(first), int(last or first)
 
 
-def _settings() -> tuple[str | None, ...]:
-    return sysctl.read(RESERVED), sysctl.read(RANGE)
+def _without_ours(before: str, written: str, now: str) -> str:
+    """Remove the ports that gangway has added; those that were listed before stay, and those added by others."""
+    bits_before, bits_written, bits_now = (int.from_bytes(_bits(text)) for text in (before, written, now))
+    return ",".join(_spell(bytearray((bits_now & ~(bits_written & ~bits_before)).to_bytes(_PORTS))))
 
 
-def _bits(ranges: Iterable[Range]) -> bytearray:
+def _bits(text: str) -> bytearray:
     bits = bytearray(_PORTS)
-    for first, last in ranges:
+    for first, last in parse(text):
         bits[first : last + 1] = b"\1" * (last + 1 - first)
     return bits
 
 
-def _foreign(now: bytearray, published: bytearray, before: bytearray) -> bytearray:
-    """What is listed and not by us: it is not published, or it was there before."""
-    there, ours, was = (int.from_bytes(bits) for bits in (now, published, before))
-    return bytearray((there & ~ours | there & was).to_bytes(_PORTS))
-
-
-def _spelled(bits: bytearray) -> Iterator[str]:
-    """As a list."""
+def _spell(bits: bytearray) -> Iterator[str]:
+    """Yield the ranges of set bits as text."""
     end = 0
     while (first := bits.find(1, end)) >= 0:
         end = bits.find(0, first)

@@ -1,46 +1,45 @@
-"""Kernel settings of the calling thread's network namespace.
-
-What this file knows: /proc/sys.  What it must not know: what a setting is for.
-"""
+"""Kernel settings of the calling thread's network namespace: /proc/sys."""
 
 from pathlib import Path
 
 from gangway.errors import HostRefused
 
 _ROOT = Path("/proc/sys")
-_MOST_BYTES = 1 << 18  # a list is told to the first read only, as much as that has room for (proc_do_large_bitmap)
+_LIST_BYTES = 1 << 18  # only the first read returns a list, as much of it as fits (proc_do_large_bitmap)
 
 
 def interfaces(family: int) -> list[str]:
-    """The names below net.ipv4.conf or net.ipv6.conf; `all` and `default` are not interfaces, and not among them."""
+    """Return the interfaces that have settings below net.ipv4.conf or net.ipv6.conf, without `all` and `default`."""
     names = sorted(path.name for path in (_ROOT / f"net/ipv{family}/conf").glob("*"))
     return [name for name in names if name not in ("all", "default")]
 
 
 def read(name: str) -> str | None:
-    """A setting's value; None if the kernel has no such setting."""
+    """Return a setting's value; None if the kernel has no such setting."""
     try:
         with _path(name).open("rb", buffering=0) as setting:
-            return setting.read(_MOST_BYTES).decode().strip()
+            return setting.read(_LIST_BYTES).decode().strip()
     except OSError:
         return None
 
 
 def write(name: str, value: str) -> None:
-    """Sets it.  HostRefused: the kernel does not let us."""
+    """Set a value.  HostRefused: the kernel does not allow it."""
     try:
-        _path(name).write_text(f"{value}\n")  # an empty list is a write, too
+        _path(name).write_text(f"{value}\n")  # with the newline an empty list is written, too
     except OSError as error:
         raise HostRefused(f"{name} cannot be set to {value}: {error.strerror}; run as root") from None
 
 
 def extend(name: str, value: str) -> None:
-    """Adds to one that is a list of numbers: what is not written at its beginning (kernel/sysctl.c).  HostRefused: the
-    kernel does not let us."""
+    """Add to a list of numbers.  HostRefused: the kernel does not allow it.
+
+    What is written at another position than 0 is added to the list (kernel/sysctl.c, proc_do_large_bitmap).
+    """
     try:
         with _path(name).open("rb+", buffering=0) as setting:
             left = value.encode()
-            while left:  # a page at a time
+            while left:  # the kernel reads one page at a time
                 setting.seek(1)
                 left = left[setting.write(left) or len(left) :]
     except OSError as error:
@@ -48,5 +47,5 @@ def extend(name: str, value: str) -> None:
 
 
 def _path(name: str) -> Path:
-    """As sysctl(8) has it: with slashes where an interface's name may have dots."""
+    """Return the file of a setting; names are spelled as in sysctl(8): with slashes if an interface's has dots."""
     return _ROOT.joinpath(*name.split("/" if "/" in name else "."))

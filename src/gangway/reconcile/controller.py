@@ -231,7 +231,7 @@ class Controller:
             self._observer.chains(anew=True)
 
     def _gather(self) -> HostFacts:
-        return self._observer.facts(self._executor.forwarding.switched_on)
+        return self._observer.facts(self._executor.forwarding.enabled_by_us)
 
     def _refresh_facts(self) -> None:
         """Gather the facts anew; other facts mean that everything is decided anew, perhaps with another firewall."""

@@ -78,7 +78,7 @@ class DataPlane:
         """Have the relay serve ports, all or none; each is reserved first unless it is already."""
         if self.reuse_ports:
             with suppress(HostRefused):  # many short connections will run out of ports then, and nothing else
-                self._settings.change(TW_REUSE, "1")
+                self._settings.set(TW_REUSE, "1")
         done: list[Serve] = []
         try:
             for port in ports:

@@ -53,7 +53,7 @@ class Tools:
     @cached_property
     def nft(self) -> Nftables | None:
         """libnftables; None where it is not installed."""
-        return Nftables.if_there()
+        return Nftables.if_installed()
 
     def close(self) -> None:
         """Free libnftables, if it was needed."""

@@ -1,1 +1,1 @@
-"""iptables: rendering and applying."""
+"""Rules by iptables and ip6tables."""

@@ -1,70 +1,69 @@
-"""The daemon's rules by iptables and ip6tables: written, compared, taken away.
+"""The driver for iptables and ip6tables: writes the rules, compares and removes them.
 
-What this file knows: that rules stand in built-in chains too, and are remembered for that.  What it must not know: what
-they are, why.
+Some rules are in the built-in chains, where nothing tells them from other programs'.  So these are remembered in the
+storage.
 """
 
 import json
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 
-from gangway.daemon.config import PREFIX
 from gangway.errors import Conflict, GangwayError
-from gangway.firewall.base import REMEMBERED
 from gangway.firewall.iptables import render as iptables
 from gangway.firewall.iptables.policies import ForwardPolicies
 from gangway.firewall.iptables.tool import Iptables
 from gangway.host import events
+from gangway.host.saved_settings import SavedSettings, Storage
 from gangway.model import Network
-from gangway.plan import Firewall, MappingPlan, Plan, Route
-from gangway.state.database import Database
+from gangway.plan import MappingPlan, Plan, Route
 
+_KEY = "iptables rules"
 _FAMILIES = (4, 6)
+_UNKNOWN = -1
 
 Tables = dict[int, tuple[iptables.Table, ...]]
-"""By family."""
+"""The tables of each family."""
 
 
 class IptablesDriver:
-    """iptables and ip6tables, with the policy of FORWARD."""
+    """The rules of both families, and the policy of FORWARD."""
 
-    def __init__(self, store: Database, prefix: str) -> None:
+    def __init__(self, storage: Storage, saved: SavedSettings, prefix: str) -> None:
         self._tools = {family: Iptables(family) for family in _FAMILIES}
-        self._database = store
+        self._storage = storage
         self._prefix = prefix
-        self._policies = ForwardPolicies(self._tools, store)
+        self._policies = ForwardPolicies(self._tools, saved, lambda: _forward_rules(self._remembered()))
         self._built_in: Tables = {}
-        """The rules in built-in chains, by family."""
-        self.generation = -1
+        """The rules in built-in chains."""
+        self.generation = _UNKNOWN
 
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
+        """Replace all rules."""
         wanted = self._render(plan)
         built_in = {family: iptables.built_in(tables) for family, tables in wanted.items()}
         former = self._remembered()
         self._check_chains(former)
-        # Both are remembered until the new ones are there: a daemon that dies between finds whichever it was.
+        # Both are remembered until the new ones are written: a daemon that dies in between finds either.
         self._remember({family: _merged((*former[family], *built_in[family])) for family in _FAMILIES})
         try:
-            # What is closed is closed first.
-            self._policies.close(plan.closed, _forward(former) | _forward(built_in))
+            self._policies.close(plan.closed)  # before the rules that allow some packets
             for family in _FAMILIES:
-                self._bring_about(family, wanted[family], former[family])
+                self._replace(family, wanted[family], former[family])
         except GangwayError:
-            self._go_back(before, former, built_in)
+            self._roll_back(before, former, built_in)
             raise
         self._remember(built_in)
         self._built_in = built_in
         self.generation = events.generation()
 
-    def change(self, withdrawn: Collection[MappingPlan], published: Collection[MappingPlan]) -> None:
+    def change(self, removed: Collection[MappingPlan], added: Collection[MappingPlan]) -> None:
+        """Remove the rules of some mappings, and add those of others."""
         before = self._built_in
-        after = {
-            family: iptables.with_mappings(tables, withdrawn, published, family) for family, tables in before.items()
-        }
+        after = {family: iptables.with_mappings(tables, removed, added, family) for family, tables in before.items()}
         if after != before:
             self._remember({family: _merged((*before[family], *after[family])) for family in _FAMILIES})
         for family in _FAMILIES:
-            text = iptables.change(withdrawn, published, family, self._prefix)
+            text = iptables.change(removed, added, family, self._prefix)
             if text:
                 self._tools[family].apply(text)
         if after != before:
@@ -72,36 +71,39 @@ class IptablesDriver:
         self._built_in = after
         self.generation = events.generation()
 
-    def are_intact(self, whole: Callable[[], Plan | None], thorough: bool = False) -> bool:
-        """The legacy tables give no notice; nor does any variant of a policy."""
+    def is_intact(self, expected: Callable[[], Plan | None], thorough: bool = False) -> bool:
+        """Compare rules and policies.  `thorough`: the kernel gives no notice of the legacy tables and of policies."""
         generation = events.generation()
         if generation == self.generation and not thorough:
             return True
-        wanted = whole()
+        plan = expected()
         intact = (
-            wanted is not None
-            and not any(self._missing(family, tables) for family, tables in self._render(wanted).items())
-            and self._policies.are_as(wanted.closed)
+            plan is not None
+            and not any(self._missing(family, tables) for family, tables in self._render(plan).items())
+            and self._policies.are_closed(plan.closed)
         )
         if intact:
             self.generation = generation
         return intact
 
-    def are_among_others(self, family: int) -> bool:
-        return bool(self._policies.foreign(family, _forward(self._remembered())))
+    def shares_forward_chain(self, family: int) -> bool:
+        """True if other programs have rules in FORWARD of the table `filter`."""
+        return bool(self._policies.foreign_rules(family))
 
     def remove(self) -> None:
+        """Remove all rules, and restore the policies."""
         former = self._remembered()
         for family in _FAMILIES:
-            self._bring_about(family, (), former[family])
-        self._policies.close((), ())
+            self._replace(family, (), former[family])
+        self._policies.close(())
         self._built_in = {}
-        self._database.forget(REMEMBERED)
+        self._storage.forget(_KEY)
 
-    def met(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
-        return iptables.rules_met(planned, route, network, self._prefix)
+    def matching_rules(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
+        """Return the rules that match the first packet of a client, in order."""
+        return iptables.matching_rules(planned, route, network, self._prefix)
 
-    def _bring_about(self, family: int, wanted: Collection[iptables.Table], former: Collection[iptables.Table]) -> None:
+    def _replace(self, family: int, wanted: Collection[iptables.Table], former: Collection[iptables.Table]) -> None:
         names = {table.name for table in (*wanted, *former)}
         if names:
             listed = iptables.parse_listing(self._tools[family].listing(names))
@@ -115,8 +117,8 @@ class IptablesDriver:
         return iptables.missing(tables, listed)
 
     def _check_chains(self, former: Tables) -> None:
-        """Conflict: a chain of that name is another program's.  One of the usual name is ours in any case."""
-        if self._prefix == PREFIX:
+        """Raise Conflict if a chain of the prefix's name is another program's.  The default name is always ours."""
+        if self._prefix == iptables.DEFAULT_PREFIX:
             return
         for family, tables in former.items():
             listed = iptables.parse_listing(self._tools[family].listing(iptables.TABLES))
@@ -124,29 +126,28 @@ class IptablesDriver:
             for name in iptables.TABLES:
                 if name not in known and f":{self._prefix}" in listed.get(name, ()):
                     raise Conflict(
-                        f"there is a chain {self._prefix} in table {name} that is not gangway's: choose another "
-                        "--chain-prefix, or remove it"
+                        f"table {name} has a chain {self._prefix} that was not created by gangway: choose another "
+                        "--chain-prefix, or remove the chain"
                     )
 
-    def _go_back(self, before: Plan | None, former: Tables, built_in: Tables) -> None:
-        """As it was, as far as that can be had."""
-        whole = self._render(before) if before is not None else former
+    def _roll_back(self, before: Plan | None, former: Tables, built_in: Tables) -> None:
+        """Restore the rules and policies from before a failed rewrite, as far as that is possible."""
+        rules = self._render(before) if before is not None else former
         for family in _FAMILIES:
             with suppress(GangwayError):
-                self._bring_about(family, whole[family], _merged((*former[family], *built_in[family])))
+                self._replace(family, rules[family], _merged((*former[family], *built_in[family])))
         with suppress(GangwayError):
-            self._policies.close(before.closed if before is not None else (), _forward(former))
+            self._policies.close(before.closed if before is not None else ())
         self._remember(former)
 
     def _remember(self, tables: Tables) -> None:
         built_in = {
             str(family): [(table.name, table.chain, table.rules) for table in found] for family, found in tables.items()
         }
-        text = json.dumps({"firewall": Firewall.IPTABLES, "prefix": self._prefix, "tables": built_in})
-        self._database.remember(REMEMBERED, text)
+        self._storage.remember(_KEY, json.dumps({"prefix": self._prefix, "tables": built_in}))
 
     def _remembered(self) -> Tables:
-        tables = json.loads(self._database.recall(REMEMBERED) or "{}").get("tables", {})
+        tables = json.loads(self._storage.recall(_KEY) or "{}").get("tables", {})
         return {
             family: _merged(
                 iptables.Table(name, chain, tuple(rules)) for name, chain, rules in tables.get(str(family), ())
@@ -155,8 +156,14 @@ class IptablesDriver:
         }
 
 
+def prefix_of_rules(storage: Storage) -> str | None:
+    """Return the chain prefix of rules that a driver with this storage has not removed; None if there are none."""
+    prefix = json.loads(storage.recall(_KEY) or "{}").get("prefix")
+    return None if prefix is None else str(prefix)
+
+
 def _merged(tables: Iterable[iptables.Table]) -> tuple[iptables.Table, ...]:
-    """One of each name."""
+    """Merge the tables of one name."""
     found: dict[str, iptables.Table] = {}
     for table in tables:
         before = found.get(table.name)
@@ -165,7 +172,7 @@ def _merged(tables: Iterable[iptables.Table]) -> tuple[iptables.Table, ...]:
     return tuple(found.values())
 
 
-def _forward(tables: Tables) -> set[str]:
-    """The rules in FORWARD of filter."""
-    every = (rule for found in tables.values() for table in found if table.name == "filter" for rule in table.rules)
-    return {rule for rule in every if iptables.chain_of(rule) == "FORWARD"}
+def _forward_rules(tables: Tables) -> set[str]:
+    """Return the rules in FORWARD of the table `filter`."""
+    rules = (rule for found in tables.values() for table in found if table.name == "filter" for rule in table.rules)
+    return {rule for rule in rules if iptables.chain_of(rule) == "FORWARD"}

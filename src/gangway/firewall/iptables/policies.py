@@ -1,61 +1,52 @@
-"""The policy of iptables' FORWARD, where it has to be DROP.
+"""The policy of iptables' FORWARD chain, where it has to be DROP.
 
-What this file knows: what it was before, and when it is ours to put back.  What it must not know: why it has to be.
-
-It is everybody's: ufw sets it, dockerd does.  It goes back to what it was if nobody has added a rule to FORWARD since
-we set it; who did counts on the policy as it is, and it stays.
+The policy belongs to no program: ufw sets it, and so does dockerd.  It is restored if no program has added a rule to
+FORWARD since gangway set it; one that has relies on the policy as it is.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 from gangway.firewall.iptables.tool import Iptables
-from gangway.host import probe
-from gangway.state.database import Database
+from gangway.host.saved_settings import SavedSettings, Setting
 
 _CLOSED = "DROP"
+_STAYS = f"left at {_CLOSED}: other programs have added rules to it: {{}}"
 
 
 class ForwardPolicies:
-    """FORWARD's, of each family's tool."""
+    """The policies of both families; `own_rules` returns gangway's rules in FORWARD."""
 
-    def __init__(self, tools: dict[int, Iptables], store: Database) -> None:
+    def __init__(
+        self, tools: Mapping[int, Iptables], saved: SavedSettings, own_rules: Callable[[], Collection[str]]
+    ) -> None:
         self._tools = tools
-        self._database = store
+        self._saved = saved
+        self._own_rules = own_rules
+        for family, tool in tools.items():
+            dependents = partial(self.foreign_rules, family)
+            saved.register(
+                Setting(_name(tool), tool.policy, tool.set_policy, dependents=dependents, reason_to_stay=_STAYS)
+            )
 
-    def are_as(self, closed: Collection[int]) -> bool:
-        """Whether all are DROP that should be."""
-        return all(self._tools[family].policy() == _CLOSED for family in closed)
+    def are_closed(self, families: Collection[int]) -> bool:
+        """True if the policy is DROP for these families."""
+        return all(self._tools[family].policy() == _CLOSED for family in families)
 
-    def close(self, closed: Collection[int], ours: Collection[str]) -> None:
-        """DROP for these families, and as it was for the others; `ours` are the rules in FORWARD that are."""
+    def close(self, families: Collection[int]) -> None:
+        """Set DROP for these families, and restore the policy of the others."""
         for family, tool in self._tools.items():
-            if family in closed:
-                if self._before(family) is None:
-                    foreign = self.foreign(family, ours)
-                    self._database.remember(_key(family), "\n".join((probe.boot_id(), tool.policy(), *foreign)))
-                if tool.policy() != _CLOSED:
-                    tool.set_policy(_CLOSED)
+            if family in families:
+                self._saved.set(_name(tool), _CLOSED)
             else:
-                self._open(family, tool, ours)
+                self._saved.restore(_name(tool))
 
-    def foreign(self, family: int, ours: Collection[str]) -> list[str]:
-        """Others' rules in FORWARD."""
+    def foreign_rules(self, family: int) -> list[str]:
+        """Return other programs' rules in FORWARD."""
         lines = self._tools[family].listing(["filter"]).splitlines()
-        return [line for line in lines if line.startswith("-A FORWARD ") and line not in ours]
-
-    def _open(self, family: int, tool: Iptables, ours: Collection[str]) -> None:
-        before = self._before(family)
-        if before is not None:
-            policy, *foreign = before
-            if foreign == self.foreign(family, ours):
-                tool.set_policy(policy)
-        self._database.forget(_key(family))
-
-    def _before(self, family: int) -> list[str] | None:
-        """The policy, and others' rules, when we set it; None if we did not, or before the machine was started."""
-        boot, *before = (self._database.recall(_key(family)) or "").split("\n")
-        return before if boot == probe.boot_id() else None
+        own = self._own_rules()
+        return [line for line in lines if line.startswith("-A FORWARD ") and line not in own]
 
 
-def _key(family: int) -> str:
-    return f"policy {family}"
+def _name(tool: Iptables) -> str:
+    return f"{tool.command} policy of FORWARD"

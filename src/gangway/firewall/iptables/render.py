@@ -1,23 +1,23 @@
 """A Plan as iptables rules: text for iptables-restore(8) and ip6tables-restore(8).
 
-What this file knows: the layout of Docker's rules, and the spelling of iptables-save(8): a rule is rendered exactly as
-it will be listed, so what is there can be compared with what should be.  What it must not know: why a road was chosen,
-how text gets into the kernel.
+What this file knows: the layout of Docker's rules, and the spelling of iptables-save(8).  A rule is rendered exactly as
+it will be listed, so rules can be compared with a listing.  What it must not know: why a road was chosen, how the text
+gets into the kernel.
 
-How it works.  The layout is the one that Docker has had since the beginning, in chains that all bear one name, the
-prefix.  In `nat`, PREROUTING and OUTPUT send what is for a local address to that chain, which has a rule for each
-mapping; POSTROUTING masquerades.  In `filter`, FORWARD asks the chain, which accepts what is for a container's
-published port, and lets pass what is established, what leaves a bridge, and what stays within one.  `mangle` and
-`raw` have what that layout lacks: networks are kept apart, and nobody gets to a container, or to the host's loopback
-address, but by a published port, whatever the policy of FORWARD.  For SCTP `mangle` has two rules a mapping, too, in
-both families whatever the mapping's own is: nftables.py says why.
+The layout is Docker's from the beginning, in chains that all have one name, the prefix.  In `nat`, PREROUTING and
+OUTPUT send packets for a local address to that chain, which has a rule for each mapping; POSTROUTING masquerades.  In
+`filter`, FORWARD jumps to the chain, which accepts packets for a container's published port; FORWARD also accepts
+established connections, what leaves a bridge, and what stays within one.  `mangle` and `raw` have what Docker's layout
+lacks: networks are isolated from each other, and a container or the host's loopback address can only be reached by a
+published port, whatever the policy of FORWARD is.  For SCTP `mangle` has two more rules for each mapping, in both
+families whatever the mapping's own is: nft/render.py says why.
 
-With the prefix DOCKER it is Docker's layout to the letter: what comes from a container's own bridge is not translated
-but left to the relay, and a container that reaches itself is masqueraded by a rule of its own for each port.  With any
-other, rules translate that too, and one rule for each network masquerades it.
+With the prefix DOCKER the rules are Docker's to the letter: connections from a container's own bridge are not
+translated but left to the relay, and a container that connects to itself is masqueraded by a rule for each port.  With
+any other prefix rules translate these, too, and one rule for each network masquerades them.
 
-Docker's rules stand in the built-in chains themselves, with nothing to tell whose they are.  So to change them one has
-to know what was there before: `batch` compares with a listing, and with what is said to have been applied last.
+Rules in built-in chains do not show which program they belong to.  So a change of them needs to know what was there
+before: `batch` takes a listing, and the rules that were written last.
 """
 
 from collections import Counter
@@ -30,21 +30,21 @@ from gangway.model import Network, Protocol, Subnet
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 
 TABLES = ("raw", "mangle", "nat", "filter")
-"""Those that have rules of ours, in the order in which they are written."""
+"""The tables that have rules, in the order in which they are written."""
+DEFAULT_PREFIX = "GANGWAY"
 DOCKERS_PREFIX = "DOCKER"
-"""The prefix that asks for Docker's layout to the letter."""
+"""The prefix that selects Docker's layout to the letter."""
 
 Listing = Mapping[str, Counter[str]]
-"""The rules of each table, and how often each is there; a chain of somebody's own counts as the rule `:NAME`."""
+"""The rules of each table, and how often each is listed; each chain is listed as the rule `:NAME`."""
 
 _LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
-_NOT_ALLOWED = "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"
+_NEITHER_ESTABLISHED_NOR_PUBLISHED = "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table's share of the rules.  `rules` are `-A CHAIN …`; those of other chains than `chain` stand in built-in
-    ones."""
+    """The rules in one table.  `rules` are `-A CHAIN …`; each CHAIN is either `chain` or a built-in one."""
 
     name: str
     chain: str
@@ -52,22 +52,22 @@ class Table:
 
     @property
     def has_chain(self) -> bool:
-        """Whether a rule stands in the chain, or jumps to it."""
+        """True if a rule is in our own chain, or jumps to it."""
         return any(f" {self.chain} " in f"{rule} " for rule in self.rules)
 
     @property
     def built_in(self) -> tuple[str, ...]:
-        """The rules in built-in chains, in order."""
+        """Return the rules in built-in chains, in order."""
         return tuple(rule for rule in self.rules if chain_of(rule) != self.chain)
 
     @property
     def own(self) -> tuple[str, ...]:
-        """The rules in the chain of our own, in order."""
+        """Return the rules in our own chain, in order."""
         return tuple(rule for rule in self.rules if chain_of(rule) == self.chain)
 
 
 def render(plan: Plan, family: int, prefix: str) -> tuple[Table, ...]:
-    """All rules of a family."""
+    """Return all rules of a family."""
     of_mappings = [rules_of(planned, family, prefix) for planned in plan.mappings]
 
     def table(name: str, rules: Iterable[str]) -> Table:
@@ -75,14 +75,14 @@ def render(plan: Plan, family: int, prefix: str) -> tuple[Table, ...]:
 
     return (
         table("raw", [f"-A PREROUTING -d {_LOOPBACK[family]} ! -i lo -j DROP"]),
-        table("mangle", _apart(plan, prefix)),
+        table("mangle", _isolation(plan, prefix)),
         table("nat", _nat(plan, family, prefix)),
         table("filter", _filter(plan, family, prefix)),
     )
 
 
 def rules_of(planned: MappingPlan, family: int, prefix: str) -> dict[str, tuple[str, ...]]:
-    """A mapping's rules in a family, by table."""
+    """Return a mapping's rules in a family, by table."""
     if not planned.is_nat:
         return {}
     rules = _translation(planned, prefix) if planned.family == family else {}
@@ -107,8 +107,8 @@ def _translation(planned: MappingPlan, prefix: str) -> dict[str, tuple[str, ...]
     return rules
 
 
-def rules_met(planned: MappingPlan, route: Route, network: Network, prefix: str) -> Iterator[str]:
-    """The rules that the first packet of a client on `route` meets, each as `TABLE: RULE`."""
+def matching_rules(planned: MappingPlan, route: Route, network: Network, prefix: str) -> Iterator[str]:
+    """Yield the rules that match the first packet of a client on `route`, each as `TABLE: RULE`."""
     if route.road is not Road.NAT:
         return
     rules = _translation(planned, prefix)
@@ -124,10 +124,10 @@ def rules_met(planned: MappingPlan, route: Route, network: Network, prefix: str)
 
 
 def batch(wanted: Collection[Table], applied: Collection[Table], listed: Listing) -> str:
-    """What makes `wanted` of what is `listed` (rules by table), of which `applied` is ours: iptables-restore
-    --noflush.
+    """Return the text for iptables-restore --noflush that replaces the rules `applied` by those `wanted`.
 
-    With nothing wanted it takes away all that was applied.
+    `listed` are the rules that the kernel has, ours and other programs'.  With nothing wanted, all that was applied is
+    removed.
     """
     text = []
     before, after = ({table.name: table for table in tables} for tables in (applied, wanted))
@@ -138,7 +138,7 @@ def batch(wanted: Collection[Table], applied: Collection[Table], listed: Listing
         text.append(f"*{name}")
         if new is not None and new.has_chain:
             text.append(f":{new.chain} - [0:0]")
-        # Two mappings to one port of a container have one rule twice.
+        # A rule may be listed twice: for two mappings to the same port of a container.
         text += [_deletion(rule) for rule in ours for _ in range(rules[rule])]
         if new is not None:
             text += _insertions(new.built_in)
@@ -149,10 +149,10 @@ def batch(wanted: Collection[Table], applied: Collection[Table], listed: Listing
     return "\n".join(text) + "\n"
 
 
-def change(withdrawn: Iterable[MappingPlan], published: Iterable[MappingPlan], family: int, prefix: str) -> str:
-    """Takes mappings out and puts others in; empty if none has a rule in the family."""
+def change(removed: Iterable[MappingPlan], added: Iterable[MappingPlan], family: int, prefix: str) -> str:
+    """Return the text that removes mappings and adds others; empty if none has a rule in the family."""
     lines: dict[str, list[str]] = {}
-    for plans, spell in ((withdrawn, _deletion), (published, str)):
+    for plans, spell in ((removed, _deletion), (added, str)):
         for planned in plans:
             for table, rules in rules_of(planned, family, prefix).items():
                 lines.setdefault(table, []).extend(spell(rule) for rule in rules)
@@ -160,14 +160,14 @@ def change(withdrawn: Iterable[MappingPlan], published: Iterable[MappingPlan], f
 
 
 def built_in(tables: Iterable[Table]) -> tuple[Table, ...]:
-    """The same tables with no other rules than those in built-in chains."""
+    """Return the tables with only their rules in built-in chains."""
     return tuple(Table(table.name, table.chain, table.built_in) for table in tables)
 
 
 def with_mappings(
-    tables: Iterable[Table], withdrawn: Iterable[MappingPlan], published: Iterable[MappingPlan], family: int
+    tables: Iterable[Table], removed: Iterable[MappingPlan], added: Iterable[MappingPlan], family: int
 ) -> tuple[Table, ...]:
-    """What `built_in` gives, after a change of mappings."""
+    """Return what `built_in` returns, after a change of mappings."""
 
     def changed(table: Table) -> Table:
         def rules(plans: Iterable[MappingPlan]) -> tuple[str, ...]:
@@ -175,23 +175,23 @@ def with_mappings(
             return Table(table.name, table.chain, tuple(found)).built_in
 
         left = list(table.rules)
-        for rule in rules(withdrawn):
+        for rule in rules(removed):
             if rule in left:
                 left.remove(rule)
-        return Table(table.name, table.chain, (*left, *rules(published)))
+        return Table(table.name, table.chain, (*left, *rules(added)))
 
     return tuple(changed(table) for table in tables)
 
 
 def missing(tables: Collection[Table], listed: Listing) -> tuple[str, ...]:
-    """Which rules are not listed, or not as often as they should be."""
+    """Return the rules that are not listed, or not as often as they should be."""
     return tuple(
         rule for table in tables for rule in (Counter(table.rules) - listed.get(table.name, Counter())).elements()
     )
 
 
 def parse_listing(text: str) -> dict[str, Counter[str]]:
-    """What iptables-save(8) says."""
+    """Parse the output of iptables-save(8)."""
     found: dict[str, Counter[str]] = {}
     rules: Counter[str] = Counter()
     for line in text.splitlines():
@@ -205,7 +205,7 @@ def parse_listing(text: str) -> dict[str, Counter[str]]:
 
 
 def chain_of(rule: str) -> str:
-    """The chain that `-A CHAIN …` stands in."""
+    """Return CHAIN of a rule `-A CHAIN …`."""
     return rule.split(" ", 2)[1]
 
 
@@ -217,7 +217,7 @@ def _nat(plan: Plan, family: int, prefix: str) -> Iterator[str]:
         if family in planned.untranslated:
             yield f"-A {prefix} -i {planned.network.bridge} -j RETURN"
     if family == 6:
-        # The kernel forwards nothing from a link-local address, and that is where who asks one comes from.
+        # Clients of a link-local address have one themselves, and the kernel forwards nothing from these.
         yield f"-A {prefix} -d fe80::/10 -j RETURN"
     subnets = [
         (planned.network, subnet)
@@ -243,24 +243,24 @@ def _filter(plan: Plan, family: int, prefix: str) -> Iterator[str]:
         if network.icc:
             yield f"-A FORWARD -i {bridge} -o {bridge} -j ACCEPT"
     if family in plan.closed:
-        # Frames within another program's bridge are not forwarded by us, though br_netfilter shows them here.
+        # br_netfilter shows the frames within other programs' bridges here; gangway has nothing to do with them.
         for bridge in plan.facts.foreign_bridges:
             yield f"-A FORWARD -i {bridge} -o {bridge} -j ACCEPT"
 
 
-def _apart(plan: Plan, prefix: str) -> Iterator[str]:
+def _isolation(plan: Plan, prefix: str) -> Iterator[str]:
     yield f"-A FORWARD -j {prefix}"
     for network in (planned.network for planned in plan.networks):
         bridge = network.bridge
-        yield f"-A {prefix} ! -i {bridge} -o {bridge} {_NOT_ALLOWED} -j DROP"
+        yield f"-A {prefix} ! -i {bridge} -o {bridge} {_NEITHER_ESTABLISHED_NOR_PUBLISHED} -j DROP"
         if network.internal:
-            yield f"-A {prefix} -i {bridge} ! -o {bridge} {_NOT_ALLOWED} -j DROP"
+            yield f"-A {prefix} -i {bridge} ! -o {bridge} {_NEITHER_ESTABLISHED_NOR_PUBLISHED} -j DROP"
         if not network.icc:
-            yield f"-A {prefix} -i {bridge} -o {bridge} {_NOT_ALLOWED} -j DROP"
+            yield f"-A {prefix} -i {bridge} -o {bridge} {_NEITHER_ESTABLISHED_NOR_PUBLISHED} -j DROP"
 
 
 def _hairpin(subnet: Subnet, bridge: str) -> str:
-    """A container that answers its neighbour directly would do so from an address that nobody asked."""
+    """Masquerade a neighbour: the container would answer it directly, from an address that it did not connect to."""
     return f"-A POSTROUTING -s {subnet} -o {bridge} -m conntrack --ctstate DNAT -j MASQUERADE"
 
 
@@ -268,7 +268,7 @@ def _associations(planned: MappingPlan) -> Iterator[str]:
     mapping = planned.mapping
     for ports, chunk, state in (
         (mapping.container_ports, "HEARTBEAT", "NEW"),
-        (mapping.host_ports, "ABORT", "INVALID"),  # of a container that was asked by the port that the client knows
+        (mapping.host_ports, "ABORT", "INVALID"),  # sent from the port that the client connected to
     ):
         sent = f"-i {planned.bridge} -p sctp -m sctp --sport {_ports(ports)} --chunk-types any {chunk}"
         yield f"-A INPUT {sent} -m conntrack --ctstate {state} -j DROP"
@@ -301,7 +301,7 @@ def _deletion(rule: str) -> str:
 
 
 def _insertions(rules: Iterable[str]) -> Iterator[str]:
-    """At the head of each chain, in order: what other programs have there comes after."""
+    """Insert rules at the head of each chain, in order, before other programs' rules."""
     places: dict[str, int] = {}
     for rule in rules:
         chain = chain_of(rule)

@@ -1,7 +1,7 @@
-"""iptables-restore(8) and iptables-save(8): how rules get into the kernel, and how those there are read.
+"""iptables-restore(8) and iptables-save(8): write rules to the kernel, and read them.
 
-iptables-restore makes a transaction of each table; so what it was that failed, and what was there before, is its
-caller's to know.
+iptables-restore carries out a transaction for each table, one after the other.  If one fails, the tables before it have
+been changed; the caller has to undo that.
 """
 
 import shutil
@@ -12,36 +12,35 @@ from gangway.errors import HostRefused, Unsupported
 
 
 class Iptables:
-    """iptables-restore and iptables-save of a family, of whatever variant (nft or legacy) the host has set up."""
+    """The tools of a family, of whatever variant (nft or legacy) the host uses.  Unsupported: not installed."""
 
     def __init__(self, family: int) -> None:
-        name = {4: "iptables", 6: "ip6tables"}[family]
-        self._save, self._restore = f"{name}-save", f"{name}-restore"
-        self._command = name
+        self.command = {4: "iptables", 6: "ip6tables"}[family]
+        self._save, self._restore = f"{self.command}-save", f"{self.command}-restore"
         for program in (self._save, self._restore):
             if shutil.which(program) is None:
-                raise Unsupported(f"iptables cannot be used: there is no {program} (Debian: iptables)")
+                raise Unsupported(f"iptables cannot be used: {program} is not installed (Debian: iptables)")
 
     def apply(self, text: str) -> None:
-        """One call.  HostRefused: the table that failed, and those after it, were not changed."""
+        """Feed iptables-restore.  HostRefused: the table that failed, and those after it, were not changed."""
         self._run(self._restore, "--noflush", "--wait", feed=text)
 
     def listing(self, tables: Collection[str]) -> str:
-        """What iptables-save says of some tables."""
+        """Return what iptables-save prints of some tables."""
         return "".join(self._run(self._save, "-t", table) for table in tables)
 
     @property
     def is_legacy(self) -> bool:
-        """The variant that has tables of its own, apart from nftables'."""
-        return "legacy" in self._run(self._command, "--version")
+        """True for the variant that has tables of its own, separate from nftables'."""
+        return "legacy" in self._run(self.command, "--version")
 
     def policy(self) -> str:
-        """The policy of FORWARD: ACCEPT or DROP."""
-        return self._run(self._command, "--wait", "-S", "FORWARD").split()[2]
+        """Return the policy of FORWARD: ACCEPT or DROP."""
+        return self._run(self.command, "--wait", "-S", "FORWARD").split()[2]
 
     def set_policy(self, policy: str) -> None:
-        """Sets it."""
-        self._run(self._command, "--wait", "-P", "FORWARD", policy)
+        """Set the policy of FORWARD."""
+        self._run(self.command, "--wait", "-P", "FORWARD", policy)
 
     def _run(self, *words: str, feed: str = "") -> str:
         done = subprocess.run(words, input=feed, text=True, capture_output=True, check=False)

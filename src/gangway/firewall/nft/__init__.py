@@ -1,1 +1,1 @@
-"""nftables: rendering and applying."""
+"""Rules by nftables."""

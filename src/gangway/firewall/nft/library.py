@@ -1,9 +1,7 @@
-"""How nftables rules get into the kernel, and how what is there is read.
+"""libnftables, called in this process.
 
-What this file knows: libnftables.  What it must not know: what the rules are.
-
-nftables takes a text as one transaction: all of it or nothing (libnftables(3)).  It is called in this process: nft(8)
-does no more, and starting a program costs twenty times what a change does.
+nftables carries out a text as one transaction: all of it or nothing (libnftables(3)).  nft(8) does no more than call
+the library, and starting a program takes twenty times as long as a change.
 """
 
 import ctypes
@@ -13,7 +11,7 @@ from ctypes import c_char_p, c_int, c_uint, c_void_p
 
 from gangway.errors import HostRefused, Unsupported
 
-_LONG = 1 << 20  # bytes
+_LONG_TEXT = 1 << 20  # bytes
 _LIBRARY = "libnftables.so.1"
 # include/nftables/libnftables.h
 _STATELESS, _JSON, _TERSE = 1 << 1, 1 << 4, 1 << 11
@@ -41,43 +39,43 @@ class Nftables:
         library.nft_ctx_buffer_error(self._context)
 
     @classmethod
-    def if_there(cls) -> "Nftables | None":
-        """None where it is not installed."""
+    def if_installed(cls) -> "Nftables | None":
+        """Return the library, or None if it is not installed."""
         try:
             return cls()
         except Unsupported:
             return None
 
     def close(self) -> None:
-        """Frees it."""
+        """Free the library's context."""
         self._library.nft_ctx_free(self._context)
 
     def apply(self, text: str) -> None:
-        """One transaction.  HostRefused: nothing was changed."""
+        """Carry out a transaction.  HostRefused: nothing was changed."""
         self._run(text)
-        if len(text) > _LONG:
-            with suppress(AttributeError):  # glibc's; musl has none
-                ctypes.CDLL(None).malloc_trim(0)  # libnftables takes a hundred times as much while it works
+        if len(text) > _LONG_TEXT:
+            with suppress(AttributeError):  # glibc has malloc_trim, musl does not
+                ctypes.CDLL(None).malloc_trim(0)  # while it works, libnftables needs a hundred times the text's size
 
     def listing(self, table: str) -> str:
-        """A table's rules, and its sets without their elements; empty if there is no such table."""
+        """Return a table's rules, and its sets without their elements; empty if there is no such table."""
         try:
             return self._run(f"list table {table}", _STATELESS | _TERSE)
         except HostRefused:
             return ""
 
     def chains(self) -> str:
-        """All chains there are, as JSON (libnftables-json(5)).  HostRefused: the kernel has no nftables."""
+        """Return all chains as JSON (libnftables-json(5)).  HostRefused: the kernel has no nftables."""
         return self._run("list chains", _JSON)
 
     def last_rule(self, table: str, chain: str) -> list[dict[str, object]] | None:
-        """What the last rule of a chain says, as JSON; None if it has none."""
+        """Return the expressions of a chain's last rule, as JSON has them; None if the chain has no rules."""
         found = json.loads(self._run(f"list chain {table} {chain}", _JSON))["nftables"]
         rules = [entry["rule"] for entry in found if "rule" in entry]
         return rules[-1]["expr"] if rules else None
 
     def element_counts(self, table: str) -> dict[str, int]:
-        """How many elements the sets and maps of a table have; those that have none are left out."""
+        """Return the number of elements of each set and map of a table, without those that are empty."""
         counts = {}
         for entry in json.loads(self._run(f"list table {table}", _JSON))["nftables"]:
             found = entry.get("set") or entry.get("map") or {}
@@ -89,8 +87,8 @@ class Nftables:
         self._library.nft_ctx_output_set_flags(self._context, flags)
         failed = self._library.nft_run_cmd_from_buffer(self._context, text.encode())
         output = self._library.nft_ctx_get_output_buffer(self._context) or b""
-        complaint = self._library.nft_ctx_get_error_buffer(self._context) or b""
+        errors = self._library.nft_ctx_get_error_buffer(self._context) or b""
         if failed:
-            lines = complaint.decode(errors="replace").splitlines()
+            lines = errors.decode(errors="replace").splitlines()
             raise HostRefused(f"nftables: {lines[0].removeprefix('Error: ') if lines else 'refused'}")
         return bytes(output).decode(errors="replace")

@@ -1,48 +1,47 @@
 """A Plan as nftables rules: text for nft(8).
 
-What this file knows: nft's language, and what a packet's way costs.  What it must not know: why a road was chosen, how
-text gets into the kernel.
+What this file knows: nft's language, and what a rule costs a packet.  What it must not know: why a road was chosen, how
+the text gets into the kernel.
 
-How it works.  All of it is one table, `inet gangway`.  Its rules depend on the networks and on what families are
-forwarded, and on nothing else: mappings are elements of its maps, so a packet meets the same few rules however many
-there are, and one more mapping is one more element.  Only a connection's first packet sees the chains of type nat; all
-others of a connection see `forward`, whose first rule lets them pass: each look-up that a packet is spared shows in the
-number of packets.
+All rules are in one table, `inet gangway`.  They depend on the networks and on the families that are forwarded, and on
+nothing else: mappings are elements of the table's maps.  So a packet passes the same few rules however many mappings
+there are, and another mapping is another element.  Only the first packet of a connection passes the chains of type nat.
+All others pass `forward`, whose first rule accepts them: bulk transfers show each lookup that a packet is spared.
 
-A family has three maps, as each kind of mapping has its cheapest form:
+A family has three maps; each kind of mapping has the form that is cheapest for it:
 
-    ports      protocol . port → container . port           a host address of 0.0.0.0 or ::, one port or ports moved
+    ports      protocol . port → container . port           host address 0.0.0.0 or ::, one port or ports that change
     addresses  protocol . address . port → the same         one host address
-    ranges     protocol . address . ports → container       a range whose ports stay what they are: one element
+    ranges     protocol . address . ports → container       a range whose ports stay the same: one element
 
-The first two are hashes.  The third holds intervals in several dimensions, and for these the kernel makes a copy of
-the whole set for every change (net/netfilter/nft_set_pipapo.c, commit): right for few long ranges, wrong for many
-ports.  `th dport` asks for a transport protocol that nft knows to have ports, hence the first rule of `published`.
+The first two are hashes.  The third holds intervals in several dimensions; the kernel copies the whole set for every
+change of it (net/netfilter/nft_set_pipapo.c, commit), which suits a few long ranges and not many single ports.
+`th dport` requires that nft knows the transport protocol to have ports, hence the first rule of `published`.
 
-`input` guards the host's loopback addresses: nobody gets there from outside while route_localnet is off, but it may be
-on by somebody else's wish.  It looks at the address that was asked: who translates to 127.0.0.1 means it.
+`input` protects the host's loopback addresses.  They cannot be reached from outside while route_localnet is off, but
+another program may have set it.  The rule compares the address that the client asked for: a translation to 127.0.0.1 by
+another program is intended.
 
-`associations` keeps those of SCTP alive that are translated.  The two ends of one know all of each other's addresses,
-and try every pair of them by a HEARTBEAT (RFC 9260, 5.4), but only the pair that the client asked by is translated.
-Between any other pair the receiver knows of no association and answers by an ABORT (8.4), which the sender takes for
-the end of the one that it has (8.5.1; kernel 6.1: after 1 to 5 s).  So what a container tries towards the host gets no
-answer; and a container's ABORT that answers nothing but a HEARTBEAT, for which conntrack has no place, is not heard.
+`associations` keeps translated SCTP associations alive.  The two ends of one know all of each other's addresses and
+probe each pair of them by a HEARTBEAT (RFC 9260, 5.4), but only the pair that the client has connected is translated.
+Between any other pair the receiver knows of no association and answers by an ABORT (8.4), and the sender takes it for
+the end of the association that it has (8.5.1; kernel 6.1: after 1 to 5 s).  So a container's HEARTBEAT to the host gets
+no answer; and a container's ABORT that conntrack cannot assign, because it answers such a HEARTBEAT, is dropped.
 
-A verdict is final only when it is `drop`: other programs' chains see what is accepted here, and may still drop it.
+Only the verdict `drop` is final: what is accepted here passes other programs' chains, too, and these may drop it.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
+from typing import NamedTuple
 
 from gangway.model import Network, Subnet
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 
 TABLE = "inet gangway"
 MOST_ELEMENTS = 4000
-"""In one transaction: libnftables takes some 2 KB for each while it works."""
-_BETWEEN = ", "
-_OPPOSITES = {"add": "delete", "delete": "add"}
+"""The most elements in one transaction: libnftables needs some 2 KB for each while it works."""
 
 Elements = dict[str, list[str]]
 """The elements of each set or map, by its name."""
@@ -61,9 +60,9 @@ _SETS = """\
 	map to { type ifname : verdict; }
 """
 _WORD = {4: "ip", 6: "ip6"}
-# What is never translated: the kernel routes no loopback address and forwards nothing from a link-local one.
-_KEPT = {4: "127.0.0.0/8", 6: "{ ::1, fe80::/10 }"}
-_EVERY = {4: "0.0.0.0/0", 6: "::/0"}
+# Never translated: the kernel routes no loopback address, and forwards nothing from a link-local one.
+_UNTRANSLATED = {4: "127.0.0.0/8", 6: "{ ::1, fe80::/10 }"}
+_ANY = {4: "0.0.0.0/0", 6: "::/0"}
 
 _LEAVING = "oifname vmap @to"
 _TRANSLATED = "oifname @bridges ct status dnat accept"
@@ -71,8 +70,40 @@ _TRANSLATED = "oifname @bridges ct status dnat accept"
 _HEARTBEAT, _ABORT = "@th,96,8 4", "@th,96,8 6"
 
 
+class Transaction(NamedTuple):
+    """Elements to delete from sets and maps of the table, and then elements to add."""
+
+    deletes: Elements
+    adds: Elements
+
+    def text(self) -> str:
+        """Return the statements for nft(8)."""
+        return "".join((*_statements("delete", self.deletes), *_statements("add", self.adds)))
+
+    def inverse(self) -> "Transaction":
+        """Return the transaction that undoes this one."""
+        return Transaction(deletes=self.adds, adds=self.deletes)
+
+    def split(self, limit: int = MOST_ELEMENTS) -> Iterator["Transaction"]:
+        """Yield transactions of at most `limit` elements that do the same one after the other; mostly it is one.
+
+        Between them some ports of a long range are not translated; the relay serves their clients.
+        """
+        part, size = Transaction({}, {}), 0
+        for source, target in ((self.deletes, 0), (self.adds, 1)):
+            for name, elements in source.items():
+                for chunk in _chunks(elements, limit):
+                    if size and size + len(chunk) > limit:
+                        yield part
+                        part, size = Transaction({}, {}), 0
+                    part[target].setdefault(name, []).extend(chunk)
+                    size += len(chunk)
+        if size:
+            yield part
+
+
 def render(plan: Plan) -> str:
-    """The whole table, in place of whatever it was before, in one transaction."""
+    """Return the text of one transaction that replaces the whole table."""
     lines = [f"table {TABLE}", f"delete table {TABLE}", f"table {TABLE} {{"]
     lines += [_MAPS.format(f=family) for family in (4, 6)]
     lines.append(_SETS)
@@ -81,52 +112,26 @@ def render(plan: Plan) -> str:
         lines += [f"\t\t{line}" for line in (head, *rules) if line]
         lines.append("\t}")
     lines.append("}")
-    return "\n".join(lines) + "\n" + "".join(_statements("add", _join(_networks(plan), _mappings(plan.mappings))))
+    return "\n".join(lines) + "\n" + Transaction({}, _all_elements(plan)).text()
 
 
 def element_counts(plan: Plan) -> dict[str, int]:
-    """How many elements each set or map has."""
-    return {name: len(found) for name, found in _join(_networks(plan), _mappings(plan.mappings)).items()}
+    """Return the number of elements of each set and map."""
+    return {name: len(found) for name, found in _all_elements(plan).items()}
 
 
-def change(withdrawn: Iterable[MappingPlan], published: Iterable[MappingPlan]) -> str:
-    """Takes mappings out and puts others in."""
-    return "".join((*_statements("delete", _mappings(withdrawn)), *_statements("add", _mappings(published))))
+def change(removed: Iterable[MappingPlan], added: Iterable[MappingPlan]) -> Transaction:
+    """Return the transaction that removes mappings and adds others."""
+    return Transaction(_mappings(removed), _mappings(added))
 
 
 def remove() -> str:
-    """Takes the table away, if it is there."""
+    """Return the text that deletes the table, if there is one."""
     return f"table {TABLE}\ndelete table {TABLE}\n"
 
 
-def transactions(text: str) -> Iterator[str]:
-    """A change of mappings, cut into such as libnftables can take without much memory; mostly it is one.
-
-    A long range that is moved takes several.  Between them some of its ports are not translated yet, or not any more:
-    the relay serves who asks there.
-    """
-    lines: list[str] = []
-    count = 0
-    for line in text.splitlines(keepends=True):
-        more = line.count(_BETWEEN) + 1 if " element " in line else 0
-        if count and count + more > MOST_ELEMENTS:
-            yield "".join(lines)
-            lines, count = [], 0
-        lines.append(line)
-        count += more
-    if lines:
-        yield "".join(lines)
-
-
-def opposite(text: str) -> str:
-    """What takes a change back."""
-    return "".join(
-        f"{_OPPOSITES[verb]} {rest}" for verb, _, rest in (line.partition(" ") for line in text.splitlines(True)[::-1])
-    )
-
-
 def chains(plan: Plan) -> dict[str, tuple[str, list[str]]]:
-    """Each chain's hook and rules; a chain without a hook is jumped to."""
+    """Return each chain's hook and rules; a chain without a hook is jumped to."""
     found = {
         f"published{family}": (
             "",
@@ -138,7 +143,7 @@ def chains(plan: Plan) -> dict[str, tuple[str, list[str]]]:
         found[_to(number)] = "", [_hairpin(subnet) for subnet in planned.network.subnets]
     found["associations"] = "", [f"{_HEARTBEAT} ct state new drop", f"{_ABORT} ct state invalid drop"]
     return found | {
-        "prerouting": ("type nat hook prerouting priority dstnat;", list(_arriving(plan))),
+        "prerouting": ("type nat hook prerouting priority dstnat;", list(_prerouting(plan))),
         "output": ("type nat hook output priority -100;", [_translation(family) for family in (4, 6)]),
         "postrouting": (
             "type nat hook postrouting priority srcnat;",
@@ -166,15 +171,15 @@ def chains(plan: Plan) -> dict[str, tuple[str, list[str]]]:
     }
 
 
-def rules_met(planned: MappingPlan, route: Route, network: Network) -> Iterator[str]:
-    """The rules that the first packet of a client on `route` meets, each as `CHAIN: RULE`."""
+def matching_rules(planned: MappingPlan, route: Route, network: Network) -> Iterator[str]:
+    """Yield the rules that match the first packet of a client on `route`, each as `CHAIN: RULE`."""
     if route.road is not Road.NAT:
         return
     hook = "output" if route.origin is Origin.HOST else "prerouting"
     yield f"{hook}: {_translation(planned.family)}"
-    (name, elements), *_ = _elements(planned)
+    name, elements = _elements(planned)
     kind = name.rstrip("46")
-    yield f"published{planned.family}: {_lookup(planned.family, kind)} {{ {_some(elements)} }}"
+    yield f"published{planned.family}: {_lookup(planned.family, kind)} {{ {_abbreviated(elements)} }}"
     if route.origin is not Origin.HOST:
         yield f"forward: {_TRANSLATED}"
     if route.neighbour:
@@ -185,7 +190,7 @@ def rules_met(planned: MappingPlan, route: Route, network: Network) -> Iterator[
 _KINDS = ("ports", "addresses", "ranges")
 
 
-def _arriving(plan: Plan) -> Iterator[str]:
+def _prerouting(plan: Plan) -> Iterator[str]:
     for family in sorted(plan.routed):
         if any(family in planned.untranslated for planned in plan.networks):
             yield f"meta nfproto ipv{family} iifname @untranslated{family} return"
@@ -193,7 +198,7 @@ def _arriving(plan: Plan) -> Iterator[str]:
 
 
 def _translation(family: int) -> str:
-    return f"{_WORD[family]} daddr != {_KEPT[family]} fib daddr type local jump published{family}"
+    return f"{_WORD[family]} daddr != {_UNTRANSLATED[family]} fib daddr type local jump published{family}"
 
 
 def _lookup(family: int, kind: str) -> str:
@@ -202,13 +207,17 @@ def _lookup(family: int, kind: str) -> str:
 
 
 def _to(number: int) -> str:
-    """The chain for what leaves towards a network.  What ends there is not masqueraded: it stays among bridges."""
+    """Name the chain for packets that leave towards a network: it ends before the rules that masquerade."""
     return f"to_{number}"
 
 
 def _hairpin(subnet: Subnet) -> str:
-    """A container that answers its neighbour directly would do so from an address that nobody asked."""
+    """Masquerade a neighbour: the container would answer it directly, from an address that it did not connect to."""
     return f"{_WORD[subnet.version]} saddr {subnet} ct status dnat masquerade"
+
+
+def _all_elements(plan: Plan) -> Elements:
+    return _join(_networks(plan), _mappings(plan.mappings))
 
 
 def _networks(plan: Plan) -> Elements:
@@ -228,32 +237,27 @@ def _networks(plan: Plan) -> Elements:
             if network.masquerade and not network.internal:
                 found[f"masqueraded{subnet.version}"].append(str(subnet))
     if plan.closed and plan.facts.foreign_bridges:
-        # Frames within another program's bridge are not forwarded by us, though br_netfilter shows them here.
+        # br_netfilter shows the frames within other programs' bridges here; gangway has nothing to do with them.
         found["together"] += [f'"{bridge}" . "{bridge}"' for bridge in plan.facts.foreign_bridges]
     return found
 
 
 def _mappings(plans: Iterable[MappingPlan]) -> Elements:
-    return _join(*(_elements_of(planned) for planned in plans if planned.is_nat))
+    return _join(*(dict([_elements(planned)]) for planned in plans if planned.is_nat))
 
 
-def _elements_of(planned: MappingPlan) -> Elements:
-    return dict(_elements(planned))
-
-
-def _elements(planned: MappingPlan) -> Iterator[tuple[str, list[str]]]:
-    """The map that a mapping is in, and its elements there."""
+def _elements(planned: MappingPlan) -> tuple[str, list[str]]:
+    """Return the map that a mapping belongs to, and its elements."""
     mapping, family = planned.mapping, planned.family
     to = planned.container_address
     if mapping.host_ports.count > 1 and mapping.keeps_ports:
-        at = _EVERY[family] if mapping.host_address.is_unspecified else ip_network(mapping.host_address)
-        yield f"ranges{family}", [f"{mapping.protocol} . {at} . {mapping.host_ports} : {to}"]
-        return
+        at = _ANY[family] if mapping.host_address.is_unspecified else ip_network(mapping.host_address)
+        return f"ranges{family}", [f"{mapping.protocol} . {at} . {mapping.host_ports} : {to}"]
     if mapping.host_address.is_unspecified:
         name, key = f"ports{family}", mapping.protocol.value
     else:
         name, key = f"addresses{family}", f"{mapping.protocol} . {mapping.host_address}"
-    yield name, [f"{key} . {host} : {to} . {container}" for host, container in mapping.pairs()]
+    return name, [f"{key} . {host} : {to} . {container}" for host, container in mapping.pairs()]
 
 
 def _join(*many: Elements) -> Elements:
@@ -266,9 +270,13 @@ def _join(*many: Elements) -> Elements:
 
 def _statements(verb: str, elements: Elements) -> Iterator[str]:
     for name, found in elements.items():
-        for at in range(0, len(found), MOST_ELEMENTS):
-            yield f"{verb} element {TABLE} {name} {{ {_BETWEEN.join(found[at : at + MOST_ELEMENTS])} }}\n"
+        for chunk in _chunks(found, MOST_ELEMENTS):
+            yield f"{verb} element {TABLE} {name} {{ {', '.join(chunk)} }}\n"
 
 
-def _some(elements: list[str]) -> str:
+def _chunks(elements: list[str], limit: int) -> Iterator[list[str]]:
+    return (elements[at : at + limit] for at in range(0, len(elements), limit))
+
+
+def _abbreviated(elements: list[str]) -> str:
     return elements[0] if len(elements) == 1 else f"{elements[0]}, … {elements[-1]}"

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gangway.firewall.iptables.render import Table, batch, built_in, chain_of, missing, parse_listing, render, rules_met
+from gangway.firewall.iptables.render import (
+    Table,
+    batch,
+    built_in,
+    chain_of,
+    matching_rules,
+    missing,
+    parse_listing,
+    render,
+)
 from gangway.model import Endpoint, Network, PortMapping
 from gangway.plan import Firewall, HostFacts, Origin, Plan, Road, Wanted, plan
 from tests.unit.golden import FOLDER, assert_golden
@@ -102,7 +111,7 @@ def test_a_mapping_is_a_rule_in_nat_and_one_in_filter(one: PortMapping, match: s
 def test_the_rules_that_each_kind_of_client_meets() -> None:
     found = planned(mapping("0.0.0.0", "8000", "80"), IPTABLES)
     loopback, host, remote, container, neighbour = (
-        tuple(rules_met(found, route, WEB, PREFIX)) for route in found.routes
+        tuple(matching_rules(found, route, WEB, PREFIX)) for route in found.routes
     )
     translation = "nat: -A GANGWAY -p tcp -m tcp --dport 8000 -j DNAT --to-destination 172.30.0.2:80"
     assert loopback == ()
@@ -129,7 +138,7 @@ def test_every_rule_that_is_met_is_there(many: list[PortMapping], facts: HostFac
     }
     for one in made.mappings:
         for route in one.routes:
-            met = list(rules_met(one, route, WEB, prefix))
+            met = list(matching_rules(one, route, WEB, prefix))
             assert bool(met) == (route.road is Road.NAT)
             if not (route.neighbour and prefix == DOCKER):
                 assert {(one.family, rule) for rule in met} <= there
@@ -157,7 +166,7 @@ def test_the_host_is_translated_where_nothing_is_routed() -> None:
     (nat,) = (table for table in render(PLANS["unrouted"], 4, PREFIX) if table.name == "nat")
     assert not [rule for rule in nat.rules if chain_of(rule) == "PREROUTING"]
     found = planned(mapping("192.0.2.5"), PLANS["unrouted"].facts)
-    assert [route.origin for route in found.routes if list(rules_met(found, route, WEB, PREFIX))] == [Origin.HOST]
+    assert [route.origin for route in found.routes if list(matching_rules(found, route, WEB, PREFIX))] == [Origin.HOST]
 
 
 @pytest.mark.parametrize("forwarding", [frozenset({4, 6}), frozenset({6}), frozenset[int]()])

@@ -1,21 +1,20 @@
-"""A plan as nftables rules: the whole text for some plans, and what holds for any."""
+"""A plan as nftables rules: the whole text of some plans, and properties of any."""
 
 import re
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from gangway.firewall.nft.render import (
     MOST_ELEMENTS,
     TABLE,
     chains,
     change,
-    opposite,
+    matching_rules,
     remove,
     render,
-    rules_met,
-    transactions,
 )
 from gangway.model import Network, PortMapping, Protocol
 from gangway.plan import Firewall, HostFacts, MappingPlan, Plan, Road
@@ -56,26 +55,24 @@ PLANS: dict[str, Plan] = {
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_the_whole_text(name: str) -> None:
+def test_whole_text(name: str) -> None:
     assert_golden(f"{name}.nft", render(PLANS[name]))
 
 
-def test_what_rules_do_not_carry_is_not_in_them() -> None:
+def test_mappings_without_nat_have_no_elements() -> None:
     text = render(PLANS["forms"])
     assert not [port for port in ("6000", "6001", "6005") if port in text]
     assert render(PLANS["family"]) == render(whole(NFTABLES, mapping("0.0.0.0", "8000", "80"), networks=(FOUR,)))
 
 
 @given(APART, NETWORKS, FACTS)
-def test_rules_are_the_same_with_the_redirect_and_without(
-    many: list[PortMapping], network: Network, facts: HostFacts
-) -> None:
-    """It is about sockets that no rule serves."""
+def test_redirect_does_not_change_the_rules(many: list[PortMapping], network: Network, facts: HostFacts) -> None:
+    """It serves the connections that no rule does."""
     able, unable = (whole(replace(facts, no_redirect=why), *many, networks=(network,)) for why in ("", "why not"))
     assert render(able) == render(unable)
 
 
-def test_the_table_is_made_anew_in_one_transaction() -> None:
+def test_the_table_is_replaced_in_one_transaction() -> None:
     text = render(PLANS["one"])
     assert text.startswith(remove())
     assert remove() == f"table {TABLE}\ndelete table {TABLE}\n"
@@ -98,29 +95,29 @@ def test_the_table_is_made_anew_in_one_transaction() -> None:
     ],
 )
 def test_a_mapping_is_an_element(one: PortMapping, elements: str) -> None:
-    assert change((), [planned(one)]) == f"add element {TABLE} {elements}\n"
-    assert change([planned(one)], ()) == f"delete element {TABLE} {elements}\n"
+    assert change((), [planned(one)]).text() == f"add element {TABLE} {elements}\n"
+    assert change([planned(one)], ()).text() == f"delete element {TABLE} {elements}\n"
 
 
-def test_mappings_go_before_others_come() -> None:
+def test_deletions_precede_additions() -> None:
     old, new = planned(mapping("0.0.0.0", "8000", "80")), planned(mapping("0.0.0.0", "8000", "81"))
-    assert change([old], [new]).splitlines() == [
+    assert change([old], [new]).text().splitlines() == [
         f"delete element {TABLE} ports4 {{ tcp . 8000 : 172.30.0.2 . 80 }}",
         f"add element {TABLE} ports4 {{ tcp . 8000 : 172.30.0.2 . 81 }}",
     ]
 
 
-def test_mappings_of_one_form_come_by_one_statement() -> None:
+def test_mappings_of_one_form_are_one_statement() -> None:
     many = [planned(mapping("0.0.0.0", str(port), "80")) for port in range(8000, 8100)]
-    assert len(change((), many).splitlines()) == 1
+    assert len(change((), many).text().splitlines()) == 1
 
 
 @pytest.mark.parametrize("one", [planned(FORMS[-1]), planned(FORMS[-4]), planned(FORMS[0], NONE)])
-def test_what_rules_do_not_carry_changes_nothing(one: MappingPlan) -> None:
-    assert change((), [one]) == change([one], ()) == ""
+def test_mappings_without_nat_change_nothing(one: MappingPlan) -> None:
+    assert change((), [one]).text() == change([one], ()).text() == ""
 
 
-MET = {
+MATCHING = {
     "translated": (
         "prerouting: ip daddr != 127.0.0.0/8 fib daddr type local jump published4",
         "published4: dnat ip to meta l4proto . th dport map @ports4 { tcp . 8000 : 172.30.0.2 . 80 }",
@@ -130,13 +127,13 @@ MET = {
 }
 
 
-def test_the_rules_that_each_kind_of_client_meets() -> None:
+def test_matching_rules_of_each_kind_of_client() -> None:
     found = planned(mapping("0.0.0.0", "8000", "80"))
-    loopback, host, remote, container, neighbour = (tuple(rules_met(found, route, WEB)) for route in found.routes)
+    loopback, host, remote, container, neighbour = (tuple(matching_rules(found, route, WEB)) for route in found.routes)
     assert loopback == ()
-    assert host == (MET["translated"][0].replace("prerouting", "output"), MET["translated"][1])
-    assert remote == container == MET["translated"]
-    assert neighbour == (*MET["translated"], MET["hairpin"])
+    assert host == (MATCHING["translated"][0].replace("prerouting", "output"), MATCHING["translated"][1])
+    assert remote == container == MATCHING["translated"]
+    assert neighbour == (*MATCHING["translated"], MATCHING["hairpin"])
 
 
 @pytest.mark.parametrize(
@@ -158,33 +155,33 @@ def test_the_rules_that_each_kind_of_client_meets() -> None:
         ),
     ],
 )
-def test_the_element_that_a_client_meets(one: PortMapping, lookup: str) -> None:
+def test_matching_element(one: PortMapping, lookup: str) -> None:
     found = planned(one)
-    assert list(rules_met(found, found.routes[2], WEB))[1] == f"published{found.family}: {lookup}"
+    assert list(matching_rules(found, found.routes[2], WEB))[1] == f"published{found.family}: {lookup}"
 
 
 @given(APART, FACTS)
-def test_every_rule_that_is_met_is_there(many: list[PortMapping], facts: HostFacts) -> None:
+def test_matching_rules_are_in_the_table(many: list[PortMapping], facts: HostFacts) -> None:
     made = whole(facts, *many)
     there = {f"{name}: {rule}" for name, (_, rules) in chains(made).items() for rule in rules}
     for one in made.mappings:
         for route in one.routes:
-            met = list(rules_met(one, route, WEB))
-            assert bool(met) == (route.road is Road.NAT)
-            hairpin = {f"to_0: {rule}" for text in met for rule in text.split(", ip")[1:]}
-            assert {re.split(r" { (?:tcp|udp|sctp)|, ip", text)[0] for text in met} <= there
+            matching = list(matching_rules(one, route, WEB))
+            assert bool(matching) == (route.road is Road.NAT)
+            hairpin = {f"to_0: {rule}" for text in matching for rule in text.split(", ip")[1:]}
+            assert {re.split(r" { (?:tcp|udp|sctp)|, ip", text)[0] for text in matching} <= there
             assert {rule.replace("to_0: ", "to_0: ip") for rule in hairpin} <= there
 
 
 @given(APART, FACTS)
-def test_what_comes_is_what_goes(many: list[PortMapping], facts: HostFacts) -> None:
+def test_mappings_are_removed_by_the_elements_that_were_added(many: list[PortMapping], facts: HostFacts) -> None:
     found = whole(facts, *many).mappings
-    assert change((), found).replace("add element", "delete element") == change(found, ())
-    assert change((), found) == "" or any(one.is_nat for one in found)
+    assert change((), found).text().replace("add element", "delete element") == change(found, ()).text()
+    assert change((), found).text() == "" or any(one.is_nat for one in found)
 
 
 @given(APART, FACTS)
-def test_the_rules_are_the_same_whatever_the_mappings(many: list[PortMapping], facts: HostFacts) -> None:
+def test_mappings_do_not_change_the_rules(many: list[PortMapping], facts: HostFacts) -> None:
     bare, full = render(whole(facts)), render(whole(facts, *many))
     assert chains(whole(facts)) == chains(whole(facts, *many))
     without = [line for line in full.splitlines() if not line.startswith(f"add element {TABLE} ")]
@@ -192,7 +189,7 @@ def test_the_rules_are_the_same_whatever_the_mappings(many: list[PortMapping], f
 
 
 @given(APART, FACTS, NETWORKS)
-def test_no_statement_is_empty(many: list[PortMapping], facts: HostFacts, network: Network) -> None:
+def test_statements_are_not_empty(many: list[PortMapping], facts: HostFacts, network: Network) -> None:
     made = whole(facts, *many, networks=(network,))
     statements = [line for line in render(made).splitlines() if " element " in line]
     assert not [line for line in statements if not line.partition("{")[2].strip(" }")]
@@ -200,7 +197,7 @@ def test_no_statement_is_empty(many: list[PortMapping], facts: HostFacts, networ
 
 
 @pytest.mark.parametrize("closed", [True, False])
-def test_frames_within_others_bridges_pass_where_a_family_is_closed(closed: bool) -> None:
+def test_closed_families_accept_frames_within_other_programs_bridges(closed: bool) -> None:
     facts = FOREIGN if closed else replace(FOREIGN, forwarding=frozenset({4, 6}))
     text = render(whole(facts))
     assert ('"docker0" . "docker0"' in text) is closed
@@ -208,42 +205,64 @@ def test_frames_within_others_bridges_pass_where_a_family_is_closed(closed: bool
 
 
 @given(APART, FACTS)
-def test_a_change_is_the_rest_of_the_whole_text(many: list[PortMapping], facts: HostFacts) -> None:
+def test_whole_text_is_an_empty_table_and_a_change(many: list[PortMapping], facts: HostFacts) -> None:
     found = whole(facts, *many)
-    assert render(found) == render(whole(facts)) + change((), found.mappings)
+    assert render(found) == render(whole(facts)) + change((), found.mappings).text()
 
 
 MOVED = planned(mapping("0.0.0.0", "1024-21023", "2024-22023"))
 
 
-def test_a_range_that_stays_is_one_element_however_long() -> None:
-    text = change((), [planned(mapping("0.0.0.0", "1-65535", "1-65535"))])
+def test_a_range_with_unchanged_ports_is_one_element() -> None:
+    text = change((), [planned(mapping("0.0.0.0", "1-65535", "1-65535"))]).text()
     assert text == f"add element {TABLE} ranges4 {{ tcp . 0.0.0.0/0 . 1-65535 : 172.30.0.2 }}\n"
 
 
-def test_a_long_range_that_is_moved_goes_in_several_transactions() -> None:
-    text = change((), [MOVED])
-    cut = list(transactions(text))
-    assert "".join(cut) == text
-    assert [one.count(" : ") for one in cut] == [MOST_ELEMENTS] * 5
-    assert "tcp . 21023 : 172.30.0.2 . 22023 }" in cut[-1]
+def test_a_long_range_with_changed_ports_is_split() -> None:
+    whole_change = change((), [MOVED])
+    parts = [part.text() for part in whole_change.split()]
+    assert "".join(parts) == whole_change.text()
+    assert [part.count(" : ") for part in parts] == [MOST_ELEMENTS] * 5
+    assert "tcp . 21023 : 172.30.0.2 . 22023 }" in parts[-1]
+
+
+def test_split_parts_delete_before_they_add() -> None:
+    parts = list(change([MOVED], [MOVED]).split())
+    assert [(bool(part.deletes), bool(part.adds)) for part in parts] == [(True, False)] * 5 + [(False, True)] * 5
+
+
+@given(APART, APART, FACTS, st.integers(1, 5))
+def test_split_parts_make_the_same_change_within_the_limit(
+    removed: list[PortMapping], added: list[PortMapping], facts: HostFacts, limit: int
+) -> None:
+    whole_change = change(whole(facts, *removed).mappings, whole(facts, *added).mappings)
+    parts = list(whole_change.split(limit))
+    for verb in (0, 1):
+        joined: dict[str, list[str]] = {}
+        for part in parts:
+            for name, elements in part[verb].items():
+                joined.setdefault(name, []).extend(elements)
+        assert joined == whole_change[verb]
+    sizes = [sum(map(len, (*part.deletes.values(), *part.adds.values()))) for part in parts]
+    assert all(0 < size <= limit for size in sizes)
 
 
 @given(APART, FACTS)
-def test_what_is_not_many_goes_in_one_transaction(many: list[PortMapping], facts: HostFacts) -> None:
-    text = render(whole(facts, *many))
-    assert list(transactions(text)) == [text]
-    assert list(transactions("")) == []
+def test_a_short_change_is_one_transaction(many: list[PortMapping], facts: HostFacts) -> None:
+    short = change((), whole(facts, *many).mappings)
+    assert list(short.split()) == ([short] if short.text() else [])
 
 
-def test_a_table_comes_before_its_elements() -> None:
-    first, *others = transactions(render(whole(NFTABLES, MOVED.mapping)))
-    assert first.startswith(f"table {TABLE}")
-    assert {line[:12] for other in others for line in other.splitlines()} == {"add element "}
+def test_the_table_precedes_its_elements() -> None:
+    text = render(whole(NFTABLES, MOVED.mapping))
+    table, elements = text[: text.index("add element ")], text[text.index("add element ") :]
+    assert table.startswith(f"table {TABLE}")
+    assert {line[:12] for line in elements.splitlines()} == {"add element "}
 
 
 @given(APART, FACTS)
-def test_the_opposite_of_what_comes_is_what_goes(many: list[PortMapping], facts: HostFacts) -> None:
+def test_the_inverse_of_an_addition_is_a_removal(many: list[PortMapping], facts: HostFacts) -> None:
     plans = whole(facts, *many).mappings
-    assert sorted(opposite(change((), plans)).splitlines()) == sorted(change(plans, ()).splitlines())
-    assert opposite(opposite(change(plans[:1], plans[1:]))) == change(plans[:1], plans[1:])
+    assert change((), plans).inverse() == change(plans, ())
+    assert change(plans[:1], plans[1:]).inverse() == change(plans[1:], plans[:1])
+    assert change(plans[:1], plans[1:]).inverse().inverse() == change(plans[:1], plans[1:])

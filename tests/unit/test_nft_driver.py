@@ -1,4 +1,4 @@
-"""A change that takes several transactions: all of it, or none."""
+"""A change that takes several transactions is made as a whole, or not at all."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from gangway.errors import HostRefused
-from gangway.firewall.base import NftDriver
-from gangway.firewall.nft import render as nftables
+from gangway.firewall.nft.driver import NftDriver
+from gangway.firewall.nft.render import MOST_ELEMENTS
 from gangway.state.database import Database
 from tests.unit.samples import mapping, planned
 
@@ -15,7 +15,7 @@ MOVED = planned(mapping("0.0.0.0", "1024-13023", "2024-14023"))
 
 
 class Kernel:
-    """Elements, as transactions add and delete them; the one with this number is refused."""
+    """Applies transactions to a set of elements; refuses the one with this number."""
 
     def __init__(self, refused: int) -> None:
         self.elements: set[str] = set()
@@ -36,17 +36,17 @@ def store(tmp_path: Path) -> Database:
 
 
 @pytest.mark.parametrize("refused", range(3))
-def test_what_was_done_of_a_change_is_undone_if_the_rest_is_refused(store: Database, refused: int) -> None:
+def test_a_change_is_undone_if_a_part_is_refused(store: Database, refused: int) -> None:
     nft: Any = Kernel(refused)
     with pytest.raises(HostRefused, match="no memory"):
         NftDriver(nft, store).change((), [MOVED])
     assert nft.elements == set()
 
 
-def test_a_change_of_several_transactions_comes_and_goes(store: Database) -> None:
+def test_several_transactions_are_applied(store: Database) -> None:
     nft: Any = Kernel(refused=100)
-    rules = NftDriver(nft, store)
-    rules.change((), [MOVED])
-    assert len(nft.elements) == 3 * nftables.MOST_ELEMENTS
-    rules.change([MOVED], ())
+    driver = NftDriver(nft, store)
+    driver.change((), [MOVED])
+    assert len(nft.elements) == 3 * MOST_ELEMENTS
+    driver.change([MOVED], ())
     assert nft.elements == set()
