@@ -10,7 +10,7 @@ loop stays free to listen.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import msgspec
 from aiohttp import web
 
 from gangway.daemon import messages
+from gangway.daemon.doctor import Check
 from gangway.daemon.messages import (
     AttachRequest,
     CheckAnswer,
@@ -32,12 +33,21 @@ from gangway.daemon.messages import (
 )
 from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest, PortInUse, Unsupported
 from gangway.log import Log
-from gangway.model import PortRange, Protocol, parse_address
+from gangway.model import PortRange, Protocol, Source, parse_address
 from gangway.state.requests import Requests
 
 # Of the API: what a client may rely on.
 _VERSION = "1.0"
 _STATUS = {InvalidRequest: 400, Conflict: 409, PortInUse: 409, HostRefused: 500, Unsupported: 501}
+
+
+class Service(NamedTuple):
+    """What the API serves."""
+
+    requests: Requests
+    checks: Callable[[], Iterable[Check]]
+    names: Callable[[], Awaitable[dict[str, str]]]
+    """Return the names of Docker's containers, by address."""
 
 
 class Operation(NamedTuple):
@@ -46,63 +56,64 @@ class Operation(NamedTuple):
     method: str
     path: str
     what: str
-    call: Callable[[Requests, Any, dict[str, str]], Any]
+    call: Callable[[Service, Any, dict[str, str]], Any]
     answer: Any
     request: type[msgspec.Struct] | None = None
     query: tuple[str, ...] = ()
 
 
-def _network(service: Requests, name: str) -> NetworkAnswer:
-    return NetworkAnswer.of(service.network(name), service.endpoints(name))
+def _network(service: Service, name: str) -> NetworkAnswer:
+    return NetworkAnswer.of(service.requests.network(name), service.requests.endpoints(name))
 
 
-def _list_networks(service: Requests, _request: None, _given: dict[str, str]) -> list[NetworkAnswer]:
-    return [_network(service, network.name) for network in service.networks()]
+def _list_networks(service: Service, _request: None, _given: dict[str, str]) -> list[NetworkAnswer]:
+    return [_network(service, network.name) for network in service.requests.networks()]
 
 
-def _inspect_network(service: Requests, _request: None, given: dict[str, str]) -> NetworkAnswer:
+def _inspect_network(service: Service, _request: None, given: dict[str, str]) -> NetworkAnswer:
     return _network(service, given["name"])
 
 
-def _create_network(service: Requests, request: NetworkRequest, _given: dict[str, str]) -> NetworkAnswer:
-    return _network(service, service.create_network(request.network()).name)
+def _create_network(service: Service, request: NetworkRequest, _given: dict[str, str]) -> NetworkAnswer:
+    return _network(service, service.requests.create_network(request.network()).name)
 
 
-def _remove_network(service: Requests, _request: None, given: dict[str, str]) -> None:
-    service.remove_network(given["name"])
+def _remove_network(service: Service, _request: None, given: dict[str, str]) -> None:
+    service.requests.remove_network(given["name"])
 
 
-def _list_endpoints(service: Requests, _request: None, _given: dict[str, str]) -> list[EndpointAnswer]:
-    return [EndpointAnswer.of(endpoint) for endpoint in service.endpoints()]
+def _list_endpoints(service: Service, _request: None, _given: dict[str, str]) -> list[EndpointAnswer]:
+    return [EndpointAnswer.of(endpoint) for endpoint in service.requests.endpoints()]
 
 
-def _attach(service: Requests, request: AttachRequest, _given: dict[str, str]) -> EndpointAnswer:
+def _attach(service: Service, request: AttachRequest, _given: dict[str, str]) -> EndpointAnswer:
     addresses = [parse_address(text) for text in request.addresses]
-    endpoint = service.attach(request.container, request.network or None, addresses, request.namespace or None)
+    endpoint = service.requests.attach(request.container, request.network or None, addresses, request.namespace or None)
     return EndpointAnswer.of(endpoint)
 
 
-def _detach(service: Requests, _request: None, given: dict[str, str]) -> None:
-    service.detach(given["container"])
+def _detach(service: Service, _request: None, given: dict[str, str]) -> None:
+    service.requests.detach(given["container"])
 
 
-def _list_mappings(service: Requests, _request: None, given: dict[str, str]) -> list[MappingAnswer]:
+def _list_mappings(service: Service, _request: None, given: dict[str, str]) -> list[MappingAnswer]:
     return [
-        MappingAnswer.of(planned, service.redirected(planned)) for planned in service.mappings(given.get("container"))
+        MappingAnswer.of(planned, service.requests.redirected(planned))
+        for planned in service.requests.mappings(given.get("container"))
     ]
 
 
-def _publish(service: Requests, request: PublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
+def _publish(service: Service, request: PublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
     if not request.ports:
         raise InvalidRequest("nothing to publish: name ports with -p")
-    return [MappingAnswer.of(planned) for planned in service.publish(request.container, request.ports)]
+    return [MappingAnswer.of(planned) for planned in service.requests.publish(request.container, request.ports)]
 
 
-def _unpublish(service: Requests, request: PublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
-    return [MappingAnswer.of(planned) for planned in service.unpublish(request.container, request.ports)]
+def _unpublish(service: Service, request: PublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
+    return [MappingAnswer.of(planned) for planned in service.requests.unpublish(request.container, request.ports)]
 
 
-def _explain(service: Requests, _request: None, given: dict[str, str]) -> ExplainAnswer:
+def _explain(service: Service, _request: None, given: dict[str, str]) -> ExplainAnswer:
     host, _, rest = given.get("at", "").rpartition(":")
     port, _, protocol = rest.partition("/")
     if not host:
@@ -112,14 +123,17 @@ def _explain(service: Requests, _request: None, given: dict[str, str]) -> Explai
     if asked.count != 1:
         raise InvalidRequest(f"{port} are several ports: ask for one")
     origin = messages.origin(given["from"]) if "from" in given else None
-    found = service.explain(Protocol.parse(protocol or "tcp"), address, asked.first, origin)
+    found = service.requests.explain(Protocol.parse(protocol or "tcp"), address, asked.first, origin)
     routes = [RouteAnswer.of(route, rules) for route, rules in found.routes]
-    gateways = list(map(str, found.network.gateways))
-    answer = MappingAnswer.of(found.planned, service.redirected(found.planned), routes)
-    return ExplainAnswer(str(address), asked.first, service.firewall.value, found.network.name, gateways, answer)
+    network = found.network
+    gateways = [] if network is None else list(map(str, network.gateways))
+    answer = MappingAnswer.of(found.planned, service.requests.redirected(found.planned), routes)
+    return ExplainAnswer(
+        str(address), asked.first, service.requests.firewall.value, network.name if network else "", gateways, answer
+    )
 
 
-def _doctor(service: Requests, _request: None, _given: dict[str, str]) -> list[CheckAnswer]:
+def _doctor(service: Service, _request: None, _given: dict[str, str]) -> list[CheckAnswer]:
     return [CheckAnswer(*check) for check in service.checks()]
 
 
@@ -163,7 +177,7 @@ OPERATIONS = (
 )
 
 
-def application(service: Requests, executor: Executor, log: Log, done: Callable[[], None]) -> web.Application:
+def application(service: Service, executor: Executor, log: Log, done: Callable[[], None]) -> web.Application:
     """The API.  `done` is called in the loop after each request that may have changed something."""
     app = web.Application()
     for operation in OPERATIONS:
@@ -178,7 +192,7 @@ def application(service: Requests, executor: Executor, log: Log, done: Callable[
 
 
 def _handler(
-    operation: Operation, service: Requests, executor: Executor, log: Log, done: Callable[[], None]
+    operation: Operation, service: Service, executor: Executor, log: Log, done: Callable[[], None]
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     decode = None if operation.request is None else msgspec.json.Decoder(operation.request).decode
 
@@ -196,9 +210,20 @@ def _handler(
             return _refusal(500, ErrorAnswer("HostRefused", _in_one_line(error)))
         if operation.method != "GET":
             done()
+        await _name_leases(answer, service.names)
         return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
     return handle
+
+
+async def _name_leases(answer: Any, names: Callable[[], Awaitable[dict[str, str]]]) -> None:
+    """Fill in the names of Docker's containers, where its API can be read."""
+    mappings = [answer.mapping] if isinstance(answer, ExplainAnswer) else answer if isinstance(answer, list) else []
+    leases = [one for one in mappings if isinstance(one, MappingAnswer) and one.source == Source.LEASE]
+    known = await names() if leases else {}
+    for lease in leases:
+        name = known.get(lease.container_address)
+        lease.container = f"docker:{name}" if name else ""
 
 
 def _refusal(status: int, answer: ErrorAnswer) -> web.Response:

@@ -35,7 +35,7 @@ def checks(tools: Tools, facts: HostFacts, dataplane: DataPlane, leases: int) ->
         is_there = protocol not in facts.missing_protocols
         note = "" if is_there else "this kernel has no such sockets: what no rule carries is not carried"
         yield Check(f"relay: {protocol}", is_there, note)
-    for what, reason_of in requirements.REQUIREMENTS.items():
+    for what, reason_of in requirements.NEEDS.items():
         reason = reason_of()
         yield Check(f"eBPF: {what}", reason is None, reason or "")
     reason = dataplane.redirect.unavailable or ("" if dataplane.redirect.is_attached() else _DETACHED)

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import NamedTuple
 
 from gangway.daemon.config import Config
@@ -90,9 +91,12 @@ class Daemon:
         """Serve the API at a listening socket; return what ends it."""
         from aiohttp import web  # a dozen megabytes that a daemon with leases only does not need
 
-        from gangway.daemon.api import application
+        from gangway.daemon.api import Service, application
+        from gangway.docker.containers import names_by_address
 
-        app = application(self._parts, self._worker, self._start.log, self._changed)
+        names = partial(names_by_address, self._parts.config.docker.socket)
+        service = Service(self._parts.requests, self._parts.checks, names)
+        app = application(service, self._worker, self._start.log, self._changed)
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await runner.setup()
         await web.SockSite(runner, listener).start()

@@ -133,6 +133,8 @@ class MappingAnswer(msgspec.Struct):
     container_address: str
     container_ports: str
     routes: list[RouteAnswer]
+    source: str
+    """Who states the mapping: `api`, or `lease` for a docker-proxy launcher."""
     redirected: int
     """How often sockets were redirected to it: connections, and peers of sockets that are not connected."""
 
@@ -149,6 +151,7 @@ class MappingAnswer(msgspec.Struct):
             str(planned.container_address),
             str(mapping.container_ports),
             every,
+            mapping.source.value,
             redirected,
         )
 

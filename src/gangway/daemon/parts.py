@@ -1,10 +1,11 @@
 """Puts the daemon's parts together."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from gangway import runtime
 from gangway.daemon.config import Config
+from gangway.daemon.doctor import Check, checks
 from gangway.daemon.home import Home
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
@@ -52,7 +53,9 @@ class Parts:
         forwarding = ForwardingSwitch(settings, self._links, self._forward_filters)
         executor = Executor(self._links, self.dataplane, forwarding, self.observer.alias)
         registry = Registry(self._database)
-        controller = Controller(self.observer, registry, executor, ReservedPorts(settings, warn), self._driver_for, log)
+        self._controller = controller = Controller(
+            self.observer, registry, executor, ReservedPorts(settings, warn), self._driver_for, log
+        )
         leases = Leases(registry.index, executor, self.observer.lease_facts)
         self.requests = Requests(controller, registry, executor, leases)
 
@@ -62,6 +65,10 @@ class Parts:
 
     def _forward_filters(self, family: int) -> Collection[str]:
         return self._controller.filters(family)
+
+    def checks(self) -> Iterator[Check]:
+        """Yield what `gangway doctor` shows."""
+        return checks(self.observer.tools, self.requests.facts, self.dataplane, len(self.requests.leases))
 
     def close(self) -> None:
         """Close sockets and files."""

@@ -161,7 +161,9 @@ class Steering(Program):
         if missing is not None:
             raise Unsupported(missing)
         for protocol, _ in KINDS:
-            sockets.bound_ports(protocol)  # HostRefused: the kernel's socket table cannot be read, so no check would work
+            sockets.bound_ports(
+                protocol
+            )  # HostRefused: the kernel's socket table cannot be read, so no check would work
         port_map = PortMap(LoadedObject(OBJECT, former_links), "published", keys.STATE_BYTES, keys.steering_spans)
         try:
             for protocol, family in KINDS[len(self._sockets) :]:

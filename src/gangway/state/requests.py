@@ -28,10 +28,10 @@ from gangway.model import (
     PortRequest,
     Protocol,
     Source,
-    require_no_conflict,
     first_gateway,
     free_subnets,
     parse_port,
+    require_no_conflict,
 )
 from gangway.plan import (
     Firewall,
@@ -40,9 +40,9 @@ from gangway.plan import (
     Origin,
     Plan,
     Route,
-    routes_at,
     origins_reaching,
     plan_network,
+    routes_at,
 )
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.executor import Executor
