@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from demo import stage
-from lab import mirror
+from lab import echo_server
 from lab.netns import Namespace, Neighbour
-from lab.processes import pss_kib, running
-from lab.roads import taken
+from lab.processes import pids_running, pss_kib
+from lab.roads import observe_road
 from lab.waiting import wait_until
 
 GANGWAY = Path(__file__).parents[1] / ".venv/bin/gangway"
@@ -51,7 +51,7 @@ def show() -> None:
         )
         _publish(scene)
         stack.callback(_withdraw, scene)
-        mirror.serve(scene.web.popen, PORT)
+        echo_server.serve(scene.web.popen, PORT)
         print()
         head = ("client", "asks", "road", "the container saw")
         stage.table(head, [row for client in _clients(scene) for row in _rows(scene, *client)])
@@ -99,7 +99,7 @@ def _rows(
     for address in addresses:
         found = {}
         for protocol in ("tcp", "udp"):
-            found[protocol] = taken(scene.host, space, protocol, address, port)
+            found[protocol] = observe_road(scene.host, space, protocol, address, port)
         if found["tcp"] == found["udp"]:
             found = {"tcp and udp": found["tcp"]}
         at = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
@@ -112,7 +112,7 @@ def _every_port(scene: Scene) -> None:
     before_kib, start_s = pss_kib(_processes(scene)), time.monotonic()
     _type(scene, "publish", scene.web.name, "-p", f"{EVERY}:{EVERY}/tcp", "-p", f"{EVERY}:{EVERY}/udp")
     took_s, after_kib = time.monotonic() - start_s, pss_kib(_processes(scene))
-    mirror.serve(scene.web.popen, LAST)
+    echo_server.serve(scene.web.popen, LAST)
     print()
     head = ("client", "asks", "road", "the container saw")
     stage.table(head, [row for client in list(_clients(scene))[:3] for row in _rows(scene, *client, LAST)])
@@ -124,7 +124,7 @@ def _every_port(scene: Scene) -> None:
 
 def _processes(scene: Scene) -> list[int]:
     """The daemon and its relay."""
-    return running("gangway.daemon", scene.host) + running("gangway.relay", scene.host)
+    return pids_running("gangway.daemon", scene.host) + pids_running("gangway.relay", scene.host)
 
 
 def _type(scene: Scene, *words: str) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from demo import docker_clients, docker_costs, stage
-from lab import mirror
+from lab import echo_server
 from lab.dockerd import Dockerd
 from lab.netns import Host
 
@@ -23,7 +23,7 @@ def show() -> None:
         run = ("run", "-d", "--init", "--name")
         docker.run(*run, docker_clients.SERVER, "-p", "8000:8000", "-p", "8000:8000/udp", docker.image, "sleep", "1h")
         docker.run(*run, docker_clients.OTHER, docker.image, "sleep", "1h")
-        mirror.serve(partial(docker.popen_in, docker_clients.SERVER), docker_clients.PORT)
+        echo_server.serve(partial(docker.popen_in, docker_clients.SERVER), docker_clients.PORT)
         version = docker.run("version", "-f", "{{.Server.Version}}").stdout.strip()
         print(f"A real dockerd {version}, --userland-proxy-path={_short(PROXY)}, in a network namespace:")
         print("    docker run -p 8000:8000 -p 8000:8000/udp ...")

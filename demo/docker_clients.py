@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-from lab import mirror
+from lab import echo_server
 from lab.dockerd import Dockerd
 from lab.netns import Container, Host
-from lab.redirect import aimed_at
+from lab.redirect import actual_peer
 
 PORT = 8000
 SERVER, OTHER = "web", "other"
@@ -58,8 +58,8 @@ def outcomes(host: Host, client: Client) -> Iterator[Outcome]:
         before = _translated(host)
         try:
             answer, is_redirected = _ask(host, client, protocol)
-        except mirror.NoAnswer as error:
-            raise mirror.NoAnswer(f"{client.origin} got no right answer: {error}") from None
+        except echo_server.NoAnswer as error:
+            raise echo_server.NoAnswer(f"{client.origin} got no right answer: {error}") from None
         is_translated = _translated(host) > before
         road = "redirect" if is_redirected else "nat, by dockerd's rule" if is_translated else "relay"
         found[protocol] = Outcome(client.origin, place, answer.text, answer.peer, road)
@@ -69,13 +69,15 @@ def outcomes(host: Host, client: Client) -> Iterator[Outcome]:
         yield outcome._replace(asked=f"{outcome.asked} {protocol}")
 
 
-def _ask(host: Host, client: Client, protocol: str) -> tuple[mirror.Answer, bool]:
+def _ask(host: Host, client: Client, protocol: str) -> tuple[echo_server.Answer, bool]:
     """What was answered, and whether it was a socket that had been aimed elsewhere."""
     if client.command is not None:
-        return mirror.ask(client.command, protocol, client.address, PORT), False
+        return echo_server.request(client.command, protocol, client.address, PORT), False
     aims: list[tuple[str, int]] = []
     with host.entered():
-        answer = mirror.ask_here(protocol, client.address, PORT, connected=lambda sock: aims.append(aimed_at(sock)))
+        answer = echo_server.request_here(
+            protocol, client.address, PORT, connected=lambda sock: aims.append(actual_peer(sock))
+        )
     return answer, aims != [(client.address, PORT)]
 
 

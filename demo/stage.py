@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lab import mirror
+from lab import echo_server
 
 
 def run(show: Callable[[], None]) -> int:
@@ -18,7 +18,7 @@ def run(show: Callable[[], None]) -> int:
     before = _machine()
     try:
         show()
-    except (mirror.NoAnswer, AssertionError, RuntimeError, OSError, subprocess.SubprocessError) as error:
+    except (echo_server.NoAnswer, AssertionError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         return _fail(" ".join(str(error).split()))
     after = _machine()
     for what, was in before.items():

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from lab.netns import Namespace, end
-from lab.processes import running
+from lab.processes import pids_running
 from lab.waiting import wait_until
 
 GANGWAY = Path(__file__).parents[1] / ".venv/bin/gangway"
@@ -121,11 +121,11 @@ class Gangway:
 
     def relays(self) -> list[int]:
         """The pids of the relay's processes in the host's namespace."""
-        return running("gangway.relay", self.host)
+        return pids_running("gangway.relay", self.host)
 
     def _left(self) -> list[int]:
         """The relay's processes, and a daemon that a command has started after ours had ended."""
-        return self.relays() + running("gangway.daemon", self.host)
+        return self.relays() + pids_running("gangway.daemon", self.host)
 
     def _serves(self) -> bool:
         """Whether somebody listens.  Not by a command: that would start a daemon where there is none."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from lab.netns import Namespace
 
 
-def running(module: str, namespace: Namespace) -> list[int]:
+def pids_running(module: str, namespace: Namespace) -> list[int]:
     """The pids of those that run a module (`python -m gangway.relay`) in a namespace."""
     inode = Path(namespace.path).stat().st_ino
     found = []

@@ -13,7 +13,7 @@ _FAMILIES = {socket.AF_INET: "", socket.AF_INET6: "6"}
 _KINDS = {socket.SOCK_STREAM: "tcp", socket.SOCK_DGRAM: "udp"}
 
 
-def aimed_at(client: socket.socket) -> tuple[str, int]:
+def actual_peer(client: socket.socket) -> tuple[str, int]:
     """The address and port that a connected TCP or UDP socket of the calling thread's network namespace sends to.
 
     getpeername(2) would tell what was asked; the table of sockets (proc_pid_net(5)) is not translated.
@@ -26,7 +26,7 @@ def aimed_at(client: socket.socket) -> tuple[str, int]:
     return socket.inet_ntop(client.family, packed).removeprefix("::ffff:"), int(port, 16)
 
 
-def links_of(pids: Iterable[int]) -> set[int]:
+def cgroup_links_of(pids: Iterable[int]) -> set[int]:
     """The numbers of the links by which these processes keep programs attached to cgroups (`bpftool link`)."""
     found = set()
     for pid in pids:
@@ -37,7 +37,7 @@ def links_of(pids: Iterable[int]) -> set[int]:
     return found
 
 
-def is_link(number: int) -> bool:
+def link_exists(number: int) -> bool:
     """Whether the kernel still has a link."""
     fd = int(_library().bpf_link_get_fd_by_id(number))
     if fd >= 0:
@@ -45,7 +45,7 @@ def is_link(number: int) -> bool:
     return fd >= 0
 
 
-def detach(number: int) -> None:
+def detach_link(number: int) -> None:
     """What `bpftool link detach id` does: the program is not run any more, whoever holds the link."""
     bpf = _library()
     fd = bpf.bpf_link_get_fd_by_id(number)

@@ -10,31 +10,31 @@ What this file knows: where the kernel keeps them.  What it must not know: what 
 import socket
 from typing import NamedTuple
 
-from lab import mirror
+from lab import echo_server
 from lab.conntrack import was_translated
 from lab.netns import Namespace
-from lab.redirect import aimed_at
+from lab.redirect import actual_peer
 
 
-class PortIndex(NamedTuple):
+class ObservedRoad(NamedTuple):
     """A road, and the source that the container saw."""
 
     road: str
     peer: str
 
 
-def taken(host: Namespace, space: Namespace, protocol: str, address: str, port: int) -> PortIndex:
-    """Asks a mirror's port that `host` has published, from `space`.  mirror.NoAnswer: nothing answers."""
+def observe_road(host: Namespace, space: Namespace, protocol: str, address: str, port: int) -> ObservedRoad:
+    """Asks a mirror's port that `host` has published, from `space`.  echo_server.NoAnswer: nothing answers."""
     bare = address.partition("%")[0]
     aims = {(bare, port)}
 
     def connected(client: socket.socket) -> None:
         if protocol != "sctp":  # whose sockets run no program, and are in another table
-            aims.add(aimed_at(client))
+            aims.add(actual_peer(client))
 
     try:
         with space.entered():
-            answer = mirror.ask_here(protocol, address, port, connected=connected)
+            answer = echo_server.request_here(protocol, address, port, connected=connected)
     finally:  # what was recorded is not to be taken for the next one's
         is_translated = was_translated(host, protocol, bare, port)
-    return PortIndex("redirect" if len(aims) > 1 else "nat" if is_translated else "relay", answer.peer)
+    return ObservedRoad("redirect" if len(aims) > 1 else "nat" if is_translated else "relay", answer.peer)

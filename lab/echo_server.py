@@ -1,12 +1,14 @@
-"""A server that tells each client what it sees of it, and the client that asks: `mirror.py serve PORT...`, `mirror.py
-ask PROTOCOL ADDRESS PORT`.
+"""A server that answers each client with the address it saw, and its client.
 
-What this file knows: nothing but sockets, so that it can be run by path in any network namespace.
+    echo_server.py serve PORT...
+    echo_server.py request PROTOCOL ADDRESS PORT
 
-How it works.  A client sends a line; the answer is the address that the server saw, a space, and that line.  Over TCP
-it is the server that closes then, so it is the proxy's side towards the client that stays in TIME_WAIT.  A client that
-sends nothing keeps its connection for as long as it likes.  Each port is served over TCP, UDP and, where the kernel has
-it, SCTP, over IPv4 and IPv6.
+It imports the standard library only, so that it can be run by its path in any network namespace.
+
+A client sends a line; the answer is the client's address as the server saw it, a space, and that line. Over TCP the
+server closes the connection then, so TIME_WAIT stays on the proxy's side towards the client. A client that sends
+nothing keeps its connection open. Each port is served over TCP, UDP and, where the kernel has it, SCTP, over IPv4 and
+IPv6.
 """
 
 import socket
@@ -41,16 +43,16 @@ def serve(popen: Callable[..., subprocess.Popen[Any]], *ports: int) -> None:
         raise NoAnswer("the server did not start")
 
 
-def ask(command: Callable[..., list[str]], protocol: str, address: str, port: int) -> Answer:
+def request(command: Callable[..., list[str]], protocol: str, address: str, port: int) -> Answer:
     """Asks where `command` (a namespace's, say) lets the client run.  NoAnswer says why there is none."""
-    words = command(*_SELF, "ask", protocol, address, str(port))
+    words = command(*_SELF, "request", protocol, address, str(port))
     done = subprocess.run(words, text=True, capture_output=True, check=False)
     if done.returncode:
         raise NoAnswer(f"{protocol} {address} port {port}: {done.stderr.strip()}")
     return Answer(*done.stdout.split())
 
 
-def ask_here(
+def request_here(
     protocol: str,
     address: str,
     port: int,
@@ -70,12 +72,12 @@ def ask_here(
                 socket.getaddrinfo(address, port, family, kind)[0][4]
             )  # also for UDP: an answer from another address does not count
             connected(client)
-            return ask_by(client)
+            return request_over(client)
     except OSError as error:
         raise NoAnswer(str(error)) from None
 
 
-def ask_by(client: socket.socket) -> Answer:
+def request_over(client: socket.socket) -> Answer:
     """Asks by a socket that is connected to a mirror.  OSError: nothing answers; NoAnswer: not that."""
     client.sendall(b"hello\n")
     got = client.recv(1000).decode()
@@ -143,9 +145,9 @@ def _bind_one_family(server: socketserver.TCPServer) -> None:
 def main(words: list[str]) -> int:
     """The command line."""
     match words:
-        case ["ask", protocol, address, port]:
+        case ["request", protocol, address, port]:
             try:
-                print(*ask_here(protocol, address, int(port)))
+                print(*request_here(protocol, address, int(port)))
             except NoAnswer as error:
                 print(error, file=sys.stderr)
                 return 1
