@@ -19,32 +19,35 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-_PATIENCE_S = 15.0  # SCTP sends the first lost packet anew after 3 s only (RTO.Initial, RFC 9260, 16)
+_PATIENCE_S = 15.0  # SCTP retransmits the first lost packet after 3 s (RTO.Initial, RFC 9260, 16)
 _SCTP = 132
 _SELF = (sys.executable, "-I", "-S", __file__)
 
 
 class NoAnswer(Exception):
-    """A client got none, or a wrong one."""
+    """A client got no answer, or a wrong one."""
 
 
 class Answer(NamedTuple):
-    """What came back: the client's address as the server saw it, and the line that was sent."""
+    """What the server returned: the client's address as the server saw it, and the line that was sent."""
 
     peer: str
     text: str
 
 
 def serve(popen: Callable[..., subprocess.Popen[Any]], *ports: int) -> None:
-    """Starts a server for `ports` by `popen` (a namespace's, say), and waits until it serves."""
+    """Start a server for `ports` with `popen` (for example a namespace's), and wait until it serves."""
     process = popen(*_SELF, "serve", *map(str, ports), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     if process.stdout.readline() != "ready\n":
-        raise NoAnswer("the server did not start")
+        raise NoAnswer("the echo server did not start")
 
 
 def request(command: Callable[..., list[str]], protocol: str, address: str, port: int) -> Answer:
-    """Asks where `command` (a namespace's, say) lets the client run.  NoAnswer says why there is none."""
+    """Run a client where `command` (for example a namespace's) runs it, and return its answer.
+
+    NoAnswer: the client failed; the message says why.
+    """
     words = command(*_SELF, "request", protocol, address, str(port))
     done = subprocess.run(words, text=True, capture_output=True, check=False)
     if done.returncode:
@@ -59,18 +62,19 @@ def request_here(
     patience_s: float = _PATIENCE_S,
     connected: Callable[[socket.socket], None] = lambda client: None,
 ) -> Answer:
-    """Asks from the calling thread's network namespace.  NoAnswer says why there is none.
+    """Send a request from the current network namespace, and return the answer.
 
-    `connected` may have a look at the client before it asks.
+    `connected` is called with the client's socket before it sends.
+
+    NoAnswer: the request failed; the message says why.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
     try:
         with socket.socket(family, kind, _SCTP if protocol == "sctp" else 0) as client:
             client.settimeout(patience_s)
-            client.connect(
-                socket.getaddrinfo(address, port, family, kind)[0][4]
-            )  # also for UDP: an answer from another address does not count
+            # UDP sockets connect, too: an answer from another address does not count.
+            client.connect(socket.getaddrinfo(address, port, family, kind)[0][4])
             connected(client)
             return request_over(client)
     except OSError as error:
@@ -78,13 +82,16 @@ def request_here(
 
 
 def request_over(client: socket.socket) -> Answer:
-    """Asks by a socket that is connected to a mirror.  OSError: nothing answers; NoAnswer: not that."""
+    """Send a request over a socket that is connected to an echo server.
+
+    OSError: nothing answers. NoAnswer: something else than the echo server answers.
+    """
     client.sendall(b"hello\n")
-    got = client.recv(1000).decode()
-    match got.split():
+    received = client.recv(1000).decode()
+    match received.split():
         case [peer, "hello"]:
             return Answer(peer, "hello")
-    raise NoAnswer(f"the answer is {got!r}")
+    raise NoAnswer(f"unexpected answer {received!r}")
 
 
 class _Stream(socketserver.StreamRequestHandler):
@@ -123,14 +130,14 @@ _SERVERS: tuple[tuple[type[socketserver.BaseServer], type[socketserver.BaseReque
 
 def _serve(port: int) -> None:
     for kind, handler in _SERVERS:
-        for family, everywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        for family, any_address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
             version = type(kind.__name__, (kind,), {"address_family": family, "server_bind": _bind_one_family})
             try:
-                server = version((everywhere, port), handler)
+                server = version((any_address, port), handler)
             except OSError:
                 if kind is not _SctpServer:
                     raise
-                continue  # this kernel has none
+                continue  # this kernel has no SCTP
             threading.Thread(target=server.serve_forever).start()
 
 
@@ -143,7 +150,7 @@ def _bind_one_family(server: socketserver.TCPServer) -> None:
 
 
 def main(words: list[str]) -> int:
-    """The command line."""
+    """Run the command line, and return the exit code."""
     match words:
         case ["request", protocol, address, port]:
             try:

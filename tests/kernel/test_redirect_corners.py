@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab import echo_server
+from lab.addresses import host_port
 from lab.redirect import actual_peer
 from tests.kernel.crossings import Tap, listening
 from tests.kernel.ground import PATIENCE_S
@@ -209,8 +210,7 @@ def test_a_socket_that_is_bound_to_another_of_the_hosts_addresses_reaches_an_int
     street: Street, inner: Box, protocol: str, bound: str, asked: str
 ) -> None:
     """It has no route to that address: the relay's own is one that it can answer."""
-    host_ip = f"[{asked}]" if ":" in asked else asked
-    with street.published(inner, f"{host_ip}:0:80/{protocol}") as port, _client(protocol, bound) as sock:
+    with street.published(inner, f"{host_port(asked, 0)}:80/{protocol}") as port, _client(protocol, bound) as sock:
         sock.bind((bound, 0))
         sock.connect((asked, port))
         echo_server.request_over(sock)
