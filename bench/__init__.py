@@ -7,7 +7,7 @@ its loopback beside a client that asks the container directly; and many ports at
 What each module knows:
 
     rows        the issues' tables: what is promised for each row                                 pure
-    tally       medians, ratios, whether a row holds                                              pure
+    result       medians, ratios, whether a row holds                                              pure
     curve       what many ports cost, by their number                                             pure
     report      the tables in Markdown                                                            pure
     chart       the picture of the ratios
@@ -18,7 +18,7 @@ What each module knows:
     ranges      traffic to the last port of a range
     crowd       many mappings in many containers, and a daemon that starts anew among them
     rounds      who has a turn when, and what is done if it fails
-    stage       a host, a container and a client, fresh for each turn
+    setup       a host, a container and a client, fresh for each turn
     contenders  how each contender in dockerd's service is started; who is in which chapter
     daemon      gangway's daemon as a contender
     remote      how a neighbour of the host gets to a container: gangway's daemon, iptables

@@ -13,14 +13,14 @@ from types import FrameType
 from typing import NoReturn
 
 from bench import machine, report
-from bench.contenders import bystanders, in_docker, published_at_once, redirected, relayed
-from bench.crowd import QUICK_CONTAINERS
+from bench.contenders import in_docker, published_at_once, redirected, relayed, unrelated_connections
 from bench.errors import CannotMeasure
+from bench.many_containers import QUICK_CONTAINERS
 from bench.measures import QUICK_SUSTAINED_S
 from bench.publishing import QUICK_MANY
 from bench.remote import without_docker
 from bench.rounds import Runner, Settings
-from bench.rows import BYSTANDERS, EVERY_PORT, IN_DOCKER, REDIRECTED, RELAYED, ROWS, WITHOUT_DOCKER, Row
+from bench.rows import ALL_PORTS, IN_DOCKER, REDIRECTED, RELAYED, ROWS, UNRELATED, WITHOUT_DOCKER, Row
 from bench.traffic import Load
 from lab.gangwayd import GANGWAY
 
@@ -100,21 +100,21 @@ def _run(options: argparse.Namespace) -> None:
         RELAYED: relayed(gangway, _DOCKER_PROXY),
         IN_DOCKER: in_docker(gangway, _DOCKER_PROXY),
         REDIRECTED: redirected(_DOCKER_PROXY),
-        BYSTANDERS: bystanders(),
+        UNRELATED: unrelated_connections(),
         WITHOUT_DOCKER: without_docker(),
-        EVERY_PORT: published_at_once(_DOCKER_PROXY),
+        ALL_PORTS: published_at_once(_DOCKER_PROXY),
     }
     with Runner(contenders, Load.built(_BUILD), settings) as runner:
-        tallies = runner.run(rows, say=lambda line: print(line, flush=True))
+        results = runner.run(rows, say=lambda line: print(line, flush=True))
     facts.append(("Took", f"{(time.monotonic() - start_s) / 60:.0f} minutes"))
     named = dict(facts)
     subtitle = f"{named['Measured']}; {named['Kernel']}, {named['Date']}"
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "RESULTS.md").write_text(report.document(tallies, facts, runner.curve))
-    chart.draw(tallies, options.output / "results.png", subtitle)
+    (options.output / "RESULTS.md").write_text(report.document(results, facts, runner.curve))
+    chart.draw(results, options.output / "results.png", subtitle)
     if runner.curve.counts():
         scale_chart.draw(runner.curve, options.output / "scale.png", subtitle)
-    print(f"\n{report.tables(tallies, runner.curve)}\n\n{report.summary(tallies)}")
+    print(f"\n{report.tables(results, runner.curve)}\n\n{report.summary(results)}")
     print(f"In {options.output}: RESULTS.md and the pictures")
 
 

@@ -1,6 +1,6 @@
 """The results as a picture: how far each row is from what it is compared with, to which side.
 
-What this file knows: matplotlib.  What it must not know: anything that is not in the tallies.
+What this file knows: matplotlib.  What it must not know: anything that is not in the results.
 
 How it works.  Two panels for a chapter, as better is to the right in one and to the left in the other.  The scale is
 logarithmic: twice as much and half as much are equally far from 1, and 0.02 and 15 fit on one sheet.
@@ -21,8 +21,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from bench.result import RowResult, Verdict
 from bench.rows import DOCKER_PROXY, Chapter, times
-from bench.tally import Tally, Verdict
 
 _COLOURS = {
     Verdict.AIM: "#1b6e5a",
@@ -41,12 +41,12 @@ _FLOOR = 0.005  # what a ratio of zero, or below it, is drawn as
 _ROW_INCHES = 0.36
 
 
-def draw(tallies: Sequence[Tally], path: Path, subtitle: str) -> None:
+def draw(results: Sequence[RowResult], path: Path, subtitle: str) -> None:
     """Writes the picture as a PNG."""
-    panels = [list(rows) for _, rows in groupby(tallies, _kind)]
+    panels = [list(rows) for _, rows in groupby(results, _kind)]
     figure, axes = pyplot.subplots(
         len(panels),
-        figsize=(11, 1.9 + _ROW_INCHES * len(tallies) + 0.55 * len(panels)),
+        figsize=(11, 1.9 + _ROW_INCHES * len(results) + 0.55 * len(panels)),
         height_ratios=[len(rows) + 0.6 for rows in panels],
         squeeze=False,
         layout="constrained",
@@ -59,62 +59,62 @@ def draw(tallies: Sequence[Tally], path: Path, subtitle: str) -> None:
     pyplot.close(figure)
 
 
-def _kind(tally: Tally) -> tuple[Chapter, bool]:
+def _kind(result: RowResult) -> tuple[Chapter, bool]:
     """What makes a panel."""
-    return tally.row.chapter, tally.row.less_is_better
+    return result.row.chapter, result.row.less_is_better
 
 
-def _title(tallies: Sequence[Tally]) -> str:
-    row, references = tallies[0].row, {tally.row.reference for tally in tallies}
+def _title(results: Sequence[RowResult]) -> str:
+    row, references = results[0].row, {result.row.reference for result in results}
     one = f" ({references.pop()} = 1)" if len(references) == 1 else ""
     return f"{row.chapter.title}{one}: {'← less is better' if row.less_is_better else 'more is better →'}"
 
 
-def _panel(axis: Any, tallies: Sequence[Tally]) -> None:
-    _frame(axis, tallies)
-    for place, tally in enumerate(tallies):
-        _bounds(axis, place, tally)
-        _bar(axis, place, tally)
+def _panel(axis: Any, results: Sequence[RowResult]) -> None:
+    _frame(axis, results)
+    for place, result in enumerate(results):
+        _bounds(axis, place, result)
+        _bar(axis, place, result)
 
 
-def _frame(axis: Any, tallies: Sequence[Tally]) -> None:
-    low, high = _span(tallies)
+def _frame(axis: Any, results: Sequence[RowResult]) -> None:
+    low, high = _span(results)
     ticks = next(ticks for widest, ticks in _TICKS if high / low < widest)
     axis.set_xscale("log")
     axis.set_xlim(low, high)
-    axis.set_ylim(len(tallies) - 0.4, -0.6)
+    axis.set_ylim(len(results) - 0.4, -0.6)
     axis.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_yticks(range(len(tallies)), [tally.row.title.replace("`", "") for tally in tallies])
+    axis.set_yticks(range(len(results)), [result.row.title.replace("`", "") for result in results])
     axis.tick_params(length=0, labelsize=9, labelcolor=_INK)
-    axis.set_title(_title(tallies), loc="right", fontsize=9, color=_INK)
+    axis.set_title(_title(results), loc="right", fontsize=9, color=_INK)
     axis.set_axisbelow(True)
     axis.grid(axis="x", color=_GRID)
     axis.axvline(1, color=_INK, linewidth=1)
     axis.spines[:].set_visible(False)
 
 
-def _span(tallies: Sequence[Tally]) -> tuple[float, float]:
+def _span(results: Sequence[RowResult]) -> tuple[float, float]:
     """The scale's ends: all bars and marks, with some room beside them."""
     marks = [
         mark
-        for tally in tallies
-        for mark in (tally.ratio(), _beside(tally), tally.row.at_least, tally.row.aim)
+        for result in results
+        for mark in (result.ratio(), _beside(result), result.row.at_least, result.row.aim)
         if mark is not None
     ]
     low, high = min([1.0, *marks]), max([1.0, *marks])
     return max(low, _FLOOR) / 1.25, high * 1.25
 
 
-def _beside(tally: Tally) -> float | None:
+def _beside(result: RowResult) -> float | None:
     """Where on the row's scale the other one is to which there is a ratio."""
-    return tally.ratio(of=tally.row.also) if tally.row.also else None
+    return result.ratio(of=result.row.also_compared_with) if result.row.also_compared_with else None
 
 
-def _bar(axis: Any, place: int, tally: Tally) -> None:
+def _bar(axis: Any, place: int, result: RowResult) -> None:
     """The bar, and its figure in a column of its own, where no mark is in its way."""
-    ratio, verdict = tally.ratio(), tally.verdict()
+    ratio, verdict = result.ratio(), result.verdict()
     shown = "none" if ratio is None else times(ratio)
     column = {"xycoords": axis.get_yaxis_transform(), "textcoords": "offset points", "va": "center", "ha": "right"}
     colour = _COLOURS[verdict] if verdict is Verdict.SHORT else _INK
@@ -123,12 +123,12 @@ def _bar(axis: Any, place: int, tally: Tally) -> None:
         axis.barh(place, max(ratio, _FLOOR) - 1, left=1, height=0.56, color=_COLOURS[verdict])
 
 
-def _bounds(axis: Any, place: int, tally: Tally) -> None:
-    axis.plot([tally.row.at_least] * 2, [place - 0.38, place + 0.38], color=_INK, linewidth=2, zorder=3)
-    beside = _beside(tally)
+def _bounds(axis: Any, place: int, result: RowResult) -> None:
+    axis.plot([result.row.at_least] * 2, [place - 0.38, place + 0.38], color=_INK, linewidth=2, zorder=3)
+    beside = _beside(result)
     if beside is not None:
         axis.plot(max(beside, _FLOOR), place, "X", markersize=7, color=_INK, markeredgecolor="white", zorder=4)
-    axis.plot(tally.row.aim, place, "D", markersize=5.5, color="white", markeredgecolor=_INK, zorder=4)
+    axis.plot(result.row.aim, place, "D", markersize=5.5, color="white", markeredgecolor=_INK, zorder=4)
 
 
 def _legend() -> list[Patch | Line2D]:

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.daemon import Daemon
-from bench.processes import Group
+from bench.processes import ProcessGroup
 from bench.remote import Remote
 from bench.rows import DOCKERD_300, LOOPBACK, RELAY, REMOTE
-from bench.stage import Contender, Port, Stage
+from bench.setup import Contender, Port, Setup
 
 _HAPROXY = """\
 defaults
@@ -34,7 +34,7 @@ class Direct(Contender):
     def address(self, container: str) -> str:
         return container
 
-    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
+    def publish(self, setup: Setup, ports: Sequence[Port]) -> None:
         pass
 
 
@@ -48,13 +48,13 @@ class Proxy(Contender):
 class DockerProxy(Proxy):
     """docker-proxy, and whatever takes its command line."""
 
-    def __init__(self, name: str, program: Path, apart: bool = False) -> None:
-        super().__init__(name, apart)
+    def __init__(self, name: str, program: Path, own_core: bool = False) -> None:
+        super().__init__(name, own_core)
         self.program = program
 
-    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
+    def publish(self, setup: Setup, ports: Sequence[Port]) -> None:
         for port in ports:
-            stage.group.serve(self.command(stage.container, port))
+            setup.group.start_launcher(self.command(setup.container_address, port))
 
     def command(self, container: str, port: Port) -> list[str]:
         return [
@@ -66,37 +66,37 @@ class DockerProxy(Proxy):
 class Relay(DockerProxy):
     """gangway, its relay only."""
 
-    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
-        etc = stage.scratch / "etc"
+    def publish(self, setup: Setup, ports: Sequence[Port]) -> None:
+        etc = setup.scratch / "etc"
         settings = etc / "gangway/docker-proxy.toml"
         settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text("redirect = false\n")
         within = [_found("unshare"), "--mount", "sh", "-c", _WITH_ETC, str(etc)]
         for port in ports:
-            stage.group.serve([*within, *self.command(stage.container, port)])
+            setup.group.start_launcher([*within, *self.command(setup.container_address, port)])
 
 
 class Socat(Proxy):
-    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
+    def publish(self, setup: Setup, ports: Sequence[Port]) -> None:
         for port in ports:
             kind = f"{port.protocol.upper()}4"
             listen = f"{kind}-LISTEN:{port.host},fork,reuseaddr"
-            stage.group.start([_found("socat"), listen, f"{kind}:{stage.container}:{port.container}"])
-        _await(stage.group, ports)
+            setup.group.start([_found("socat"), listen, f"{kind}:{setup.container_address}:{port.container}"])
+        _await(setup.group, ports)
 
 
 class Haproxy(Proxy):
-    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
-        configuration = stage.scratch / "haproxy.cfg"
+    def publish(self, setup: Setup, ports: Sequence[Port]) -> None:
+        configuration = setup.scratch / "haproxy.cfg"
         listeners = (
             f"listen port{port.host}\n"
             f"    bind 0.0.0.0:{port.host}\n"
-            f"    server container {stage.container}:{port.container}\n"
+            f"    server container {setup.container_address}:{port.container}\n"
             for port in ports
         )
         configuration.write_text(_HAPROXY + "".join(listeners))
-        stage.group.start([_found("haproxy"), "-db", "-f", str(configuration)])
-        _await(stage.group, ports)
+        setup.group.start([_found("haproxy"), "-db", "-f", str(configuration)])
+        _await(setup.group, ports)
 
 
 def relayed(gangway: Path, docker_proxy: Path) -> dict[str, Contender]:
@@ -113,16 +113,16 @@ def in_docker(gangway: Path, docker_proxy: Path) -> dict[str, Contender]:
 
 def redirected(docker_proxy: Path) -> dict[str, Contender]:
     """Those that a process on the host may meet at 127.0.0.1."""
-    return _by_name(Daemon("gangway", apart=True), DockerProxy("docker-proxy", docker_proxy, apart=True))
+    return _by_name(Daemon("gangway", own_core=True), DockerProxy("docker-proxy", docker_proxy, own_core=True))
 
 
 def published_at_once(docker_proxy: Path) -> dict[str, Contender]:
     """gangway's daemon, by the road of who asks; and a dockerd that has docker-proxy."""
-    loopback, relay = Daemon(LOOPBACK, apart=True), Daemon(RELAY, apart=True, redirects=False)
+    loopback, relay = Daemon(LOOPBACK, own_core=True), Daemon(RELAY, own_core=True, redirects=False)
     return _by_name(Remote(REMOTE), loopback, relay, DockerProxy(DOCKERD_300, docker_proxy))
 
 
-def bystanders() -> dict[str, Contender]:
+def unrelated_connections() -> dict[str, Contender]:
     """A host on which nothing runs: the measure attaches the redirect itself."""
     return _by_name(Direct("gangway"))
 
@@ -135,6 +135,6 @@ def _found(program: str) -> str:
     return shutil.which(program, path="/usr/bin:/usr/sbin") or f"/usr/bin/{program}"
 
 
-def _await(group: Group, ports: Sequence[Port]) -> None:
+def _await(group: ProcessGroup, ports: Sequence[Port]) -> None:
     for protocol in {port.protocol for port in ports}:
         group.await_listening(protocol, {port.host for port in ports if port.protocol == protocol})

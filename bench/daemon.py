@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.errors import CannotCarry
-from bench.stage import Contender, Port, Stage, backed
+from bench.setup import Contender, Port, Setup, process_group
 from gangway.cli.client import NoDaemon, Refused, ask_running
 from lab.gangwayd import GANGWAY, CommandFailed, Gangway
 from lab.netns import Namespace
@@ -21,8 +21,8 @@ _SUBNETS = ("--subnet", "172.30.0.0/16", "--subnet", "fd30::/64")
 
 
 @dataclass(frozen=True)
-class WithDaemon(Stage):
-    """A stage with gangway's daemon on the host."""
+class DaemonSetup(Setup):
+    """A setup with gangway's daemon on the host."""
 
     gangway: Gangway
     redirects: bool
@@ -30,9 +30,9 @@ class WithDaemon(Stage):
     network: str = _NETWORK
     """The network that the container is on."""
 
-    def ask(self, target: str, ports: Sequence[str]) -> Any:
+    def request_ports(self, target: str, ports: Sequence[str]) -> Any:
         """Asks the daemon's API for something about the container's ports, each as after `-p`."""
-        return self.request(target, {"container": self.box.name, "ports": list(ports)})
+        return self.request(target, {"container": self.container.name, "ports": list(ports)})
 
     def request(self, target: str, body: Any) -> Any:
         """Asks the daemon's API for something."""
@@ -49,12 +49,12 @@ class WithDaemon(Stage):
 class Daemon(Contender):
     """gangway; the client is on the host, unless somebody has it elsewhere."""
 
-    def __init__(self, name: str, apart: bool = False, redirects: bool = True) -> None:
-        super().__init__(name, apart)
+    def __init__(self, name: str, own_core: bool = False, redirects: bool = True) -> None:
+        super().__init__(name, own_core)
         self.redirects = redirects
 
     @contextmanager
-    def staged(self) -> Iterator[WithDaemon]:
+    def set_up(self) -> Iterator[DaemonSetup]:
         try:
             with (
                 Namespace("host") as host,
@@ -62,21 +62,21 @@ class Daemon(Contender):
                 _settings(self.redirects) as settings,
                 Gangway(host, "--firewall", "nftables", "--config", settings) as gangway,
                 Namespace("c1") as box,
-                backed(host) as (group, scratch),
+                process_group(host) as (group, scratch),
             ):
                 gangway("network", "create", _NETWORK, *_SUBNETS)
                 container, _ = gangway("attach", box.name, "--network", _NETWORK).split()
                 address = self.address(container)
-                yield WithDaemon(self, host, box, container, client, address, group, scratch, gangway, self.redirects)
+                yield DaemonSetup(self, host, box, container, client, address, group, scratch, gangway, self.redirects)
         except CommandFailed as error:
             raise CannotCarry((str(error).splitlines() or ["the daemon does not start"])[-1]) from None
 
     def address(self, container: str) -> str:
         return "127.0.0.1"
 
-    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
-        assert isinstance(stage, WithDaemon)
-        stage.ask("/mappings", [f"{port.host}:{port.container}/{port.protocol}" for port in ports])
+    def publish(self, setup: Setup, ports: Sequence[Port]) -> None:
+        assert isinstance(setup, DaemonSetup)
+        setup.request_ports("/mappings", [f"{port.host}:{port.container}/{port.protocol}" for port in ports])
 
 
 @contextmanager

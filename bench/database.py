@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.contenders import Direct
 from bench.errors import CannotCarry, CannotMeasure
-from bench.stage import Port, Stage
+from bench.setup import Port, Setup
 from lab.waiting import wait_until
 
 PORT = Port("tcp", 5432, 5432)
@@ -45,13 +45,13 @@ class Database:
         self._data = directory / "data"
 
     @contextmanager
-    def served(self, stage: Stage) -> Iterator[None]:
+    def served(self, setup: Setup) -> Iterator[None]:
         """The server runs in the container for the time of the block."""
-        server = stage.box.popen(*_AS_POSTGRES, self._program("postgres"), "-D", str(self._data), **_SILENT)
+        server = setup.container.popen(*_AS_POSTGRES, self._program("postgres"), "-D", str(self._data), **_SILENT)
         try:
-            ready = [self._program("pg_isready"), "-q", "-h", stage.container]
+            ready = [self._program("pg_isready"), "-q", "-h", setup.container_address]
             wait_until(
-                lambda: stage.client.space.run(*ready, check=False).returncode == 0,
+                lambda: setup.client.space.run(*ready, check=False).returncode == 0,
                 "PostgreSQL in the container",
                 _PATIENCE_S,
             )
@@ -62,12 +62,12 @@ class Database:
             server.send_signal(signal.SIGINT)  # a fast shutdown, whoever is connected
             server.wait()
 
-    def ask(self, stage: Stage, clients: int, seconds: float) -> float:
+    def run(self, setup: Setup, clients: int, seconds: float) -> float:
         """Runs `pgbench -S` as the client; its transactions a second, without the time to connect."""
         threads = min(clients, 2)
-        words = f"-S -n -c {clients} -j {threads} -T {max(1, round(seconds))} -h {stage.address} -U postgres postgres"
+        words = f"-S -n -c {clients} -j {threads} -T {max(1, round(seconds))} -h {setup.address} -U postgres postgres"
         try:
-            done = stage.client.space.run(
+            done = setup.client.space.run(
                 self._program("pgbench"), *words.split(), check=False, timeout=seconds + _PATIENCE_S, cwd="/"
             )
         except subprocess.TimeoutExpired:
@@ -84,9 +84,9 @@ class Database:
             configuration.write(f"{_SETTINGS}unix_socket_directories = '{self._data.parent}'\n")
         with (self._data / "pg_hba.conf").open("a") as access:
             access.write("host all all all trust\n")
-        with Direct("direct").staged() as stage, self.served(stage):
-            fill = f"-i -q -s {_SCALE} -h {stage.container} -U postgres postgres"
-            _run(*stage.client.space.command(self._program("pgbench"), *fill.split()))
+        with Direct("direct").set_up() as setup, self.served(setup):
+            fill = f"-i -q -s {_SCALE} -h {setup.container_address} -U postgres postgres"
+            _run(*setup.client.space.command(self._program("pgbench"), *fill.split()))
 
     def _program(self, name: str) -> str:
         return str(self._programs / name)

@@ -32,7 +32,7 @@ _Action = tuple[int, int, int] | tuple[int, int, str, int, int]
 _LISTENING = {"tcp": "0A", "udp": "07"}  # include/net/tcp_states.h
 
 
-class Group:
+class ProcessGroup:
     """The processes of one contender, in one network namespace."""
 
     def __init__(self, namespace: Namespace, log: Path) -> None:
@@ -40,7 +40,7 @@ class Group:
         self._log = log
         self._children: set[int] = set()
 
-    def serve(self, words: Sequence[str]) -> float:
+    def start_launcher(self, words: Sequence[str]) -> float:
         """Starts a program that has docker-proxy's status pipe; the seconds until it said that it serves."""
         with self._namespace.entered():
             reader, writer = os.pipe()

@@ -18,11 +18,11 @@ from statistics import median
 
 from bench.contenders import DockerProxy
 from bench.curve import DOCKERD, DROP_IN, GANGWAY, Cost
-from bench.daemon import WithDaemon
+from bench.daemon import DaemonSetup
 from bench.errors import CannotCarry
 from bench.rows import SUBJECT
-from bench.stage import Stage
-from bench.turn import Outcome, Turn, with_daemon
+from bench.setup import Setup
+from bench.turn import Outcome, Turn, daemon_setup
 from lab.dockerd import Dockerd, DockerFailed
 from lab.processes import pss_kib
 
@@ -39,12 +39,12 @@ _SETTLED_BYTES = 500e3
 _PATIENCE_S = 5
 
 
-def every_port(turn: Turn) -> dict[str, Outcome]:
+def all_ports(turn: Turn) -> dict[str, Outcome]:
     """gangway: every port from FIRST to LAST, of tcp and udp.  dockerd: the last of its counts, of tcp.
 
     On the way, each one's points of the curve, of tcp.
     """
-    if isinstance(turn.stage, WithDaemon):
+    if isinstance(turn.setup, DaemonSetup):
         _gangways_points(turn)
         publish_s, withdraw_s, memory_bytes = _cost_on_hosts(turn, LAST - FIRST + 1, ("tcp", "udp"))
     else:
@@ -60,8 +60,8 @@ def every_port(turn: Turn) -> dict[str, Outcome]:
 def many_in_docker(turn: Turn) -> dict[str, Outcome]:
     """A container with many ports: the time of its start and its end, and what the ports' processes weigh meanwhile."""
     count = QUICK_MANY if turn.quick else MANY
-    contender = _proxy(turn.stage)
-    with _dockerd(turn.stage, contender) as docker:
+    contender = _proxy(turn.setup)
+    with _dockerd(turn.setup, contender) as docker:
         before = _available_bytes()
         run_s = _run_s(docker, count)
         taken = before - _available_bytes()
@@ -91,16 +91,16 @@ def _cost_on_hosts(turn: Turn, count: int, protocols: Sequence[str]) -> Cost:
     asked = [word for protocol in protocols for word in ("-p", f"{ports}:{ports}/{protocol}")]
     with ExitStack() as stack:
         hosts = QUICK_HOSTS if turn.quick else HOSTS
-        stages = [with_daemon(stack.enter_context(turn.stage.contender.staged())) for _ in range(hosts)]
+        setups = [daemon_setup(stack.enter_context(turn.setup.contender.set_up())) for _ in range(hosts)]
         before = _available_bytes()
-        publish_s = median(stage.command_s("publish", stage.box.name, *asked) for stage in stages)
+        publish_s = median(setup.command_s("publish", setup.container.name, *asked) for setup in setups)
         taken = before - _available_bytes()
-        withdraw_s = median(stage.command_s("unpublish", stage.box.name, *asked) for stage in stages)
+        withdraw_s = median(setup.command_s("unpublish", setup.container.name, *asked) for setup in setups)
     return Cost(publish_s, withdraw_s, taken / hosts)
 
 
 def _dockers_points(turn: Turn) -> Cost:
-    with _dockerd(turn.stage, _proxy(turn.stage)) as docker:
+    with _dockerd(turn.setup, _proxy(turn.setup)) as docker:
         for count in DOCKER_COUNTS:
             before = _available_bytes()
             run_s = _run_s(docker, count)
@@ -111,17 +111,17 @@ def _dockers_points(turn: Turn) -> Cost:
 
 
 @contextmanager
-def _dockerd(stage: Stage, proxy: DockerProxy) -> Iterator[Dockerd]:
+def _dockerd(setup: Setup, proxy: DockerProxy) -> Iterator[Dockerd]:
     try:
-        with Dockerd(stage.host, proxy.program) as docker:
+        with Dockerd(setup.host, proxy.program) as docker:
             yield docker
     except DockerFailed as error:
         raise CannotCarry(str(error)) from None
 
 
-def _proxy(stage: Stage) -> DockerProxy:
-    assert isinstance(stage.contender, DockerProxy)
-    return stage.contender
+def _proxy(setup: Setup) -> DockerProxy:
+    assert isinstance(setup.contender, DockerProxy)
+    return setup.contender
 
 
 def _run_s(docker: Dockerd, count: int) -> float:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from bench.daemon import Daemon
 from bench.errors import CannotCarry
-from bench.stage import Client, Contender, Port, Stage
+from bench.setup import Client, Contender, Port, Setup
 from lab.netns import Host, Namespace, Neighbour
 
 _MORE = ("10.77.0.3", "10.77.0.4", "10.77.0.5")
@@ -34,7 +34,7 @@ class Routed(Contender):
     def address(self, container: str) -> str:
         return container
 
-    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
+    def publish(self, setup: Setup, ports: Sequence[Port]) -> None:
         pass
 
 
@@ -44,11 +44,11 @@ class Iptables(Routed):
     def address(self, container: str) -> str:
         return Neighbour.host4
 
-    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
-        _nat(stage.host, f"POSTROUTING -s {Host.gateway4}/24 ! -o br0 -j MASQUERADE")
+    def publish(self, setup: Setup, ports: Sequence[Port]) -> None:
+        _nat(setup.host, f"POSTROUTING -s {Host.gateway4}/24 ! -o br0 -j MASQUERADE")
         for port in ports:
             match = f"-d {Neighbour.host4} -p {port.protocol} --dport {port.host}"
-            _nat(stage.host, f"PREROUTING {match} -j DNAT --to-destination {stage.container}:{port.container}")
+            _nat(setup.host, f"PREROUTING {match} -j DNAT --to-destination {setup.container_address}:{port.container}")
 
 
 class Remote(Daemon):
@@ -73,7 +73,7 @@ def _neighbour(host: Namespace) -> Iterator[Client]:
     with Neighbour(host) as neighbour:
         for address in _MORE:
             neighbour.ip("address", "add", f"{address}/24", "dev", "eth0")
-        yield Client(neighbour, (neighbour.address4, *_MORE), apart=True)
+        yield Client(neighbour, (neighbour.address4, *_MORE), own_core=True)
 
 
 def _nat(host: Namespace, rule: str) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import count, groupby
 
 from bench.curve import Cost, Curve
+from bench.result import RowResult, Verdict
 from bench.rows import SUBJECT, Row, megabytes, seconds, times
-from bench.tally import Tally, Verdict
 
 _NONE = "-"
 _EXPLANATION = """\
@@ -32,13 +32,13 @@ program's first port and, with dockerd, the container included.
 ![by the number of ports](scale.png)"""
 
 
-def document(tallies: Sequence[Tally], facts: Iterable[tuple[str, str]], curve: Curve) -> str:
+def document(results: Sequence[RowResult], facts: Iterable[tuple[str, str]], curve: Curve) -> str:
     """The whole of RESULTS.md."""
     parts = [
         "# Results of `make bench`",
-        summary(tallies),
+        summary(results),
         _EXPLANATION,
-        *(f"## {of[0].row.chapter.title}\n\n{_table(of)}\n\n{of[0].row.chapter.note}" for of in _by_chapter(tallies)),
+        *(f"## {of[0].row.chapter.title}\n\n{_table(of)}\n\n{of[0].row.chapter.note}" for of in _by_chapter(results)),
         *([_CURVE.format(table=_points(curve))] if curve.counts() else []),
         "![the ratios](results.png)",
         "\n".join(f"- {name}: {value}" for name, value in facts),
@@ -46,18 +46,18 @@ def document(tallies: Sequence[Tally], facts: Iterable[tuple[str, str]], curve: 
     return "\n\n".join(parts) + "\n"
 
 
-def summary(tallies: Iterable[Tally]) -> str:
+def summary(results: Iterable[RowResult]) -> str:
     """One line: how many rows ended how, and which."""
     by_verdict: dict[Verdict, list[str]] = {verdict: [] for verdict in Verdict}
-    for tally in tallies:
-        by_verdict[tally.verdict()].append(tally.row.key)
+    for result in results:
+        by_verdict[result.verdict()].append(result.row.key)
     parts = [f"{verdict.value}: {len(keys)} ({', '.join(keys)})" for verdict, keys in by_verdict.items() if keys]
     return f"{'; '.join(parts)}."
 
 
-def tables(tallies: Iterable[Tally], curve: Curve) -> str:
+def tables(results: Iterable[RowResult], curve: Curve) -> str:
     """The tables."""
-    return "\n\n".join([*map(_table, _by_chapter(tallies)), *([_points(curve)] if curve.counts() else [])])
+    return "\n\n".join([*map(_table, _by_chapter(results)), *([_points(curve)] if curve.counts() else [])])
 
 
 def _points(curve: Curve) -> str:
@@ -75,50 +75,59 @@ def _costs(curve: Curve, who: str, ports: int) -> list[str]:
     return [shown(cost) for _, shown in _COLUMNS]
 
 
-def _by_chapter(tallies: Iterable[Tally]) -> list[list[Tally]]:
-    return [list(found) for _, found in groupby(tallies, lambda tally: tally.row.chapter)]
+def _by_chapter(results: Iterable[RowResult]) -> list[list[RowResult]]:
+    return [list(found) for _, found in groupby(results, lambda result: result.row.chapter)]
 
 
-def _table(tallies: Sequence[Tally]) -> str:
+def _table(results: Sequence[RowResult]) -> str:
     """A chapter's table, and below it why a contender did not get through a row."""
     notes: list[str] = []
-    references = {tally.row.reference for tally in tallies}
-    also = list(dict.fromkeys(tally.row.also for tally in tallies if tally.row.also))
+    references = {result.row.reference for result in results}
+    also = list(dict.fromkeys(result.row.also_compared_with for result in results if result.row.also_compared_with))
     pairs = {SUBJECT, *references}
-    others = dict.fromkeys(name for tally in tallies for name in tally.row.contenders if name not in pairs)
+    others = dict.fromkeys(name for result in results for name in result.row.contenders if name not in pairs)
     compared, ratio = "compared with", "ratio"
     if len(references) == 1:
         compared = references.pop()
         ratio = f"{SUBJECT} / {compared}"
-    bound = "at most" if all(tally.row.less_is_better for tally in tallies) else "at least"
+    bound = "at most" if all(result.row.less_is_better for result in results) else "at least"
     ratios = (ratio, "worst round", bound, "aim", "")
-    head = (tallies[0].row.chapter.way, SUBJECT, compared, *others, *(f"{SUBJECT} / {name}" for name in also), *ratios)
-    lines = [head, *(_line(tally, others, also, bool(references), notes) for tally in tallies)]
+    head = (
+        results[0].row.chapter.direction,
+        SUBJECT,
+        compared,
+        *others,
+        *(f"{SUBJECT} / {name}" for name in also),
+        *ratios,
+    )
+    lines = [head, *(_line(result, others, also, bool(references), notes) for result in results)]
     footnotes = [f"({number}) {note}" for number, note in zip(count(1), notes, strict=False)]
     return "\n\n".join([_aligned(lines), *footnotes])
 
 
-def _line(tally: Tally, others: Iterable[str], also: Iterable[str], named: bool, notes: list[str]) -> tuple[str, ...]:
+def _line(
+    result: RowResult, others: Iterable[str], also: Iterable[str], named: bool, notes: list[str]
+) -> tuple[str, ...]:
     """A row; `named`: it says what gangway is compared with."""
-    row = tally.row
-    figure, reference = (_figure(tally, name, notes) for name in (SUBJECT, row.reference))
+    row = result.row
+    figure, reference = (_figure(result, name, notes) for name in (SUBJECT, row.reference))
     compared = f"{reference} ({row.reference})" if named else reference
-    figures = (figure, compared, *(_figure(tally, name, notes) for name in others))
-    unbound = (_ratio(tally.ratio(to=name)) for name in also)
-    ratio, worst = _ratio(tally.ratio()), _ratio(tally.worst())
+    figures = (figure, compared, *(_figure(result, name, notes) for name in others))
+    unbound = (_ratio(result.ratio(to=name)) for name in also)
+    ratio, worst = _ratio(result.ratio()), _ratio(result.worst())
     bounds = _bound(row, row.at_least), _bound(row, row.aim)
-    verdict = tally.verdict()
+    verdict = result.verdict()
     said = f"**{verdict.value}**" if verdict is Verdict.SHORT else verdict.value
     return (row.title, *figures, *unbound, ratio, worst, *bounds, said)
 
 
-def _figure(tally: Tally, contender: str, notes: list[str]) -> str:
-    median, failures = tally.median(contender), tally.failures.get(contender, [])
-    shown = _NONE if median is None else tally.row.shown(median)
+def _figure(result: RowResult, contender: str, notes: list[str]) -> str:
+    median, failures = result.median(contender), result.failures.get(contender, [])
+    shown = _NONE if median is None else result.row.format_as(median)
     if not failures:
         return shown
-    of = len(failures) + sum(contender in figures for figures in tally.rounds)
-    notes.append(f"{tally.row.key}, {contender}: {len(failures)} of {of} rounds failed: {failures[0]}")
+    of = len(failures) + sum(contender in figures for figures in result.rounds)
+    notes.append(f"{result.row.key}, {contender}: {len(failures)} of {of} rounds failed: {failures[0]}")
     return f"{'fails' if median is None else shown} ({len(notes)})"
 
 

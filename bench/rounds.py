@@ -19,9 +19,9 @@ from bench.curve import Curve
 from bench.database import Database, database
 from bench.errors import CannotCarry
 from bench.measures import MEASURES, PAIRS, SHARED
+from bench.result import RowResult
 from bench.rows import SUBJECT, Chapter, Row
-from bench.stage import Contender
-from bench.tally import Tally
+from bench.setup import Contender
 from bench.traffic import Load
 from bench.turn import Outcome, Turn
 
@@ -51,7 +51,7 @@ def schedule(rows: Sequence[Row], rounds: int) -> list[Slot]:
         Slot(number, row, contender)
         for number in range(rounds)
         for row in rows
-        if row.most_rounds is None or number < row.most_rounds
+        if row.max_rounds is None or number < row.max_rounds
         for contender in _order(row, number)
     ]
 
@@ -76,25 +76,25 @@ class Runner:
     ) -> None:
         self._stack.close()
 
-    def run(self, rows: Sequence[Row], say: Callable[[str], None]) -> list[Tally]:
+    def run(self, rows: Sequence[Row], say: Callable[[str], None]) -> list[RowResult]:
         """Takes all turns, and says after each one what came out."""
-        tallies = {row.key: Tally(row) for row in rows}
+        results = {row.key: RowResult(row) for row in rows}
         slots = schedule(rows, self._settings.rounds)
         for number, slot in enumerate(slots, 1):
-            outcome = self._take(slot, tallies[slot.row.key])
+            outcome = self._take(slot, results[slot.row.key])
             say(f"{number:4}/{len(slots)}  round {slot.round + 1}  {slot.row.key:<15}  {slot.contender:<12}  {outcome}")
-        return list(tallies.values())
+        return list(results.values())
 
-    def _take(self, slot: Slot, tally: Tally) -> str:
-        if len(tally.rounds) <= slot.round:
-            tally.rounds.append({})
+    def _take(self, slot: Slot, result: RowResult) -> str:
+        if len(result.rounds) <= slot.round:
+            result.rounds.append({})
         try:
             figures = self._measure(slot)
         except CannotCarry as error:
-            tally.failures.setdefault(slot.contender, []).append(str(error))
+            result.failures.setdefault(slot.contender, []).append(str(error))
             return f"fails: {error}"
-        tally.rounds[slot.round] |= figures
-        return ", ".join(slot.row.shown(figure) for figure in figures.values())
+        result.rounds[slot.round] |= figures
+        return ", ".join(slot.row.format_as(figure) for figure in figures.values())
 
     def _measure(self, slot: Slot) -> dict[str, float]:
         """A turn's figures, by whose they are."""
@@ -125,12 +125,14 @@ class Runner:
     def _turn(self, slot: Slot) -> Iterator[Turn]:
         contenders, settings = self._contenders[slot.row.chapter], self._settings
         name = slot.row.road if slot.row.road and slot.contender == SUBJECT else slot.contender
-        with contenders[name].staged() as stage:
-            yield Turn(stage, self._load, self._database, self.curve, settings.seconds, settings.quick)
+        with contenders[name].set_up() as setup:
+            yield Turn(setup, self._load, self._database, self.curve, settings.seconds, settings.quick)
 
 
 def _order(row: Row, number: int) -> Iterator[str]:
-    pair = [name for name in (SUBJECT, row.reference, row.also) if name in row.contenders][:: -1 if number % 2 else 1]
+    pair = [name for name in (SUBJECT, row.reference, row.also_compared_with) if name in row.contenders][
+        :: -1 if number % 2 else 1
+    ]
     others = [name for name in row.contenders if name not in pair]
     if others and number < OTHERS_ROUNDS:
         first = number % len(others)

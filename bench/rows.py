@@ -65,7 +65,7 @@ class Chapter:
     """A table of its own."""
 
     title: str
-    way: str
+    direction: str
     """From where to where."""
     note: str
     """What a reader of its figures should know."""
@@ -95,7 +95,7 @@ daemon, network, rules and tracked connections, so that what differs is the redi
 each round, with bulk for four times as long. The client and the container's server have a core each. docker-proxy has a
 host of its own, without any rule.""",
 )
-BYSTANDERS = Chapter(
+UNRELATED = Chapter(
     "Loopback, not published",
     "127.0.0.1 → the host itself",
     """\
@@ -116,7 +116,7 @@ turns; the command from its start to its end, the daemon running already, in tur
 Memory is compared with a limit; of pages that the two share with other programs, PSS counts their part.""",
 )
 
-EVERY_PORT = Chapter(
+ALL_PORTS = Chapter(
     "Every port at once",
     "ports 1024 to 65000",
     """\
@@ -134,24 +134,24 @@ to a published port, and none may fail.""",
 
 @dataclass(frozen=True)
 class Row:
-    """One row.  `shown` prints its figure; `most_rounds` is for rows that are too long to repeat often.
+    """One row.  `format_as` prints its figure; `max_rounds` is for rows that are too long to repeat often.
 
     `reference` is a contender's name; or that of what the measure itself sets beside gangway.  `also` names a contender
-    to which there is a ratio, too, without a promise.  `road` names whose stage gangway has in a chapter where its
+    to which there is a ratio, too, without a promise.  `road` names whose setup gangway has in a chapter where its
     clients come by several.
     """
 
     key: str
     title: str
-    shown: Callable[[float], str]
+    format_as: Callable[[float], str]
     at_least: float
     aim: float
     contenders: tuple[str, ...] = _ALL
     less_is_better: bool = False
-    most_rounds: int | None = None
+    max_rounds: int | None = None
     chapter: Chapter = RELAYED
     reference: str = DOCKER_PROXY
-    also: str = ""
+    also_compared_with: str = ""
     road: str = ""
 
     def reaches(self, ratio: float, bound: float) -> bool:
@@ -162,54 +162,66 @@ class Row:
         return max(ratios) if self.less_is_better else min(ratios)
 
 
-def _cost(
+def _cost_row(
     key: str,
     title: str,
-    shown: Callable[[float], str],
+    format_as: Callable[[float], str],
     at_least: float,
     aim: float,
     contenders: tuple[str, ...],
-    most_rounds: int | None = None,
+    max_rounds: int | None = None,
     chapter: Chapter = RELAYED,
 ) -> Row:
-    return Row(key, title, shown, at_least, aim, contenders, True, most_rounds, chapter)
+    return Row(key, title, format_as, at_least, aim, contenders, True, max_rounds, chapter)
 
 
-def _nat(key: str, title: str) -> Row:
+def _nat_row(key: str, title: str) -> Row:
     contenders = (SUBJECT, IPTABLES, DIRECT)
     return Row(key, title, per_second, 0.97, 1.0, contenders, chapter=WITHOUT_DOCKER, reference=IPTABLES)
 
 
-def _redirected(key: str, title: str, shown: Callable[[float], str] = per_second) -> Row:
-    return Row(key, title, shown, 0.97, 1.0, _PAIR, chapter=REDIRECTED, reference=DIRECT, also=DOCKER_PROXY)
-
-
-def _bystander(key: str, title: str) -> Row:
-    reference = "no program attached"
-    return Row(key, title, microseconds, 1.02, 1.01, (SUBJECT,), True, chapter=BYSTANDERS, reference=reference)
-
-
-def _beside(key: str, title: str, shown: Callable[[float], str], at_most: float, aim: float, reference: str) -> Row:
+def _redirect_row(key: str, title: str, format_as: Callable[[float], str] = per_second) -> Row:
     return Row(
-        key, title, shown, at_most, aim, (SUBJECT,), less_is_better=True, chapter=WITHOUT_DOCKER, reference=reference
+        key, title, format_as, 0.97, 1.0, _PAIR, chapter=REDIRECTED, reference=DIRECT, also_compared_with=DOCKER_PROXY
     )
 
 
-def _every(
+def _unrelated_row(key: str, title: str) -> Row:
+    reference = "no program attached"
+    return Row(key, title, microseconds, 1.02, 1.01, (SUBJECT,), True, chapter=UNRELATED, reference=reference)
+
+
+def _daemon_cost_row(
+    key: str, title: str, format_as: Callable[[float], str], at_most: float, aim: float, reference: str
+) -> Row:
+    return Row(
+        key,
+        title,
+        format_as,
+        at_most,
+        aim,
+        (SUBJECT,),
+        less_is_better=True,
+        chapter=WITHOUT_DOCKER,
+        reference=reference,
+    )
+
+
+def _all_ports_row(
     key: str,
     title: str,
-    shown: Callable[[float], str],
+    format_as: Callable[[float], str],
     at_most: float,
     aim: float,
     reference: str,
-    most_rounds: int | None = None,
+    max_rounds: int | None = None,
     road: str = LOOPBACK,
 ) -> Row:
     contenders = (SUBJECT, DOCKERD_300) if reference == DOCKERD_300 else (SUBJECT,)
-    return Row(key, title, shown, at_most, aim, contenders, True, most_rounds, EVERY_PORT, reference, road=road)
+    return Row(key, title, format_as, at_most, aim, contenders, True, max_rounds, ALL_PORTS, reference, road=road)
 
 
-def _last(road: str, key: str, title: str) -> Row:
+def _last_port_row(road: str, key: str, title: str) -> Row:
     title = f"{title}, {road}"
     return Row(
         f"scale-{road}-{key}",
@@ -220,7 +232,7 @@ def _last(road: str, key: str, title: str) -> Row:
         (SUBJECT,),
         False,
         None,
-        EVERY_PORT,
+        ALL_PORTS,
         "only that port",
         road=road,
     )
@@ -230,7 +242,7 @@ ROWS = (
     Row("rr1", "request/response, 1 connection, 1 byte", per_second, 1.10, 1.3),
     Row("rr64", "request/response, 64 connections", per_second, 1.0, 1.3),
     Row("crr16", "connect + 1 byte + close, 16 at once", per_second, 1.05, 1.3),
-    Row("crr-sustained", "the same for 30 s, ordinary TIME_WAIT settings", per_second, 5, 15, most_rounds=2),
+    Row("crr-sustained", "the same for 30 s, ordinary TIME_WAIT settings", per_second, 5, 15, max_rounds=2),
     Row("pgbench50", "pgbench -S, 50 clients (transactions)", per_second, 1.10, 1.3),
     Row("pgbench1", "pgbench -S, 1 client (transactions)", per_second, 1.15, 1.3),
     Row("up1", "bulk to the container, 1 connection", bytes_per_second, 1.0, 1.3),
@@ -239,10 +251,10 @@ ROWS = (
     Row("down8", "bulk from the container, 8 connections", bytes_per_second, 1.0, 1.3),
     Row("udp1", "UDP request/response, 1 client", per_second, 1.1, 1.5, _DATAGRAMS),
     Row("udp64", "UDP request/response, 64 clients", per_second, 1.1, 1.5, _DATAGRAMS),
-    _cost("bulk-cpu", "CPU time for the same bulk transfer, both ways", seconds_per_byte, 1.0, 0.8, _PROXIES),
-    _cost("udp-memory", "memory (PSS) for each UDP client, 2,000 clients", kibibytes, 0.1, 0.02, _DATAGRAMS[:3]),
-    _cost("start", "launcher, exec to `0\\n`, relay up", milliseconds, 1.0, 0.6, _PAIR, chapter=IN_DOCKER),
-    _cost(
+    _cost_row("bulk-cpu", "CPU time for the same bulk transfer, both ways", seconds_per_byte, 1.0, 0.8, _PROXIES),
+    _cost_row("udp-memory", "memory (PSS) for each UDP client, 2,000 clients", kibibytes, 0.1, 0.02, _DATAGRAMS[:3]),
+    _cost_row("start", "launcher, exec to `0\\n`, relay up", milliseconds, 1.0, 0.6, _PAIR, chapter=IN_DOCKER),
+    _cost_row(
         "port-memory",
         "memory (PSS) for each published port, 500 ports",
         kibibytes,
@@ -251,30 +263,30 @@ ROWS = (
         _PROXIES,
         chapter=IN_DOCKER,
     ),
-    _cost("docker", "`docker run -p` of 200 ports, and `docker rm -f`", seconds, 1.0, 0.9, _PAIR, 3, IN_DOCKER),
-    _cost("docker-many-run", "`docker run -p` of 1,000 ports", seconds, 1.0, 0.9, _PAIR, 1, IN_DOCKER),
-    _cost("docker-many-rm", "`docker rm -f` of it", seconds, 1.0, 0.9, _PAIR, 1, IN_DOCKER),
-    _cost("docker-many-memory", "memory (PSS) of all its proxies", megabytes, 0.1, 0.08, _PAIR, 1, IN_DOCKER),
-    _cost("docker-many-threads", "threads of all its proxies", number, 0.2, 0.1, _PAIR, 1, IN_DOCKER),
-    _redirected("redirect-rr1", "request/response, 1 connection, 1 byte"),
-    _redirected("redirect-rr64", "request/response, 64 connections"),
-    _redirected("redirect-crr16", "connect + 1 byte + close, 16 at once"),
-    _redirected("redirect-up1", "bulk to the container, 1 connection", bytes_per_second),
-    _redirected("redirect-down1", "bulk from the container, 1 connection", bytes_per_second),
-    _redirected("redirect-udp1", "UDP request/response, 1 client"),
-    _redirected("redirect-udp64", "UDP request/response, 64 clients"),
-    _bystander("redirect-unpublished", "connect() to a server, with 10,000 other ports published"),
-    _bystander("redirect-refused", "connect() where nobody listens, the same"),
-    _nat("nat-rr1", "request/response, 1 connection, 1 byte"),
-    _nat("nat-rr64", "request/response, 64 connections"),
-    _nat("nat-crr16", "connect + 1 byte + close, 16 at once"),
-    _beside("publish-10000", "one more port published, with 10,000", milliseconds, 2.0, 1.1, "with none"),
-    _beside("publish-command", "the command `gangway publish`", milliseconds, 3.0, 2.5, "`python3 -c pass`"),
-    _beside("idle-memory", "memory (PSS) of daemon and relay, idle", megabytes, 1.0, 1.0, "limit"),
-    _every("scale-publish", "`gangway publish` of every port, tcp and udp", seconds, 0.2, 0.05, DOCKERD_300, 3),
-    _every("scale-unpublish", "`gangway unpublish` of them", seconds, 0.2, 0.05, DOCKERD_300, 3),
-    _every("scale-memory", "memory for it, everything", megabytes, 1.0, 0.25, "limit", 3),
-    _every(
+    _cost_row("docker", "`docker run -p` of 200 ports, and `docker rm -f`", seconds, 1.0, 0.9, _PAIR, 3, IN_DOCKER),
+    _cost_row("docker-many-run", "`docker run -p` of 1,000 ports", seconds, 1.0, 0.9, _PAIR, 1, IN_DOCKER),
+    _cost_row("docker-many-rm", "`docker rm -f` of it", seconds, 1.0, 0.9, _PAIR, 1, IN_DOCKER),
+    _cost_row("docker-many-memory", "memory (PSS) of all its proxies", megabytes, 0.1, 0.08, _PAIR, 1, IN_DOCKER),
+    _cost_row("docker-many-threads", "threads of all its proxies", number, 0.2, 0.1, _PAIR, 1, IN_DOCKER),
+    _redirect_row("redirect-rr1", "request/response, 1 connection, 1 byte"),
+    _redirect_row("redirect-rr64", "request/response, 64 connections"),
+    _redirect_row("redirect-crr16", "connect + 1 byte + close, 16 at once"),
+    _redirect_row("redirect-up1", "bulk to the container, 1 connection", bytes_per_second),
+    _redirect_row("redirect-down1", "bulk from the container, 1 connection", bytes_per_second),
+    _redirect_row("redirect-udp1", "UDP request/response, 1 client"),
+    _redirect_row("redirect-udp64", "UDP request/response, 64 clients"),
+    _unrelated_row("redirect-unpublished", "connect() to a server, with 10,000 other ports published"),
+    _unrelated_row("redirect-refused", "connect() where nobody listens, the same"),
+    _nat_row("nat-rr1", "request/response, 1 connection, 1 byte"),
+    _nat_row("nat-rr64", "request/response, 64 connections"),
+    _nat_row("nat-crr16", "connect + 1 byte + close, 16 at once"),
+    _daemon_cost_row("publish-10000", "one more port published, with 10,000", milliseconds, 2.0, 1.1, "with none"),
+    _daemon_cost_row("publish-command", "the command `gangway publish`", milliseconds, 3.0, 2.5, "`python3 -c pass`"),
+    _daemon_cost_row("idle-memory", "memory (PSS) of daemon and relay, idle", megabytes, 1.0, 1.0, "limit"),
+    _all_ports_row("scale-publish", "`gangway publish` of every port, tcp and udp", seconds, 0.2, 0.05, DOCKERD_300, 3),
+    _all_ports_row("scale-unpublish", "`gangway unpublish` of them", seconds, 0.2, 0.05, DOCKERD_300, 3),
+    _all_ports_row("scale-memory", "memory for it, everything", megabytes, 1.0, 0.25, "limit", 3),
+    _all_ports_row(
         "scale-one-more",
         "one more port, with 10,000 in 1,000 containers",
         milliseconds,
@@ -284,12 +296,12 @@ ROWS = (
         2,
         REMOTE,
     ),
-    _every("scale-restart", "the daemon starts anew with them", seconds, 1.0, 0.5, "limit", 2, REMOTE),
-    _last(REMOTE, "rr64", "request/response, 64 connections"),
-    _last(REMOTE, "crr16", "connect + 1 byte + close, 16 at once"),
-    _last(LOOPBACK, "rr64", "request/response, 64 connections"),
-    _last(LOOPBACK, "crr16", "connect + 1 byte + close, 16 at once"),
-    _last(RELAY, "rr64", "request/response, 64 connections"),
-    _last(RELAY, "crr16", "connect + 1 byte + close, 16 at once"),
-    _last(RELAY, "udp64", "UDP request/response, 64 clients"),
+    _all_ports_row("scale-restart", "the daemon starts anew with them", seconds, 1.0, 0.5, "limit", 2, REMOTE),
+    _last_port_row(REMOTE, "rr64", "request/response, 64 connections"),
+    _last_port_row(REMOTE, "crr16", "connect + 1 byte + close, 16 at once"),
+    _last_port_row(LOOPBACK, "rr64", "request/response, 64 connections"),
+    _last_port_row(LOOPBACK, "crr16", "connect + 1 byte + close, 16 at once"),
+    _last_port_row(RELAY, "rr64", "request/response, 64 connections"),
+    _last_port_row(RELAY, "crr16", "connect + 1 byte + close, 16 at once"),
+    _last_port_row(RELAY, "udp64", "UDP request/response, 64 clients"),
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import CannotCarry, CannotMeasure
-from bench.stage import Port, Stage
+from bench.setup import Port, Setup
 from lab.netns import Namespace, end
 
 ECHO = 7000  # discard and source follow it; see load.c
@@ -24,7 +24,7 @@ _SOURCE = Path(__file__).with_name("load.c")
 
 
 @dataclass(frozen=True)
-class Result:
+class LoadResult:
     """What a client has done: in all, for each second, and in each whole second (crr only)."""
 
     rate: float
@@ -54,28 +54,28 @@ class Load:
         made.replace(program)
         return cls(program)
 
-    def serve(self, stage: Stage, echo: int = ECHO) -> None:
-        """Starts the server in the container; it ends with the stage."""
-        words = [*_apart(stage, -1), str(self._program), "serve", str(echo)]
-        server = stage.box.popen(*words, stdout=subprocess.PIPE, text=True)
+    def serve(self, setup: Setup, echo: int = ECHO) -> None:
+        """Starts the server in the container; it ends with the setup."""
+        words = [*_pinned(setup, -1), str(self._program), "serve", str(echo)]
+        server = setup.container.popen(*words, stdout=subprocess.PIPE, text=True)
         assert server.stdout is not None
         if server.stdout.readline() != "ready\n":
             raise CannotMeasure("load's server does not start")
 
-    def ask(self, stage: Stage, mode: str, clients: int, seconds: float, echo: int = ECHO) -> Result:
+    def run(self, setup: Setup, mode: str, clients: int, seconds: float, echo: int = ECHO) -> LoadResult:
         """Runs a client to its end."""
-        words = [*_apart(stage, 0), str(self._program), mode, stage.address, str(echo), str(clients), f"{seconds:g}"]
+        words = [*_pinned(setup, 0), str(self._program), mode, setup.address, str(echo), str(clients), f"{seconds:g}"]
         if mode == "crr":
-            words += stage.client.sources
+            words += setup.client.sources
         try:
-            done = stage.client.space.run(*words, check=False, timeout=seconds + _PATIENCE_S)
+            done = setup.client.space.run(*words, check=False, timeout=seconds + _PATIENCE_S)
         except subprocess.TimeoutExpired:
             raise CannotCarry(f"{mode} with {clients} clients hangs") from None
         if done.returncode:
             raise CannotCarry(f"{mode} with {clients} clients: {done.stderr.strip().removeprefix('load: ')}")
         *before, last = done.stdout.splitlines()
         rate, operations, failed = last.split()
-        return Result(float(rate), int(operations), int(failed), [int(line) for line in before])
+        return LoadResult(float(rate), int(operations), int(failed), [int(line) for line in before])
 
     @contextmanager
     def connecting(self, host: Namespace, mode: str, seconds: float) -> Iterator[Callable[[], float]]:
@@ -103,10 +103,10 @@ class Load:
             end(client)
 
 
-def _apart(stage: Stage, which: int) -> list[str]:
+def _pinned(setup: Setup, which: int) -> list[str]:
     """What comes before a command that may have to have a core of its own: two that share one never wait for a
     wake-up."""
-    return _core(which) if stage.client.apart else []
+    return _core(which) if setup.client.own_core else []
 
 
 def _core(which: int) -> list[str]:

@@ -16,10 +16,10 @@ from pathlib import Path
 from statistics import median
 from threading import Event, Thread
 
-from bench.daemon import WithDaemon
+from bench.daemon import DaemonSetup
 from bench.errors import CannotCarry, CannotMeasure
 from bench.traffic import ECHO
-from bench.turn import Outcome, Turn, medians, with_daemon
+from bench.turn import Outcome, Turn, daemon_setup, medians
 from lab.gangwayd import CommandFailed
 from lab.netns import Namespace
 
@@ -36,29 +36,29 @@ _FILL_S = 300
 _NAMES = f"gw-{os.getpid()}-crowd"
 
 
-def in_a_crowd(turn: Turn) -> dict[str, Outcome]:
+def with_many_containers(turn: Turn) -> dict[str, Outcome]:
     """One more port published, with many containers and with none; and the time in which the daemon starts anew.
 
     The turn's own host is the empty one.
     """
     count = QUICK_CONTAINERS if turn.quick else CONTAINERS
-    with _namespaces(count) as names, turn.stage.contender.staged() as other:
-        laden, empty = with_daemon(other), with_daemon(turn.stage)
+    with _namespaces(count) as names, turn.setup.contender.set_up() as other:
+        laden, empty = daemon_setup(other), daemon_setup(turn.setup)
         _fill(laden, names)
         times = [(publication_s(laden), publication_s(empty)) for _ in range(PUBLICATIONS)]
         turn.load.serve(laden)
         return {"scale-one-more": medians(times), "scale-restart": _restart(laden, 1 + count * EACH)}
 
 
-def _fill(stage: WithDaemon, names: Sequence[str]) -> None:
+def _fill(setup: DaemonSetup, names: Sequence[str]) -> None:
     deadline_s = time.monotonic() + _FILL_S
     for number, name in enumerate(names):
         if time.monotonic() > deadline_s:
             raise CannotCarry(f"has attached and published {number} of {len(names)} containers after {_FILL_S} s")
         first = _FIRST + number * EACH
-        stage.request("/endpoints", {"container": name, "network": stage.network})
+        setup.request("/endpoints", {"container": name, "network": setup.network})
         ports = [mapping(port) for port in range(first, first + EACH)]
-        stage.request("/mappings", {"container": name, "ports": ports})
+        setup.request("/mappings", {"container": name, "ports": ports})
 
 
 def mapping(port: int) -> str:
@@ -66,32 +66,32 @@ def mapping(port: int) -> str:
     return f"0.0.0.0:{port}:{ECHO}/tcp"
 
 
-def publication_s(stage: WithDaemon) -> float:
+def publication_s(setup: DaemonSetup) -> float:
     """The time to publish one more port, which is withdrawn again."""
     one = [mapping(_FIRST - 1)]
     start_s = time.perf_counter()
-    stage.ask("/mappings", one)
+    setup.request_ports("/mappings", one)
     elapsed_s = time.perf_counter() - start_s
-    stage.ask("/mappings/withdraw", one)
+    setup.request_ports("/mappings/withdraw", one)
     return elapsed_s
 
 
-def _restart(stage: WithDaemon, mappings: int) -> Outcome:
+def _restart(setup: DaemonSetup, mappings: int) -> Outcome:
     """From the signal that ends the daemon until the next one serves; a client of each road must not notice."""
-    stage.ask("/mappings", [mapping(_VISITED)])
+    setup.request_ports("/mappings", [mapping(_VISITED)])
     try:
-        with _visited(stage.client.space, stage.address), _visited(stage.host, "127.0.0.1"):
-            restart_s = median(_restart_s(stage) for _ in range(RESTARTS))
+        with _visited(setup.client.space, setup.address), _visited(setup.host, "127.0.0.1"):
+            restart_s = median(_restart_s(setup) for _ in range(RESTARTS))
     except (CannotCarry, CommandFailed, AssertionError) as error:
         return CannotCarry(str(error))
-    found = len(stage.gangway.json("ls"))
+    found = len(setup.gangway.json("ls"))
     return (restart_s, MOST_RESTART_S) if found == mappings else CannotCarry(f"{found} of {mappings} mappings are left")
 
 
-def _restart_s(stage: WithDaemon) -> float:
+def _restart_s(setup: DaemonSetup) -> float:
     start_s = time.perf_counter()
-    stage.gangway.stop()
-    stage.gangway.start()  # which does not listen before it has looked at everything
+    setup.gangway.stop()
+    setup.gangway.start()  # which does not listen before it has looked at everything
     return time.perf_counter() - start_s
 
 

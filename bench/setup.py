@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.processes import Group
+from bench.processes import ProcessGroup
 from lab.netns import Host, Namespace
 
 
@@ -30,50 +30,50 @@ class Client(NamedTuple):
     space: Namespace
     sources: tuple[str, ...] = ()
     """The addresses it may connect from, if it has several."""
-    apart: bool = False
+    own_core: bool = False
     """It has a core of its own, and so has the container's server."""
 
 
 class Contender(ABC):
     """Something by which a client gets to a container."""
 
-    def __init__(self, name: str, apart: bool = False) -> None:
+    def __init__(self, name: str, own_core: bool = False) -> None:
         self.name = name
-        self.apart = apart
+        self.own_core = own_core
 
     @contextmanager
-    def staged(self) -> Iterator["Stage"]:
-        """The stage for one turn.  First the contender ends, then the container's server, then the namespaces."""
-        with Host() as host, self.client_of(host) as client, backed(host) as (group, scratch):
+    def set_up(self) -> Iterator["Setup"]:
+        """The setup for one turn.  First the contender ends, then the container's server, then the namespaces."""
+        with Host() as host, self.client_of(host) as client, process_group(host) as (group, scratch):
             box = host.container()
-            yield Stage(self, host, box, box.address4, client, self.address(box.address4), group, scratch)
+            yield Setup(self, host, box, box.address4, client, self.address(box.address4), group, scratch)
 
     def client_of(self, host: Namespace) -> AbstractContextManager[Client]:
         """A client; on the host itself, unless a contender has it elsewhere."""
-        return nullcontext(Client(host, apart=self.apart))
+        return nullcontext(Client(host, own_core=self.own_core))
 
     @abstractmethod
     def address(self, container: str) -> str:
         """Where the client finds the published ports."""
 
     @abstractmethod
-    def publish(self, stage: "Stage", ports: Sequence[Port]) -> None:
+    def publish(self, setup: "Setup", ports: Sequence[Port]) -> None:
         """Publishes ports of the container, and returns when they are served."""
 
 
 @dataclass(frozen=True)
-class Stage:
+class Setup:
     """The host, a container behind its bridge, a client, and the contender's processes on the host."""
 
     contender: Contender
     host: Namespace
-    box: Namespace
-    container: str
+    container: Namespace
+    container_address: str
     """The container's address."""
     client: Client
     address: str
     """Where the client finds what is published."""
-    group: Group
+    group: ProcessGroup
     scratch: Path
 
     def publish(self, *ports: Port) -> None:
@@ -82,11 +82,11 @@ class Stage:
 
 
 @contextmanager
-def backed(host: Namespace) -> Iterator[tuple[Group, Path]]:
+def process_group(host: Namespace) -> Iterator[tuple[ProcessGroup, Path]]:
     """The contender's processes on a host, and a directory for its files; both end with the block."""
     with tempfile.TemporaryDirectory(prefix="gangway-bench-") as directory:
         scratch = Path(directory)
-        group = Group(host, scratch / "log")
+        group = ProcessGroup(host, scratch / "log")
         try:
             yield group, scratch
         finally:

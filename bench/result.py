@@ -24,7 +24,7 @@ class Verdict(Enum):
 
 
 @dataclass
-class Tally:
+class RowResult:
     """A row's figures.  A round maps a contender's name to its figure; `failures` to why it has none."""
 
     row: Row
