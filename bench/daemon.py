@@ -1,8 +1,4 @@
-"""gangway's own daemon as a contender: it makes the bridge, attaches the container, switches forwarding on.
-
-What this file knows: gangway's commands and its daemon's API.  What it must not know: where the client is, what is
-measured.
-"""
+"""gangway's daemon as a contender: it creates the bridge, attaches the container and enables forwarding."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,32 +18,32 @@ _SUBNETS = ("--subnet", "172.30.0.0/16", "--subnet", "fd30::/64")
 
 @dataclass(frozen=True)
 class DaemonSetup(Setup):
-    """A setup with gangway's daemon on the host."""
+    """A setup with a gangway daemon on the host."""
 
     gangway: Gangway
     redirects: bool
-    """Whether it is to redirect sockets that ask a loopback address."""
+    """Whether the redirect for loopback addresses is enabled."""
     network: str = _NETWORK
     """The network that the container is on."""
 
     def request_ports(self, target: str, ports: Sequence[str]) -> Any:
-        """Asks the daemon's API for something about the container's ports, each as after `-p`."""
+        """Send a request about the container's ports to the daemon's API; `ports` are written as after `-p`."""
         return self.request(target, {"container": self.container.name, "ports": list(ports)})
 
     def request(self, target: str, body: Any) -> Any:
-        """Asks the daemon's API for something."""
+        """Send a request to the daemon's API, and return the answer. CannotCarry: it was refused."""
         try:
             return ask_running(str(self.gangway.socket), "POST", target, body)
         except (NoDaemon, Refused) as error:
-            raise CannotCarry(f"{target}: {str(error) or 'the daemon has ended'}") from None
+            raise CannotCarry(f"{target}: {str(error) or 'the daemon has exited'}") from None
 
     def command_s(self, command: str, *words: str) -> float:
-        """Runs a command of gangway's to its end; the seconds that took."""
+        """Run a gangway command, and return the seconds that it took."""
         return self.group.run_s([str(GANGWAY), command, "--socket", str(self.gangway.socket), *words])
 
 
 class Daemon(Contender):
-    """gangway; the client is on the host, unless somebody has it elsewhere."""
+    """gangway's daemon, with the client on the host unless a subclass puts it elsewhere."""
 
     def __init__(self, name: str, own_core: bool = False, redirects: bool = True) -> None:
         super().__init__(name, own_core)
@@ -69,7 +65,7 @@ class Daemon(Contender):
                 address = self.address(container)
                 yield DaemonSetup(self, host, box, container, client, address, group, scratch, gangway, self.redirects)
         except CommandFailed as error:
-            raise CannotCarry((str(error).splitlines() or ["the daemon does not start"])[-1]) from None
+            raise CannotCarry((str(error).splitlines() or ["the daemon did not start"])[-1]) from None
 
     def address(self, container: str) -> str:
         return "127.0.0.1"
@@ -81,7 +77,7 @@ class Daemon(Contender):
 
 @contextmanager
 def _settings(redirects: bool) -> Iterator[str]:
-    """The path of the daemon's file."""
+    """Write the daemon's settings file, and yield its path."""
     with tempfile.NamedTemporaryFile("w", prefix="gangway-bench-") as file:
         file.write("" if redirects else "[relay]\nredirect = false\n")
         file.flush()

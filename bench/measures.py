@@ -1,10 +1,8 @@
-"""How each row is measured: a function from a contender's turn to one figure, or to a pair of them; what takes long
-gives the figures of several rows.
+"""How each row is measured: a function from a contender's turn to a figure.
 
-What this file knows: what happens in a turn, in which order.  What it must not know: bounds, and other turns.
-
-Each figure that depends on traffic has the same traffic before it, for `WARM_UP_S`: gangway starts worker processes
-when there is enough of it, and docker-proxy's heap grows.  Figures are in plain units: seconds, bytes, one a second.
+Some functions return a pair, gangway's figure and its reference; some return the figures of several rows, because they
+take long. Before traffic is measured, the same traffic runs for `WARM_UP_S`: gangway starts worker processes when there
+is enough of it, and docker-proxy's heap grows. Figures are in seconds, bytes, or per second.
 """
 
 import time
@@ -32,41 +30,40 @@ DOCKER_PORTS = 200
 MAPPINGS = 10_000
 BATCH = 500
 SLICES = 30
-BULK_TIMES = 4  # as long: with one connection it is chance how the two ends keep in step
+BULK_FACTOR = 4  # bulk transfers run longer: how well the two ends of a connection keep in step varies
 ALTERNATIONS, QUICK_ALTERNATIONS = 60, 20
 PUBLICATIONS, COMMANDS = 50, 40
 SETTLE_S = 1.0
-MOST_IDLE_BYTES = 60e6
+IDLE_LIMIT_BYTES = 60e6
 _FIRST = 10000
-_PYTHON = "/usr/bin/python3"  # what gangway's own virtual environment is made of
+_PYTHON = "/usr/bin/python3"  # the Python of gangway's virtual environment
 
 
 def rate(mode: str, clients: int, turn: Turn) -> float:
-    """Operations, or bytes, a second."""
+    """Return operations (or bytes) per second."""
     _serve(turn, (NEEDED[mode],))
     turn.load.run(turn.setup, mode, clients, WARM_UP_S)
     return turn.load.run(turn.setup, mode, clients, turn.seconds).rate
 
 
 def connection_rate(turn: Turn) -> float:
-    """Connections a second, with local ports enough: what a lack of them does is the next measure's business."""
+    """Return connections per second, with enough local ports; sustained_connection_rate measures without them."""
     widen_port_range(turn.setup)
     return rate("crr", 16, turn)
 
 
 def sustained_connection_rate(turn: Turn) -> float:
-    """Connections a second, after a third of the time: 28,000 local ports last for four seconds or so."""
+    """Return connections per second after the first third of the time: 28,000 local ports last for about 4 s."""
     seconds = QUICK_SUSTAINED_S if turn.quick else SUSTAINED_S
-    turn.setup.host.sysctl("net.ipv4.ip_local_port_range", "32768 60999")  # the kernel's own defaults, named
+    turn.setup.host.sysctl("net.ipv4.ip_local_port_range", "32768 60999")  # the kernel's defaults
     turn.setup.host.sysctl("net.ipv4.tcp_tw_reuse", 2)
     _serve(turn, STREAMS)
     each_second = turn.load.run(turn.setup, "crr", 16, seconds).each_second
-    late = each_second[seconds // 3 :]
-    return sum(late) / len(late)
+    return mean(each_second[seconds // 3 :])
 
 
 def transaction_rate(clients: int, turn: Turn) -> float:
-    """pgbench's transactions a second."""
+    """Return pgbench's transactions per second."""
     server = turn.database()
     with server.served(turn.setup):
         turn.setup.publish(database.PORT)
@@ -75,14 +72,14 @@ def transaction_rate(clients: int, turn: Turn) -> float:
 
 
 def bulk_cpu(turn: Turn) -> float:
-    """CPU seconds of the contender's processes for a byte, one connection: the mean of both ways."""
+    """Return the CPU seconds of the contender's processes per byte of one connection: the mean of both directions."""
     _serve(turn, STREAMS)
     turn.load.run(turn.setup, "up", 1, WARM_UP_S)
     return (_cpu_for_byte(turn, "up") + _cpu_for_byte(turn, "down")) / 2
 
 
 def start_time(turn: Turn) -> float:
-    """The median time to one more published port; those before it stay, as with dockerd."""
+    """Return the median time to start a launcher; the launchers before it keep running, as with dockerd."""
     contender = turn.setup.contender
     assert isinstance(contender, DockerProxy)
     first, *others = _ports(STARTS + 1)
@@ -93,12 +90,13 @@ def start_time(turn: Turn) -> float:
 
 
 def port_memory(turn: Turn) -> float:
+    """Return the memory per port of all processes in the host's namespace: launchers, daemon and relay."""
     turn.setup.publish(*_ports(PORTS))
     return turn.setup.group.pss_bytes() / PORTS
 
 
 def client_memory(turn: Turn) -> float:
-    """What one more UDP client costs, after one request and its answer; the proxy keeps it for a while."""
+    """Return the memory per UDP client, after a request and its answer; the proxy remembers the client for a while."""
     group = turn.setup.group
     _serve(turn, DATAGRAMS)
     turn.load.run(turn.setup, "udp", 1, 0)
@@ -108,7 +106,7 @@ def client_memory(turn: Turn) -> float:
 
 
 def docker_time(turn: Turn) -> float:
-    """What a user of docker waits for: a container with many ports, and its end."""
+    """Return the seconds to start and to remove a container with many ports."""
     contender = turn.setup.contender
     assert isinstance(contender, DockerProxy)
     ports = f"{_FIRST}-{_FIRST + DOCKER_PORTS - 1}"
@@ -123,11 +121,10 @@ def docker_time(turn: Turn) -> float:
 
 
 def rate_and_direct(mode: str, clients: int, turn: Turn) -> tuple[float, float]:
-    """Operations, or bytes, a second: at the published port, and at the container's own; slices in turns, and their
-    mean."""
+    """Return operations (or bytes) per second to the published port and to the container's own, in alternation."""
     _serve(turn, (NEEDED[mode],))
     published, direct = turn.setup, replace(turn.setup, address=turn.setup.container_address)
-    slice_s = turn.seconds / SLICES * (BULK_TIMES if mode in ("up", "down") else 1)
+    slice_s = turn.seconds / SLICES * (BULK_FACTOR if mode in ("up", "down") else 1)
     turn.load.run(published, mode, clients, WARM_UP_S)
     rates: dict[str, list[float]] = {published.address: [], direct.address: []}
     for number in range(SLICES):
@@ -138,43 +135,46 @@ def rate_and_direct(mode: str, clients: int, turn: Turn) -> tuple[float, float]:
 
 
 def connection_rate_and_direct(turn: Turn) -> tuple[float, float]:
-    """Connections a second, likewise."""
+    """Return connections per second to the published port and to the container's own."""
     widen_port_range(turn.setup)
     return rate_and_direct("crr", 16, turn)
 
 
 def unrelated_connect_time(mode: str, turn: Turn) -> tuple[float, float]:
-    """The time of a connect() to what nobody has published, with the redirect and without."""
+    """Return the time of a connect() to a port that is not published, with gangway's eBPF programs and without."""
     alternations = QUICK_ALTERNATIONS if turn.quick else ALTERNATIONS
     return medians(unrelated.times_s(turn.setup.host, turn.load, mode, MAPPINGS, alternations))
 
 
 def publish_time(turn: Turn) -> tuple[float, float]:
-    """The median time to publish one more port, with many and with none: two daemons, in turns, by their API."""
+    """Return the median time to publish another port by the API, with many published and with none.
+
+    Two daemons alternate.
+    """
     with turn.setup.contender.set_up() as other:
-        laden, empty = daemon_setup(turn.setup), daemon_setup(other)
+        full, empty = daemon_setup(turn.setup), daemon_setup(other)
         for first in range(_FIRST, _FIRST + MAPPINGS, BATCH):
-            laden.request_ports("/mappings", [mapping(port) for port in range(first, first + BATCH)])
-        times = [(publication_s(laden), publication_s(empty)) for _ in range(PUBLICATIONS)]
+            full.request_ports("/mappings", [mapping(port) for port in range(first, first + BATCH)])
+        times = [(publication_s(full), publication_s(empty)) for _ in range(PUBLICATIONS)]
     return medians(times)
 
 
 def command_time(turn: Turn) -> tuple[float, float]:
-    """The median time that the command `gangway publish` takes, and that Python takes to do nothing, in turns."""
+    """Return the median time of the command `gangway publish`, and of a Python that does nothing, alternating."""
     setup = daemon_setup(turn.setup)
     times = []
     for port in range(_FIRST, _FIRST + COMMANDS + 1):
         command_s = setup.command_s("publish", setup.container.name, "-p", f"{port}:{traffic.ECHO}")
         times.append((command_s, setup.group.run_s([_PYTHON, "-c", "pass"])))
         setup.request_ports("/mappings/withdraw", ())
-    return medians(times[1:])  # the first of each warms the caches
+    return medians(times[1:])  # the first pair warms the caches
 
 
 def idle_memory(turn: Turn) -> tuple[float, float]:
-    """What the daemon and its relay weigh together, with one port published and nothing to do; and what they may."""
+    """Return the memory of the daemon and its relay with one idle port, and the limit for it."""
     turn.setup.publish(*_ports(1))
     time.sleep(SETTLE_S)
-    return turn.setup.group.pss_bytes(), MOST_IDLE_BYTES
+    return turn.setup.group.pss_bytes(), IDLE_LIMIT_BYTES
 
 
 def _serve(turn: Turn, ports: tuple[Port, ...]) -> None:
@@ -222,7 +222,7 @@ MEASURES: dict[str, Callable[[Turn], float]] = {
     "nat-crr16": connection_rate,
 }
 
-# gangway's turns in these rows: the second figure is the reference's, which has no turn of its own.
+# gangway's turns in these rows. The second figure is the reference's, which has no turn of its own.
 PAIRS: dict[str, Callable[[Turn], tuple[float, float]]] = {
     "redirect-rr1": partial(rate_and_direct, "rr", 1),
     "redirect-rr64": partial(rate_and_direct, "rr", 64),
@@ -241,7 +241,7 @@ PAIRS: dict[str, Callable[[Turn], tuple[float, float]]] = {
     "scale-relay-udp64": partial(last_port, "udp", 64),
 }
 
-# One turn, with a figure for each of several rows.
+# One turn that measures several rows.
 SHARED: dict[str, Callable[[Turn], dict[str, Outcome]]] = {
     **dict.fromkeys(("scale-publish", "scale-unpublish", "scale-memory"), all_ports),
     **dict.fromkeys(("scale-one-more", "scale-restart"), with_many_containers),

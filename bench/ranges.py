@@ -1,10 +1,8 @@
-"""Traffic to the last port of a range, beside traffic to the same port when nothing else is published.
+"""Traffic to the last port of a range, compared with the same port when nothing else is published.
 
-What this file knows: the order of a turn.  What it must not know: by which road a client gets there.
-
-How it works.  There are two hosts, of which one has the range and the other one port, and short slices on the one and
-the other in turns.  Half-way two others take their place, the other one of which is the elder: whatever a host owes to
-when it was made is in both figures.
+Two hosts are measured in short, alternating slices: one with the range published, one with that port only. After half
+of the slices two new hosts replace them, created in the opposite order, so that the age of a host affects both figures
+alike.
 """
 
 from collections.abc import Iterator
@@ -14,12 +12,12 @@ from bench.daemon import DaemonSetup
 from bench.publishing import FIRST, LAST
 from bench.turn import WARM_UP_S, Turn, check_road, daemon_setup, widen_port_range
 
-SLICES = 15  # with each two hosts
+SLICES = 15  # with each pair of hosts
 _PROTOCOLS = {"rr": "tcp", "crr": "tcp", "udp": "udp"}  # by mode
 
 
 def last_port(mode: str, clients: int, turn: Turn) -> tuple[float, float]:
-    """Operations a second: to the last port of the range, and to the only one."""
+    """Return operations per second to the last port of the range, and to the only port."""
     set_up = turn.setup.contender.set_up
     with set_up() as second:
         pairs = list(_slices(mode, clients, turn, daemon_setup(turn.setup), daemon_setup(second)))
@@ -32,7 +30,7 @@ def last_port(mode: str, clients: int, turn: Turn) -> tuple[float, float]:
 def _slices(
     mode: str, clients: int, turn: Turn, wide: DaemonSetup, narrow: DaemonSetup
 ) -> Iterator[tuple[float, float]]:
-    """The rates of each pair of slices."""
+    """Yield the rates of each pair of slices."""
     protocol, slice_s = _PROTOCOLS[mode], turn.seconds / SLICES
     for setup, first in (wide, FIRST), (narrow, LAST):
         turn.load.serve(setup, LAST)

@@ -1,7 +1,4 @@
-"""The results as a table in Markdown, which is also what the terminal shows.
-
-What this file knows: Markdown.  What it must not know: files, and how a figure was measured.
-"""
+"""The results as tables in Markdown, which the terminal shows, too."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count, groupby
@@ -12,13 +9,13 @@ from bench.rows import SUBJECT, Row, megabytes, seconds, times
 
 _NONE = "-"
 _EXPLANATION = """\
-Figures are medians over the rounds; the ratio is the median of the rounds' ratios. Of times, CPU time and memory less
-is better, and the bounds are what they may be at most."""
+Figures are medians over the rounds; the ratio is the median of the ratios of each round. For times, CPU time and memory
+less is better, and the bounds are upper limits."""
 
 
 _COLUMNS: tuple[tuple[str, Callable[[Cost], str]], ...] = (
     ("publish", lambda cost: seconds(cost.publish_s)),
-    ("withdraw", lambda cost: seconds(cost.withdraw_s)),
+    ("unpublish", lambda cost: seconds(cost.unpublish_s)),
     ("memory", lambda cost: megabytes(cost.memory_bytes)),
 )
 _CURVE = """\
@@ -26,14 +23,14 @@ _CURVE = """\
 
 {table}
 
-All are ports of tcp; the time of the whole command, and what the machine has less memory for whoever asks, the
-program's first port and, with dockerd, the container included.
+All ports are TCP ports. The times are those of the whole command. The memory is the decrease of the machine's
+available memory (MemAvailable); it includes what a program takes for its first port and, with dockerd, the container.
 
-![by the number of ports](scale.png)"""
+![cost by the number of ports](scale.png)"""
 
 
 def document(results: Sequence[RowResult], facts: Iterable[tuple[str, str]], curve: Curve) -> str:
-    """The whole of RESULTS.md."""
+    """Return the text of RESULTS.md."""
     parts = [
         "# Results of `make bench`",
         summary(results),
@@ -47,7 +44,7 @@ def document(results: Sequence[RowResult], facts: Iterable[tuple[str, str]], cur
 
 
 def summary(results: Iterable[RowResult]) -> str:
-    """One line: how many rows ended how, and which."""
+    """Return one line: for each verdict the number of rows, and which."""
     by_verdict: dict[Verdict, list[str]] = {verdict: [] for verdict in Verdict}
     for result in results:
         by_verdict[result.verdict()].append(result.row.key)
@@ -56,23 +53,26 @@ def summary(results: Iterable[RowResult]) -> str:
 
 
 def tables(results: Iterable[RowResult], curve: Curve) -> str:
-    """The tables."""
+    """Return all tables."""
     return "\n\n".join([*map(_table, _by_chapter(results)), *([_points(curve)] if curve.counts() else [])])
 
 
 def _points(curve: Curve) -> str:
-    """The curve as a table."""
-    names = curve.names()
-    head = ("ports", *(f"{who}: {what}" for who in names for what, _ in _COLUMNS))
-    lines = [(f"{ports:,}", *(cell for who in names for cell in _costs(curve, who, ports))) for ports in curve.counts()]
+    """Return the curve as a table."""
+    programs = curve.programs()
+    head = ("ports", *(f"{program}: {title}" for program in programs for title, _ in _COLUMNS))
+    lines = [
+        (f"{ports:,}", *(cell for program in programs for cell in _costs(curve, program, ports)))
+        for ports in curve.counts()
+    ]
     return _aligned([head, *lines])
 
 
-def _costs(curve: Curve, who: str, ports: int) -> list[str]:
-    cost = curve.cost(who, ports)
+def _costs(curve: Curve, program: str, ports: int) -> list[str]:
+    cost = curve.cost(program, ports)
     if cost is None:
-        return ["fails" if curve.has(who, ports) else _NONE] * len(_COLUMNS)
-    return [shown(cost) for _, shown in _COLUMNS]
+        return ["failed" if curve.has(program, ports) else _NONE] * len(_COLUMNS)
+    return [format_as(cost) for _, format_as in _COLUMNS]
 
 
 def _by_chapter(results: Iterable[RowResult]) -> list[list[RowResult]]:
@@ -80,12 +80,12 @@ def _by_chapter(results: Iterable[RowResult]) -> list[list[RowResult]]:
 
 
 def _table(results: Sequence[RowResult]) -> str:
-    """A chapter's table, and below it why a contender did not get through a row."""
+    """Return a chapter's table, with a note below it for each contender that failed in a row."""
     notes: list[str] = []
     references = {result.row.reference for result in results}
     also = list(dict.fromkeys(result.row.also_compared_with for result in results if result.row.also_compared_with))
-    pairs = {SUBJECT, *references}
-    others = dict.fromkeys(name for result in results for name in result.row.contenders if name not in pairs)
+    compared_names = {SUBJECT, *references}
+    others = dict.fromkeys(name for result in results for name in result.row.contenders if name not in compared_names)
     compared, ratio = "compared with", "ratio"
     if len(references) == 1:
         compared = references.pop()
@@ -106,19 +106,19 @@ def _table(results: Sequence[RowResult]) -> str:
 
 
 def _line(
-    result: RowResult, others: Iterable[str], also: Iterable[str], named: bool, notes: list[str]
+    result: RowResult, others: Iterable[str], also: Iterable[str], names_reference: bool, notes: list[str]
 ) -> tuple[str, ...]:
-    """A row; `named`: it says what gangway is compared with."""
+    """Return a row of the table; with `names_reference` it names what gangway is compared with."""
     row = result.row
     figure, reference = (_figure(result, name, notes) for name in (SUBJECT, row.reference))
-    compared = f"{reference} ({row.reference})" if named else reference
+    compared = f"{reference} ({row.reference})" if names_reference else reference
     figures = (figure, compared, *(_figure(result, name, notes) for name in others))
-    unbound = (_ratio(result.ratio(to=name)) for name in also)
+    other_ratios = (_ratio(result.ratio(to=name)) for name in also)
     ratio, worst = _ratio(result.ratio()), _ratio(result.worst())
-    bounds = _bound(row, row.at_least), _bound(row, row.aim)
+    bounds = _bound(row, row.bound), _bound(row, row.aim)
     verdict = result.verdict()
-    said = f"**{verdict.value}**" if verdict is Verdict.SHORT else verdict.value
-    return (row.title, *figures, *unbound, ratio, worst, *bounds, said)
+    shown_verdict = f"**{verdict.value}**" if verdict is Verdict.SHORT else verdict.value
+    return (row.title, *figures, *other_ratios, ratio, worst, *bounds, shown_verdict)
 
 
 def _figure(result: RowResult, contender: str, notes: list[str]) -> str:
@@ -128,7 +128,7 @@ def _figure(result: RowResult, contender: str, notes: list[str]) -> str:
         return shown
     of = len(failures) + sum(contender in figures for figures in result.rounds)
     notes.append(f"{result.row.key}, {contender}: {len(failures)} of {of} rounds failed: {failures[0]}")
-    return f"{'fails' if median is None else shown} ({len(notes)})"
+    return f"{'failed' if median is None else shown} ({len(notes)})"
 
 
 def _ratio(ratio: float | None) -> str:

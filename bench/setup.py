@@ -1,8 +1,4 @@
-"""A host, a container and a client, made for one contender's turn.
-
-What this file knows: in which order they come up and go, and what is asked of a contender.  What it must not know:
-what happens on them.
-"""
+"""The host, the container and the client of one contender's turn."""
 
 import tempfile
 from abc import ABC, abstractmethod
@@ -17,7 +13,7 @@ from lab.netns import Host, Namespace
 
 
 class Port(NamedTuple):
-    """A port of the container, published under the same number; or under another one."""
+    """A port of the container, and the host port that it is published as."""
 
     protocol: str
     container: int
@@ -25,17 +21,17 @@ class Port(NamedTuple):
 
 
 class Client(NamedTuple):
-    """Who asks."""
+    """The client: where it runs, and how."""
 
     space: Namespace
     sources: tuple[str, ...] = ()
-    """The addresses it may connect from, if it has several."""
+    """The addresses that it connects from, if it has several."""
     own_core: bool = False
-    """It has a core of its own, and so has the container's server."""
+    """Whether the client and the container's server each have a processor core of their own."""
 
 
 class Contender(ABC):
-    """Something by which a client gets to a container."""
+    """A program, or nothing but routing, by which a client reaches a container."""
 
     def __init__(self, name: str, own_core: bool = False) -> None:
         self.name = name
@@ -43,22 +39,22 @@ class Contender(ABC):
 
     @contextmanager
     def set_up(self) -> Iterator["Setup"]:
-        """The setup for one turn.  First the contender ends, then the container's server, then the namespaces."""
+        """Create the setup for one turn. After it the contender ends first, then the server, then the namespaces."""
         with Host() as host, self.client_of(host) as client, process_group(host) as (group, scratch):
             box = host.container()
             yield Setup(self, host, box, box.address4, client, self.address(box.address4), group, scratch)
 
     def client_of(self, host: Namespace) -> AbstractContextManager[Client]:
-        """A client; on the host itself, unless a contender has it elsewhere."""
+        """Create a client: on the host itself, unless a contender puts it elsewhere."""
         return nullcontext(Client(host, own_core=self.own_core))
 
     @abstractmethod
     def address(self, container: str) -> str:
-        """Where the client finds the published ports."""
+        """Return the address that the client connects to, given the container's address."""
 
     @abstractmethod
     def publish(self, setup: "Setup", ports: Sequence[Port]) -> None:
-        """Publishes ports of the container, and returns when they are served."""
+        """Publish ports of the container, and return when they are served."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +68,18 @@ class Setup:
     """The container's address."""
     client: Client
     address: str
-    """Where the client finds what is published."""
+    """The address that the client connects to."""
     group: ProcessGroup
     scratch: Path
 
     def publish(self, *ports: Port) -> None:
-        """Has the contender publish them."""
+        """Publish ports with the contender."""
         self.contender.publish(self, ports)
 
 
 @contextmanager
 def process_group(host: Namespace) -> Iterator[tuple[ProcessGroup, Path]]:
-    """The contender's processes on a host, and a directory for its files; both end with the block."""
+    """Provide a group for the contender's processes and a directory for its files; both end with the block."""
     with tempfile.TemporaryDirectory(prefix="gangway-bench-") as directory:
         scratch = Path(directory)
         group = ProcessGroup(host, scratch / "log")

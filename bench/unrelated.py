@@ -1,11 +1,9 @@
-"""What redirect and steering cost those that they do not concern: a connect() with their programs, and without.
+"""The cost of redirect and steering for unrelated connections: a connect() with their eBPF programs and without.
 
-What this file knows: gangway's loaders, proc_pid_fdinfo(5).  What it must not know: how a connect() is timed.
-
-How it works.  The programs are attached to the root of the cgroups, so that they run for every namespace on the
-machine: a host that has them cannot stand beside one that has not.  They come and go in time instead, in many short
-turns, and the medians are compared: what slows the machine down for a second spoils a few turns of both.  For the same
-reason nobody else may have such programs attached; a turn during which somebody has is taken again.
+The programs are attached to the root cgroup, so they run for every namespace on the machine: a host with them and one
+without cannot be measured side by side. Instead the programs are attached and detached many times, for short slices,
+and the medians are compared; what slows the machine down for a second affects only a few slices of both. No other
+process may have such programs attached meanwhile: a slice during which one had is repeated.
 """
 
 import os
@@ -28,32 +26,35 @@ from lab.netns import Namespace
 from lab.waiting import wait_until
 
 SLICE_S = 0.03
-SETTLE_S = 0.02  # the kernel frees maps and programs some time after their end
+SETTLE_S = 0.02  # the kernel frees maps and programs with a delay
 _FIRST = 10000
 _CONTAINER = ip_address("172.30.0.2").packed
 _PATIENCE_S = 60
-_ATTEMPTS = 3  # for each turn, in the mean
+_ATTEMPTS = 3  # per alternation, on average
 _CONNECT4 = re.compile(
     r"^link_type:\tcgroup$.*^attach_type:\t10$", re.MULTILINE | re.DOTALL
 )  # include/uapi/linux/bpf.h
 
 
 def times_s(host: Namespace, load: Load, mode: str, mappings: int, alternations: int) -> list[tuple[float, float]]:
-    """Seconds for one connect(), refused or served: with so many ports published, and with nothing attached."""
+    """Return the seconds for one connect() with `mappings` ports published and with no program attached, in pairs.
+
+    `mode` is "served" (a server accepts the connection) or "refused".
+    """
     found: list[tuple[float, float]] = []
-    with load.connecting(host, mode, SLICE_S) as ask, host.entered():
-        ask()  # for the caches
+    with load.connecting(host, mode, SLICE_S) as connect_s, host.entered():
+        connect_s()  # warms the caches
         for _ in range(_ATTEMPTS * alternations):
-            _await_nobody()
-            pair = _with_programs_s(ask, mappings), _settled_s(ask)
+            _wait_for_others()
+            pair = _with_programs_s(connect_s, mappings), _after_settling_s(connect_s)
             if not any(_others()):
                 found.append(pair)
             if len(found) == alternations:
                 return found
-    raise CannotCarry("other processes redirect sockets time and again")
+    raise CannotCarry("other processes keep attaching programs to connect()")
 
 
-def _with_programs_s(ask: Callable[[], float], mappings: int) -> float:
+def _with_programs_s(connect_s: Callable[[], float], mappings: int) -> float:
     try:
         with closing(Redirect()) as redirect, closing(Steering()) as steering:
             for port in range(_FIRST, _FIRST + mappings):
@@ -61,27 +62,29 @@ def _with_programs_s(ask: Callable[[], float], mappings: int) -> float:
                     redirect.enter(key, value)
             for key in keys("tcp", bytes(4), _FIRST, _FIRST + mappings - 1):
                 steering.set(key, SERVED)
-            return _settled_s(ask)
+            return _after_settling_s(connect_s)
     except GangwayError as error:
-        raise CannotCarry(f"cannot redirect: {error}") from None
+        raise CannotCarry(f"cannot attach the eBPF programs: {error}") from None
 
 
-def _settled_s(ask: Callable[[], float]) -> float:
+def _after_settling_s(connect_s: Callable[[], float]) -> float:
     time.sleep(SETTLE_S)
-    return ask()
+    return connect_s()
 
 
-def _await_nobody() -> None:
+def _wait_for_others() -> None:
     try:
-        wait_until(lambda: not any(_others()), "", _PATIENCE_S)
+        wait_until(lambda: not any(_others()), "other processes to detach their programs", _PATIENCE_S)
     except AssertionError:
-        raise CannotCarry(f"process {next(_others(), 0)} redirects sockets, too, and would be measured") from None
+        raise CannotCarry(
+            f"process {next(_others(), 0)} has attached programs to connect(), too: the figure would include them"
+        ) from None
 
 
 def _others() -> Iterator[int]:
-    """Processes that keep somebody's programs attached to connect(), but this one."""
+    """Yield the pids of other processes that keep programs attached to connect()."""
     for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
         if pid != os.getpid():
-            with suppress(OSError):  # it has ended, or closes a descriptor
+            with suppress(OSError):  # the process has exited, or closed a descriptor
                 if any(_CONNECT4.search(path.read_text()) for path in Path(f"/proc/{pid}/fdinfo").iterdir()):
                     yield pid

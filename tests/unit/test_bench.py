@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic: a curve's points, and one turn for several rows."""
+"""The benchmark's arithmetic: points of the curve, and rows that share a turn."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,4 +72,4 @@ def test_a_point_is_the_median_and_one_that_failed_is_none() -> None:
     assert curve.counts() == [10, 1000]
     *_, ten, thousand = report.tables([], curve).splitlines()
     assert [cell.strip() for cell in ten.strip("|").split("|")][:4] == ["10", "2.00 s", "1.00 s", "1.0 MB"]
-    assert [cell.strip() for cell in thousand.strip("|").split("|")] == ["1,000", *["fails"] * 3, *["-"] * 3]
+    assert [cell.strip() for cell in thousand.strip("|").split("|")] == ["1,000", *["failed"] * 3, *["-"] * 3]
