@@ -1,33 +1,35 @@
-"""The benchmark: gangway beside docker-proxy, socat and haproxy in dockerd's service, beside iptables without Docker;
-its loopback beside a client that asks the container directly; and many ports at once, beside few and beside dockerd.
+"""The benchmark: gangway compared with docker-proxy, iptables and other programs.
 
-    python -m bench                     every row, some 75 minutes on two cores; bench/RESULTS.md and two pictures
-    python -m bench --only rr1 up8      some rows; these and --quick write to build/bench, not over the published table
+Under dockerd it is compared with docker-proxy, socat and haproxy, without Docker with iptables, on loopback with a
+direct connection, and with dockerd itself when many ports are published at once.
 
-What each module knows:
+    python -m bench                     all rows, some 75 minutes on two cores; writes bench/RESULTS.md and two pictures
+    python -m bench --only rr1 up8      some rows; with this or --quick the results go to build/bench
 
-    rows        the issues' tables: what is promised for each row                                 pure
-    tally       medians, ratios, whether a row holds                                              pure
-    curve       what many ports cost, by their number                                             pure
-    report      the tables in Markdown                                                            pure
-    chart       the picture of the ratios
-    scale_chart the picture of the curve
-    measures    how each row is measured
-    turn        what a measure has at hand
-    publishing  many ports published at once, with gangway's commands and with docker's
-    ranges      traffic to the last port of a range
-    crowd       many mappings in many containers, and a daemon that starts anew among them
-    rounds      who has a turn when, and what is done if it fails
-    stage       a host, a container and a client, fresh for each turn
-    contenders  how each contender in dockerd's service is started; who is in which chapter
-    daemon      gangway's daemon as a contender
-    remote      how a neighbour of the host gets to a container: gangway's daemon, iptables
-    bystander   a connect() to what is not published, with the redirect's programs and without
-    processes   what a contender's processes spend, and how they are ended
-    traffic     the load generator load.c
-    database    PostgreSQL and pgbench
-    machine     what the figures were measured on
+A *contender* is a program that makes a container's ports reachable (gangway, docker-proxy, …). Each *row* of the
+results compares contenders by one figure. In each *round* every contender of a row has a *turn*: it is measured in
+network namespaces that are created for the turn and deleted after it, so that no TIME_WAIT, no conntrack entry and no
+process of one turn can influence the next.
 
-A contender's turn is a namespace of its own, made for it and gone after it: no TIME_WAIT, no conntrack entry and no
-process of one turn is there in the next one.
+    rows             the rows, with the bound and the aim of each                          (pure)
+    result           medians and ratios of a row, and whether its bound holds              (pure)
+    curve            the cost of many ports, by their number                               (pure)
+    report           the tables in Markdown                                                (pure)
+    chart            the picture of the ratios
+    scale_chart      the picture of the curve
+    measures         how each row is measured
+    turn             what a measurement uses in its turn
+    publishing       many ports published at once, with gangway's commands and with docker's
+    ranges           traffic to the last port of a range
+    many_containers  many mappings in many containers, and a restart of the daemon with them
+    unrelated        connect() to a port that is not published, with gangway's eBPF programs attached and without
+    rounds           the order of the turns, and what happens if one fails
+    setup            the host, the container and the client of a turn
+    contenders       how each contender under dockerd is started, and the contenders of each chapter
+    daemon           gangway's daemon as a contender
+    remote           the contenders without Docker, with a client on another machine
+    processes        starting, measuring and ending a contender's processes
+    traffic          the load generator load.c
+    database         PostgreSQL and pgbench
+    machine          the machine and the versions that the figures were measured with
 """

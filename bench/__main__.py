@@ -1,4 +1,4 @@
-"""`python -m bench`: the command line, and where the results go."""
+"""`python -m bench`: the command line, and where the results are written."""
 
 import argparse
 import os
@@ -13,14 +13,14 @@ from types import FrameType
 from typing import NoReturn
 
 from bench import machine, report
-from bench.contenders import bystanders, in_docker, published_at_once, redirected, relayed
-from bench.crowd import QUICK_CONTAINERS
+from bench.contenders import in_docker, published_at_once, redirected, relayed, unrelated_connections
 from bench.errors import CannotMeasure
+from bench.many_containers import QUICK_CONTAINERS
 from bench.measures import QUICK_SUSTAINED_S
 from bench.publishing import QUICK_MANY
 from bench.remote import without_docker
 from bench.rounds import Runner, Settings
-from bench.rows import BYSTANDERS, EVERY_PORT, IN_DOCKER, REDIRECTED, RELAYED, ROWS, WITHOUT_DOCKER, Row
+from bench.rows import ALL_PORTS, IN_DOCKER, REDIRECTED, RELAYED, ROWS, UNRELATED, WITHOUT_DOCKER, Row
 from bench.traffic import Load
 from lab.gangwayd import GANGWAY
 
@@ -33,14 +33,15 @@ _INTERRUPTED = 130
 
 
 def main() -> int:
+    """Run the benchmark, and return the exit code."""
     options = _parse()
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, _stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         _check(options.gangway)
         _run(options)
     except KeyboardInterrupt:
-        print("bench: interrupted; nothing is left behind, no results are written", file=sys.stderr)
+        print("bench: interrupted: everything was cleaned up, no results were written", file=sys.stderr)
         return _INTERRUPTED
     except (CannotMeasure, OSError, RuntimeError, subprocess.SubprocessError) as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -50,17 +51,15 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="bench", description="Measures gangway beside docker-proxy, iptables and others."
+        prog="bench", description="Compares gangway with docker-proxy, iptables and others."
     )
     keys = [row.key for row in ROWS]
-    parser.add_argument("--rounds", type=_rounds, metavar="N", help="rounds (5)")
-    parser.add_argument("--seconds", type=_seconds, metavar="S", help="seconds for each measurement (3)")
-    parser.add_argument("--only", nargs="+", choices=keys, metavar="ROW", help=f"some rows: {' '.join(keys)}")
-    parser.add_argument("--quick", action="store_true", help="2 rounds of 1 second: whether everything runs")
-    parser.add_argument(
-        "--gangway", type=Path, default=_GANGWAY, metavar="PATH", help="the launcher to try for dockerd"
-    )
-    parser.add_argument("--output", type=Path, metavar="DIRECTORY", help="where RESULTS.md and the pictures go")
+    parser.add_argument("--rounds", type=_rounds, metavar="N", help="number of rounds (5)")
+    parser.add_argument("--seconds", type=_seconds, metavar="S", help="seconds per measurement (3)")
+    parser.add_argument("--only", nargs="+", choices=keys, metavar="ROW", help=f"only these rows: {' '.join(keys)}")
+    parser.add_argument("--quick", action="store_true", help="2 rounds of 1 second, to check that everything runs")
+    parser.add_argument("--gangway", type=Path, default=_GANGWAY, metavar="PATH", help="the launcher that dockerd uses")
+    parser.add_argument("--output", type=Path, metavar="DIRECTORY", help="where to write RESULTS.md and the pictures")
     options = parser.parse_args()
     rounds, seconds = _QUICK if options.quick else _USUAL
     options.rounds, options.seconds = options.rounds or rounds, options.seconds or seconds
@@ -70,26 +69,24 @@ def _parse() -> argparse.Namespace:
 
 
 def _check(gangway: Path) -> None:
-    """What must be so before anything is started."""
+    """Check that everything needed is there, and raise the limit of open files."""
     if os.geteuid():
-        raise CannotMeasure("needs root, for its network namespaces")
+        raise CannotMeasure("root is required to create network namespaces")
     for program, remedy in (
         (gangway, "make build"),
         (GANGWAY, "make build"),
         (_DOCKER_PROXY, "apt-get install docker.io"),
     ):
         if not os.access(program, os.X_OK):
-            raise CannotMeasure(f"{program} is not there: {remedy}")
-    # As Go does it for docker-proxy; the others inherit it.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            raise CannotMeasure(f"{program} is missing: run `{remedy}`")
+    # Go does so for docker-proxy; the other programs inherit it from us.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _run(options: argparse.Namespace) -> None:
-    from bench import (  # matplotlib takes its time, and leaves a cache: not for a run that ends in _check
-        chart,
-        scale_chart,
-    )
+    # matplotlib is slow to import and writes a cache: not before _check has passed.
+    from bench import chart, scale_chart
 
     settings = Settings(options.rounds, options.seconds, options.quick)
     rows = [row for row in ROWS if not options.only or row.key in options.only]
@@ -100,48 +97,48 @@ def _run(options: argparse.Namespace) -> None:
         RELAYED: relayed(gangway, _DOCKER_PROXY),
         IN_DOCKER: in_docker(gangway, _DOCKER_PROXY),
         REDIRECTED: redirected(_DOCKER_PROXY),
-        BYSTANDERS: bystanders(),
+        UNRELATED: unrelated_connections(),
         WITHOUT_DOCKER: without_docker(),
-        EVERY_PORT: published_at_once(_DOCKER_PROXY),
+        ALL_PORTS: published_at_once(_DOCKER_PROXY),
     }
     with Runner(contenders, Load.built(_BUILD), settings) as runner:
-        tallies = runner.run(rows, say=lambda line: print(line, flush=True))
-    facts.append(("Took", f"{(time.monotonic() - start_s) / 60:.0f} minutes"))
-    named = dict(facts)
-    subtitle = f"{named['Measured']}; {named['Kernel']}, {named['Date']}"
+        results = runner.run(rows, say=lambda line: print(line, flush=True))
+    facts.append(("Duration", f"{(time.monotonic() - start_s) / 60:.0f} minutes"))
+    fact = dict(facts)
+    subtitle = f"{fact['Measured']}; {fact['Kernel']}, {fact['Date']}"
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "RESULTS.md").write_text(report.document(tallies, facts, runner.curve))
-    chart.draw(tallies, options.output / "results.png", subtitle)
+    (options.output / "RESULTS.md").write_text(report.document(results, facts, runner.curve))
+    chart.draw(results, options.output / "results.png", subtitle)
     if runner.curve.counts():
         scale_chart.draw(runner.curve, options.output / "scale.png", subtitle)
-    print(f"\n{report.tables(tallies, runner.curve)}\n\n{report.summary(tallies)}")
-    print(f"In {options.output}: RESULTS.md and the pictures")
+    print(f"\n{report.tables(results, runner.curve)}\n\n{report.summary(results)}")
+    print(f"Written to {options.output}: RESULTS.md and the pictures")
 
 
 def _extent(settings: Settings, rows: Sequence[Row]) -> str:
-    what = "all rows" if len(rows) == len(ROWS) else "some rows"
+    extent = "all rows" if len(rows) == len(ROWS) else "some rows"
     rounds = "1 round" if settings.rounds == 1 else f"{settings.rounds} rounds"
-    fewer = f"{QUICK_MANY} ports in docker-many, {QUICK_CONTAINERS} containers only"
+    fewer = f"only {QUICK_MANY} ports in docker-many, only {QUICK_CONTAINERS} containers"
     shortened = f", crr-sustained for {QUICK_SUSTAINED_S} s, {fewer}" if settings.quick else ""
-    return f"{what}, {rounds} of {settings.seconds:g} s{shortened}"
+    return f"{extent}, {rounds} of {settings.seconds:g} s{shortened}"
 
 
 def _rounds(text: str) -> int:
     if (rounds := int(text)) < 1:
-        raise argparse.ArgumentTypeError("at least one round")
+        raise argparse.ArgumentTypeError("at least one round is needed")
     return rounds
 
 
 def _seconds(text: str) -> float:
     if not 0.1 <= (seconds := float(text)) <= 600:
-        raise argparse.ArgumentTypeError("from 0.1 to 600 seconds")
+        raise argparse.ArgumentTypeError("must be from 0.1 to 600 seconds")
     return seconds
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    """The first signal ends the run; while it tears down, a second one must not keep it from that."""
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.SIG_IGN)
+    """Interrupt the run; ignore further signals, so that they do not interrupt the cleanup."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -1,11 +1,9 @@
-"""The contenders in dockerd's service: how each one is told to publish ports.
+"""The contenders under dockerd: how each of them publishes ports.
 
-What this file knows: command lines.  What it must not know: what is measured.
-
-Each one is run as its users run it: gangway and docker-proxy as dockerd starts them, one for each port; socat forking,
-one for each port; one haproxy for all ports, in tcp mode.  Where traffic is measured gangway is told to redirect no
-socket: what is to be measured is its relay.  `direct` is no program: the client asks the container's own address, which
-is the ceiling for everything that carries bytes from one socket to another.
+Each one runs as its users run it: gangway and docker-proxy as dockerd starts them, one process per port; socat forking,
+one per port; one haproxy for all ports, in tcp mode. Where traffic is measured, gangway's redirect is off, because its
+relay is what is measured. `direct` is no program: the client connects to the container's own address, which is the
+upper limit for everything that copies bytes from one socket to another.
 """
 
 import shutil
@@ -13,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.daemon import Daemon
-from bench.processes import Group
+from bench.processes import ProcessGroup
 from bench.remote import Remote
 from bench.rows import DOCKERD_300, LOOPBACK, RELAY, REMOTE
-from bench.stage import Contender, Port, Stage
+from bench.setup import Contender, Port, Setup
 
 _HAPROXY = """\
 defaults
@@ -26,35 +24,37 @@ defaults
     timeout server 1h
 """
 
-# $0: a directory that hides what is in /etc, for one program and those that it starts.
+# Runs a program with the directory $0 mounted over /etc, for this program and those that it starts.
 _WITH_ETC = 'mount -t overlay -o lowerdir="$0:/etc" overlay /etc && exec "$@"'
 
 
 class Direct(Contender):
+    """No program: clients connect to the container's own address."""
+
     def address(self, container: str) -> str:
         return container
 
-    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
+    def publish(self, setup: Setup, ports: Sequence[Port]) -> None:
         pass
 
 
 class Proxy(Contender):
-    """A program that listens on the host."""
+    """A program that listens on the host, and forwards to the container."""
 
     def address(self, container: str) -> str:
         return "127.0.0.1"
 
 
 class DockerProxy(Proxy):
-    """docker-proxy, and whatever takes its command line."""
+    """docker-proxy, and programs with the same command line."""
 
-    def __init__(self, name: str, program: Path, apart: bool = False) -> None:
-        super().__init__(name, apart)
+    def __init__(self, name: str, program: Path, own_core: bool = False) -> None:
+        super().__init__(name, own_core)
         self.program = program
 
-    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
+    def publish(self, setup: Setup, ports: Sequence[Port]) -> None:
         for port in ports:
-            stage.group.serve(self.command(stage.container, port))
+            setup.group.start_launcher(self.command(setup.container_address, port))
 
     def command(self, container: str, port: Port) -> list[str]:
         return [
@@ -64,66 +64,70 @@ class DockerProxy(Proxy):
 
 
 class Relay(DockerProxy):
-    """gangway, its relay only."""
+    """gangway without its redirect, so that the relay carries everything."""
 
-    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
-        etc = stage.scratch / "etc"
+    def publish(self, setup: Setup, ports: Sequence[Port]) -> None:
+        etc = setup.scratch / "etc"
         settings = etc / "gangway/docker-proxy.toml"
         settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text("redirect = false\n")
-        within = [_found("unshare"), "--mount", "sh", "-c", _WITH_ETC, str(etc)]
+        with_etc = [_program("unshare"), "--mount", "sh", "-c", _WITH_ETC, str(etc)]
         for port in ports:
-            stage.group.serve([*within, *self.command(stage.container, port)])
+            setup.group.start_launcher([*with_etc, *self.command(setup.container_address, port)])
 
 
 class Socat(Proxy):
-    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
+    """A socat for each port, which forks for each client."""
+
+    def publish(self, setup: Setup, ports: Sequence[Port]) -> None:
         for port in ports:
             kind = f"{port.protocol.upper()}4"
             listen = f"{kind}-LISTEN:{port.host},fork,reuseaddr"
-            stage.group.start([_found("socat"), listen, f"{kind}:{stage.container}:{port.container}"])
-        _await(stage.group, ports)
+            setup.group.start([_program("socat"), listen, f"{kind}:{setup.container_address}:{port.container}"])
+        _wait_for_ports(setup.group, ports)
 
 
 class Haproxy(Proxy):
-    def publish(self, stage: Stage, ports: Sequence[Port]) -> None:
-        configuration = stage.scratch / "haproxy.cfg"
+    """One haproxy for all ports."""
+
+    def publish(self, setup: Setup, ports: Sequence[Port]) -> None:
+        configuration = setup.scratch / "haproxy.cfg"
         listeners = (
             f"listen port{port.host}\n"
             f"    bind 0.0.0.0:{port.host}\n"
-            f"    server container {stage.container}:{port.container}\n"
+            f"    server container {setup.container_address}:{port.container}\n"
             for port in ports
         )
         configuration.write_text(_HAPROXY + "".join(listeners))
-        stage.group.start([_found("haproxy"), "-db", "-f", str(configuration)])
-        _await(stage.group, ports)
+        setup.group.start([_program("haproxy"), "-db", "-f", str(configuration)])
+        _wait_for_ports(setup.group, ports)
 
 
 def relayed(gangway: Path, docker_proxy: Path) -> dict[str, Contender]:
-    """Those that carry traffic, by name."""
+    """Return the contenders that carry traffic, by name."""
     programs = Relay("gangway", gangway), DockerProxy("docker-proxy", docker_proxy)
     return _by_name(*programs, Socat("socat"), Haproxy("haproxy"), Direct("direct"))
 
 
 def in_docker(gangway: Path, docker_proxy: Path) -> dict[str, Contender]:
-    """Those that have a port published, as their users have them."""
+    """Return the contenders that publish a port, configured as their users have them, by name."""
     programs = DockerProxy("gangway", gangway), DockerProxy("docker-proxy", docker_proxy)
     return _by_name(*programs, Socat("socat"), Haproxy("haproxy"))
 
 
 def redirected(docker_proxy: Path) -> dict[str, Contender]:
-    """Those that a process on the host may meet at 127.0.0.1."""
-    return _by_name(Daemon("gangway", apart=True), DockerProxy("docker-proxy", docker_proxy, apart=True))
+    """Return the contenders for clients on the host that connect to 127.0.0.1, by name."""
+    return _by_name(Daemon("gangway", own_core=True), DockerProxy("docker-proxy", docker_proxy, own_core=True))
 
 
 def published_at_once(docker_proxy: Path) -> dict[str, Contender]:
-    """gangway's daemon, by the road of who asks; and a dockerd that has docker-proxy."""
-    loopback, relay = Daemon(LOOPBACK, apart=True), Daemon(RELAY, apart=True, redirects=False)
+    """Return gangway's daemon, by the road of its clients, and a dockerd with docker-proxy."""
+    loopback, relay = Daemon(LOOPBACK, own_core=True), Daemon(RELAY, own_core=True, redirects=False)
     return _by_name(Remote(REMOTE), loopback, relay, DockerProxy(DOCKERD_300, docker_proxy))
 
 
-def bystanders() -> dict[str, Contender]:
-    """A host on which nothing runs: the measure attaches the redirect itself."""
+def unrelated_connections() -> dict[str, Contender]:
+    """Return a host on which nothing runs: the measurement attaches the programs itself."""
     return _by_name(Direct("gangway"))
 
 
@@ -131,10 +135,10 @@ def _by_name(*contenders: Contender) -> dict[str, Contender]:
     return {contender.name: contender for contender in contenders}
 
 
-def _found(program: str) -> str:
+def _program(program: str) -> str:
     return shutil.which(program, path="/usr/bin:/usr/sbin") or f"/usr/bin/{program}"
 
 
-def _await(group: Group, ports: Sequence[Port]) -> None:
+def _wait_for_ports(group: ProcessGroup, ports: Sequence[Port]) -> None:
     for protocol in {port.protocol for port in ports}:
-        group.await_listening(protocol, {port.host for port in ports if port.protocol == protocol})
+        group.wait_for_ports(protocol, {port.host for port in ports if port.protocol == protocol})

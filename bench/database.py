@@ -1,9 +1,7 @@
-"""A real server and its real client: PostgreSQL in the container, the client's pgbench.
+"""A real server and a real client: PostgreSQL in the container, and pgbench.
 
-What this file knows: PostgreSQL's programs.  What it must not know: contenders.
-
-How it works.  The data is made once, in a temporary directory, and served anew in the container of each turn.  It is
-as large as pgbench -S needs to be bound by its messages: all of it is in memory, and nothing is written.
+The data is created once, in a temporary directory; in each turn a server is started on it in the turn's container. The
+data fits into memory and nothing is written, so that the exchange of messages limits pgbench -S.
 """
 
 import re
@@ -18,7 +16,7 @@ from typing import Any
 
 from bench.contenders import Direct
 from bench.errors import CannotCarry, CannotMeasure
-from bench.stage import Port, Stage
+from bench.setup import Port, Setup
 from lab.waiting import wait_until
 
 PORT = Port("tcp", 5432, 5432)
@@ -45,48 +43,48 @@ class Database:
         self._data = directory / "data"
 
     @contextmanager
-    def served(self, stage: Stage) -> Iterator[None]:
-        """The server runs in the container for the time of the block."""
-        server = stage.box.popen(*_AS_POSTGRES, self._program("postgres"), "-D", str(self._data), **_SILENT)
+    def served(self, setup: Setup) -> Iterator[None]:
+        """Run the server in the container during the block."""
+        server = setup.container.popen(*_AS_POSTGRES, self._program("postgres"), "-D", str(self._data), **_SILENT)
         try:
-            ready = [self._program("pg_isready"), "-q", "-h", stage.container]
+            ready = [self._program("pg_isready"), "-q", "-h", setup.container_address]
             wait_until(
-                lambda: stage.client.space.run(*ready, check=False).returncode == 0,
-                "PostgreSQL in the container",
+                lambda: setup.client.space.run(*ready, check=False).returncode == 0,
+                "PostgreSQL in the container to answer",
                 _PATIENCE_S,
             )
             yield
         except AssertionError as error:
             raise CannotMeasure(str(error)) from None
         finally:
-            server.send_signal(signal.SIGINT)  # a fast shutdown, whoever is connected
+            server.send_signal(signal.SIGINT)  # fast shutdown: disconnects clients
             server.wait()
 
-    def ask(self, stage: Stage, clients: int, seconds: float) -> float:
-        """Runs `pgbench -S` as the client; its transactions a second, without the time to connect."""
+    def run(self, setup: Setup, clients: int, seconds: float) -> float:
+        """Run `pgbench -S` as the client, and return its transactions per second, without the time to connect."""
         threads = min(clients, 2)
-        words = f"-S -n -c {clients} -j {threads} -T {max(1, round(seconds))} -h {stage.address} -U postgres postgres"
+        words = f"-S -n -c {clients} -j {threads} -T {max(1, round(seconds))} -h {setup.address} -U postgres postgres"
         try:
-            done = stage.client.space.run(
+            done = setup.client.space.run(
                 self._program("pgbench"), *words.split(), check=False, timeout=seconds + _PATIENCE_S, cwd="/"
             )
         except subprocess.TimeoutExpired:
-            raise CannotCarry("pgbench hangs") from None
+            raise CannotCarry("pgbench timed out") from None
         found = re.search(r"^tps = ([\d.]+)", done.stdout, re.MULTILINE)
         if done.returncode or not found:
             raise CannotCarry(f"pgbench: {(done.stderr.strip().splitlines() or ['no answer'])[-1]}")
         return float(found[1])
 
-    def make(self) -> None:
-        """Makes the data; some seconds."""
+    def create(self) -> None:
+        """Create the data; takes some seconds."""
         _run(*_AS_POSTGRES, self._program("initdb"), "-D", str(self._data), "--auth=trust", "--no-sync")
         with (self._data / "postgresql.conf").open("a") as configuration:
             configuration.write(f"{_SETTINGS}unix_socket_directories = '{self._data.parent}'\n")
         with (self._data / "pg_hba.conf").open("a") as access:
             access.write("host all all all trust\n")
-        with Direct("direct").staged() as stage, self.served(stage):
-            fill = f"-i -q -s {_SCALE} -h {stage.container} -U postgres postgres"
-            _run(*stage.client.space.command(self._program("pgbench"), *fill.split()))
+        with Direct("direct").set_up() as setup, self.served(setup):
+            fill = f"-i -q -s {_SCALE} -h {setup.container_address} -U postgres postgres"
+            _run(*setup.client.space.command(self._program("pgbench"), *fill.split()))
 
     def _program(self, name: str) -> str:
         return str(self._programs / name)
@@ -94,14 +92,14 @@ class Database:
 
 @contextmanager
 def database() -> Iterator[Database]:
-    """A database that is gone after the block."""
+    """Create a database, and delete it after the block."""
     installed = sorted(_INSTALLED.glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
     if not installed:
-        raise CannotMeasure(f"no PostgreSQL in {_INSTALLED}: apt-get install postgresql")
+        raise CannotMeasure(f"no PostgreSQL in {_INSTALLED}: run `apt-get install postgresql`")
     with tempfile.TemporaryDirectory(prefix="gangway-bench-") as directory:
         shutil.chown(directory, "postgres", "postgres")
         made = Database(installed[-1].parent, Path(directory))
-        made.make()
+        made.create()
         yield made
 
 

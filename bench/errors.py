@@ -1,9 +1,9 @@
-"""Who must act when something goes wrong."""
+"""The errors of the benchmark."""
 
 
 class CannotCarry(Exception):
-    """A contender does not get through a row.  That is a result: it stands in the table instead of a figure."""
+    """A contender failed in a row. That is a result: the table shows it instead of a figure."""
 
 
 class CannotMeasure(Exception):
-    """The benchmark itself cannot run; the message is the one line that the user sees."""
+    """The benchmark itself cannot run; the user sees the message as one line."""

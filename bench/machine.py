@@ -1,4 +1,4 @@
-"""What the figures were measured on: the machine and the programs' versions."""
+"""The machine and the versions of the programs that the figures were measured with."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def facts(gangway: Path, docker_proxy: Path) -> list[tuple[str, str]]:
-    """Names and values, for the head of the table."""
+    """Return names and values, for the end of RESULTS.md."""
     memory = int(re.findall(r"MemTotal: +(\d+)", Path("/proc/meminfo").read_text())[0]) / 1024**2
     return [
         ("Date", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),

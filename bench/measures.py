@@ -1,10 +1,8 @@
-"""How each row is measured: a function from a contender's turn to one figure, or to a pair of them; what takes long
-gives the figures of several rows.
+"""How each row is measured: a function from a contender's turn to a figure.
 
-What this file knows: what happens in a turn, in which order.  What it must not know: bounds, and other turns.
-
-Each figure that depends on traffic has the same traffic before it, for `WARM_UP_S`: gangway starts worker processes
-when there is enough of it, and docker-proxy's heap grows.  Figures are in plain units: seconds, bytes, one a second.
+Some functions return a pair, gangway's figure and its reference; some return the figures of several rows, because they
+take long. Before traffic is measured, the same traffic runs for `WARM_UP_S`: gangway starts worker processes when there
+is enough of it, and docker-proxy's heap grows. Figures are in seconds, bytes, or per second.
 """
 
 import time
@@ -13,15 +11,15 @@ from dataclasses import replace
 from functools import partial
 from statistics import mean, median
 
-from bench import bystander, database, traffic
+from bench import database, traffic, unrelated
 from bench.contenders import DockerProxy
-from bench.crowd import in_a_crowd, mapping, publication_s
 from bench.errors import CannotCarry
-from bench.publishing import every_port, many_in_docker
+from bench.many_containers import mapping, publication_s, with_many_containers
+from bench.publishing import all_ports, many_in_docker
 from bench.ranges import last_port
-from bench.stage import Port
+from bench.setup import Port
 from bench.traffic import DATAGRAMS, NEEDED, STREAMS
-from bench.turn import WARM_UP_S, Outcome, Turn, check_road, medians, widen, with_daemon
+from bench.turn import WARM_UP_S, Outcome, Turn, check_road, daemon_setup, medians, widen_port_range
 from lab.dockerd import Dockerd, DockerFailed
 
 SUSTAINED_S, QUICK_SUSTAINED_S = 30, 12
@@ -32,86 +30,88 @@ DOCKER_PORTS = 200
 MAPPINGS = 10_000
 BATCH = 500
 SLICES = 30
-BULK_TIMES = 4  # as long: with one connection it is chance how the two ends keep in step
+BULK_FACTOR = 4  # bulk transfers run longer: how well the two ends of a connection keep in step varies
 ALTERNATIONS, QUICK_ALTERNATIONS = 60, 20
 PUBLICATIONS, COMMANDS = 50, 40
 SETTLE_S = 1.0
-MOST_IDLE_BYTES = 60e6
+IDLE_LIMIT_BYTES = 60e6
 _FIRST = 10000
-_PYTHON = "/usr/bin/python3"  # what gangway's own virtual environment is made of
+_PYTHON = "/usr/bin/python3"  # the Python of gangway's virtual environment
 
 
 def rate(mode: str, clients: int, turn: Turn) -> float:
-    """Operations, or bytes, a second."""
+    """Return operations (or bytes) per second."""
     _serve(turn, (NEEDED[mode],))
-    turn.load.ask(turn.stage, mode, clients, WARM_UP_S)
-    return turn.load.ask(turn.stage, mode, clients, turn.seconds).rate
+    turn.load.run(turn.setup, mode, clients, WARM_UP_S)
+    return turn.load.run(turn.setup, mode, clients, turn.seconds).rate
 
 
 def connection_rate(turn: Turn) -> float:
-    """Connections a second, with local ports enough: what a lack of them does is the next measure's business."""
-    widen(turn.stage)
+    """Return connections per second, with enough local ports; sustained_connection_rate measures without them."""
+    widen_port_range(turn.setup)
     return rate("crr", 16, turn)
 
 
 def sustained_connection_rate(turn: Turn) -> float:
-    """Connections a second, after a third of the time: 28,000 local ports last for four seconds or so."""
+    """Return connections per second after the first third of the time: 28,000 local ports last for about 4 s."""
     seconds = QUICK_SUSTAINED_S if turn.quick else SUSTAINED_S
-    turn.stage.host.sysctl("net.ipv4.ip_local_port_range", "32768 60999")  # the kernel's own defaults, named
-    turn.stage.host.sysctl("net.ipv4.tcp_tw_reuse", 2)
+    turn.setup.host.sysctl("net.ipv4.ip_local_port_range", "32768 60999")  # the kernel's defaults
+    turn.setup.host.sysctl("net.ipv4.tcp_tw_reuse", 2)
     _serve(turn, STREAMS)
-    each_second = turn.load.ask(turn.stage, "crr", 16, seconds).each_second
-    late = each_second[seconds // 3 :]
-    return sum(late) / len(late)
+    each_second = turn.load.run(turn.setup, "crr", 16, seconds).each_second
+    return mean(each_second[seconds // 3 :])
 
 
 def transaction_rate(clients: int, turn: Turn) -> float:
-    """pgbench's transactions a second."""
+    """Return pgbench's transactions per second."""
     server = turn.database()
-    with server.served(turn.stage):
-        turn.stage.publish(database.PORT)
-        server.ask(turn.stage, clients, WARM_UP_S)
-        return server.ask(turn.stage, clients, turn.seconds)
+    with server.served(turn.setup):
+        turn.setup.publish(database.PORT)
+        server.run(turn.setup, clients, WARM_UP_S)
+        return server.run(turn.setup, clients, turn.seconds)
 
 
 def bulk_cpu(turn: Turn) -> float:
-    """CPU seconds of the contender's processes for a byte, one connection: the mean of both ways."""
+    """Return the CPU seconds of the contender's processes per byte of one connection: the mean of both directions."""
     _serve(turn, STREAMS)
-    turn.load.ask(turn.stage, "up", 1, WARM_UP_S)
+    turn.load.run(turn.setup, "up", 1, WARM_UP_S)
     return (_cpu_for_byte(turn, "up") + _cpu_for_byte(turn, "down")) / 2
 
 
 def start_time(turn: Turn) -> float:
-    """The median time to one more published port; those before it stay, as with dockerd."""
-    contender = turn.stage.contender
+    """Return the median time to start a launcher; the launchers before it keep running, as with dockerd."""
+    contender = turn.setup.contender
     assert isinstance(contender, DockerProxy)
     first, *others = _ports(STARTS + 1)
-    turn.stage.publish(first)
-    return median(turn.stage.group.serve(contender.command(turn.stage.container, port)) for port in others)
+    turn.setup.publish(first)
+    return median(
+        turn.setup.group.start_launcher(contender.command(turn.setup.container_address, port)) for port in others
+    )
 
 
 def port_memory(turn: Turn) -> float:
-    turn.stage.publish(*_ports(PORTS))
-    return turn.stage.group.pss_bytes() / PORTS
+    """Return the memory per port of all processes in the host's namespace: launchers, daemon and relay."""
+    turn.setup.publish(*_ports(PORTS))
+    return turn.setup.group.pss_bytes() / PORTS
 
 
 def client_memory(turn: Turn) -> float:
-    """What one more UDP client costs, after one request and its answer; the proxy keeps it for a while."""
-    group = turn.stage.group
+    """Return the memory per UDP client, after a request and its answer; the proxy remembers the client for a while."""
+    group = turn.setup.group
     _serve(turn, DATAGRAMS)
-    turn.load.ask(turn.stage, "udp", 1, 0)
+    turn.load.run(turn.setup, "udp", 1, 0)
     before = group.pss_bytes()
-    turn.load.ask(turn.stage, "udp", UDP_CLIENTS, 0)
+    turn.load.run(turn.setup, "udp", UDP_CLIENTS, 0)
     return (group.pss_bytes() - before) / UDP_CLIENTS
 
 
 def docker_time(turn: Turn) -> float:
-    """What a user of docker waits for: a container with many ports, and its end."""
-    contender = turn.stage.contender
+    """Return the seconds to start and to remove a container with many ports."""
+    contender = turn.setup.contender
     assert isinstance(contender, DockerProxy)
     ports = f"{_FIRST}-{_FIRST + DOCKER_PORTS - 1}"
     try:
-        with Dockerd(turn.stage.host, contender.program) as docker:
+        with Dockerd(turn.setup.host, contender.program) as docker:
             start_s = time.perf_counter()
             docker.run("run", "-d", "--name", "bench", "-p", f"{ports}:{ports}", docker.image, "sleep", "1d")
             docker.run("rm", "-f", "bench")
@@ -120,70 +120,72 @@ def docker_time(turn: Turn) -> float:
         raise CannotCarry(str(error)) from None
 
 
-def beside_direct(mode: str, clients: int, turn: Turn) -> tuple[float, float]:
-    """Operations, or bytes, a second: at the published port, and at the container's own; slices in turns, and their
-    mean."""
+def rate_and_direct(mode: str, clients: int, turn: Turn) -> tuple[float, float]:
+    """Return operations (or bytes) per second to the published port and to the container's own, in alternation."""
     _serve(turn, (NEEDED[mode],))
-    published, direct = turn.stage, replace(turn.stage, address=turn.stage.container)
-    slice_s = turn.seconds / SLICES * (BULK_TIMES if mode in ("up", "down") else 1)
-    turn.load.ask(published, mode, clients, WARM_UP_S)
+    published, direct = turn.setup, replace(turn.setup, address=turn.setup.container_address)
+    slice_s = turn.seconds / SLICES * (BULK_FACTOR if mode in ("up", "down") else 1)
+    turn.load.run(published, mode, clients, WARM_UP_S)
     rates: dict[str, list[float]] = {published.address: [], direct.address: []}
     for number in range(SLICES):
-        for stage in (published, direct)[:: -1 if number % 2 else 1]:
-            rates[stage.address].append(turn.load.ask(stage, mode, clients, slice_s).rate)
-    check_road(with_daemon(turn.stage))
+        for setup in (published, direct)[:: -1 if number % 2 else 1]:
+            rates[setup.address].append(turn.load.run(setup, mode, clients, slice_s).rate)
+    check_road(daemon_setup(turn.setup))
     return mean(rates[published.address]), mean(rates[direct.address])
 
 
-def connections_beside_direct(turn: Turn) -> tuple[float, float]:
-    """Connections a second, likewise."""
-    widen(turn.stage)
-    return beside_direct("crr", 16, turn)
+def connection_rate_and_direct(turn: Turn) -> tuple[float, float]:
+    """Return connections per second to the published port and to the container's own."""
+    widen_port_range(turn.setup)
+    return rate_and_direct("crr", 16, turn)
 
 
-def bystander_time(mode: str, turn: Turn) -> tuple[float, float]:
-    """The time of a connect() to what nobody has published, with the redirect and without."""
+def unrelated_connect_time(mode: str, turn: Turn) -> tuple[float, float]:
+    """Return the time of a connect() to a port that is not published, with gangway's eBPF programs and without."""
     alternations = QUICK_ALTERNATIONS if turn.quick else ALTERNATIONS
-    return medians(bystander.times_s(turn.stage.host, turn.load, mode, MAPPINGS, alternations))
+    return medians(unrelated.times_s(turn.setup.host, turn.load, mode, MAPPINGS, alternations))
 
 
 def publish_time(turn: Turn) -> tuple[float, float]:
-    """The median time to publish one more port, with many and with none: two daemons, in turns, by their API."""
-    with turn.stage.contender.staged() as other:
-        laden, empty = with_daemon(turn.stage), with_daemon(other)
+    """Return the median time to publish another port by the API, with many published and with none.
+
+    Two daemons alternate.
+    """
+    with turn.setup.contender.set_up() as other:
+        full, empty = daemon_setup(turn.setup), daemon_setup(other)
         for first in range(_FIRST, _FIRST + MAPPINGS, BATCH):
-            laden.ask("/mappings", [mapping(port) for port in range(first, first + BATCH)])
-        times = [(publication_s(laden), publication_s(empty)) for _ in range(PUBLICATIONS)]
+            full.request_ports("/mappings", [mapping(port) for port in range(first, first + BATCH)])
+        times = [(publication_s(full), publication_s(empty)) for _ in range(PUBLICATIONS)]
     return medians(times)
 
 
 def command_time(turn: Turn) -> tuple[float, float]:
-    """The median time that the command `gangway publish` takes, and that Python takes to do nothing, in turns."""
-    stage = with_daemon(turn.stage)
+    """Return the median time of the command `gangway publish`, and of a Python that does nothing, alternating."""
+    setup = daemon_setup(turn.setup)
     times = []
     for port in range(_FIRST, _FIRST + COMMANDS + 1):
-        command_s = stage.command_s("publish", stage.box.name, "-p", f"{port}:{traffic.ECHO}")
-        times.append((command_s, stage.group.run_s([_PYTHON, "-c", "pass"])))
-        stage.ask("/mappings/withdraw", ())
-    return medians(times[1:])  # the first of each warms the caches
+        command_s = setup.command_s("publish", setup.container.name, "-p", f"{port}:{traffic.ECHO}")
+        times.append((command_s, setup.group.run_s([_PYTHON, "-c", "pass"])))
+        setup.request_ports("/mappings/withdraw", ())
+    return medians(times[1:])  # the first pair warms the caches
 
 
 def idle_memory(turn: Turn) -> tuple[float, float]:
-    """What the daemon and its relay weigh together, with one port published and nothing to do; and what they may."""
-    turn.stage.publish(*_ports(1))
+    """Return the memory of the daemon and its relay with one idle port, and the limit for it."""
+    turn.setup.publish(*_ports(1))
     time.sleep(SETTLE_S)
-    return turn.stage.group.pss_bytes(), MOST_IDLE_BYTES
+    return turn.setup.group.pss_bytes(), IDLE_LIMIT_BYTES
 
 
 def _serve(turn: Turn, ports: tuple[Port, ...]) -> None:
-    turn.load.serve(turn.stage)
-    turn.stage.publish(*ports)
+    turn.load.serve(turn.setup)
+    turn.setup.publish(*ports)
 
 
 def _cpu_for_byte(turn: Turn, mode: str) -> float:
-    before = turn.stage.group.cpu_s()
-    carried = turn.load.ask(turn.stage, mode, 1, turn.seconds / 2).done
-    return (turn.stage.group.cpu_s() - before) / carried
+    before = turn.setup.group.cpu_s()
+    carried = turn.load.run(turn.setup, mode, 1, turn.seconds / 2).done
+    return (turn.setup.group.cpu_s() - before) / carried
 
 
 def _ports(count: int) -> list[Port]:
@@ -220,17 +222,17 @@ MEASURES: dict[str, Callable[[Turn], float]] = {
     "nat-crr16": connection_rate,
 }
 
-# gangway's turns in these rows: the second figure is the reference's, which has no turn of its own.
+# gangway's turns in these rows. The second figure is the reference's, which has no turn of its own.
 PAIRS: dict[str, Callable[[Turn], tuple[float, float]]] = {
-    "redirect-rr1": partial(beside_direct, "rr", 1),
-    "redirect-rr64": partial(beside_direct, "rr", 64),
-    "redirect-crr16": connections_beside_direct,
-    "redirect-up1": partial(beside_direct, "up", 1),
-    "redirect-down1": partial(beside_direct, "down", 1),
-    "redirect-udp1": partial(beside_direct, "udp", 1),
-    "redirect-udp64": partial(beside_direct, "udp", 64),
-    "redirect-unpublished": partial(bystander_time, "served"),
-    "redirect-refused": partial(bystander_time, "refused"),
+    "redirect-rr1": partial(rate_and_direct, "rr", 1),
+    "redirect-rr64": partial(rate_and_direct, "rr", 64),
+    "redirect-crr16": connection_rate_and_direct,
+    "redirect-up1": partial(rate_and_direct, "up", 1),
+    "redirect-down1": partial(rate_and_direct, "down", 1),
+    "redirect-udp1": partial(rate_and_direct, "udp", 1),
+    "redirect-udp64": partial(rate_and_direct, "udp", 64),
+    "redirect-unpublished": partial(unrelated_connect_time, "served"),
+    "redirect-refused": partial(unrelated_connect_time, "refused"),
     "publish-10000": publish_time,
     "publish-command": command_time,
     "idle-memory": idle_memory,
@@ -239,9 +241,9 @@ PAIRS: dict[str, Callable[[Turn], tuple[float, float]]] = {
     "scale-relay-udp64": partial(last_port, "udp", 64),
 }
 
-# One turn, with a figure for each of several rows.
+# One turn that measures several rows.
 SHARED: dict[str, Callable[[Turn], dict[str, Outcome]]] = {
-    **dict.fromkeys(("scale-publish", "scale-unpublish", "scale-memory"), every_port),
-    **dict.fromkeys(("scale-one-more", "scale-restart"), in_a_crowd),
+    **dict.fromkeys(("scale-publish", "scale-unpublish", "scale-memory"), all_ports),
+    **dict.fromkeys(("scale-one-more", "scale-restart"), with_many_containers),
     **dict.fromkeys(("docker-many-run", "docker-many-rm", "docker-many-memory", "docker-many-threads"), many_in_docker),
 }

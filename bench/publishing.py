@@ -1,12 +1,11 @@
-"""Many ports at once: what it costs to publish them and to withdraw them, with gangway and with dockerd.
+"""Many ports at once: the cost of publishing and unpublishing them, with gangway and with dockerd.
 
-What this file knows: both programs' commands, the machine's memory.  What it must not know: bounds.
+Times are those of a whole command. gangway's runs on a host with the daemon running, the container attached and nothing
+published yet, so that it includes the start of the relay. dockerd's starts, or removes, a container with the ports.
 
-How it works.  Each figure is a command's, from its start to its end.  gangway's is on a host with the daemon running,
-the container attached and nothing published yet: so the start of its relay is part of it.  dockerd's is that of a
-container with so many ports, and of its end.  Memory is what the machine has less of when all has settled: sockets,
-maps and rules are in no process's account.  It is told to some 10 MB only, as each processor has a stock of free pages
-that count as taken; so gangway publishes on several hosts at once, and each has its share.
+Memory is the decrease of the machine's available memory once that is steady, because sockets, maps and rules are not
+charged to any process. It is exact to some 10 MB only: each processor keeps a stock of free pages, which count as used.
+So gangway publishes on several hosts at once, and the decrease is divided by their number.
 """
 
 import re
@@ -18,128 +17,129 @@ from statistics import median
 
 from bench.contenders import DockerProxy
 from bench.curve import DOCKERD, DROP_IN, GANGWAY, Cost
-from bench.daemon import WithDaemon
+from bench.daemon import DaemonSetup
 from bench.errors import CannotCarry
 from bench.rows import SUBJECT
-from bench.stage import Stage
-from bench.turn import Outcome, Turn, with_daemon
+from bench.setup import Setup
+from bench.turn import Outcome, Turn, daemon_setup
 from lab.dockerd import Dockerd, DockerFailed
 from lab.processes import pss_kib
 
 FIRST, LAST = 1024, 65000
 COUNTS = (1, 10, 100, 1_000, 10_000, LAST - FIRST + 1)
-DOCKER_COUNTS = (1, 10, 100, 300)  # the last one is what every port is compared with
+DOCKER_COUNTS = (1, 10, 100, 300)  # all ports are compared with the last one
 HOSTS, QUICK_HOSTS = 8, 3
 MANY, QUICK_MANY = 1_000, 100
-MOST_BYTES = 64e6
-_DOCKERS_FIRST = 10000
-_NOT_FOR_PORTS = {"dockerd", "containerd", "containerd-shim-runc-v2"}
-_PAUSE_S = 1.0  # the kernel gathers its processors' counts as often: vm.stat_interval
+LIMIT_BYTES = 64e6
+_DOCKER_FIRST = 10000
+_WITHOUT_PORTS = {"dockerd", "containerd", "containerd-shim-runc-v2"}
+_PAUSE_S = 1.0  # the kernel sums up its processors' counters at this interval (vm.stat_interval)
 _SETTLED_BYTES = 500e3
 _PATIENCE_S = 5
 
 
-def every_port(turn: Turn) -> dict[str, Outcome]:
-    """gangway: every port from FIRST to LAST, of tcp and udp.  dockerd: the last of its counts, of tcp.
+def all_ports(turn: Turn) -> dict[str, Outcome]:
+    """Measure gangway with all ports from FIRST to LAST, tcp and udp; dockerd with the last of its counts, tcp.
 
-    On the way, each one's points of the curve, of tcp.
+    Also adds the points of the contender to the curve, with tcp ports only.
     """
-    if isinstance(turn.stage, WithDaemon):
-        _gangways_points(turn)
-        publish_s, withdraw_s, memory_bytes = _cost_on_hosts(turn, LAST - FIRST + 1, ("tcp", "udp"))
+    if isinstance(turn.setup, DaemonSetup):
+        _add_gangway_points(turn)
+        publish_s, unpublish_s, memory_bytes = _cost_on_hosts(turn, LAST - FIRST + 1, ("tcp", "udp"))
     else:
-        publish_s, withdraw_s, memory_bytes = _dockers_points(turn)
-    restless = CannotCarry("the machine's memory does not keep still: others took or freed more than this meanwhile")
+        publish_s, unpublish_s, memory_bytes = _add_docker_points(turn)
+    unsteady = CannotCarry("available memory is not steady: other programs used or freed more than this meanwhile")
     return {
         "scale-publish": (publish_s,),
-        "scale-unpublish": (withdraw_s,),
-        "scale-memory": (memory_bytes, MOST_BYTES) if memory_bytes > 0 else restless,
+        "scale-unpublish": (unpublish_s,),
+        "scale-memory": (memory_bytes, LIMIT_BYTES) if memory_bytes > 0 else unsteady,
     }
 
 
 def many_in_docker(turn: Turn) -> dict[str, Outcome]:
-    """A container with many ports: the time of its start and its end, and what the ports' processes weigh meanwhile."""
+    """Measure starting and removing a container with many ports, and its proxies: launchers, daemon and relay."""
     count = QUICK_MANY if turn.quick else MANY
-    contender = _proxy(turn.stage)
-    with _dockerd(turn.stage, contender) as docker:
+    contender = _proxy(turn.setup)
+    with _dockerd(turn.setup, contender) as docker:
         before = _available_bytes()
         run_s = _run_s(docker, count)
-        taken = before - _available_bytes()
-        ours = [pid for pid, words in docker.processes().items() if _is_for_ports(words)]
-        pss_bytes, threads = pss_kib(ours) * 1024, sum(map(_threads, ours))
-        cost = Cost(run_s, _remove_s(docker), taken)
+        used = before - _available_bytes()
+        proxies = [pid for pid, words in docker.processes().items() if _is_for_ports(words)]
+        pss_bytes, threads = pss_kib(proxies) * 1024, sum(map(_threads, proxies))
+        cost = Cost(run_s, _remove_s(docker), used)
     turn.curve.add(DROP_IN if contender.name == SUBJECT else DOCKERD, count, cost)
     return {
         "docker-many-run": (cost.publish_s,),
-        "docker-many-rm": (cost.withdraw_s,),
+        "docker-many-rm": (cost.unpublish_s,),
         "docker-many-memory": (pss_bytes,),
         "docker-many-threads": (threads,),
     }
 
 
-def _gangways_points(turn: Turn) -> None:
+def _add_gangway_points(turn: Turn) -> None:
     for count in COUNTS:
         cost = None
-        with suppress(CannotCarry):  # which is shown as a point that is not there
+        with suppress(CannotCarry):  # the curve then has no such point
             cost = _cost_on_hosts(turn, count, ("tcp",))
         turn.curve.add(GANGWAY, count, cost)
 
 
 def _cost_on_hosts(turn: Turn, count: int, protocols: Sequence[str]) -> Cost:
-    """gangway's, for each of several hosts."""
+    """Return gangway's cost per host, with several hosts at once."""
     ports = f"{FIRST}-{FIRST + count - 1}" if count > 1 else f"{FIRST}"
-    asked = [word for protocol in protocols for word in ("-p", f"{ports}:{ports}/{protocol}")]
+    arguments = [word for protocol in protocols for word in ("-p", f"{ports}:{ports}/{protocol}")]
     with ExitStack() as stack:
         hosts = QUICK_HOSTS if turn.quick else HOSTS
-        stages = [with_daemon(stack.enter_context(turn.stage.contender.staged())) for _ in range(hosts)]
+        setups = [daemon_setup(stack.enter_context(turn.setup.contender.set_up())) for _ in range(hosts)]
         before = _available_bytes()
-        publish_s = median(stage.command_s("publish", stage.box.name, *asked) for stage in stages)
-        taken = before - _available_bytes()
-        withdraw_s = median(stage.command_s("unpublish", stage.box.name, *asked) for stage in stages)
-    return Cost(publish_s, withdraw_s, taken / hosts)
+        publish_s = median(setup.command_s("publish", setup.container.name, *arguments) for setup in setups)
+        used = before - _available_bytes()
+        unpublish_s = median(setup.command_s("unpublish", setup.container.name, *arguments) for setup in setups)
+    return Cost(publish_s, unpublish_s, used / hosts)
 
 
-def _dockers_points(turn: Turn) -> Cost:
-    with _dockerd(turn.stage, _proxy(turn.stage)) as docker:
+def _add_docker_points(turn: Turn) -> Cost:
+    with _dockerd(turn.setup, _proxy(turn.setup)) as docker:
         for count in DOCKER_COUNTS:
             before = _available_bytes()
             run_s = _run_s(docker, count)
-            taken = before - _available_bytes()
-            cost = Cost(run_s, _remove_s(docker), taken)
+            used = before - _available_bytes()
+            cost = Cost(run_s, _remove_s(docker), used)
             turn.curve.add(DOCKERD, count, cost)
     return cost
 
 
 @contextmanager
-def _dockerd(stage: Stage, proxy: DockerProxy) -> Iterator[Dockerd]:
+def _dockerd(setup: Setup, proxy: DockerProxy) -> Iterator[Dockerd]:
     try:
-        with Dockerd(stage.host, proxy.program) as docker:
+        with Dockerd(setup.host, proxy.program) as docker:
             yield docker
     except DockerFailed as error:
         raise CannotCarry(str(error)) from None
 
 
-def _proxy(stage: Stage) -> DockerProxy:
-    assert isinstance(stage.contender, DockerProxy)
-    return stage.contender
+def _proxy(setup: Setup) -> DockerProxy:
+    assert isinstance(setup.contender, DockerProxy)
+    return setup.contender
 
 
 def _run_s(docker: Dockerd, count: int) -> float:
-    ports = f"{_DOCKERS_FIRST}-{_DOCKERS_FIRST + count - 1}"
+    """Start the container, and return the seconds that took."""
+    ports = f"{_DOCKER_FIRST}-{_DOCKER_FIRST + count - 1}"
     start_s = time.perf_counter()
     docker.run("run", "-d", "--name", "bench", "-p", f"{ports}:{ports}", docker.image, "sleep", "1d")
     return time.perf_counter() - start_s
 
 
 def _remove_s(docker: Dockerd) -> float:
+    """Remove the container, and return the seconds that took."""
     start_s = time.perf_counter()
     docker.run("rm", "-f", "bench")
     return time.perf_counter() - start_s
 
 
 def _available_bytes() -> int:
-    """The memory that the machine has for whoever asks, once that is steady: what has ended is freed some time after
-    its end."""
+    """Return the available memory once it is steady: the kernel frees memory some time after a process has exited."""
     found = _available_now()
     for _ in range(round(_PATIENCE_S / _PAUSE_S)):
         time.sleep(_PAUSE_S)
@@ -154,12 +154,12 @@ def _available_now() -> int:
 
 
 def _is_for_ports(words: Sequence[str]) -> bool:
-    """A launcher, a docker-proxy, a relay: whatever dockerd would not have without ports."""
-    return bool(words) and Path(words[0]).name not in _NOT_FOR_PORTS
+    """True for a launcher, gangway's daemon, a relay or a docker-proxy: what would not run without ports."""
+    return bool(words) and Path(words[0]).name not in _WITHOUT_PORTS
 
 
 def _threads(pid: int) -> int:
     try:
         return len(list(Path(f"/proc/{pid}/task").iterdir()))
-    except FileNotFoundError:  # it has ended
+    except FileNotFoundError:  # the process has exited
         return 0

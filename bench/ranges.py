@@ -1,45 +1,45 @@
-"""Traffic to the last port of a range, beside traffic to the same port when nothing else is published.
+"""Traffic to the last port of a range, compared with the same port when nothing else is published.
 
-What this file knows: the order of a turn.  What it must not know: by which road a client gets there.
-
-How it works.  There are two hosts, of which one has the range and the other one port, and short slices on the one and
-the other in turns.  Half-way two others take their place, the other one of which is the elder: whatever a host owes to
-when it was made is in both figures.
+Two hosts are measured in short, alternating slices: one with the range published, one with that port only. After half
+of the slices two new hosts replace them, created in the opposite order, so that the age of a host affects both figures
+alike.
 """
 
 from collections.abc import Iterator
 from statistics import mean
 
-from bench.daemon import WithDaemon
+from bench.daemon import DaemonSetup
 from bench.publishing import FIRST, LAST
-from bench.turn import WARM_UP_S, Turn, check_road, widen, with_daemon
+from bench.turn import WARM_UP_S, Turn, check_road, daemon_setup, widen_port_range
 
-SLICES = 15  # with each two hosts
+SLICES = 15  # with each pair of hosts
 _PROTOCOLS = {"rr": "tcp", "crr": "tcp", "udp": "udp"}  # by mode
 
 
 def last_port(mode: str, clients: int, turn: Turn) -> tuple[float, float]:
-    """Operations a second: to the last port of the range, and to the only one."""
-    staged = turn.stage.contender.staged
-    with staged() as second:
-        pairs = list(_slices(mode, clients, turn, with_daemon(turn.stage), with_daemon(second)))
-    with staged() as first, staged() as second:
-        pairs += _slices(mode, clients, turn, with_daemon(second), with_daemon(first))
+    """Return operations per second to the last port of the range, and to the only port."""
+    set_up = turn.setup.contender.set_up
+    with set_up() as second:
+        pairs = list(_slices(mode, clients, turn, daemon_setup(turn.setup), daemon_setup(second)))
+    with set_up() as first, set_up() as second:
+        pairs += _slices(mode, clients, turn, daemon_setup(second), daemon_setup(first))
     wide, narrow = zip(*pairs, strict=True)
     return mean(wide), mean(narrow)
 
 
-def _slices(mode: str, clients: int, turn: Turn, wide: WithDaemon, narrow: WithDaemon) -> Iterator[tuple[float, float]]:
-    """The rates of each pair of slices."""
+def _slices(
+    mode: str, clients: int, turn: Turn, wide: DaemonSetup, narrow: DaemonSetup
+) -> Iterator[tuple[float, float]]:
+    """Yield the rates of each pair of slices."""
     protocol, slice_s = _PROTOCOLS[mode], turn.seconds / SLICES
-    for stage, first in (wide, FIRST), (narrow, LAST):
-        turn.load.serve(stage, LAST)
-        stage.ask("/mappings", [f"{first}-{LAST}:{first}-{LAST}/{protocol}"])
-        widen(stage)
-        turn.load.ask(stage, mode, clients, WARM_UP_S, LAST)
+    for setup, first in (wide, FIRST), (narrow, LAST):
+        turn.load.serve(setup, LAST)
+        setup.request_ports("/mappings", [f"{first}-{LAST}:{first}-{LAST}/{protocol}"])
+        widen_port_range(setup)
+        turn.load.run(setup, mode, clients, WARM_UP_S, LAST)
     for number in range(SLICES):
         order = (wide, narrow)[:: -1 if number % 2 else 1]
-        rates = {stage: turn.load.ask(stage, mode, clients, slice_s, LAST).rate for stage in order}
+        rates = {setup: turn.load.run(setup, mode, clients, slice_s, LAST).rate for setup in order}
         yield rates[wide], rates[narrow]
-    for stage in (wide, narrow):
-        check_road(stage)
+    for setup in (wide, narrow):
+        check_road(setup)

@@ -1,24 +1,21 @@
-"""The results as a table in Markdown, which is also what the terminal shows.
-
-What this file knows: Markdown.  What it must not know: files, and how a figure was measured.
-"""
+"""The results as tables in Markdown, which the terminal shows, too."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count, groupby
 
 from bench.curve import Cost, Curve
+from bench.result import RowResult, Verdict
 from bench.rows import SUBJECT, Row, megabytes, seconds, times
-from bench.tally import Tally, Verdict
 
 _NONE = "-"
 _EXPLANATION = """\
-Figures are medians over the rounds; the ratio is the median of the rounds' ratios. Of times, CPU time and memory less
-is better, and the bounds are what they may be at most."""
+Figures are medians over the rounds; the ratio is the median of the ratios of each round. For times, CPU time and memory
+less is better, and the bounds are upper limits."""
 
 
 _COLUMNS: tuple[tuple[str, Callable[[Cost], str]], ...] = (
     ("publish", lambda cost: seconds(cost.publish_s)),
-    ("withdraw", lambda cost: seconds(cost.withdraw_s)),
+    ("unpublish", lambda cost: seconds(cost.unpublish_s)),
     ("memory", lambda cost: megabytes(cost.memory_bytes)),
 )
 _CURVE = """\
@@ -26,19 +23,19 @@ _CURVE = """\
 
 {table}
 
-All are ports of tcp; the time of the whole command, and what the machine has less memory for whoever asks, the
-program's first port and, with dockerd, the container included.
+All ports are TCP ports. The times are those of the whole command. The memory is the decrease of the machine's
+available memory (MemAvailable); it includes what a program takes for its first port and, with dockerd, the container.
 
-![by the number of ports](scale.png)"""
+![cost by the number of ports](scale.png)"""
 
 
-def document(tallies: Sequence[Tally], facts: Iterable[tuple[str, str]], curve: Curve) -> str:
-    """The whole of RESULTS.md."""
+def document(results: Sequence[RowResult], facts: Iterable[tuple[str, str]], curve: Curve) -> str:
+    """Return the text of RESULTS.md."""
     parts = [
         "# Results of `make bench`",
-        summary(tallies),
+        summary(results),
         _EXPLANATION,
-        *(f"## {of[0].row.chapter.title}\n\n{_table(of)}\n\n{of[0].row.chapter.note}" for of in _by_chapter(tallies)),
+        *(f"## {of[0].row.chapter.title}\n\n{_table(of)}\n\n{of[0].row.chapter.note}" for of in _by_chapter(results)),
         *([_CURVE.format(table=_points(curve))] if curve.counts() else []),
         "![the ratios](results.png)",
         "\n".join(f"- {name}: {value}" for name, value in facts),
@@ -46,80 +43,92 @@ def document(tallies: Sequence[Tally], facts: Iterable[tuple[str, str]], curve: 
     return "\n\n".join(parts) + "\n"
 
 
-def summary(tallies: Iterable[Tally]) -> str:
-    """One line: how many rows ended how, and which."""
+def summary(results: Iterable[RowResult]) -> str:
+    """Return one line: for each verdict the number of rows, and which."""
     by_verdict: dict[Verdict, list[str]] = {verdict: [] for verdict in Verdict}
-    for tally in tallies:
-        by_verdict[tally.verdict()].append(tally.row.key)
+    for result in results:
+        by_verdict[result.verdict()].append(result.row.key)
     parts = [f"{verdict.value}: {len(keys)} ({', '.join(keys)})" for verdict, keys in by_verdict.items() if keys]
     return f"{'; '.join(parts)}."
 
 
-def tables(tallies: Iterable[Tally], curve: Curve) -> str:
-    """The tables."""
-    return "\n\n".join([*map(_table, _by_chapter(tallies)), *([_points(curve)] if curve.counts() else [])])
+def tables(results: Iterable[RowResult], curve: Curve) -> str:
+    """Return all tables."""
+    return "\n\n".join([*map(_table, _by_chapter(results)), *([_points(curve)] if curve.counts() else [])])
 
 
 def _points(curve: Curve) -> str:
-    """The curve as a table."""
-    names = curve.names()
-    head = ("ports", *(f"{who}: {what}" for who in names for what, _ in _COLUMNS))
-    lines = [(f"{ports:,}", *(cell for who in names for cell in _costs(curve, who, ports))) for ports in curve.counts()]
+    """Return the curve as a table."""
+    programs = curve.programs()
+    head = ("ports", *(f"{program}: {title}" for program in programs for title, _ in _COLUMNS))
+    lines = [
+        (f"{ports:,}", *(cell for program in programs for cell in _costs(curve, program, ports)))
+        for ports in curve.counts()
+    ]
     return _aligned([head, *lines])
 
 
-def _costs(curve: Curve, who: str, ports: int) -> list[str]:
-    cost = curve.cost(who, ports)
+def _costs(curve: Curve, program: str, ports: int) -> list[str]:
+    cost = curve.cost(program, ports)
     if cost is None:
-        return ["fails" if curve.has(who, ports) else _NONE] * len(_COLUMNS)
-    return [shown(cost) for _, shown in _COLUMNS]
+        return ["failed" if curve.has(program, ports) else _NONE] * len(_COLUMNS)
+    return [format_as(cost) for _, format_as in _COLUMNS]
 
 
-def _by_chapter(tallies: Iterable[Tally]) -> list[list[Tally]]:
-    return [list(found) for _, found in groupby(tallies, lambda tally: tally.row.chapter)]
+def _by_chapter(results: Iterable[RowResult]) -> list[list[RowResult]]:
+    return [list(found) for _, found in groupby(results, lambda result: result.row.chapter)]
 
 
-def _table(tallies: Sequence[Tally]) -> str:
-    """A chapter's table, and below it why a contender did not get through a row."""
+def _table(results: Sequence[RowResult]) -> str:
+    """Return a chapter's table, with a note below it for each contender that failed in a row."""
     notes: list[str] = []
-    references = {tally.row.reference for tally in tallies}
-    also = list(dict.fromkeys(tally.row.also for tally in tallies if tally.row.also))
-    pairs = {SUBJECT, *references}
-    others = dict.fromkeys(name for tally in tallies for name in tally.row.contenders if name not in pairs)
+    references = {result.row.reference for result in results}
+    also = list(dict.fromkeys(result.row.also_compared_with for result in results if result.row.also_compared_with))
+    compared_names = {SUBJECT, *references}
+    others = dict.fromkeys(name for result in results for name in result.row.contenders if name not in compared_names)
     compared, ratio = "compared with", "ratio"
     if len(references) == 1:
         compared = references.pop()
         ratio = f"{SUBJECT} / {compared}"
-    bound = "at most" if all(tally.row.less_is_better for tally in tallies) else "at least"
+    bound = "at most" if all(result.row.less_is_better for result in results) else "at least"
     ratios = (ratio, "worst round", bound, "aim", "")
-    head = (tallies[0].row.chapter.way, SUBJECT, compared, *others, *(f"{SUBJECT} / {name}" for name in also), *ratios)
-    lines = [head, *(_line(tally, others, also, bool(references), notes) for tally in tallies)]
+    head = (
+        results[0].row.chapter.direction,
+        SUBJECT,
+        compared,
+        *others,
+        *(f"{SUBJECT} / {name}" for name in also),
+        *ratios,
+    )
+    lines = [head, *(_line(result, others, also, bool(references), notes) for result in results)]
     footnotes = [f"({number}) {note}" for number, note in zip(count(1), notes, strict=False)]
     return "\n\n".join([_aligned(lines), *footnotes])
 
 
-def _line(tally: Tally, others: Iterable[str], also: Iterable[str], named: bool, notes: list[str]) -> tuple[str, ...]:
-    """A row; `named`: it says what gangway is compared with."""
-    row = tally.row
-    figure, reference = (_figure(tally, name, notes) for name in (SUBJECT, row.reference))
-    compared = f"{reference} ({row.reference})" if named else reference
-    figures = (figure, compared, *(_figure(tally, name, notes) for name in others))
-    unbound = (_ratio(tally.ratio(to=name)) for name in also)
-    ratio, worst = _ratio(tally.ratio()), _ratio(tally.worst())
-    bounds = _bound(row, row.at_least), _bound(row, row.aim)
-    verdict = tally.verdict()
-    said = f"**{verdict.value}**" if verdict is Verdict.SHORT else verdict.value
-    return (row.title, *figures, *unbound, ratio, worst, *bounds, said)
+def _line(
+    result: RowResult, others: Iterable[str], also: Iterable[str], names_reference: bool, notes: list[str]
+) -> tuple[str, ...]:
+    """Return a row of the table; with `names_reference` it names what gangway is compared with."""
+    row = result.row
+    figure, reference = (_figure(result, name, notes) for name in (SUBJECT, row.reference))
+    compared = f"{reference} ({row.reference})" if names_reference else reference
+    figures = (figure, compared, *(_figure(result, name, notes) for name in others))
+    other_ratios = (_ratio(result.ratio(to=name)) for name in also)
+    ratio, worst = _ratio(result.ratio()), _ratio(result.worst())
+    bounds = _bound(row, row.bound), _bound(row, row.aim)
+    verdict = result.verdict()
+    shown_verdict = f"**{verdict.value}**" if verdict is Verdict.SHORT else verdict.value
+    return (row.title, *figures, *other_ratios, ratio, worst, *bounds, shown_verdict)
 
 
-def _figure(tally: Tally, contender: str, notes: list[str]) -> str:
-    median, failures = tally.median(contender), tally.failures.get(contender, [])
-    shown = _NONE if median is None else tally.row.shown(median)
+def _figure(result: RowResult, contender: str, notes: list[str]) -> str:
+    median, failures = result.median(contender), result.failures.get(contender, [])
+    shown = _NONE if median is None else result.row.format_as(median)
     if not failures:
         return shown
-    of = len(failures) + sum(contender in figures for figures in tally.rounds)
-    notes.append(f"{tally.row.key}, {contender}: {len(failures)} of {of} rounds failed: {failures[0]}")
-    return f"{'fails' if median is None else shown} ({len(notes)})"
+    of = len(failures) + sum(contender in figures for figures in result.rounds)
+    notes.append(f"{result.row.key}, {contender}: {len(failures)} of {of} rounds failed: {failures[0]}")
+    return f"{'failed' if median is None else shown} ({len(notes)})"
 
 
 def _ratio(ratio: float | None) -> str:

@@ -1,11 +1,9 @@
-"""Who has a turn when, and what becomes of its figure.
+"""The order of the turns, and what happens with their figures.
 
-What this file knows: rounds and their order.  What it must not know: what a measure does.
-
-How it works.  A round takes every row once, so that a bad minute of the machine spoils one round of some rows and not
-all rounds of one.  In each row those that are compared stay neighbours, in turns the one and the other first; the
-others come before or after them, another one first each time.  Where a measure sets two things side by side by itself,
-there is one turn for the two; where it has figures for several rows, one turn for these.
+A round measures every row once, so that a minute in which the machine is slow affects one round of some rows instead of
+all rounds of one. Within a row the contenders that are compared have consecutive turns, in alternating order; the
+others come before or after them, starting with a different one in each round. A measurement that compares two things by
+itself has one turn for both, and one that measures several rows has one turn for all of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,18 +17,18 @@ from bench.curve import Curve
 from bench.database import Database, database
 from bench.errors import CannotCarry
 from bench.measures import MEASURES, PAIRS, SHARED
+from bench.result import RowResult
 from bench.rows import SUBJECT, Chapter, Row
-from bench.stage import Contender
-from bench.tally import Tally
+from bench.setup import Contender
 from bench.traffic import Load
 from bench.turn import Outcome, Turn
 
-OTHERS_ROUNDS = 3  # those that are in neither side of a ratio are there for orientation: their medians need no more
+OTHERS_ROUNDS = 3  # contenders that are in no ratio are for orientation only: three rounds are enough
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is measured."""
+    """How many rounds are measured, and for how long."""
 
     rounds: int
     seconds: float
@@ -38,7 +36,7 @@ class Settings:
 
 
 class Slot(NamedTuple):
-    """One turn to come."""
+    """One turn of the schedule."""
 
     round: int
     row: Row
@@ -46,18 +44,18 @@ class Slot(NamedTuple):
 
 
 def schedule(rows: Sequence[Row], rounds: int) -> list[Slot]:
-    """All turns, in their order."""
+    """Return all turns, in order."""
     return [
         Slot(number, row, contender)
         for number in range(rounds)
         for row in rows
-        if row.most_rounds is None or number < row.most_rounds
+        if row.max_rounds is None or number < row.max_rounds
         for contender in _order(row, number)
     ]
 
 
 class Runner:
-    """Runs turns.  What several of them need is made when the first of them needs it, and gone with the block."""
+    """Runs the turns. What several of them use is created on first use, and deleted after the block."""
 
     def __init__(self, contenders: Mapping[Chapter, Mapping[str, Contender]], load: Load, settings: Settings) -> None:
         self._contenders = contenders
@@ -76,28 +74,28 @@ class Runner:
     ) -> None:
         self._stack.close()
 
-    def run(self, rows: Sequence[Row], say: Callable[[str], None]) -> list[Tally]:
-        """Takes all turns, and says after each one what came out."""
-        tallies = {row.key: Tally(row) for row in rows}
+    def run(self, rows: Sequence[Row], say: Callable[[str], None]) -> list[RowResult]:
+        """Run all turns, and report the figure of each with `say`."""
+        results = {row.key: RowResult(row) for row in rows}
         slots = schedule(rows, self._settings.rounds)
         for number, slot in enumerate(slots, 1):
-            outcome = self._take(slot, tallies[slot.row.key])
+            outcome = self._take(slot, results[slot.row.key])
             say(f"{number:4}/{len(slots)}  round {slot.round + 1}  {slot.row.key:<15}  {slot.contender:<12}  {outcome}")
-        return list(tallies.values())
+        return list(results.values())
 
-    def _take(self, slot: Slot, tally: Tally) -> str:
-        if len(tally.rounds) <= slot.round:
-            tally.rounds.append({})
+    def _take(self, slot: Slot, result: RowResult) -> str:
+        if len(result.rounds) <= slot.round:
+            result.rounds.append({})
         try:
             figures = self._measure(slot)
         except CannotCarry as error:
-            tally.failures.setdefault(slot.contender, []).append(str(error))
-            return f"fails: {error}"
-        tally.rounds[slot.round] |= figures
-        return ", ".join(slot.row.shown(figure) for figure in figures.values())
+            result.failures.setdefault(slot.contender, []).append(str(error))
+            return f"failed: {error}"
+        result.rounds[slot.round] |= figures
+        return ", ".join(slot.row.format_as(figure) for figure in figures.values())
 
     def _measure(self, slot: Slot) -> dict[str, float]:
-        """A turn's figures, by whose they are."""
+        """Run a turn, and return its figures, by contender."""
         row = slot.row
         if row.key in SHARED:
             outcome = self._figures(slot)[row.key]
@@ -110,7 +108,7 @@ class Runner:
             return {slot.contender: MEASURES[row.key](turn)}
 
     def _figures(self, slot: Slot) -> dict[str, Outcome]:
-        """The figures of all rows that have this measure: the first of them in a round has the turn."""
+        """Return the figures of all rows with this measurement, which runs once in each round."""
         measure = SHARED[slot.row.key]
         key = slot.round, slot.contender, measure
         if key not in self._shared:
@@ -125,12 +123,14 @@ class Runner:
     def _turn(self, slot: Slot) -> Iterator[Turn]:
         contenders, settings = self._contenders[slot.row.chapter], self._settings
         name = slot.row.road if slot.row.road and slot.contender == SUBJECT else slot.contender
-        with contenders[name].staged() as stage:
-            yield Turn(stage, self._load, self._database, self.curve, settings.seconds, settings.quick)
+        with contenders[name].set_up() as setup:
+            yield Turn(setup, self._load, self._database, self.curve, settings.seconds, settings.quick)
 
 
 def _order(row: Row, number: int) -> Iterator[str]:
-    pair = [name for name in (SUBJECT, row.reference, row.also) if name in row.contenders][:: -1 if number % 2 else 1]
+    pair = [name for name in (SUBJECT, row.reference, row.also_compared_with) if name in row.contenders][
+        :: -1 if number % 2 else 1
+    ]
     others = [name for name in row.contenders if name not in pair]
     if others and number < OTHERS_ROUNDS:
         first = number % len(others)

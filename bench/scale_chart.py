@@ -1,8 +1,6 @@
-"""What many ports at once cost, as a picture: a panel for each kind of cost, over the number of ports.
+"""The picture of the cost of many ports: a panel for each kind of cost, by the number of ports.
 
-What this file knows: matplotlib.  What it must not know: anything that is not in the curve.
-
-How it works.  Both scales are logarithmic: what grows with the number of ports is a slope, what does not is level.
+Both scales are logarithmic: a cost that grows with the number of ports is a slope, one that does not is level.
 """
 
 from collections.abc import Callable
@@ -27,19 +25,19 @@ _STYLES = {  # colour, marker, line
 _MB = 1e6
 _PANELS: tuple[tuple[str, Callable[[Cost], float], str], ...] = (
     ("to publish", lambda cost: cost.publish_s, "s"),
-    ("to withdraw", lambda cost: cost.withdraw_s, "s"),
-    ("less free memory", lambda cost: cost.memory_bytes / _MB, "MB"),
+    ("to unpublish", lambda cost: cost.unpublish_s, "s"),
+    ("decrease of available memory", lambda cost: cost.memory_bytes / _MB, "MB"),
 )
 
 
 def draw(curve: Curve, path: Path, subtitle: str) -> None:
-    """Writes the picture as a PNG."""
+    """Write the picture as a PNG."""
     figure, axes = pyplot.subplots(1, len(_PANELS), figsize=(11, 4.6), layout="constrained")
     for axis, (title, cost, unit) in zip(axes, _PANELS, strict=True):
         _frame(axis, title, unit)
-        for who in curve.names():
-            _line(axis, who, [(ports, cost(costs)) for ports, costs in curve.line(who)])
-    figure.suptitle(f"many tcp ports at once, by their number\n{subtitle}", color=_INK, fontsize=11)
+        for program in curve.programs():
+            _line(axis, program, [(ports, cost(costs)) for ports, costs in curve.line(program)])
+    figure.suptitle(f"the cost of many TCP ports, by their number\n{subtitle}", color=_INK, fontsize=11)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=_INK)
     figure.savefig(path, dpi=150, facecolor="white")
@@ -62,12 +60,14 @@ def _frame(axis: Any, title: str, unit: str) -> None:
     axis.spines[:].set_visible(False)
 
 
-def _line(axis: Any, who: str, points: list[tuple[int, float]]) -> None:
-    """The line, and the figure beside its last point.  What is not above zero has no place on the scale: it is what
-    the machine's memory does by itself."""
-    colour, marker, line = _STYLES[who]
+def _line(axis: Any, program: str, points: list[tuple[int, float]]) -> None:
+    """Draw a line, and the figure at its last point.
+
+    Costs of zero or less have no place on the scale and are left out: they are noise of the machine's memory.
+    """
+    colour, marker, line = _STYLES[program]
     shown = [(ports, cost) for ports, cost in points if cost > 0]
-    axis.plot(*(zip(*shown, strict=True) if shown else ((), ())), line, color=colour, marker=marker, label=who)
+    axis.plot(*(zip(*shown, strict=True) if shown else ((), ())), line, color=colour, marker=marker, label=program)
     if shown:
         ports, cost = shown[-1]
         figure = f"{cost:,.0f}" if cost >= 10 else f"{cost:.2g}"

@@ -1,7 +1,4 @@
-"""The load generator: load.c compiled, its server in the container, and its client.
-
-What this file knows: load's command line and its answer.  What it must not know: contenders.
-"""
+"""The load generator load.c: compiling it, and running its server in the container and its client."""
 
 import os
 import subprocess
@@ -11,21 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import CannotCarry, CannotMeasure
-from bench.stage import Port, Stage
+from bench.setup import Port, Setup
 from lab.netns import Namespace, end
 
-ECHO = 7000  # discard and source follow it; see load.c
+ECHO = 7000  # the discard port and the source port follow it; see load.c
 STREAMS = tuple(Port("tcp", port, port) for port in range(ECHO, ECHO + 3))
 DATAGRAMS = (Port("udp", ECHO, ECHO),)
 NEEDED = {"rr": STREAMS[0], "crr": STREAMS[0], "up": STREAMS[1], "down": STREAMS[2], "udp": DATAGRAMS[0]}  # by mode
-_NOBODYS = 1
+_UNPUBLISHED_PORT = 1
 _PATIENCE_S = 60
 _SOURCE = Path(__file__).with_name("load.c")
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a client has done: in all, for each second, and in each whole second (crr only)."""
+class LoadResult:
+    """What a client did: operations (or bytes) per second, in total, failures, and per whole second (crr only)."""
 
     rate: float
     done: int
@@ -34,14 +31,14 @@ class Result:
 
 
 class Load:
-    """The compiled program."""
+    """The compiled load generator."""
 
     def __init__(self, program: Path) -> None:
         self._program = program
 
     @classmethod
     def built(cls, directory: Path) -> "Load":
-        """Compiles load.c, unless that is done."""
+        """Compile load.c, unless the program is newer."""
         program = directory / "load"
         if program.exists() and program.stat().st_mtime >= _SOURCE.stat().st_mtime:
             return cls(program)
@@ -50,63 +47,66 @@ class Load:
         command = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-o", str(made), str(_SOURCE)]
         done = subprocess.run(command, text=True, capture_output=True, check=False)
         if done.returncode:
-            raise CannotMeasure(f"load.c does not compile: {done.stderr.strip()}")
+            raise CannotMeasure(f"compiling load.c failed: {done.stderr.strip()}")
         made.replace(program)
         return cls(program)
 
-    def serve(self, stage: Stage, echo: int = ECHO) -> None:
-        """Starts the server in the container; it ends with the stage."""
-        words = [*_apart(stage, -1), str(self._program), "serve", str(echo)]
-        server = stage.box.popen(*words, stdout=subprocess.PIPE, text=True)
+    def serve(self, setup: Setup, echo: int = ECHO) -> None:
+        """Start the server in the container; it ends with the setup."""
+        words = [*_pinned(setup, -1), str(self._program), "serve", str(echo)]
+        server = setup.container.popen(*words, stdout=subprocess.PIPE, text=True)
         assert server.stdout is not None
         if server.stdout.readline() != "ready\n":
-            raise CannotMeasure("load's server does not start")
+            raise CannotMeasure("the load server did not start")
 
-    def ask(self, stage: Stage, mode: str, clients: int, seconds: float, echo: int = ECHO) -> Result:
-        """Runs a client to its end."""
-        words = [*_apart(stage, 0), str(self._program), mode, stage.address, str(echo), str(clients), f"{seconds:g}"]
+    def run(self, setup: Setup, mode: str, clients: int, seconds: float, echo: int = ECHO) -> LoadResult:
+        """Run a client, and return its result. CannotCarry: it failed."""
+        words = [*_pinned(setup, 0), str(self._program), mode, setup.address, str(echo), str(clients), f"{seconds:g}"]
         if mode == "crr":
-            words += stage.client.sources
+            words += setup.client.sources
         try:
-            done = stage.client.space.run(*words, check=False, timeout=seconds + _PATIENCE_S)
+            done = setup.client.space.run(*words, check=False, timeout=seconds + _PATIENCE_S)
         except subprocess.TimeoutExpired:
-            raise CannotCarry(f"{mode} with {clients} clients hangs") from None
+            raise CannotCarry(f"{mode} with {clients} clients timed out") from None
         if done.returncode:
             raise CannotCarry(f"{mode} with {clients} clients: {done.stderr.strip().removeprefix('load: ')}")
         *before, last = done.stdout.splitlines()
         rate, operations, failed = last.split()
-        return Result(float(rate), int(operations), int(failed), [int(line) for line in before])
+        return LoadResult(float(rate), int(operations), int(failed), [int(line) for line in before])
 
     @contextmanager
     def connecting(self, host: Namespace, mode: str, seconds: float) -> Iterator[Callable[[], float]]:
-        """A client that asks 127.0.0.1 for a port where nobody listens (`refused`), or one of its own (`served`).
+        """Start a client that connects to a port of 127.0.0.1, and yield a function that measures its connect().
 
-        Each call has it ask for so long, and gives the median time of one connect().
+        Each call makes it connect for `seconds`, and returns the median seconds of one connect(). With the mode
+        "refused" no server listens on the port, with "served" the client itself does.
         """
-        words = [*_core(-1), str(self._program), mode, "127.0.0.1", str(_NOBODYS), f"{seconds:g}"]
+        words = [*_core(-1), str(self._program), mode, "127.0.0.1", str(_UNPUBLISHED_PORT), f"{seconds:g}"]
         client = host.popen(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        asked, answers, complaint = client.stdin, client.stdout, client.stderr
-        assert asked is not None
+        requests, answers, errors = client.stdin, client.stdout, client.stderr
+        assert requests is not None
         assert answers is not None
-        assert complaint is not None
+        assert errors is not None
 
-        def ask() -> float:
-            asked.write("\n")
-            asked.flush()
+        def connect_s() -> float:
+            requests.write("\n")
+            requests.flush()
             if not (line := answers.readline()):
-                raise CannotMeasure(f"connections are not {mode}: {complaint.read().strip()}")
+                raise CannotMeasure(f"connections were not {mode}: {errors.read().strip()}")
             return float(line)
 
         try:
-            yield ask
+            yield connect_s
         finally:
             end(client)
 
 
-def _apart(stage: Stage, which: int) -> list[str]:
-    """What comes before a command that may have to have a core of its own: two that share one never wait for a
-    wake-up."""
-    return _core(which) if stage.client.apart else []
+def _pinned(setup: Setup, which: int) -> list[str]:
+    """Return the words before a command that pin it to a core, if each has its own.
+
+    Two processes that share a core never wait for another core to wake up.
+    """
+    return _core(which) if setup.client.own_core else []
 
 
 def _core(which: int) -> list[str]:

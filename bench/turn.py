@@ -1,31 +1,27 @@
-"""What a measure has at hand during a contender's turn, and what several measures do with it.
-
-What this file knows: stages, the client's settings.  What it must not know: what is measured.
-"""
+"""What a measurement uses in a contender's turn, and functions that several measurements share."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from bench.curve import Curve
-from bench.daemon import WithDaemon
+from bench.daemon import DaemonSetup
 from bench.database import Database
 from bench.errors import CannotCarry
-from bench.stage import Stage
+from bench.setup import Setup
 from bench.traffic import Load
 
 WARM_UP_S = 1.0
 
 Outcome = tuple[float, ...] | CannotCarry
-"""The contender's figure, and the reference's after it where that has no turn of its own; or why there is none."""
+"""The contender's figure, followed by the reference's if that has no turn of its own; or why there is no figure."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a measurement has at hand.  `quick` shortens what `seconds` does not rule; `curve` takes what is found
-    beside a row's figures."""
+    """What a measurement uses. `quick` shortens what does not depend on `seconds`; points are added to `curve`."""
 
-    stage: Stage
+    setup: Setup
     load: Load
     database: Callable[[], Database]
     curve: Curve
@@ -33,26 +29,30 @@ class Turn:
     quick: bool
 
 
-def widen(stage: Stage) -> None:
-    """The client may open as many connections as it likes."""
-    stage.client.space.sysctl("net.ipv4.ip_local_port_range", "10000 65535")
-    stage.client.space.sysctl("net.ipv4.tcp_tw_reuse", 1)
+def widen_port_range(setup: Setup) -> None:
+    """Give the client enough local ports for any number of connections."""
+    setup.client.space.sysctl("net.ipv4.ip_local_port_range", "10000 65535")
+    setup.client.space.sysctl("net.ipv4.tcp_tw_reuse", 1)
 
 
-def with_daemon(stage: Stage) -> WithDaemon:
-    assert isinstance(stage, WithDaemon)
-    return stage
+def daemon_setup(setup: Setup) -> DaemonSetup:
+    """Return the setup of a contender that is gangway's daemon."""
+    assert isinstance(setup, DaemonSetup)
+    return setup
 
 
-def check_road(stage: WithDaemon) -> None:
-    """CannotCarry: the client's sockets were redirected and are not to be, or the reverse.  Whoever carries them
-    instead serves as well, at another speed."""
-    expected = stage.redirects and stage.client.space is stage.host
-    if any(mapping["redirected"] for mapping in stage.gangway.json("ls")) != expected:
-        what = "no socket was redirected" if expected else "sockets were redirected"
-        raise CannotCarry(f"{what}: see the daemon's log, or gangway explain")
+def check_road(setup: DaemonSetup) -> None:
+    """Check that the client's sockets were redirected exactly if they should be: another road has another speed.
+
+    CannotCarry: it was another road.
+    """
+    expected = setup.redirects and setup.client.space is setup.host
+    if any(mapping["redirected"] for mapping in setup.gangway.json("ls")) != expected:
+        problem = "no socket was redirected" if expected else "sockets were redirected"
+        raise CannotCarry(f"{problem}: see the daemon's log, or `gangway explain`")
 
 
 def medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the median of the first figures and that of the second ones."""
     firsts, seconds = zip(*pairs, strict=True)
     return median(firsts), median(seconds)

@@ -1,1 +1,1 @@
-"""`make demo`: a real dockerd that publishes a container's ports through gangway, and what each kind of client sees."""
+"""`make demo` and `make demo-docker`: ports published by gangway, what each kind of client gets, and what it costs."""

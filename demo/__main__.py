@@ -1,7 +1,7 @@
-"""Ports published with no Docker on the machine: what a user types, who gets there by which road, and what it costs.
+"""Ports published without Docker: the commands, the road that each kind of client gets, and what it costs.
 
-How it works.  A host and another machine are network namespaces, and so are the containers.  Every command is the real
-one.  The road in the table is not what gangway says it is: it comes from the kernel's own records (lab/roads.py).
+The host, another machine and the containers are network namespaces. The commands are real. The road in the table is
+not what gangway reports: it is read from the kernel's own tables (lab/roads.py).
 """
 
 import shlex
@@ -14,21 +14,22 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from demo import stage
-from lab import mirror
+from demo import common
+from lab import echo_server
+from lab.addresses import host_port
 from lab.netns import Namespace, Neighbour
-from lab.processes import pss_kib, running
-from lab.roads import taken
+from lab.processes import pids_running, pss_kib
+from lab.roads import observe_road
 from lab.waiting import wait_until
 
 GANGWAY = Path(__file__).parents[1] / ".venv/bin/gangway"
 PORT = 8000
-EVERY, LAST = "1024-65000", 65000
+ALL_PORTS, LAST = "1024-65000", 65000
 HOST4, HOST6 = Neighbour.host4, Neighbour.host6
 
 
 class Scene(NamedTuple):
-    """The host, another machine, three containers, and where the daemon listens."""
+    """The host, another machine, three containers (two on one network), and the path of the daemon's socket."""
 
     host: Namespace
     other: Neighbour
@@ -39,7 +40,7 @@ class Scene(NamedTuple):
 
 
 def show() -> None:
-    """Everything between setting up and cleaning up."""
+    """Run the demo."""
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="gangway-demo-"))
         host = stack.enter_context(Namespace("host"))
@@ -47,19 +48,19 @@ def show() -> None:
         web, near, far = (stack.enter_context(Namespace(role)) for role in ("web", "near", "far"))
         scene = Scene(host, other, web, near, far, f"{directory}/gangway.sock")
         print(
-            f"The host is {HOST4} and {HOST6}; another machine is {other.address4} and {other.address6}.  No Docker.\n"
+            f"The host is {HOST4} and {HOST6}; another machine is {other.address4} and {other.address6}. No Docker.\n"
         )
         _publish(scene)
-        stack.callback(_withdraw, scene)
-        mirror.serve(scene.web.popen, PORT)
+        stack.callback(_remove_networks, scene)
+        echo_server.serve(scene.web.popen, PORT)
         print()
-        head = ("client", "asks", "road", "the container saw")
-        stage.table(head, [row for client in _clients(scene) for row in _rows(scene, *client)])
+        head = ("client", "connects to", "road", "the container saw")
+        common.table(head, [row for client in _clients(scene) for row in _rows(scene, *client)])
         print()
-        _type(scene, "explain", f"{HOST4}:{PORT}", "--from", "remote")
-        _type(scene, "explain", f"127.0.0.1:{PORT}")
+        _show(scene, "explain", f"{HOST4}:{PORT}", "--from", "remote")
+        _show(scene, "explain", f"127.0.0.1:{PORT}")
         print()
-        _every_port(scene)
+        _publish_all_ports(scene)
 
 
 def _publish(scene: Scene) -> None:
@@ -72,15 +73,15 @@ def _publish(scene: Scene) -> None:
         ("publish", scene.web.name, "-p", f"{PORT}:{PORT}", "-p", f"{PORT}:{PORT}/udp"),
         ("ls",),
     ):
-        _type(scene, *words)
+        _show(scene, *words)
 
 
-def _withdraw(scene: Scene) -> None:
+def _remove_networks(scene: Scene) -> None:
     for container in (scene.web, scene.near, scene.far):
         _run(scene, "detach", container.name)
     for network in ("shop", "back"):
         _run(scene, "network", "rm", network)
-    wait_until(lambda: not _processes(scene), "the daemon's end: nothing is left to keep", patience_s=20)
+    wait_until(lambda: not _processes(scene), "the daemon to exit: nothing is published", patience_s=20)
 
 
 def _clients(scene: Scene) -> Iterable[tuple[str, Namespace, Sequence[str]]]:
@@ -93,42 +94,42 @@ def _clients(scene: Scene) -> Iterable[tuple[str, Namespace, Sequence[str]]]:
 
 
 def _rows(
-    scene: Scene, who: str, space: Namespace, addresses: Sequence[str], port: int = PORT
+    scene: Scene, client: str, space: Namespace, addresses: Sequence[str], port: int = PORT
 ) -> Iterable[Sequence[str]]:
-    """Asks over TCP and UDP: one row if they are alike, else one for each."""
+    """Send requests over TCP and UDP; yield one row if the results are the same, else one for each protocol."""
     for address in addresses:
         found = {}
         for protocol in ("tcp", "udp"):
-            found[protocol] = taken(scene.host, space, protocol, address, port)
+            found[protocol] = observe_road(scene.host, space, protocol, address, port)
         if found["tcp"] == found["udp"]:
             found = {"tcp and udp": found["tcp"]}
-        at = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-        yield from ((who, f"{at} {protocol}", *outcome) for protocol, outcome in found.items())
+        at = host_port(address, port)
+        yield from ((client, f"{at} {protocol}", *road) for protocol, road in found.items())
 
 
-def _every_port(scene: Scene) -> None:
-    """All ports at once: what that takes, and who gets to the last one."""
-    _type(scene, "unpublish", scene.web.name)
+def _publish_all_ports(scene: Scene) -> None:
+    """Publish all ports at once; show the time and the memory that takes, and which clients reach the last port."""
+    _show(scene, "unpublish", scene.web.name)
     before_kib, start_s = pss_kib(_processes(scene)), time.monotonic()
-    _type(scene, "publish", scene.web.name, "-p", f"{EVERY}:{EVERY}/tcp", "-p", f"{EVERY}:{EVERY}/udp")
+    _show(scene, "publish", scene.web.name, "-p", f"{ALL_PORTS}:{ALL_PORTS}/tcp", "-p", f"{ALL_PORTS}:{ALL_PORTS}/udp")
     took_s, after_kib = time.monotonic() - start_s, pss_kib(_processes(scene))
-    mirror.serve(scene.web.popen, LAST)
+    echo_server.serve(scene.web.popen, LAST)
     print()
-    head = ("client", "asks", "road", "the container saw")
-    stage.table(head, [row for client in list(_clients(scene))[:3] for row in _rows(scene, *client, LAST)])
+    head = ("client", "connects to", "road", "the container saw")
+    common.table(head, [row for client in list(_clients(scene))[:3] for row in _rows(scene, *client, LAST)])
     print(
-        f"\nThat took {took_s:.2f} s.  Daemon and relay, two processes, have {after_kib / 1024:.0f} MiB (PSS): "
-        f"{max(after_kib - before_kib, 0)} KiB more."
+        f"\nThat took {took_s:.2f} s. Daemon and relay together use {after_kib / 1024:.0f} MiB of memory (PSS), "
+        f"{max(after_kib - before_kib, 0)} KiB more than before."
     )
 
 
 def _processes(scene: Scene) -> list[int]:
-    """The daemon and its relay."""
-    return running("gangway.daemon", scene.host) + running("gangway.relay", scene.host)
+    """Return the pids of the daemon and its relay."""
+    return pids_running("gangway.daemon", scene.host) + pids_running("gangway.relay", scene.host)
 
 
-def _type(scene: Scene, *words: str) -> None:
-    """Shows a command and what it says."""
+def _show(scene: Scene, *words: str) -> None:
+    """Run a gangway command, and print it and its output."""
     print(f"$ gangway {shlex.join(words)}")
     done = _run(scene, *words)
     print(*(f"    {line}" for line in (done.stderr + done.stdout).splitlines()), sep="\n")
@@ -142,4 +143,4 @@ def _run(scene: Scene, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(stage.run(show))
+    sys.exit(common.run(show))

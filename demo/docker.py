@@ -1,12 +1,12 @@
-"""The drop-in for docker-proxy, under a real dockerd: who gets to a published port by which road, and what it costs."""
+"""gangway in docker-proxy's place under a real dockerd: the road that each kind of client gets, and what it costs."""
 
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from demo import docker_clients, docker_costs, stage
-from lab import mirror
+from demo import common, docker_clients, docker_costs
+from lab import echo_server
 from lab.dockerd import Dockerd
 from lab.netns import Host
 
@@ -15,15 +15,15 @@ RANGE = "9000-9099"
 
 
 def show() -> None:
-    """Everything between setting up and cleaning up."""
+    """Run the demo."""
     if not PROXY.exists():
-        raise RuntimeError(f"{PROXY} is missing: `make build` makes it")
+        raise RuntimeError(f"{PROXY} is missing: run `make build`")
     with Host() as host, Dockerd(host, PROXY) as docker:
         remote = host.container()
         run = ("run", "-d", "--init", "--name")
         docker.run(*run, docker_clients.SERVER, "-p", "8000:8000", "-p", "8000:8000/udp", docker.image, "sleep", "1h")
         docker.run(*run, docker_clients.OTHER, docker.image, "sleep", "1h")
-        mirror.serve(partial(docker.popen_in, docker_clients.SERVER), docker_clients.PORT)
+        echo_server.serve(partial(docker.popen_in, docker_clients.SERVER), docker_clients.PORT)
         version = docker.run("version", "-f", "{{.Server.Version}}").stdout.strip()
         print(f"A real dockerd {version}, --userland-proxy-path={_short(PROXY)}, in a network namespace:")
         print("    docker run -p 8000:8000 -p 8000:8000/udp ...")
@@ -36,13 +36,17 @@ def show() -> None:
             for client in docker_clients.clients(host, remote, docker)
             for found in docker_clients.outcomes(host, client)
         ]
-        stage.table(("client", "asks", "answer", "the container saw", "road"), rows)
+        common.table(("client", "connects to", "answer", "the container saw", "road"), rows)
 
         few = docker_costs.measure(docker, PROXY, remote)
         docker.run(*run, "range", "-p", f"{RANGE}:{RANGE}", docker.image, "sleep", "1h")
         many = docker_costs.measure(docker, PROXY, remote)
-        print(f"\nMemory (PSS) for these ports, and with 100 more (-p {RANGE}:{RANGE}), IPv4 and IPv6 counted apart:")
-        stage.table(("", *(f"{cost.ports} ports" for cost in (few, many)), "each"), _costs(few, many), right=(1, 2, 3))
+        print(
+            f"\nMemory (PSS) for these ports, and with 100 more (-p {RANGE}:{RANGE}); IPv4 and IPv6 count separately:"
+        )
+        common.table(
+            ("", *(f"{cost.ports} ports" for cost in (few, many)), "per port"), _costs(few, many), right=(1, 2, 3)
+        )
 
 
 def _costs(few: docker_costs.Cost, many: docker_costs.Cost) -> list[Sequence[str]]:
@@ -52,10 +56,10 @@ def _costs(few: docker_costs.Cost, many: docker_costs.Cost) -> list[Sequence[str
         return name, f"{small / 1024:.1f} MiB", f"{large / 1024:.1f} MiB", f"{large / many.ports:.0f} KiB"
 
     return [
-        row("gangway's launchers, one for each", few.launchers, many.launchers),
-        row("their one shared relay", few.relay, many.relay),
-        row("gangway in all", few.launchers + few.relay, many.launchers + many.relay),
-        row("docker-proxy for the same", few.docker_proxy, many.docker_proxy),
+        row("gangway's launchers, one per port", few.launchers, many.launchers),
+        row("gangway's daemon and relay", few.shared, many.shared),
+        row("gangway in total", few.launchers + few.shared, many.launchers + many.shared),
+        row("docker-proxy for the same ports", few.docker_proxy, many.docker_proxy),
     ]
 
 
@@ -65,4 +69,4 @@ def _short(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(stage.run(show))
+    sys.exit(common.run(show))

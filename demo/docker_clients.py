@@ -1,8 +1,8 @@
-"""Who asks a published port at which address, and what comes of it.
+"""The kinds of clients of a published port, and the road that each of them gets.
 
-How it works.  The server in the container says which address it saw.  The road is not guessed from that: the kernel's
-table of sockets tells whom a process on the host is really connected to, dockerd's own rule counts the connections that
-it translates, and what is neither has been carried by the relay.
+The server in the container reports which address it saw, but the road is not guessed from that. The kernel's table of
+sockets shows the peer that a process on the host is really connected to (redirect); dockerd's rule counts the
+connections that it translates (nat); all others were carried by the relay.
 """
 
 import re
@@ -10,36 +10,37 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-from lab import mirror
+from lab import echo_server
+from lab.addresses import host_port
 from lab.dockerd import Dockerd
 from lab.netns import Container, Host
-from lab.redirect import aimed_at
+from lab.redirect import actual_peer
 
 PORT = 8000
 SERVER, OTHER = "web", "other"
 
 
 class Client(NamedTuple):
-    """A kind of client, and an address that it asks."""
+    """A kind of client, and the address that it connects to."""
 
     origin: str
     address: str
     command: Callable[..., list[str]] | None = None
-    """Runs another one there; None: it is a process on the host."""
+    """Returns the command line that runs a program where the client is; None: the client is a process on the host."""
 
 
 class Outcome(NamedTuple):
-    """What a client got."""
+    """What a client got: the answer, the source address that the container saw, and the road."""
 
     origin: str
-    asked: str
+    target: str
     answer: str
     seen: str
     road: str
 
 
 def clients(host: Host, remote: Container, docker: Dockerd) -> Iterator[Client]:
-    """Every kind of client."""
+    """Yield every kind of client."""
     yield Client("the host, loopback", "127.0.0.1")
     yield Client("the host, loopback", "::1")
     yield Client("the host, own address", host.gateway4)
@@ -51,35 +52,39 @@ def clients(host: Host, remote: Container, docker: Dockerd) -> Iterator[Client]:
 
 
 def outcomes(host: Host, client: Client) -> Iterator[Outcome]:
-    """Asks over TCP and UDP: one outcome if they are alike, else one for each.  NoAnswer if there is none."""
-    place = f"[{client.address}]:{PORT}" if ":" in client.address else f"{client.address}:{PORT}"
+    """Send requests over TCP and UDP; yield one outcome if the results are the same, else one for each protocol.
+
+    echo_server.NoAnswer: a request failed.
+    """
     found = {}
     for protocol in ("tcp", "udp"):
-        before = _translated(host)
+        before = _translated_count(host)
         try:
-            answer, is_redirected = _ask(host, client, protocol)
-        except mirror.NoAnswer as error:
-            raise mirror.NoAnswer(f"{client.origin} got no right answer: {error}") from None
-        is_translated = _translated(host) > before
-        road = "redirect" if is_redirected else "nat, by dockerd's rule" if is_translated else "relay"
-        found[protocol] = Outcome(client.origin, place, answer.text, answer.peer, road)
+            answer, is_redirected = _request(host, client, protocol)
+        except echo_server.NoAnswer as error:
+            raise echo_server.NoAnswer(f"request from {client.origin} failed: {error}") from None
+        is_translated = _translated_count(host) > before
+        road = "redirect" if is_redirected else "nat (dockerd's rule)" if is_translated else "relay"
+        found[protocol] = Outcome(client.origin, host_port(client.address, PORT), answer.text, answer.peer, road)
     if found["tcp"] == found["udp"]:
         found = {"tcp and udp": found["tcp"]}
     for protocol, outcome in found.items():
-        yield outcome._replace(asked=f"{outcome.asked} {protocol}")
+        yield outcome._replace(target=f"{outcome.target} {protocol}")
 
 
-def _ask(host: Host, client: Client, protocol: str) -> tuple[mirror.Answer, bool]:
-    """What was answered, and whether it was a socket that had been aimed elsewhere."""
+def _request(host: Host, client: Client, protocol: str) -> tuple[echo_server.Answer, bool]:
+    """Return the answer, and whether the client's socket was redirected."""
     if client.command is not None:
-        return mirror.ask(client.command, protocol, client.address, PORT), False
-    aims: list[tuple[str, int]] = []
+        return echo_server.request(client.command, protocol, client.address, PORT), False
+    peers: list[tuple[str, int]] = []
     with host.entered():
-        answer = mirror.ask_here(protocol, client.address, PORT, connected=lambda sock: aims.append(aimed_at(sock)))
-    return answer, aims != [(client.address, PORT)]
+        answer = echo_server.request_here(
+            protocol, client.address, PORT, connected=lambda sock: peers.append(actual_peer(sock))
+        )
+    return answer, peers != [(client.address, PORT)]
 
 
-def _translated(host: Host) -> int:
-    """How many connections dockerd's rules for the port have translated so far."""
+def _translated_count(host: Host) -> int:
+    """Return the number of connections that dockerd's rules for the port have translated so far."""
     rules = host.run("iptables", "-t", "nat", "-vxnL", "DOCKER").stdout
     return sum(int(count) for count in re.findall(rf"^ *(\d+) .*DNAT .* dpt:{PORT} ", rules, re.MULTILINE))

@@ -1,7 +1,7 @@
-"""What publishing costs in memory: gangway's launchers and their relay, and docker-proxy for the same ports.
+"""The memory that published ports take: gangway's launchers, daemon and relay, and docker-proxy for the same ports.
 
-How it works.  The figure is the PSS: a process's own pages, and its part of those that it shares.  docker-proxy is
-started with the very command lines that dockerd gave to the launchers, in a namespace where the ports are free.
+The figure is the PSS (see lab/processes.py). docker-proxy is started with the same command lines that dockerd gave to
+the launchers, in a namespace where the ports are free.
 """
 
 import subprocess
@@ -14,25 +14,27 @@ from lab.netns import Namespace, end
 from lab.processes import pss_kib
 
 DOCKER_PROXY = Path("/usr/sbin/docker-proxy")
-# dockerd's proxy reads nothing and says "0\n" on descriptor 3 when it serves.
+# docker-proxy writes "0\n" to descriptor 3 when it serves.
 _START = ("setpriv", "--pdeathsig", "KILL", "sh", "-c", 'exec "$0" "$@" 3>&1 >/dev/null 2>&1')
 
 
 class Cost(NamedTuple):
-    """Memory in KiB for a number of published ports; a port counts once for each protocol and family."""
+    """Memory in KiB for a number of published ports; a port counts once for each protocol and address family."""
 
     ports: int
     launchers: int
-    relay: int
+    shared: int
+    """The processes that all launchers share: the daemon and the relay."""
     docker_proxy: int | None
+    """None: docker-proxy is not installed."""
 
 
 def measure(docker: Dockerd, proxy: Path, scratch: Namespace) -> Cost:
-    """What all that dockerd publishes now costs; docker-proxy's part is None if that is not installed."""
+    """Measure the memory for all ports that dockerd publishes now."""
     processes = docker.processes()
     launchers = {pid: words for pid, words in processes.items() if words[:1] == [str(proxy)]}
-    relay = [pid for pid, words in processes.items() if "gangway.docker_proxy" in words]
-    return Cost(len(launchers), pss_kib(launchers), pss_kib(relay), _docker_proxy(launchers.values(), scratch))
+    shared = [pid for pid, words in processes.items() if any(word.startswith("gangway.") for word in words)]
+    return Cost(len(launchers), pss_kib(launchers), pss_kib(shared), _docker_proxy(launchers.values(), scratch))
 
 
 def _docker_proxy(command_lines: Iterable[list[str]], scratch: Namespace) -> int | None:

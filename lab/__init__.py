@@ -1,1 +1,1 @@
-"""What the tests, the benchmark and the demo run in: real network namespaces, and a real dockerd in one of them."""
+"""What the tests, the benchmark and the demos run in: real network namespaces, gangway daemons and a real dockerd."""

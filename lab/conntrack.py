@@ -1,4 +1,4 @@
-"""The kernel's own record of what was done to a connection: it says by which road a client really came."""
+"""The kernel's connection tracking table: it shows whether a connection was translated (DNAT)."""
 
 import socket
 
@@ -10,21 +10,23 @@ _NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
 
 
 def was_translated(host: Namespace, protocol: str, address: str, port: int) -> bool:
-    """Whether the tracked flows to there were sent on to another address; the record is deleted then.
+    """True if the tracked flows to an address and port of `host` were sent on to another address.
 
-    AssertionError: some were, some were not.
+    Deletes the entries, except those of SCTP.
+
+    AssertionError: some flows were translated and some were not.
     """
     family, kind = (socket.AF_INET6, "V6") if ":" in address else (socket.AF_INET, "V4")
-    roads = set()
+    translated = set()
     with host.entered(), NFCTSocket(nfgen_family=family) as conntrack:
         for message in list(conntrack.dump()):
-            way, back = message.get_attr("CTA_TUPLE_ORIG"), message.get_attr("CTA_TUPLE_REPLY")
-            ports = way.get_attr("CTA_TUPLE_PROTO")
-            asked = way.get_attr("CTA_TUPLE_IP").get_attr(f"CTA_IP_{kind}_DST")
-            found = ports.get_attr("CTA_PROTO_NUM"), ports.get_attr("CTA_PROTO_DST_PORT"), asked
+            original, reply = message.get_attr("CTA_TUPLE_ORIG"), message.get_attr("CTA_TUPLE_REPLY")
+            ports = original.get_attr("CTA_TUPLE_PROTO")
+            destination = original.get_attr("CTA_TUPLE_IP").get_attr(f"CTA_IP_{kind}_DST")
+            found = ports.get_attr("CTA_PROTO_NUM"), ports.get_attr("CTA_PROTO_DST_PORT"), destination
             if found == (_NUMBERS[protocol], port, address):
-                roads.add(back.get_attr("CTA_TUPLE_IP").get_attr(f"CTA_IP_{kind}_SRC") != address)
-                if protocol != "sctp":  # pyroute2 cannot name such an entry by its ports
-                    conntrack.entry("del", tuple_orig=NFCTAttrTuple.from_netlink(family, way))
-    assert len(roads) <= 1, f"{protocol} to {address} port {port} went by both roads"
-    return roads == {True}
+                translated.add(reply.get_attr("CTA_TUPLE_IP").get_attr(f"CTA_IP_{kind}_SRC") != address)
+                if protocol != "sctp":  # pyroute2 cannot identify an SCTP entry by its ports
+                    conntrack.entry("del", tuple_orig=NFCTAttrTuple.from_netlink(family, original))
+    assert len(translated) <= 1, f"some flows to {protocol} {address} port {port} were translated and some were not"
+    return translated == {True}

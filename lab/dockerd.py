@@ -1,18 +1,16 @@
-"""A real dockerd in a network namespace of its own, with the proxy that is to be tried.
+"""A real dockerd in its own network namespace, with the proxy under test.
 
-What this file knows: how to run dockerd beside the machine's own (if it has one) so that nothing of it stays behind.
-
-How it works.  dockerd enters the network namespace and gets a mount namespace, directories, a socket, a configuration
-and a control group of its own.  The mount namespace is also how its processes are known again: containerd, the shims
-and the proxies inherit it, whoever their parent is by now.  Containers have mount namespaces of their own, but a shim
-as parent.
+It runs beside the machine's own dockerd, if there is one, and leaves nothing behind. It enters the network namespace,
+and gets its own mount namespace, directories, socket, configuration and control group. The mount namespace also
+identifies its processes: containerd, the shims and the proxies inherit it, and keep it when their parent exits.
+Containers have their own mount namespaces, but a shim as parent.
 
     with Host() as host, Dockerd(host, Path("/usr/sbin/docker-proxy")) as docker:
         docker.run("run", "-d", "--init", "--name", "web", "-p", "8000:80", docker.image, "sleep", "1h")
-        docker.popen_in("web", "socat", "TCP-LISTEN:80,fork", "PIPE")    # a program of this machine, in there
+        docker.popen_in("web", "socat", "TCP-LISTEN:80,fork", "PIPE")    # a program of this machine
 
-There is no registry: the one image is made of this machine's static busybox.  Its wget and nc are of little use, so
-servers are better started from outside, as above.
+No registry is needed: the only image contains this machine's static busybox. Its wget and nc can do little, so start
+servers from outside, as above.
 """
 
 import http.client
@@ -30,12 +28,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from lab.netns import Namespace, end
+from lab.processes import processes_in
 from lab.waiting import wait_until
 
 DOCKERD = Path("/usr/sbin/dockerd")
 _APPLETS = ("sh", "sleep", "cat", "ip", "nc", "true")
-# What dockerd, containerd and its shims make at fixed places, whatever they are told; the innermost first.
-_TRACES = tuple(
+# What dockerd, containerd and its shims create at fixed paths, whatever their options; innermost first.
+_FIXED_PATHS = tuple(
     Path(path)
     for path in (
         "/etc/docker/key.json",
@@ -52,13 +51,13 @@ _TRACES = tuple(
 
 
 class DockerFailed(RuntimeError):
-    """dockerd did not start, or a docker command failed; the message holds what it said."""
+    """dockerd did not start, or a docker command failed; the message contains its error."""
 
 
 class Dockerd:
-    """A running dockerd, and the docker command line to it.
+    """A running dockerd, and its docker command line.
 
-    The namespace's docker0 is 172.17.0.1.  If the namespace has a default route, containers have a way out, too.
+    The namespace's docker0 is 172.17.0.1. If the namespace has a default route, containers can use it, too.
     """
 
     image = "busybox:lab"
@@ -74,7 +73,7 @@ class Dockerd:
     def __enter__(self) -> Self:
         self._mounts = _new_mount_namespace()
         self._root = Path(tempfile.mkdtemp(prefix=f"{self._namespace.name}-docker-"))
-        self._traces = [path for path in _TRACES if not path.exists()]
+        self._created = [path for path in _FIXED_PATHS if not path.exists()]
         self._environment = {k: v for k, v in os.environ.items() if not k.startswith("DOCKER_")}
         self._environment["DOCKER_CONFIG"] = str(self._root / "client")
         (self._root / "daemon.json").write_text("{}")
@@ -93,67 +92,67 @@ class Dockerd:
 
     @property
     def pid(self) -> int:
-        """dockerd's own pid."""
+        """The pid of dockerd itself."""
         assert self._daemon is not None
         return self._daemon.pid
 
     @property
     def log(self) -> str:
-        """What dockerd has logged since its first start."""
+        """dockerd's log since its first start."""
         return (self._root / "log").read_text()
 
     def start(self) -> None:
-        """Starts dockerd on its data, and waits until it answers."""
-        # kill() leaves these behind, and dockerd believes them if the pid is in use again.
+        """Start dockerd on its data directory, and wait until it answers."""
+        # kill() leaves these files behind, and dockerd refuses to start if another process has the pid by now.
         for stale in ("dockerd.pid", "exec/containerd/containerd.pid"):
             (self._root / stale).unlink(missing_ok=True)
         with (self._root / "log").open("a") as log:
-            # A session of its own: a Ctrl-C at the terminal is for us, who then end it in good order.
+            # In its own session: Ctrl-C at the terminal interrupts only us, and close() then stops dockerd.
             self._daemon = subprocess.Popen(
                 self._command(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**self._environment, "TMPDIR": str(self._root)},  # a containerd that is stuck leaves a dump
+                env={**self._environment, "TMPDIR": str(self._root)},  # a containerd that hangs writes a dump there
             )
-        wait_until(self._answers, "dockerd's answer", 30)
+        wait_until(self._answers, "dockerd to answer", 30)
 
     def kill(self) -> None:
-        """Ends dockerd by SIGKILL.  Its containerd goes along (a parent-death signal); containers and shims stay."""
+        """End dockerd with SIGKILL. Its containerd dies, too (parent-death signal); containers and shims stay."""
         assert self._daemon is not None
         self._daemon.kill()
         self._daemon.wait()
-        wait_until(lambda: not self._find("containerd"), "the end of dockerd's containerd")
+        wait_until(lambda: not self._find("containerd"), "dockerd's containerd to exit")
 
     def run(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Runs `docker WORDS`; DockerFailed with its message if it fails, unless `check=False`."""
+        """Run `docker WORDS`. DockerFailed: it failed, and `check` is not False."""
         check = options.pop("check", True)
         options = {"text": True, "capture_output": True, "env": self._environment, **options}
         command = [_docker(), "-H", f"unix://{self._root}/socket", *words]
         done = subprocess.run(command, check=False, **options)
         if check and done.returncode:
-            said = done.stderr if isinstance(done.stderr, str) else (done.stderr or b"").decode(errors="replace")
-            raise DockerFailed(f"docker {' '.join(words)}: {said.strip()}")
+            stderr = done.stderr if isinstance(done.stderr, str) else (done.stderr or b"").decode(errors="replace")
+            raise DockerFailed(f"docker {' '.join(words)}: {stderr.strip()}")
         return done
 
     def pid_of(self, name: str) -> int:
-        """The pid of a container's first process; 0 if it does not run."""
+        """Return the pid of a container's first process; 0 if the container is not running."""
         return int(self.run("inspect", "-f", "{{.State.Pid}}", name).stdout)
 
     def address_of(self, name: str) -> str:
-        """A container's address on docker0."""
+        """Return a container's address on docker0."""
         return self.run("inspect", "-f", "{{.NetworkSettings.IPAddress}}", name).stdout.strip()
 
     def command_in(self, name: str, *words: str) -> list[str]:
-        """The command line that runs a program of this machine in a container's network namespace."""
+        """Return the command line that runs a program of this machine in a container's network namespace."""
         return ["nsenter", f"--net=/proc/{self.pid_of(name)}/ns/net", "--", *words]
 
     def popen_in(self, name: str, *words: str, **options: Any) -> subprocess.Popen[Any]:
-        """Starts a program of this machine in a container's network namespace; it ends with the container, or before.
+        """Start a program of this machine in a container's network namespace; it ends with the container at the latest.
 
-        That takes the container's process namespace, too.  A program that outlived the container would keep its address
-        in use.  The process that is given is nsenter's; the program is its child, and ends with it.
+        It is also in the container's process namespace, so that it cannot outlive the container and keep its address
+        in use. The returned process is nsenter; the program is its child, and ends with it.
         """
         command = ["nsenter", "--target", str(self.pid_of(name)), "--net", "--pid", "--"]
         process = subprocess.Popen([*command, "setpriv", "--pdeathsig", "KILL", "--", *words], **options)
@@ -161,23 +160,19 @@ class Dockerd:
         return process
 
     def processes(self) -> dict[int, list[str]]:
-        """What dockerd has started and what those have, by pid, with its command line; containers are not among it."""
-        found = {}
-        ours = os.readlink(f"/proc/self/fd/{self._mounts}")
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal():
-                with suppress(OSError):  # it has ended meanwhile
-                    if os.readlink(entry / "ns/mnt") == ours:
-                        found[int(entry.name)] = (entry / "cmdline").read_text().split("\0")[:-1]
-        return found
+        """Return the command lines of dockerd and of all that it has started, by pid, without the containers.
+
+        The launchers are among them, and so are the daemon and the relay that the launchers have started.
+        """
+        return processes_in(self._mounts, "mnt")
 
     def close(self) -> None:
-        """Ends the servers, the containers, dockerd and all that it started.
+        """Stop the servers, the containers, dockerd and all that it has started.
 
         Each step is taken even if one before it fails or is interrupted.
         """
         with ExitStack() as steps:
-            steps.callback(self._remove_traces)
+            steps.callback(self._remove_files)
             steps.callback(self._end_rest)
             steps.callback(self._end_daemon)
             steps.callback(self._remove_containers)
@@ -186,7 +181,7 @@ class Dockerd:
     def _command(self) -> list[str]:
         return self._namespace.command(
             *("nsenter", f"--mount=/proc/{os.getpid()}/fd/{self._mounts}", "--"),
-            *("setpriv", "--pdeathsig", "TERM", "--"),  # nothing stays, even if this process is killed
+            *("setpriv", "--pdeathsig", "TERM", "--"),  # dockerd ends even if this process is killed
             str(DOCKERD),
             *("--group", "root", "--host", f"unix://{self._root}/socket", "--pidfile", f"{self._root}/dockerd.pid"),
             *("--config-file", f"{self._root}/daemon.json"),  # not the machine's own
@@ -198,7 +193,7 @@ class Dockerd:
     def _answers(self) -> bool:
         assert self._daemon is not None
         if self._daemon.poll() is not None:
-            raise DockerFailed(f"dockerd ended: {(self.log.splitlines() or ['it said nothing'])[-1]}")
+            raise DockerFailed(f"dockerd exited: {(self.log.splitlines() or ['no log'])[-1]}")
         with socket.socket(socket.AF_UNIX) as client, suppress(OSError, http.client.HTTPException):
             client.settimeout(5)
             client.connect(f"{self._root}/socket")
@@ -226,35 +221,35 @@ class Dockerd:
             end(self._daemon, patience_s=20)
 
     def _end_rest(self) -> None:
-        """What dockerd leaves: a relay that lingers; and after a failure shims, and the containers below them."""
+        """End what dockerd leaves running: the daemon and the relay; after a failure shims and their containers."""
         for pid in self._find("containerd-shim-runc-v2"):
             for child in _children(pid):
                 _send(child, signal.SIGKILL)
-        for sent in (signal.SIGTERM, signal.SIGKILL):
+        for number in (signal.SIGTERM, signal.SIGKILL):
             for pid in self.processes():
-                _send(pid, sent)
+                _send(pid, number)
             with suppress(AssertionError):
-                wait_until(lambda: not self.processes(), "their end", 5)
+                wait_until(lambda: not self.processes(), "dockerd's processes to exit", 5)
                 return
-        raise DockerFailed(f"still there: {self.processes()}")
+        raise DockerFailed(f"still running: {self.processes()}")
 
-    def _remove_traces(self) -> None:
+    def _remove_files(self) -> None:
         os.close(self._mounts)
         for group in (
             *Path("/sys/fs/cgroup").glob(self._root.name),
             *Path("/sys/fs/cgroup").glob(f"*/{self._root.name}"),
         ):
             _remove_groups(group)
-        for path in self._traces:
-            with suppress(OSError):  # not made, or in use by another dockerd
+        for path in self._created:
+            with suppress(OSError):  # not created, or in use by another dockerd
                 path.rmdir() if path.is_dir() else path.unlink()
         shutil.rmtree(self._root)
 
 
 def _new_mount_namespace() -> int:
-    """A mount namespace, which lasts as long as the descriptor: a dockerd that follows a killed one finds its mounts.
+    """Return a descriptor of a new mount namespace, whose mounts are not visible outside.
 
-    Nothing that is mounted in there is seen outside.
+    The namespace lasts as long as the descriptor, so that the next dockerd finds the mounts of one that was killed.
     """
     with subprocess.Popen(
         ["unshare", "--mount", "--propagation", "slave", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -263,12 +258,12 @@ def _new_mount_namespace() -> int:
         assert process.stdout is not None
         process.stdin.write(b"!")
         process.stdin.flush()
-        process.stdout.read(1)  # it is in there now
+        process.stdout.read(1)  # cat answers: it is in the new namespace
         return os.open(f"/proc/{process.pid}/ns/mnt", os.O_RDONLY)
 
 
 def _docker() -> str:
-    """Debian's client.  Another one may come first on the path, and may ask more of dockerd than this one knows."""
+    """Return the docker client to use: Debian's, as another one on the path may be too new for this dockerd."""
     return "/usr/bin/docker" if Path("/usr/bin/docker").exists() else "docker"
 
 
@@ -294,13 +289,13 @@ def _children(pid: int) -> list[int]:
     return []
 
 
-def _send(pid: int, what: signal.Signals) -> None:
+def _send(pid: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
-        os.kill(pid, what)
+        os.kill(pid, number)
 
 
 def _remove_groups(group: Path) -> None:
-    """A control group and those below it, which can only be removed one by one."""
+    """Remove a control group, after those below it: the kernel removes only groups without children."""
     for child in group.iterdir():
         if child.is_dir():
             _remove_groups(child)

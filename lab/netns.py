@@ -1,12 +1,12 @@
-"""Network namespaces that play hosts and containers, joined by a real bridge.
+"""Network namespaces that act as hosts and containers, connected by a real bridge.
 
-Everything is made with iproute2, under names that carry this process's pid, and is gone when its `with` block ends,
-also after a failure: first the processes, then the namespaces (their interfaces go with them).
+They are created with iproute2, under names that contain this process's pid, and deleted when the `with` block ends,
+also after a failure: first the processes, then the namespaces (and with them their interfaces).
 
     with Host() as host:
         box = host.container()              # 172.30.0.2, fd30::2, behind the host's bridge 172.30.0.1, fd30::1
         server = box.popen("socat", "TCP-LISTEN:80,fork", "PIPE")
-        with host.entered():                # sockets made here belong to the host
+        with host.entered():                # sockets created here belong to the host
             socket.create_connection((box.address4, 80))
 """
 
@@ -48,39 +48,39 @@ class Namespace:
         self.close()
 
     def close(self) -> None:
-        """Ends what was started here, and the namespace."""
+        """Stop the processes that were started in here, and delete the namespace."""
         for process in reversed(self._processes):
             end(process)
         if os.path.exists(self.path):
             ip("netns", "delete", self.name)
 
     def command(self, *words: str) -> list[str]:
-        """The command line that runs `words` in here.  nsenter, as `ip netns exec` would mount another /sys."""
+        """Return the command line that runs `words` in here, with nsenter: `ip netns exec` would mount another /sys."""
         return ["nsenter", f"--net={self.path}", "--", *words]
 
     def run(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Runs a command in here to its end; CalledProcessError if it fails, unless `check=False`."""
+        """Run a command in here. CalledProcessError: it failed, and `check` is not False."""
         options = {"check": True, "text": True, "capture_output": True, **options}
         return subprocess.run(self.command(*words), **options)
 
     def popen(self, *words: str, **options: Any) -> subprocess.Popen[Any]:
-        """Starts a command in here; it is ended with the namespace."""
+        """Start a command in here; it is stopped when the namespace is deleted."""
         process = subprocess.Popen(self.command(*words), **options)
         self._processes.append(process)
         return process
 
     def ip(self, *words: str) -> str:
-        """`ip` in here."""
+        """Run `ip` in here, and return its output."""
         return ip("-n", self.name, *words)
 
     def sysctl(self, name: str, value: object = None) -> str:
-        """Reads a setting, or writes it when there is a `value`."""
+        """Return a sysctl, or set it if `value` is given."""
         words = ["sysctl", "-qn", name] if value is None else ["sysctl", "-qw", f"{name}={value}"]
         return self.run(*words).stdout.strip()
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """The calling thread is in here for the time of the block; sockets that it makes stay here."""
+        """Move the calling thread in here for the block; sockets that it creates stay in this namespace."""
         with open("/proc/thread-self/ns/net") as home, open(self.path) as there:
             _setns(there.fileno())
             try:
@@ -121,13 +121,13 @@ class Host(Namespace):
         return self
 
     def close(self) -> None:
-        """Ends the containers, then the host."""
+        """Delete the containers, then the host."""
         with self._containers:
             pass
         super().close()
 
     def container(self) -> Container:
-        """One more container, attached to the bridge."""
+        """Create a container that is attached to the bridge."""
         self._count += 1
         box = self._containers.enter_context(Container(self._count))
         port = f"veth{self._count}"
@@ -142,7 +142,7 @@ class Host(Namespace):
 
 
 class Neighbour(Namespace):
-    """Another machine, on a cable to a host's eth0 (10.77.0.1, fd77::1); whatever it asks goes by that host."""
+    """Another machine, connected to a host's eth0 (10.77.0.1, fd77::1), with its default routes by that host."""
 
     host4, host6 = "10.77.0.1", "fd77::1"
     address4, address6 = "10.77.0.2", "fd77::2"
@@ -169,7 +169,7 @@ class Neighbour(Namespace):
 
 
 def ip(*words: str) -> str:
-    """`ip`, in the namespace of this process."""
+    """Run `ip` in the namespace of this process, and return its output."""
     done = subprocess.run(["ip", *words], text=True, capture_output=True, check=False)
     if done.returncode:
         raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
@@ -177,7 +177,7 @@ def ip(*words: str) -> str:
 
 
 def end(process: subprocess.Popen[Any], patience_s: float = 5.0) -> None:
-    """Ends a process that we started: SIGTERM, and SIGKILL if that does not do in `patience_s` seconds."""
+    """End a process that we started with SIGTERM, or with SIGKILL if it still runs after `patience_s` seconds."""
     if process.poll() is None:
         process.terminate()
         try:

@@ -1,5 +1,6 @@
-"""gangway's processes in a network namespace, and what they weigh."""
+"""The processes in a namespace, and how much memory processes use."""
 
+import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -8,23 +9,34 @@ from pathlib import Path
 from lab.netns import Namespace
 
 
-def running(module: str, namespace: Namespace) -> list[int]:
-    """The pids of those that run a module (`python -m gangway.relay`) in a namespace."""
-    inode = Path(namespace.path).stat().st_ino
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            if module.encode() in words and (process / "ns/net").stat().st_ino == inode:
-                found.append(int(process.name))
+def processes_in(namespace: str | int, kind: str = "net") -> dict[int, list[str]]:
+    """Return the command lines of the processes in a namespace, by pid, in ascending order.
+
+    `namespace` is the path of the namespace or a descriptor of it, `kind` its name in /proc/PID/ns. A process that is
+    exiting may have an empty command line; zombies are in no namespace.
+    """
+    wanted = os.stat(namespace)
+    found = {}
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
+        with suppress(OSError):  # the process has exited meanwhile
+            if os.path.samestat(os.stat(f"/proc/{pid}/ns/{kind}"), wanted):
+                found[pid] = [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]]
     return found
 
 
+def pids_running(module: str, namespace: Namespace) -> list[int]:
+    """Return the pids of the processes in a network namespace that run a Python module (`python3 -m MODULE`)."""
+    return [pid for pid, words in processes_in(namespace.path).items() if module in words]
+
+
 def pss_kib(pids: Iterable[int]) -> int:
-    """Their memory in KiB: a process's own pages, and its part of those that it shares."""
+    """Return the proportional set size (PSS) of some processes in KiB.
+
+    It counts a process's own pages, and of each page that it shares its share.
+    """
     total = 0
     for pid in pids:
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        with suppress(OSError):  # the process has exited meanwhile
             found = re.search(r"^Pss: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
             total += int(found[1]) if found else 0
     return total

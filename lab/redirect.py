@@ -1,4 +1,4 @@
-"""The kernel's own record of the socket redirect: whom a socket is really connected to, which programs are attached."""
+"""The kernel's view of the socket redirect: the peer a socket really sends to, and which programs are attached."""
 
 import ctypes
 import os
@@ -13,10 +13,11 @@ _FAMILIES = {socket.AF_INET: "", socket.AF_INET6: "6"}
 _KINDS = {socket.SOCK_STREAM: "tcp", socket.SOCK_DGRAM: "udp"}
 
 
-def aimed_at(client: socket.socket) -> tuple[str, int]:
-    """The address and port that a connected TCP or UDP socket of the calling thread's network namespace sends to.
+def actual_peer(client: socket.socket) -> tuple[str, int]:
+    """Return the address and port that a connected TCP or UDP socket of the current network namespace sends to.
 
-    getpeername(2) would tell what was asked; the table of sockets (proc_pid_net(5)) is not translated.
+    getpeername(2) returns the address that the client connected to; the table of sockets (proc_pid_net(5)) is not
+    translated.
     """
     inode = str(os.fstat(client.fileno()).st_ino)
     table = Path(f"/proc/thread-self/net/{_KINDS[client.type]}{_FAMILIES[client.family]}").read_text()
@@ -26,35 +27,35 @@ def aimed_at(client: socket.socket) -> tuple[str, int]:
     return socket.inet_ntop(client.family, packed).removeprefix("::ffff:"), int(port, 16)
 
 
-def links_of(pids: Iterable[int]) -> set[int]:
-    """The numbers of the links by which these processes keep programs attached to cgroups (`bpftool link`)."""
+def cgroup_links_of(pids: Iterable[int]) -> set[int]:
+    """Return the ids of the BPF links by which processes keep programs attached to cgroups (`bpftool link`)."""
     found = set()
     for pid in pids:
-        for told in Path(f"/proc/{pid}/fdinfo").iterdir():
+        for info in Path(f"/proc/{pid}/fdinfo").iterdir():
             with suppress(FileNotFoundError):
-                number = re.search(r"^link_type:\s*cgroup\nlink_id:\s*(\d+)", told.read_text(), re.MULTILINE)
-                found |= {int(number[1])} if number else set()
+                link = re.search(r"^link_type:\s*cgroup\nlink_id:\s*(\d+)", info.read_text(), re.MULTILINE)
+                found |= {int(link[1])} if link else set()
     return found
 
 
-def is_link(number: int) -> bool:
-    """Whether the kernel still has a link."""
-    fd = int(_library().bpf_link_get_fd_by_id(number))
+def link_exists(link_id: int) -> bool:
+    """True if the kernel still has this BPF link."""
+    fd = int(_libbpf().bpf_link_get_fd_by_id(link_id))
     if fd >= 0:
         os.close(fd)
     return fd >= 0
 
 
-def detach(number: int) -> None:
-    """What `bpftool link detach id` does: the program is not run any more, whoever holds the link."""
-    bpf = _library()
-    fd = bpf.bpf_link_get_fd_by_id(number)
-    assert fd >= 0, f"there is no link {number}"
+def detach_link(link_id: int) -> None:
+    """Detach the program of a BPF link, like `bpftool link detach id`: it no longer runs, whoever holds the link."""
+    bpf = _libbpf()
+    fd = bpf.bpf_link_get_fd_by_id(link_id)
+    assert fd >= 0, f"there is no BPF link {link_id}"
     try:
-        assert bpf.bpf_link_detach(fd) == 0, f"link {number} cannot be detached"
+        assert bpf.bpf_link_detach(fd) == 0, f"BPF link {link_id} cannot be detached"
     finally:
         os.close(fd)
 
 
-def _library() -> ctypes.CDLL:
+def _libbpf() -> ctypes.CDLL:
     return ctypes.CDLL("libbpf.so.1")

@@ -1,40 +1,41 @@
-"""The road that a client really got, by the kernel's own records.
+"""The road that a client really got, from the kernel's own tables and never from what gangway reports.
 
-What this file knows: where the kernel keeps them.  What it must not know: what gangway says.
-
-    redirect    the client's socket sends to another address than it asked (the table of sockets)
-    nat         the destination was translated on the way (the table of tracked connections)
-    relay       neither, and yet it was answered
+redirect    the client's socket sends to another address than it connected to (the table of sockets)
+nat         the destination was translated on the way (the connection tracking table)
+relay       neither, and yet the client got an answer
 """
 
 import socket
 from typing import NamedTuple
 
-from lab import mirror
+from lab import echo_server
 from lab.conntrack import was_translated
 from lab.netns import Namespace
-from lab.redirect import aimed_at
+from lab.redirect import actual_peer
 
 
-class PortIndex(NamedTuple):
-    """A road, and the source that the container saw."""
+class ObservedRoad(NamedTuple):
+    """A road, and the source address that the container saw."""
 
     road: str
     peer: str
 
 
-def taken(host: Namespace, space: Namespace, protocol: str, address: str, port: int) -> PortIndex:
-    """Asks a mirror's port that `host` has published, from `space`.  mirror.NoAnswer: nothing answers."""
+def observe_road(host: Namespace, client_space: Namespace, protocol: str, address: str, port: int) -> ObservedRoad:
+    """Send a request from `client_space` to a port of `host`, with an echo server behind it, and return its road.
+
+    echo_server.NoAnswer: nothing answers.
+    """
     bare = address.partition("%")[0]
-    aims = {(bare, port)}
+    peers = {(bare, port)}
 
     def connected(client: socket.socket) -> None:
-        if protocol != "sctp":  # whose sockets run no program, and are in another table
-            aims.add(aimed_at(client))
+        if protocol != "sctp":  # SCTP sockets run no eBPF program, and are listed in another table
+            peers.add(actual_peer(client))
 
     try:
-        with space.entered():
-            answer = mirror.ask_here(protocol, address, port, connected=connected)
-    finally:  # what was recorded is not to be taken for the next one's
+        with client_space.entered():
+            answer = echo_server.request_here(protocol, address, port, connected=connected)
+    finally:  # deletes the entries, so that the next request does not find them
         is_translated = was_translated(host, protocol, bare, port)
-    return PortIndex("redirect" if len(aims) > 1 else "nat" if is_translated else "relay", answer.peer)
+    return ObservedRoad("redirect" if len(peers) > 1 else "nat" if is_translated else "relay", answer.peer)

@@ -1,4 +1,4 @@
-"""Waiting for a condition, with a deadline: the tests, the benchmark and the demo have no sleeps for luck."""
+"""Waiting for a condition with a deadline, instead of sleeping for some time and hoping."""
 
 import os
 import time
@@ -8,20 +8,21 @@ from typing import TypeVar
 _Result = TypeVar("_Result")
 _PAUSE_S = 0.02
 
-# tests/vm emulates the processor, which takes its time.
+# tests/vm emulates the processor, which makes everything slower.
 _SLOWNESS = 10 if "GANGWAY_VM" in os.environ else 1
 
 
 def wait_until(condition: Callable[[], _Result], what: str, patience_s: float = 10) -> _Result:
-    """Asks until the answer is true, and gives that answer; AssertionError if it is not within `patience_s` seconds.
+    """Call `condition` until its result is true, and return that result.
 
-    `what` ends the sentence "waited in vain for", and names what should have come true.
+    AssertionError: it was not true within `patience_s` seconds. `what` names in the message what should have happened.
     """
-    deadline = time.monotonic() + patience_s * _SLOWNESS
+    patience_s *= _SLOWNESS
+    deadline = time.monotonic() + patience_s
     while True:
-        answer = condition()
-        if answer:
-            return answer
+        result = condition()
+        if result:
+            return result
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited in vain for {what}, {patience_s:g} s long")
+            raise AssertionError(f"timed out after {patience_s:g} s waiting for {what}")
         time.sleep(_PAUSE_S)

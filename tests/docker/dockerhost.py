@@ -13,7 +13,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from lab import mirror
+from lab import echo_server
 from lab.dockerd import Dockerd
 from lab.netns import Host
 
@@ -40,7 +40,7 @@ class Site:
     def serve(self, name: str, *ports: int) -> None:
         """Starts the server in a container (again)."""
         if ports:
-            mirror.serve(partial(self.docker.popen_in, name), *ports)
+            echo_server.serve(partial(self.docker.popen_in, name), *ports)
 
     def remove(self, *names: str) -> None:
         """Removes containers that may run."""
@@ -49,7 +49,7 @@ class Site:
     def ask(self, port: int, address: str = "127.0.0.1", protocol: str = "tcp") -> str:
         """Asks from the host; gives the address that the server saw."""
         with self.host.entered():
-            return mirror.ask_here(protocol, address, port).peer
+            return echo_server.request_here(protocol, address, port).peer
 
     def bound(self, port: int, family: socket.AddressFamily = socket.AF_INET) -> closing[socket.socket]:
         """Binds a port of the host as a server would, for a `with` block; OSError if it is taken."""

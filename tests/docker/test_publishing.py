@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from lab import mirror
+from lab import echo_server
 from lab.dockerd import DockerFailed
 from tests.docker.dockerhost import Site, site
 
@@ -44,7 +44,7 @@ def test_the_host_reaches_a_published_port(shared_site: Site, address: str, seen
 @pytest.mark.parametrize(("address", "seen"), [("172.30.0.1", "172.30.0.2"), ("fd30::1", DOCKER0)])
 @pytest.mark.usefixtures("web")
 def test_a_neighbour_reaches_a_published_port(shared_site: Site, address: str, seen: str, protocol: str) -> None:
-    assert mirror.ask(shared_site.neighbour.command, protocol, address, 8000).peer == seen
+    assert echo_server.request(shared_site.neighbour.command, protocol, address, 8000).peer == seen
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
@@ -52,7 +52,9 @@ def test_a_neighbour_reaches_a_published_port(shared_site: Site, address: str, s
 def test_containers_reach_a_published_port(shared_site: Site, web: str, address: str, protocol: str) -> None:
     other = shared_site.container()
     for client in (other, web):
-        assert mirror.ask(partial(shared_site.docker.command_in, client), protocol, address, 8000).peer == DOCKER0
+        assert (
+            echo_server.request(partial(shared_site.docker.command_in, client), protocol, address, 8000).peer == DOCKER0
+        )
     shared_site.remove(other)
 
 
@@ -61,7 +63,7 @@ def test_without_iptables_the_proxy_carries_everything() -> None:
         name = bare.container("-p", "8000:8000", "-p", "8000:8000/udp", serving=(8000,))
         for protocol in ("tcp", "udp"):
             assert bare.ask(8000, "172.30.0.1", protocol) == DOCKER0
-            assert mirror.ask(bare.neighbour.command, protocol, "172.30.0.1", 8000).peer == DOCKER0
+            assert echo_server.request(bare.neighbour.command, protocol, "172.30.0.1", 8000).peer == DOCKER0
         bare.remove(name)
 
 
@@ -69,7 +71,7 @@ def test_a_port_on_one_address_leaves_the_others_free(shared_site: Site) -> None
     names = [shared_site.container("-p", f"{address}:8001:80", serving=(80,)) for address in ("127.0.0.1", "127.0.0.2")]
     assert shared_site.ask(8001, "127.0.0.1") == DOCKER0
     assert shared_site.ask(8001, "127.0.0.2") == DOCKER0
-    with pytest.raises(mirror.NoAnswer, match="refused"):
+    with pytest.raises(echo_server.NoAnswer, match="refused"):
         shared_site.ask(8001, "127.0.0.3")
     shared_site.remove(*names)
 

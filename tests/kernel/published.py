@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.netns import Namespace
+from lab.processes import pids_running
 
 LAUNCHER = Path(__file__).parents[2] / ".venv/bin/gangway-docker-proxy"
 IPPROTO_SCTP = 132
@@ -96,12 +97,7 @@ def free_port(namespace: Namespace, proto: str, host_ip: str) -> int:
 
 def processes(namespace: Namespace) -> Iterator[int]:
     """The keeper, the relay and its workers in a namespace, in this order."""
-    there = os.stat(namespace.path).st_ino
-    for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
-        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-            ours = os.stat(f"/proc/{pid}/ns/net").st_ino == there
-            if ours and b"gangway.docker_proxy" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                yield pid
+    yield from pids_running("gangway.docker_proxy", namespace)
 
 
 def children(pid: int) -> list[int]:

@@ -4,7 +4,7 @@
                                                               ├─ other  172.31.0.0/24, fd31::/64: far
                                                               └─ old    172.29.0.0/24: four
 
-Every container serves a mirror on port 80; the neighbour and the containers have default routes to the host.
+Every container runs an echo server on port 80; the neighbour and the containers have default routes to the host.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from lab import mirror
+from lab import echo_server
 from lab.gangwayd import Gangway
 from lab.netns import Namespace, Neighbour
-from lab.roads import taken
+from lab.roads import observe_road
 
 HOST4, HOST6 = Neighbour.host4, Neighbour.host6
 NEIGHBOUR4, NEIGHBOUR6 = Neighbour.address4, Neighbour.address6
@@ -89,10 +89,10 @@ class Street:
             self.gangway("network", "rm", network["name"])
 
     def container(self, role: str, network: str) -> Box:
-        """One more, attached, with a mirror in it."""
+        """One more, attached, with an echo server in it."""
         space = self._containers.enter_context(Namespace(role))
         addresses = self.gangway("attach", space.name, "--network", network).split()
-        mirror.serve(space.popen, PORT)
+        echo_server.serve(space.popen, PORT)
         return Box(space, addresses[0], addresses[1] if len(addresses) > 1 else "")
 
     def publish(self, box: Box, *ports: str) -> list[int]:
@@ -113,16 +113,16 @@ class Street:
     def road(self, space: Namespace, protocol: str, address: str, port: int) -> tuple[str, str]:
         """The road that a client in `space` really gets, and the source that the container sees.
 
-        Not by what gangway says: by the kernel's own records.  mirror.NoAnswer if nothing answers.
+        Not by what gangway says: by the kernel's own records.  echo_server.NoAnswer if nothing answers.
         """
-        return taken(self.host, space, protocol, address, port)
+        return observe_road(self.host, space, protocol, address, port)
 
     def reaches(self, space: Namespace, protocol: str, address: str, port: int) -> bool:
         """Whether anything answers a client in `space`."""
         try:
             with space.entered():
-                mirror.ask_here(protocol, address, port, patience_s=0.7)
-        except mirror.NoAnswer:
+                echo_server.request_here(protocol, address, port, patience_s=0.7)
+        except echo_server.NoAnswer:
             return False
         return True
 

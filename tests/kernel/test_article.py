@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import mirror
+from lab import echo_server
 from lab.gangwayd import Gangway
 from lab.netns import Namespace, Neighbour
 from tests.kernel.street import HOST4, NEIGHBOUR4, Box, Street
@@ -29,7 +29,7 @@ class Article(Street):
             self.gangway("network", "create", "docker0", "--bridge", "docker0", "--subnet", "172.17.0.0/16")
             space = stack.enter_context(Namespace("container"))
             address = self.gangway("attach", space.name, "--network", "docker0").strip()
-            mirror.serve(space.popen, _PORT)
+            echo_server.serve(space.popen, _PORT)
             self.server = Box(space, address, "")
             self.gangway("publish", space.name, "-p", f"0.0.0.0:{_PORT}:{_PORT}")
             self._stack = stack.pop_all()

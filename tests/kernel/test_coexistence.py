@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from lab import mirror
+from lab import echo_server
 from lab.dockerd import DOCKERD, Dockerd
 from lab.netns import Namespace
 from lab.waiting import wait_until
@@ -40,7 +40,7 @@ class Shared(Street):
         self.docker = stack.enter_context(Dockerd(self.host))
         words = "run", "-d", "--init", "--name", "web", "-p", f"{DOCKERS_PORT}:{PORT}", self.docker.image
         self.docker.run(*words, "sleep", "1h")
-        mirror.serve(partial(self.docker.popen_in, "web"), PORT)
+        echo_server.serve(partial(self.docker.popen_in, "web"), PORT)
         self.dockers_address = self.docker.address_of("web")
 
     def dockers_port_works(self, *more: Namespace) -> None:
@@ -53,7 +53,7 @@ class Shared(Street):
 
     def seen_by_docker(self, address: str, port: int) -> str:
         """Asks from Docker's container; gives the address that is seen of it."""
-        return mirror.ask(partial(self.docker.command_in, "web"), "tcp", address, port).peer
+        return echo_server.request(partial(self.docker.command_in, "web"), "tcp", address, port).peer
 
     def published_works(self, road: str = "nat") -> None:
         """Ours, from everywhere."""
@@ -73,14 +73,14 @@ class Shared(Street):
         clients = [self.neighbour, self.far.space]
         direct = [*everywhere(clients, [self.server.address4, self.server.address6], PORT)]
         assert reached(self, direct) == []
-        with pytest.raises(mirror.NoAnswer):
+        with pytest.raises(echo_server.NoAnswer):
             self.seen_by_docker(self.server.address4, PORT)
 
     def ways_out_are_open(self) -> None:
         """Of our containers, and of Docker's."""
-        mirror.serve(self.neighbour.popen, PORT)
+        echo_server.serve(self.neighbour.popen, PORT)
         with self.server.space.entered():
-            assert mirror.ask_here("tcp", NEIGHBOUR4, PORT).peer == HOST4
+            assert echo_server.request_here("tcp", NEIGHBOUR4, PORT).peer == HOST4
         assert self.seen_by_docker(NEIGHBOUR4, PORT) == HOST4
 
     def firewall(self) -> str:
@@ -126,7 +126,7 @@ def test_dockers_containers_come_and_go_beside_ours(docker_first: Shared) -> Non
     docker = docker_first.docker
     docker.run("network", "create", "theirs", "--subnet", "172.25.0.0/24")
     docker.run("run", "-d", "--name", "more", "--network", "theirs", "-p", "8002:80", docker.image, "sleep", "1h")
-    mirror.serve(partial(docker.popen_in, "more"), PORT)
+    echo_server.serve(partial(docker.popen_in, "more"), PORT)
     assert docker_first.reaches(docker_first.neighbour, "tcp", HOST4, 8002)
     docker_first.published_works()
     docker.run("rm", "-f", "more")

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from lab import mirror
+from lab import echo_server
 from lab.gangwayd import Gangway
 from lab.netns import Namespace, ip
 
@@ -41,14 +41,14 @@ class Crossroads:
             space.ip("address", "add", f"10.7{number}.0.2/24", "dev", "eth0")
             space.ip("link", "set", "eth0", "up")
             space.ip("route", "add", "default", "via", f"10.7{number}.0.1")
-        mirror.serve(self.right.popen, PORT)
+        echo_server.serve(self.right.popen, PORT)
 
     def is_open(self) -> bool:
         """Whether the left gets to the right."""
         try:
             with self.left.entered():
-                mirror.ask_here("tcp", "10.72.0.2", PORT, patience_s=0.7)
-        except mirror.NoAnswer:
+                echo_server.request_here("tcp", "10.72.0.2", PORT, patience_s=0.7)
+        except echo_server.NoAnswer:
             return False
         return True
 
@@ -129,10 +129,10 @@ def test_another_programs_bridge_is_not_ours_to_close(firewall: str) -> None:
             host.ip("link", "set", f"p{number}", "master", "lan0", "up")
             space.ip("address", "add", f"10.70.0.{number}/24", "dev", "eth0")
             space.ip("link", "set", "eth0", "up")
-        mirror.serve(other.popen, PORT)
+        echo_server.serve(other.popen, PORT)
         if host.run("sysctl", "-w", "net.bridge.bridge-nf-call-iptables=1", check=False).returncode:
             pytest.skip("this kernel has no br_netfilter")
         gangway = stack.enter_context(Gangway(host, "--firewall", firewall))
         gangway("network", "create", "web", "--subnet", "172.30.0.0/24")
         with one.entered():
-            assert mirror.ask_here("tcp", "10.70.0.2", PORT).text == "hello"
+            assert echo_server.request_here("tcp", "10.70.0.2", PORT).text == "hello"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gangway.reconcile.diff import link_name
-from lab import mirror
+from lab import echo_server
 from lab.gangwayd import GANGWAY, Gangway
 from lab.netns import Namespace, end, ip
 from lab.waiting import wait_until
@@ -47,9 +47,9 @@ class Asker(threading.Thread):
         with space.entered():
             while not self._over.wait(_PAUSE_S):
                 try:
-                    mirror.ask_here(*self._where[1:], patience_s=5)
+                    echo_server.request_here(*self._where[1:], patience_s=5)
                     self.answers += 1
-                except mirror.NoAnswer as error:
+                except echo_server.NoAnswer as error:
                     self.failures.append(f"{self._where}: {error}")
 
     def more(self) -> None:

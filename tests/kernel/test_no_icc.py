@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab import mirror
+from lab import echo_server
 from tests.kernel.crossings import everywhere, reached
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, PORT, Box, Street
 
@@ -33,7 +33,7 @@ def street(request: pytest.FixtureRequest) -> Iterator[Apart]:
         apart = "--subnet", "172.26.0.0/24", "--subnet", "fd26::/64", "--no-icc"
         made.gangway("network", "create", "apart", *apart)
         made.one, made.other = made.container("one", "apart"), made.container("other", "apart")
-        mirror.serve(made.neighbour.popen, PORT)
+        echo_server.serve(made.neighbour.popen, PORT)
         yield made
 
 

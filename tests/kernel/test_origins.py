@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pytest
 
 from gangway.host.sockets import has_sockets
+from lab.addresses import host_port
 from lab.netns import Namespace
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, Street, without_redirect
 
@@ -100,7 +101,7 @@ def test_what_is_said_is_what_is(scene: Scene, protocol: str) -> None:
             ("container", False, street.far.space, HOST4),
             ("container", True, street.near.space, HOST6),
         ):
-            at = f"[{address}]:{port}/{protocol}" if ":" in address else f"{address}:{port}/{protocol}"
+            at = host_port(address, f"{port}/{protocol}")
             (told,) = street.gangway.json("explain", at, "--from", origin)
             (road,) = (route["road"] for route in told["mapping"]["routes"] if route["neighbour"] == neighbour)
             assert street.road(space, protocol, address, port)[0] == road

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab import mirror
+from lab import echo_server
 from lab.netns import Namespace, Neighbour
 from tests.kernel.crossings import Tap, everywhere, reached, routed_at
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, PORT, Box, Street
@@ -31,7 +31,7 @@ def street(request: pytest.FixtureRequest) -> Iterator[Quarter]:
         bare = "--subnet", "172.28.0.0/24", "--subnet", "fd28::/64"
         made.gangway("network", "create", "bare", *bare, "--no-masquerade")
         made.bare = made.container("bare", "bare")
-        mirror.serve(made.neighbour.popen, PORT)
+        echo_server.serve(made.neighbour.popen, PORT)
         yield made
 
 
@@ -61,7 +61,7 @@ def test_a_neighbour_that_routes_loopback_at_a_host_gets_in_where_nobody_is_in_t
     """Or else the next test would prove nothing."""
     with Namespace("host") as host, Neighbour(host) as neighbour:
         host.sysctl("net.ipv4.conf.all.route_localnet", 1)
-        mirror.serve(host.popen, 8080)
+        echo_server.serve(host.popen, 8080)
         with routed_at(host, neighbour):
             assert reached(street, everywhere([neighbour], ["127.0.0.1"], 8080)) != []
 
@@ -129,7 +129,7 @@ def test_without_masquerade_they_do_so_under_their_own(street: Quarter, protocol
 
 def _seen(box: Box, protocol: str, address: str) -> str:
     with box.space.entered():
-        return mirror.ask_here(protocol, address, PORT).peer
+        return echo_server.request_here(protocol, address, PORT).peer
 
 
 def test_containers_of_an_ordinary_network_reach_each_other_as_themselves(street: Quarter) -> None:

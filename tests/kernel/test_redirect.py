@@ -9,9 +9,9 @@ from contextlib import closing, suppress
 
 import pytest
 
-from lab import mirror
+from lab import echo_server
 from lab.netns import Namespace
-from lab.redirect import aimed_at
+from lab.redirect import actual_peer
 from tests.kernel.street import HOST4, HOST6, Box, Street
 
 PORT, UDP_PORT = 8080, 8081
@@ -52,7 +52,7 @@ def client(space: Namespace, address: str, kind: int = socket.SOCK_STREAM) -> so
 def aim(space: Namespace, sock: socket.socket) -> tuple[str, int]:
     """Whom a socket sends to, as the kernel has it."""
     with space.entered():
-        return aimed_at(sock)
+        return actual_peer(sock)
 
 
 def is_redirected(street: Street, sock: socket.socket, port: int = 80) -> bool:
@@ -69,7 +69,7 @@ def test_a_connected_socket_goes_straight_and_sees_what_it_asked(
         assert aim(street.host, sock) == (WEB6 if address == "::1" else WEB4)
         asked = (address, port, *_SCOPE_AND_FLOW[sock.family])
         assert sock.getpeername() == asked
-        assert mirror.ask_by(sock).peer in (GATEWAY, "fd30::1")
+        assert echo_server.request_over(sock).peer in (GATEWAY, "fd30::1")
         if kind == socket.SOCK_STREAM:
             assert sock.recv(1) == b""  # the server has closed its half, and the peer is the same still
             assert sock.getpeername() == asked
@@ -114,7 +114,7 @@ def test_a_non_blocking_connect_is_redirected(street: Street) -> None:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
             assert is_redirected(street, sock)
             sock.settimeout(_PATIENCE_S)
-            mirror.ask_by(sock)
+            echo_server.request_over(sock)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
@@ -127,7 +127,7 @@ def test_a_connection_by_tcp_fast_open_is_redirected(street: Street, address: st
     with client(street.host, address) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_CONNECT, 1)
         sock.connect((address, PORT))
-        mirror.ask_by(sock)
+        echo_server.request_over(sock)
         assert is_redirected(street, sock)
 
 
@@ -139,13 +139,13 @@ def test_a_socket_bound_to_a_device_is_left_alone(street: Street, device: str, k
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
             if device == "lo":
                 sock.connect((address, port))
-                mirror.ask_by(sock)
+                echo_server.request_over(sock)
                 assert not is_redirected(street, sock)
             else:  # as without us: there is no way out to a loopback address
                 sock.settimeout(0.5)
                 with suppress(OSError):
                     sock.connect((address, port))
-                    pytest.fail(f"it was answered by {mirror.ask_by(sock).peer}")
+                    pytest.fail(f"it was answered by {echo_server.request_over(sock).peer}")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_socket_bound_to_a_loopback_address_is_relayed(
     with client(street.host, address, kind) as sock:
         sock.bind((source, 0))
         sock.connect((address, port))
-        mirror.ask_by(sock)
+        echo_server.request_over(sock)
         assert not is_redirected(street, sock)
     if kind == socket.SOCK_DGRAM:
         with client(street.host, address, kind) as sock:
@@ -182,7 +182,7 @@ def test_a_socket_bound_to_another_address_is_relayed_and_one_to_a_port_only_is_
             sock.bind((source, 0))
             sock.connect(("127.0.0.1", PORT))
             assert is_redirected(street, sock) == expected
-            assert mirror.ask_by(sock).peer == GATEWAY
+            assert echo_server.request_over(sock).peer == GATEWAY
 
 
 @pytest.mark.parametrize(("kind", "protocol"), [(socket.SOCK_STREAM, "tcp"), (socket.SOCK_DGRAM, "udp")])
@@ -192,7 +192,7 @@ def test_ipv6_only_sockets_get_to_an_ipv4_container_by_relay(street: Street, kin
             with client(street.host, "::1", kind) as sock:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
                 sock.connect(("::1", port))
-                assert mirror.ask_by(sock).peer == "172.29.0.1"
+                assert echo_server.request_over(sock).peer == "172.29.0.1"
                 assert is_redirected(street, sock) == (not v6only)
                 assert sock.getpeername()[:2] == ("::1", port)
         if protocol == "udp":
@@ -207,10 +207,10 @@ def test_what_others_have_at_their_own_loopback_is_theirs(street: Street) -> Non
             sock = socket.create_connection(("127.0.0.1", PORT))
             with sock, own.accept()[0] as served:
                 assert served.getpeername() == sock.getsockname()
-                assert sock.getpeername() == aimed_at(sock) == ("127.0.0.1", PORT)
+                assert sock.getpeername() == actual_peer(sock) == ("127.0.0.1", PORT)
             with client(space, "127.0.0.1", socket.SOCK_DGRAM) as datagram:
                 datagram.connect(("127.0.0.1", UDP_PORT))
-                assert aimed_at(datagram) == ("127.0.0.1", UDP_PORT)
+                assert actual_peer(datagram) == ("127.0.0.1", UDP_PORT)
         for address in ("127.0.0.1", "::1"):
             assert not street.reaches(space, "tcp", address, PORT)
 
@@ -218,7 +218,7 @@ def test_what_others_have_at_their_own_loopback_is_theirs(street: Street) -> Non
 def test_what_is_not_published_is_not_touched(street: Street) -> None:
     with street.host.entered(), closing(socket.create_server(("127.0.0.1", 0))) as own:
         with socket.create_connection(own.getsockname()) as sock:
-            assert aimed_at(sock) == own.getsockname()
+            assert actual_peer(sock) == own.getsockname()
         free = own.getsockname()[1]
     with client(street.host, "127.0.0.1") as sock, pytest.raises(ConnectionRefusedError):
         sock.connect(("127.0.0.1", free))
@@ -263,7 +263,7 @@ def test_every_port_of_a_range_leads_to_its_own_and_its_neighbours_nowhere(
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 sock.connect(("127.0.0.1", port))
                 is_in = first <= port <= last
-                assert aimed_at(sock) == ((street.near.address4, port + shift) if is_in else ("127.0.0.1", port))
+                assert actual_peer(sock) == ((street.near.address4, port + shift) if is_in else ("127.0.0.1", port))
 
 
 def test_a_withdrawn_mapping_redirects_nobody_and_the_next_one_has_the_port(street: Street, spare: Box) -> None:
@@ -291,7 +291,7 @@ def test_without_a_firewall_the_hosts_own_addresses_are_redirected_too_and_new_o
                 sock.connect((address, PORT))
                 assert aim(street.host, sock) == aimed
                 assert sock.getpeername()[:2] == (address, PORT)
-        mirror.serve(street.neighbour.popen, PORT)  # somebody else's port of that number is left alone
+        echo_server.serve(street.neighbour.popen, PORT)  # somebody else's port of that number is left alone
         with client(street.host, "10.77.0.2") as sock:
             sock.connect(("10.77.0.2", PORT))
             assert aim(street.host, sock) == ("10.77.0.2", PORT)

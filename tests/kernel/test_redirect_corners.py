@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lab import mirror
-from lab.redirect import aimed_at
+from lab import echo_server
+from lab.addresses import host_port
+from lab.redirect import actual_peer
 from tests.kernel.crossings import Tap, listening
 from tests.kernel.ground import PATIENCE_S
 from tests.kernel.street import HOST4, HOST6, Box, Street
@@ -65,7 +66,7 @@ def test_a_socket_is_of_the_namespace_that_it_was_made_in(street: Street) -> Non
         with street.near.space.entered():
             ours.connect(("127.0.0.1", port))
             theirs = _client("tcp")
-        assert aimed_at(ours) == (street.server.address4, 80)
+        assert actual_peer(ours) == (street.server.address4, 80)
         with theirs, pytest.raises(ConnectionRefusedError):
             theirs.connect(("127.0.0.1", port))
 
@@ -78,7 +79,7 @@ def test_a_process_in_a_cgroup_of_its_own_is_redirected(street: Street, protocol
     try:
         into = ("sh", "-c", 'echo $$ >"$0" && exec "$@"', str(cgroup / "cgroup.procs"))
         with street.published(street.server, f"80/{protocol}") as port, _goes_by(street, "redirect", "127.0.0.1", port):
-            answer = mirror.ask(lambda *words: street.host.command(*into, *words), protocol, "127.0.0.1", port)
+            answer = echo_server.request(lambda *words: street.host.command(*into, *words), protocol, "127.0.0.1", port)
         assert answer.peer == "172.30.0.1"
     finally:
         cgroup.rmdir()
@@ -111,7 +112,7 @@ def test_the_first_packet_of_a_connection_may_have_data(street: Street, address:
                 assert sock.recv(100) == b""
                 options = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _OPTIONS_AT + 1)[_OPTIONS_AT]
                 assert bool(options & _SYN_DATA) == has_cookie
-                assert aimed_at(sock) == (street.server.address6 if ":" in address else street.server.address4, 81)
+                assert actual_peer(sock) == (street.server.address6 if ":" in address else street.server.address4, 81)
                 assert sock.getpeername()[:2] == (address, 8081)
 
 
@@ -124,7 +125,7 @@ def test_a_udp_socket_may_be_connected_again_and_disconnected(street: Street) ->
         for asked in (port, other, port):  # the source that the first one gives it is its own from then on
             sock.connect(("127.0.0.1", asked))
             assert sock.getpeername() == ("127.0.0.1", asked)
-            mirror.ask_by(sock)
+            echo_server.request_over(sock)
         assert ctypes.CDLL(None).connect(sock.fileno(), bytes(16), 16) == 0  # AF_UNSPEC, connect(2)
         for asked in (port, other):
             _asks(sock, "127.0.0.1", asked)
@@ -186,7 +187,7 @@ def test_who_asks_no_address_is_answered_from_loopback(
     with street.published(street.server, f"80/{protocol}") as port, _client(protocol, asked) as sock:
         sock.connect((asked, port))
         assert sock.getpeername()[:2] == (loopback, port)
-        assert mirror.ask_by(sock).peer == _GATEWAY[loopback]
+        assert echo_server.request_over(sock).peer == _GATEWAY[loopback]
 
 
 @BY_PROTOCOL
@@ -200,7 +201,7 @@ def test_a_socket_that_is_bound_to_a_port_only_is_redirected(
             if protocol == "udp":
                 _asks(sock, asked, port)
             sock.connect((asked, port))
-            assert mirror.ask_by(sock).peer == _GATEWAY[asked]
+            assert echo_server.request_over(sock).peer == _GATEWAY[asked]
 
 
 @BY_PROTOCOL
@@ -209,11 +210,10 @@ def test_a_socket_that_is_bound_to_another_of_the_hosts_addresses_reaches_an_int
     street: Street, inner: Box, protocol: str, bound: str, asked: str
 ) -> None:
     """It has no route to that address: the relay's own is one that it can answer."""
-    host_ip = f"[{asked}]" if ":" in asked else asked
-    with street.published(inner, f"{host_ip}:0:80/{protocol}") as port, _client(protocol, bound) as sock:
+    with street.published(inner, f"{host_port(asked, 0)}:80/{protocol}") as port, _client(protocol, bound) as sock:
         sock.bind((bound, 0))
         sock.connect((asked, port))
-        mirror.ask_by(sock)
+        echo_server.request_over(sock)
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +233,7 @@ def test_a_port_amid_a_range_may_be_another_containers(street: Street) -> None:
             with _client("udp") as sock:
                 sock.connect(("127.0.0.1", port))
                 server = (street.server.address4, port), (street.far.address4, 80)
-                assert aimed_at(sock) == server[port == 9008]
+                assert actual_peer(sock) == server[port == 9008]
 
 
 @BY_LOOPBACK

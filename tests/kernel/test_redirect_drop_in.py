@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.redirect import aimed_at, is_link, links_of
+from lab.redirect import actual_peer, cgroup_links_of, link_exists
 from lab.waiting import wait_until
 from tests.kernel.ground import PATIENCE_S, Port, Ports, Site, echo, site_and_ports
 from tests.kernel.published import processes, status_of
@@ -30,7 +30,7 @@ def aim(port: Port, address: str) -> tuple[str, int]:
         with socket.socket(family, port.server.type, port.server.proto) as client:
             client.setblocking(False)
             client.connect_ex((address, port.number))
-            return aimed_at(client)
+            return actual_peer(client)
 
 
 def is_entered(port: Port, address: str) -> None:
@@ -92,7 +92,7 @@ def test_who_asks_the_hosts_address_or_has_a_loopback_one_is_relayed(ground: tup
     with site.host.entered(), socket.socket(socket.AF_INET) as client:
         client.bind(("127.0.0.1", 0))
         client.connect(("127.0.0.1", port.number))
-        assert aimed_at(client) == ("127.0.0.1", port.number)
+        assert actual_peer(client) == ("127.0.0.1", port.number)
 
 
 def test_a_stopped_launcher_ends_it_and_the_next_one_has_the_port(ground: tuple[Site, Ports]) -> None:
@@ -112,11 +112,11 @@ def test_whoever_is_killed_it_is_back_and_nothing_is_left(ground: tuple[Site, Po
     port = ports.tcp("0.0.0.0", "127.0.0.1")
     is_entered(port, "127.0.0.1")
     keeper = site.keeper()
-    before = links_of([keeper])
+    before = cgroup_links_of([keeper])
     os.kill(keeper if victim == "keeper" else site.relay(), signal.SIGKILL)
     wait_until(lambda: keeper not in processes(site.host), "the end of the old keeper", PATIENCE_S)
     is_entered(port, "127.0.0.1")
-    wait_until(lambda: not any(map(is_link, before)), "the end of its links", PATIENCE_S)
+    wait_until(lambda: not any(map(link_exists, before)), "the end of its links", PATIENCE_S)
 
 
 def test_the_relay_holds_nothing_by_which_sockets_are_redirected(ground: tuple[Site, Ports]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from gangway.ebpf import redirect, steering
 from lab.netns import Namespace
-from lab.redirect import aimed_at, detach, is_link, links_of
+from lab.redirect import actual_peer, cgroup_links_of, detach_link, link_exists
 from lab.waiting import wait_until
 from tests.kernel.street import Street
 from tests.kernel.test_lifetime import Asker
@@ -33,7 +33,7 @@ def links(street: Street) -> set[int]:
     """The links that the daemon and its relay hold, as far as they run."""
     daemon = street.gangway.daemon
     there = [daemon.pid] if daemon is not None and daemon.poll() is None else []
-    return links_of([*there, *street.gangway.relays()])
+    return cgroup_links_of([*there, *street.gangway.relays()])
 
 
 def road(street: Street, port: int, protocol: str = "tcp") -> str:
@@ -131,7 +131,7 @@ def test_nothing_is_left_when_gangway_leaves(street: Street) -> None:
         assert len(ours) == LINKS
     street.leave()
     street.gangway.stop()
-    wait_until(lambda: not any(map(is_link, ours)), "the end of its links")
+    wait_until(lambda: not any(map(link_exists, ours)), "the end of its links")
 
 
 def _kill(pids: list[int]) -> None:
@@ -145,11 +145,11 @@ def test_nothing_is_left_when_everything_is_killed(street: Street, first: str) -
         ours, relays = links(street), street.gangway.relays()
         if first == "daemon":
             street.gangway.kill()
-            assert all(map(is_link, ours))  # the relay holds them
+            assert all(map(link_exists, ours))  # the relay holds them
         _kill(relays)
         street.gangway.kill()
         _kill(street.gangway.relays())  # a daemon that has outlived its relay has started another
-        wait_until(lambda: not any(map(is_link, ours)), "the end of its links")
+        wait_until(lambda: not any(map(link_exists, ours)), "the end of its links")
         street.gangway.start()
 
 
@@ -158,7 +158,7 @@ def test_a_link_that_somebody_detaches_is_attached_again(street: Street) -> None
         for _ in range(2):
             with connected(street.host, port) as before:
                 for link in links(street):
-                    detach(link)
+                    detach_link(link)
                 assert road(street, port) == "relay"
                 wait_until(lambda: road(street, port) == "redirect", "the redirect", 25)
                 assert before.getpeername() == ("127.0.0.1", port)
@@ -173,7 +173,7 @@ def test_two_daemons_on_one_machine_keep_to_their_own(street: Street) -> None:
         assert road(other, 8080) == "redirect"
         assert not street.reaches(street.host, "tcp", "127.0.0.1", 8080)
         with connected(other.host, 8080) as client, other.host.entered():
-            assert aimed_at(client) == ("172.30.0.2", 80)
+            assert actual_peer(client) == ("172.30.0.2", 80)
 
 
 _MOUNTS = ("unshare", "--mount", "--propagation", "slave", "sh", "-c")
@@ -233,6 +233,6 @@ def test_a_port_that_somebody_else_has_got_meanwhile_is_theirs(street: Street) -
         with theirs:
             street.gangway.start()
             with connected(street.host, port) as client, street.host.entered():
-                assert aimed_at(client) == ("127.0.0.1", port)
+                assert actual_peer(client) == ("127.0.0.1", port)
         wait_until(lambda: street.reaches(street.host, "tcp", "127.0.0.1", port), "the port", 25)
         assert road(street, port) == "redirect"

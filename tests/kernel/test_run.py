@@ -12,6 +12,7 @@ import pytest
 
 from lab.gangwayd import GANGWAY
 from lab.netns import Namespace
+from lab.processes import processes_in
 from lab.waiting import wait_until
 from tests.kernel.snapshot import Snapshot, is_as, snapshot
 
@@ -47,15 +48,7 @@ class Bare:
 
     def processes(self) -> dict[int, str]:
         """The command lines of all that runs in the host's namespace, by pid."""
-        inode = os.stat(self.host.path).st_ino
-        found = {}
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if (process / "ns/net").stat().st_ino == inode:
-                    words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    if words:  # a zombie has none
-                        found[int(process.name)] = words
-        return found
+        return {pid: " ".join(words) for pid, words in processes_in(self.host.path).items() if words}
 
     def end_daemon(self) -> None:
         """Spares the wait until it ends by itself."""

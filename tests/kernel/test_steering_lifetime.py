@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab.netns import Namespace
-from lab.redirect import detach, is_link
+from lab.redirect import detach_link, link_exists
 from lab.waiting import wait_until
 from tests.kernel.crossings import listening
 from tests.kernel.street import Street, without_redirect
@@ -110,7 +110,7 @@ def test_a_link_that_somebody_detaches_is_attached_again(street: Street) -> None
     with listening(street.server, "tcp", [9123]) as at, street.published(street.server, *RANGES):
         before = links(street)
         for link in before:
-            detach(link)
+            detach_link(link)
         assert not is_refused(street.host, "tcp", "0.0.0.0", 9123)
         wait_until(lambda: is_refused(street.host, "tcp", "0.0.0.0", 9123), "steering", 25)
         assert relayed(street, "tcp", 9123, at[9123])
@@ -123,7 +123,7 @@ def test_nothing_is_left_when_gangway_leaves(street: Street) -> None:
         assert ours
     street.leave()
     street.gangway.stop()
-    wait_until(lambda: not any(map(is_link, ours)), "the end of its links")
+    wait_until(lambda: not any(map(link_exists, ours)), "the end of its links")
     assert "192.0.0.8" not in street.host.run("ss", "-Hltun").stdout
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lab.addresses import host_port
 from lab.waiting import wait_until
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, Street
 
@@ -58,7 +59,7 @@ def test_what_may_not_be_switched_goes_by_relay_until_somebody_does(careful: Str
         wait_until(lambda: _road(careful, address, port) == "relay", "the relay", _SOON_S)
         assert _road(careful, other, port) == "nat"
         assert careful.road(careful.host, "tcp", address, port) == ("nat", address)
-        at = f"[{address}]:{port}" if family == 6 else f"{address}:{port}"
+        at = host_port(address, port)
         text = careful.gangway("explain", at, "--from", "remote")
         assert f"{_SWITCHES[family]} is off" in text
         assert "--no-ip-forward" in text

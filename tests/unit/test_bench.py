@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic: a curve's points, and one turn for several rows."""
+"""The benchmark's arithmetic: points of the curve, and rows that share a turn."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,27 +11,27 @@ from bench import report, rounds
 from bench.curve import DOCKERD, GANGWAY, Cost, Curve
 from bench.errors import CannotCarry
 from bench.rounds import Runner, Settings
-from bench.rows import EVERY_PORT, ROWS, SUBJECT
-from bench.stage import Contender
+from bench.rows import ALL_PORTS, ROWS, SUBJECT
+from bench.setup import Contender
 from bench.traffic import Load
 
 _ONCE = [row for row in ROWS if row.key in ("scale-one-more", "scale-restart")]
 
 
-class _Staged(Contender):
+class _WithoutHost(Contender):
     """A contender without a host."""
 
     turns = 0
 
     @contextmanager
-    def staged(self) -> Iterator[Any]:
+    def set_up(self) -> Iterator[Any]:
         self.turns += 1
         yield None
 
     def address(self, container: str) -> str:
         raise NotImplementedError
 
-    def publish(self, stage: object, ports: object) -> None:
+    def publish(self, setup: object, ports: object) -> None:
         raise NotImplementedError
 
 
@@ -42,24 +42,24 @@ def _run(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> tuple[Any, int]:
         return outcome
 
     monkeypatch.setattr(rounds, "SHARED", dict.fromkeys((row.key for row in _ONCE), measure))
-    staged = _Staged("gangway")
-    contenders = {EVERY_PORT: {row.road: staged for row in _ONCE}}
+    set_up = _WithoutHost("gangway")
+    contenders = {ALL_PORTS: {row.road: set_up for row in _ONCE}}
     with Runner(contenders, Load(Path("load")), Settings(2, 1.0, False)) as runner:
-        tallies = runner.run(_ONCE, say=lambda _line: None)
-    return {tally.row.key: tally for tally in tallies}, staged.turns
+        results = runner.run(_ONCE, say=lambda _line: None)
+    return {result.row.key: result for result in results}, set_up.turns
 
 
 def test_rows_of_one_measure_share_a_turn_in_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    tallies, turns = _run(monkeypatch, {"scale-one-more": (3.0, 2.0), "scale-restart": CannotCarry("was refused")})
+    results, turns = _run(monkeypatch, {"scale-one-more": (3.0, 2.0), "scale-restart": CannotCarry("was refused")})
     assert turns == 2
-    assert tallies["scale-one-more"].ratios() == [1.5, 1.5]
-    assert tallies["scale-restart"].failures == {SUBJECT: ["was refused"] * 2}
+    assert results["scale-one-more"].ratios() == [1.5, 1.5]
+    assert results["scale-restart"].failures == {SUBJECT: ["was refused"] * 2}
 
 
 def test_a_turn_that_fails_has_failed_for_all_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    tallies, turns = _run(monkeypatch, CannotCarry("does not start"))
+    results, turns = _run(monkeypatch, CannotCarry("does not start"))
     assert turns == 2
-    assert all(tally.failures == {SUBJECT: ["does not start"] * 2} for tally in tallies.values())
+    assert all(result.failures == {SUBJECT: ["does not start"] * 2} for result in results.values())
 
 
 def test_a_point_is_the_median_and_one_that_failed_is_none() -> None:
@@ -72,4 +72,4 @@ def test_a_point_is_the_median_and_one_that_failed_is_none() -> None:
     assert curve.counts() == [10, 1000]
     *_, ten, thousand = report.tables([], curve).splitlines()
     assert [cell.strip() for cell in ten.strip("|").split("|")][:4] == ["10", "2.00 s", "1.00 s", "1.0 MB"]
-    assert [cell.strip() for cell in thousand.strip("|").split("|")] == ["1,000", *["fails"] * 3, *["-"] * 3]
+    assert [cell.strip() for cell in thousand.strip("|").split("|")] == ["1,000", *["failed"] * 3, *["-"] * 3]

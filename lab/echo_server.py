@@ -1,12 +1,14 @@
-"""A server that tells each client what it sees of it, and the client that asks: `mirror.py serve PORT...`, `mirror.py
-ask PROTOCOL ADDRESS PORT`.
+"""A server that answers each client with the address it saw, and its client.
 
-What this file knows: nothing but sockets, so that it can be run by path in any network namespace.
+    echo_server.py serve PORT...
+    echo_server.py request PROTOCOL ADDRESS PORT
 
-How it works.  A client sends a line; the answer is the address that the server saw, a space, and that line.  Over TCP
-it is the server that closes then, so it is the proxy's side towards the client that stays in TIME_WAIT.  A client that
-sends nothing keeps its connection for as long as it likes.  Each port is served over TCP, UDP and, where the kernel has
-it, SCTP, over IPv4 and IPv6.
+It imports the standard library only, so that it can be run by its path in any network namespace.
+
+A client sends a line; the answer is the client's address as the server saw it, a space, and that line. Over TCP the
+server closes the connection then, so TIME_WAIT stays on the proxy's side towards the client. A client that sends
+nothing keeps its connection open. Each port is served over TCP, UDP and, where the kernel has it, SCTP, over IPv4 and
+IPv6.
 """
 
 import socket
@@ -17,72 +19,79 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-_PATIENCE_S = 15.0  # SCTP sends the first lost packet anew after 3 s only (RTO.Initial, RFC 9260, 16)
+_PATIENCE_S = 15.0  # SCTP retransmits the first lost packet after 3 s (RTO.Initial, RFC 9260, 16)
 _SCTP = 132
 _SELF = (sys.executable, "-I", "-S", __file__)
 
 
 class NoAnswer(Exception):
-    """A client got none, or a wrong one."""
+    """A client got no answer, or a wrong one."""
 
 
 class Answer(NamedTuple):
-    """What came back: the client's address as the server saw it, and the line that was sent."""
+    """What the server returned: the client's address as the server saw it, and the line that was sent."""
 
     peer: str
     text: str
 
 
 def serve(popen: Callable[..., subprocess.Popen[Any]], *ports: int) -> None:
-    """Starts a server for `ports` by `popen` (a namespace's, say), and waits until it serves."""
+    """Start a server for `ports` with `popen` (for example a namespace's), and wait until it serves."""
     process = popen(*_SELF, "serve", *map(str, ports), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     if process.stdout.readline() != "ready\n":
-        raise NoAnswer("the server did not start")
+        raise NoAnswer("the echo server did not start")
 
 
-def ask(command: Callable[..., list[str]], protocol: str, address: str, port: int) -> Answer:
-    """Asks where `command` (a namespace's, say) lets the client run.  NoAnswer says why there is none."""
-    words = command(*_SELF, "ask", protocol, address, str(port))
+def request(command: Callable[..., list[str]], protocol: str, address: str, port: int) -> Answer:
+    """Run a client where `command` (for example a namespace's) runs it, and return its answer.
+
+    NoAnswer: the client failed; the message says why.
+    """
+    words = command(*_SELF, "request", protocol, address, str(port))
     done = subprocess.run(words, text=True, capture_output=True, check=False)
     if done.returncode:
         raise NoAnswer(f"{protocol} {address} port {port}: {done.stderr.strip()}")
     return Answer(*done.stdout.split())
 
 
-def ask_here(
+def request_here(
     protocol: str,
     address: str,
     port: int,
     patience_s: float = _PATIENCE_S,
     connected: Callable[[socket.socket], None] = lambda client: None,
 ) -> Answer:
-    """Asks from the calling thread's network namespace.  NoAnswer says why there is none.
+    """Send a request from the current network namespace, and return the answer.
 
-    `connected` may have a look at the client before it asks.
+    `connected` is called with the client's socket before it sends.
+
+    NoAnswer: the request failed; the message says why.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
     try:
         with socket.socket(family, kind, _SCTP if protocol == "sctp" else 0) as client:
             client.settimeout(patience_s)
-            client.connect(
-                socket.getaddrinfo(address, port, family, kind)[0][4]
-            )  # also for UDP: an answer from another address does not count
+            # UDP sockets connect, too: an answer from another address does not count.
+            client.connect(socket.getaddrinfo(address, port, family, kind)[0][4])
             connected(client)
-            return ask_by(client)
+            return request_over(client)
     except OSError as error:
         raise NoAnswer(str(error)) from None
 
 
-def ask_by(client: socket.socket) -> Answer:
-    """Asks by a socket that is connected to a mirror.  OSError: nothing answers; NoAnswer: not that."""
+def request_over(client: socket.socket) -> Answer:
+    """Send a request over a socket that is connected to an echo server.
+
+    OSError: nothing answers. NoAnswer: something else than the echo server answers.
+    """
     client.sendall(b"hello\n")
-    got = client.recv(1000).decode()
-    match got.split():
+    received = client.recv(1000).decode()
+    match received.split():
         case [peer, "hello"]:
             return Answer(peer, "hello")
-    raise NoAnswer(f"the answer is {got!r}")
+    raise NoAnswer(f"unexpected answer {received!r}")
 
 
 class _Stream(socketserver.StreamRequestHandler):
@@ -121,14 +130,14 @@ _SERVERS: tuple[tuple[type[socketserver.BaseServer], type[socketserver.BaseReque
 
 def _serve(port: int) -> None:
     for kind, handler in _SERVERS:
-        for family, everywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        for family, any_address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
             version = type(kind.__name__, (kind,), {"address_family": family, "server_bind": _bind_one_family})
             try:
-                server = version((everywhere, port), handler)
+                server = version((any_address, port), handler)
             except OSError:
                 if kind is not _SctpServer:
                     raise
-                continue  # this kernel has none
+                continue  # this kernel has no SCTP
             threading.Thread(target=server.serve_forever).start()
 
 
@@ -141,11 +150,11 @@ def _bind_one_family(server: socketserver.TCPServer) -> None:
 
 
 def main(words: list[str]) -> int:
-    """The command line."""
+    """Run the command line, and return the exit code."""
     match words:
-        case ["ask", protocol, address, port]:
+        case ["request", protocol, address, port]:
             try:
-                print(*ask_here(protocol, address, int(port)))
+                print(*request_here(protocol, address, int(port)))
             except NoAnswer as error:
                 print(error, file=sys.stderr)
                 return 1

@@ -1,9 +1,7 @@
-"""What came out of a row: medians, ratios, and whether it holds.
+"""The result of a row: medians, ratios, and whether its bound holds.
 
-What this file knows: figures and bounds.  What it must not know: where the figures come from, how they are shown.
-
-The ratio of a row is the median of its rounds' ratios, and not the ratio of the medians: what slows the machine down
-for the time of a round slows both contenders, and their ratio stays.
+The ratio of a row is the median of its rounds' ratios, not the ratio of the medians: what slows the machine down during
+a round slows both contenders, and their ratio stays the same.
 """
 
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ from bench.rows import SUBJECT, Row
 
 
 class Verdict(Enum):
-    """What is said of a row; the value is how the table says it."""
+    """Whether a row holds; the value is the text in the table."""
 
     AIM = "reaches the aim"
     HOLDS = "holds"
@@ -24,20 +22,20 @@ class Verdict(Enum):
 
 
 @dataclass
-class Tally:
-    """A row's figures.  A round maps a contender's name to its figure; `failures` to why it has none."""
+class RowResult:
+    """A row's figures. A round maps a contender's name to its figure; `failures` maps it to the errors."""
 
     row: Row
     rounds: list[dict[str, float]] = field(default_factory=list)
     failures: dict[str, list[str]] = field(default_factory=dict)
 
     def median(self, contender: str) -> float | None:
-        """A contender's median over the rounds that it got through."""
+        """Return a contender's median over the rounds in which it did not fail."""
         figures = [figures[contender] for figures in self.rounds if contender in figures]
         return median(figures) if figures else None
 
     def ratios(self, of: str = SUBJECT, to: str = "") -> list[float]:
-        """gangway to what it is compared with, or of another pair, for each round that both got through."""
+        """Return the ratio of each round in which neither failed: gangway to its reference, or of another pair."""
         return list(self._ratios(of, to or self.row.reference))
 
     def ratio(self, of: str = SUBJECT, to: str = "") -> float | None:
@@ -49,7 +47,7 @@ class Tally:
         return self.row.worst(ratios) if ratios else None
 
     def verdict(self) -> Verdict:
-        """A failure of gangway's in any round is a bound missed: its good rounds do not make up for it."""
+        """Return the verdict. If gangway failed in any round, the row falls short, whatever its other rounds."""
         if SUBJECT in self.failures:
             return Verdict.SHORT
         ratio = self.ratio()
@@ -57,7 +55,7 @@ class Tally:
             return Verdict.MISSING
         if self.row.reaches(ratio, self.row.aim):
             return Verdict.AIM
-        return Verdict.HOLDS if self.row.reaches(ratio, self.row.at_least) else Verdict.SHORT
+        return Verdict.HOLDS if self.row.reaches(ratio, self.row.bound) else Verdict.SHORT
 
     def _ratios(self, of: str, to: str) -> Iterator[float]:
         for figures in self.rounds:
