@@ -39,7 +39,7 @@ class DaemonSetup(Setup):
 
     def command_s(self, command: str, *words: str) -> float:
         """Run a gangway command, and return the seconds that it took."""
-        return self.group.run_s([str(GANGWAY), command, "--socket", str(self.gangway.socket), *words])
+        return self.group.run_s([str(GANGWAY), command, *words])
 
 
 class Daemon(Contender):

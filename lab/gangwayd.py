@@ -3,12 +3,14 @@
     with Namespace("host") as host, Gangway(host) as gangway:
         gangway("network", "create", "web", "--subnet", "172.30.0.0/24")
 
-The daemon's socket and state are in a temporary directory. Leaving the block deletes it, and the daemon's networks;
-if the daemon was killed before, its networks are deleted with the namespace.
+The daemon's files are in the namespace's runtime folder, where commands in the namespace find it. Leaving the block
+deletes the folder and the daemon's networks; if the daemon was killed before, its networks are deleted with the
+namespace.
 """
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -17,11 +19,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from gangway import runtime
 from lab.netns import Namespace, end
 from lab.processes import pids_running
 from lab.waiting import wait_until
 
 GANGWAY = Path(__file__).parents[1] / ".venv/bin/gangway"
+
+
+def runtime_folder(namespace: Namespace) -> Path:
+    """Return the runtime folder of a namespace's daemon."""
+    with namespace.entered():
+        return Path(runtime.folder())
 
 
 class CommandFailed(RuntimeError):
@@ -51,7 +60,8 @@ class Gangway:
 
     def __enter__(self) -> Self:
         self.directory = Path(tempfile.mkdtemp(prefix=f"{self.host.name}-gangway-"))
-        self.socket = self.directory / "gangway.sock"
+        self.folder = runtime_folder(self.host)
+        self.socket = self.folder / runtime.API_SOCKET
         self.log = self.directory / "log"
         try:
             self.start()
@@ -67,7 +77,7 @@ class Gangway:
 
     def start(self, *flags: str) -> None:
         """Start the daemon, and wait until it serves. CommandFailed: it exited."""
-        words = ("daemon", "--socket", str(self.socket), *(flags or self._flags))
+        words = ("daemon", *(flags or self._flags))
         with self.log.open("a") as log:
             self.daemon = self.host.popen(*self._within, str(GANGWAY), *words, stderr=log, env=self._environment)
         wait_until(lambda: self._serves() or self.daemon.poll() is not None, "the daemon to serve")  # type: ignore[union-attr]
@@ -99,14 +109,12 @@ class Gangway:
             with suppress(ProcessLookupError):
                 os.kill(pid, 15)
         wait_until(lambda: not self._remaining(), "the relay to exit")
-        for path in self.directory.iterdir():
-            path.unlink()
-        self.directory.rmdir()
+        for folder in (self.directory, self.folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def run(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a gangway command, and return its result even if it fails."""
-        environment = {**self._environment, "GANGWAY_SOCKET": str(self.socket)}
-        return self.host.run(str(GANGWAY), *words, **{"check": False, "env": environment, **options})
+        return self.host.run(str(GANGWAY), *words, **{"check": False, "env": self._environment, **options})
 
     def __call__(self, *words: str) -> str:
         """Run a gangway command, and return its output. CommandFailed: it failed."""
