@@ -1,4 +1,4 @@
-"""The scene of the origins: a host with two networks, three containers, one more with IPv4 only, and a neighbour.
+"""A test bed for all origins: a host with three networks and four containers, one with IPv4 only, and a neighbour.
 
     neighbour 10.77.0.2, fd77::2 ── 10.77.0.1, fd77::1 host ─┬─ web    172.30.0.0/24, fd30::/64: server, near
                                                               ├─ other  172.31.0.0/24, fd31::/64: far
@@ -24,7 +24,7 @@ PORT = 80
 
 
 class Box(NamedTuple):
-    """A container, and its addresses."""
+    """A container and its addresses."""
 
     space: Namespace
     address4: str
@@ -32,12 +32,12 @@ class Box(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What gangway knows it by."""
+        """The container's name in gangway."""
         return self.space.name
 
 
 class Street:
-    """The scene, with a daemon that has these flags."""
+    """The test bed, with a daemon that is started with these flags."""
 
     def __init__(
         self,
@@ -77,33 +77,33 @@ class Street:
         self._stack.close()
 
     def arrange(self, stack: ExitStack) -> None:
-        """Makes what is there on the host before the daemon; it goes with `stack`, after it."""
+        """Prepare the host before the daemon starts; `stack` cleans up after the daemon has ended."""
         if self._prepare:
             self.host.run("sh", "-ec", self._prepare)
 
     def leave(self) -> None:
-        """Takes all of gangway's networks away, while the daemon stays."""
+        """Remove all of gangway's networks; the daemon goes on running."""
         for network in self.gangway.json("network", "ls"):
             for endpoint in network["endpoints"]:
                 self.gangway("detach", endpoint["container"])
             self.gangway("network", "rm", network["name"])
 
     def container(self, role: str, network: str) -> Box:
-        """One more, attached, with an echo server in it."""
+        """Create a container, attach it, and start an echo server in it."""
         space = self._containers.enter_context(Namespace(role))
         addresses = self.gangway("attach", space.name, "--network", network).split()
         echo_server.serve(space.popen, PORT)
         return Box(space, addresses[0], addresses[1] if len(addresses) > 1 else "")
 
     def publish(self, box: Box, *ports: str) -> list[int]:
-        """Publishes ports, each as after -p; gives the host ports, in order."""
+        """Publish ports, each in the syntax of -p; return the first host port of each."""
         words = [word for port in ports for word in ("-p", port)]
         lines = self.gangway("publish", box.name, *words).splitlines()
         return [int(line.split(" -> ")[0].rpartition(":")[2].partition("-")[0]) for line in lines]
 
     @contextmanager
     def published(self, box: Box, *ports: str) -> Iterator[int]:
-        """The same for a `with` block; gives the first host port."""
+        """Publish ports for a `with` block; yield the first host port."""
         found = self.publish(box, *ports)
         try:
             yield found[0]
@@ -111,14 +111,14 @@ class Street:
             self.gangway("unpublish", box.name)
 
     def road(self, space: Namespace, protocol: str, address: str, port: int) -> tuple[str, str]:
-        """The road that a client in `space` really gets, and the source that the container sees.
+        """Return the road that a client in `space` really takes, and the source address that the container sees.
 
-        Not by what gangway says: by the kernel's own records.  echo_server.NoAnswer if nothing answers.
+        They come from the kernel's records, not from gangway.  echo_server.NoAnswer: nothing answers.
         """
         return observe_road(self.host, space, protocol, address, port)
 
     def reaches(self, space: Namespace, protocol: str, address: str, port: int) -> bool:
-        """Whether anything answers a client in `space`."""
+        """True if anything answers a client in `space`."""
         try:
             with space.entered():
                 echo_server.request_here(protocol, address, port, patience_s=0.7)
@@ -128,7 +128,7 @@ class Street:
 
 
 def without_redirect(directory: Path) -> tuple[str, str]:
-    """Flags of a daemon that redirects no sockets; they are in a file there."""
+    """Return the flags of a daemon that redirects no sockets; its configuration is a file in `directory`."""
     config = directory / "without-redirect.toml"
     config.write_text("[relay]\nredirect = false\n")
     return "--config", str(config)

@@ -1,4 +1,4 @@
-"""Which container, and which of its ports, a client gets to: families, link-local clients, one port twice, ranges."""
+"""Which container and port a client reaches: families, link-local clients, one port of two addresses, ranges."""
 
 from collections.abc import Iterator
 
@@ -22,9 +22,7 @@ def street(request: pytest.FixtureRequest) -> Iterator[Street]:
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize("host_ip", ["", "[::]:", f"[{HOST6}]:"])
-def test_who_asks_by_ipv6_reaches_a_container_with_ipv4_only_by_relay(
-    street: Street, protocol: str, host_ip: str
-) -> None:
+def test_ipv6_clients_reach_an_ipv4_only_container_by_relay(street: Street, protocol: str, host_ip: str) -> None:
     with street.published(street.four, f"{host_ip}8080:80/{protocol}") as port:
         for space in (street.neighbour, street.far.space, street.near.space):
             assert street.road(space, protocol, HOST6, port) == ("relay", OLD_GATEWAY), space.name
@@ -33,17 +31,17 @@ def test_who_asks_by_ipv6_reaches_a_container_with_ipv4_only_by_relay(
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_a_link_local_client_is_served_by_relay(street: Street, protocol: str) -> None:
+def test_link_local_client_is_relayed(street: Street, protocol: str) -> None:
     host_address = wait_until(lambda: _link_local(street.host, "eth0"), "the host's address")
     wait_until(lambda: _link_local(street.neighbour, "eth0"), "the neighbour's address")
     with street.published(street.server, f"8080:80/{protocol}") as port:
         found = street.road(street.neighbour, protocol, f"{host_address}%eth0", port)
         assert found == ("relay", "fd30::1")
-        told = street.gangway.json("explain", f"{host_address}:{port}/{protocol}", "--from", "remote")
-        assert [route["road"] for route in told[0]["mapping"]["routes"]] == ["relay"]
+        explained = street.gangway.json("explain", f"{host_address}:{port}/{protocol}", "--from", "remote")
+        assert [route["road"] for route in explained[0]["mapping"]["routes"]] == ["relay"]
 
 
-def test_a_link_local_client_in_a_container_is_served_by_relay(street: Street) -> None:
+def test_link_local_client_in_a_container_is_relayed(street: Street) -> None:
     bridge = street.gangway.json("network", "inspect", "web")[0]["bridge"]
     gateway = wait_until(lambda: _link_local(street.host, bridge), "the bridge's address")
     wait_until(lambda: _link_local(street.near.space, "eth0"), "the container's address")
@@ -53,7 +51,7 @@ def test_a_link_local_client_in_a_container_is_served_by_relay(street: Street) -
 
 
 def _link_local(space: Namespace, interface: str) -> str:
-    """An interface's link-local address once it may be used; empty until then."""
+    """Return an interface's link-local address, or an empty string while it is tentative."""
     for line in space.ip("-6", "-oneline", "address", "show", "dev", interface, "scope", "link").splitlines():
         if "tentative" not in line:
             return line.split()[3].partition("/")[0]
@@ -77,8 +75,8 @@ def test_one_port_of_two_host_addresses_leads_to_two_containers(street: Street, 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize("host_ip", ["", f"{HOST4}:", "0.0.0.0:"])
-@pytest.mark.parametrize("first", [9000, 9100], ids=["kept", "moved"])
-def test_a_range_leads_each_port_to_its_own(street: Street, protocol: str, host_ip: str, first: int) -> None:
+@pytest.mark.parametrize("first", [9000, 9100], ids=["same ports", "other ports"])
+def test_each_port_of_a_range_leads_to_its_own(street: Street, protocol: str, host_ip: str, first: int) -> None:
     inner = range(9000, 9005)
     offset = first - inner[0]
     wanted = f"{host_ip}{first}-{first + 4}:{inner[0]}-{inner[-1]}/{protocol}"
@@ -97,7 +95,7 @@ def _clients(street: Street, host_ip: str) -> Iterator[tuple[Namespace, str]]:
         yield street.host, "::1"
 
 
-def test_a_range_takes_no_more_than_its_ports(street: Street) -> None:
+def test_ports_beside_a_range_stay_free(street: Street) -> None:
     with street.published(street.server, "9000-9004:9000-9004", "9000-9004:9000-9004/udp"):
         for port in (8999, 9005):
             for space in (street.neighbour, street.host):
@@ -106,7 +104,7 @@ def test_a_range_takes_no_more_than_its_ports(street: Street) -> None:
             assert street.reaches(street.neighbour, "tcp", HOST4, 9005)
 
 
-def test_a_range_that_overlaps_another_container_s_is_refused_with_its_name(street: Street) -> None:
+def test_overlapping_range_is_refused_with_the_other_containers_name(street: Street) -> None:
     with street.published(street.server, "9000-9004:9000-9004"):
         done = street.gangway.run("publish", street.far.name, "-p", "9004-9006:9004-9006")
         assert done.returncode == 1
@@ -114,16 +112,16 @@ def test_a_range_that_overlaps_another_container_s_is_refused_with_its_name(stre
         assert street.gangway.json("ls", street.far.name) == []
 
 
-def test_a_container_that_takes_anothers_addresses_is_reached_at_once(street: Street) -> None:
-    """Whoever has sent to the other one remembers where it was: the host, and the containers beside it."""
+def test_container_that_reuses_addresses_is_reached_at_once(street: Street) -> None:
+    """The host and its other containers remember the earlier container's MAC address."""
     first = street.container("first", "web")
     same = "--ip", first.address4, "--ip", first.address6
-    beside = everywhere([street.host, street.near.space], [first.address4, first.address6], PORT)
-    assert reached(street, beside) == list(map(str, beside))
+    neighbours = everywhere([street.host, street.near.space], [first.address4, first.address6], PORT)
+    assert reached(street, neighbours) == list(map(str, neighbours))
     street.gangway("detach", first.name)
     street.gangway("attach", first.name, "--network", "web", *same)
     with street.published(first, "8080:80/tcp", "8080:80/udp") as port:
-        assert reached(street, beside) == list(map(str, beside))
+        assert reached(street, neighbours) == list(map(str, neighbours))
         published = [
             *everywhere([street.neighbour, street.near.space, street.host], [HOST4, HOST6], port),
             *everywhere([street.host], ["127.0.0.1", "::1"], port),
@@ -132,8 +130,8 @@ def test_a_container_that_takes_anothers_addresses_is_reached_at_once(street: St
     street.gangway("detach", first.name)
 
 
-def test_a_network_serves_clients_of_both_families_from_its_first_moment(street: Street) -> None:
-    """The kernel forwards IPv6 to an interface only once that may use its own link-local address (RFC 4862, 5.4)."""
+def test_new_network_serves_both_families_at_once(street: Street) -> None:
+    """The kernel forwards IPv6 to an interface only once its link-local address is usable (RFC 4862, 5.4)."""
     subnets = "--subnet", "172.20.0.0/24", "--subnet", "fd20::/64"
     street.gangway("network", "create", "fresh", *subnets)
     fresh = street.container("fresh", "fresh")

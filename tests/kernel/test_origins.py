@@ -1,4 +1,4 @@
-"""Every kind of client, at every kind of address, by every firewall: the road it gets, and what the container sees."""
+"""The road of every kind of client to every kind of address with every firewall, and the source the container sees."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,7 +17,7 @@ HOST_IPS = ["", "0.0.0.0", "[::]", HOST4, f"[{HOST6}]", "127.0.0.1", "[::1]"]
 
 
 class Client(NamedTuple):
-    """Who asks, where; the road and the source that the container sees."""
+    """A client's namespace, the address it connects to, its road, and the source address that the container sees."""
 
     space: Namespace
     address: str
@@ -26,23 +26,23 @@ class Client(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A street, whether its daemon writes rules, and whether it redirects sockets."""
+    """A street, and whether its daemon writes rules and redirects sockets."""
 
     street: Street
     has_rules: bool
     is_redirected: bool
 
     def clients(self, family: int, protocol: str) -> Iterator[Client]:
-        """All of a family's."""
+        """Yield all clients of a family."""
         street, gateway = self.street, GATEWAY[family]
-        shortcut = "redirect" if self.is_redirected and protocol != "sctp" else "relay"
+        loopback_road = "redirect" if self.is_redirected and protocol != "sctp" else "relay"
         if family == 4:
             loopback, host, neighbour, far = "127.0.0.1", HOST4, NEIGHBOUR4, street.far.address4
-            if protocol != "sctp":  # it answers from 127.0.0.1, whatever loopback address was asked
-                yield Client(street.host, "127.0.0.7", shortcut, gateway)
+            if protocol != "sctp":  # SCTP answers from 127.0.0.1, also clients of other loopback addresses
+                yield Client(street.host, "127.0.0.7", loopback_road, gateway)
         else:
             loopback, host, neighbour, far = "::1", HOST6, NEIGHBOUR6, street.far.address6
-        yield Client(street.host, loopback, shortcut, gateway)
+        yield Client(street.host, loopback, loopback_road, gateway)
         for space, address, source in (
             (street.host, host, host),
             (street.host, gateway, gateway),
@@ -55,7 +55,7 @@ class Scene(NamedTuple):
             if self.has_rules:
                 yield Client(space, address, "nat", source)
             else:
-                yield Client(space, address, shortcut if space is street.host else "relay", gateway)
+                yield Client(space, address, loopback_road if space is street.host else "relay", gateway)
 
 
 @pytest.fixture(scope="module", params=["redirect", "no-redirect"])
@@ -74,7 +74,7 @@ def scene(
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("host_ip", HOST_IPS)
-def test_every_origin_gets_the_road_of_the_matrix(scene: Scene, protocol: str, host_ip: str) -> None:
+def test_every_origin_takes_the_road_of_the_matrix(scene: Scene, protocol: str, host_ip: str) -> None:
     street = scene.street
     with street.published(street.server, f"{host_ip}:0:80/{protocol}" if host_ip else f"80/{protocol}") as port:
         for family in (4, 6):
@@ -82,13 +82,12 @@ def test_every_origin_gets_the_road_of_the_matrix(scene: Scene, protocol: str, h
                 if not _is_published(host_ip, client.address):
                     assert not street.reaches(client.space, protocol, client.address, port), client
                     continue
-                wanted = client.road, client.source
-                assert street.road(client.space, protocol, client.address, port) == wanted, client
+                expected = client.road, client.source
+                assert street.road(client.space, protocol, client.address, port) == expected, client
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_what_is_said_is_what_is(scene: Scene, protocol: str) -> None:
-    """`explain` names the road that a client of each origin really gets."""
+def test_explain_names_the_road_that_is_taken(scene: Scene, protocol: str) -> None:
     street = scene.street
     with street.published(street.server, f"80/{protocol}") as port:
         for origin, neighbour, space, address in (
@@ -102,22 +101,22 @@ def test_what_is_said_is_what_is(scene: Scene, protocol: str) -> None:
             ("container", True, street.near.space, HOST6),
         ):
             at = host_port(address, f"{port}/{protocol}")
-            (told,) = street.gangway.json("explain", at, "--from", origin)
-            (road,) = (route["road"] for route in told["mapping"]["routes"] if route["neighbour"] == neighbour)
+            (explained,) = street.gangway.json("explain", at, "--from", origin)
+            (road,) = (route["road"] for route in explained["mapping"]["routes"] if route["neighbour"] == neighbour)
             assert street.road(space, protocol, address, port)[0] == road
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_who_asks_by_ipv6_is_redirected_to_a_container_with_ipv4_only(scene: Scene, protocol: str) -> None:
+def test_ipv6_loopback_is_redirected_to_an_ipv4_only_container(scene: Scene, protocol: str) -> None:
     street = scene.street
-    shortcut = "redirect" if scene.is_redirected and protocol != "sctp" else "relay"
+    loopback_road = "redirect" if scene.is_redirected and protocol != "sctp" else "relay"
     with street.published(street.four, f"80/{protocol}") as port:
-        assert street.road(street.host, protocol, "::1", port) == (shortcut, OLD_GATEWAY)
-        (told,) = street.gangway.json("explain", f"[::1]:{port}/{protocol}", "--from", "loopback")
-        assert told["mapping"]["routes"][0]["road"] == shortcut
+        assert street.road(street.host, protocol, "::1", port) == (loopback_road, OLD_GATEWAY)
+        (explained,) = street.gangway.json("explain", f"[::1]:{port}/{protocol}", "--from", "loopback")
+        assert explained["mapping"]["routes"][0]["road"] == loopback_road
         for address in (HOST6, GATEWAY[6]):
-            wanted = "relay" if scene.has_rules else shortcut
-            assert street.road(street.host, protocol, address, port) == (wanted, OLD_GATEWAY)
+            expected = "relay" if scene.has_rules else loopback_road
+            assert street.road(street.host, protocol, address, port) == (expected, OLD_GATEWAY)
         for space in (street.neighbour, street.far.space, street.near.space):
             assert street.road(space, protocol, HOST6, port) == ("relay", OLD_GATEWAY)
 

@@ -1,4 +1,4 @@
-"""SCTP's ends try all pairs of their addresses: a translated association outlives that."""
+"""SCTP probes all pairs of addresses of both ends: a translated association survives that."""
 
 import socket
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from tests.kernel.ground import echo
 from tests.kernel.street import HOST4, HOST6, Street, without_redirect
 
 PORT = 81
-"""Where the container listens by both families at once: it tells a client by IPv4 all that it has."""
+"""The container listens here with a dual-stack socket: it announces all its addresses to IPv4 clients, too."""
 RTO_MS = 500
-"""Before a path has answered or failed.  It is tried half of this to one and a half after the handshake."""
+"""The retransmission timeout until a path has answered or failed.  Probes follow the handshake by 0.5 to 1.5 of it."""
 UNCONFIRMED = "3"
 """A path's state in /proc/net/sctp/remaddr: include/net/sctp/constants.h, sctp_spinfo_state."""
-PATIENCE_S = 30
+TIMEOUT_S = 30
 
 pytestmark = pytest.mark.skipif(not has_sockets("sctp"), reason="no SCTP")
 
@@ -50,14 +50,14 @@ def street(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         (f"{HOST4}:0:{PORT}/sctp", HOST4),
     ],
 )
-def test_a_translated_association_outlives_them(street: Street, ports: str, address: str, who: str) -> None:
+def test_translated_association_survives_probing(street: Street, ports: str, address: str, who: str) -> None:
     server, client = street.server.space, street.host if who == "host" else street.neighbour
     with (
         street.published(street.server, ports) as port,
         _listener(server) as listener,
         _associated(client, address, port, listener) as ends,
     ):
-        _wait_until_all_are_tried(client, server)
+        _wait_until_all_are_probed(client, server)
         assert UNCONFIRMED in [state for state, _ in _paths(server)]
         echo(*ends)
 
@@ -66,36 +66,36 @@ def test_a_translated_association_outlives_them(street: Street, ports: str, addr
 def _associated(
     space: Namespace, address: str, port: int, listener: socket.socket
 ) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A client in `space` and the end that serves it."""
+    """Connect a client in `space`; yield its socket and the server's."""
     with space.entered():
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         client = socket.socket(family, socket.SOCK_STREAM, IPPROTO_SCTP)
     with client:
-        client.settimeout(PATIENCE_S)
+        client.settimeout(TIMEOUT_S)
         client.connect((address, port))
         served, _ = listener.accept()
         with served:
-            served.settimeout(PATIENCE_S)
+            served.settimeout(TIMEOUT_S)
             yield client, served
 
 
 def _listener(space: Namespace) -> socket.socket:
     with space.entered():
         listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, IPPROTO_SCTP)
-    listener.settimeout(PATIENCE_S)
+    listener.settimeout(TIMEOUT_S)
     listener.bind(("::", PORT))
     listener.listen()
     return listener
 
 
-def _wait_until_all_are_tried(*spaces: Namespace) -> None:
-    """Each path has answered, or has been silent: then its RTO doubles."""
-    untried = (UNCONFIRMED, RTO_MS)
-    wait_until(lambda: not any(untried in _paths(space) for space in spaces), "heartbeats on all paths", PATIENCE_S)
+def _wait_until_all_are_probed(*spaces: Namespace) -> None:
+    """Wait until each path has answered, or its RTO has doubled: the sign that it did not."""
+    unprobed = (UNCONFIRMED, RTO_MS)
+    wait_until(lambda: not any(unprobed in _paths(space) for space in spaces), "heartbeats on all paths", TIMEOUT_S)
 
 
 def _paths(space: Namespace) -> list[tuple[str, int]]:
-    """State and RTO, in milliseconds, of each path of the associations that a namespace has."""
+    """Return state and RTO in milliseconds of each path of a namespace's associations."""
     with space.entered():
         _head, *lines = Path("/proc/thread-self/net/sctp/remaddr").read_text().splitlines()
     return [(words[7], int(words[3])) for words in map(str.split, lines)]

@@ -1,4 +1,4 @@
-"""Networks, endpoints, mappings and facts: some that tests are about, and any others."""
+"""Networks, endpoints, mappings and facts for tests: examples, and strategies for any others."""
 
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -23,7 +23,7 @@ def network(
     icc: bool = True,
     internal: bool = False,
 ) -> Network:
-    """A network whose bridge is called gw-NAME."""
+    """Return a network whose bridge is gw-NAME."""
     found = tuple(ip_network(text) for text in subnets.split(","))
     return Network(name, f"gw-{name}", found, tuple(map(first_gateway, found)), masquerade, icc, internal)
 
@@ -36,33 +36,33 @@ SIX = network("six", "fd28::/64")
 
 
 def endpoint(of: Network = WEB, container: str = "box") -> Endpoint:
-    """A container with the address after the gateway's in each subnet."""
+    """Return an endpoint with the address after the gateway's in each subnet."""
     return Endpoint(container, of.name, tuple(subnet[2] for subnet in of.subnets))
 
 
 def mapping(
     at: str, ports: str = "8000", to: str = "", protocol: Protocol = Protocol.TCP, container: str = "box"
 ) -> PortMapping:
-    """Host ports that lead to the same ones of a container, or to others."""
+    """Return a mapping to the same ports of a container, or to the ports `to`."""
     return PortMapping(container, protocol, ip_address(at), PortRange.parse(ports), PortRange.parse(to or ports))
 
 
 def lease(
     at: str, ports: str = "8000", to: str = "", protocol: Protocol = Protocol.TCP, container: str = "172.17.0.2"
 ) -> PortMapping:
-    """The mapping that a docker-proxy launcher states: `container` is the container's address."""
+    """Return a docker-proxy launcher's mapping: `container` is the container's address."""
     return replace(mapping(at, ports, to, protocol, container), source=Source.LEASE)
 
 
 def planned(one: PortMapping, facts: HostFacts = NFTABLES, of: Network = WEB) -> MappingPlan:
-    """The plan of a mapping of a container on a network, or of a lease."""
+    """Return the plan of a mapping of a container on the network `of`, or of a lease."""
     if one.source is Source.LEASE:
         return plan_mapping(one, lease_endpoint(one), None, facts)
     return plan_mapping(one, endpoint(of), of, facts)
 
 
 def whole(facts: HostFacts, *mappings: PortMapping, networks: tuple[Network, ...] = (WEB,)) -> Plan:
-    """A plan of these networks and, on the first of them, a container with these mappings."""
+    """Return a plan of these networks and a container on the first of them with these mappings."""
     return plan(Wanted(networks, (endpoint(networks[0]),), mappings), facts)
 
 
@@ -83,7 +83,7 @@ FORMS = (
     mapping("127.0.0.1", "6001-6005"),
     mapping("fe80::5", "6000"),
 )
-"""All forms of a mapping; rules carry none of the last four."""
+"""All forms of a mapping; no rules carry the last four."""
 
 _FAMILIES = st.frozensets(st.sampled_from((4, 6)))
 FACTS = st.builds(
@@ -108,7 +108,7 @@ HOST_ADDRESSES = tuple(
 
 @st.composite
 def mappings(draw: st.DrawFn, containers: tuple[str, ...] = ("box",)) -> PortMapping:
-    """Any mapping; many of them collide."""
+    """Draw any mapping; many collide."""
     first, to = draw(st.integers(8000, 8008)), draw(st.integers(80, 83) | st.integers(8000, 8002))
     length = draw(st.sampled_from((0, 0, 0, 1, 4)))
     return PortMapping(
@@ -121,7 +121,7 @@ def mappings(draw: st.DrawFn, containers: tuple[str, ...] = ("box",)) -> PortMap
 
 
 def apart(many: list[PortMapping]) -> list[PortMapping]:
-    """Those of them that do not collide with one before."""
+    """Return the mappings that do not collide with an earlier one."""
     found: list[PortMapping] = []
     for one in many:
         if not any(one.collides(other) for other in found):

@@ -1,4 +1,4 @@
-"""What makes sense as a port mapping; `-p` as Docker reads it; where a mapping leads."""
+"""Valid port mappings; `-p` as Docker reads it; the address that a mapping leads to."""
 
 from contextlib import suppress
 from ipaddress import ip_address
@@ -55,7 +55,7 @@ def mapping(host: str, host_ports: PortRange, protocol: Protocol = Protocol.TCP)
         ("[::]::80", PortRequest(Protocol.TCP, (ip_address("::"),), None, ports(80))),
     ],
 )
-def test_a_port_is_read_as_docker_reads_it(text: str, wanted: PortRequest) -> None:
+def test_port_is_parsed_as_docker_parses_it(text: str, wanted: PortRequest) -> None:
     assert parse_port(text) == wanted
 
 
@@ -83,7 +83,7 @@ def test_a_port_is_read_as_docker_reads_it(text: str, wanted: PortRequest) -> No
         ("8000:٨٠", "not a port or a range"),
     ],
 )
-def test_a_port_that_makes_no_sense_is_named(text: str, why: str) -> None:
+def test_invalid_port_is_quoted_with_the_reason(text: str, why: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         parse_port(text)
     assert str(refusal.value).startswith(f"invalid -p {text!r}: ")
@@ -91,14 +91,14 @@ def test_a_port_that_makes_no_sense_is_named(text: str, why: str) -> None:
 
 
 @given(st.text(alphabet="0123456789:.-/[]tcpud") | st.text())
-def test_whatever_is_typed_is_read_or_named(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     with suppress(InvalidRequest):
         request = parse_port(text)
         assert request.is_choice or request.host_ports is not None
 
 
 @given(PROTOCOLS, ADDRESSES, RANGES, RANGES)
-def test_a_mapping_that_is_printed_can_be_read(
+def test_printed_mapping_can_be_parsed(
     protocol: Protocol, address: object, host: PortRange, container: PortRange
 ) -> None:
     host_address = ip_address(str(address).partition("%")[0])
@@ -112,13 +112,13 @@ def test_a_mapping_that_is_printed_can_be_read(
 
 
 @given(RANGES, RANGES)
-def test_ranges_overlap_when_a_port_is_in_both(one: PortRange, other: PortRange) -> None:
+def test_ranges_overlap_if_they_have_a_port_in_common(one: PortRange, other: PortRange) -> None:
     common = range(max(one.first, other.first), min(one.last, other.last) + 1)
     assert one.overlaps(other) == other.overlaps(one) == bool(common)
     assert PortRange.parse(str(one)) == one
 
 
-def test_unequal_ranges_are_no_mapping() -> None:
+def test_mapping_of_unequal_ranges_is_refused() -> None:
     with pytest.raises(InvalidRequest):
         PortMapping("c", Protocol.TCP, ANY[0], ports(1, 2), ports(1))
 
@@ -135,42 +135,44 @@ def test_unequal_ranges_are_no_mapping() -> None:
         (mapping("0.0.0.0", ports(80)), mapping("0.0.0.0", ports(80), Protocol.UDP), False),
     ],
 )
-def test_mappings_collide_on_an_address_in_common(one: PortMapping, other: PortMapping, collide: bool) -> None:
+def test_mappings_collide_if_they_have_an_address_in_common(
+    one: PortMapping, other: PortMapping, collide: bool
+) -> None:
     assert one.collides(other) == other.collides(one) == collide
 
 
-def test_a_mapping_leads_to_an_address_of_its_own_family_if_there_is_one() -> None:
+def test_mapping_prefers_an_address_of_its_own_family() -> None:
     four, six = ip_address("172.30.0.2"), ip_address("fd30::2")
     both, only_four = Endpoint("c", "web", (four, six)), Endpoint("c", "web", (four,))
     assert [both.address_for(address) for address in ANY] == [four, six]
     assert [only_four.address_for(address) for address in ANY] == [four, four]
 
 
-def test_brackets_are_for_ipv6() -> None:
+def test_ipv6_addresses_are_put_in_brackets() -> None:
     assert [format_host(address) for address in ANY] == ["0.0.0.0", "[::]"]
 
 
 @pytest.mark.parametrize(
     ("text", "wanted"), [("tcp", Protocol.TCP), ("UDP", Protocol.UDP), ("Sctp", Protocol.SCTP), ("TCP", Protocol.TCP)]
 )
-def test_a_protocol_is_read_in_capitals_or_not(text: str, wanted: Protocol) -> None:
+def test_protocol_is_parsed_in_either_case(text: str, wanted: Protocol) -> None:
     assert Protocol.parse(text) is wanted
 
 
 @pytest.mark.parametrize("text", ["", "icmp", " tcp", "tcp6", "6", "tcp\n"])
-def test_another_protocol_is_named_with_those_that_are_known(text: str) -> None:
+def test_unknown_protocol_is_refused_with_the_known_ones(text: str) -> None:
     with pytest.raises(InvalidRequest, match="tcp, udp or sctp") as refusal:
         Protocol.parse(text)
     assert repr(text) in str(refusal.value)
 
 
 @given(ADDRESSES.map(lambda address: ip_address(str(address).partition("%")[0])), st.booleans())
-def test_an_address_is_read_in_brackets_or_not(address: Address, bracketed: bool) -> None:
+def test_address_is_parsed_with_or_without_brackets(address: Address, bracketed: bool) -> None:
     assert parse_address(f"[{address}]" if bracketed else str(address)) == address
 
 
-# A zone says on which link an address is, which only a link-local address leaves open (RFC 4007, 6); what stands there
-# must be an interface's name.
+# A zone says which link an address is on; only link-local addresses need one (RFC 4007, 6).  It has to be an
+# interface's name.
 @pytest.mark.parametrize(
     "text",
     [
@@ -190,19 +192,19 @@ def test_an_address_is_read_in_brackets_or_not(address: Address, bracketed: bool
         "fe80::1%a; flush ruleset",
     ],
 )
-def test_what_is_no_address_is_named(text: str) -> None:
+def test_invalid_address_is_quoted(text: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         parse_address(text)
     assert str(refusal.value).startswith(f"{text!r} is not an IP address")
 
 
 @pytest.mark.parametrize("zone", ["eth0", "gw-web", "br0.100", "2"])
-def test_a_link_local_address_may_have_a_zone(zone: str) -> None:
+def test_link_local_address_may_have_a_zone(zone: str) -> None:
     assert str(parse_address(f"[fe80::1%{zone}]")) == f"fe80::1%{zone}"
 
 
 @given(RANGES, st.data())
-def test_every_port_of_a_mapping_leads_to_its_own(host: PortRange, data: st.DataObject) -> None:
+def test_ports_of_a_mapping_are_paired_in_order(host: PortRange, data: st.DataObject) -> None:
     first = data.draw(st.integers(1, 65535 - host.count + 1))
     container = PortRange(first, first + host.count - 1)
     made = PortMapping("c", Protocol.TCP, ANY[0], host, container)
@@ -211,6 +213,6 @@ def test_every_port_of_a_mapping_leads_to_its_own(host: PortRange, data: st.Data
     assert made.keeps_ports == all(one == other for one, other in made.pairs())
 
 
-def test_where_any_host_ports_will_do_each_container_port_gets_its_own() -> None:
+def test_request_for_any_host_ports_is_split() -> None:
     assert [str(one.container_ports) for one in parse_port("80-82").split_ports()] == ["80", "81", "82"]
     assert list(parse_port("8000-8002:80-82").split_ports()) == [parse_port("8000-8002:80-82")]

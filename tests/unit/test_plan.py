@@ -1,4 +1,4 @@
-"""Which road each kind of client gets, and why: every cell of the matrix, and what turns a cell."""
+"""Which road each kind of client takes, and why: every cell of the matrix, and the facts that change a cell."""
 
 from dataclasses import replace
 from ipaddress import ip_address
@@ -38,7 +38,7 @@ from tests.unit.samples import (
 )
 
 WITH_RULES = (Firewall.NFTABLES, Firewall.IPTABLES)
-# The columns: loopback, host, remote, a container of another network, one of the same network (or the very same).
+# The columns: loopback, host, remote, a container of another network, a container of the same network.
 COLUMNS = [*((origin, False) for origin in Origin), (Origin.CONTAINER, True)]
 CELLS = {
     "e": (Road.BLOCKED, SeenAs.NOBODY, Code.ELSEWHERE),
@@ -66,7 +66,7 @@ MATRIX = {
     "2001:db8::5": (("ennnm", "eFFFF", "ennnm"), ("erWWW", "e4WWW", "erWWW")),
     "fe80::5": (("eKKKK", "eFFFF", "eKKKK"), ("eWWWW", "eWWWW", "eWWWW")),
 }
-# What becomes of the first cell, and of any other, where sockets are not redirected.
+# How the first cell, and any other, changes where sockets are not redirected.
 NEVER = str.maketrans("r4", "LL"), str.maketrans("r4", "WW")
 LACKING = str.maketrans("r4", "xx"), str.maketrans("r4", "WW")
 
@@ -75,8 +75,8 @@ def codes(found: MappingPlan) -> list[Code]:
     return [route.reason.code for route in found.routes]
 
 
-def turned(facts: HostFacts) -> list[list[Code]]:
-    """Why each kind of client gets its road to 0.0.0.0, then to `::`."""
+def codes_of_both_families(facts: HostFacts) -> list[list[Code]]:
+    """Return the reasons for the roads to 0.0.0.0, and to `::`."""
     return [codes(planned(mapping(at), facts)) for at in ("0.0.0.0", "::")]
 
 
@@ -104,8 +104,8 @@ def test_every_cell_of_the_matrix(
 
 
 @pytest.mark.parametrize("facts", [NFTABLES, IPTABLES])
-def test_an_ipv4_client_of_a_container_with_ipv6_only_is_relayed(facts: HostFacts) -> None:
-    """No socket of IPv4 can be connected to an address of IPv6."""
+def test_ipv4_client_of_an_ipv6_only_container_is_relayed(facts: HostFacts) -> None:
+    """An IPv4 socket cannot be connected to an IPv6 address."""
     found = planned(mapping("0.0.0.0"), facts, SIX)
     assert codes(found) == [Code.FAMILY] * 5
     assert {(route.road, route.reason.fact) for route in found.routes} == {(Road.RELAY, "fd28::2")}
@@ -113,8 +113,8 @@ def test_an_ipv4_client_of_a_container_with_ipv6_only_is_relayed(facts: HostFact
 
 
 @pytest.mark.parametrize("lacking", ["", NO_CGROUPS], ids=["redirect", "no redirect"])
-def test_sockets_of_sctp_are_never_redirected(lacking: str) -> None:
-    """They run no program when they connect, whatever the host has."""
+def test_sctp_sockets_are_never_redirected(lacking: str) -> None:
+    """They run no program when they connect."""
     for at in MATRIX:
         for firewall in Firewall:
             facts = HostFacts(firewall, no_redirect=lacking)
@@ -135,14 +135,14 @@ def test_sockets_of_sctp_are_never_redirected(lacking: str) -> None:
         ("0.0.0.0", replace(NONE, no_redirect=NO_CGROUPS), [NO_CGROUPS, "", ""]),
     ],
 )
-def test_a_reason_comes_with_its_fact(at: str, facts: HostFacts, reasons: list[str]) -> None:
+def test_reasons_have_their_facts(at: str, facts: HostFacts, reasons: list[str]) -> None:
     found = planned(mapping(at, "8000", "80"), facts)
     loopback, host, *_, neighbour = found.routes
     assert [route.reason.fact for route in (loopback, host, neighbour)] == reasons
 
 
 @pytest.mark.parametrize(("at", "fact"), [("0.0.0.0", "127.0.0.0/8"), ("127.0.0.1", "127.0.0.0/8"), ("::", "::1")])
-def test_what_is_never_redirected_comes_with_the_addresses_that_are_not_routed(at: str, fact: str) -> None:
+def test_sctp_by_loopback_names_the_addresses_that_are_not_routed(at: str, fact: str) -> None:
     assert planned(mapping(at, protocol=Protocol.SCTP)).routes[0].reason.fact == fact
 
 
@@ -155,7 +155,7 @@ def test_what_is_never_redirected_comes_with_the_addresses_that_are_not_routed(a
         ("192.0.2.5", FOUR, "172.28.0.2"),
     ],
 )
-def test_a_socket_is_redirected_to_the_containers_address_and_ports(at: str, network: Network, target: str) -> None:
+def test_redirect_names_the_containers_address_and_ports(at: str, network: Network, target: str) -> None:
     found = planned(mapping(at, "8000-8010", "80-90"), NONE, network)
     redirected = [route for route in found.routes if route.road is Road.REDIRECT]
     assert redirected
@@ -166,34 +166,34 @@ def test_a_socket_is_redirected_to_the_containers_address_and_ports(at: str, net
 def test_without_forwarding_only_the_host_is_translated(firewall: Firewall) -> None:
     off = HostFacts(firewall, forwarding=frozenset({6}), may_forward=False)
     relayed = [Code.REDIRECTED, Code.TRANSLATED, *[Code.NOT_FORWARDED] * 3]
-    assert turned(off) == [relayed, USUAL]
+    assert codes_of_both_families(off) == [relayed, USUAL]
     assert planned(mapping("0.0.0.0"), off).routes[2].reason.fact == "net.ipv4.ip_forward"
     off = HostFacts(firewall, forwarding=frozenset(), may_forward=False)
-    assert turned(off) == [relayed, relayed]
+    assert codes_of_both_families(off) == [relayed, relayed]
     assert planned(mapping("::"), off).routes[2].reason.fact == "net.ipv6.conf.all.forwarding"
 
 
 @pytest.mark.parametrize("firewall", WITH_RULES)
-def test_forwarding_that_may_be_switched_on_counts_as_on(firewall: Firewall) -> None:
-    assert turned(HostFacts(firewall, forwarding=frozenset())) == [USUAL, USUAL]
+def test_forwarding_that_the_daemon_may_enable_counts_as_enabled(firewall: Firewall) -> None:
+    assert codes_of_both_families(HostFacts(firewall, forwarding=frozenset())) == [USUAL, USUAL]
 
 
 @pytest.mark.parametrize("firewall", WITH_RULES)
-def test_where_others_drop_only_the_host_is_translated(firewall: Firewall) -> None:
+def test_where_another_program_drops_only_the_host_is_translated(firewall: Firewall) -> None:
     facts = HostFacts(firewall, forward_droppers=((6, "ip6 theirs drop"),))
-    assert turned(facts) == [USUAL, [Code.REDIRECTED, Code.TRANSLATED, *[Code.FORWARD_DROPPED] * 3]]
+    assert codes_of_both_families(facts) == [USUAL, [Code.REDIRECTED, Code.TRANSLATED, *[Code.FORWARD_DROPPED] * 3]]
     assert planned(mapping("::"), facts).routes[3].reason.fact == "ip6 theirs drop"
     assert (facts.dropper(4), facts.dropper(6)) == (None, "ip6 theirs drop")
 
 
-def test_dockers_layout_leaves_the_own_bridge_to_the_relay() -> None:
+def test_dockers_layout_relays_the_containers_own_bridge() -> None:
     found = planned(mapping("0.0.0.0"), HostFacts(Firewall.IPTABLES, own_bridge=False))
     assert codes(found) == [*USUAL[:4], Code.OWN_BRIDGE]
     assert (found.routes[4].road, found.routes[4].reason.fact) == (Road.RELAY, "gw-web")
 
 
 @pytest.mark.parametrize("firewall", WITH_RULES)
-def test_without_sockets_there_is_nat_or_nothing(firewall: Firewall) -> None:
+def test_without_sockets_of_a_protocol_there_is_only_nat(firewall: Firewall) -> None:
     facts = HostFacts(firewall, missing_protocols=frozenset({Protocol.SCTP}))
     found = planned(mapping("0.0.0.0", protocol=Protocol.SCTP), facts)
     assert codes(found) == [Code.NO_SOCKETS, *USUAL[1:]]
@@ -201,10 +201,10 @@ def test_without_sockets_there_is_nat_or_nothing(firewall: Firewall) -> None:
     assert found.routes[0].reason.fact == "sctp"
     assert found.is_nat
     assert not found.is_relayed
-    assert turned(facts) == [USUAL, USUAL], "tcp has nothing to do with it"
+    assert codes_of_both_families(facts) == [USUAL, USUAL], "tcp is not affected"
 
 
-def test_without_sockets_and_rules_nobody_gets_anywhere() -> None:
+def test_without_sockets_and_rules_every_client_is_blocked() -> None:
     found = planned(
         mapping("192.0.2.5", protocol=Protocol.SCTP),
         HostFacts(Firewall.NONE, missing_protocols=frozenset({Protocol.SCTP})),
@@ -213,45 +213,47 @@ def test_without_sockets_and_rules_nobody_gets_anywhere() -> None:
     assert {route.road for route in found.routes} == {Road.BLOCKED}
 
 
-def test_who_asks_a_link_local_address_is_relayed() -> None:
+def test_clients_of_a_link_local_address_are_relayed() -> None:
     found = planned(mapping("::"))
-    asked = list(routes_at(found, ip_address("fe80::1")))
-    assert [route.reason.code for route in asked] == [Code.LINK_LOCAL] * 5
-    assert {route.reason.fact for route in asked} == {"fe80::1"}
-    assert {(route.road, route.seen_as) for route in asked} == {(Road.RELAY, SeenAs.GATEWAY)}
-    assert [(route.origin, route.neighbour) for route in asked] == COLUMNS
+    routes = list(routes_at(found, ip_address("fe80::1")))
+    assert [route.reason.code for route in routes] == [Code.LINK_LOCAL] * 5
+    assert {route.reason.fact for route in routes} == {"fe80::1"}
+    assert {(route.road, route.seen_as) for route in routes} == {(Road.RELAY, SeenAs.GATEWAY)}
+    assert [(route.origin, route.neighbour) for route in routes] == COLUMNS
 
 
 @pytest.mark.parametrize("network", [WEB, FOUR, SIX], ids=["both", "ipv4", "ipv6"])
-def test_without_rules_too_who_asks_a_link_local_address_is_not_redirected(network: Network) -> None:
+def test_without_rules_clients_of_a_link_local_address_are_not_redirected(network: Network) -> None:
     host = list(routes_at(planned(mapping("::"), NONE, network), ip_address("fe80::1")))[1]
     assert (host.origin, host.road, host.reason) == (Origin.HOST, Road.RELAY, Reason(Code.LINK_LOCAL, "fe80::1"))
 
 
 @pytest.mark.parametrize("firewall", Firewall)
-def test_a_reason_to_relay_stays_at_a_link_local_address(firewall: Firewall) -> None:
+def test_relay_keeps_its_reason_at_a_link_local_address(firewall: Firewall) -> None:
     found = planned(mapping("::"), HostFacts(firewall, no_redirect=NO_CGROUPS), SIX)
     assert next(routes_at(found, ip_address("fe80::1"))) == found.routes[0]
     assert found.routes[0].reason == Reason(Code.NO_REDIRECT, NO_CGROUPS)
 
 
-@pytest.mark.parametrize(("at", "asked"), [("::", "fd30::1"), ("0.0.0.0", "169.254.0.5"), ("192.0.2.5", "192.0.2.5")])
-def test_who_asks_any_other_address_gets_the_road_that_was_planned(at: str, asked: str) -> None:
+@pytest.mark.parametrize(
+    ("at", "connected_to"), [("::", "fd30::1"), ("0.0.0.0", "169.254.0.5"), ("192.0.2.5", "192.0.2.5")]
+)
+def test_clients_of_any_other_address_take_the_planned_road(at: str, connected_to: str) -> None:
     found = planned(mapping(at))
-    assert tuple(routes_at(found, ip_address(asked))) == found.routes
+    assert tuple(routes_at(found, ip_address(connected_to))) == found.routes
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.255.0.3", "::1"])
-def test_a_loopback_address_is_asked_by_loopback_alone(address: str) -> None:
+def test_only_loopback_reaches_a_loopback_address(address: str) -> None:
     assert origins_reaching(ip_address(address)) == (Origin.LOOPBACK,)
 
 
 @pytest.mark.parametrize("address", ["192.0.2.5", "fd30::1", "fe80::1"])
-def test_any_other_address_is_asked_by_all_others(address: str) -> None:
+def test_all_other_origins_reach_any_other_address(address: str) -> None:
     assert origins_reaching(ip_address(address)) == (Origin.HOST, Origin.REMOTE, Origin.CONTAINER)
 
 
-def test_the_plan_of_a_mapping_says_where_it_leads() -> None:
+def test_plan_of_a_mapping_has_bridge_and_container_address() -> None:
     found = planned(mapping("::", "8000", "80"), of=BACK)
     assert (found.bridge, found.container_address, found.family) == ("gw-back", ip_address("fd31::2"), 6)
     assert planned(mapping("::"), of=FOUR).container_address == ip_address("172.28.0.2")
@@ -272,27 +274,29 @@ def test_the_plan_of_a_mapping_says_where_it_leads() -> None:
         (Protocol.SCTP, "8000-8001", False),
     ],
 )
-def test_one_socket_serves_what_the_kernel_can_steer(at: str, protocol: Protocol, ports: str, steered: bool) -> None:
-    """No SCTP; no IPv6 link-local address, whose port is another's elsewhere; no single port of UDP, which may be there
-    for broadcasts."""
+def test_shared_sockets_serve_mappings_that_the_kernel_can_steer(
+    at: str, protocol: Protocol, ports: str, steered: bool
+) -> None:
+    """Not SCTP; not an IPv6 link-local address, whose port may be another mapping's on another interface; not a single
+    UDP port, which may be published for broadcasts."""
     for firewall in Firewall:
         found = planned(mapping(at, ports, protocol=protocol), HostFacts(firewall))
         assert found.is_steered == (steered and at != "fe80::5")
 
 
-def test_where_nothing_is_steered_each_port_has_its_socket() -> None:
+def test_without_steering_no_mapping_is_steered() -> None:
     for at in MATRIX:
         for protocol in Protocol:
             for ports in ("8000", "8000-8010"):
                 assert not planned(mapping(at, ports, protocol=protocol), NO_STEERING).is_steered
 
 
-def test_a_link_local_address_with_its_zone_is_not_steered() -> None:
+def test_link_local_address_with_a_zone_is_not_steered() -> None:
     assert not planned(mapping("fe80::5%eth0", "8000-8010")).is_steered
 
 
 @pytest.mark.parametrize("ports", ["8000", "8000-8010"])
-def test_an_ipv4_link_local_address_is_steered_as_any_other(ports: str) -> None:
+def test_ipv4_link_local_address_is_steered(ports: str) -> None:
     assert planned(mapping("169.254.0.5", ports)).is_steered
 
 
@@ -346,7 +350,7 @@ def test_plan_decides_leases_beside_mappings() -> None:
     assert made.mappings == (planned(mapping("0.0.0.0")), planned(lease("0.0.0.0", "8001", "80")))
 
 
-def test_a_plan_holds_all_that_is_wanted() -> None:
+def test_plan_has_all_networks_endpoints_and_mappings() -> None:
     made = whole(NFTABLES, mapping("0.0.0.0"), mapping("::"), networks=(WEB, INNER))
     assert [one.network for one in made.networks] == [WEB, INNER]
     assert made.endpoints == (endpoint(WEB),)
@@ -354,7 +358,7 @@ def test_a_plan_holds_all_that_is_wanted() -> None:
     assert made.facts is NFTABLES
 
 
-def test_mappings_of_a_kind_are_decided_once() -> None:
+def test_mappings_of_a_kind_share_their_roads() -> None:
     one, other = planned(mapping("0.0.0.0", "80")), planned(mapping("0.0.0.0", "81", "8081"))
     assert one.roads is other.roads
     assert [found.routes[2].reason.fact for found in (one, other)] == ["172.30.0.2 port 80", "172.30.0.2 port 8081"]

@@ -1,4 +1,4 @@
-"""What a plan asks of the host as a whole; and what is true of any mapping under any facts."""
+"""What a plan needs of the host as a whole, and what holds for any mapping under any facts."""
 
 from dataclasses import replace
 
@@ -49,7 +49,7 @@ def families(*found: int) -> frozenset[int]:
 @pytest.mark.parametrize("firewall", Firewall)
 @pytest.mark.parametrize("filtered", [NEITHER, families(4), families(6), BOTH])
 @pytest.mark.parametrize("network", [WEB, BACK], ids=["icc", "no icc"])
-def test_the_bridge_isolates_unless_rules_can(network: Network, filtered: frozenset[int], firewall: Firewall) -> None:
+def test_bridge_isolates_unless_rules_can(network: Network, filtered: frozenset[int], firewall: Firewall) -> None:
     found = plan_network(network, HostFacts(firewall, bridge_filtered=filtered))
     assert found.network is network
     by_rules = filtered == BOTH and firewall is not Firewall.NONE
@@ -71,7 +71,9 @@ def test_the_bridge_isolates_unless_rules_can(network: Network, filtered: frozen
         (replace(NFTABLES, may_forward=False), (WEB,), NEITHER),
     ],
 )
-def test_what_has_to_be_forwarded(facts: HostFacts, networks: tuple[Network, ...], wanted: frozenset[int]) -> None:
+def test_families_that_have_to_be_forwarded(
+    facts: HostFacts, networks: tuple[Network, ...], wanted: frozenset[int]
+) -> None:
     assert plan(Wanted(networks), facts).forwarding == wanted
 
 
@@ -89,7 +91,7 @@ def test_what_has_to_be_forwarded(facts: HostFacts, networks: tuple[Network, ...
         (BOTH, families(6), (INNER,), families(6)),
     ],
 )
-def test_a_family_that_nobody_forwarded_before_is_closed(
+def test_family_that_was_not_forwarded_before_is_closed(
     forwarding: frozenset[int],
     switched_on: frozenset[int],
     networks: tuple[Network, ...],
@@ -100,7 +102,7 @@ def test_a_family_that_nobody_forwarded_before_is_closed(
     assert plan(Wanted(networks), facts).closed == closed
 
 
-def test_without_the_right_to_forward_nothing_is_closed() -> None:
+def test_without_permission_to_forward_nothing_is_closed() -> None:
     assert whole(replace(NFTABLES, forwarding=NEITHER, may_forward=False)).closed == NEITHER
 
 
@@ -116,9 +118,7 @@ def test_without_the_right_to_forward_nothing_is_closed() -> None:
         (replace(IPTABLES, forward_droppers=((4, "a"), (6, "b"))), NEITHER),
     ],
 )
-def test_the_families_in_which_what_comes_by_an_interface_is_translated(
-    facts: HostFacts, routed: frozenset[int]
-) -> None:
+def test_families_in_which_incoming_connections_are_translated(facts: HostFacts, routed: frozenset[int]) -> None:
     assert whole(facts).routed == routed
     assert {family for family in BOTH if why_not_routed(facts, family) is None} == routed
 
@@ -144,7 +144,7 @@ def test_nat_needs_a_firewall_and_a_packet_of_the_same_family(
 
 
 @given(mappings(), NETWORKS, FACTS)
-def test_blocked_is_who_cannot_ask_there_or_what_has_no_sockets(
+def test_blocked_are_clients_that_cannot_connect_and_protocols_without_sockets(
     one: PortMapping, network: Network, facts: HostFacts
 ) -> None:
     at = one.host_address
@@ -153,14 +153,14 @@ def test_blocked_is_who_cannot_ask_there_or_what_has_no_sockets(
         plan_mapping(one, endpoint(network), network, facts).routes, able.routes, strict=True
     ):
         outside = route.origin is not Origin.LOOPBACK
-        cannot_ask = at.is_loopback if outside else not (at.is_loopback or int(at) == 0)
+        cannot_connect = at.is_loopback if outside else not (at.is_loopback or int(at) == 0)
         no_sockets = with_sockets.road is Road.RELAY and one.protocol in facts.missing_protocols
-        assert (route.road is Road.BLOCKED) == (cannot_ask or no_sockets)
-        assert (with_sockets.road is Road.BLOCKED) == cannot_ask
+        assert (route.road is Road.BLOCKED) == (cannot_connect or no_sockets)
+        assert (with_sockets.road is Road.BLOCKED) == cannot_connect
 
 
 @given(mappings(), NETWORKS, FACTS)
-def test_the_source_is_the_gateway_but_for_nat(one: PortMapping, network: Network, facts: HostFacts) -> None:
+def test_container_sees_the_gateway_except_by_nat(one: PortMapping, network: Network, facts: HostFacts) -> None:
     for route in plan_mapping(one, endpoint(network), network, facts).routes:
         by_nat = SeenAs.GATEWAY if route.neighbour else SeenAs.CLIENT
         sources = {
@@ -173,7 +173,7 @@ def test_the_source_is_the_gateway_but_for_nat(one: PortMapping, network: Networ
 
 
 @given(mappings(), NETWORKS, FACTS)
-def test_redirected_are_sockets_of_the_host_that_no_rule_serves(
+def test_only_host_sockets_that_no_rule_serves_are_redirected(
     one: PortMapping, network: Network, facts: HostFacts
 ) -> None:
     found = plan_mapping(one, endpoint(network), network, facts)
@@ -188,7 +188,7 @@ def test_redirected_are_sockets_of_the_host_that_no_rule_serves(
 
 
 @given(APART, NETWORKS, FACTS)
-def test_without_the_redirect_nothing_is_redirected_and_all_else_is_as_with_it(
+def test_without_the_redirect_only_redirected_routes_change(
     many: list[PortMapping], network: Network, facts: HostFacts
 ) -> None:
     able, unable = (whole(replace(facts, no_redirect=why), *many, networks=(network,)) for why in ("", "why not"))
@@ -202,7 +202,7 @@ def test_without_the_redirect_nothing_is_redirected_and_all_else_is_as_with_it(
 
 
 @given(mappings(), NETWORKS, FACTS)
-def test_steered_or_not_the_roads_are_the_same(one: PortMapping, network: Network, facts: HostFacts) -> None:
+def test_steering_does_not_change_the_roads(one: PortMapping, network: Network, facts: HostFacts) -> None:
     with_it, without = (
         plan_mapping(one, endpoint(network), network, replace(facts, no_steering=why)) for why in ("", "why not")
     )
@@ -211,17 +211,17 @@ def test_steered_or_not_the_roads_are_the_same(one: PortMapping, network: Networ
 
 
 @given(mappings(), NETWORKS, FACTS, st.sampled_from(HOST_ADDRESSES))
-def test_asking_an_address_changes_nothing_but_nat_and_redirect(
-    one: PortMapping, network: Network, facts: HostFacts, asked: Address
+def test_only_nat_and_redirect_change_at_an_address(
+    one: PortMapping, network: Network, facts: HostFacts, connected_to: Address
 ) -> None:
     found = plan_mapping(one, endpoint(network), network, facts)
-    for before, after in zip(found.routes, routes_at(found, asked), strict=True):
+    for before, after in zip(found.routes, routes_at(found, connected_to), strict=True):
         assert after == before or (before.road in (Road.NAT, Road.REDIRECT) and after.road is Road.RELAY)
         assert (after.origin, after.neighbour) == (before.origin, before.neighbour)
 
 
 @given(APART, st.lists(NETWORKS, unique=True, min_size=1), FACTS)
-def test_a_mapping_is_decided_by_itself(many: list[PortMapping], networks: list[Network], facts: HostFacts) -> None:
+def test_mappings_are_decided_independently(many: list[PortMapping], networks: list[Network], facts: HostFacts) -> None:
     made = whole(facts, *many, networks=tuple(networks))
     box = endpoint(networks[0])
     assert made.mappings == tuple(plan_mapping(one, box, networks[0], facts) for one in many)

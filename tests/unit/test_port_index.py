@@ -1,4 +1,4 @@
-"""The mappings of a host, found by port: the same as looking at every one of them."""
+"""The index of host ports finds the same mappings as a search through all of them."""
 
 from collections.abc import Iterable
 
@@ -12,15 +12,15 @@ from gangway.state.port_index import PortIndex
 from tests.unit.samples import APART, HOST_ADDRESSES, lease, mapping, mappings
 
 
-def taken(many: Iterable[PortMapping]) -> PortIndex:
+def index_of(many: Iterable[PortMapping]) -> PortIndex:
     found = PortIndex()
     for one in many:
         found.add(one)
     return found
 
 
-def holds(one: PortMapping, protocol: Protocol, address: Address, port: int) -> bool:
-    """Whether a client that asks there meets a mapping."""
+def serves(one: PortMapping, protocol: Protocol, address: Address, port: int) -> bool:
+    """True if the mapping serves clients of an address and port."""
     return (
         one.protocol is protocol
         and one.host_ports.first <= port <= one.host_ports.last
@@ -33,39 +33,39 @@ def holds(one: PortMapping, protocol: Protocol, address: Address, port: int) -> 
 @example([mapping("0.0.0.0", "8000-8004")], mapping("192.0.2.5", "8003"))
 @example([mapping("192.0.2.5", "8003")], mapping("0.0.0.0", "8000-8004"))
 @example([mapping("::", "8000")], mapping("0.0.0.0", "8000"))
-def test_a_collision_is_found_if_there_is_one(many: list[PortMapping], more: PortMapping) -> None:
-    found = taken(many).collision(more)
+def test_collision_is_found_if_there_is_one(many: list[PortMapping], more: PortMapping) -> None:
+    found = index_of(many).collision(more)
     assert (found is not None) == any(one.collides(more) for one in many)
     assert found is None or (found in many and found.collides(more))
 
 
 @given(APART, st.sampled_from(Protocol), st.sampled_from(HOST_ADDRESSES), st.integers(7999, 8013))
-def test_a_client_meets_the_mapping_that_holds_what_it_asks(
+def test_lookup_finds_the_mapping_that_serves_a_port(
     many: list[PortMapping], protocol: Protocol, address: Address, port: int
 ) -> None:
-    naive = [one for one in many if holds(one, protocol, address, port)]
+    naive = [one for one in many if serves(one, protocol, address, port)]
     assert len(naive) <= 1
-    assert taken(many).at(protocol, address, port) == (naive[0] if naive else None)
+    assert index_of(many).at(protocol, address, port) == (naive[0] if naive else None)
 
 
 @given(APART, st.data())
-def test_what_is_removed_leaves_its_place_to_another(many: list[PortMapping], data: st.DataObject) -> None:
-    found = taken(many)
-    gone = data.draw(st.lists(st.sampled_from(many), unique=True)) if many else []
-    for one in gone:
+def test_ports_of_a_removed_mapping_are_free(many: list[PortMapping], data: st.DataObject) -> None:
+    found = index_of(many)
+    removed = data.draw(st.lists(st.sampled_from(many), unique=True)) if many else []
+    for one in removed:
         found.remove(one)
     for one in many:
-        left = one not in gone
+        left = one not in removed
         assert (found.collision(one) == one) is left
         assert (found.at(one.protocol, one.host_address, one.host_ports.last) == one) is left
-    for one in gone:
+    for one in removed:
         found.add(one)
     assert all(found.collision(one) == one for one in many)
 
 
-def test_who_has_a_port_is_told_and_nothing_is_added() -> None:
+def test_conflict_names_the_owner_and_adds_nothing() -> None:
     first, second = mapping("0.0.0.0", "8000-8004"), mapping("192.0.2.5", "8003", "80", container="other")
-    found = taken([first])
+    found = index_of([first])
     with pytest.raises(Conflict, match=r"^0\.0\.0\.0:8000-8004/tcp is already published for container box: choose"):
         found.add(second)
     found.remove(first)
@@ -73,7 +73,7 @@ def test_who_has_a_port_is_told_and_nothing_is_added() -> None:
 
 
 def test_conflict_with_a_lease_names_docker() -> None:
-    found = taken([lease("0.0.0.0"), lease("::1", "80", protocol=Protocol.UDP)])
+    found = index_of([lease("0.0.0.0"), lease("::1", "80", protocol=Protocol.UDP)])
     with pytest.raises(Conflict) as refused:
         found.add(mapping("127.0.0.1", "7999-8001"))
     assert str(refused.value) == "0.0.0.0:8000/tcp is published by Docker for 172.17.0.2: choose another port"
@@ -83,8 +83,8 @@ def test_conflict_with_a_lease_names_docker() -> None:
 
 @pytest.mark.parametrize("there", ["192.0.2.5", "0.0.0.0"])
 @pytest.mark.parametrize("ports", ["8000", "8000-8001", "8001-8004"])
-def test_what_is_not_there_cannot_be_removed(ports: str, there: str) -> None:
-    found = taken([mapping(there, "8000-8001")])
+def test_removing_an_unknown_mapping_is_an_error(ports: str, there: str) -> None:
+    found = index_of([mapping(there, "8000-8001")])
     with pytest.raises(KeyError):
         found.remove(mapping("192.0.2.6", ports))
     with pytest.raises(KeyError):
@@ -110,9 +110,9 @@ def test_what_is_not_there_cannot_be_removed(ports: str, there: str) -> None:
     ],
 )
 @pytest.mark.parametrize("at", ["192.0.2.5", "2001:db8::5", "0.0.0.0", "::"])
-def test_ranges_of_an_address_may_touch_and_not_overlap(at: str, ports: str, collides: bool) -> None:
+def test_adjacent_ranges_do_not_collide(at: str, ports: str, collides: bool) -> None:
     there = mapping(at, "8006-8010")
-    found = taken([there])
+    found = index_of([there])
     assert found.collision(mapping(at, ports)) == (there if collides else None)
     if not collides:
         found.add(mapping(at, ports))
@@ -136,9 +136,9 @@ def test_ranges_of_an_address_may_touch_and_not_overlap(at: str, ports: str, col
         ("0.0.0.0", "2001:db8::5", False),
     ],
 )
-def test_an_unspecified_address_has_all_of_its_family(at: str, other: str, collides: bool, protocol: Protocol) -> None:
+def test_unspecified_address_covers_its_family(at: str, other: str, collides: bool, protocol: Protocol) -> None:
     there, more = mapping(at, "8000-8010", protocol=protocol), mapping(other, "8010-8020", protocol=protocol)
-    found = taken([there])
+    found = index_of([there])
     assert found.collision(more) == (there if collides else None)
     for apart in Protocol:
         if apart is not protocol:
@@ -146,7 +146,7 @@ def test_an_unspecified_address_has_all_of_its_family(at: str, other: str, colli
 
 
 def places(one: PortMapping) -> set[tuple[Protocol, Address, int]]:
-    """What a mapping takes: each port of each address, of those that tests are about."""
+    """Return each address and port of a mapping, of the addresses used in tests."""
     every = HOST_ADDRESSES if one.host_address.is_unspecified else (one.host_address,)
     ports = range(one.host_ports.first, one.host_ports.last + 1)
     family = [address for address in every if address.version == one.host_address.version]
@@ -154,8 +154,7 @@ def places(one: PortMapping) -> set[tuple[Protocol, Address, int]]:
 
 
 @given(st.lists(mappings(), max_size=10))
-def test_a_mapping_is_refused_if_a_place_of_it_is_taken(many: list[PortMapping]) -> None:
-    """One after the other, as a host publishes them."""
+def test_mapping_is_refused_if_one_of_its_ports_is_in_use(many: list[PortMapping]) -> None:
     found, there = PortIndex(), dict[tuple[Protocol, Address, int], PortMapping]()
     for one in many:
         before = {there[place] for place in places(one) if place in there}
@@ -170,9 +169,9 @@ def test_a_mapping_is_refused_if_a_place_of_it_is_taken(many: list[PortMapping])
         assert found.at(protocol, address, port) == there.get((protocol, address, port))
 
 
-def test_all_ports_of_an_address_are_one_entry() -> None:
+def test_all_ports_of_an_address_in_one_mapping() -> None:
     every = mapping("0.0.0.0", "1-65535")
-    found = taken([every])
+    found = index_of([every])
     assert [found.at(Protocol.TCP, every.host_address, port) for port in (1, 8000, 65535)] == [every] * 3
     with pytest.raises(
         Conflict, match=r"^0\.0\.0\.0:1-65535/tcp is already published for container box: choose another port$"
