@@ -52,14 +52,17 @@ def times_s(host: Namespace, load: Load, mode: str, mappings: int, alternations:
 
 
 def _with_programs_s(ask: Callable[[], float], mappings: int) -> float:
+    holder = Holder()
     try:
-        with closing(Redirect(Holder())) as redirect, closing(Steering(Holder())) as steering:
+        with closing(Redirect(holder)) as redirect, closing(Steering(holder)) as steering:
             ports = range(_FIRST, _FIRST + mappings)
             redirect.add({PortBlock("tcp", "0.0.0.0", port, port): _TARGET for port in ports})
             steering.add(blocks("tcp", "0.0.0.0", ports[0], ports[-1]))
             return _settled_s(ask)
     except GangwayError as error:
         raise CannotCarry(f"cannot redirect: {error}") from None
+    finally:
+        holder.stop()
 
 
 def _settled_s(ask: Callable[[], float]) -> float:

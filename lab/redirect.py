@@ -1,4 +1,4 @@
-"""The kernel's own record of the socket redirect: whom a socket is really connected to, which programs are attached."""
+"""What the kernel records about redirected sockets and attached programs."""
 
 import ctypes
 import os
@@ -14,9 +14,10 @@ _KINDS = {socket.SOCK_STREAM: "tcp", socket.SOCK_DGRAM: "udp"}
 
 
 def aimed_at(client: socket.socket) -> tuple[str, int]:
-    """The address and port that a connected TCP or UDP socket of the calling thread's network namespace sends to.
+    """Return the address and port that a connected TCP or UDP socket really sends to.
 
-    getpeername(2) would tell what was asked; the table of sockets (proc_pid_net(5)) is not translated.
+    It must be of the calling thread's network namespace.  getpeername(2) would return the requested address; the table
+    of sockets (proc_pid_net(5)) has the real one.
     """
     inode = str(os.fstat(client.fileno()).st_ino)
     table = Path(f"/proc/thread-self/net/{_KINDS[client.type]}{_FAMILIES[client.family]}").read_text()
@@ -27,7 +28,7 @@ def aimed_at(client: socket.socket) -> tuple[str, int]:
 
 
 def links_of(pids: Iterable[int]) -> set[int]:
-    """The numbers of the links by which these processes keep programs attached to cgroups (`bpftool link`)."""
+    """Return the IDs of the links by which these processes keep programs attached to cgroups (`bpftool link`)."""
     found = set()
     for pid in pids:
         for told in Path(f"/proc/{pid}/fdinfo").iterdir():
@@ -38,7 +39,7 @@ def links_of(pids: Iterable[int]) -> set[int]:
 
 
 def is_link(number: int) -> bool:
-    """Whether the kernel still has a link."""
+    """Return whether the kernel still has a link."""
     fd = int(_library().bpf_link_get_fd_by_id(number))
     if fd >= 0:
         os.close(fd)
@@ -46,7 +47,7 @@ def is_link(number: int) -> bool:
 
 
 def detach(number: int) -> None:
-    """What `bpftool link detach id` does: the program is not run any more, whoever holds the link."""
+    """Detach a link as `bpftool link detach id` does: its program no longer runs, whichever process holds the link."""
     bpf = _library()
     fd = bpf.bpf_link_get_fd_by_id(number)
     assert fd >= 0, f"there is no link {number}"
