@@ -3,6 +3,7 @@
 Nothing is steered here: a socket that is bound to one port stands for the one to which the kernel steers many.
 """
 
+import gc
 import os
 import resource
 import socket
@@ -135,7 +136,7 @@ class Place:
         for flow in tuple(self.streams.flows):
             flow.on(Event.UNPUBLISHED)
         for client in tuple(self.datagrams.clients):
-            client.forget()
+            client.remove()
         self.loop.close()
 
 
@@ -154,6 +155,7 @@ def port_of(sock: socket.socket) -> int:
 @contextmanager
 def no_more_than(count: int) -> Iterator[None]:
     """So many descriptors more can be had in the block."""
+    gc.collect()  # else garbage of earlier tests may free descriptors in the block
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     held = [os.open(os.devnull, os.O_RDONLY) for _ in range(count + 1)]
     for fd in held:
