@@ -236,11 +236,11 @@ def test_own_addresses_are_not_listed_where_they_are_not_redirected(redirect: Re
 
 
 def test_auto_bound_ports_are_not_redirected(host: Namespace, holder: Holder) -> None:
-    """Also after it was reattached: it uses steering's map."""
+    """Also after it was reattached: steering uses its map."""
     host.sysctl("net.ipv4.ip_local_port_range", f"{PORT} {PORT + 1}")
     with ExitStack() as stack:
-        steering = stack.enter_context(closing(Steering(holder)))
-        redirect = stack.enter_context(closing(Redirect(holder, lambda: steering.auto_bound_fd)))
+        redirect = stack.enter_context(closing(Redirect(holder)))
+        steering = stack.enter_context(closing(Steering(holder, lambda: redirect.auto_bound_fd)))
         redirect.add(entries("udp", "0.0.0.0", PORT, PORT + 1))
         steering.reserve("udp", "0.0.0.0", PORT, PORT + 1)
         client = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))

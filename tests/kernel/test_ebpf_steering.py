@@ -271,7 +271,7 @@ def test_a_relay_with_sockets_of_a_lost_steering_gets_new_ones(place: Place, ste
 def test_unavailable_steering_says_why(place: Place, calls: Calls) -> None:
     calls.rejects_programs = True
     steering = place.steering()
-    assert (steering.unavailable, steering.auto_bound_fd) == (REJECTED, None)
+    assert steering.unavailable == REJECTED
     refused: list[Callable[[], object]] = [lambda: steering.reserve(*RANGE), lambda: steering.add(blocks(*RANGE))]
     for call in refused:
         with pytest.raises(Unsupported, match=f"steering is unavailable: {REJECTED}"):
@@ -516,7 +516,7 @@ def test_steering_that_cannot_be_reattached_is_unavailable(place: Place, calls: 
     with pytest.raises(Unsupported, match=REJECTED):
         steering.reattach()
     assert (steering.unavailable, steering.is_attached()) == (REJECTED, True)
-    assert (steering.entries(), steering.auto_bound_fd) == ({}, None)
+    assert steering.entries() == {}
     assert (place.relay.fds["steering"], place.relay.fds["sockets"]) == ([], [])
     steering.reattach()
     steering.close()
