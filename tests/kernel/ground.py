@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ import pytest
 
 from lab.netns import Container, Host
 from lab.waiting import wait_until
-from tests.kernel.published import children, open_socket, processes, publish, start, status_of
+from tests.kernel.published import children, end_processes, open_socket, processes, publish, start, status_of
 
 SLOW_MACHINE = "GANGWAY_VM" in os.environ
 PATIENCE_S = 50.0 if SLOW_MACHINE else 5.0
@@ -35,8 +35,8 @@ class Site:
         self.log = folder / "log"
         (folder / "etc/gangway").mkdir(parents=True)
         settings = {"redirect": False, **settings}
-        lines = [f'log = "{self.log}"', *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
-        (folder / "etc/gangway/docker-proxy.toml").write_text("\n".join(lines))
+        lines = ["[relay]", f'log = "{self.log}"', *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
+        (folder / "etc/gangway/gangway.toml").write_text("\n".join(lines))
         self.before = ("unshare", "--mount", "sh", "-c", _SETTINGS, str(folder / "etc"), *before)
         self.host = Host()
 
@@ -47,17 +47,17 @@ class Site:
 
     def __exit__(self, *_: object) -> None:
         try:
-            self.end_relay()
+            self.end_daemon()
         finally:
             self.host.close()
 
-    def keeper(self) -> int:
-        """The pid of the relay's keeper."""
+    def daemon(self) -> int:
+        """Return the pid of the daemon that the launchers have started."""
         return next(pid for pid in processes(self.host) if status_of(pid)["Uid"].startswith("0\t"))
 
     def relay(self) -> int:
         """The pid of the relay."""
-        return children(self.keeper())[0]
+        return next(pid for pid in processes(self.host) if not status_of(pid)["Uid"].startswith("0\t"))
 
     def workers(self) -> list[int]:
         """The pids of the relay's workers."""
@@ -67,11 +67,9 @@ class Site:
         """The lines of the log with `text` in them."""
         return [line for line in self.log.read_text().splitlines() if text in line]
 
-    def end_relay(self) -> None:
-        """Ends the relay, which would wait some seconds for a next port, and all that belongs to it."""
-        with suppress(StopIteration, FileNotFoundError, ProcessLookupError):  # it ends by itself just now
-            os.kill(self.keeper(), signal.SIGTERM)
-        wait_until(lambda: not list(processes(self.host)), "the end of the relay and its workers", PATIENCE_S)
+    def end_daemon(self) -> None:
+        """End the daemon and the relay, which would wait some seconds for a next port."""
+        end_processes(self.host)
 
 
 class Port:

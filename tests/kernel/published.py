@@ -6,6 +6,8 @@ own descriptors have other numbers.  It becomes the launcher then, so signals re
 
 import fcntl
 import os
+import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -13,8 +15,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from lab.gangwayd import runtime_folder
 from lab.netns import Namespace
 from lab.processes import pids_running
+from lab.waiting import wait_until
 
 LAUNCHER = Path(__file__).parents[2] / ".venv/bin/gangway-docker-proxy"
 IPPROTO_SCTP = 132
@@ -96,8 +100,19 @@ def free_port(namespace: Namespace, proto: str, host_ip: str) -> int:
 
 
 def processes(namespace: Namespace) -> Iterator[int]:
-    """The keeper, the relay and its workers in a namespace, in this order."""
-    yield from pids_running("gangway.docker_proxy", namespace)
+    """Yield the pids of the daemon, the relay and its workers in a namespace, in this order."""
+    yield from pids_running("gangway.daemon", namespace)
+    relays = pids_running("gangway.relay", namespace)
+    yield from sorted(relays, key=lambda pid: int(status_of(pid)["PPid"]) in relays)
+
+
+def end_processes(namespace: Namespace) -> None:
+    """End the daemon and the relay of a namespace, and delete its runtime folder."""
+    for pid in processes(namespace):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not list(processes(namespace)), "the end of the daemon, the relay and its workers", 10)
+    shutil.rmtree(runtime_folder(namespace), ignore_errors=True)
 
 
 def children(pid: int) -> list[int]:

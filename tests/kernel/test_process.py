@@ -150,12 +150,12 @@ def _crowd(folder: Path, workers: int) -> Iterator[tuple[Site, Ports, Echo, list
         yield site, ports, busy, busy.until_there_are_workers(workers - 1)
 
 
-def test_an_idle_relay_is_one_process_and_its_keeper(tmp_path: Path) -> None:
+def test_an_idle_relay_is_one_process_beside_the_daemon(tmp_path: Path) -> None:
     with site_and_ports(tmp_path, workers=4) as (site, ports):
         some = [ports.tcp() for _ in range(5)] + [ports.tcp("::", "::1")]
         for port in some:
             echo(*port.pair())
-        assert list(processes(site.host)) == [site.keeper(), site.relay()]
+        assert list(processes(site.host)) == [site.daemon(), site.relay()]
 
 
 def test_with_one_worker_the_relay_stays_alone(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_workers_hold_what_is_theirs_and_end_when_idle(tmp_path: Path) -> None:
         for worker in workers:
             wait_until(partial(_has_one_socket, worker), "its channel alone", PATIENCE_S)
             assert descriptors(worker).count("anon_inode:[eventpoll]") == 1
-        alone = [site.keeper(), site.relay()]
+        alone = [site.daemon(), site.relay()]
         wait_until(lambda: list(processes(site.host)) == alone, "the end of the workers", _RETIREMENT_S)
         wait_until(lambda: not children(site.relay()), "the relay to collect the dead workers", PATIENCE_S)
         echo(*ports.tcp().pair())

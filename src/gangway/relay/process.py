@@ -5,8 +5,8 @@ the parts do.
 
 The process is given a unix socket that already listens.  It gives up root, reports that it is ready, and serves ports
 until it has had neither a port nor a daemon for `LINGER_S` seconds.  Everything that it opens later (clients, backends,
-pipes) needs no privilege: ports' sockets are bound by the daemon or a launcher; sockets to answer by may be bound without
-it (core/shared.py).
+pipes) needs no privilege: the daemon or a launcher binds the ports, and sockets to answer by may be bound without it
+(core/shared.py).
 """
 
 import gc
