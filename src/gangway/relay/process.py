@@ -114,7 +114,7 @@ def run(
     gc.freeze()
     ready()
     relay.loop.run()
-    while relay.workers.wanted:
+    while relay.workers.start_requested:
         role = relay.workers.start()
         if role is not None:
             launchers.close()
