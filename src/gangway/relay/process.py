@@ -92,7 +92,7 @@ def run(control: socket.socket, settings: Settings, log: Log, ready: Callable[[]
     gc.freeze()
     ready()
     relay.loop.run()
-    while relay.workers.wanted:
+    while relay.workers.start_requested:
         role = relay.workers.start()
         if role is not None:
             control.close()
