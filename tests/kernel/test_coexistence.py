@@ -64,7 +64,7 @@ class Shared(Street):
                 for address in (HOST4, HOST6):
                     for space in (self.host, self.neighbour, self.far.space, self.near.space, self.server.space):
                         assert self.road(space, protocol, address, port)[0] == road, f"{space.name} at {address}"
-            # Docker masquerades its containers' connections to anywhere; which address is seen depends on the rules' order.
+            # Docker masquerades its containers' connections; the order of the rules decides which address is seen.
             for address in (HOST4, "172.17.0.1"):
                 assert self.seen_by_docker(address, port) in (self.dockers_address, "172.30.0.1")
 
@@ -154,7 +154,7 @@ def test_a_dockerd_that_is_started_later() -> None:
     with Later() as street, ExitStack() as stack:
         assert street.firewall() == "nftables"
         street.add_docker(stack)
-        # The host did not forward before, so gangway drops what it does not allow: in a chain where Docker's rules precede.
+        # The host did not forward before, so gangway drops other traffic; by iptables Docker can still accept its own.
         wait_until(lambda: "the firewall is iptables from now on" in street.gangway.log.read_text(), "the switch", 5)
         assert "inet gangway" not in street.host.run("nft", "list", "tables").stdout
         street.published_works()
