@@ -37,7 +37,7 @@ test: build
 test-vm: build
 	@scripts/apt-need $(APT_TEST) $(APT_VM)
 	GANGWAY_VM_LIMIT=3600 tests/vm/run $(abspath $(BIN))/python3 -m pytest -p no:cacheprovider -o timeout=600 \
-		-m 'not daemon' tests/unit tests/kernel
+		-m 'not any_kernel' tests/unit tests/kernel
 
 lint: build
 	$(BIN)/ruff format --check .
