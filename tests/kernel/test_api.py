@@ -11,7 +11,7 @@ from openapi_spec_validator import validate
 from lab.gangwayd import Gangway
 from lab.netns import Namespace
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 
 class Api:

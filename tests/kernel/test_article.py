@@ -11,7 +11,7 @@ from lab.gangwayd import Gangway
 from lab.netns import Namespace, Neighbour
 from tests.kernel.street import HOST4, NEIGHBOUR4, Box, Street
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 _EXPECTED = Path(__file__).parents[1] / "golden/article.iptables"
 _PORT = 8000

@@ -13,7 +13,7 @@ from lab.netns import Namespace
 from tests.kernel.snapshot import compare, snapshot
 from tests.kernel.street import HOST4, Box, Street
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 SENSELESS, UNFIT = 2, 1
 _BAD = "network", "create", "bad"

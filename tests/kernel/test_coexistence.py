@@ -15,7 +15,7 @@ from tests.kernel.snapshot import Snapshot, is_as, make_tables, snapshot
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, PORT, Street
 
 pytestmark = [
-    pytest.mark.daemon,
+    pytest.mark.any_kernel,
     pytest.mark.skipif(not DOCKERD.exists(), reason=f"{DOCKERD} is not installed"),
     pytest.mark.timeout(180),
 ]

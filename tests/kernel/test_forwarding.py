@@ -12,7 +12,7 @@ from lab.netns import Namespace, ip
 SWITCHES = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.default.forwarding")
 PORT = 80
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 
 class Crossroads:

@@ -22,7 +22,7 @@ def _usable() -> bool:
 
 
 pytestmark = [
-    pytest.mark.daemon,
+    pytest.mark.any_kernel,
     pytest.mark.skipif(not _usable(), reason="the kernel, or this machine, has no legacy iptables"),
 ]
 

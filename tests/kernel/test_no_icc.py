@@ -8,7 +8,7 @@ from lab import echo_server
 from tests.kernel.crossings import everywhere, reached
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, PORT, Box, Street
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 GATEWAY4, GATEWAY6 = "172.26.0.1", "fd26::1"
 

@@ -11,7 +11,7 @@ from tests.kernel.crossings import everywhere, reached
 from tests.kernel.snapshot import snapshot
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, PORT, Street
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 _SOON_S = 5
 _EMPTY = re.compile(r"\s*(table|chain|type|\})")

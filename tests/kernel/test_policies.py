@@ -10,7 +10,7 @@ from tests.kernel.crossings import Tap, everywhere, reached, routed_at
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, PORT, Box, Street
 
 FIREWALLS = pytest.mark.parametrize("street", ["nftables", "iptables"], indirect=True)
-pytestmark = [pytest.mark.daemon, FIREWALLS]
+pytestmark = [pytest.mark.any_kernel, FIREWALLS]
 GATEWAY4, GATEWAY6 = "172.30.0.1", "fd30::1"
 
 

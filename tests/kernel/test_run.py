@@ -16,7 +16,7 @@ from lab.processes import processes_in
 from lab.waiting import wait_until
 from tests.kernel.snapshot import Snapshot, is_as, snapshot
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 _LINGER_S = 20
 """A daemon that was started by a command lingers for five seconds; a busy machine may take longer."""

@@ -8,7 +8,7 @@ from lab.addresses import host_port
 from lab.waiting import wait_until
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, Street
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 _SOON_S = 5
 _SWITCHES = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}

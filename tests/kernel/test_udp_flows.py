@@ -10,7 +10,7 @@ from lab.netns import Namespace
 from lab.waiting import wait_until
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, Street
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 _PORT = 8080
 _PAUSE_S = 0.2
