@@ -17,6 +17,7 @@ from hashlib import blake2s
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from gangway.errors import Conflict, InvalidRequest
+from gangway.text import in_brackets as in_brackets
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
@@ -303,11 +304,6 @@ def check_fits(network: Network, others: Iterable[Network]) -> None:
 def any_of(address: Address) -> Address:
     """The unspecified address of the same family."""
     return ANY[address.version == 6]
-
-
-def in_brackets(address: Address) -> str:
-    """An address as it stands before a colon and a port."""
-    return f"[{address}]" if address.version == 6 else str(address)
 
 
 def _check_subnet(subnet: Subnet) -> None:

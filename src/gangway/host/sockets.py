@@ -18,6 +18,7 @@ from pyroute2.netlink.diag import DiagSocket
 
 from gangway.errors import Conflict, HostRefused, PortTaken, Unsupported
 from gangway.host.links import doing
+from gangway.text import in_brackets
 
 IPPROTO_SCTP = 132
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": IPPROTO_SCTP}
@@ -132,7 +133,7 @@ def named(protocol: str, address: str, port: int) -> str:
 
 
 def _at(protocol: str, address: str, port: int) -> str:
-    return f"{f'[{address}]' if ':' in address else address}:{port}/{protocol}"
+    return f"{in_brackets(address)}:{port}/{protocol}"
 
 
 def _refusal(error: OSError, protocol: str, address: str, port: int) -> Exception:

@@ -31,6 +31,7 @@ from gangway.relay.core.loop import FAILED, WRITABLE, Loop
 from gangway.relay.core.pump import DOWN, MESSAGE_BYTES, SMALL_BYTES, UP, Half, Pipes
 from gangway.relay.flow import OPEN, START, TABLE, Action, Event, Phase, State, Way
 from gangway.relay.settings import Settings
+from gangway.text import in_brackets
 
 # After this the listeners that ran out of descriptors try again, should no flow have ended before.
 RETRY_S = 0.1
@@ -56,7 +57,7 @@ class Backend(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        host = f"[{self.address}]" if self.family == socket.AF_INET6 else self.address
+        host = in_brackets(self.address)
         return f"{_NAMES[self.protocol]} {host}:{self.port}"
 
 
