@@ -1,9 +1,6 @@
-"""What an operator may set for the daemon: by options, or by the same names in a file.
+"""The daemon's settings: a TOML file, and command-line options that override it."""
 
-What this file knows: the keys, and that an option comes before the file.  What it must not know: what is done with
-them.
-"""
-
+import grp
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,12 +10,29 @@ import msgspec
 from gangway.errors import InvalidRequest
 from gangway.relay.settings import Settings, checked
 
+SETTINGS = Path("/etc/gangway/gangway.toml")
+"""Read if it exists and no other file is named."""
+OLD_SETTINGS = Path("/etc/gangway/docker-proxy.toml")
+"""Read if it exists, as the table `[relay]`; deprecated."""
+GROUP = "gangway"
+"""The group that may use the API socket, if it exists and the settings name no other."""
 FIREWALLS = ("auto", "nftables", "iptables", "none")
 PREFIX = "GANGWAY"
-_LONGEST_PREFIX = 20  # a chain of iptables has 28 characters at most
-# A chain of such a name is refused, or takes the target's place in the rules.
-_NO_PREFIX = {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "ACCEPT", "DROP", "RETURN", "QUEUE"}
-_NO_PREFIX |= {"MASQUERADE", "DNAT", "SNAT", "REDIRECT", "REJECT", "LOG", "MARK", "CT", "NOTRACK", "TRACE"}
+_LONGEST_PREFIX = 20  # the name of an iptables chain has at most 28 characters
+# iptables refuses a chain with such a name, or uses it instead of the target.
+_RESERVED = {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "ACCEPT", "DROP", "RETURN", "QUEUE"}
+_RESERVED |= {"MASQUERADE", "DNAT", "SNAT", "REDIRECT", "REJECT", "LOG", "MARK", "CT", "NOTRACK", "TRACE"}
+
+
+class Docker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The table `[docker]`."""
+
+    socket: str = "/var/run/docker.sock"
+    """The path of the engine's API socket."""
+
+    def __post_init__(self) -> None:
+        if not self.socket.startswith("/"):
+            raise InvalidRequest(f"docker: socket must be an absolute path, not {self.socket!r}")
 
 
 class Config(
@@ -32,44 +46,71 @@ class Config(
     firewall: str = "auto"
     """`auto`, `nftables`, `iptables` or `none`."""
     ip_forward: bool = True
-    """Whether forwarding may be switched on."""
+    """Whether the daemon may turn forwarding on."""
     chain_prefix: str = PREFIX
-    """The name of iptables' chains; DOCKER asks for Docker's layout to the letter."""
-    state: str = "/var/lib/gangway/state.db"
-    """The database's path."""
+    """The name of iptables chains; DOCKER gives Docker's own layout."""
+    state: str = ""
+    """The database's path; empty: it depends on the network namespace and the socket."""
+    group: str = ""
+    """The group that may use the API socket; empty: `gangway` if there is such a group, else root only."""
     relay: dict[str, Any] = {}
     """The relay's settings: `gangway.relay.settings`."""
+    docker: Docker = Docker()
+    """The container engine."""
 
     @property
     def relay_settings(self) -> Settings:
         """The relay's settings, checked."""
         return checked(self.relay, "relay")
 
+    @property
+    def group_id(self) -> int:
+        """The number of the group that may use the API socket; 0 for root only."""
+        try:
+            return grp.getgrnam(self.group or GROUP).gr_gid
+        except KeyError:
+            if self.group:
+                raise InvalidRequest(f"invalid group {self.group!r}: there is no such group") from None
+            return 0
+
     def __post_init__(self) -> None:
-        _ = self.relay_settings
+        _ = self.relay_settings, self.group_id
         if self.firewall not in FIREWALLS:
             raise InvalidRequest(f"unknown firewall {self.firewall!r}: {', '.join(FIREWALLS)}")
         prefix = self.chain_prefix
-        if not (prefix.isascii() and prefix.isalnum() and len(prefix) <= _LONGEST_PREFIX) or prefix in _NO_PREFIX:
-            raise InvalidRequest(
-                f"{prefix!r} is no prefix: up to {_LONGEST_PREFIX} letters and digits, and no chain or target's name"
-            )
+        if not (prefix.isascii() and prefix.isalnum() and len(prefix) <= _LONGEST_PREFIX) or prefix in _RESERVED:
+            rule = f"use 1 to {_LONGEST_PREFIX} letters and digits, but no built-in chain or target"
+            raise InvalidRequest(f"invalid chain-prefix {prefix!r}: {rule}")
 
 
-def load(path: Path | None, options: dict[str, Any]) -> Config:
-    """The settings in a TOML file, if there is one, with `options` on top.  InvalidRequest names what is wrong."""
-    given: dict[str, Any] = {}
-    if path is not None:
-        try:
-            given = tomllib.loads(path.read_text())
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InvalidRequest(f"{path}: {error}") from None
-        _convert(given, str(path))
-    return _convert(given | options, "options")
+def load(path: Path | None, options: dict[str, Any]) -> tuple[Config, list[str]]:
+    """Return the settings in a TOML file, overridden by `options`, and warnings for the log.
+
+    Without a path the file is `SETTINGS`, if that exists.  InvalidRequest names the file, the key and the problem.
+    """
+    given = _read(path or SETTINGS, is_optional=path is None)
+    _convert(given, str(path or SETTINGS))
+    warnings = []
+    old = _read(OLD_SETTINGS, is_optional=True)
+    if old:
+        checked(old, str(OLD_SETTINGS))
+        given["relay"] = old | given.get("relay", {})
+        warnings.append(f"{OLD_SETTINGS} is deprecated: move its keys to the table [relay] of {SETTINGS}")
+    return _convert(given | options, "options"), warnings
 
 
-def _convert(given: dict[str, Any], where: str) -> Config:
+def _read(path: Path, is_optional: bool) -> dict[str, Any]:
+    """Return what a file says; nothing if it is optional and missing."""
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        if is_optional and isinstance(error, FileNotFoundError):
+            return {}
+        raise InvalidRequest(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _convert(given: dict[str, Any], source: str) -> Config:
     try:
         return msgspec.convert(given, Config)
     except (msgspec.ValidationError, InvalidRequest) as error:
-        raise InvalidRequest(f"{where}: {error}") from None
+        raise InvalidRequest(f"{source}: {error}") from None
