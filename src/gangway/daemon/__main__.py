@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from gangway import runtime
 from gangway.daemon import config
 from gangway.daemon import main as process
 from gangway.errors import GangwayError, InvalidRequest
@@ -28,8 +29,8 @@ _STDERR = 2
 class Told(msgspec.Struct):
     """A start, as it is told."""
 
-    socket: str
-    options: dict[str, str | bool]
+    socket: str | None = None
+    options: dict[str, str | bool] = {}
     config: str | None = None
     until_idle: bool = False
     ready_fd: int | None = None
@@ -41,15 +42,25 @@ def main() -> int:
     told = msgspec.json.decode(sys.argv[1], type=Told)
     if told.until_idle:
         _let_go(told.ready_fd)
+        _as_last_time(told)
     try:
-        settings = config.load(Path(told.config) if told.config else None, told.options)
+        path = told.socket or runtime.default_socket()
+        settings, _ = config.load(Path(told.config) if told.config else None, told.options)
+        state = settings.state or (f"{path}.db" if told.socket else runtime.default_state())
+        settings = msgspec.structs.replace(settings, state=state)
         log = open_log(settings.relay_settings.log) if told.until_idle else Log(_to_stderr)
-        start = process.Start(settings, Path(told.socket).absolute(), told.until_idle, log)
+        start = process.Start(settings, Path(path).absolute(), told.until_idle, log)
         process.run(start, lambda: _serves(told))
     except (GangwayError, OSError) as error:
         _fails(told.ready_fd, error)
         return 2 if isinstance(error, InvalidRequest) else 1
     return 0
+
+
+def _as_last_time(told: Told) -> None:
+    with suppress(OSError, msgspec.MsgspecError), open(os.path.join(runtime.folder(), runtime.START), "rb") as file:
+        last = msgspec.json.decode(file.read(), type=Told)
+        told.options, told.config = {**last.options, **told.options}, last.config
 
 
 def _let_go(ready_fd: int | None) -> None:
@@ -67,7 +78,7 @@ def _serves(told: Told) -> None:
     What was needed to come this far is not needed again: it goes back to the kernel.
     """
     if not told.until_idle:
-        with suppress(OSError), open(f"{told.socket}.start", "w") as file:
+        with suppress(OSError), open(os.path.join(runtime.create_folder(), runtime.START), "w") as file:
             json.dump({"options": told.options, "config": told.config}, file)
     gc.collect()
     gc.freeze()
