@@ -14,10 +14,10 @@ _REASONS = {
     Code.MASQUERADED: "A rule translates the destination to {fact}, and another one the source to the gateway's "
     "address: otherwise the container would answer its neighbour directly, from an address that the neighbour did not "
     "connect to.",
-    Code.REDIRECTED: "When a socket connects or sends, the kernel replaces the destination with {fact}, before there is "
-    "a packet.  Sockets that are bound to an address or a device are left to the relay.",
-    Code.REDIRECTED_AS_IPV4: "When a socket connects, the kernel replaces the destination with {fact}, before there is a "
-    "packet.  Sockets that are IPv6 only, send without being connected, or are bound to an address or a device are "
+    Code.REDIRECTED: "When a socket connects or sends, the kernel replaces the destination with {fact}, before there "
+    "is a packet.  Sockets that are bound to an address or a device are left to the relay.",
+    Code.REDIRECTED_AS_IPV4: "When a socket connects, the kernel replaces the destination with {fact}, before there is "
+    "a packet.  Sockets that are IPv6 only, send without being connected, or are bound to an address or a device are "
     "left to the relay.",
     Code.NO_REDIRECT: "The kernel does not route packets of loopback addresses, and sockets cannot be redirected: "
     "{fact}.  The relay answers.",
