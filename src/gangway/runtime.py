@@ -46,18 +46,12 @@ def folder() -> str:
 
 
 def create_folder() -> str:
-    """Create the runtime folder, and the one that it is in, if missing; return its path.  OSError: that failed.
-
-    Both get their modes in any case: the umask may have limited them, or an earlier version had others.
-    """
+    """Create the runtime folder, and the one that it is in, if missing; return its path.  OSError: that failed."""
     path = folder()
     for name, mode in ((os.path.dirname(path), BASE_MODE), (path, FOLDER_MODE)):
-        try:
-            os.mkdir(name, mode)
-        except FileExistsError:
-            pass
-        if os.stat(name).st_uid == os.geteuid():
-            os.chmod(name, mode)
+        if not os.path.isdir(name):
+            os.makedirs(name, mode, exist_ok=True)
+            os.chmod(name, mode)  # the umask has limited the mode so far
     return path
 
 
