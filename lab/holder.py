@@ -3,6 +3,8 @@
 import os
 from collections.abc import Sequence
 
+from gangway.errors import HostRefused
+
 
 class Holder:
     """Holds duplicates of what it is given, as a relay does (gangway.ebpf.program.LinkHolder)."""
@@ -13,7 +15,8 @@ class Holder:
         self.running = True
 
     def hold(self, name: str, fds: Sequence[int]) -> None:
-        """Hold these descriptors in place of the former ones."""
+        """Hold these descriptors in place of the former ones.  HostRefused: it is stopped."""
+        self._check_running()
         former, self.fds[name] = self.fds.get(name, []), [os.dup(fd) for fd in fds]
         _close(former)
 
@@ -22,7 +25,8 @@ class Holder:
         return [os.dup(fd) for fd in self.fds.get(name, [])]
 
     def share(self, protocol: str, family: int, fds: Sequence[int]) -> None:
-        """Keep a socket, and for UDP the map `relay_binding`."""
+        """Keep a socket, and for UDP the map `relay_binding`.  HostRefused: it is stopped."""
+        self._check_running()
         former, self.shared[protocol, family] = self.shared.get((protocol, family), []), [os.dup(fd) for fd in fds]
         _close(former)
 
@@ -40,6 +44,10 @@ class Holder:
         for fds in (*self.fds.values(), *self.shared.values()):
             _close(fds)
         self.fds, self.shared = {}, {}
+
+    def _check_running(self) -> None:
+        if not self.running:
+            raise HostRefused("the relay is stopped")
 
 
 def _close(fds: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""The kernel's view of the socket redirect: the peer a socket really sends to, and which programs are attached."""
+"""What the kernel records about redirected sockets and attached programs."""
 
 import ctypes
 import os

@@ -173,7 +173,7 @@ def test_under_load_the_workers_take_over_and_not_a_byte_is_lost(tmp_path: Path)
             client.shutdown(socket.SHUT_WR)
             assert exactly(client, 1) == b""
         assert site.workers() == workers
-        assert len(site.log_lines("started 2 more process(es)")) == 1
+        assert len(site.log_lines("started 2 worker process(es)")) == 1
 
 
 def test_new_connections_are_shared_out(tmp_path: Path) -> None:

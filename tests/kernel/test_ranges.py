@@ -426,6 +426,6 @@ def test_a_port_that_somebody_is_connected_by_cannot_be_answered_from_and_that_i
         theirs.connect(("10.77.0.2", 7777))
         with street.published(street.server, "9000-9004:9000-9004/udp"):
             client.sendto(b"question", ("127.0.0.1", 9001))
-            wait_until(lambda: "no answer can leave: another program has port 9001" in log.read_text(), "that word")
+            wait_until(lambda: "cannot answer from port 9001: another program uses it" in log.read_text(), "that word")
             theirs.close()
             assert relayed(street, "udp", 9001, at[9001])

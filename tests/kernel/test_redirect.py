@@ -1,4 +1,4 @@
-"""Sockets that are redirected, and those that are not: what each kind of client does, and what it sees."""
+"""Which sockets are redirected and which are not, and what each kind of client sees."""
 
 import errno
 import select
@@ -33,7 +33,7 @@ def street() -> Iterator[Street]:
 
 @pytest.fixture(scope="module")
 def spare(street: Street) -> Box:
-    """One more container on the server's network: what `server` has published stays."""
+    """Another container on the server's network; `server` keeps what it has published."""
     return street.container("spare", "web")
 
 
@@ -42,7 +42,7 @@ def family_of(address: str) -> socket.AddressFamily:
 
 
 def client(space: Namespace, address: str, kind: int = socket.SOCK_STREAM) -> socket.socket:
-    """A socket in a namespace, for an address of that family."""
+    """Make a socket in a namespace, of the address's family."""
     with space.entered():
         made = socket.socket(family_of(address), kind)
     made.settimeout(_PATIENCE_S)
@@ -50,7 +50,7 @@ def client(space: Namespace, address: str, kind: int = socket.SOCK_STREAM) -> so
 
 
 def aim(space: Namespace, sock: socket.socket) -> tuple[str, int]:
-    """Whom a socket sends to, as the kernel has it."""
+    """Return where a socket really sends to."""
     with space.entered():
         return actual_peer(sock)
 
@@ -61,7 +61,7 @@ def is_redirected(street: Street, sock: socket.socket, port: int = 80) -> bool:
 
 @pytest.mark.parametrize("address", LOOPBACKS)
 @pytest.mark.parametrize(("kind", "port"), [(socket.SOCK_STREAM, PORT), (socket.SOCK_DGRAM, UDP_PORT)])
-def test_a_connected_socket_goes_straight_and_sees_what_it_asked(
+def test_connected_sockets_are_redirected_and_see_the_requested_peer(
     street: Street, address: str, kind: int, port: int
 ) -> None:
     with client(street.host, address, kind) as sock:
@@ -75,7 +75,7 @@ def test_a_connected_socket_goes_straight_and_sees_what_it_asked(
             assert sock.getpeername() == asked
 
 
-def test_a_datagram_is_received_from_where_it_was_asked_of(street: Street) -> None:
+def test_datagrams_come_from_the_requested_address(street: Street) -> None:
     for address in LOOPBACKS:
         for connected in (False, True):
             with client(street.host, address, socket.SOCK_DGRAM) as sock:
@@ -89,7 +89,7 @@ def test_a_datagram_is_received_from_where_it_was_asked_of(street: Street) -> No
                 assert peer == (address, UDP_PORT, *_SCOPE_AND_FLOW[sock.family]), connected
 
 
-def test_one_unconnected_socket_asks_several_mappings(street: Street) -> None:
+def test_one_unconnected_socket_reaches_several_mappings(street: Street) -> None:
     with (
         street.published(street.near, "8090:80/udp"),
         street.published(street.far, "8091:80/udp"),
@@ -100,7 +100,7 @@ def test_one_unconnected_socket_asks_several_mappings(street: Street) -> None:
                 sock.sendto(b"hello\n", ("127.0.0.1", port))
         came = [sock.recvfrom(1000) for _ in range(9)]
         assert sorted(peer for _, peer in came) == sorted([("127.0.0.1", port) for port in (8090, UDP_PORT, 8091)] * 3)
-        sock.sendto(b"hello\n", ("127.0.0.1", 8090))  # a socket's answers are told apart by the container, too
+        sock.sendto(b"hello\n", ("127.0.0.1", 8090))  # answers are also told apart by the container
         sock.sendto(b"hello\n", (street.near.address4, 80))
         assert {sock.recvfrom(1000)[1] for _ in range(2)} == {("127.0.0.1", 8090)}
 
@@ -133,7 +133,7 @@ def test_a_connection_by_tcp_fast_open_is_redirected(street: Street, address: st
 
 @pytest.mark.parametrize("device", ["lo", "eth0"])
 @pytest.mark.parametrize(("kind", "port"), [(socket.SOCK_STREAM, PORT), (socket.SOCK_DGRAM, UDP_PORT)])
-def test_a_socket_bound_to_a_device_is_left_alone(street: Street, device: str, kind: int, port: int) -> None:
+def test_a_socket_bound_to_a_device_is_not_redirected(street: Street, device: str, kind: int, port: int) -> None:
     for address in ("127.0.0.1", "::1"):
         with client(street.host, address, kind) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
@@ -141,7 +141,7 @@ def test_a_socket_bound_to_a_device_is_left_alone(street: Street, device: str, k
                 sock.connect((address, port))
                 echo_server.request_over(sock)
                 assert not is_redirected(street, sock)
-            else:  # as without us: there is no way out to a loopback address
+            else:  # as without gangway: loopback addresses are not reachable by another device
                 sock.settimeout(0.5)
                 with suppress(OSError):
                     sock.connect((address, port))
@@ -176,7 +176,7 @@ def test_a_datagram_with_a_loopback_source_is_relayed(street: Street) -> None:
         assert sock.recvfrom(1000)[1] == ("127.0.0.1", UDP_PORT)
 
 
-def test_a_socket_bound_to_another_address_is_relayed_and_one_to_a_port_only_is_not(street: Street) -> None:
+def test_sockets_bound_to_an_address_are_relayed_and_those_bound_to_a_port_are_not(street: Street) -> None:
     for source, expected in ((HOST4, False), ("0.0.0.0", True)):
         with client(street.host, "127.0.0.1") as sock:
             sock.bind((source, 0))
@@ -186,7 +186,7 @@ def test_a_socket_bound_to_another_address_is_relayed_and_one_to_a_port_only_is_
 
 
 @pytest.mark.parametrize(("kind", "protocol"), [(socket.SOCK_STREAM, "tcp"), (socket.SOCK_DGRAM, "udp")])
-def test_ipv6_only_sockets_get_to_an_ipv4_container_by_relay(street: Street, kind: int, protocol: str) -> None:
+def test_ipv6_only_sockets_reach_an_ipv4_container_by_relay(street: Street, kind: int, protocol: str) -> None:
     with street.published(street.four, f"8092:80/{protocol}") as port:
         for v6only in (0, 1):
             with client(street.host, "::1", kind) as sock:
@@ -201,7 +201,7 @@ def test_ipv6_only_sockets_get_to_an_ipv4_container_by_relay(street: Street, kin
                 assert sock.recvfrom(1000)[1][:2] == ("::1", port)
 
 
-def test_what_others_have_at_their_own_loopback_is_theirs(street: Street) -> None:
+def test_other_namespaces_keep_their_own_loopback(street: Street) -> None:
     for space in (street.server.space, street.near.space, street.far.space, street.neighbour):
         with space.entered(), closing(socket.create_server(("127.0.0.1", PORT))) as own:
             sock = socket.create_connection(("127.0.0.1", PORT))
@@ -215,7 +215,7 @@ def test_what_others_have_at_their_own_loopback_is_theirs(street: Street) -> Non
             assert not street.reaches(space, "tcp", address, PORT)
 
 
-def test_what_is_not_published_is_not_touched(street: Street) -> None:
+def test_unpublished_ports_are_not_redirected(street: Street) -> None:
     with street.host.entered(), closing(socket.create_server(("127.0.0.1", 0))) as own:
         with socket.create_connection(own.getsockname()) as sock:
             assert actual_peer(sock) == own.getsockname()
@@ -224,7 +224,7 @@ def test_what_is_not_published_is_not_touched(street: Street) -> None:
         sock.connect(("127.0.0.1", free))
 
 
-def test_the_same_port_leads_elsewhere_by_another_protocol_family_or_address(street: Street, spare: Box) -> None:
+def test_a_port_has_a_target_for_each_protocol_family_and_address(street: Street, spare: Box) -> None:
     with (
         street.published(street.near, "127.0.0.1:8093:80/tcp"),
         street.published(street.far, "127.0.0.2:8093:80/tcp"),
@@ -255,7 +255,7 @@ def test_the_same_port_leads_elsewhere_by_another_protocol_family_or_address(str
         ("65530-65535:65000-65005", 65530, 65535, -530),
     ],
 )
-def test_every_port_of_a_range_leads_to_its_own_and_its_neighbours_nowhere(
+def test_each_port_of_a_range_is_redirected_and_its_neighbours_are_not(
     street: Street, ports: str, first: int, last: int, shift: int
 ) -> None:
     with street.published(street.near, f"{ports}/udp"), street.host.entered():
@@ -266,7 +266,7 @@ def test_every_port_of_a_range_leads_to_its_own_and_its_neighbours_nowhere(
                 assert actual_peer(sock) == ((street.near.address4, port + shift) if is_in else ("127.0.0.1", port))
 
 
-def test_a_withdrawn_mapping_redirects_nobody_and_the_next_one_has_the_port(street: Street, spare: Box) -> None:
+def test_an_unpublished_port_is_not_redirected_until_it_is_published_again(street: Street, spare: Box) -> None:
     with client(street.host, "127.0.0.1", socket.SOCK_DGRAM) as sock:
         for box in (street.near, street.far, spare):
             with street.published(box, "8094:80/tcp", "8094:80/udp"):
@@ -284,14 +284,14 @@ def test_a_withdrawn_mapping_redirects_nobody_and_the_next_one_has_the_port(stre
             sock.settimeout(_PATIENCE_S)
 
 
-def test_without_a_firewall_the_hosts_own_addresses_are_redirected_too_and_new_ones() -> None:
+def test_without_a_firewall_own_addresses_are_redirected() -> None:
     with Street("--firewall", "none") as street, street.published(street.server, f"{PORT}:80/tcp"):
         for address, aimed in ((HOST4, WEB4), (HOST6, WEB6), (GATEWAY, WEB4), ("172.31.0.1", WEB4)):
             with client(street.host, address) as sock:
                 sock.connect((address, PORT))
                 assert aim(street.host, sock) == aimed
                 assert sock.getpeername()[:2] == (address, PORT)
-        echo_server.serve(street.neighbour.popen, PORT)  # somebody else's port of that number is left alone
+        echo_server.serve(street.neighbour.popen, PORT)  # the same port of another machine is not redirected
         with client(street.host, "10.77.0.2") as sock:
             sock.connect(("10.77.0.2", PORT))
             assert aim(street.host, sock) == ("10.77.0.2", PORT)
@@ -317,7 +317,7 @@ def test_uses_are_counted(street: Street) -> None:
 
 
 def test_a_process_of_another_user_is_redirected(street: Street) -> None:
-    """The programs stand at the root of the cgroups: every process of the host's is below it."""
+    """The programs are attached to the root cgroup, which includes every process of the host."""
     asking = ("setpriv", "--reuid=65534", "--clear-groups", "--")
     before = street.gangway.json("ls", street.server.name)[0]["redirected"]
     street.host.run(*asking, "bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{PORT}; echo hello >&3; read -r _ <&3")

@@ -1,4 +1,4 @@
-"""The redirect where it is easily got wrong: whose socket it is, what it did before, what is left to the relay."""
+"""Corner cases of the redirect: namespaces and cgroups, reused sockets, sockets that are left to the relay."""
 
 import ctypes
 import os
@@ -45,8 +45,8 @@ def _client(protocol: str, address: str = "127.0.0.1") -> socket.socket:
     return made
 
 
-def _asks(sock: socket.socket, address: str, port: int) -> None:
-    """An unconnected socket is answered from where it asked."""
+def _check_answer(sock: socket.socket, address: str, port: int) -> None:
+    """Check that an unconnected socket is answered by the address that it sent to."""
     text = f"{address}/{port}"
     sock.sendto(text.encode(), (address, port))
     answer, peer = sock.recvfrom(1000)
@@ -55,13 +55,13 @@ def _asks(sock: socket.socket, address: str, port: int) -> None:
 
 @contextmanager
 def _goes_by(street: Street, road: str, address: str, port: int) -> Iterator[None]:
-    """What is asked there within: the host's loopback carries packets to the relay only."""
+    """Check the road of the block's requests: only those to the relay send packets over the host's loopback."""
     with Tap(street.host, "lo") as tap:
         yield
         assert tap.has_seen(address.removeprefix("::ffff:"), port) == (road == "relay")
 
 
-def test_a_socket_is_of_the_namespace_that_it_was_made_in(street: Street) -> None:
+def test_a_socket_belongs_to_the_namespace_that_it_was_made_in(street: Street) -> None:
     with street.published(street.server, "80/tcp") as port, _client("tcp") as ours:
         with street.near.space.entered():
             ours.connect(("127.0.0.1", port))
@@ -86,7 +86,7 @@ def test_a_process_in_a_cgroup_of_its_own_is_redirected(street: Street, protocol
 
 
 @BY_LOOPBACK
-def test_where_the_container_does_not_listen_it_refuses(street: Street, address: str) -> None:
+def test_a_container_that_does_not_listen_refuses(street: Street, address: str) -> None:
     with street.published(street.server, "8081:81/tcp", "8081:81/udp"):
         with _client("tcp", address) as sock, pytest.raises(ConnectionRefusedError):
             sock.connect((address, 8081))
@@ -98,8 +98,8 @@ def test_where_the_container_does_not_listen_it_refuses(street: Street, address:
 
 
 @BY_LOOPBACK
-def test_the_first_packet_of_a_connection_may_have_data(street: Street, address: str) -> None:
-    """That of the second connection has: the first one fetches the cookie."""
+def test_tcp_fast_open_sends_data_in_the_first_packet(street: Street, address: str) -> None:
+    """It does from the second connection on: the first one fetches the cookie."""
     street.server.space.sysctl("net.ipv4.tcp_fastopen", _FASTOPEN_BOTH_WAYS)
     with street.published(street.server, "8081:81/tcp"), listening(street.server, "tcp", [81]) as at:
         at[81].setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 5)
@@ -122,16 +122,16 @@ def test_a_udp_socket_may_be_connected_again_and_disconnected(street: Street) ->
         street.published(street.far, "80/udp") as other,
         _client("udp") as sock,
     ):
-        for asked in (port, other, port):  # the source that the first one gives it is its own from then on
+        for asked in (port, other, port):  # the first connect() sets its source address for good
             sock.connect(("127.0.0.1", asked))
             assert sock.getpeername() == ("127.0.0.1", asked)
             echo_server.request_over(sock)
         assert ctypes.CDLL(None).connect(sock.fileno(), bytes(16), 16) == 0  # AF_UNSPEC, connect(2)
         for asked in (port, other):
-            _asks(sock, "127.0.0.1", asked)
+            _check_answer(sock, "127.0.0.1", asked)
 
 
-def test_one_socket_asks_one_mapping_at_two_addresses(street: Street) -> None:
+def test_one_socket_reaches_one_mapping_at_two_addresses(street: Street) -> None:
     with street.published(street.server, "80/udp") as port, _client("udp") as sock:
         asked = [("127.0.0.1", port), ("127.0.0.2", port)]
         for at in asked:
@@ -140,31 +140,31 @@ def test_one_socket_asks_one_mapping_at_two_addresses(street: Street) -> None:
         assert sorted((data.split()[1].decode(), peer) for data, peer in answers) == [(at[0], at) for at in asked]
 
 
-def test_one_udp_socket_asks_by_both_families(street: Street) -> None:
+def test_one_udp_socket_uses_both_families(street: Street) -> None:
     with street.published(street.server, "80/udp") as port, _client("udp", "::1") as sock:
         for asked in ("::1", "::ffff:127.0.0.1", "::1"):
             with _goes_by(street, "redirect", asked, port):
-                _asks(sock, asked, port)
+                _check_answer(sock, asked, port)
 
 
-def test_an_unconnected_ipv6_socket_gets_to_a_container_with_ipv4_only_by_relay(street: Street) -> None:
+def test_an_unconnected_ipv6_socket_reaches_an_ipv4_container_by_relay(street: Street) -> None:
     with street.published(street.four, "80/udp") as port, _client("udp", "::1") as sock:
         with _goes_by(street, "relay", "::1", port):
-            _asks(sock, "::1", port)
+            _check_answer(sock, "::1", port)
         with _goes_by(street, "redirect", "::ffff:127.0.0.1", port):
-            _asks(sock, "::ffff:127.0.0.1", port)
+            _check_answer(sock, "::ffff:127.0.0.1", port)
 
 
 @pytest.mark.parametrize("bound", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
-def test_a_datagram_of_a_socket_that_is_bound_to_loopback_is_left_to_the_relay(street: Street, bound: str) -> None:
+def test_a_datagram_from_a_socket_bound_to_loopback_is_relayed(street: Street, bound: str) -> None:
     with street.published(street.server, "80/udp") as port, _client("udp", bound) as sock:
         sock.bind((bound, 0))
         with _goes_by(street, "relay", bound, port):
-            _asks(sock, bound, port)
+            _check_answer(sock, bound, port)
 
 
 @BY_LOOPBACK
-def test_a_datagram_with_a_loopback_source_is_left_to_the_relay(street: Street, address: str) -> None:
+def test_a_datagram_with_a_loopback_source_is_relayed(street: Street, address: str) -> None:
     """ip(7), ipv6(7): struct in_pktinfo, struct in6_pktinfo."""
     if ":" in address:
         source = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, socket.inet_pton(socket.AF_INET6, address) + bytes(4))
@@ -175,15 +175,15 @@ def test_a_datagram_with_a_loopback_source_is_left_to_the_relay(street: Street, 
             sock.sendmsg([b"hello"], [source], 0, (address, port))
             assert sock.recvfrom(100)[1][:2] == (address, port)
         with _goes_by(street, "redirect", address, port):
-            _asks(sock, address, port)
+            _check_answer(sock, address, port)
 
 
 @BY_PROTOCOL
 @pytest.mark.parametrize(("asked", "loopback"), [("0.0.0.0", "127.0.0.1"), ("::", "::1")])
-def test_who_asks_no_address_is_answered_from_loopback(
+def test_the_unspecified_address_is_answered_by_loopback(
     street: Street, protocol: str, asked: str, loopback: str
 ) -> None:
-    """The kernel takes one for the other, but for a connection only after the programs have run."""
+    """The kernel replaces it by loopback, but for a connection only after the programs have run."""
     with street.published(street.server, f"80/{protocol}") as port, _client(protocol, asked) as sock:
         sock.connect((asked, port))
         assert sock.getpeername()[:2] == (loopback, port)
@@ -192,24 +192,22 @@ def test_who_asks_no_address_is_answered_from_loopback(
 
 @BY_PROTOCOL
 @pytest.mark.parametrize(("bound", "asked"), [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("::", "::ffff:127.0.0.1")])
-def test_a_socket_that_is_bound_to_a_port_only_is_redirected(
-    street: Street, protocol: str, bound: str, asked: str
-) -> None:
+def test_a_socket_bound_to_a_port_only_is_redirected(street: Street, protocol: str, bound: str, asked: str) -> None:
     with street.published(street.server, f"80/{protocol}") as port, _client(protocol, bound) as sock:
         sock.bind((bound, 0))
         with _goes_by(street, "redirect", asked, port):
             if protocol == "udp":
-                _asks(sock, asked, port)
+                _check_answer(sock, asked, port)
             sock.connect((asked, port))
             assert echo_server.request_over(sock).peer == _GATEWAY[asked]
 
 
 @BY_PROTOCOL
 @pytest.mark.parametrize(("bound", "asked"), [(HOST4, "127.0.0.1"), (HOST6, "::1")])
-def test_a_socket_that_is_bound_to_another_of_the_hosts_addresses_reaches_an_internal_container(
+def test_a_socket_bound_to_another_host_address_reaches_an_internal_container(
     street: Street, inner: Box, protocol: str, bound: str, asked: str
 ) -> None:
-    """It has no route to that address: the relay's own is one that it can answer."""
+    """The container has no route to that address; it can answer the relay's."""
     with street.published(inner, f"{host_port(asked, 0)}:80/{protocol}") as port, _client(protocol, bound) as sock:
         sock.bind((bound, 0))
         sock.connect((asked, port))
@@ -218,13 +216,13 @@ def test_a_socket_that_is_bound_to_another_of_the_hosts_addresses_reaches_an_int
 
 @pytest.fixture(scope="module")
 def inner(street: Street) -> Box:
-    """A container that has no way out."""
+    """A container on an internal network."""
     subnets = "--subnet", "172.27.0.0/24", "--subnet", "fd27::/64"
     street.gangway("network", "create", "inner", "--internal", *subnets)
     return street.container("inner", "inner")
 
 
-def test_a_port_amid_a_range_may_be_another_containers(street: Street) -> None:
+def test_a_port_between_two_ranges_belongs_to_another_container(street: Street) -> None:
     with (
         street.published(street.server, "9000-9007:9000-9007/udp", "9009-9015:9009-9015/udp"),
         street.published(street.far, "9008:80/udp"),
@@ -237,13 +235,13 @@ def test_a_port_amid_a_range_may_be_another_containers(street: Street) -> None:
 
 
 @BY_LOOPBACK
-def test_a_withdrawn_port_is_the_hosts_own_again_for_a_socket_that_was_redirected(street: Street, address: str) -> None:
+def test_an_unpublished_port_is_the_hosts_again_for_a_socket_that_was_redirected(street: Street, address: str) -> None:
     with _client("udp", address) as sock:
         with street.published(street.server, "8080:80/udp"), _goes_by(street, "redirect", address, 8080):
-            _asks(sock, address, 8080)
+            _check_answer(sock, address, 8080)
         with listening(Box(street.host, "", ""), "udp", [8080]) as at:
-            sock.sendto(b"whoever is there", (address, 8080))
+            sock.sendto(b"to the host", (address, 8080))
             data, peer = at[8080].recvfrom(100)
-            assert (data, peer[0].removeprefix("::ffff:")) == (b"whoever is there", address)
+            assert (data, peer[0].removeprefix("::ffff:")) == (b"to the host", address)
             at[8080].sendto(data, peer)
             assert sock.recvfrom(100)[1][:2] == (address, 8080)

@@ -1,4 +1,4 @@
-"""The redirect, while daemons and relays end and come again; where it cannot be; and what is left of it."""
+"""The redirect while daemons and relays end and start; where it is unavailable; and what it leaves behind."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def street() -> Iterator[Street]:
 
 
 def links(street: Street) -> set[int]:
-    """The links that the daemon and its relay hold, as far as they run."""
+    """Return the IDs of the links that the daemon and its relay hold, as far as they run."""
     daemon = street.gangway.daemon
     there = [daemon.pid] if daemon is not None and daemon.poll() is None else []
     return cgroup_links_of([*there, *street.gangway.relays()])
@@ -48,7 +48,7 @@ def connected(space: Namespace, port: int, kind: int = socket.SOCK_STREAM) -> so
     return made
 
 
-def test_a_daemon_that_is_killed_under_load_costs_nobody_anything(street: Street) -> None:
+def test_killing_the_daemon_under_load_fails_no_client(street: Street) -> None:
     with ExitStack() as stack:
         port = stack.enter_context(street.published(street.server, "8080:80/tcp", "8080:80/udp"))
         before = stack.enter_context(connected(street.host, port))
@@ -62,12 +62,12 @@ def test_a_daemon_that_is_killed_under_load_costs_nobody_anything(street: Street
             for asker in askers:
                 asker.more()
             assert road(street, port) == "redirect"
-            _ask_unconnected(datagrams, port)
+            _check_unconnected(datagrams, port)
             street.gangway.start()
             for asker in askers:
                 asker.more()
             assert len(links(street)) == LINKS
-            _ask_unconnected(datagrams, port)
+            _check_unconnected(datagrams, port)
         assert [asker.failures for asker in askers] == [[], []]
         assert before.getpeername() == ("127.0.0.1", port)
         before.sendall(b"hello\n")
@@ -81,12 +81,12 @@ def socket_of(space: Namespace) -> socket.socket:
     return made
 
 
-def _ask_unconnected(sock: socket.socket, port: int) -> None:
+def _check_unconnected(sock: socket.socket, port: int) -> None:
     sock.sendto(b"hello\n", ("127.0.0.1", port))
     assert sock.recvfrom(100)[1] == ("127.0.0.1", port)
 
 
-def test_an_answer_that_comes_after_a_restart_is_from_where_it_was_asked_of(street: Street) -> None:
+def test_an_answer_after_a_restart_comes_from_the_requested_address(street: Street) -> None:
     with street.server.space.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.settimeout(10)
         server.bind((street.server.address4, 8100))
@@ -99,7 +99,7 @@ def test_an_answer_that_comes_after_a_restart_is_from_where_it_was_asked_of(stre
             assert client.recvfrom(100) == (b"answer", ("127.0.0.1", 8100))
 
 
-def test_other_ports_come_and_go_and_nobody_notices(street: Street) -> None:
+def test_publishing_other_ports_fails_no_client(street: Street) -> None:
     with street.published(street.server, "8080:80/tcp", "8080:80/udp") as port:
         askers = [Asker(street.host, protocol, "127.0.0.1", port) for protocol in ("tcp", "udp")]
         for asker in askers:
@@ -114,7 +114,7 @@ def test_other_ports_come_and_go_and_nobody_notices(street: Street) -> None:
         assert [asker.failures for asker in askers] == [[], []]
 
 
-def test_counts_outlive_the_daemon(street: Street) -> None:
+def test_use_counts_survive_the_daemon(street: Street) -> None:
     with street.published(street.server, "8080:80") as port:
         for _ in range(4):
             connected(street.host, port).close()
@@ -124,7 +124,7 @@ def test_counts_outlive_the_daemon(street: Street) -> None:
         assert [one["redirected"] for one in street.gangway.json("ls")] == [5, 0]
 
 
-def test_nothing_is_left_when_gangway_leaves(street: Street) -> None:
+def test_no_link_is_left_when_the_daemon_stops(street: Street) -> None:
     with street.published(street.server, "8080:80") as port:
         assert road(street, port) == "redirect"
         ours = links(street)
@@ -140,7 +140,7 @@ def _kill(pids: list[int]) -> None:
 
 
 @pytest.mark.parametrize("first", ["daemon", "relay"])
-def test_nothing_is_left_when_everything_is_killed(street: Street, first: str) -> None:
+def test_no_link_is_left_when_daemon_and_relay_are_killed(street: Street, first: str) -> None:
     with street.published(street.server, "8080:80"):
         ours, relays = links(street), street.gangway.relays()
         if first == "daemon":
@@ -148,12 +148,12 @@ def test_nothing_is_left_when_everything_is_killed(street: Street, first: str) -
             assert all(map(link_exists, ours))  # the relay holds them
         _kill(relays)
         street.gangway.kill()
-        _kill(street.gangway.relays())  # a daemon that has outlived its relay has started another
+        _kill(street.gangway.relays())  # a daemon that survived its relay has started another
         wait_until(lambda: not any(map(link_exists, ours)), "the end of its links")
         street.gangway.start()
 
 
-def test_a_link_that_somebody_detaches_is_attached_again(street: Street) -> None:
+def test_detached_links_are_attached_again(street: Street) -> None:
     with street.published(street.server, "8080:80") as port:
         for _ in range(2):
             with connected(street.host, port) as before:
@@ -165,7 +165,7 @@ def test_a_link_that_somebody_detaches_is_attached_again(street: Street) -> None
         assert len(links(street)) == LINKS
 
 
-def test_two_daemons_on_one_machine_keep_to_their_own(street: Street) -> None:
+def test_two_daemons_on_one_machine_do_not_interfere(street: Street) -> None:
     with Street() as other:
         for one in (street, other):
             one.publish(one.server, "8080:80")
@@ -193,7 +193,7 @@ _MOUNTS = ("unshare", "--mount", "--propagation", "slave", "sh", "-c")
     ],
     ids=["libbpf", "cgroups", "types"],
 )
-def test_where_something_is_missing_the_relay_serves_and_doctor_says_what(
+def test_without_a_requirement_the_relay_serves_and_doctor_names_it(
     within: tuple[str, ...], check: str, said: str
 ) -> None:
     with Street(within=within) as street, street.published(street.server, "8080:80", "8080:80/udp") as port:
@@ -209,7 +209,7 @@ def test_where_something_is_missing_the_relay_serves_and_doctor_says_what(
         assert said in failing["steering: attached"]
 
 
-def test_where_cgroups_are_not_mounted_they_are_for_the_daemon_alone() -> None:
+def test_unmounted_cgroups_are_mounted_for_the_daemon_alone() -> None:
     hide = 'grep " - cgroup2 " /proc/self/mountinfo | cut -d" " -f5 | xargs -r umount && exec "$0" "$@"'
     with Street(within=(*_MOUNTS, hide)) as street, street.published(street.server, "8080:80") as port:
         daemon = street.gangway.daemon
@@ -224,7 +224,7 @@ def _listener(space: Namespace, port: int) -> socket.socket | None:
     return None
 
 
-def test_a_port_that_somebody_else_has_got_meanwhile_is_theirs(street: Street) -> None:
+def test_a_port_that_another_program_took_meanwhile_is_not_redirected(street: Street) -> None:
     with street.published(street.server, "8080:80") as port:
         street.gangway.kill()
         _kill(street.gangway.relays())

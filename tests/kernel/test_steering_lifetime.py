@@ -1,4 +1,4 @@
-"""Steering, while daemons and relays end and come again, and what is left of it."""
+"""Steering while daemons and relays end and start, and what it leaves behind."""
 
 import os
 import re
@@ -27,13 +27,13 @@ MOVED = ("8000-8099:80-179/tcp", "8000-8099:80-179/udp")
 
 @pytest.fixture
 def street(tmp_path: Path) -> Iterator[Street]:
-    """Nobody is redirected: who asks 127.0.0.1 asks the relay."""
+    """Without the redirect: clients of 127.0.0.1 reach the relay."""
     with Street(*without_redirect(tmp_path)) as made:
         yield made
 
 
 def links(street: Street) -> set[int]:
-    """The links of steering that the daemon and its relay hold, of whatever kind."""
+    """Return the IDs of all links that the daemon and its relay hold."""
     daemon = street.gangway.daemon
     there = [daemon.pid] if daemon is not None and daemon.poll() is None else []
     return {number for pid in [*there, *street.gangway.relays()] for number in _links_of(pid)}
@@ -50,7 +50,7 @@ def _kill(pids: Iterable[int]) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_a_daemon_that_is_killed_under_load_costs_nobody_anything(street: Street) -> None:
+def test_killing_the_daemon_under_load_fails_no_client(street: Street) -> None:
     with ExitStack() as stack:
         port = stack.enter_context(street.published(street.server, *MOVED))
         askers = [Asker(street.host, protocol, "127.0.0.1", port) for protocol in PROTOCOLS]
@@ -68,7 +68,7 @@ def test_a_daemon_that_is_killed_under_load_costs_nobody_anything(street: Street
         assert [asker.failures for asker in askers] == [[], []]
 
 
-def test_a_client_waits_while_there_is_no_relay(street: Street) -> None:
+def test_clients_wait_while_there_is_no_relay(street: Street) -> None:
     with listening(street.server, "tcp", [9123]) as at, street.published(street.server, *RANGES):
         for _ in range(2):
             _kill(street.gangway.relays())
@@ -76,25 +76,25 @@ def test_a_client_waits_while_there_is_no_relay(street: Street) -> None:
             assert is_refused(street.host, "tcp", "0.0.0.0", 9123)
 
 
-def test_published_ports_survive_both_ends(street: Street) -> None:
-    """The next daemon finds nothing but the store."""
+def test_published_ports_survive_daemon_and_relay(street: Street) -> None:
+    """The next daemon starts from the database alone."""
     with ExitStack() as stack:
         served = {one: stack.enter_context(listening(street.server, one, [29999]))[29999] for one in PROTOCOLS}
         stack.enter_context(street.published(street.server, *RANGES))
         street.gangway.kill()
         _kill(street.gangway.relays())
-        wait_until(lambda: not is_refused(street.host, "tcp", "0.0.0.0", 29999), "nobody's port")
+        wait_until(lambda: not is_refused(street.host, "tcp", "0.0.0.0", 29999), "a free port")
         street.gangway.start()
         for protocol, at in served.items():
             assert relayed(street, protocol, 29999, at)
             assert is_refused(street.host, protocol, "0.0.0.0", 29999)
 
 
-def test_a_range_of_which_somebody_has_got_a_port_meanwhile_is_served_when_it_is_free(street: Street) -> None:
+def test_a_range_with_a_port_in_use_is_served_when_that_is_free(street: Street) -> None:
     with street.published(street.server, "9100-9199:50-149"):
         street.gangway.kill()
         _kill(street.gangway.relays())
-        wait_until(lambda: not is_refused(street.host, "tcp", "0.0.0.0", 9180), "nobody's port")
+        wait_until(lambda: not is_refused(street.host, "tcp", "0.0.0.0", 9180), "a free port")
         with street.host.entered():
             theirs = socket.create_server(("0.0.0.0", 9180))
         with theirs:
@@ -106,7 +106,7 @@ def test_a_range_of_which_somebody_has_got_a_port_meanwhile_is_served_when_it_is
         wait_until(lambda: street.reaches(street.host, "tcp", "127.0.0.1", 9130), "the range", 25)
 
 
-def test_a_link_that_somebody_detaches_is_attached_again(street: Street) -> None:
+def test_detached_links_are_attached_again(street: Street) -> None:
     with listening(street.server, "tcp", [9123]) as at, street.published(street.server, *RANGES):
         before = links(street)
         for link in before:
@@ -117,7 +117,7 @@ def test_a_link_that_somebody_detaches_is_attached_again(street: Street) -> None
         wait_until(lambda: not before & links(street), "the end of the former links")
 
 
-def test_nothing_is_left_when_gangway_leaves(street: Street) -> None:
+def test_no_link_is_left_when_the_daemon_stops(street: Street) -> None:
     with street.published(street.server, *RANGES):
         ours = links(street)
         assert ours
@@ -127,7 +127,7 @@ def test_nothing_is_left_when_gangway_leaves(street: Street) -> None:
     assert "192.0.0.8" not in street.host.run("ss", "-Hltun").stdout
 
 
-def test_two_daemons_on_one_machine_keep_to_their_own(street: Street) -> None:
+def test_two_daemons_on_one_machine_do_not_interfere(street: Street) -> None:
     with Street() as other, street.published(street.server, *RANGES):
         assert not is_refused(other.host, "tcp", "0.0.0.0", 9123)
         with other.published(other.server, "9123:80"):
@@ -135,8 +135,8 @@ def test_two_daemons_on_one_machine_keep_to_their_own(street: Street) -> None:
         assert is_refused(street.host, "tcp", "0.0.0.0", 9123)
 
 
-def test_clients_that_wait_while_their_range_is_withdrawn_are_reset(street: Street) -> None:
-    """They are in the queue of a socket that others share."""
+def test_waiting_clients_are_reset_when_their_range_is_unpublished(street: Street) -> None:
+    """They wait in the queue of a socket that serves other ports, too."""
     with listening(street.server, "tcp", [8000]), street.published(street.server, "8000-8009:8000-8009"):
         street.publish(street.far, "7000:80")
         (relay,) = street.gangway.relays()

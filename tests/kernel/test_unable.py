@@ -1,4 +1,5 @@
-"""A host where it cannot be done: no permission, no firewall, a kernel without a feature, a wrong configuration."""
+"""What a command or the daemon says where it cannot work: no permission, no firewall, a missing kernel feature, a
+wrong configuration."""
 
 import re
 import shutil
@@ -29,7 +30,7 @@ def host() -> Iterator[Namespace]:
 
 @pytest.fixture
 def before(host: Namespace) -> Iterator[Snapshot]:
-    """The state that must be the same afterwards."""
+    """The host's state, which must be the same after the test."""
     found = snapshot(host)
     yield found
     assert compare(found, snapshot(host)) == []
@@ -42,14 +43,14 @@ def _line(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
 
 
 def _daemon(host: Namespace, directory: Path, *words: str, within: tuple[str, ...] = ()) -> str:
-    """The line that a daemon says that cannot start."""
+    """Return the line that a daemon prints that cannot start."""
     command = [*within, str(GANGWAY), "daemon", "--socket", str(directory / "sock"), *words]
     done = host.run(*command, check=False, timeout=20)
     assert not (directory / "sock").exists()
     return _line(done, 2 if done.returncode == 2 else 1)
 
 
-def test_who_may_not_talk_to_the_daemon_is_told_to_be_root(host: Namespace) -> None:
+def test_a_user_without_access_to_the_socket_is_told_to_be_root(host: Namespace) -> None:
     with Gangway(host) as gangway:
         gangway.directory.chmod(0o755)
         for words in (
@@ -68,12 +69,12 @@ def test_a_daemon_must_be_root(host: Namespace, tmp_path: Path, before: Snapshot
     assert "run it as root" in _daemon(host, tmp_path, within=_AS_NOBODY)
 
 
-def test_a_daemon_that_a_command_starts_must_be_root(host: Namespace, before: Snapshot) -> None:
+def test_a_command_that_starts_the_daemon_must_be_root(host: Namespace, before: Snapshot) -> None:
     words = (*_AS_NOBODY, str(GANGWAY), "ls", "--socket", "/tmp/nobody-has-this.sock")
     assert "root" in _line(host.run(*words, check=False))
 
 
-def test_root_without_capabilities_is_told_what_failed(host: Namespace, tmp_path: Path, before: Snapshot) -> None:
+def test_root_without_capabilities_is_told_what_is_missing(host: Namespace, tmp_path: Path, before: Snapshot) -> None:
     within = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--")
     said = _daemon(host, tmp_path, within=within)
     assert re.search("root|CAP_NET_ADMIN|ermitted", said)
@@ -90,7 +91,7 @@ def test_root_without_capabilities_is_told_what_failed(host: Namespace, tmp_path
         ("[relay]\nworkers = -1", (), "workers"),
     ],
 )
-def test_a_wrong_setting_is_named(
+def test_an_invalid_setting_is_named(
     host: Namespace, tmp_path: Path, before: Snapshot, text: str, words: tuple[str, ...], said: str
 ) -> None:
     config = tmp_path / "config.toml"
@@ -103,7 +104,7 @@ def test_a_wrong_setting_is_named(
     assert re.search(said, _line(done, 2))
 
 
-def test_a_state_that_cannot_be_opened_is_named(host: Namespace, tmp_path: Path, before: Snapshot) -> None:
+def test_a_database_that_cannot_be_opened_is_named(host: Namespace, tmp_path: Path, before: Snapshot) -> None:
     assert "/proc/nowhere/state.db" in _daemon(host, tmp_path, "--state", "/proc/nowhere/state.db")
     damaged = tmp_path / "damaged.db"
     damaged.write_bytes(b"this is no database" * 1000)
@@ -113,7 +114,7 @@ def test_a_state_that_cannot_be_opened_is_named(host: Namespace, tmp_path: Path,
 
 
 def _without(directory: Path, *missing: str) -> tuple[str, ...]:
-    """A command's beginning: in there, libnftables or iptables are missing."""
+    """Return a command prefix that hides libnftables or iptables."""
     assert _LIBRARY is not None
     programs = directory / "bin"
     programs.mkdir()
@@ -134,7 +135,7 @@ def _without(directory: Path, *missing: str) -> tuple[str, ...]:
     ],
     ids=["neither", "nftables", "iptables"],
 )
-def test_a_missing_firewall_is_named_with_a_way_out(
+def test_a_missing_firewall_is_named_with_an_alternative(
     host: Namespace, tmp_path: Path, before: Snapshot, flags: tuple[str, ...], missing: tuple[str, ...], said: str
 ) -> None:
     assert re.search(said, _daemon(host, tmp_path, *flags, within=_without(tmp_path, *missing)))
@@ -146,7 +147,7 @@ def test_a_missing_firewall_is_named_with_a_way_out(
     [(("iptables",), "nftables", "nat"), (("nftables",), "iptables", "nat")],
     ids=["no-iptables", "no-nftables"],
 )
-def test_auto_takes_the_firewall_that_is_there(
+def test_auto_uses_the_firewall_that_is_installed(
     tmp_path: Path, missing: tuple[str, ...], firewall: str, road: str
 ) -> None:
     with Street(within=_without(tmp_path, *missing)) as street, street.published(street.server, "8080:80") as port:
@@ -156,7 +157,7 @@ def test_auto_takes_the_firewall_that_is_there(
 
 
 @_NEEDS_LIBRARY
-def test_without_any_firewall_the_relay_serves_everybody(tmp_path: Path) -> None:
+def test_without_a_firewall_the_relay_serves_all_clients(tmp_path: Path) -> None:
     within = _without(tmp_path, "nftables", "iptables")
     with Street("--firewall", "none", within=within) as street, street.published(street.server, "8080:80") as port:
         assert street.road(street.host, "tcp", HOST4, port) == ("redirect", "172.30.0.1")
@@ -166,7 +167,7 @@ def test_without_any_firewall_the_relay_serves_everybody(tmp_path: Path) -> None
 
 @pytest.mark.skipif(has_sockets("sctp"), reason="this kernel has SCTP")
 @pytest.mark.parametrize("firewall", ["nftables", "iptables", "none"])
-def test_without_sctp_sockets_nobody_is_promised_a_relay(firewall: str) -> None:
+def test_without_sctp_sockets_no_client_is_relayed(firewall: str) -> None:
     with Street("--firewall", firewall) as street:
         done = street.gangway.run("publish", street.server.name, "-p", "8080:80/sctp")
         if firewall == "none":

@@ -1,18 +1,18 @@
-"""This process's descriptors: what they are, and how many."""
+"""The file descriptors of this process."""
 
 import os
 from contextlib import suppress
 
 
 def identity(fd: int) -> int:
-    """The same of two descriptors of one thing."""
+    """Return the inode number: two descriptors of one file or socket have the same."""
     return os.fstat(fd).st_ino
 
 
 def socket_count() -> int:
-    """How many of them are sockets'."""
+    """Return the number of open sockets."""
     count = 0
     for fd in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # it was that of the folder
+        with suppress(OSError):  # the descriptor of the directory itself
             count += os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")
     return count

@@ -1,4 +1,4 @@
-"""A relay process that is a thread of this one: it hears what a daemon says, and serves nobody."""
+"""A relay process that is a thread of this one: it handles the daemon's messages, and serves no clients."""
 
 import io
 import os
@@ -14,7 +14,7 @@ _MESSAGE_BYTES = 256
 
 
 class Port:
-    """A port that is served by a socket of its own."""
+    """A port with a socket of its own."""
 
     def __init__(self, backend: Backend, sock: socket.socket) -> None:
         self.backend = backend
@@ -25,7 +25,7 @@ class Port:
 
 
 class Ports:
-    """Ports that are served by a socket that is shared."""
+    """Ports that are served by a shared socket."""
 
     def __init__(self, ports: Range, backend: Backend) -> None:
         self.ports = ports
@@ -37,12 +37,12 @@ class Ports:
 
 
 class Pool:
-    """Who serves the ports that share sockets."""
+    """The shared sockets, and the ports that they serve."""
 
     def __init__(self) -> None:
         self.socks: dict[tuple[int, int], socket.socket] = {}
         self.bindings: dict[int, int] = {}
-        """What the descriptor that came with UDP's socket is open for."""
+        """The inode of the descriptor that came with the UDP socket of each family."""
         self.served: list[Ports] = []
         self.trouble: Exception | None = None
 
@@ -71,10 +71,10 @@ class Pool:
 
 
 class Process:
-    """As subprocess.Popen makes one of `python3 -m gangway.relay`; `end` ends it."""
+    """Stands for the subprocess.Popen of `python3 -m gangway.relay`; `end` ends it."""
 
     begun: "list[Process]"
-    """All of a test's."""
+    """All processes of a test."""
 
     def __init__(self, _command: Sequence[str], stdin: int, **_others: object) -> None:
         self.pool = Pool()
@@ -88,10 +88,10 @@ class Process:
         Process.begun.append(self)
 
     def poll(self) -> None:
-        """It runs."""
+        """Do nothing: the process runs."""
 
     def end(self) -> None:
-        """Nothing is left of it."""
+        """End the process, and close everything that it has."""
         for sock in (self._listener, self._daemon):
             if sock is not None:
                 with suppress(OSError):
@@ -104,7 +104,7 @@ class Process:
             port.close()
 
     def _serve(self) -> None:
-        """One daemon after the other."""
+        """Serve one daemon after the other."""
         with suppress(OSError):
             while True:
                 self._daemon, _ = self._listener.accept()

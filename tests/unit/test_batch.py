@@ -1,4 +1,4 @@
-"""Datagrams by the batch: labels, order, and what a datagram that cannot be sent does to the others."""
+"""Batches of datagrams: labels, order, and errors of single datagrams."""
 
 import socket
 import struct
@@ -13,12 +13,12 @@ from gangway.relay.core.batch import BATCH, Inbox, Outbox, read_label, write_lab
 
 _IP_PKTINFO = 8
 _LARGEST_BYTES = 65507
-_NOBODY = struct.pack("@H", socket.AF_INET) + struct.pack("!H4s8x", 9, socket.inet_aton("127.0.0.1"))
+_ADDRESS = struct.pack("@H", socket.AF_INET) + struct.pack("!H4s8x", 9, socket.inet_aton("127.0.0.1"))
 
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Two UDP sockets on loopback; the second says which of its addresses was asked."""
+    """Two UDP sockets on loopback; the second reports destination addresses."""
     with ExitStack() as stack:
         one, other = (stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(2))
         for sock in (one, other):
@@ -30,7 +30,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def sockaddr(sock: socket.socket) -> bytes:
-    """struct sockaddr_in of a socket's own address."""
+    """Return a socket's own address as a struct sockaddr_in."""
     address, port = sock.getsockname()
     return struct.pack("@H", socket.AF_INET) + struct.pack("!H4s8x", port, socket.inet_aton(address))
 
@@ -40,13 +40,13 @@ def sockaddr(sock: socket.socket) -> bytes:
         st.tuples(st.integers(0, 300), st.integers(0, 300), st.binary(min_size=12, max_size=20)), min_size=0, max_size=2
     )
 )
-def test_a_label_that_was_written_can_be_read(ancillary: list[tuple[int, int, bytes]]) -> None:
+def test_written_label_can_be_read(ancillary: list[tuple[int, int, bytes]]) -> None:
     room = socket.CMSG_SPACE(12) + socket.CMSG_SPACE(20)
     assume(sum(socket.CMSG_SPACE(len(data)) for _, _, data in ancillary) <= room)
-    assert read_label(write_label(_NOBODY, ancillary).text) == (_NOBODY, ancillary)
+    assert read_label(write_label(_ADDRESS, ancillary).text) == (_ADDRESS, ancillary)
 
 
-def test_a_batch_is_received_in_order_with_its_senders(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_batch_is_received_in_order_with_senders(pair: tuple[socket.socket, socket.socket]) -> None:
     one, other = pair
     sent = [b"", b"x" * _LARGEST_BYTES, *(b"%d" % number for number in range(BATCH))]
     for data in sent:
@@ -63,25 +63,25 @@ def test_a_batch_is_received_in_order_with_its_senders(pair: tuple[socket.socket
         ]
 
 
-def test_a_batch_is_sent_in_order(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_batch_is_sent_in_order(pair: tuple[socket.socket, socket.socket]) -> None:
     one, other = pair
-    outbox, lost = Outbox(), list[OSError]()
+    outbox, errors = Outbox(), list[OSError]()
     sent = [b"x" * _LARGEST_BYTES, b"", b"last"]
     for data in sent:
         outbox.room()[: len(data)] = data
         outbox.add(len(data), write_label(sockaddr(other), []))
-    outbox.send(one.fileno(), lost.append)
+    outbox.send(one.fileno(), errors.append)
     assert [other.recv(1 << 16) for _ in sent] == sent
-    assert (outbox.count, lost) == (0, [])
+    assert (outbox.count, errors) == (0, [])
 
 
-def test_a_datagram_that_cannot_be_sent_keeps_no_other(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_failing_datagram_does_not_stop_the_others(pair: tuple[socket.socket, socket.socket]) -> None:
     one, other = pair
-    outbox, lost = Outbox(), list[OSError]()
-    not_ours = [(socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("=i4s4s", 0, socket.inet_aton("192.0.2.1"), bytes(4)))]
-    for data, way in ((b"a", []), (b"b", not_ours), (b"c", []), (b"d", not_ours)):
+    outbox, errors = Outbox(), list[OSError]()
+    foreign = [(socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("=i4s4s", 0, socket.inet_aton("192.0.2.1"), bytes(4)))]
+    for data, ancillary in ((b"a", []), (b"b", foreign), (b"c", []), (b"d", foreign)):
         outbox.room()[:1] = data
-        outbox.add(1, write_label(sockaddr(other), way))
-    outbox.send(one.fileno(), lost.append)
+        outbox.add(1, write_label(sockaddr(other), ancillary))
+    outbox.send(one.fileno(), errors.append)
     assert [other.recv(10), other.recv(10)] == [b"a", b"c"]
-    assert len(lost) == 2
+    assert len(errors) == 2

@@ -1,4 +1,4 @@
-"""Which host address a client asked, and how an answer leaves from there: by what the kernel itself says."""
+"""Destination addresses of datagrams, and answers from there, as the kernel reports them."""
 
 import socket
 import struct
@@ -17,7 +17,7 @@ MULTICAST = socket.inet_pton(socket.AF_INET6, "ff02::1")
 
 @contextmanager
 def listening(family: int, address: str) -> Iterator[socket.socket]:
-    """A UDP socket that is told which address was asked, as a port's is; on IPv6 a dual-stack one."""
+    """A UDP socket that reports destination addresses, as a port's does; for IPv6 a dual-stack one."""
     with socket.socket(family, socket.SOCK_DGRAM) as listener:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -29,18 +29,18 @@ def listening(family: int, address: str) -> Iterator[socket.socket]:
 
 
 def info4(interface: int, spec_dst: str, address: str) -> Ancillary:
-    """IPv4's in_pktinfo."""
+    """Return a struct in_pktinfo."""
     data = struct.pack("=i4s4s", interface, socket.inet_aton(spec_dst), socket.inet_aton(address))
     return [(socket.IPPROTO_IP, IP_PKTINFO, data)]
 
 
 def info6(address: bytes, interface: int) -> Ancillary:
-    """IPv6's in6_pktinfo."""
+    """Return a struct in6_pktinfo."""
     return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, struct.pack("=16sI", address, interface))]
 
 
 @pytest.mark.parametrize(
-    ("family", "bound", "client", "asked"),
+    ("family", "bound", "client", "address"),
     [
         (socket.AF_INET, "0.0.0.0", socket.AF_INET, "127.0.0.1"),
         (socket.AF_INET, "0.0.0.0", socket.AF_INET, "127.9.8.7"),
@@ -49,55 +49,55 @@ def info6(address: bytes, interface: int) -> Ancillary:
     ],
     ids=["4", "4, another address", "6", "4 of a dual-stack socket"],
 )
-def test_the_answer_leaves_from_the_address_that_was_asked(family: int, bound: str, client: int, asked: str) -> None:
+def test_answer_leaves_from_the_destination_address(family: int, bound: str, client: int, address: str) -> None:
     with listening(family, bound) as listener, socket.socket(client, socket.SOCK_DGRAM) as sock:
         sock.settimeout(5)
-        sock.sendto(b"who are you?", (asked, listener.getsockname()[1]))
-        _, ancillary, _, address = listener.recvmsg(64, 256)
-        told = (destination6 if family == socket.AF_INET6 else destination4)(ancillary)
-        assert told == socket.inet_pton(client, asked)
-        listener.sendmsg([b"me"], reply_ancillary(told), 0, address)
-        assert sock.recvfrom(64)[1][0] == asked
+        sock.sendto(b"request", (address, listener.getsockname()[1]))
+        _, ancillary, _, sender = listener.recvmsg(64, 256)
+        destination = (destination6 if family == socket.AF_INET6 else destination4)(ancillary)
+        assert destination == socket.inet_pton(client, address)
+        listener.sendmsg([b"answer"], reply_ancillary(destination), 0, sender)
+        assert sock.recvfrom(64)[1][0] == address
 
 
-def test_a_broadcast_is_answered_from_the_interface() -> None:
-    told = destination4(info4(2, "192.0.2.1", "192.0.2.255"))
-    assert told == socket.inet_aton("192.0.2.1")
-    assert reply_ancillary(told) == info4(0, "192.0.2.1", "0.0.0.0")
+def test_broadcast_is_answered_from_the_interface_address() -> None:
+    destination = destination4(info4(2, "192.0.2.1", "192.0.2.255"))
+    assert destination == socket.inet_aton("192.0.2.1")
+    assert reply_ancillary(destination) == info4(0, "192.0.2.1", "0.0.0.0")
 
 
-def test_routing_picks_the_interface_of_a_global_address() -> None:
-    told = destination6(info6(GLOBAL, 3))
-    assert told == GLOBAL
-    assert reply_ancillary(told) == info6(GLOBAL, 0)
+def test_routing_chooses_the_interface_for_a_global_address() -> None:
+    destination = destination6(info6(GLOBAL, 3))
+    assert destination == GLOBAL
+    assert reply_ancillary(destination) == info6(GLOBAL, 0)
 
 
-def test_a_link_local_address_keeps_its_interface() -> None:
-    told = destination6(info6(LINK_LOCAL, 3))
-    assert told != destination6(info6(LINK_LOCAL, 4))
-    assert reply_ancillary(told) == info6(LINK_LOCAL, 3)
+def test_link_local_address_has_its_interface() -> None:
+    destination = destination6(info6(LINK_LOCAL, 3))
+    assert destination != destination6(info6(LINK_LOCAL, 4))
+    assert reply_ancillary(destination) == info6(LINK_LOCAL, 3)
 
 
 @pytest.mark.parametrize(
-    ("address", "kept"), [("fe80::1", True), ("febf::1", True), ("fec0::1", False), ("fe7f::1", False)]
+    ("address", "link_local"), [("fe80::1", True), ("febf::1", True), ("fec0::1", False), ("fe7f::1", False)]
 )
-def test_which_addresses_are_link_local(address: str, kept: bool) -> None:
+def test_link_local_addresses(address: str, link_local: bool) -> None:
     packed = socket.inet_pton(socket.AF_INET6, address)
-    assert (len(destination6(info6(packed, 3))) == 20) is kept
+    assert (len(destination6(info6(packed, 3))) == 20) is link_local
 
 
-def test_a_multicast_address_is_no_source() -> None:
+def test_multicast_address_is_not_used_as_source() -> None:
     assert reply_ancillary(destination6(info6(MULTICAST, 3))) == []
 
 
-def test_ipv4_comes_first_on_a_dual_stack_socket() -> None:
+def test_ipv4_info_is_preferred_on_a_dual_stack_socket() -> None:
     mapped = info6(b"\0" * 10 + b"\xff\xff" + socket.inet_aton("192.0.2.255"), 3)
     four = info4(3, "192.0.2.1", "192.0.2.255")
     for ancillary in (mapped + four, four + mapped):
         assert reply_ancillary(destination6(ancillary)) == info4(0, "192.0.2.1", "0.0.0.0")
 
 
-def test_without_a_word_the_kernel_chooses() -> None:
+def test_without_info_the_kernel_chooses_the_source() -> None:
     assert destination4([]) == b""
     assert destination6([]) == b""
     assert reply_ancillary(b"") == []

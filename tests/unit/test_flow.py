@@ -1,4 +1,4 @@
-"""The table of a flow's life: total, always able to end, and it ends once."""
+"""The state table of a flow: it is complete, every state can end, and a flow ends once."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Played(NamedTuple):
 
 
 def play(events: Iterable[Event], state: FlowState = START) -> list[Played]:
-    """What happens when `events` do, one after the other."""
+    """Apply `events` one after the other."""
     played = []
     for event in events:
         after, actions = TABLE[state, event]
@@ -34,49 +34,49 @@ def play(events: Iterable[Event], state: FlowState = START) -> list[Played]:
     return played
 
 
-def asked(played: Iterable[Played]) -> list[Action]:
-    """All actions, in order."""
+def actions_of(played: Iterable[Played]) -> list[Action]:
+    """Return all actions, in order."""
     return [action for one in played for action in one.actions]
 
 
-def test_the_table_is_total_over_what_can_be_reached() -> None:
+def test_table_covers_all_reachable_states_and_events() -> None:
     assert set(TABLE) == {(state, event) for state in REACHABLE for event in Event}
     assert {after for after, _ in TABLE.values()} | {START} == REACHABLE
 
 
-def test_the_reachable_states_are_those_that_make_sense() -> None:
-    ways = {FlowState(Phase.RELAYING, up, down) for up in DirectionState for down in DirectionState}
-    assert {START, CLOSED} | ways - {CLOSED._replace(phase=Phase.RELAYING)} == REACHABLE
+def test_reachable_states_are_the_meaningful_ones() -> None:
+    relaying = {FlowState(Phase.RELAYING, up, down) for up in DirectionState for down in DirectionState}
+    assert {START, CLOSED} | relaying - {CLOSED._replace(phase=Phase.RELAYING)} == REACHABLE
 
 
 @pytest.mark.parametrize("state", sorted(REACHABLE, key=str), ids=str)
-def test_every_state_can_still_come_to_its_end(state: FlowState) -> None:
-    ends = {TABLE[state, cut][0] for cut in ABORTS}
+def test_every_state_can_be_aborted(state: FlowState) -> None:
+    ends = {TABLE[state, abort][0] for abort in ABORTS}
     assert ends == {CLOSED}
 
 
 @pytest.mark.parametrize(
     "state", [state for state in sorted(REACHABLE, key=str) if state.phase is Phase.RELAYING], ids=str
 )
-def test_every_relaying_flow_can_come_to_an_orderly_end(state: FlowState) -> None:
+def test_every_relaying_state_can_end_orderly(state: FlowState) -> None:
     ending = (Event.UP_DRAINED, Event.UP_ENDED, Event.DOWN_DRAINED, Event.DOWN_ENDED)
     played = play(ending, state)
     assert played[-1].after == CLOSED
-    assert asked(played)[-1] is Action.CLOSE
+    assert actions_of(played)[-1] is Action.CLOSE
 
 
 @pytest.mark.parametrize("event", Event, ids=str)
-def test_nothing_wakes_a_closed_flow(event: Event) -> None:
+def test_closed_flow_ignores_all_events(event: Event) -> None:
     assert TABLE[CLOSED, event] == (CLOSED, ())
 
 
 @pytest.mark.parametrize(("state", "event"), sorted(TABLE, key=str), ids=str)
-def test_the_table_is_what_step_says(state: FlowState, event: Event) -> None:
+def test_table_agrees_with_transition(state: FlowState, event: Event) -> None:
     assert TABLE[state, event] == transition(state, event)
 
 
 @pytest.mark.parametrize(("state", "event"), sorted(TABLE, key=str), ids=str)
-def test_a_flow_closes_exactly_when_that_is_asked_for(state: FlowState, event: Event) -> None:
+def test_flow_is_closed_exactly_by_close_and_reset(state: FlowState, event: Event) -> None:
     after, actions = TABLE[state, event]
     closes = state is not CLOSED and state != CLOSED and after == CLOSED
     assert [action for action in actions if action in LAST] == list(actions if closes else ())
@@ -84,20 +84,20 @@ def test_a_flow_closes_exactly_when_that_is_asked_for(state: FlowState, event: E
 
 
 @pytest.mark.parametrize(("state", "event"), sorted(TABLE, key=str), ids=str)
-def test_a_cut_resets_both_sides(state: FlowState, event: Event) -> None:
-    cut = event in ABORTS or (event is Event.CONNECT_FAILED and state.phase is Phase.CONNECTING)
+def test_abort_resets_both_sides(state: FlowState, event: Event) -> None:
+    aborts = event in ABORTS or (event is Event.CONNECT_FAILED and state.phase is Phase.CONNECTING)
     _, actions = TABLE[state, event]
-    assert (actions == (Action.RESET,)) is (cut and state != CLOSED)
+    assert (actions == (Action.RESET,)) is (aborts and state != CLOSED)
 
 
-def test_connecting_waits_for_the_connection_only() -> None:
+def test_connecting_ignores_events_of_directions() -> None:
     for event in Event:
         if event not in ABORTS | {Event.CONNECTED, Event.CONNECT_FAILED}:
             assert TABLE[START, event] == (START, ())
     assert TABLE[START, Event.CONNECTED] == (OPEN, ())
 
 
-def test_a_half_close_leaves_the_other_direction_alone() -> None:
+def test_half_close_does_not_affect_the_other_direction() -> None:
     ended, actions = TABLE[OPEN, Event.UP_ENDED]
     assert (ended, actions) == (OPEN._replace(up=DirectionState.ENDED), (Action.END_BACKEND,))
     stalled, _ = TABLE[ended, Event.DOWN_STALLED]
@@ -106,23 +106,23 @@ def test_a_half_close_leaves_the_other_direction_alone() -> None:
 
 
 @given(SEQUENCES)
-def test_nothing_is_asked_after_the_last_thing(events: list[Event]) -> None:
+def test_no_action_follows_close_or_reset(events: list[Event]) -> None:
     played = play(events)
-    actions = asked(played)
+    actions = actions_of(played)
     last = [place for place, action in enumerate(actions) if action in LAST]
     closed = bool(played) and played[-1].after == CLOSED
     assert last == ([len(actions) - 1] if closed else [])
 
 
 @given(SEQUENCES)
-def test_an_end_is_passed_on_once(events: list[Event]) -> None:
-    actions = asked(play(events))
+def test_end_is_passed_on_once(events: list[Event]) -> None:
+    actions = actions_of(play(events))
     assert actions.count(Action.END_BACKEND) <= 1
     assert actions.count(Action.END_CLIENT) <= 1
 
 
 @given(SEQUENCES)
-def test_no_end_is_lost(events: list[Event]) -> None:
+def test_every_end_is_passed_on(events: list[Event]) -> None:
     ends = {Event.UP_ENDED: Action.END_BACKEND, Event.DOWN_ENDED: Action.END_CLIENT}
     for before, event, _, actions in play(events):
         if event in ends and before.phase is Phase.RELAYING:
@@ -133,7 +133,7 @@ def test_no_end_is_lost(events: list[Event]) -> None:
 
 
 @given(SEQUENCES)
-def test_a_stalled_direction_is_pumped_again_once_it_is_drained(events: list[Event]) -> None:
+def test_drained_direction_is_pumped_again_once(events: list[Event]) -> None:
     played = play(events)
     for stalled, drained, pump in (
         (Event.UP_STALLED, Event.UP_DRAINED, Action.PUMP_UP),
@@ -141,12 +141,12 @@ def test_a_stalled_direction_is_pumped_again_once_it_is_drained(events: list[Eve
     ):
         stalls = sum(one.event is stalled and one.after != one.before for one in played)
         drains = sum(one.event is drained and one.after != one.before for one in played)
-        assert asked(played).count(pump) == drains
+        assert actions_of(played).count(pump) == drains
         assert stalls - drains in (0, 1)
 
 
 @given(SEQUENCES)
-def test_both_ends_close_orderly_and_a_cut_resets(events: list[Event]) -> None:
+def test_two_ends_close_orderly_and_aborts_reset(events: list[Event]) -> None:
     for before, event, after, actions in play(events):
         if before != CLOSED and after == CLOSED:
             orderly = event in (Event.UP_ENDED, Event.DOWN_ENDED)

@@ -50,6 +50,21 @@ PURE = (
     "relay/flow.py",
     "relay/settings.py",
 )
+# The relay's data plane, and what each of its modules may import besides `errors`, `intervals` and `log`.
+RELAY_CORE: dict[str, set[str]] = {
+    "flow": set(),
+    "sockets": set(),
+    "privilege": set(),
+    "core.loop": set(),
+    "core.batch": set(),
+    "core.pktinfo": {"core.batch"},
+    "core.pump": {"core.loop", "flow", "sockets"},
+    "core.stream": {"core.loop", "core.pump", "flow", "settings", "sockets"},
+    "core.listener": {"core.loop", "core.stream", "sockets"},
+    "core.datagram": {"core.loop", "core.batch", "core.pktinfo", "settings", "sockets"},
+    "core.worker": {"core.loop", "core.stream", "settings", "sockets"},
+    "core.shared": {"core.datagram", "core.listener", "core.pktinfo", "core.stream", "sockets"},
+}
 IMPURE = {"socket", "select", "subprocess", "ctypes", "io", "pathlib", "tempfile", "asyncio"}
 
 
@@ -62,6 +77,27 @@ def imports(path: Path) -> Iterator[str]:
             assert node.level == 0, f"{path}:{node.lineno}: a relative import"
             for name in node.names:
                 yield f"{node.module}.{name.name}"
+
+
+def relay_module(imported: str) -> str:
+    """Return the module of the relay that an import refers to, as the table names it; empty for others."""
+    path = imported.removeprefix("gangway.relay.")
+    known = [module for module in RELAY_CORE if path == module or path.startswith(f"{module}.")]
+    return "" if path == imported else (known or [path.split(".")[0]])[0]
+
+
+@pytest.mark.parametrize("module", RELAY_CORE)
+def test_the_relays_data_plane_imports_no_control_code(module: str) -> None:
+    """Imports for type checking only count, too: no two modules need each other."""
+    used = set(imports(SOURCE / "gangway/relay" / f"{module.replace('.', '/')}.py"))
+    assert {relay_module(name) for name in used} - {""} <= RELAY_CORE[module]
+    outside = {part(name) for name in used if name.startswith("gangway.")} - {"relay"}
+    assert outside <= {"errors", "intervals", "log"}
+
+
+def test_every_module_of_the_relays_data_plane_is_in_the_table() -> None:
+    found = {f"core.{path.stem}" for path in (SOURCE / "gangway/relay/core").glob("*.py") if path.stem != "__init__"}
+    assert found == {module for module in RELAY_CORE if module.startswith("core.")}
 
 
 def part(module: str) -> str:

@@ -1,4 +1,4 @@
-"""The event loop: timers, the next round, and sockets that are closed only when nobody can mistake their number."""
+"""The event loop: timers, deferred calls, and sockets that are closed after the batch of events."""
 
 import socket
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from gangway.relay.core.loop import ENDED, READABLE, Loop
 
 
 class Clock:
-    """Seconds, turned by hand."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -44,63 +44,63 @@ def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
 
 
 def turn(loop: Loop) -> None:
-    """One round that waits for nothing."""
+    """Run one round without waiting."""
     loop.call_soon(lambda _events: None, 0)
     loop.turn()
 
 
-def test_timers_ring_in_order_and_when_due(loop: Loop, clock: Clock) -> None:
-    rung: list[str] = []
-    for delay_s, name in ((3, "c"), (1, "a"), (2, "b"), (1, "a, made later")):
-        loop.call_in(delay_s, partial(rung.append, name))
+def test_timers_are_called_in_order_when_due(loop: Loop, clock: Clock) -> None:
+    called: list[str] = []
+    for delay_s, name in ((3, "c"), (1, "a"), (2, "b"), (1, "a, set later")):
+        loop.call_in(delay_s, partial(called.append, name))
     turn(loop)
-    assert rung == []
+    assert called == []
     clock.now_s += 2
     turn(loop)
-    assert rung == ["a", "a, made later", "b"]
+    assert called == ["a", "a, set later", "b"]
     clock.now_s += 0.999
     turn(loop)
-    assert rung[3:] == []
+    assert called[3:] == []
     clock.now_s += 0.001
     turn(loop)
     turn(loop)
-    assert rung[3:] == ["c"]
+    assert called[3:] == ["c"]
 
 
-def test_a_cancelled_timer_does_not_ring(loop: Loop, clock: Clock) -> None:
-    rung: list[str] = []
-    loop.call_in(1, partial(rung.append, "taken back")).cancel()
-    loop.call_in(1, partial(rung.append, "kept"))
+def test_cancelled_timer_is_not_called(loop: Loop, clock: Clock) -> None:
+    called: list[str] = []
+    loop.call_in(1, partial(called.append, "cancelled")).cancel()
+    loop.call_in(1, partial(called.append, "other"))
     clock.now_s += 5
     turn(loop)
-    assert rung == ["kept"]
+    assert called == ["other"]
 
 
-def test_a_timer_can_cancel_another_that_is_due(loop: Loop, clock: Clock) -> None:
-    rung: list[str] = []
+def test_timer_can_cancel_another_due_timer(loop: Loop, clock: Clock) -> None:
+    called: list[str] = []
     loop.call_in(1, lambda: second.cancel())
-    second = loop.call_in(2, partial(rung.append, "second"))
+    second = loop.call_in(2, partial(called.append, "second"))
     clock.now_s += 5
     turn(loop)
-    assert rung == []
+    assert called == []
 
 
-def test_a_timer_that_is_due_does_not_wait_for_events(loop: Loop, clock: Clock) -> None:
-    rung: list[str] = []
-    loop.call_in(60, partial(rung.append, "due"))
+def test_due_timer_does_not_wait_for_events(loop: Loop, clock: Clock) -> None:
+    called: list[str] = []
+    loop.call_in(60, partial(called.append, "due"))
     clock.now_s += 61
     loop.turn()
-    assert rung == ["due"]
+    assert called == ["due"]
 
 
-def test_again_is_the_next_round(loop: Loop) -> None:
+def test_call_soon_calls_in_the_next_round(loop: Loop) -> None:
     calls: list[int] = []
 
-    def go_on(events: int) -> None:
+    def continue_(events: int) -> None:
         calls.append(events)
-        loop.call_soon(go_on, events + 1)
+        loop.call_soon(continue_, events + 1)
 
-    loop.call_soon(go_on, 7)
+    loop.call_soon(continue_, 7)
     assert calls == []
     loop.turn()
     assert calls == [7]
@@ -108,19 +108,19 @@ def test_again_is_the_next_round(loop: Loop) -> None:
     assert calls == [7, 8]
 
 
-def test_again_comes_after_the_events_of_its_round(
+def test_call_soon_calls_after_the_events_of_the_round(
     loop: Loop, pairs: list[tuple[socket.socket, socket.socket]]
 ) -> None:
     calls: list[str] = []
     ours, theirs = pairs[0]
     theirs.send(b"x")
     loop.add(ours.fileno(), lambda _events: calls.append("event"))
-    loop.call_soon(lambda _events: calls.append("again"), 0)
+    loop.call_soon(lambda _events: calls.append("deferred"), 0)
     loop.turn()
-    assert calls == ["event", "again"]
+    assert calls == ["event", "deferred"]
 
 
-def test_an_edge_is_reported_once_and_an_end_with_it(
+def test_edge_is_reported_once_together_with_an_end(
     loop: Loop, pairs: list[tuple[socket.socket, socket.socket]]
 ) -> None:
     ours, theirs = pairs[0]
@@ -135,7 +135,7 @@ def test_an_edge_is_reported_once_and_an_end_with_it(
     assert seen[0] & ENDED
 
 
-def test_redirected_forgotten_and_modified(loop: Loop, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+def test_set_handler_forget_and_modify(loop: Loop, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
     (ours, theirs), (other, other_peer), _ = pairs
     calls: list[str] = []
     loop.add(ours.fileno(), lambda _events: calls.append("first"), READABLE)
@@ -154,9 +154,7 @@ def test_redirected_forgotten_and_modified(loop: Loop, pairs: list[tuple[socket.
     assert ours.recv(1) == b"x"
 
 
-def test_close_later_closes_when_the_batch_is_done(
-    loop: Loop, pairs: list[tuple[socket.socket, socket.socket]]
-) -> None:
+def test_close_later_closes_after_the_batch(loop: Loop, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
     open_inside: list[bool] = []
 
     def ready(ours: socket.socket, _events: int) -> None:
@@ -171,24 +169,24 @@ def test_close_later_closes_when_the_batch_is_done(
     assert [ours.fileno() for ours, _ in pairs] == [-1] * 3
 
 
-def test_a_closed_descriptor_hears_of_no_event_of_its_batch(
+def test_closed_descriptor_gets_no_more_events_of_the_batch(
     loop: Loop, pairs: list[tuple[socket.socket, socket.socket]]
 ) -> None:
-    heard: list[socket.socket] = []
+    handled: list[socket.socket] = []
 
-    def first_one_closes_all(ours: socket.socket, _events: int) -> None:
-        heard.append(ours)
+    def close_all(ours: socket.socket, _events: int) -> None:
+        handled.append(ours)
         for sock, _ in pairs:
             loop.close_later(sock)
 
     for ours, theirs in pairs:
         theirs.send(b"x")
-        loop.add(ours.fileno(), partial(first_one_closes_all, ours))
+        loop.add(ours.fileno(), partial(close_all, ours))
     turn(loop)
-    assert len(heard) == 1
+    assert len(handled) == 1
 
 
-def test_a_new_socket_with_an_old_number_hears_only_its_own_events(
+def test_new_socket_with_a_reused_number_gets_only_its_own_events(
     loop: Loop, pairs: list[tuple[socket.socket, socket.socket]]
 ) -> None:
     ours, theirs = pairs[0]
@@ -199,31 +197,31 @@ def test_a_new_socket_with_an_old_number_hears_only_its_own_events(
     with ExitStack() as stack:
         new, peer = (stack.enter_context(sock) for sock in socket.socketpair())
         assert new.fileno() == number
-        heard: list[int] = []
-        loop.add(number, heard.append, READABLE)
+        handled: list[int] = []
+        loop.add(number, handled.append, READABLE)
         turn(loop)
-        assert heard == []
+        assert handled == []
         peer.send(b"y")
         turn(loop)
-        assert len(heard) == 1
+        assert len(handled) == 1
         loop.forget(number)
 
 
-def test_run_goes_round_until_stop(loop: Loop) -> None:
+def test_run_ends_after_stop(loop: Loop) -> None:
     rounds: list[int] = []
 
-    def go_on(events: int) -> None:
+    def continue_(events: int) -> None:
         rounds.append(events)
         if events == 3:
             loop.stop()
-        loop.call_soon(go_on, events + 1)
+        loop.call_soon(continue_, events + 1)
 
-    loop.call_soon(go_on, 1)
+    loop.call_soon(continue_, 1)
     loop.run()
     assert rounds == [1, 2, 3]
 
 
-def test_a_call_at_the_end_comes_after_everybody_had_a_turn(loop: Loop) -> None:
+def test_call_at_end_calls_after_all_handlers(loop: Loop) -> None:
     made: list[str] = []
 
     def ready(_events: int) -> None:

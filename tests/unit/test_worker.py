@@ -1,4 +1,4 @@
-"""When the relay wants workers: what is worth sharing, and how busy it has to be."""
+"""When the relay starts workers: which flows can be shared, and how busy it has to be."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from gangway.relay.settings import Settings
 
 
 class Stub(NamedTuple):
-    """A flow, as far as the decision looks at it."""
+    """A flow, as far as the decision needs it."""
 
     name: int
     bulky: bool
@@ -41,10 +41,10 @@ def loop() -> Iterator[Loop]:
         (0, 2, False, True),
     ],
 )
-def test_bulky_flows_are_shared_only_by_a_full_process(
+def test_bulky_flows_are_shared_only_when_the_core_is_full(
     loop: Loop, bulky: int, chatty: int, full: bool, wanted: bool
 ) -> None:
-    settings, log = Settings(workers=1), Log(lambda _level, _line: None)  # one: this process keeps its signals
+    settings, log = Settings(workers=1), Log(lambda _level, _line: None)  # one: no signal handlers are set
     streams = Streams(loop, settings, log)
     flows = [Stub(number, number < bulky) for number in range(bulky + chatty)]
     streams.flows.update(flows)  # type: ignore[arg-type]  # stubs

@@ -39,13 +39,12 @@ class Parts:
         self._settings = settings = SavedSettings(self._database, warn)
         relay = RelayClient(home.relay_path, config.relay_settings)
         relay.connect()
-        steering = Steering(relay)
         redirect = Redirect(
             relay,
-            lambda: steering.auto_bound_fd,
             enabled=config.relay_settings.redirect,
             host_addresses=config.firewall == Firewall.NONE,
         )
+        steering = Steering(relay, lambda: redirect.auto_bound_fd, deferred=True)
         self.dataplane = DataPlane(relay, steering, redirect, settings)
         self.dataplane.reuse_ports = config.relay_settings.tcp_tw_reuse
         self._links = Links()

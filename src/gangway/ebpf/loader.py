@@ -14,7 +14,7 @@ its own with the same maps and attaches them.  For a moment both copies are atta
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from ctypes import byref, c_size_t, c_uint32
 from pathlib import Path
@@ -185,35 +185,22 @@ class LoadedObject:
             raise Unsupported(f"cannot read the kernel's information about descriptor {fd}: {libbpf.reason()}")
 
     def _attach(self, scope: ExitStack, opened: int) -> Iterator[int]:
-        bpf = self._bpf
-        yield from self._attach_to(
-            scope, opened, self._file.netns_programs, bpf.bpf_program__attach_netns, _open_netns, "network namespace"
-        )
-        yield from self._attach_to(
-            scope, opened, self._file.cgroup_programs, bpf.bpf_program__attach_cgroup, cgroup.open_root, "root cgroup"
-        )
-
-    def _attach_to(
-        self,
-        scope: ExitStack,
-        opened: int,
-        names: Sequence[str],
-        attach: Callable[[int, int], int],
-        open_place: Callable[[], int],
-        place_name: str,
-    ) -> Iterator[int]:
-        if not names:
-            return
-        place = open_place()
-        try:
-            for name in names:
-                link = attach(self._bpf.bpf_object__find_program_by_name(opened, name.encode()), place)
-                if not link:
-                    raise Unsupported(f"cannot attach the program {name} to the {place_name}: {libbpf.reason()}")
-                yield _duplicate(scope, self._bpf.bpf_link__fd(link))
-                self._bpf.bpf_link__destroy(link)  # closes libbpf's descriptor; ours keeps the link
-        finally:
-            os.close(place)
+        bpf, file = self._bpf, self._file
+        for names, attach, open_place, place_name in (
+            (file.netns_programs, bpf.bpf_program__attach_netns, _open_netns, "network namespace"),
+            (file.cgroup_programs, bpf.bpf_program__attach_cgroup, cgroup.open_root, "root cgroup"),
+        ):
+            place = open_place() if names else -1
+            try:
+                for name in names:
+                    link = attach(bpf.bpf_object__find_program_by_name(opened, name.encode()), place)
+                    if not link:
+                        raise Unsupported(f"cannot attach the program {name} to the {place_name}: {libbpf.reason()}")
+                    yield _duplicate(scope, bpf.bpf_link__fd(link))
+                    bpf.bpf_link__destroy(link)  # closes libbpf's descriptor; ours keeps the link
+            finally:
+                if names:
+                    os.close(place)
 
 
 def _duplicate(scope: ExitStack, fd: int) -> int:

@@ -29,20 +29,17 @@ DISABLED = "disabled by the configuration (redirect = false)"
 class Redirect(Program):
     """The redirect of a network namespace; it takes over from the one whose links the relay holds.
 
-    `auto_bound_fd` returns steering's map of auto-bound ports, if there is one.  `host_addresses`: redirect also
-    connections to the host's own addresses, not only to loopback.
+    `host_addresses`: redirect also connections to the host's own addresses, not only to loopback.
     """
 
     def __init__(
         self,
         relay: LinkHolder,
-        auto_bound_fd: Callable[[], int | None] = lambda: None,
         *,
         enabled: bool = True,
         host_addresses: bool = False,
     ) -> None:
         super().__init__(relay, "redirect")
-        self._auto_bound_fd = auto_bound_fd
         self._host_addresses = host_addresses
         self._own_addresses: frozenset[bytes] = frozenset()
         if enabled:
@@ -50,6 +47,12 @@ class Redirect(Program):
         else:
             self.unavailable = DISABLED
             self._hand_over()
+
+    @property
+    def auto_bound_fd(self) -> int | None:
+        """The map of auto-bound ports, which stays the redirect's; None if it is unavailable."""
+        with self._lock:
+            return None if self._map is None else self._map.loaded.map_fd("auto_bound")
 
     def entries(self) -> dict[PortBlock, Target]:
         """Return all entries, as the kernel has them; none if it is unavailable."""
@@ -96,9 +99,7 @@ class Redirect(Program):
                 self._own_addresses = own
 
     def _load(self, former_links: Sequence[int]) -> PortMap:
-        auto_bound = self._auto_bound_fd()
-        maps = {} if auto_bound is None else {"auto_bound": auto_bound}
-        loaded = LoadedObject(OBJECT, former_links, bytes([self._host_addresses]), maps)
+        loaded = LoadedObject(OBJECT, former_links, bytes([self._host_addresses]))
         self._own_addresses = frozenset()
         return PortMap(loaded, "targets", keys.TARGET_BYTES, keys.redirect_spans)
 

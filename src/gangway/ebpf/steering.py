@@ -16,7 +16,7 @@ yet.
 
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,6 +34,7 @@ OBJECT = ObjectFile(
     cgroup_programs=("bind4", "bind6", "post_bind4", "post_bind6", "sendmsg4", "sendmsg6", "release"),
     netns_programs=("steer",),
 )
+_NOT_NEEDED = "it was not needed yet"
 _SOCKETS = "sockets"  # the name under which the relay holds them
 # All ports of a protocol and family share one queue; memory that is not used costs nothing.
 _DATAGRAM_BYTES = 4 << 20
@@ -53,21 +54,31 @@ class Reservation:
 
 
 class Steering(Program):
-    """The steering of a network namespace; it takes over from the one whose links and sockets the relay holds."""
+    """The steering of a network namespace; it takes over from the one whose links and sockets the relay holds.
 
-    def __init__(self, relay: LinkHolder) -> None:
+    `auto_bound_fd` returns the redirect's map of auto-bound ports, if there is one.  `deferred`: unless it takes over,
+    nothing is loaded before `start`, as a host without mappings does not need it.
+    """
+
+    def __init__(
+        self, relay: LinkHolder, auto_bound_fd: Callable[[], int | None] = lambda: None, *, deferred: bool = False
+    ) -> None:
         super().__init__(relay, "steering")
+        self._auto_bound_fd = auto_bound_fd
         self._sockets = [socket.socket(fileno=fd) for fd in relay.held(_SOCKETS)]
         """In the order of KINDS; without IPv6 only the first two."""
         self._unused: set[bytes] = set()
         """Auto-bound ports that no socket had when they were looked at last."""
-        self._start()
+        if self._sockets or not deferred:
+            self._start()
+        else:
+            self.unavailable = _NOT_NEEDED
 
-    @property
-    def auto_bound_fd(self) -> int | None:
-        """The map of auto-bound ports, which stays steering's; None if it is unavailable."""
-        with self._lock:
-            return None if self._map is None else self._map.loaded.map_fd("auto_bound")
+    def start(self) -> None:
+        """Load and attach the programs, if that was not tried yet."""
+        if self.unavailable == _NOT_NEEDED:
+            self.unavailable = ""
+            self._start()
 
     def entries(self) -> dict[PortBlock, bool]:
         """Return all entries as the kernel has them: whether each is served, or only reserved.
@@ -160,11 +171,12 @@ class Steering(Program):
         missing = requirements.bind_errors()
         if missing is not None:
             raise Unsupported(missing)
-        for protocol, _ in KINDS:
-            sockets.bound_ports(
-                protocol
-            )  # HostRefused: the kernel's socket table cannot be read, so no check would work
-        port_map = PortMap(LoadedObject(OBJECT, former_links), "published", keys.STATE_BYTES, keys.steering_spans)
+        for protocol, _ in KINDS:  # HostRefused: without the kernel's socket table no port could be checked
+            sockets.bound_ports(protocol)
+        auto_bound = self._auto_bound_fd()
+        maps = {} if auto_bound is None else {"auto_bound": auto_bound}
+        loaded = LoadedObject(OBJECT, former_links, b"", maps)
+        port_map = PortMap(loaded, "published", keys.STATE_BYTES, keys.steering_spans)
         try:
             for protocol, family in KINDS[len(self._sockets) :]:
                 if sockets.has_family(family):

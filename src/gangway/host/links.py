@@ -22,15 +22,17 @@ import os
 import socket
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from hashlib import blake2s
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
 from itertools import count
-
-from pyroute2.iproute.linux import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from typing import TYPE_CHECKING
 
 from gangway.errors import HostRefused
 from gangway.host import dump, netns, sysctl
+
+if TYPE_CHECKING:
+    from pyroute2.iproute.linux import IPRoute
 
 Interface = IPv4Interface | IPv6Interface
 """An address with its subnet."""
@@ -47,12 +49,16 @@ class Links:
 
     def __init__(self) -> None:
         with attempting("open a netlink socket"):
-            self._route = IPRoute()
             self._dumps = dump.Dumps()
+
+    @cached_property
+    def _route(self) -> "IPRoute":
+        return _open_iproute()
 
     def close(self) -> None:
         """Close the sockets."""
-        self._route.close()
+        if "_route" in self.__dict__:
+            self._route.close()
         self._dumps.close()
 
     def all(self) -> dict[str, Link]:
@@ -88,8 +94,8 @@ class Links:
             for index in self._route.link_lookup(ifname=name):
                 try:
                     self._route.link("del", index=index)
-                except NetlinkError as error:
-                    if error.code != errno.ENODEV:  # its namespace has ended meanwhile
+                except Exception as error:
+                    if _netlink_code(error) != errno.ENODEV:  # its namespace has ended meanwhile
                         raise
 
     def attach(
@@ -107,7 +113,7 @@ class Links:
         On failure there is no pair.  `gateways` become default routes in families that have none.
         """
         with netns.entered(namespace), attempting(f"open a netlink socket in {namespace}"):
-            inner = IPRoute()
+            inner = _open_iproute()
         try:
             with attempting(f"attach {namespace} to {bridge}"), open(namespace) as target:
                 used = {message.get_attr("IFLA_IFNAME") for message in inner.get_links()}
@@ -161,7 +167,7 @@ class Links:
         return int(indexes[0])
 
     def _set_up_inside(
-        self, inner: IPRoute, device: str, addresses: Iterable[Interface], gateways: Iterable[str]
+        self, inner: "IPRoute", device: str, addresses: Iterable[Interface], gateways: Iterable[str]
     ) -> None:
         index = inner.link_lookup(ifname=device)[0]
         inner.link("set", index=_LOOPBACK_IFINDEX, state="up")
@@ -172,7 +178,7 @@ class Links:
             if not any(not message["dst_len"] for message in inner.get_routes(family=family, table=_MAIN_TABLE)):
                 inner.route("add", dst="default", gateway=gateway, oif=index, family=family)
 
-    def _add_addresses(self, route: IPRoute, index: int, addresses: Iterable[Interface]) -> None:
+    def _add_addresses(self, route: "IPRoute", index: int, addresses: Iterable[Interface]) -> None:
         for interface in addresses:
             flags = {"flags": _NO_DUPLICATE_DETECTION} if interface.version == 6 else {}
             route.addr("add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen, **flags)
@@ -183,10 +189,27 @@ def attempting(what: str) -> Iterator[None]:
     """Turn the kernel's refusal in the block into HostRefused: "cannot `what`: …"."""
     try:
         yield
-    except NetlinkError as error:
-        raise HostRefused(f"cannot {what}: {os.strerror(error.code)}{_advice(error.code)}") from None
     except OSError as error:
         raise HostRefused(f"cannot {what}: {error.strerror or error}{_advice(error.errno or 0)}") from None
+    except Exception as error:
+        code = _netlink_code(error)
+        if code is None:
+            raise
+        raise HostRefused(f"cannot {what}: {os.strerror(code)}{_advice(code)}") from None
+
+
+def _open_iproute() -> "IPRoute":
+    """Return pyroute2's interface; it is imported when it is first needed: a daemon with leases only saves 11 MB."""
+    from pyroute2.iproute.linux import IPRoute
+
+    return IPRoute()
+
+
+def _netlink_code(error: Exception) -> int | None:
+    """Return the error number that the kernel answered with; None if it is no answer of the kernel's."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    return int(error.code) if isinstance(error, NetlinkError) else None
 
 
 def _advice(code: int) -> str:

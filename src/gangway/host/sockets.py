@@ -12,8 +12,6 @@ import errno
 import socket
 from collections.abc import Iterator
 
-from pyroute2.netlink.diag import DiagSocket
-
 from gangway.errors import Conflict, HostRefused, PortInUse, Unsupported
 from gangway.host.links import attempting
 from gangway.inet import PROTOCOLS, format_host
@@ -103,6 +101,8 @@ def describe_holder(protocol: str, address: str, port: int) -> str:
 
 def _bound(protocol: str, address: str) -> Iterator[tuple[int, str]]:
     """Yield port and address of each socket that is bound, not connected, and could conflict with one at `address`."""
+    from pyroute2.netlink.diag import DiagSocket  # it takes megabytes, and a daemon with leases only needs none of it
+
     is_ipv4 = ":" not in address
     with attempting("list sockets"), DiagSocket() as diag:
         diag.bind()

@@ -72,6 +72,7 @@ class Controller:
     def facts(self) -> HostFacts:
         """The facts that decisions are based on."""
         if self._facts is None:
+            self._executor.dataplane.steering.start()
             self._facts = self._gather()
             self._executor.driver = self._driver_for(self._facts.firewall)
             self._registry.decide(self._facts)

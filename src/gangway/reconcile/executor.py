@@ -11,7 +11,6 @@ from ipaddress import ip_interface
 
 from gangway.errors import Conflict
 from gangway.firewall.base import Driver, NoFirewall
-from gangway.host import conntrack
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Interface, Links
 from gangway.model import Address, Network, PortMapping, Protocol, Subnet
@@ -152,19 +151,22 @@ class Executor:
 
         The kernel goes through all tracked connections for each request, so there is one for each protocol and family.
         """
+        from gangway.host import conntrack  # as for links: it takes megabytes
+
         kinds: dict[tuple[Protocol, int], list[PortMapping]] = {}
         for one in planned:
             kinds.setdefault((one.mapping.protocol, one.family), []).append(one.mapping)
         own = self.links.addresses()
         for (protocol, family), mappings in kinds.items():
             if protocol in conntrack.SUPPORTED:
-                conntrack.delete(protocol.value, family, [_destination(mapping, own) for mapping in mappings])
+                destinations = [conntrack.Destination(*_destination(mapping, own)) for mapping in mappings]
+                conntrack.delete(protocol.value, family, destinations)
 
 
-def _destination(mapping: PortMapping, own: Collection[str]) -> conntrack.Destination:
-    address = mapping.host_address
-    ports = range(mapping.host_ports.first, mapping.host_ports.last + 1)
-    return conntrack.Destination(own if address.is_unspecified else {str(address)}, ports)
+def _destination(mapping: PortMapping, own: Collection[str]) -> tuple[Collection[str], range]:
+    """Return the addresses and ports that clients of a mapping connect to."""
+    address, ports = mapping.host_address, mapping.host_ports
+    return own if address.is_unspecified else {str(address)}, range(ports.first, ports.last + 1)
 
 
 def _gateways(network: Network) -> list[Interface]:

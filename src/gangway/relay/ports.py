@@ -19,7 +19,6 @@ from gangway.errors import InvalidRequest
 from gangway.log import Log
 from gangway.relay import protocol
 from gangway.relay.core.loop import READABLE, Loop
-from gangway.relay.core.stream import Entrance
 from gangway.relay.protocol import (
     CountShared,
     Destination,
@@ -34,7 +33,7 @@ from gangway.relay.protocol import (
     Serve,
     Share,
 )
-from gangway.relay.sockets import PROTOCOLS, Backend, PublishedRange
+from gangway.relay.sockets import PROTOCOLS, Backend, Entrance, PublishedRange
 
 Answer = Callable[[bytes, Sequence[int]], None]
 """Send an answer, with descriptors."""

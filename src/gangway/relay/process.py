@@ -5,8 +5,8 @@ the parts do.
 
 The process is given a unix socket that already listens.  It gives up root, reports that it is ready, and serves ports
 until it has had neither a port nor a daemon for `LINGER_S` seconds.  Everything that it opens later (clients, backends,
-pipes) needs no privilege: ports' sockets are bound by the daemon or a launcher; those that answers leave by may be bound
-without it (core/shared.py).
+pipes) needs no privilege: ports' sockets are bound by the daemon or a launcher; sockets to answer by may be bound without
+it (core/shared.py).
 """
 
 import gc
@@ -23,11 +23,11 @@ from gangway.relay.core.datagram import Datagrams
 from gangway.relay.core.listener import create_stream_port
 from gangway.relay.core.loop import Loop, Timer
 from gangway.relay.core.shared import SharedSockets
-from gangway.relay.core.stream import Entrance, StreamPort, Streams
+from gangway.relay.core.stream import StreamPort, Streams
 from gangway.relay.core.worker import WorkerPool, run_worker
 from gangway.relay.ports import ServedPorts
 from gangway.relay.settings import Settings
-from gangway.relay.sockets import Backend
+from gangway.relay.sockets import Backend, Entrance
 
 # dockerd starts launchers one after the other, and `docker restart` ends the last before it starts the next.
 LINGER_S = 3.0

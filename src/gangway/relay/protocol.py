@@ -1,4 +1,4 @@
-"""The wire protocol: every message between the daemon and its relay, and between a docker-proxy launcher and the daemon.
+"""The wire protocol: every message between the daemon and its relay, and between launchers and the daemon.
 
 Each message is one datagram of a SOCK_SEQPACKET unix socket: words separated by spaces, with descriptors attached where
 noted (SCM_RIGHTS).  The first message of a connection carries the protocol's version.  A message that `parse` refuses
@@ -6,7 +6,7 @@ ends its connection.
 
     daemon → relay    hello VERSION
                       serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST own        with the port's socket
-                      serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST leased     the same, and the launcher's pidfd (5.3)
+                      serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST leased     the same, and the launcher's pidfd
                       serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST shared     by the socket given with `share`
                       remove PROTO HOST-IP FIRST LAST        answered when the port is free
                       list OFFSET                            the served ports, from one of them on

@@ -3,7 +3,7 @@
 import errno
 import socket
 import struct
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP}
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
@@ -35,6 +35,12 @@ class PublishedRange(NamedTuple):
     """In the form that inet_ntop(3) writes; a link-local address may have a zone."""
     first: int
     last: int
+
+
+class Entrance(Protocol):
+    """The way that clients arrive at a port: a socket of its own, or an entry in the table of a shared one."""
+
+    def close(self) -> None: ...
 
 
 class PeerCredentials(NamedTuple):

@@ -1,7 +1,7 @@
 """Host ports for a `-p`: choose them, and reserve them before another program binds one.
 
-A port is reserved by a socket of its own, or by steering.  A request is for all of its ports at all of its addresses, or
-for none.  Where it leaves a choice, the next choice is tried when one port of it is in use: the number has to be the
+A port is reserved by a socket of its own, or by steering.  A request is for all of its ports at all of its addresses,
+or for none.  Where it leaves a choice, the next choice is tried when one port of it is in use: the number has to be the
 same for 0.0.0.0 and ::.
 """
 

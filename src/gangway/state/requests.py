@@ -322,8 +322,8 @@ def _check_reachable(planned: Sequence[MappingPlan]) -> None:
     for one in planned:
         if not (one.is_nat or one.is_redirected or one.is_relayed):
             raise Unsupported(
-                f"{one.mapping} would be reachable by nobody: this kernel has no {one.mapping.protocol} sockets for the "
-                "relay, and no rule serves it"
+                f"{one.mapping} would be unreachable: this kernel has no {one.mapping.protocol} sockets for the relay, "
+                "and no rule serves it"
             )
 
 

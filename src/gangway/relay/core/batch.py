@@ -1,22 +1,21 @@
-"""Datagrams by the batch: recvmmsg(2) and sendmmsg(2), which Python's socket module does not have.
+"""Receives and sends datagrams in batches: recvmmsg(2) and sendmmsg(2), which Python's socket module does not have.
 
-What this file knows: how the kernel lays out a datagram's header, its sender and its ancillary data.  What it must
-not know: clients, ports.
+It knows how the kernel lays out a datagram's header, its sender and its ancillary data; it does not know clients or
+ports.
 
-How it works.  An `Inbox` and an `Outbox` have room for `BATCH` datagrams each, and serve the whole process.  Where a
-datagram comes from and what the kernel says about it is its *label*: the sender's struct sockaddr, and behind it the
-ancillary data (cmsg(3)), as the kernel wrote them.  Labels are compared as bytes; only one that was never seen
-before has to be taken apart.  Looking for a datagram in vain costs as much as receiving one, so an `Inbox` asks for
-`BATCH` at once, and epoll says if there are more.
+How it works.  An `Inbox` and an `Outbox` have room for `BATCH` datagrams each, and serve the whole process.  A *label*
+is a datagram's sender (a struct sockaddr) followed by its ancillary data (cmsg(3)), as the kernel wrote them.  Labels
+are compared as bytes; only a new one has to be parsed.  A receive that finds nothing costs as much as one datagram, so
+an `Inbox` asks for `BATCH` at once, and epoll reports if there are more.
 
-Facts that it leans on:
+Kernel facts:
 
-* recvmmsg(2) writes msg_namelen, msg_controllen, msg_flags and msg_len, and no other field; what it leaves of a label
-  stays as it was, so labels and headers are laid out anew after each batch.
-* sendmmsg(2) ends at the first datagram that cannot be sent, and says how many went; the error is told only if that
-  was the first one.
-* A datagram is not larger than 65,507 bytes of IPv4 and 65,527 of IPv6.  The memory for one is had when a datagram of
-  its size comes (an anonymous mapping has no pages before), and kept: 4 MiB at most, if all were of the largest size.
+* recvmmsg(2) writes msg_namelen, msg_controllen, msg_flags and msg_len, and no other field.  Bytes of a label that it
+  does not write stay as they were, so labels and headers are reset after each batch.
+* sendmmsg(2) stops at the first datagram that cannot be sent, and returns how many were sent; it reports the error only
+  if that was the first one.
+* A datagram has at most 65,507 bytes over IPv4 and 65,527 over IPv6.  Memory for one is allocated when a datagram of
+  its size arrives (an anonymous mapping has no pages before), and stays: 4 MiB at most, if all had the largest size.
 """
 
 import ctypes
@@ -31,14 +30,15 @@ BATCH = 32
 _DATAGRAM_BYTES = 65536
 _CMSGHDR = struct.Struct("@Nii")
 _FAMILY = struct.Struct("@H")
-# struct sockaddr_in6 (28 bytes) with padding; in6_pktinfo, and beside it either in_pktinfo (dual-stack sockets) or a
-# struct sockaddr_in6 (sockets that serve many ports), each with its header.
+# struct sockaddr_in6 (28 bytes) with padding; then in6_pktinfo and either in_pktinfo (dual-stack sockets) or struct
+# sockaddr_in6 (sockets that serve many ports), each with its header.
 _NAME_BYTES = 32
 _CONTROL_BYTES = socket.CMSG_SPACE(20) + max(socket.CMSG_SPACE(12), socket.CMSG_SPACE(28))
 _LABEL_BYTES = _NAME_BYTES + _CONTROL_BYTES
 _SOCKADDR_BYTES: dict[int, int] = {socket.AF_INET: 16, socket.AF_INET6: 28}
 
 Ancillary = list[tuple[int, int, bytes]]
+"""Control messages: level, type, data."""
 
 
 class _Part(ctypes.Structure):
@@ -62,13 +62,13 @@ class _Message(ctypes.Structure):
 
 
 class _Header(_Message):
-    """struct mmsghdr: a struct msghdr, and behind it how long the datagram was that was received or sent."""
+    """struct mmsghdr: a struct msghdr, then the length of the datagram that was received or sent."""
 
     _fields_: ClassVar[Sequence[tuple[str, type]]] = (("length", ctypes.c_uint),)
 
 
 class Label(NamedTuple):
-    """Where a datagram is to go, and from which address."""
+    """The label of a datagram to be sent: its receiver, and the address to send it from."""
 
     text: bytes
     name_bytes: int
@@ -76,7 +76,7 @@ class Label(NamedTuple):
 
 
 def read_label(text: bytes) -> tuple[bytes, Ancillary]:
-    """A label of an `Inbox` taken apart: the sender's struct sockaddr, and the ancillary data."""
+    """Parse a label of an `Inbox`; return the sender's struct sockaddr and the ancillary data."""
     found: Ancillary = []
     at = _NAME_BYTES
     while at + _CMSGHDR.size <= len(text):
@@ -90,7 +90,7 @@ def read_label(text: bytes) -> tuple[bytes, Ancillary]:
 
 
 def write_label(sockaddr: bytes, ancillary: Ancillary) -> Label:
-    """The label for an `Outbox`: to `sockaddr` (struct sockaddr), with `ancillary`."""
+    """Return the label for an `Outbox` that sends to `sockaddr` (a struct sockaddr) with `ancillary`."""
     control = b"".join(
         (_CMSGHDR.pack(socket.CMSG_LEN(len(data)), level, kind) + data).ljust(socket.CMSG_SPACE(len(data)), b"\0")
         for level, kind, data in ancillary
@@ -99,8 +99,8 @@ def write_label(sockaddr: bytes, ancillary: Ancillary) -> Label:
     return Label(text, len(sockaddr), len(control))
 
 
-class _Room:
-    """Memory for a batch: headers and, for each, a label and a datagram."""
+class _Buffers:
+    """`BATCH` datagrams with their labels and headers, in memory that the kernel reads and writes."""
 
     def __init__(self) -> None:
         self._headers = (_Header * BATCH)()
@@ -118,8 +118,8 @@ class _Room:
         self.datagrams = [whole[at : at + _DATAGRAM_BYTES] for at in range(0, len(whole), _DATAGRAM_BYTES)]
 
 
-class Inbox(_Room):
-    """What a socket has received."""
+class Inbox(_Buffers):
+    """Received datagrams."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,8 +128,10 @@ class Inbox(_Room):
         self._blank = bytes(self._bytes)
 
     def receive(self, fd: int) -> Iterator[tuple[bytes, memoryview]]:
-        """The datagrams that wait at the socket `fd`, `BATCH` at most: each one's label, and its bytes until the next
-        call.  Never waits."""
+        """Yield the label and the data of each datagram that waits at the socket `fd`, `BATCH` at most.
+
+        The data is valid until the next call.  Never waits.
+        """
         labels, lengths = self._labels, self._lengths
         count = _recvmmsg(fd, self._first, BATCH, socket.MSG_DONTWAIT, None)
         for number in range(count):
@@ -140,8 +142,8 @@ class Inbox(_Room):
             labels[:] = bytes(len(labels))
 
 
-class Outbox(_Room):
-    """What is to be sent from one socket; `lost` is told of each datagram that could not be."""
+class Outbox(_Buffers):
+    """Datagrams to be sent from one socket."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,11 +153,11 @@ class Outbox(_Room):
         self.count = 0
 
     def room(self) -> memoryview:
-        """Where the next datagram is to be written, before `add`."""
+        """Return the buffer to write the next datagram to, before `add`."""
         return self.datagrams[self.count]
 
     def add(self, size: int, label: Label) -> None:
-        """The first `size` bytes of `room` are a datagram with this label.  At `BATCH` of them it must be sent."""
+        """Add the first `size` bytes of `room` as a datagram with this label.  After `BATCH` of them call `send`."""
         number, self.count = self.count, self.count + 1
         at = number * _LABEL_BYTES
         self._labels[at : at + _LABEL_BYTES] = label.text
@@ -163,15 +165,15 @@ class Outbox(_Room):
         self._control_bytes[number] = label.control_bytes
         self._part_bytes[number] = size
 
-    def send(self, fd: int, lost: Callable[[OSError], None]) -> None:
-        """Sends all from the socket `fd`, in order; `lost` is told why one could not be.  Never waits."""
+    def send(self, fd: int, on_error: Callable[[OSError], None]) -> None:
+        """Send all datagrams from the socket `fd`, in order; call `on_error` for each that fails.  Never waits."""
         done, count, self.count = 0, self.count, 0
         while done < count:
             header = self._first + done * ctypes.sizeof(_Header)
             sent = _sendmmsg(fd, header, count - done, socket.MSG_DONTWAIT)
             if sent < 0:
                 error = ctypes.get_errno()
-                lost(OSError(error, os.strerror(error)))
+                on_error(OSError(error, os.strerror(error)))
             done += max(sent, 1)
 
 
@@ -180,7 +182,7 @@ def _address(memory: bytearray | mmap.mmap) -> int:
 
 
 def _fields(array: "ctypes.Array[_Header] | ctypes.Array[_Part]", name: str) -> memoryview:
-    """One field of all of an array's structures, as a sequence that can be written."""
+    """Return one field of all structures of an array, as a writable sequence."""
     structure = array._type_
     field = getattr(structure, name)
     whole = memoryview(array).cast("B")

@@ -1,30 +1,31 @@
 """Relays datagrams: UDP.
 
-What this file knows: sockets, clients, and when one is forgotten.  What it must not know: where listeners come from,
-that there are other processes.
+It knows sockets, clients, and when a client expires.  It does not know where its sockets come from, or that there are
+other processes.
 
-How it works.  Clients arrive at a `Receiver`, a socket that serves one `DatagramPort` or many.  For each of them the
-relay keeps a `Client`: a socket connected to the backend, whose port is what the backend knows the client by, and the
-way
-back.  Clients' datagrams come in batches, and the answers that a round of the loop finds go in batches, through memory
-that serves the whole process (`batch.py`): a silent client costs a socket and some hundred bytes.
+How it works.  Datagrams arrive at a `Receiver`, a socket that serves one `DatagramPort` or many.  For each client the
+relay has a `Client`: a socket connected to the backend, whose port identifies the client to the backend, and the label
+for answers to it.  Datagrams of clients are received in batches, and the answers of a round of the loop are sent in
+batches, through memory that serves the whole process (`batch.py`): a silent client costs a socket and some hundred
+bytes.
 
-Answers leave by an `Outlet`, a socket that is bound to the port that was asked, as no other can send from there.  A
-port with a socket of its own answers by that; one that shares its receiver has an outlet for as long as it has clients.
+Answers are sent from an `Outlet`: a socket bound to the port that the client sent to, as no other socket can send from
+there.  A port with a socket of its own answers from that; a port that shares its receiver has an outlet for as long as
+it has clients.
 
-Whose a datagram is.  A client is known by its address (with the zone, if that is link-local) *and* the host address
-and port that it asked: one that asks two of the host's addresses from one port must get each answer from the address
-that it belongs to.  Which address was asked comes with each datagram (IP_PKTINFO, IPV6_RECVPKTINFO) and goes back with
-each answer; at a receiver that is shared the port comes, too (IP_RECVORIGDSTADDR).
+Identity.  A client is identified by its address (with the zone, if that is link-local) *and* the destination address
+and port: a client that sends to two of the host's addresses from one port must get each answer from the address that
+it belongs to.  The destination comes with each datagram (IP_PKTINFO, IPV6_RECVPKTINFO) and goes back with each answer;
+with a shared receiver the port comes, too (IP_RECVORIGDSTADDR).
 
-When one is forgotten.  `Datagrams.clients` is ordered by the last second in which something was moved, either way:
-the first is the one that was silent longest.  Time is counted in ticks of one second, so a datagram costs a
-comparison and no look at the clock, and a client that is busy is moved to the end of the order once a second.
+Expiry.  `Datagrams.clients` is ordered by the last second in which a datagram was moved, in either direction: the first
+client is the one that was idle longest.  Time is counted in ticks of one second, so a datagram costs a comparison and
+does not read the clock; a busy client is moved to the end of the order once a second.
 
-Facts that it leans on:
+Kernel facts:
 
-* A connected UDP socket reports the backend's ICMP "port unreachable" as ECONNREFUSED once, to whatever call comes
-  next; a send that reports it has sent nothing (net/core/sock.c, sock_error).
+* A connected UDP socket reports the backend's ICMP "port unreachable" as ECONNREFUSED once, to the next call of any
+  kind; a send that reports it has sent nothing (net/core/sock.c, sock_error).
 """
 
 import errno
@@ -37,27 +38,26 @@ from gangway.log import Log
 from gangway.relay.core import pktinfo
 from gangway.relay.core.batch import BATCH, Inbox, Outbox, read_label, write_label
 from gangway.relay.core.loop import READABLE, Loop
-from gangway.relay.core.stream import Entrance
 from gangway.relay.settings import Settings
-from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend
+from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend, Entrance
 
-# Labels that a client is known by: one for each interface and broadcast address that it came to.
+# A client is recognized by this many labels: it has one for each interface and broadcast address that it sends to.
 _LABELS = 8
 
 
 class ClientKey(NamedTuple):
-    """What a client is known by."""
+    """The identity of a client."""
 
     sockaddr: bytes
     """Its struct sockaddr."""
     destination: bytes
-    """The host address that it asked, as `pktinfo.destination4` and `pktinfo.destination6` give it."""
+    """The host address that it sends to, as `pktinfo.destination4` and `pktinfo.destination6` return it."""
     port: int
-    """And the port, if its receiver serves many; else 0."""
+    """The host port that it sends to, if its receiver serves many; else 0."""
 
 
 class Outlet:
-    """A socket that answers leave by; `clients` are those that it is needed for."""
+    """A socket that answers are sent from; `clients` counts those that need it."""
 
     def __init__(self, sock: socket.socket, backend: Backend) -> None:
         self.sock = sock
@@ -67,20 +67,11 @@ class Outlet:
 
 
 class Client:
-    """One client of a port: its backend socket, and how an answer gets back."""
+    """A client of a port: its socket to the backend, and how answers get back."""
 
     __slots__ = (
-        "backend",
-        "key",
-        "labels",
-        "outlet",
-        "port",
-        "receive",
-        "receiver",
-        "reply_label",
-        "seen_tick",
-        "send",
-    )
+        "backend", "key", "labels", "outlet", "port", "receive", "receiver", "reply_label", "seen_tick", "send",
+    )  # fmt: skip
 
     def __init__(
         self, port: "DatagramPort", key: ClientKey, receiver: "Receiver", backend: socket.socket, outlet: Outlet
@@ -97,7 +88,7 @@ class Client:
         self.seen_tick = port.datagrams.tick
 
     def answer(self, _events: int) -> None:
-        """Takes one datagram that the backend has sent; epoll says if there are more."""
+        """Receive one datagram from the backend; epoll reports if there are more."""
         outlet, datagrams = self.outlet, self.port.datagrams
         if self.seen_tick != datagrams.tick:
             datagrams.touch(self)
@@ -107,7 +98,7 @@ class Client:
         outbox = datagrams.outbox
         try:
             size = self.receive(outbox.room())
-        except OSError:  # ECONNREFUSED: the container refused an earlier datagram, and that ends nothing
+        except OSError:  # ECONNREFUSED: the container refused an earlier datagram; the client continues
             return
         outbox.add(size, self.reply_label)
         if outbox.count == 1:
@@ -115,8 +106,8 @@ class Client:
         elif outbox.count == BATCH:
             datagrams.send_answers()
 
-    def forget(self) -> None:
-        """It is closed when the batch is done, as everything (`loop.py` says why)."""
+    def remove(self) -> None:
+        """Remove the client; its socket is closed after the batch (`loop.py` explains why)."""
         del self.port.clients[self.key]
         for label in self.labels:
             del self.receiver.known[label]
@@ -127,7 +118,7 @@ class Client:
 
 
 class Datagrams:
-    """What all UDP ports of a process share: the clients, in the order in which they will be forgotten."""
+    """The state that all UDP ports of a process share: the clients, in the order in which they expire."""
 
     def __init__(self, loop: Loop, settings: Settings, log: Log) -> None:
         self.loop = loop
@@ -138,35 +129,35 @@ class Datagrams:
         self.inbox = Inbox()
         self.outbox = Outbox()
         self.answering: Outlet | None = None
-        """By which the answers in the outbox are to leave."""
+        """The outlet for the answers in the outbox."""
         self._ticking = False
 
     def touch(self, client: Client) -> None:
-        """Something was moved for `client`, for the first time in this tick."""
+        """Move `client` to the end of the order, at its first datagram in this tick."""
         client.seen_tick = self.tick
         del self.clients[client]
         self.clients[client] = None
 
     def register(self, client: Client) -> None:
-        """A client is new; if there are too many, the one that was silent longest goes."""
+        """Add a new client; if there are too many, remove those that were idle longest."""
         while len(self.clients) >= self.settings.udp_clients:
-            next(iter(self.clients)).forget()
+            next(iter(self.clients)).remove()
         self.clients[client] = None
         if not self._ticking:
             self._ticking = True
             self.loop.call_in(1.0, self._tick)
 
     def send_answers(self) -> None:
-        """Empties the outbox."""
+        """Send the answers in the outbox."""
         outlet, self.answering = self.answering, None
         if outlet is not None:
-            self.outbox.send(outlet.fd, lambda error: self.report_loss(error, "to a client", outlet.backend))
+            self.outbox.send(outlet.fd, lambda error: self.report_loss(error, "a client", outlet.backend))
 
     def open_socket(self, family: int) -> socket.socket:
-        """A socket; when there is no descriptor left, with that of the client that was silent longest.
+        """Return a new socket; without free descriptors, remove the client that was idle longest to get one.
 
-        It is closed in the midst of a batch, but its number is taken at once by another UDP socket, and that is not
-        harmed by an event that is not its own.
+        That closes a socket within a batch.  But the new UDP socket gets its number at once, and an event of the old
+        socket does no harm there.
         """
         kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
         try:
@@ -175,14 +166,14 @@ class Datagrams:
             oldest = next(iter(self.clients), None)
             if error.errno not in OUT_OF_DESCRIPTORS or oldest is None:
                 raise
-            oldest.forget()
+            oldest.remove()
             oldest.backend.close()
             return socket.socket(family, kind)
 
-    def report_loss(self, error: OSError, whither: str, backend: Backend) -> None:
-        """A datagram could not be sent.  That is no error of the relay's: UDP promises nothing."""
+    def report_loss(self, error: OSError, receiver: str, backend: Backend) -> None:
+        """Log a datagram that could not be sent.  The relay goes on: UDP guarantees no delivery."""
         if error.errno != errno.EAGAIN:
-            self.log.warning("udp: a datagram %s (%s) could not be sent: %s", whither, backend, error.strerror)
+            self.log.warning("cannot send a datagram to %s (%s): dropped: %s", receiver, backend, error.strerror)
 
     def _tick(self) -> None:
         self.tick += 1
@@ -190,7 +181,7 @@ class Datagrams:
         for client in tuple(self.clients):
             if client.seen_tick >= late_tick:
                 break
-            client.forget()
+            client.remove()
         self._ticking = bool(self.clients)
         if self._ticking:
             self.loop.call_in(1.0, self._tick)
@@ -199,30 +190,30 @@ class Datagrams:
 class Receiver:
     """A socket that clients' datagrams arrive at.
 
-    `find` says whose they are, of the host address and port that was asked; None: nobody's.
+    `find_port` returns the port for a destination address and port; None if it is not published.
     """
 
     def __init__(
-        self, datagrams: Datagrams, sock: socket.socket, find: Callable[[bytes, int], "DatagramPort | None"]
+        self, datagrams: Datagrams, sock: socket.socket, find_port: Callable[[bytes, int], "DatagramPort | None"]
     ) -> None:
         self.datagrams = datagrams
         self.fd = sock.fileno()
         self.known: dict[bytes, Client] = {}
-        """The clients by the labels that their datagrams came with."""
+        """The clients by the labels of their datagrams."""
         self._sock = sock
-        self._find = find
+        self._find_port = find_port
         self._destination = pktinfo.destination6 if sock.family == socket.AF_INET6 else pktinfo.destination4
         sock.setblocking(False)
         pktinfo.request_address(sock)
         datagrams.loop.add(self.fd, self._ready, READABLE)
 
     def close(self) -> None:
-        """Nobody arrives any more."""
+        """Stop receiving, and close the socket."""
         self.datagrams.loop.forget(self.fd)
         self.datagrams.loop.close_later(self._sock)
 
     def _ready(self, _events: int) -> None:
-        """Moves what clients have sent to the backend."""
+        """Send the datagrams that have arrived to the backends."""
         known, tick = self.known, self.datagrams.tick
         for label, data in self.datagrams.inbox.receive(self.fd):
             client = known.get(label) or self._recognize(label)
@@ -236,21 +227,21 @@ class Receiver:
                 self._send_again(client, data, error)
 
     def _send_again(self, client: Client, data: memoryview, error: OSError) -> None:
-        """The container's refusal of an earlier datagram is reported first, and keeps this one from being sent."""
+        """Retry once if the error was the container's refusal of an earlier datagram; else log the loss."""
         if error.errno == errno.ECONNREFUSED:
             with suppress(OSError):
                 client.send(data)
         else:
-            self.datagrams.report_loss(error, "to the container", client.port.backend)
+            self.datagrams.report_loss(error, "the container", client.port.backend)
 
     def _recognize(self, label: bytes) -> Client | None:
-        """Whose datagrams come with a label not seen before: a new client's, mostly."""
+        """Return the client for a new label; mostly it is a new client."""
         sockaddr, ancillary = read_label(label)
         key = ClientKey(sockaddr, self._destination(ancillary), pktinfo.destination_port(ancillary))
-        port = self._find(key.destination, key.port)
+        port = self._find_port(key.destination, key.port)
         client = None if port is None else port.clients.get(key) or port.add_client(key, self)
         if client is not None:
-            if client.receiver is not self:  # the daemon has handed the socket over anew
+            if client.receiver is not self:  # the daemon has passed the socket again
                 client.receiver, client.labels = self, []
             if len(client.labels) == _LABELS:
                 del self.known[client.labels.pop(0)]
@@ -260,9 +251,10 @@ class Receiver:
 
 
 class DatagramPort:
-    """A published UDP port, or a range of them: its backend, its clients.
+    """A published UDP port, or a range of them: its backend and its clients.
 
-    `first` is the port whose clients get to the backend's; `bind` makes a socket that a port of them is answered by.
+    `first` is the host port that is connected to the backend's port; `bind` returns a socket to answer from for a port
+    of the range.
     """
 
     def __init__(
@@ -277,64 +269,63 @@ class DatagramPort:
         self._outlets: dict[int, Outlet] = {}
 
     def close(self) -> None:
-        """The port is withdrawn, and its clients with it."""
+        """Stop receiving, and remove all clients: the port is unpublished."""
         if self.entrance is not None:
             self.entrance.close()
         for client in tuple(self.clients.values()):
-            client.forget()
+            client.remove()
 
     def add_client(self, key: ClientKey, receiver: Receiver) -> Client | None:
-        """A new client; None when the backend cannot be reached, or there is no descriptor even after forgetting
-        another."""
-        to = self.backend._replace(port=self.backend.port + key.port - self._first)
+        """Return a new client; None if the backend cannot be reached, or if no descriptor can be freed for it."""
+        backend = self.backend._replace(port=self.backend.port + key.port - self._first)
         try:
-            client = self._admit(key, receiver, to)
+            client = self._create_client(key, receiver, backend)
         except OSError as error:
-            self.datagrams.log.warning("cannot reach %s: %s", to, error.strerror)
+            self.datagrams.log.warning("cannot reach %s: %s", backend, error.strerror)
             return None
         self.datagrams.register(client)
         self.datagrams.loop.add(client.backend.fileno(), client.answer, READABLE)
         return client
 
-    def _admit(self, key: ClientKey, receiver: Receiver, to: Backend) -> Client:
+    def _create_client(self, key: ClientKey, receiver: Receiver, backend: Backend) -> Client:
         outlet = self.outlet(key.port)
-        outlet.clients += 1  # at once: who is forgotten to make room may have been the last one that it was for
+        outlet.clients += 1  # before the next call, which may remove the outlet's last client to free a descriptor
         try:
-            backend = self._open_backend(to)
+            sock = self._connect(backend)
         except OSError:
             outlet.clients -= 1
             self.release_outlet(key.port)
             raise
-        client = self.clients[key] = Client(self, key, receiver, backend, outlet)
+        client = self.clients[key] = Client(self, key, receiver, sock, outlet)
         return client
 
     def release_outlet(self, port: int) -> None:
-        """An outlet may be needed no more."""
+        """Close the outlet of a port if no client needs it."""
         outlet = self._outlets.get(port)
         if outlet is not None and not outlet.clients:
             del self._outlets[port]
             self.datagrams.loop.close_later(outlet.sock)
 
     def outlet(self, port: int) -> Outlet:
-        """What a port is answered by, opened if need be."""
+        """Return the outlet of a port; open it if there is none."""
         found = self._outlets.get(port)
         if found is None:
             found = self._outlets[port] = Outlet(self._bind(port), self.backend)
         return found
 
-    def _open_backend(self, to: Backend) -> socket.socket:
-        backend = self.datagrams.open_socket(to.family)
+    def _connect(self, backend: Backend) -> socket.socket:
+        sock = self.datagrams.open_socket(backend.family)
         try:
-            backend.connect((to.address, to.port))
+            sock.connect((backend.address, backend.port))
         except OSError:
-            backend.close()
+            sock.close()
             raise
-        return backend
+        return sock
 
 
 def create_datagram_port(datagrams: Datagrams, backend: Backend, sock: socket.socket) -> DatagramPort:
-    """A port that has a socket of its own, and answers by it."""
+    """Return a port that has a socket of its own, and answers from it."""
     port = DatagramPort(datagrams, backend, 0, lambda _port: sock)
-    port.outlet(0).clients += 1  # it is needed, and closed, as the way in
-    port.entrance = Receiver(datagrams, sock, lambda _asked, _port: port)
+    port.outlet(0).clients += 1  # the socket is the entrance, too, which closes it
+    port.entrance = Receiver(datagrams, sock, lambda _destination, _port: port)
     return port

@@ -1,16 +1,16 @@
-"""Ports that have no socket of their own: one serves all of a protocol and family.
+"""Serves ports that have no socket of their own: one socket for each protocol and family serves them all.
 
-What this file knows: that the kernel steers to that socket whatever arrives for one of them, and how to tell which one
-was asked.  What it must not know: how a client is served, how the kernel is told.
+The kernel steers all traffic for these ports to that socket.  This file finds the port that a client asked for; it does
+not know how the client is served, or how the kernel is set up.
 
-How it works.  First come the ranges, then the sockets: clients may be waiting there.  A connection's local address is
-the one that was asked; with each datagram comes the one that it was sent to.  The range that has it is looked up: at
-that very address, then at the unspecified one (0.0.0.0, ::).  Who is at neither has waited while the port was
-withdrawn.
+How it works.  The ranges are published first and the sockets are passed after them, as clients may be waiting there.
+The local address of a connection is the address and port that the client connected to; for a datagram the kernel
+reports both.  The lookup tries the range at that very address, then the one at the unspecified address (0.0.0.0, ::).
+If neither matches, the port was unpublished while the client waited in the queue.
 
-An answer by UDP has to leave from the port that was asked, hence from a socket that is bound to it.  Nobody may bind
-such a socket (`steering/steer.bpf.c`), but one whose cookie is in `binding` at that moment: memory that the daemon
-shares with this process.
+A UDP answer has to leave from the port that the client sent to, so from a socket bound to it.  The kernel lets nobody
+bind such a socket (`ebpf/steering.bpf.c`), except the one whose cookie is in `binding` at that moment: memory that the
+daemon shares with this process.
 """
 
 import errno
@@ -24,30 +24,30 @@ from typing import Generic, TypeVar
 
 from gangway.errors import InvalidRequest
 from gangway.intervals import Intervals
-from gangway.relay.core import datagram, pktinfo, stream
-from gangway.relay.core.datagram import Datagrams, Receiver
+from gangway.relay.core import pktinfo
+from gangway.relay.core.datagram import DatagramPort, Datagrams, Receiver
 from gangway.relay.core.listener import Listener
-from gangway.relay.core.stream import Entrance, Streams
-from gangway.relay.sockets import Backend, PublishedRange
+from gangway.relay.core.stream import StreamPort, Streams
+from gangway.relay.sockets import Backend, Entrance, PublishedRange
 
 _SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 _COOKIE_BYTES = 8
-_ANY: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+_UNSPECIFIED: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 _ADDRESS_BYTES: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
-_LEAST_BYTES = 1  # the kernel makes of it the least that it allows: a socket that only answers receives nothing
+_MIN_BUFFER_BYTES = 1  # the kernel raises it to its minimum: a socket that only sends needs no receive buffer
 
-_Port = TypeVar("_Port")
+_PortT = TypeVar("_PortT")
 
 
 class Binding:
-    """`binding` of steer.bpf.c, behind a descriptor."""
+    """The variable `binding` of steering.bpf.c, mapped from its descriptor."""
 
     def __init__(self, fd: int) -> None:
         self._cell = mmap.mmap(fd, mmap.PAGESIZE)
 
     @contextmanager
     def allowed(self, sock: socket.socket) -> Iterator[None]:
-        """This socket may be bound to a published port in the block."""
+        """Allow `sock` to be bound to a published port within the block."""
         self._cell[:_COOKIE_BYTES] = sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, _COOKIE_BYTES)
         try:
             yield
@@ -56,7 +56,10 @@ class Binding:
 
 
 class SharedSockets:
-    """The sockets that are shared, and the ranges that they serve.  `new_key` numbers ports of TCP."""
+    """The shared sockets, and the ranges that they serve.
+
+    `new_key` returns a new key for a `StreamPort`.
+    """
 
     def __init__(self, streams: Streams, datagrams: Datagrams, new_key: Callable[[], int]) -> None:
         self._streams = streams
@@ -64,54 +67,57 @@ class SharedSockets:
         self._new_key = new_key
         self._entrances: dict[tuple[int, int], Entrance] = {}
         self._bindings: dict[int, Binding] = {}
-        self._stream_ports: _Ranges[stream.StreamPort] = _Ranges()
-        self._datagram_ports: _Ranges[datagram.DatagramPort] = _Ranges()
+        self._stream_ports: _RangeTable[StreamPort] = _RangeTable()
+        self._datagram_ports: _RangeTable[DatagramPort] = _RangeTable()
 
     def __len__(self) -> int:
         return len(self._entrances)
 
     def use(self, protocol: int, family: int, sock: socket.socket, binding_fd: int | None) -> None:
-        """The socket of a protocol and family, in place of the one before; for UDP, `binding` is needed too."""
+        """Serve a protocol and family by `sock`, in place of the socket before it.
+
+        UDP needs the descriptor of `binding`, too.  InvalidRequest: it is missing.
+        """
         former = self._entrances.get((protocol, family))
         if protocol == socket.IPPROTO_UDP:
             if binding_fd is None:
-                raise InvalidRequest("no map came with the socket: the relay has no file descriptor left")
+                raise InvalidRequest("no map came with the socket: the relay is out of file descriptors")
             self._bindings[family] = Binding(binding_fd)
             pktinfo.request_port(sock)
-            self._entrances[protocol, family] = Receiver(self._datagrams, sock, partial(self._datagram_port, family))
+            find_datagram_port = partial(self._find_datagram_port, family)
+            self._entrances[protocol, family] = Receiver(self._datagrams, sock, find_datagram_port)
         else:
-            self._entrances[protocol, family] = Listener(
-                self._streams, sock, family, partial(self._stream_port, family)
-            )
+            find_stream_port = partial(self._find_stream_port, family)
+            self._entrances[protocol, family] = Listener(self._streams, sock, family, find_stream_port)
         if former is not None:
             former.close()
 
-    def publish(self, ports: PublishedRange, backend: Backend) -> Entrance:
-        """A range, and where clients of its first port are to be taken."""
+    def publish(self, ports: PublishedRange, backend: Backend) -> StreamPort | DatagramPort:
+        """Publish a range; clients of its first port are connected to `backend`, those of the next to its next port."""
         if ports.protocol == socket.IPPROTO_UDP:
-            datagrams = datagram.DatagramPort(self._datagrams, backend, ports.first, partial(self._bind, ports))
-            datagrams.entrance = self._datagram_ports.add(ports, datagrams)
-            return datagrams
-        streams = stream.StreamPort(self._streams, backend, self._new_key())
-        streams.entrance = self._stream_ports.add(ports, streams)
-        return streams
+            datagram_port = DatagramPort(self._datagrams, backend, ports.first, partial(self._bind, ports))
+            datagram_port.entrance = self._datagram_ports.add(ports, datagram_port)
+            return datagram_port
+        stream_port = StreamPort(self._streams, backend, self._new_key())
+        stream_port.entrance = self._stream_ports.add(ports, stream_port)
+        return stream_port
 
-    def _stream_port(self, family: int, client: SocketType) -> tuple[stream.StreamPort, int] | None:
+    def _find_stream_port(self, family: int, client: SocketType) -> tuple[StreamPort, int] | None:
         address, number = client.getsockname()[:2]
-        found = self._stream_ports.at(family, address, number)
+        found = self._stream_ports.find(family, address, number)
         return None if found is None else (found[1], found[1].backend.port + number - found[0])
 
-    def _datagram_port(self, family: int, packed: bytes, port: int) -> datagram.DatagramPort | None:
-        address = socket.inet_ntop(family, packed[: _ADDRESS_BYTES[family]])
-        found = self._datagram_ports.at(family, address, port)
+    def _find_datagram_port(self, family: int, destination: bytes, port: int) -> DatagramPort | None:
+        address = socket.inet_ntop(family, destination[: _ADDRESS_BYTES[family]])
+        found = self._datagram_ports.find(family, address, port)
         return None if found is None else found[1]
 
     def _bind(self, ports: PublishedRange, port: int) -> socket.socket:
-        """A socket that a port of a range is answered by."""
+        """Return a socket that is bound to a port of a range, to answer from."""
         sock = self._datagrams.open_socket(ports.family)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the one that is shared may have that very port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _LEAST_BYTES)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the shared socket may have that very port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _MIN_BUFFER_BYTES)
             if ports.family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             with self._bindings[ports.family].allowed(sock):
@@ -119,42 +125,41 @@ class SharedSockets:
         except OSError as error:
             sock.close()
             if error.errno == errno.EADDRINUSE:
-                raise OSError(error.errno, f"no answer can leave: another program has port {port} for now") from None
+                raise OSError(error.errno, f"cannot answer from port {port}: another program uses it") from None
             raise
         return sock
 
 
-class _Ranges(Generic[_Port]):
-    """Ranges by family and address, each with its port object."""
+class _RangeTable(Generic[_PortT]):
+    """The published ranges by family and address, each with its port object."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[int, str], Intervals[tuple[int, _Port]]] = {}
+        self._ranges: dict[tuple[int, str], Intervals[tuple[int, _PortT]]] = {}
 
-    def add(self, ports: PublishedRange, port: _Port) -> Entrance:
-        """One more, until it is closed."""
-        self._found.setdefault((ports.family, ports.address), Intervals()).add(
-            ports.first, ports.last, (ports.first, port)
-        )
-        return _Entry(partial(self._remove, ports))
+    def add(self, ports: PublishedRange, port: _PortT) -> Entrance:
+        """Add a range; return its entrance, which removes it when it is closed."""
+        intervals = self._ranges.setdefault((ports.family, ports.address), Intervals())
+        intervals.add(ports.first, ports.last, (ports.first, port))
+        return _RangeEntrance(partial(self._remove, ports))
 
-    def at(self, family: int, address: str, port: int) -> tuple[int, _Port] | None:
-        """The first port of the range that has one, and its object."""
-        for one in (address, _ANY[family]):
-            ranges = self._found.get((family, one))
-            found = None if ranges is None else ranges.at(port)
+    def find(self, family: int, address: str, port: int) -> tuple[int, _PortT] | None:
+        """Return the first port and the object of the range that contains `port` at `address` or at all addresses."""
+        for key in ((family, address), (family, _UNSPECIFIED[family])):
+            intervals = self._ranges.get(key)
+            found = None if intervals is None else intervals.at(port)
             if found is not None:
                 return found
         return None
 
     def _remove(self, ports: PublishedRange) -> None:
-        ranges = self._found[ports.family, ports.address]
-        ranges.remove(ports.first)
-        if not ranges:
-            del self._found[ports.family, ports.address]
+        intervals = self._ranges[ports.family, ports.address]
+        intervals.remove(ports.first)
+        if not intervals:
+            del self._ranges[ports.family, ports.address]
 
 
-class _Entry:
-    """A range's way in."""
+class _RangeEntrance:
+    """The entrance of a range that is served by a shared socket."""
 
     __slots__ = ("close",)
 

@@ -24,14 +24,13 @@ import socket
 import struct
 from collections.abc import Callable
 from socket import SocketType
-from typing import Protocol
 
 from gangway.log import Log
 from gangway.relay.core.loop import FAILED, WRITABLE, Loop
 from gangway.relay.core.pump import DOWN, MESSAGE_BYTES, SMALL_BYTES, UP, Half, PipePool
 from gangway.relay.flow import OPEN, START, TABLE, Action, DirectionState, Event, FlowState, Phase
 from gangway.relay.settings import Settings
-from gangway.relay.sockets import Backend
+from gangway.relay.sockets import Backend, Entrance
 
 # Listeners that ran out of descriptors try again after this time, if no flow has ended before.
 RETRY_S = 0.1
@@ -235,12 +234,6 @@ class Streams:
         self._ticking = bool(self.deadlines)
         if self._ticking:
             self.loop.call_in(1.0, self._tick)
-
-
-class Entrance(Protocol):
-    """The way that clients arrive at a port: a socket of its own, or an entry for a shared one."""
-
-    def close(self) -> None: ...
 
 
 class StreamPort:

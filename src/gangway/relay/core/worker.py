@@ -1,33 +1,32 @@
-"""More than one process for TCP and SCTP, when there is traffic enough.
+"""More than one process for TCP and SCTP under load.
 
-What this file knows: processes, and how flows get from one to another.  What it must not know: leases, what a flow
-does.
+It knows processes, and how flows are passed from one to another; it does not know leases, or what a flow does.
 
-How it works.  The relay process accepts all clients and, alone, carries them all.  When it spends more than
-`BUSY_SHARE` of a core, it forks the workers and hands flows over to them, those that it has and those to come, so
-that each process has about as many as the others.  A flow is handed over as its sockets: one (a client, whose backend
-the worker has yet to reach) or two (a pair that is connected and quiet).  A flow never comes back.  When the workers
-have had none for a while, they end.
+How it works.  The relay process accepts all clients and, as long as it is alone, relays them all.  When it uses more
+than `BUSY_SHARE` of a core, it forks the workers and passes flows to them, existing and new ones, so that all processes
+have about as many.  A flow is passed as its sockets: one (a client, whose backend the worker has yet to connect to) or
+two (a connected pair that is idle).  A flow never comes back.  Workers without flows end after a while.
 
-Bulky flows ask for more: a process that only moves pages is not what a transfer waits for, until it has had a core to
-itself for a while (`FULL_SHARE`, `FULL_SLICES`).  Before, a second one only takes time away from the two ends: some
-tenth of the throughput where cores are few.  (New clients are shared out in any case: what they will do nobody knows.)
+Bulky flows are passed on later: a process that only moves pages is not the bottleneck of a transfer until it has used a
+whole core for a while (`FULL_SHARE`, `FULL_SLICES`).  Before that, a second process only takes time away from the two
+ends: about a tenth of the throughput where cores are few.  (New clients are distributed in any case: how they will
+behave is not known.)
 
     relay → worker   flow KEY PROTO FAMILY ADDRESS PORT   with one socket or two (SCM_RIGHTS)
-                     withdraw KEY                         the port is no more: its flows end at once
-    worker → relay   up                                   it holds no descriptor of the relay's any more
-                     gone KEY
+                     unpublish KEY                        reset all flows of the port
+    worker → relay   up                                   it holds no descriptor of the relay any more
+                     unpublished KEY
 
-How many flows a worker has ended so far is in a page of memory that the processes share: the relay reads it each
-time that it gives a client away, and that must not cost a message.
+The number of flows that a worker has ended so far is in a page of memory that the processes share: the relay reads it
+each time that it passes a client on, and that must not cost a message.
 
-Facts that it leans on:
+Kernel facts:
 
 * setitimer(2), ITIMER_PROF: SIGPROF comes after each `SLICE_S` seconds of processor time, user and system.  So a busy
-  process looks at the clock 20 times a second, and an idle one never wakes.
-* The two ends of a socketpair(2) of SOCK_SEQPACKET keep messages and their order, and a message that does not fit now
-  is EAGAIN.
-* A worker is a fork, not a new interpreter: the relay has given up the rights to read its own files, perhaps.
+  process reads the clock 20 times a second, and an idle one never wakes up.
+* The two ends of a socketpair(2) of SOCK_SEQPACKET preserve messages and their order; a message that does not fit is
+  EAGAIN.
+* A worker is a fork, not a new interpreter: the relay may have given up the right to read its own files.
 """
 
 import mmap
@@ -51,31 +50,31 @@ SLICE_S = 0.05
 BUSY_SHARE = 0.5
 FULL_SHARE = 0.9
 FULL_SLICES = 10
-# What a worker needs beside two for each flow: its own, and pipes.
+# Descriptors that a worker needs besides two for each flow: its own, and pipes.
 SPARE_DESCRIPTORS = 48
-# WorkerPool without flows are looked at this often; at the second time in a row they end.
+# The workers are checked for flows at this interval; they end when they have none at two checks in a row.
 RETIRE_S = 5.0
-# Messages that a worker takes in before its flows get a turn.
+# Messages that a worker handles before its flows get a turn.
 TURN = 32
 _MESSAGE_BYTES = 256
 _RIGHTS_BYTES = socket.CMSG_SPACE(2 * array("i").itemsize)
 
 
 class Worker:
-    """A worker, as the relay process sees it."""
+    """The relay's end of a worker process."""
 
-    def __init__(self, channel: socket.socket, ended: memoryview) -> None:
+    def __init__(self, channel: socket.socket, ended_flows: memoryview) -> None:
         self.channel = channel
         self.keys: set[int] = set()
         self._sent_flows = 0
-        self._ended = ended
+        self._ended_flows = ended_flows
 
     def flow_count(self) -> int:
-        """How many flows it has, those on the way to it included."""
-        return self._sent_flows - int(self._ended[0])
+        """Return the number of its flows, those included that are still on the way to it."""
+        return self._sent_flows - int(self._ended_flows[0])
 
     def send_flow(self, port: StreamPort, backend_port: int, *socks: SocketType) -> bool:
-        """Hands a flow over, to the backend's port `number`; False when the channel is full or the worker is gone."""
+        """Pass a flow to `backend_port` on; False if the channel is full or the worker has ended."""
         backend = port.backend
         text = f"flow {port.key} {backend.protocol:d} {backend.family:d} {backend.address} {backend_port}"
         try:
@@ -92,25 +91,29 @@ class WorkerPool:
 
     def __init__(self, loop: Loop, streams: Streams, settings: Settings, log: Log) -> None:
         self.wanted = False
-        """The loop was stopped so that `start` be called, where a fork meets no half-done work."""
+        """True if the loop was stopped so that `start` can be called: a fork must not happen within a round."""
         self._loop = loop
         self._streams = streams
         self._count = settings.workers - 1
         self._max_flows = (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS) // 2
         self._log = log
         self._workers: list[Worker] = []
-        self._waiting: dict[int, tuple[set[Worker], Callable[[], None]]] = {}
+        self._unpublishing: dict[int, tuple[set[Worker], Callable[[], None]]] = {}
+        """For each key of a port that is being unpublished: the workers yet to confirm it, and the callback."""
         self._was_idle = False
         self._slice_began_s = time.monotonic()
         self._full_slices = 0
         self._retire_timer: Timer | None = None
         if self._count:
-            signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a worker: its channel tells its end
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies: a worker's end is reported by its channel
             signal.signal(signal.SIGPROF, self._on_time_slice)
             signal.setitimer(signal.ITIMER_PROF, SLICE_S, SLICE_S)
 
     def start(self) -> tuple[socket.socket, memoryview] | None:
-        """Forks the workers.  In each of them, its channel and its counter; in the relay process, None."""
+        """Fork the workers.
+
+        Returns its channel and its counter of ended flows in each worker, and None in the relay process.
+        """
         self.wanted = False
         counters = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
         for number in range(self._count):
@@ -122,16 +125,19 @@ class WorkerPool:
                 self._log.warning("cannot start a worker process: %s", error.strerror)
                 break
             if pid == 0:
-                signal.signal(signal.SIGPROF, signal.SIG_DFL)  # it was bound to what the worker is about to drop
+                signal.signal(
+                    signal.SIGPROF, signal.SIG_DFL
+                )  # the handler belongs to objects that the worker is about to free
                 return theirs, counter
             theirs.close()
-            ours.recv(_MESSAGE_BYTES)  # until then it holds all that we do, and a port withdrawn now would stay in use
+            # Until it says "up", it holds all descriptors of the relay, and an unpublished port would stay in use.
+            ours.recv(_MESSAGE_BYTES)
             worker = Worker(ours, counter)
             self._workers.append(worker)
             self._loop.add(ours.fileno(), partial(self._receive, worker), READABLE)
         if not self._workers:
             return None
-        self._log.info("started %d more process(es): there is traffic enough", len(self._workers))
+        self._log.info("high load: started %d worker process(es)", len(self._workers))
         self._streams.find_delegate = self._find_delegate
         self._was_idle = False
         if self._retire_timer is not None:
@@ -141,24 +147,24 @@ class WorkerPool:
         return None
 
     def unpublish(self, port: StreamPort, done: Callable[[], None]) -> None:
-        """A port is no more.  `then` is called when no worker has a connection of it."""
+        """Unpublish a port in all workers; call `done` when none of them has a connection of it."""
         pending = {worker for worker in self._workers if port.key in worker.keys}
         for worker in pending:
             worker.keys.discard(port.key)
             self._send_unpublish(worker, port.key)
         if pending:
-            self._waiting[port.key] = (pending, done)
+            self._unpublishing[port.key] = (pending, done)
         else:
             done()
 
     def _send_unpublish(self, worker: Worker, key: int, _events: int = 0) -> None:
-        """Never waits: the worker may be waiting for us to read what it said."""
+        """Send without waiting: the worker may be waiting for the relay to read its messages."""
         try:
             worker.channel.send(b"unpublish %d" % key, socket.MSG_DONTWAIT)
         except BlockingIOError:
             self._loop.call_soon(partial(self._send_unpublish, worker, key), 0)
         except OSError:
-            pass  # a worker that is gone is heard of through its channel
+            pass  # a worker that has ended is noticed through its channel
 
     def _on_time_slice(self, _signal: int, _frame: object) -> None:
         now_s = time.monotonic()
@@ -169,18 +175,19 @@ class WorkerPool:
         self._slice_began_s = now_s
 
     def _on_busy(self, full: bool, _events: int) -> None:
+        """Share the load; `full`: the process has used a whole core for a while."""
         if self._workers:
             self._balance(full)
-        elif len(self._worth_sharing(full)) > 1:
+        elif len(self._shareable_flows(full)) > 1:
             self.wanted = True
             self._loop.stop()
 
-    def _worth_sharing(self, full: bool) -> list[Flow]:
+    def _shareable_flows(self, full: bool) -> list[Flow]:
         return [flow for flow in self._streams.flows if full or not flow.is_bulky()]
 
     def _balance(self, full: bool) -> None:
-        """Hands over what is quiet, until no worker has fewer flows than we."""
-        for flow in self._worth_sharing(full):
+        """Pass idle flows on until no worker has fewer flows than the relay process."""
+        for flow in self._shareable_flows(full):
             if flow.is_idle() and not self._send_flow(flow):
                 return
 
@@ -203,7 +210,7 @@ class WorkerPool:
             port.serve(client, backend_port)
 
     def _least_loaded(self) -> Worker | None:
-        """The worker with the fewest flows, if we have more, and it has descriptors for one."""
+        """Return the worker with the fewest flows, if the relay has more and the worker has descriptors for another."""
         worker = min(self._workers, key=Worker.flow_count)
         return worker if worker.flow_count() < min(len(self._streams.flows), self._max_flows) else None
 
@@ -218,17 +225,17 @@ class WorkerPool:
             self._on_worker_exit(worker)
 
     def _confirm_unpublished(self, worker: Worker, key: int) -> None:
-        pending, done = self._waiting[key]
+        pending, done = self._unpublishing[key]
         pending.discard(worker)
         if not pending:
-            del self._waiting[key]
+            del self._unpublishing[key]
             done()
 
     def _on_worker_exit(self, worker: Worker) -> None:
-        """A worker ended that should not have, and its connections with it.  The others go on without it."""
-        self._log.warning("a worker process ended unexpectedly, and its connections with it")
+        """Handle the unexpected end of a worker, which ended its connections, too.  The other processes go on."""
+        self._log.warning("a worker process ended unexpectedly: its connections are lost")
         self._remove(worker)
-        for key in [key for key, (pending, _) in self._waiting.items() if worker in pending]:
+        for key in [key for key, (pending, _) in self._unpublishing.items() if worker in pending]:
             self._confirm_unpublished(worker, key)
 
     def _remove(self, worker: Worker) -> None:
@@ -239,8 +246,8 @@ class WorkerPool:
             self._streams.find_delegate = None
 
     def _retire_if_idle(self) -> None:
-        """Ends the workers when they were idle twice in a row."""
-        idle = not any(worker.flow_count() for worker in self._workers) and not self._waiting
+        """End the workers if they were idle at two checks in a row."""
+        idle = not any(worker.flow_count() for worker in self._workers) and not self._unpublishing
         if idle and self._was_idle:
             for worker in tuple(self._workers):
                 self._remove(worker)
@@ -250,7 +257,7 @@ class WorkerPool:
 
 
 class _WorkerProcess:
-    """A worker, from within."""
+    """The state of a worker process."""
 
     def __init__(self, channel: socket.socket, settings: Settings, log: Log) -> None:
         self.loop = Loop()
@@ -291,12 +298,12 @@ class _WorkerProcess:
     def _receive_flow(
         self, port: StreamPort, backend_port: int, rights: list[tuple[int, int, bytes]], whole: bool
     ) -> None:
-        """`whole`: all sockets came; the kernel leaves out those that the process has no descriptor for."""
-        to = port.backend
+        """Start to relay; `whole` is false if the process had no descriptors for all sockets of the message."""
+        backend = port.backend
         fds = array("i", b"".join(data for _, _, data in rights))
-        socks = [SocketType(to.family, socket.SOCK_STREAM, to.protocol, fd) for fd in fds]
+        socks = [SocketType(backend.family, socket.SOCK_STREAM, backend.protocol, fd) for fd in fds]
         if not whole:
-            self._log.warning("out of file descriptors: a connection was dropped")
+            self._log.warning("out of file descriptors: a connection passed to a worker was dropped")
             for sock in socks:
                 sock.close()
         elif len(socks) == 2:
@@ -312,12 +319,12 @@ class _WorkerProcess:
 
 
 def _rights(socks: Iterable[SocketType]) -> tuple[int, int, bytes]:
-    """The ancillary data that carries sockets along (socket.send_fds of Python 3.11 forgets its flags)."""
+    """Return the ancillary data that passes sockets (socket.send_fds of Python 3.11 ignores its flags)."""
     return socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [sock.fileno() for sock in socks]).tobytes()
 
 
 def run_worker(channel: socket.socket, counter: memoryview, settings: Settings, log: Log) -> None:
-    """The life of a worker process: until its relay closes the channel, or is no more."""
+    """Run a worker process until its relay closes the channel, or ends."""
     worker = _WorkerProcess(channel, settings, log)
     channel.send(b"up")
     while not worker.ended:
