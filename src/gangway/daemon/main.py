@@ -59,6 +59,7 @@ class Daemon:
         self._checks: dict[socket.socket, asyncio.TimerHandle] = {}
         self._end: asyncio.TimerHandle | None = None
         self._relay_fd: int | None = None
+        self._relay_exits = 0
         self._hangups = select.epoll()
         self._leases: LeaseServer
         self.ended_idle = False
@@ -131,7 +132,12 @@ class Daemon:
 
     def _changed(self) -> None:
         """There may be another relay now, and nothing may be left to look after."""
-        self._watch(self._parts.dataplane.relay.fileno())
+        relay = self._parts.dataplane.relay
+        self._watch(relay.fileno())
+        if relay.exits != self._relay_exits:  # a thread may have started another one before we were notified
+            self._relay_exits = relay.exits
+            self._leases.restore()
+            self._run(self._parts.requests.check)
         if self._end is not None:
             self._end.cancel()
         if self._start.until_idle and self._parts.requests.is_idle:

@@ -55,7 +55,7 @@ class Parts:
         self._controller = controller = Controller(
             self.observer, registry, executor, ReservedPorts(settings, warn), self._driver_for, log
         )
-        leases = Leases(registry.index, executor, self.observer.lease_facts)
+        leases = Leases(registry.index, self.dataplane, self.observer.lease_facts)
         self.requests = Requests(controller, registry, executor, leases)
 
     def _driver_for(self, firewall: Firewall) -> Driver:

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from threading import RLock
 from typing import NamedTuple, Protocol
 
 from gangway.errors import GangwayError, HostRefused
@@ -71,10 +72,12 @@ class _Record(NamedTuple):
 class SavedSettings:
     """The settings that gangway has changed in the calling thread's network namespace.
 
-    `warn` logs what could not be restored, and why.  A name that was not registered is a sysctl's.
+    `warn` logs what could not be restored, and why.  A name that was not registered is a sysctl's.  Thread-safe:
+    changes are made one after the other.
     """
 
     def __init__(self, storage: Storage, warn: Callable[[str], None]) -> None:
+        self._lock = RLock()
         self._storage = storage
         self._warn = warn
         self._settings: dict[str, Setting] = {}
@@ -97,32 +100,34 @@ class SavedSettings:
         and nothing more is recorded.
         """
         setting = self._setting(name)
-        now = setting.read()
-        if now not in (None, value):
-            self._change(name, value, partial(setting.write, value), tuple(side_effects), restored_with)
-        self._users[name].add(user)
+        with self._lock:
+            if setting.read() not in (None, value):
+                self._change(name, value, partial(setting.write, value), tuple(side_effects), restored_with)
+            self._users[name].add(user)
 
     def extend(self, name: str, text: str, user: str = "") -> None:
         """Add to a sysctl that is a list.  HostRefused: it was not changed."""
-        expected = ",".join(filter(None, (self._setting(name).read(), text)))
-        self._change(name, expected, partial(sysctl.extend, name, text))
-        self._users[name].add(user)
+        with self._lock:
+            expected = ",".join(filter(None, (self._setting(name).read(), text)))
+            self._change(name, expected, partial(sysctl.extend, name, text))
+            self._users[name].add(user)
 
     def restore(self, name: str, user: str = "") -> None:
         """Restore a setting, and all that is restored with it, unless it has another user.
 
         HostRefused: it was not restored, and stays recorded.
         """
-        self._users[name].discard(user)
-        if self._users[name]:
-            return
-        names = [other for other in self._records if name in (other, self._records[other].restored_with)]
-        names.sort(key=lambda other: other != name)
-        if not self._has_new_dependents(name):
-            self._write_back(names)
-        if names:
-            self._records = {other: record for other, record in self._records.items() if other not in names}
-            self._store()
+        with self._lock:
+            self._users[name].discard(user)
+            if self._users[name]:
+                return
+            names = [other for other in self._records if name in (other, self._records[other].restored_with)]
+            names.sort(key=lambda other: other != name)
+            if not self._has_new_dependents(name):
+                self._write_back(names)
+            if names:
+                self._records = {other: record for other, record in self._records.items() if other not in names}
+                self._store()
 
     def restore_all(self, needed: Collection[str] = ()) -> None:
         """Restore all settings but those that are needed, whoever their users were; log those that could not be."""

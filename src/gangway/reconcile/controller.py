@@ -61,8 +61,12 @@ class Controller:
         self._log = log
         self._condition = Condition.UNKNOWN
         self._facts: HostFacts | None = None
-        self._reported: set[str] = set()
-        """What the last attempt could not do, as it was logged."""
+        self._relay_exits = 0
+        """How many relays had exited when everything was compared last."""
+        self._failures: set[str] = set()
+        """What has failed since the last comparison began, as it was logged."""
+        self._former_failures: set[str] = set()
+        """The same of the comparison before: what fails again is not logged again."""
 
     @property
     def facts(self) -> HostFacts:
@@ -86,7 +90,7 @@ class Controller:
             self._reap(container)
         if self._registry.networks:
             changed = events.generation() != self._executor.driver.generation
-            if changed or self._condition is not Condition.APPLIED or not self._executor.dataplane.relay.is_running():
+            if changed or self._condition is not Condition.APPLIED or self._has_lost_relay():
                 self.check()
 
     def carry_out(self, before: State, after: State, reserved: Reserved | None = None) -> None:
@@ -121,7 +125,9 @@ class Controller:
             self._attempt(self._executor.dataplane.stop_if_unused)
 
     def check(self, thorough: bool = False) -> None:
-        """Find out whether somebody else changed something, and repair it."""
+        """Find out whether another program changed something, and repair it."""
+        if thorough:
+            self._reattach()  # leases need that, too
         if not self._registry.networks:
             return
         if thorough:
@@ -143,9 +149,10 @@ class Controller:
 
     def reconcile(self) -> None:
         """Make the host as it should be."""
-        reported, self._reported = self._reported, set()
         dataplane = self._executor.dataplane
-        repaired = [self._attempt(part.reattach, reported) for part in (dataplane.steering, dataplane.redirect)]
+        self._former_failures, self._failures = self._failures, set()
+        self._relay_exits = dataplane.relay.exits
+        is_repaired = self._reattach()
         _ = self.facts
         self._look_at_chains()
         self._refresh_facts()
@@ -161,15 +168,14 @@ class Controller:
             self._observer.found(), plan=plan if are_applied else None, forwarding=self._own_forwarding(plan)
         )
         wanted = State() if plan is None else self._registry.state(plan)
-        failed = self._apply(diff(before, wanted), plan, reported)
-        unavailable = self._unavailable_mappings(failed, plan)
-        for mapping in unavailable:
-            dataplane.redirect.remove(block for block, _ in redirects_of(mapping))
+        failed = self._apply(diff(before, wanted), plan)
+        for mapping in self._unavailable_mappings(failed, plan):
+            dataplane.remove_redirects(block for block, _ in redirects_of(mapping))
             dataplane.steering.remove(steered_of(mapping))
         self._reserved_ports.set(_steered_ports(self._registry.mappings()))
         if plan is None:
-            repaired.append(self._attempt(self._executor.driver.remove, reported))
-        self._condition = _condition(failed, all(repaired))
+            is_repaired &= self._attempt(self._executor.driver.remove)
+        self._condition = _condition(failed, is_repaired)
         self.record_applied()
 
     def is_dead(self, container: str) -> bool:
@@ -192,14 +198,25 @@ class Controller:
                 found.add(shared_chains(family)[0])
         return found
 
-    def _apply(self, steps: Iterable[Step], plan: Plan | None, reported: Collection[str]) -> list[Step]:
+    def _apply(self, steps: Iterable[Step], plan: Plan | None) -> list[Step]:
         """Carry out steps as far as they can be; return those that failed."""
         failed: list[Step] = []
         for step in steps:
             for part in _parts(step, self._unavailable_mappings(failed, plan)):
-                if not self._attempt(partial(self._executor.do, part), reported):
+                if not self._attempt(partial(self._executor.do, part)):
                     failed.append(part)
         return failed
+
+    def _reattach(self) -> bool:
+        """Attach the programs again that another program has detached; True unless one could not be."""
+        dataplane = self._executor.dataplane
+        is_steering = self._attempt(dataplane.steering.reattach)
+        return self._attempt(dataplane.redirect.reattach) and is_steering
+
+    def _has_lost_relay(self) -> bool:
+        """True if a relay has exited since everything was compared; another one may run already, without our ports."""
+        relay = self._executor.dataplane.relay
+        return not relay.is_running() or relay.exits != self._relay_exits
 
     def _dead(self, containers: Iterable[str]) -> list[str]:
         places = {container: self._registry.place(container) for container in containers}
@@ -248,12 +265,11 @@ class Controller:
 
     def _is_disturbed(self, thorough: bool) -> bool:
         """True if something of ours is not as it was."""
-        dataplane = self._executor.dataplane
-        if self._condition is Condition.UNKNOWN or not dataplane.relay.is_running():
+        if self._condition is Condition.UNKNOWN or self._has_lost_relay():
             return True
         if not self._executor.driver.is_intact(self._registry.plan, thorough):
             return True
-        if thorough and not (dataplane.is_intact() and self._reserved_ports.is_intact()):
+        if thorough and not self._reserved_ports.is_intact():
             return True
         links = self._observer.found_links()
         wanted = {one.bridge for one in self._registry.networks}
@@ -275,7 +291,7 @@ class Controller:
     def _update_own_addresses(self) -> None:
         self._attempt(lambda: self._executor.dataplane.redirect.set_own_addresses(self._executor.links.addresses))
 
-    def _attempt(self, call: Callable[[], None], reported: Collection[str] = ()) -> bool:
+    def _attempt(self, call: Callable[[], None]) -> bool:
         """Try something; True if it was done.  A failure is logged, unless the last attempt failed the same way."""
         done = True
         try:
@@ -285,9 +301,9 @@ class Controller:
             if self._condition is Condition.APPLIED:
                 self._condition = Condition.RETRYING
             for text in map(str, _flat(errors)):
-                if text not in reported:
+                if text not in self._failures | self._former_failures:
                     self._warn(text)
-                self._reported.add(text)
+                self._failures.add(text)
         return done
 
     def _warn(self, text: str) -> None:

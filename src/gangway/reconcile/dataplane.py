@@ -2,13 +2,15 @@
 
 What this file knows: how the three go together.  What it must not know: what is published, and why.
 
-Requests and leases run in different threads, so a change holds `lock`; none takes more than some milliseconds.
+Requests and leases run in different threads, so each change of a port is made under a lock; none takes more than some
+milliseconds.  What belongs to a lease only the lease changes: the rest of gangway neither finds nor removes it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from threading import RLock
 
+from gangway.ebpf.keys import PortBlock, Target, blocks
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
 from gangway.errors import GangwayError, HostRefused
@@ -32,13 +34,16 @@ class DataPlane:
     """The relay, steering and redirect of one network namespace."""
 
     def __init__(self, relay: RelayClient, steering: Steering, redirect: Redirect, settings: SavedSettings) -> None:
-        self.lock = RLock()
+        self._lock = RLock()
         self.relay = relay
         self.steering = steering
         self.redirect = redirect
         self._settings = settings
         self.reuse_ports = True
         """Set `net.ipv4.tcp_tw_reuse` while the relay runs."""
+        self._is_reuse_set = False
+        self._leased: set[PortBlock] = set()
+        """The redirect's entries that belong to leases."""
 
     def close(self) -> None:
         """Close descriptors; while a relay runs, everything goes on."""
@@ -46,43 +51,32 @@ class DataPlane:
         self.steering.close()
         self.relay.close()
 
-    def is_intact(self) -> bool:
-        """True if nobody else has detached a program."""
-        return self.redirect.is_attached() and self.steering.is_attached()
-
     def found(self) -> State:
-        """Return what the kernel and the relay have, without what belongs to leases."""
-        with self.lock:
+        """Return what the kernel and the relay have, without what belongs to leases, also an earlier daemon's."""
+        with self._lock:
             redirects, steered = self.redirect.entries(), self.steering.entries()
             served = self.relay.served() if self.relay.is_running() else []
-        leased = {
-            (one.ports.protocol, address, one.ports.first)
-            for one in served
-            if one.mode is Mode.LEASED
-            for address in _addresses(one.ports)
-        }
+            leased = self._leased.union(*(_blocks(one.ports) for one in served if one.mode is Mode.LEASED))
         return State(
             ports={one.ports: one for one in served if one.mode is not Mode.LEASED},
             steered=steered,
-            redirects={block: to for block, to in redirects.items() if block[:3] not in leased},
+            redirects={block: to for block, to in redirects.items() if block not in leased},
         )
 
     def stop_if_unused(self) -> None:
         """Stop a relay that serves nothing, and restore the setting that it needed."""
-        with self.lock:
+        with self._lock:
             if not (self.relay.is_running() and self.relay.served()):
+                self._is_reuse_set = False
                 self._settings.restore(TW_REUSE)
                 self.relay.stop()
 
     def serve(self, ports: Iterable[Serve], reserved: Reserved) -> None:
         """Have the relay serve ports, all or none; each is reserved first unless it is already."""
-        if self.reuse_ports:
-            with suppress(HostRefused):  # many short connections will run out of ports then, and nothing else
-                self._settings.set(TW_REUSE, "1")
         done: list[Serve] = []
         try:
             for port in ports:
-                with self.lock:
+                with self._lock:
                     self._serve(port, reserved.get(port.ports))
                 done.append(port)
         except GangwayError:
@@ -92,10 +86,35 @@ class DataPlane:
     def remove(self, ports: Iterable[Serve]) -> None:
         """Have the relay serve ports no longer, and free them."""
         for port in ports:
-            with self.lock:
+            with self._lock:
                 self.relay.remove(port.ports)
                 if port.mode is Mode.SHARED:
                     self.steering.release(*port.ports)
+
+    def remove_redirects(self, redirects: Iterable[PortBlock]) -> None:
+        """Remove entries of the redirect, except those of leases: one may have been granted since they were found."""
+        with self._lock:
+            self.redirect.remove(block for block in redirects if block not in self._leased)
+
+    def serve_lease(self, port: Serve, redirects: Mapping[PortBlock, Target], fds: Sequence[int]) -> None:
+        """Serve a lease's port by the socket in `fds`, and redirect its clients: both or neither."""
+        with self._lock:
+            self._serve(port, fds)
+            self._leased |= redirects.keys()
+            try:
+                self.redirect.add(redirects)
+            except GangwayError:
+                self.remove_lease(port, redirects)
+                raise
+
+    def remove_lease(self, port: Serve, redirects: Mapping[PortBlock, Target]) -> None:
+        """Neither serve a lease's port nor redirect its clients any longer, even if one of the two fails."""
+        with self._lock:
+            self._leased -= redirects.keys()
+            try:
+                self.redirect.remove(redirects)
+            finally:
+                self.relay.remove(port.ports)
 
     def matching(self, planned: MappingPlan, port: int) -> str:
         """Describe the entry of the redirect that a client of a mapping's port matches, as the kernel has it."""
@@ -112,6 +131,10 @@ class DataPlane:
         return self.redirect.count(block for block, _ in redirects_of(planned))
 
     def _serve(self, port: Serve, reserved: Sequence[int] | None) -> None:
+        if self.reuse_ports and not self._is_reuse_set:
+            with suppress(HostRefused):  # many short connections will run out of ports then, and nothing else
+                self._settings.set(TW_REUSE, "1")
+            self._is_reuse_set = True
         if reserved is not None:
             return self.relay.serve(port, reserved)
         if port.mode is not Mode.SHARED:
@@ -125,6 +148,7 @@ class DataPlane:
             raise
 
 
-def _addresses(leased: HostPorts) -> tuple[str, ...]:
-    """Return the addresses that a lease's redirects may have: a socket at `::` may serve IPv4 clients, too."""
-    return (leased.address, "0.0.0.0") if leased.address == "::" else (leased.address,)
+def _blocks(leased: HostPorts) -> Iterator[PortBlock]:
+    """Yield the redirect's entries that a lease may have: a socket at `::` may serve IPv4 clients, too."""
+    for address in (leased.address, "0.0.0.0") if leased.address == "::" else (leased.address,):
+        yield from blocks(*leased._replace(address=address))

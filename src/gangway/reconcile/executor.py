@@ -76,7 +76,7 @@ class Executor:
             case Verb.REDIRECT, Redirects(entries):
                 self.dataplane.redirect.add(dict(entries))
             case Verb.UNREDIRECT, Redirects(entries):
-                self.dataplane.redirect.remove(block for block, _ in entries)
+                self.dataplane.remove_redirects(block for block, _ in entries)
             case _:
                 self._change_link(step)
 

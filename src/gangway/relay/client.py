@@ -48,6 +48,8 @@ class RelayClient:
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._exited = False
+        self.exits = 0
+        """How often a relay has exited, or failed: one that was started since serves no port of the earlier one's."""
         self._held: dict[str, Sequence[int]] = {}
         self._shared: int | None = None
         """How many shared sockets the relay has; None: not known."""
@@ -169,6 +171,7 @@ class RelayClient:
     def _lose(self) -> None:
         self.close()
         self._exited = True
+        self.exits += 1
 
     def _start(self) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:

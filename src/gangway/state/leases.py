@@ -5,28 +5,28 @@ must not know: connections to launchers.
 
 A lease needs no network or endpoint of gangway's.  It goes through the plan like any other mapping, with the firewall
 `none`: dockerd writes its own rules.  Its host address and port are read from the socket, whatever the launcher says:
-so nobody can have clients led astray but at ports that are its own.
+so no launcher can redirect clients of ports that are not its own.
 
-Leases are granted and ended in a thread of their own, so that none waits for a request.
+Leases are granted, ended and restored in a thread of their own, so that none waits for a request.  Questions may come
+from any thread.
 """
 
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from ipaddress import ip_address
-from threading import RLock
 
 from gangway import runtime
+from gangway.ebpf.keys import PortBlock, Target
 from gangway.errors import GangwayError, InvalidRequest
-from gangway.model import ANY, Endpoint, PortMapping, PortRange, Protocol, Source
+from gangway.model import ANY, PortMapping, PortRange, Protocol, Source, lease_endpoint
 from gangway.plan import HostFacts, MappingPlan, plan_mapping
-from gangway.reconcile.dataplane import Reserved
-from gangway.reconcile.diff import diff
-from gangway.reconcile.executor import Executor
-from gangway.reconcile.state import State, ports_of, redirects_of
+from gangway.reconcile.dataplane import DataPlane
+from gangway.reconcile.state import ports_of, redirects_of
 from gangway.relay import protocol
+from gangway.relay.protocol import Serve
 from gangway.relay.sockets import PROTOCOLS
 from gangway.state.port_index import PortIndex
 
@@ -36,8 +36,6 @@ class Lease:
     """A granted lease.  Its first mapping is that of the socket's own family; a dual-stack socket has two."""
 
     mappings: tuple[PortMapping, ...]
-    address: str
-    """The container's."""
     sock: socket.socket
     """The port's socket: ours, too, so that a new relay can be given it."""
     pid: int
@@ -47,87 +45,88 @@ class Lease:
 class Leases:
     """The leases of a network namespace; `facts` gathers what decisions about them depend on."""
 
-    def __init__(self, index: PortIndex, executor: Executor, facts: Callable[[], HostFacts]) -> None:
+    def __init__(self, index: PortIndex, dataplane: DataPlane, facts: Callable[[], HostFacts]) -> None:
         self._index = index
-        self._executor = executor
+        self._dataplane = dataplane
         self._facts = facts
-        self._lock = RLock()
         self._leases: dict[PortMapping, Lease] = {}
 
     def __len__(self) -> int:
         return len(self._leases)
 
     def grant(self, wanted: protocol.Lease, sock: socket.socket, pid: int) -> Lease:
-        """Publish the port of a launcher's socket, which is the lease's from now on.
+        """Publish the port of a launcher's socket, which is the lease's from now on; it is closed if that fails.
 
         InvalidRequest: the socket cannot be published.  Conflict: the port is published already.
         """
-        lease = Lease(tuple(_mappings(wanted, sock)), wanted.to.address, sock, pid)
-        with self._lock, ExitStack() as undo:
+        with ExitStack() as undo:
+            undo.enter_context(sock)
+            lease = Lease(tuple(_mappings(wanted, sock)), sock, pid)
             for mapping in lease.mappings:
                 self._index.add(mapping)
                 undo.callback(self._index.remove, mapping)
-            self._carry_out(State(), self._state(lease), lease)
-            for mapping in lease.mappings:
-                self._leases[mapping] = lease
+            port, redirects = self._decide(lease)
+            with _descriptors(lease) as fds:
+                self._dataplane.serve_lease(port, redirects, fds)
             undo.pop_all()
+        self._leases |= dict.fromkeys(lease.mappings, lease)
         return lease
 
     def end(self, lease: Lease) -> None:
-        """Unpublish a lease's port; it is free afterwards."""
-        with self._lock, lease.sock:
+        """Unpublish a lease's port; it is free afterwards, also if part of it fails."""
+        with lease.sock, ExitStack() as last:
             for mapping in lease.mappings:
                 del self._leases[mapping]
-                self._index.remove(mapping)
-            self._carry_out(self._state(lease), State())
+                last.callback(self._index.remove, mapping)
+            self._dataplane.remove_lease(*self._decide(lease))
             if not self._leases:
-                self._executor.dataplane.stop_if_unused()
+                self._dataplane.stop_if_unused()
 
     def restore(self) -> None:
         """Have a new relay serve every lease.  ExceptionGroup: some could not be served."""
         failures: list[Exception] = []
-        with self._lock:
-            for lease in dict.fromkeys(self._leases.values()):
-                try:
-                    self._carry_out(State(), replace(self._state(lease), redirects={}), lease)
-                except (GangwayError, OSError) as error:
-                    failures.append(error)
+        for lease in dict.fromkeys(self._leases.values()):
+            port, _ = self._decide(lease)  # the redirects have outlived the relay, and count on
+            try:
+                with _descriptors(lease) as fds:
+                    self._dataplane.serve([port], {port.ports: fds})
+            except (GangwayError, OSError) as error:
+                failures.append(error)
         if failures:
             raise ExceptionGroup("leases could not be served again", failures)
 
     def planned(self) -> tuple[MappingPlan, ...]:
         """Return every lease's mappings, as they are decided now."""
         facts = self._facts()
-        return tuple(_plan(mapping, lease, facts) for mapping, lease in tuple(self._leases.items()))
+        return tuple(_plan(mapping, facts) for mapping in tuple(self._leases))
 
     def find(self, mapping: PortMapping) -> MappingPlan | None:
         """Return a lease's mapping as it is decided now; None if it is no lease's."""
-        lease = self._leases.get(mapping)
-        return None if lease is None else _plan(mapping, lease, self._facts())
+        return _plan(mapping, self._facts()) if mapping in self._leases else None
 
-    def _state(self, lease: Lease) -> State:
-        """Return what a lease makes of the host: one port of the relay's, and the redirects of all its mappings."""
+    def _decide(self, lease: Lease) -> tuple[Serve, dict[PortBlock, Target]]:
+        """Return the relay's port, which is one, and the redirects of all mappings."""
         facts = self._facts()
-        planned = [_plan(mapping, lease, facts) for mapping in lease.mappings]
-        return State(
-            ports=dict(ports_of(planned[0])),
-            redirects=dict(entry for one in planned for entry in redirects_of(one)),
-        )
-
-    def _carry_out(self, before: State, after: State, lease: Lease | None = None) -> None:
-        with ExitStack() as opened:
-            reserved: Reserved = {}
-            if lease is not None:
-                fds = [lease.sock.fileno()]
-                with suppress(OSError):  # it has exited, or the kernel has no pidfd_open (before 5.3)
-                    fds.append(os.pidfd_open(lease.pid))
-                    opened.callback(os.close, fds[-1])
-                reserved = dict.fromkeys(after.ports, fds)
-            self._executor.carry_out(diff(before, after), reserved)
+        planned = [_plan(mapping, facts) for mapping in lease.mappings]
+        ((_, port),) = ports_of(planned[0])
+        return port, dict(entry for one in planned for entry in redirects_of(one))
 
 
-def _plan(mapping: PortMapping, lease: Lease, facts: HostFacts) -> MappingPlan:
-    return plan_mapping(mapping, Endpoint(mapping.container, "", (ip_address(lease.address),)), None, facts)
+@contextmanager
+def _descriptors(lease: Lease) -> Iterator[list[int]]:
+    """Provide what the relay needs to serve a lease: its socket, and the launcher's pidfd where there is one."""
+    fds = [lease.sock.fileno()]
+    try:
+        with suppress(OSError):  # it has exited, or the kernel has no pidfd_open (before 5.3)
+            fds.append(os.pidfd_open(lease.pid))
+        yield fds
+    finally:
+        for fd in fds[1:]:
+            os.close(fd)
+
+
+def _plan(mapping: PortMapping, facts: HostFacts) -> MappingPlan:
+    return plan_mapping(mapping, lease_endpoint(mapping), None, facts)
 
 
 def _mappings(wanted: protocol.Lease, sock: socket.socket) -> Iterator[PortMapping]:

@@ -4,6 +4,7 @@ Other programs' ports are not in it.
 """
 
 from collections.abc import Iterator
+from threading import RLock
 
 from gangway.errors import Conflict
 from gangway.inet import format_host
@@ -12,27 +13,32 @@ from gangway.model import Address, PortMapping, Protocol, Source, any_address
 
 
 class PortIndex:
-    """The mappings of a host by protocol, address and port.  The cost of a lookup does not depend on how many there
-    are, nor on the length of their ranges."""
+    """The mappings of a host by protocol, address and port.  Thread-safe: requests and leases share it.
+
+    The cost of a lookup does not depend on how many there are, nor on the length of their ranges.
+    """
 
     def __init__(self) -> None:
+        self._lock = RLock()
         self._by_address: dict[Protocol, dict[Address, Intervals[PortMapping]]] = {
             protocol: {} for protocol in Protocol
         }
 
     def add(self, mapping: PortMapping) -> None:
         """Add a mapping.  Conflict: another mapping has a port of it."""
-        self.require_free(mapping)
         ports = mapping.host_ports
-        intervals = self._by_address[mapping.protocol].setdefault(mapping.host_address, Intervals())
-        intervals.add(ports.first, ports.last, mapping)
+        with self._lock:
+            self.require_free(mapping)
+            intervals = self._by_address[mapping.protocol].setdefault(mapping.host_address, Intervals())
+            intervals.add(ports.first, ports.last, mapping)
 
     def remove(self, mapping: PortMapping) -> None:
         """Remove a mapping.  KeyError: it is not in the index."""
         by_address = self._by_address[mapping.protocol]
-        by_address[mapping.host_address].remove(mapping.host_ports.first)
-        if not by_address[mapping.host_address]:
-            del by_address[mapping.host_address]
+        with self._lock:
+            by_address[mapping.host_address].remove(mapping.host_ports.first)
+            if not by_address[mapping.host_address]:
+                del by_address[mapping.host_address]
 
     def require_free(self, mapping: PortMapping) -> None:
         """Conflict: another mapping has a port of this one."""
@@ -43,13 +49,15 @@ class PortIndex:
     def collision(self, mapping: PortMapping) -> PortMapping | None:
         """Return a mapping in the index that has a port of this one; None if there is none."""
         first, last = mapping.host_ports.first, mapping.host_ports.last
-        return next((other for near in self._near(mapping) for other in near.overlapping(first, last)), None)
+        with self._lock:
+            return next((other for near in self._near(mapping) for other in near.overlapping(first, last)), None)
 
     def at(self, protocol: Protocol, address: Address, port: int) -> PortMapping | None:
         """Return the mapping that serves clients of an address and port; None if there is none."""
         by_address = self._by_address[protocol]
-        found = (by_address[one].at(port) for one in (address, any_address(address)) if one in by_address)
-        return next((mapping for mapping in found if mapping is not None), None)
+        with self._lock:
+            found = (by_address[one].at(port) for one in (address, any_address(address)) if one in by_address)
+            return next((mapping for mapping in found if mapping is not None), None)
 
     def _near(self, mapping: PortMapping) -> Iterator[Intervals[PortMapping]]:
         """Yield the mappings of each address at which this one could collide."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gangway.reconcile.diff import Flows, State, Step, Verb, diff, ports_of, steered_of
-from tests.unit.pretend_host import BRIDGES, ENDS, HERE, PLANNED, PORTS, STEERED, TARGETS, Host, attachment, states
+from tests.unit.state_model import BRIDGES, ENDS, HERE, PLANNED, PORTS, STEERED, TARGETS, Host, attachment, states
 
 # What comes at which place; an end that is there may have to be isolated where another is attached.
 DOWN = (

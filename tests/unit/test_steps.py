@@ -25,7 +25,7 @@ from gangway.reconcile.diff import (
     redirects_of,
     steered_of,
 )
-from tests.unit.pretend_host import Host
+from tests.unit.state_model import Host
 from tests.unit.samples import (
     BACK,
     NFTABLES,
