@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from gangway.relay.kept import MOST_HELD, Kept, Published, Range
+
 from gangway.relay.sockets import Backend
 
 _MESSAGE_BYTES = 256

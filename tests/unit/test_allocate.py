@@ -8,7 +8,7 @@ import pytest
 
 from gangway.ebpf.program import LinkHolder
 from gangway.ebpf.steering import Reservation, Steering
-from gangway.errors import Conflict, PortTaken, Unsupported
+from gangway.errors import Conflict, PortInUse, Unsupported
 from gangway.host import sockets as ports
 from gangway.model import parse_port
 from gangway.plan import HostFacts
@@ -118,16 +118,16 @@ def test_one_port_of_udp_is_taken_by_a_socket(office: Office) -> None:
 
 @pytest.mark.parametrize("facts", [NFTABLES, NO_STEERING])
 def test_what_cannot_be_had_at_one_address_is_had_at_none(office: Office, facts: HostFacts) -> None:
-    office.steered.refused[SIX] = PortTaken("port 8003 is taken by somebody")
-    office.refused[HostPorts("tcp", "::", 8003, 8003)] = PortTaken("it is taken")
-    with pytest.raises(PortTaken, match="port 8003 is taken by somebody"):
+    office.steered.refused[SIX] = PortInUse("port 8003 is taken by somebody")
+    office.refused[HostPorts("tcp", "::", 8003, 8003)] = PortInUse("it is taken")
+    with pytest.raises(PortInUse, match="port 8003 is taken by somebody"):
         office.ask("8000-8010:80-90", facts)
     assert office.is_free()
 
 
 def test_of_a_choice_the_next_one_is_tried(office: Office) -> None:
     for port in (8000, 8001):
-        office.steered.refused[HostPorts("tcp", "127.0.0.1", port, port)] = PortTaken("it is taken")
+        office.steered.refused[HostPorts("tcp", "127.0.0.1", port, port)] = PortInUse("it is taken")
     mappings, reserved = office.ask("127.0.0.1:8000-8010:80")
     assert (mappings, list(reserved)) == (["127.0.0.1:8002:80/tcp"], [HostPorts("tcp", "127.0.0.1", 8002, 8002)])
     assert len(office.steered.reserved) == 1
@@ -135,8 +135,8 @@ def test_of_a_choice_the_next_one_is_tried(office: Office) -> None:
 
 def test_if_none_of_a_choice_is_free_that_is_told(office: Office) -> None:
     for port in range(8000, 8011):
-        office.steered.refused[HostPorts("tcp", "127.0.0.1", port, port)] = PortTaken("it is taken")
-    with pytest.raises(PortTaken, match="none of the host ports 8000-8010 is free; the last one tried: it is taken"):
+        office.steered.refused[HostPorts("tcp", "127.0.0.1", port, port)] = PortInUse("it is taken")
+    with pytest.raises(PortInUse, match="none of the host ports 8000-8010 is free; the last one tried: it is taken"):
         office.ask("127.0.0.1:8000-8010:80")
     assert office.is_free()
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gangway.relay.kept import PAGE
 
 from gangway.errors import HostRefused
 from gangway.reconcile.diff import HostPorts, Target
 from gangway.relay.client import Relay
-from gangway.relay.kept import PAGE
 from gangway.relay.settings import Settings
 from tests.unit.descriptors import identity
 from tests.unit.pretend_relay import Process

@@ -25,7 +25,6 @@ from gangway.reconcile.diff import (
     redirects_of,
     steered_of,
 )
-from tests.unit.state_model import Host
 from tests.unit.samples import (
     BACK,
     NFTABLES,
@@ -39,6 +38,7 @@ from tests.unit.samples import (
     planned,
     whole,
 )
+from tests.unit.state_model import Host
 
 LINK = Attachment(endpoint(WEB), WEB, "/run/netns/box", isolated=False)
 ISOLATED = LINK._replace(isolated=True)

@@ -7,13 +7,14 @@ from unittest.mock import patch
 
 import msgspec
 import pytest
+from gangway.ebpf.daemon_redirect import Redirects
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.pretend_redirect import Pretended
 
 from gangway.cli.explain import explanation
 from gangway.cli.tables import columns, print_checks, print_mappings, print_network, print_networks, roads
 from gangway.daemon.messages import ExplainAnswer, MappingAnswer, NetworkAnswer, RouteAnswer
-from gangway.ebpf.daemon_redirect import Redirects
 from gangway.firewall.iptables import render as iptables
 from gangway.firewall.nft import render as nftables
 from gangway.model import Network, PortMapping, Protocol
@@ -22,7 +23,6 @@ from gangway.reconcile.diff import redirects_of
 from gangway.relay.client import Relay
 from gangway.relay.settings import Settings
 from tests.unit.golden import assert_golden
-from tests.unit.pretend_redirect import Pretended
 from tests.unit.samples import (
     BACK,
     FACTS,

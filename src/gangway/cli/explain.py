@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from gangway.cli.lines import mapping_line
-from gangway.plan import Code, Origin, SeenAs
 from gangway.inet import format_host
+from gangway.plan import Code, Origin, SeenAs
 
 Answer = dict[str, Any]
 

@@ -32,7 +32,6 @@ from gangway.daemon.messages import (
 from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest, PortInUse, Unsupported
 from gangway.log import Log
 from gangway.model import PortRange, Protocol, Source, parse_address
-from gangway.plan import MappingPlan
 from gangway.state.requests import Requests
 
 # The version of the API, not of gangway.
@@ -123,9 +122,9 @@ def _explain(service: Service, _request: None, given: dict[str, str]) -> Explain
     found = service.requests.explain(Protocol.parse(protocol or "tcp"), address, ports.first, origin)
     routes = [RouteAnswer.of(route, rules) for route, rules in found.routes]
     network = found.network
-    gateways = [] if network is None else list(map(str, network.gateways))
+    name, gateways = (network.name, list(map(str, network.gateways))) if network else ("", [])
     answer = MappingAnswer.of(found.planned, service.requests.redirected(found.planned), routes)
-    return ExplainAnswer(str(address), ports.first, service.requests.firewall.value, network.name if network else "", gateways, answer)
+    return ExplainAnswer(str(address), ports.first, service.requests.firewall.value, name, gateways, answer)
 
 
 def _doctor(service: Service, _request: None, _given: dict[str, str]) -> list[CheckAnswer]:
