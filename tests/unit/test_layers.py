@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "host": {"errors", "state"},
     "ebpf": {"errors", "host", "model", "plan", "reconcile", "relay"},
     "redirect": {"errors", "ebpf"},
-    "relay": {"errors", "intervals", "log", "reconcile"},
+    "relay": {"errors", "intervals", "log"},
     "docker_proxy": {"errors", "ebpf", "redirect", "relay", "log"},
     "reconcile": {"errors", "model", "plan", "firewall", "host", "ebpf", "relay", "state", "daemon", "log"},
     "state": {"errors", "model", "plan", "host", "ebpf", "reconcile", "relay", "daemon", "log", "intervals"},
