@@ -1,10 +1,11 @@
 """A relay in this process: its real event loop, control socket and ports; only the serving of clients is a double."""
 
 import os
+import resource
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 
 from gangway.log import Log
 from gangway.relay import protocol
@@ -259,3 +260,16 @@ def close_all(fds: Sequence[int]) -> None:
 def fd_count() -> int:
     """Return how many descriptors this process has."""
     return len(os.listdir("/proc/self/fd"))
+
+
+@contextmanager
+def no_descriptors_left(spare: int = 0) -> Iterator[None]:
+    """This process can make only so many descriptors more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = new_fds(1 + spare)
+    close_all(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(lowest), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -3,7 +3,7 @@
 What this file knows: how the relay's parts are put together, and when the process ends.  What it must not know: what
 the parts do.
 
-The process is given a unix socket that already listens.  It gives up root, reports that it is ready, and serves ports
+The process is given a listening unix socket.  It gives up root, reports that it is ready, and serves ports
 until it has had neither a port nor a daemon for `LINGER_S` seconds.  Nothing that it opens later (clients, backends,
 pipes) needs a privilege: the daemon or a launcher binds the ports' sockets, and the sockets that answer UDP clients of
 shared ports may be bound without one (core/shared.py).
