@@ -141,6 +141,8 @@ class Controller:
             or self._is_disturbed(thorough)
         ):
             self.reconcile()
+        else:
+            self._failures, self._former_failures = set(), set()
 
     def check_rules(self) -> None:
         """The same, unless the rules are as our last change left them: each of ours sends a notification, too."""
