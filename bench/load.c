@@ -1,30 +1,31 @@
 /*
- * load: the traffic of the benchmark, both ends of it.
+ * load: the benchmark's traffic generator, client and server.
  *
  *   load serve PORT                          echo on PORT (tcp, udp), discard on PORT+1, source on PORT+2
  *   load rr   ADDRESS PORT CLIENTS SECONDS   1-byte request/response on CLIENTS connections
  *   load crr  ADDRESS PORT CLIENTS SECONDS [SOURCE ...]
- *                                            connect, 1 byte there and back, close; CLIENTS at once
+ *                                            connect, send 1 byte, receive it, close; CLIENTS at once
  *   load up   ADDRESS PORT CLIENTS SECONDS   bulk to PORT+1
  *   load down ADDRESS PORT CLIENTS SECONDS   bulk from PORT+2
  *   load udp  ADDRESS PORT CLIENTS SECONDS   1-byte request/response on CLIENTS udp sockets
- *   load refused ADDRESS PORT SECONDS        connect to a port where nobody listens
+ *   load refused ADDRESS PORT SECONDS        connect to a port without a server
  *   load served ADDRESS PORT SECONDS         connect to a port of this process
  *
- * A client's last line is "RATE DONE FAILED": operations (rr, crr, udp) or bytes (up, down) a second, how many in
- * all, and how many were lost or refused and tried again.  `crr` prints one line for each whole second before it,
- * so that a rate that falls can be seen falling.  The clock starts when every client of rr and udp has had one
- * answer, and every bulk client is connected; with SECONDS 0 rr and udp are over then.  crr connects from each SOURCE
- * in turns: the local ports of one address, with TIME_WAIT, are enough for half as many connections a second.
+ * A client's last line is "RATE DONE FAILED": operations (rr, crr, udp) or bytes (up, down) per second, the total, and
+ * how many were lost or refused and retried. `crr` also prints a line for each whole second before, to show a rate that
+ * falls. The clock starts when every client of rr and udp has received one answer and every bulk client is connected;
+ * with SECONDS 0, rr and udp end at that point. crr connects from the SOURCE addresses in rotation: with TIME_WAIT, the
+ * local ports of a single address limit the number of connections per second.
  *
- * `refused` and `served` are led by their standard input: for each byte they connect for SECONDS, in batches, and print
- * a batch's median seconds for one connect; they end with their input.  So one process measures with and without something, in turns.
+ * `refused` and `served` read standard input: for each byte they connect for SECONDS, in batches, and print the median
+ * seconds for one connect; they exit at the end of the input. So one process can measure with and without something,
+ * in alternation.
  *
- * A refused connection is a failure of what is measured in crr, where it is counted and tried again: a proxy without
- * a free port must show a low rate, not an error.  In rr, up and down it ends the run.
+ * In crr a refused connection is counted and retried: a proxy without a free port must show a low rate, not an error.
+ * In rr, up and down it ends the run.
  *
- * It is C, and not Python like the rest of the benchmark, because a generator that is slower than what it
- * measures would pull every ratio towards 1.
+ * It is written in C, unlike the rest of the benchmark, because a generator slower than what it measures would pull
+ * every ratio towards 1.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -184,8 +185,8 @@ static void serve(int port)
 
 struct client {
 	int fd;
-	char sequence; /* of the last request: an answer that comes late must not count twice */
-	double asked_s;
+	char sequence; /* of the last request: a late answer must not count twice */
+	double sent_s;
 };
 
 struct run {
@@ -209,15 +210,15 @@ static void report(struct run *r)
 	printf("%.1f %llu %llu\n", (double)r->done / (now_s() - r->start_s), r->done, r->failed);
 }
 
-/* A connected socket, or -1 if there is none to be had now. */
-static int opened(struct run *r, int type)
+/* Returns a connected (or connecting) socket, or -1 if connect failed. */
+static int try_connect(struct run *r, int type)
 {
 	int one = 1, fd = open_socket(r->to.address.ss_family, type);
 
 	if (r->source_count) {
 		struct peer *from = &r->sources[r->opened++ % r->source_count];
 
-		/* The port is chosen by connect, which knows that it may be in use towards somebody else. */
+		/* Let connect choose the port: it can reuse one that is in use towards another peer. */
 		setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one));
 		if (bind(fd, (void *)&from->address, from->length) < 0)
 			die("bind");
@@ -228,9 +229,9 @@ static int opened(struct run *r, int type)
 	return -1;
 }
 
-static int opened_surely(struct run *r, int type)
+static int connect_or_die(struct run *r, int type)
 {
-	int fd = opened(r, type);
+	int fd = try_connect(r, type);
 
 	if (fd < 0)
 		die("connect");
@@ -240,13 +241,13 @@ static int opened_surely(struct run *r, int type)
 static void request(struct client *c)
 {
 	c->sequence++;
-	c->asked_s = now_s();
-	/* A datagram that was refused reports it here, once. */
+	c->sent_s = now_s();
+	/* Reports once that an earlier datagram was refused. */
 	if (send(c->fd, &c->sequence, 1, MSG_NOSIGNAL) != 1 && errno != ECONNREFUSED)
 		die("send");
 }
 
-/* One exchange, so that the whole way to the server is open; a datagram may need several attempts. */
+/* Exchanges one message, so that the path to the server is established; a datagram may need several attempts. */
 static void first_answer(struct client *c, int type)
 {
 	struct pollfd answer = { .fd = c->fd, .events = POLLIN };
@@ -263,7 +264,7 @@ static void first_answer(struct client *c, int type)
 	die("first answer");
 }
 
-static void take_answer(struct run *r, struct client *c, int type)
+static void read_answer(struct run *r, struct client *c, int type)
 {
 	ssize_t n = recv(c->fd, chunk, CHUNK, MSG_DONTWAIT);
 
@@ -275,10 +276,10 @@ static void take_answer(struct run *r, struct client *c, int type)
 	}
 }
 
-static void ask_again(struct run *r, double now)
+static void resend_lost(struct run *r, double now)
 {
 	for (int i = 0; i < r->count; i++) {
-		if (now - r->clients[i].asked_s < LOST_MS / 1e3)
+		if (now - r->clients[i].sent_s < LOST_MS / 1e3)
 			continue;
 		r->failed++;
 		request(&r->clients[i]);
@@ -288,37 +289,37 @@ static void ask_again(struct run *r, double now)
 static void run_rr(struct run *r, int type)
 {
 	struct epoll_event events[256];
-	double now, look_s;
+	double now, check_s;
 
 	for (int i = 0; i < r->count; i++) {
-		r->clients[i].fd = opened_surely(r, type);
+		r->clients[i].fd = connect_or_die(r, type);
 		first_answer(&r->clients[i], type);
 		watch(r->ep, r->clients[i].fd, EPOLLIN, i);
 	}
 	start_clock(r);
-	look_s = r->start_s + LOST_MS / 1e3;
+	check_s = r->start_s + LOST_MS / 1e3;
 	for (int i = 0; i < r->count && r->seconds > 0; i++)
 		request(&r->clients[i]);
 	while ((now = now_s()) < r->end_s) {
 		int n = epoll_wait(r->ep, events, 256, LOST_MS);
 
 		for (int i = 0; i < n; i++)
-			take_answer(r, &r->clients[events[i].data.u64], type);
-		if (type == SOCK_DGRAM && now >= look_s) {
-			ask_again(r, now);
-			look_s = now + LOST_MS / 1e3;
+			read_answer(r, &r->clients[events[i].data.u64], type);
+		if (type == SOCK_DGRAM && now >= check_s) {
+			resend_lost(r, now);
+			check_s = now + LOST_MS / 1e3;
 		}
 	}
 	report(r);
 }
 
-/* One bulk connection for each client, as many bytes as fit into the time. */
+/* One bulk connection per client, as many bytes as possible in the time. */
 static void run_bulk(struct run *r, int up)
 {
 	struct epoll_event events[256];
 
 	for (int i = 0; i < r->count; i++) {
-		int fd = opened_surely(r, SOCK_STREAM);
+		int fd = connect_or_die(r, SOCK_STREAM);
 		fcntl(fd, F_SETFL, O_NONBLOCK);
 		watch(r->ep, fd, up ? EPOLLOUT : EPOLLIN, fd);
 	}
@@ -339,7 +340,7 @@ static void run_bulk(struct run *r, int up)
 	report(r);
 }
 
-/* What may happen to a connection of crr: it is writable, then readable, or it failed.  Returns whether it is over. */
+/* Handles an event of a crr connection: it is writable, then readable, or it failed. Returns 1 if it is closed. */
 static int crr_step(struct run *r, int fd, uint32_t events)
 {
 	struct epoll_event readable = { .events = EPOLLIN, .data.u64 = fd };
@@ -356,11 +357,11 @@ static int crr_step(struct run *r, int fd, uint32_t events)
 	return 1;
 }
 
-/* Opens the connections that are missing; returns how many could not be. */
+/* Opens the missing connections; returns how many are still missing. */
 static int crr_open(struct run *r, int missing)
 {
 	for (; missing > 0; missing--) {
-		int fd = opened(r, SOCK_STREAM | SOCK_NONBLOCK);
+		int fd = try_connect(r, SOCK_STREAM | SOCK_NONBLOCK);
 
 		if (fd < 0) {
 			r->failed++;
@@ -402,8 +403,8 @@ static int by_value(const void *one, const void *other)
 	return (a > b) - (a < b);
 }
 
-/* A batch of connects, each on a socket of its own, which is made before and closed after; `listener` is -1 if they are to be
- * refused, else it takes them afterwards. */
+/* Returns the seconds per connect of a batch. Each connect has its own socket, created before and closed after the timing.
+ * `listener` is -1 if the connects must be refused; else it accepts them afterwards. */
 static double connect_s(const struct peer *to, int listener)
 {
 	double start_s, elapsed_s;
@@ -417,9 +418,9 @@ static double connect_s(const struct peer *to, int listener)
 			die("connect");
 	elapsed_s = now_s() - start_s;
 	for (int i = 0; i < BATCH; i++) {
-		struct linger at_once = { .l_onoff = 1 };
+		struct linger reset = { .l_onoff = 1 };
 
-		setsockopt(fds[i], SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+		setsockopt(fds[i], SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
 		close(fds[i]);
 		if (listener >= 0)
 			close(accept(listener, NULL, NULL));
@@ -467,9 +468,9 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	int port = atoi(argv[3]);
-	char *what = argv[1];
+	char *mode = argv[1];
 
-	port += !strcmp(what, "up") ? DISCARD : !strcmp(what, "down") ? SOURCE : ECHO;
+	port += !strcmp(mode, "up") ? DISCARD : !strcmp(mode, "down") ? SOURCE : ECHO;
 	r.to = peer_of(argv[2], port);
 	r.ep = epoll_create1(0);
 	r.seconds = atof(argv[5]);
@@ -477,13 +478,13 @@ int main(int argc, char **argv)
 	r.sources = calloc(argc, sizeof(*r.sources));
 	for (int i = 0; i < r.source_count; i++)
 		r.sources[i] = peer_of(argv[6 + i], 0);
-	if (!strcmp(what, "rr"))
+	if (!strcmp(mode, "rr"))
 		run_rr(&r, SOCK_STREAM);
-	else if (!strcmp(what, "udp"))
+	else if (!strcmp(mode, "udp"))
 		run_rr(&r, SOCK_DGRAM);
-	else if (!strcmp(what, "crr"))
+	else if (!strcmp(mode, "crr"))
 		run_crr(&r);
 	else
-		run_bulk(&r, !strcmp(what, "up"));
+		run_bulk(&r, !strcmp(mode, "up"));
 	return 0;
 }

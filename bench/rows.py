@@ -137,8 +137,8 @@ class Row:
 
     `bound` is the limit that gangway's ratio to the reference has to keep, `aim` the better value to reach. `format_as`
     formats a figure. `max_rounds` is for rows that take too long to repeat often. `reference` is a contender, or a name
-    for what the measurement itself compares gangway with. The ratio to `also_compared_with`, a contender, is shown, too,
-    but has no bound. `road` selects gangway's setup in a chapter where its clients come by several roads.
+    for what the measurement itself compares gangway with. `also_compared_with` is a contender to which the ratio is
+    shown, too, without a bound. `road` selects gangway's setup in a chapter where its clients come by several roads.
     """
 
     key: str

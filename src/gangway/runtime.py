@@ -45,6 +45,16 @@ def folder() -> str:
     return os.path.join(own_base, "gangway", name)
 
 
+def create_folder() -> str:
+    """Create the runtime folder, and the one that it is in, if missing; return its path.  OSError: that failed."""
+    path = folder()
+    for name, mode in ((os.path.dirname(path), BASE_MODE), (path, FOLDER_MODE)):
+        if not os.path.isdir(name):
+            os.makedirs(name, mode, exist_ok=True)
+            os.chmod(name, mode)  # the umask has limited the mode so far
+    return path
+
+
 def default_socket() -> str:
     """Return the path of this network namespace's API socket."""
     return os.path.join(folder(), API_SOCKET)

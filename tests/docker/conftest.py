@@ -1,4 +1,4 @@
-"""One dockerd for the tests that leave it as it is."""
+"""A dockerd that is shared by the tests that do not kill it."""
 
 import os
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from tests.docker.dockerhost import Site, site
 @pytest.fixture(scope="session", autouse=True)
 def _able() -> None:
     if os.geteuid():
-        pytest.skip("only root can run dockerd")
+        pytest.skip("running dockerd requires root")
     if not DOCKERD.exists():
         pytest.skip(f"{DOCKERD} is not installed")
 
 
 @pytest.fixture(scope="session")
 def shared_site(_able: None) -> Iterator[Site]:
-    """The dockerd that tests share."""
+    """The shared dockerd."""
     with site() as shared:
         yield shared

@@ -1,8 +1,8 @@
-"""What the tests with a real dockerd stand on: a host with dockerd, its containers, and a neighbour.
+"""The setup of the tests with a real dockerd: a host with dockerd, its containers, and another machine.
 
-The proxy is gangway's; `DOCKER_PROXY=/usr/sbin/docker-proxy` holds the reference to the same tests.  That one fails
-two of them: it answers a UDP client from another address than the client asked (127.1.2.3; a container that asks
-172.30.0.1).
+The proxy is gangway's; `DOCKER_PROXY=/usr/sbin/docker-proxy` runs the same tests with the reference. It fails two of
+them, because it answers UDP clients from another address than the one they sent to (127.1.2.3; a container that sends
+to 172.30.0.1).
 """
 
 import os
@@ -18,12 +18,12 @@ from lab.dockerd import Dockerd
 from lab.netns import Host
 
 PROXY = Path(os.environ.get("DOCKER_PROXY", Path(__file__).parents[2] / ".venv/bin/gangway-docker-proxy"))
-_DOCKERS_OWN = {"dockerd", "containerd", "containerd-shim-runc-v2", "runc", "exe"}
+_WITHOUT_PORTS = {"dockerd", "containerd", "containerd-shim-runc-v2", "runc", "exe"}
 _numbers = count(1)
 
 
 class Site:
-    """A host with dockerd on it, and a neighbour of it on the same network."""
+    """A host with dockerd, and another machine (the neighbour) on the host's network."""
 
     def __init__(self, host: Host, docker: Dockerd) -> None:
         self.host = host
@@ -31,28 +31,28 @@ class Site:
         self.neighbour = host.container()
 
     def container(self, *flags: str, serving: tuple[int, ...] = ()) -> str:
-        """Runs a container whose ports `serving` answer; gives its name."""
+        """Run a container with an echo server on the ports `serving`, and return its name."""
         name = f"box{next(_numbers)}"
         self.docker.run("run", "-d", "--init", "--name", name, *flags, self.docker.image, "sleep", "1h")
         self.serve(name, *serving)
         return name
 
     def serve(self, name: str, *ports: int) -> None:
-        """Starts the server in a container (again)."""
+        """Start the echo server in a container; needed again after the container was restarted."""
         if ports:
             echo_server.serve(partial(self.docker.popen_in, name), *ports)
 
     def remove(self, *names: str) -> None:
-        """Removes containers that may run."""
+        """Remove containers, running or not."""
         self.docker.run("rm", "-f", *names)
 
-    def ask(self, port: int, address: str = "127.0.0.1", protocol: str = "tcp") -> str:
-        """Asks from the host; gives the address that the server saw."""
+    def request(self, port: int, address: str = "127.0.0.1", protocol: str = "tcp") -> str:
+        """Send a request from the host, and return the client address that the server saw."""
         with self.host.entered():
             return echo_server.request_here(protocol, address, port).peer
 
     def bound(self, port: int, family: socket.AddressFamily = socket.AF_INET) -> closing[socket.socket]:
-        """Binds a port of the host as a server would, for a `with` block; OSError if it is taken."""
+        """Listen on a port of the host, for a `with` block. OSError: the port is in use."""
         with self.host.entered():
             server = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -67,7 +67,7 @@ class Site:
         return closing(server)
 
     def is_free(self, port: int) -> bool:
-        """Whether somebody else could bind a port of the host, of either family."""
+        """True if a server could listen on a port of the host, with both IPv4 and IPv6."""
         try:
             with self.bound(port), self.bound(port, socket.AF_INET6):
                 return True
@@ -75,13 +75,13 @@ class Site:
             return False
 
     def proxies(self) -> list[str]:
-        """The command lines of the proxy's processes: of all that dockerd has started, but not its own."""
+        """Return the command lines of the proxies, gangway's daemon and relay: all that run only because of ports."""
         lines = self.docker.processes().values()
-        return [" ".join(words) for words in lines if words and Path(words[0]).name not in _DOCKERS_OWN]
+        return [" ".join(words) for words in lines if words and Path(words[0]).name not in _WITHOUT_PORTS]
 
 
 @contextmanager
 def site(*flags: str) -> Iterator[Site]:
-    """A site with a dockerd of its own."""
+    """Create a site with its own dockerd."""
     with Host() as host, Dockerd(host, PROXY, *flags) as docker:
         yield Site(host, docker)

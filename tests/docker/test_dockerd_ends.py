@@ -1,6 +1,6 @@
-"""What becomes of published ports, and of the proxy's processes, when their user goes: the last container, or dockerd.
+"""Published ports and the proxy's processes after dockerd was killed, or the last container was removed.
 
-These tests share a second dockerd, since they kill it.
+These tests kill dockerd, so they have one of their own.
 """
 
 from collections.abc import Iterator
@@ -13,38 +13,40 @@ from tests.docker.dockerhost import Site, site
 
 
 @pytest.fixture(scope="module", params=["", "--live-restore"], ids=["plain", "live-restore"])
-def mortal(request: pytest.FixtureRequest) -> Iterator[Site]:
+def killable(request: pytest.FixtureRequest) -> Iterator[Site]:
     """A site whose dockerd may be killed."""
-    with site(*filter(None, [request.param])) as ours:
-        yield ours
+    with site(*filter(None, [request.param])) as made:
+        yield made
 
 
-def test_a_killed_dockerd_frees_the_ports_and_its_successor_publishes_them(mortal: Site) -> None:
-    always = mortal.container("--restart=always", "-p", "8000:80", "-p", "8000:80/udp", serving=(80,))
-    by_hand = mortal.container("-p", "8001:80", serving=(80,))
-    before = mortal.docker.pid_of(always)
-    mortal.docker.kill()
-    wait_until(lambda: mortal.is_free(8000) and mortal.is_free(8001), "the killed dockerd's ports to be free")
+def test_ports_are_free_after_dockerd_is_killed_and_published_after_restart(killable: Site) -> None:
+    always = killable.container("--restart=always", "-p", "8000:80", "-p", "8000:80/udp", serving=(80,))
+    manual = killable.container("-p", "8001:80", serving=(80,))
+    before = killable.docker.pid_of(always)
+    killable.docker.kill()
+    wait_until(lambda: killable.is_free(8000) and killable.is_free(8001), "the killed dockerd's ports to be free")
 
-    mortal.docker.start()
-    wait_until(lambda: mortal.docker.pid_of(always), "the container to run again")
-    if mortal.docker.pid_of(always) != before:  # without --live-restore dockerd ends what runs, and starts it anew
-        mortal.docker.run("start", by_hand)
-        for name in (always, by_hand):
-            mortal.serve(name, 80)
+    killable.docker.start()
+    wait_until(lambda: killable.docker.pid_of(always), "the container to run again")
+    if (
+        killable.docker.pid_of(always) != before
+    ):  # without --live-restore dockerd stops running containers, and starts them again
+        killable.docker.run("start", manual)
+        for name in (always, manual):
+            killable.serve(name, 80)
     for port, protocol in (8000, "tcp"), (8000, "udp"), (8001, "tcp"):
-        assert mortal.ask(port, protocol=protocol)
-    mortal.remove(always, by_hand)
-    assert mortal.is_free(8000)
+        assert killable.request(port, protocol=protocol)
+    killable.remove(always, manual)
+    assert killable.is_free(8000)
 
 
-def test_no_process_of_the_proxy_outlives_the_last_container_for_long(mortal: Site) -> None:
-    name = mortal.container("-p", "8002:80", serving=(80,))
-    assert mortal.ask(8002)
-    assert mortal.proxies()
-    mortal.remove(name)
-    wait_until(lambda: not mortal.proxies(), "the end of the proxy's last process")
-    # Nor does one that has left dockerd's mount namespace, by which proxies() knows them.
+def test_proxy_processes_exit_after_last_container(killable: Site) -> None:
+    name = killable.container("-p", "8002:80", serving=(80,))
+    assert killable.request(8002)
+    assert killable.proxies()
+    killable.remove(name)
+    wait_until(lambda: not killable.proxies(), "the proxy's last process to exit")
+    # Also no process that has left dockerd's mount namespace, by which proxies() finds them.
     wait_until(
-        lambda: len(ip("netns", "pids", mortal.host.name).split()) == 2, "only dockerd and containerd to be left"
+        lambda: len(ip("netns", "pids", killable.host.name).split()) == 2, "only dockerd and containerd to remain"
     )

@@ -1,6 +1,6 @@
-"""Ports that a real dockerd publishes: who reaches them, and what is left when they are withdrawn.
+"""Ports that a real dockerd publishes: which clients reach them, and that nothing is left after they are unpublished.
 
-Each test has ports of its own, as all share one dockerd.
+All tests share one dockerd, so each uses different ports.
 """
 
 import socket
@@ -13,7 +13,9 @@ from lab import echo_server
 from lab.dockerd import DockerFailed
 from tests.docker.dockerhost import Site, site
 
-DOCKER0 = "172.17.0.1"  # dockerd's default bridge: what a container sees of a client that comes through the proxy
+DOCKER0 = (
+    "172.17.0.1"  # the address of dockerd's default bridge; containers see it as the client's if the proxy connects
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +38,20 @@ def web(shared_site: Site) -> Iterator[str]:
     ],
 )
 @pytest.mark.usefixtures("web")
-def test_the_host_reaches_a_published_port(shared_site: Site, address: str, seen: str, protocol: str) -> None:
-    assert shared_site.ask(8000, address, protocol) == seen
+def test_host_reaches_published_port(shared_site: Site, address: str, seen: str, protocol: str) -> None:
+    assert shared_site.request(8000, address, protocol) == seen
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize(("address", "seen"), [("172.30.0.1", "172.30.0.2"), ("fd30::1", DOCKER0)])
 @pytest.mark.usefixtures("web")
-def test_a_neighbour_reaches_a_published_port(shared_site: Site, address: str, seen: str, protocol: str) -> None:
+def test_neighbour_reaches_published_port(shared_site: Site, address: str, seen: str, protocol: str) -> None:
     assert echo_server.request(shared_site.neighbour.command, protocol, address, 8000).peer == seen
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize("address", [DOCKER0, "172.30.0.1"])
-def test_containers_reach_a_published_port(shared_site: Site, web: str, address: str, protocol: str) -> None:
+def test_containers_reach_published_port(shared_site: Site, web: str, address: str, protocol: str) -> None:
     other = shared_site.container()
     for client in (other, web):
         assert (
@@ -58,51 +60,51 @@ def test_containers_reach_a_published_port(shared_site: Site, web: str, address:
     shared_site.remove(other)
 
 
-def test_without_iptables_the_proxy_carries_everything() -> None:
+def test_proxy_carries_everything_without_iptables() -> None:
     with site("--iptables=false") as bare:
         name = bare.container("-p", "8000:8000", "-p", "8000:8000/udp", serving=(8000,))
         for protocol in ("tcp", "udp"):
-            assert bare.ask(8000, "172.30.0.1", protocol) == DOCKER0
+            assert bare.request(8000, "172.30.0.1", protocol) == DOCKER0
             assert echo_server.request(bare.neighbour.command, protocol, "172.30.0.1", 8000).peer == DOCKER0
         bare.remove(name)
 
 
-def test_a_port_on_one_address_leaves_the_others_free(shared_site: Site) -> None:
+def test_port_on_one_address_leaves_other_addresses_free(shared_site: Site) -> None:
     names = [shared_site.container("-p", f"{address}:8001:80", serving=(80,)) for address in ("127.0.0.1", "127.0.0.2")]
-    assert shared_site.ask(8001, "127.0.0.1") == DOCKER0
-    assert shared_site.ask(8001, "127.0.0.2") == DOCKER0
+    assert shared_site.request(8001, "127.0.0.1") == DOCKER0
+    assert shared_site.request(8001, "127.0.0.2") == DOCKER0
     with pytest.raises(echo_server.NoAnswer, match="refused"):
-        shared_site.ask(8001, "127.0.0.3")
+        shared_site.request(8001, "127.0.0.3")
     shared_site.remove(*names)
 
 
-def test_a_range_of_ports(shared_site: Site) -> None:
+def test_port_range(shared_site: Site) -> None:
     ports = range(8100, 8120)
     name = shared_site.container("-p", "8100-8119:8100-8119", serving=tuple(ports))
     for port in ports:
-        assert shared_site.ask(port) == DOCKER0
-        assert shared_site.ask(port, "::1") == DOCKER0
+        assert shared_site.request(port) == DOCKER0
+        assert shared_site.request(port, "::1") == DOCKER0
     shared_site.remove(name)
     assert all(shared_site.is_free(port) for port in ports)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "fd30::1"], ids=["redirected", "relayed"])
-def test_a_container_takes_over_the_port_of_one_just_removed(shared_site: Site, address: str) -> None:
+def test_container_reuses_port_of_removed_container(shared_site: Site, address: str) -> None:
     for _ in range(5):
         name = shared_site.container("-p", "8002:80", "-p", "8002:80/udp", serving=(80,))
         for _ in range(10):
-            assert shared_site.ask(8002, address) == DOCKER0
-        assert shared_site.ask(8002, address, "udp") == DOCKER0
+            assert shared_site.request(8002, address) == DOCKER0
+        assert shared_site.request(8002, address, "udp") == DOCKER0
         waiting = shared_site.host.run("ss", "-Htn", "state", "time-wait", "sport = :8002").stdout
-        assert waiting or address == "127.0.0.1"  # what makes this hard for a relay
-        with shared_site.host.entered(), socket.create_connection((address, 8002)) as open_still:
+        assert waiting or address == "127.0.0.1"  # TIME_WAIT must not keep the relay from listening again
+        with shared_site.host.entered(), socket.create_connection((address, 8002)) as client:
             shared_site.remove(name)
-            open_still.settimeout(5)
-            assert ends(open_still)
+            client.settimeout(5)
+            assert is_closed(client)
 
 
-def ends(connection: socket.socket) -> bool:
-    """Whether the other side ends a connection, in whatever way."""
+def is_closed(connection: socket.socket) -> bool:
+    """True if the other side closes or resets the connection."""
     try:
         return connection.recv(1) == b""
     except ConnectionResetError:
@@ -112,32 +114,30 @@ def ends(connection: socket.socket) -> bool:
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1"])
 @pytest.mark.usefixtures("web")
-def test_who_asks_a_loopback_address_is_led_straight_to_the_container(
-    shared_site: Site, address: str, protocol: str
-) -> None:
+def test_client_of_loopback_address_is_redirected_to_container(shared_site: Site, address: str, protocol: str) -> None:
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     with shared_site.host.entered(), socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as sock:
         sock.connect((address, 8000))
         assert sock.getpeername()[:2] == (address, 8000)
-        assert sock.getsockname()[0].removeprefix("::ffff:") == DOCKER0  # it has left by the bridge
+        assert sock.getsockname()[0].removeprefix("::ffff:") == DOCKER0  # it left by the bridge
 
 
-def test_a_stopped_container_frees_its_port_and_a_started_one_takes_it_again(shared_site: Site) -> None:
+def test_stopped_container_frees_port_and_started_one_publishes_it(shared_site: Site) -> None:
     name = shared_site.container("-p", "8003:80", serving=(80,))
-    assert shared_site.ask(8003) == DOCKER0
+    assert shared_site.request(8003) == DOCKER0
     shared_site.docker.run("stop", name)
     assert shared_site.is_free(8003)
     for verb in ("start", "restart"):
         shared_site.docker.run(verb, name)
         shared_site.serve(name, 80)
-        assert shared_site.ask(8003) == DOCKER0
+        assert shared_site.request(8003) == DOCKER0
     shared_site.remove(name)
 
 
-def test_dockerd_logs_no_error_when_ports_come_and_go(shared_site: Site) -> None:
+def test_dockerd_logs_no_error_when_publishing_and_unpublishing(shared_site: Site) -> None:
     before = len(shared_site.docker.log)
     name = shared_site.container("-p", "8005:80", "-p", "8005:80/udp", serving=(80,))
-    assert shared_site.ask(8005) == DOCKER0
+    assert shared_site.request(8005) == DOCKER0
     shared_site.docker.run("restart", name)
     shared_site.remove(name)
     logged = shared_site.docker.log[before:].splitlines()
@@ -147,7 +147,7 @@ def test_dockerd_logs_no_error_when_ports_come_and_go(shared_site: Site) -> None
 @pytest.mark.parametrize(
     ("family", "listen"), [(socket.AF_INET, "listen tcp4 0.0.0.0:8004"), (socket.AF_INET6, "listen tcp6 [::]:8004")]
 )
-def test_a_taken_port_is_named_and_leaves_nothing_behind(
+def test_port_in_use_is_reported_and_leaves_nothing_behind(
     shared_site: Site, family: socket.AddressFamily, listen: str
 ) -> None:
     with shared_site.bound(8004, family), pytest.raises(DockerFailed) as failed:
@@ -155,5 +155,5 @@ def test_a_taken_port_is_named_and_leaves_nothing_behind(
     assert f"Error starting userland proxy: {listen}: bind: address already in use" in str(failed.value)
     assert shared_site.is_free(8004)
     name = shared_site.container("-p", "8004:80", serving=(80,))
-    assert shared_site.ask(8004) == DOCKER0
+    assert shared_site.request(8004) == DOCKER0
     shared_site.remove(name)

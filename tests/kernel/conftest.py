@@ -13,8 +13,6 @@ from tests.kernel.ground import SLOW_MACHINE, Ports, Site
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)  # or who is tried here would inherit that
-    config.addinivalue_line("markers", "slow: takes ten seconds or more")
-    config.addinivalue_line("markers", "daemon: about the daemon: another kernel would say little new")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

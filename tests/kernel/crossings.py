@@ -1,4 +1,4 @@
-"""Many questions at once, and servers in containers that tell at which of their ports a client arrived."""
+"""Many connection attempts at once, and servers in containers that tell which port a client reached."""
 
 import socket
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ _TABLE = "77"
 
 
 class Question(NamedTuple):
-    """A client in `space` asks there."""
+    """A connection attempt, or a datagram, from a client in `space`."""
 
     space: Namespace
     protocol: str
@@ -30,7 +30,7 @@ class Question(NamedTuple):
 
 
 def reached(street: Street, questions: Iterable[Question]) -> list[str]:
-    """Those of the questions that were answered; all are asked at once."""
+    """Try all questions at once; return those that were answered."""
     asked = list(questions)
     with ThreadPoolExecutor(len(asked)) as pool:
         answered = list(pool.map(lambda one: street.reaches(*one), asked))
@@ -40,7 +40,7 @@ def reached(street: Street, questions: Iterable[Question]) -> list[str]:
 def everywhere(
     clients: Iterable[Namespace], addresses: Iterable[str], port: int, protocols: Iterable[str] = ("tcp", "udp")
 ) -> list[Question]:
-    """Each client at each address by each protocol; an address that is empty is left out."""
+    """Return a question for each client, address and protocol; empty addresses are skipped."""
     where = [address for address in addresses if address]
     return [
         Question(client, protocol, address, port) for client in clients for address in where for protocol in protocols
@@ -66,7 +66,7 @@ def listening(box: Box, protocol: str, ports: Iterable[int]) -> Iterator[dict[in
 
 
 def client_of(space: Namespace, protocol: str, address: str, port: int) -> socket.socket:
-    """A client in `space` that has sent its address and port."""
+    """Return a client in `space` that has sent the address and port that it is connected to."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     with space.entered():
@@ -82,7 +82,7 @@ def client_of(space: Namespace, protocol: str, address: str, port: int) -> socke
 
 
 def arrives(space: Namespace, protocol: str, address: str, port: int, at: socket.socket) -> bool:
-    """Whether a client that asks there meets this socket, and nobody else, in `_PATIENCE_S`; it is answered then."""
+    """True if a client there reaches this socket within `_PATIENCE_S` and receives its answer."""
     sent = f"{address} {port}".encode()
     with client_of(space, protocol, address, port) as client, suppress(TimeoutError):
         if protocol == "tcp":
@@ -99,7 +99,7 @@ def arrives(space: Namespace, protocol: str, address: str, port: int, at: socket
 
 @contextmanager
 def routed_at(host: Namespace, neighbour: Namespace) -> Iterator[None]:
-    """The neighbour believes 127.0.0.1 and ::1 to be behind the host, as only somebody with bad intentions would."""
+    """Have the neighbour route 127.0.0.1 and ::1 to the host, as an attacker would."""
     undo = []
 
     def change(do: tuple[str, ...], back: tuple[str, ...]) -> None:
@@ -126,9 +126,9 @@ def routed_at(host: Namespace, neighbour: Namespace) -> Iterator[None]:
 
 
 class Tap:
-    """What comes in at an interface of the host, before any rule.
+    """Records packets that arrive at an interface of the host, before any firewall rule.
 
-    At `lo` that is what goes to the relay: a socket that is redirected sends nothing there.
+    At `lo` those are the packets to the relay: a redirected socket sends nothing there.
     """
 
     def __init__(self, host: Namespace, interface: str) -> None:
@@ -144,11 +144,11 @@ class Tap:
         self._sock.close()
 
     def saw(self, address: str, port: int) -> None:
-        """Waits until a packet to there has come; AssertionError: none has."""
+        """Wait for a packet to this address and port.  AssertionError: none came."""
         wait_until(lambda: self.has_seen(address, port), f"a packet to {address} port {port}", _PATIENCE_S)
 
     def has_seen(self, address: str, port: int) -> bool:
-        """Whether one is among those that came since it was asked last."""
+        """True if a packet to this address and port has come since the last call."""
         with suppress(BlockingIOError):
             while True:
                 packet, (_, kind, *_) = self._sock.recvfrom(2000)

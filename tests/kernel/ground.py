@@ -1,4 +1,4 @@
-"""What the tests of the relay stand on: hosts whose relay has settings of its own, ports, and servers behind them."""
+"""Fixtures of the relay's tests: hosts whose relay has its own settings, published ports, and servers behind them."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,29 +14,29 @@ import pytest
 
 from lab.netns import Container, Host
 from lab.waiting import wait_until
-from tests.kernel.published import children, open_socket, processes, publish, start, status_of
+from tests.kernel.published import children, end_processes, open_socket, processes, publish, start, status_of
 
 SLOW_MACHINE = "GANGWAY_VM" in os.environ
 PATIENCE_S = 50.0 if SLOW_MACHINE else 5.0
 BRIEF_S = 3.0 if SLOW_MACHINE else 0.3
-"""Within this time nothing must happen."""
+"""A test that nothing happens waits this long."""
 RESET = b"\1\0\0\0\0\0\0\0"
 """struct linger: close at once, with a reset."""
 _SETTINGS = 'mount -t overlay -o lowerdir="$0:/etc" overlay /etc && exec "$@"'
 
 
 class Site:
-    """A host with two containers, and settings for its relay: /etc is another one to its launchers.
+    """A host with two containers, and settings for its relay: its launchers see another /etc.
 
-    No socket is redirected, unless `redirect=True`: what is asked at 127.0.0.1 is to come through the relay.
+    Sockets are not redirected, unless `redirect=True`: connections to 127.0.0.1 must come through the relay.
     """
 
     def __init__(self, folder: Path, before: tuple[str, ...] = (), **settings: object) -> None:
         self.log = folder / "log"
         (folder / "etc/gangway").mkdir(parents=True)
         settings = {"redirect": False, **settings}
-        lines = [f'log = "{self.log}"', *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
-        (folder / "etc/gangway/docker-proxy.toml").write_text("\n".join(lines))
+        lines = ["[relay]", f'log = "{self.log}"', *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
+        (folder / "etc/gangway/gangway.toml").write_text("\n".join(lines))
         self.before = ("unshare", "--mount", "sh", "-c", _SETTINGS, str(folder / "etc"), *before)
         self.host = Host()
 
@@ -47,31 +47,29 @@ class Site:
 
     def __exit__(self, *_: object) -> None:
         try:
-            self.end_relay()
+            self.end_daemon()
         finally:
             self.host.close()
 
-    def keeper(self) -> int:
-        """The pid of the relay's keeper."""
+    def daemon(self) -> int:
+        """Return the pid of the daemon that the launchers have started."""
         return next(pid for pid in processes(self.host) if status_of(pid)["Uid"].startswith("0\t"))
 
     def relay(self) -> int:
-        """The pid of the relay."""
-        return children(self.keeper())[0]
+        """Return the pid of the relay."""
+        return next(pid for pid in processes(self.host) if not status_of(pid)["Uid"].startswith("0\t"))
 
     def workers(self) -> list[int]:
-        """The pids of the relay's workers."""
+        """Return the pids of the relay's workers."""
         return children(self.relay())
 
     def log_lines(self, text: str) -> list[str]:
-        """The lines of the log with `text` in them."""
+        """Return the lines of the log that contain `text`."""
         return [line for line in self.log.read_text().splitlines() if text in line]
 
-    def end_relay(self) -> None:
-        """Ends the relay, which would wait some seconds for a next port, and all that belongs to it."""
-        with suppress(StopIteration, FileNotFoundError, ProcessLookupError):  # it ends by itself just now
-            os.kill(self.keeper(), signal.SIGTERM)
-        wait_until(lambda: not list(processes(self.host)), "the end of the relay and its workers", PATIENCE_S)
+    def end_daemon(self) -> None:
+        """End the daemon and the relay, which would wait some seconds for a next port."""
+        end_processes(self.host)
 
 
 class Port:
@@ -87,14 +85,14 @@ class Port:
         self.launcher: subprocess.Popen[Any]
 
     def keep(self, sock: socket.socket) -> socket.socket:
-        """Gives `sock` a time limit, and closes it when the port ends."""
+        """Set a timeout for `sock`, and close it together with the port."""
         sock.settimeout(PATIENCE_S)
         if sock.proto == socket.IPPROTO_TCP:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self.scope.enter_context(sock)
 
     def connect(self, address: str = "", by: Host | Container | None = None) -> socket.socket:
-        """A client of the port: a connected socket."""
+        """Return a client of the port: a connected socket."""
         address = address or self.address
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with (by or self.site.host).entered():
@@ -103,22 +101,22 @@ class Port:
         return client
 
     def accept(self) -> socket.socket:
-        """The next connection, as the container has it."""
+        """Accept the next connection in the container."""
         return self.keep(self.server.accept()[0])
 
     def pair(self) -> tuple[socket.socket, socket.socket]:
-        """A client and its connection in the container."""
+        """Return a client and its connection in the container."""
         client = self.connect()
         return client, self.accept()
 
     def stop(self) -> int:
-        """Withdraws the port as dockerd does; gives the launcher's exit status."""
+        """Unpublish the port as dockerd does; return the launcher's exit status."""
         self.launcher.send_signal(signal.SIGINT)
         return self.launcher.wait(PATIENCE_S)
 
 
 class Ports:
-    """What one test publishes."""
+    """The ports that one test publishes."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -131,20 +129,20 @@ class Ports:
         self._scope.close()
 
     def tcp(self, host_ip: str = "127.0.0.1", address: str = "", container: str = "", proto: str = "tcp") -> Port:
-        """Publishes a port with a server that listens.
+        """Publish a port with a listening server.
 
-        `address` is where clients find it, `container` the backend's address.
+        `address` is the address that clients connect to, `container` the backend's address.
         """
         port = self._serve(proto, address or host_ip, container)
         port.server.listen(512)
         return self._publish(port, host_ip)
 
     def udp(self, host_ip: str = "127.0.0.1", address: str = "", container: str = "") -> Port:
-        """The same for datagrams."""
+        """Publish a UDP port; the arguments are those of `tcp`."""
         return self._publish(self._serve("udp", address or host_ip, container), host_ip)
 
     def passed(self, listener: socket.socket, address: str, container: str = "") -> Port:
-        """Publishes a socket that is bound already; it is the relay's then."""
+        """Publish a socket that is already bound, and pass it to the relay."""
         proto = "udp" if listener.type == socket.SOCK_DGRAM else "tcp"
         port = self._serve(proto, address, container)
         if proto == "tcp":
@@ -159,7 +157,7 @@ class Ports:
         return port
 
     def to_nowhere(self, container: str) -> Port:
-        """Publishes a TCP port whose backend's address nobody has."""
+        """Publish a TCP port whose backend's address does not exist."""
         port = self._serve("tcp", "127.0.0.1", "")
         port.launcher, port.number = publish(self.site.host, "tcp", "127.0.0.1", container, 80, self.site.before)
         return port
@@ -184,13 +182,13 @@ class Ports:
 
 @contextmanager
 def site_and_ports(folder: Path, before: tuple[str, ...] = (), **settings: object) -> Iterator[tuple[Site, Ports]]:
-    """A site for one test."""
+    """Create a site for one test."""
     with Site(folder, before, **settings) as site, Ports(site) as ports:
         yield site, ports
 
 
 def exactly(sock: socket.socket, size: int) -> bytes:
-    """That many bytes; fewer if the stream ends before."""
+    """Receive `size` bytes; fewer if the stream ends before."""
     parts = []
     while size > 0 and (part := sock.recv(min(size, 1 << 20))):
         parts.append(part)
@@ -198,8 +196,8 @@ def exactly(sock: socket.socket, size: int) -> bytes:
     return b"".join(parts)
 
 
-def echo(client: socket.socket, served: socket.socket, text: bytes = b"what is up?") -> None:
-    """Both ways of a connection work."""
+def echo(client: socket.socket, served: socket.socket, text: bytes = b"some text") -> None:
+    """Check both directions of a connection."""
     client.sendall(text)
     assert exactly(served, len(text)) == text
     served.sendall(text.upper())
@@ -207,7 +205,7 @@ def echo(client: socket.socket, served: socket.socket, text: bytes = b"what is u
 
 
 def crowd_in(port: Port, count: int) -> list[socket.socket]:
-    """So many clients that the relay runs out of descriptors; each has said its number."""
+    """Connect `count` clients until the relay runs out of descriptors; each has sent its number."""
     clients = [port.connect() for _ in range(count)]
     for number, client in enumerate(clients):
         client.sendall(b"%2d" % number)
@@ -216,7 +214,7 @@ def crowd_in(port: Port, count: int) -> list[socket.socket]:
 
 
 def serve_one_by_one(port: Port, clients: list[socket.socket]) -> None:
-    """All of a crowd are served, each as soon as another has left."""
+    """Serve all clients, each as soon as another one has ended."""
     for _ in clients:
         with port.accept() as connection:
             number = int(exactly(connection, 2))
@@ -226,7 +224,7 @@ def serve_one_by_one(port: Port, clients: list[socket.socket]) -> None:
 
 
 def stop_ends_all(port: Port, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
-    """Withdraws the port: both ends of its connections are reset at once, and nobody listens."""
+    """Unpublish the port: both ends of its connections are reset at once, and its socket is closed."""
     assert port.stop() == 0
     for sock in (sock for pair in pairs for sock in pair):
         with pytest.raises(ConnectionResetError):
@@ -236,6 +234,6 @@ def stop_ends_all(port: Port, pairs: list[tuple[socket.socket, socket.socket]]) 
 
 
 def reset(sock: socket.socket) -> None:
-    """Closes a connection with a reset."""
+    """Close a connection with a reset."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     sock.close()

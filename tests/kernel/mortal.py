@@ -1,8 +1,8 @@
-"""A daemon's service that can be cut off at any point, and the services that follow it.
+"""A daemon's service that can be killed at any point, and the services that are started after it.
 
-How it works.  A service runs in this process, in the host's namespace.  A trap counts what it does (each step, each
-write to the store) and at the n-th cuts it off: from then on nothing that it tries is done, nor undone.  Its database
-as it was at that moment is what the next service starts with.
+A service runs in this process, in the host's namespace.  A trap counts its operations (each step, each write to the
+database) and kills it at the n-th: from then on no operation is carried out, and none is undone.  The next service
+starts with a copy of the database from that moment.
 """
 
 import re
@@ -26,9 +26,9 @@ from lab.waiting import wait_until
 
 Act = Callable[[Requests], object]
 Found = dict[str, Counter[str]]
-"""How often each word stands in each listing: a hash has no order."""
+"""The number of times that each word occurs in each listing: hash tables have no order."""
 
-# What differs from one time to the next: numbers and names of the kernel's, timers, what link-local addresses do.
+# What differs from one run to the next: numbers and names that the kernel chooses, timers, link-local addresses.
 _PASSING = re.compile(
     r"^\d+: |@if\d+|link/ether \S+|link-netns(id)? \S+|(bridge_id|designated_\S+|root_id|port_id|port_no) \S+"
     r"|^ *inet6 fe80.*\n.*\n|^fe80.*\n|\S+_timer +[\d.]+|state \w+|(UP|LOWER_UP|NO-CARRIER),?|\[\d+:\d+\]",
@@ -38,11 +38,11 @@ _CHANGES = re.compile("add_|remove_|remember|forget")
 
 
 class Killed(BaseException):
-    """As if by SIGKILL: no handler may do anything more."""
+    """Stands for SIGKILL: no handler may do anything after it."""
 
 
 class Trap:
-    """Lets a service do `left` things."""
+    """Kills a service after `left` operations."""
 
     def __init__(self, service: Requests, store: Database, path: Path, left: int) -> None:
         self._left = left
@@ -74,12 +74,12 @@ def _next(path: Path) -> Path:
 
 
 def _is_published(line: str) -> bool:
-    """The sockets that others share have ports of the kernel's choice, at addresses that nobody can ask."""
+    """True unless the line is a shared socket, which has an unreachable address and a port that the kernel chose."""
     return "192.0.0.8:" not in line and "[100::1]:" not in line
 
 
 class Ground:
-    """A host with two containers, and the services that follow one another there."""
+    """A host with two containers, and the services that run there one after the other."""
 
     def __init__(self, host: Namespace, boxes: list[Namespace], directory: Path, firewall: str) -> None:
         self.host = host
@@ -91,14 +91,14 @@ class Ground:
         self.said: list[str] = []
 
     def start(self) -> None:
-        """A service on what the last one has left."""
+        """Start a service in the state that the last one left."""
         self._database = Database(self._path)
         self._relays.append(Relay(self._relay_path, self._config.relay_settings))
         log = Log(lambda _level, line: self.said.append(line))
         self.service = Requests(self._config, self._database, self._relays[-1], log)
 
     def is_killed(self, act: Act, left: int) -> bool:
-        """Does `left` things of an act, and starts anew; False if it was all done before."""
+        """Kill the service after `left` operations of an act, and start another; False if the act ended before."""
         trap = Trap(self.service, self._database, self._path, left)
         with suppress(Killed):
             act(self.service)
@@ -109,27 +109,27 @@ class Ground:
         return trap.sprung
 
     def is_refused(self, act: Act, left: int) -> bool:
-        """Lets an act's step number `left` fail, as the host might, once; False if there is no such step."""
-        hands = self.service._executor
-        do = hands.do
+        """Let step number `left` of an act fail once, as the host might; False if there is no such step."""
+        executor = self.service._executor
+        do = executor.do
         steps = count()
 
         def instead(step: Step) -> None:
             if next(steps) == left:
-                raise HostRefused("it cannot be done")
+                raise HostRefused("the step failed")
             do(step)
 
-        vars(hands)["do"] = instead
+        vars(executor)["do"] = instead
         try:
             act(self.service)
         except HostRefused:
             return True
         finally:
-            del vars(hands)["do"]
+            del vars(executor)["do"]
         return False
 
     def wants(self) -> set[str]:
-        """What is in the store."""
+        """Return the contents of the database."""
         mappings = map(str, self._database.mappings())
         return {
             *mappings,
@@ -138,8 +138,8 @@ class Ground:
         }
 
     def found(self) -> Found:
-        """What is in the kernel."""
-        steered = self.service._controller.steered.entries()
+        """Return the state of the kernel."""
+        steered = self.service._executor.dataplane.steering.entries()
         listings = {
             "rules": self.host.run("nft", "--stateless", "list", "ruleset").stdout,
             "links": self.host.run("ip", "--details", "link").stdout + self.host.ip("address"),
@@ -151,7 +151,7 @@ class Ground:
         return {name: Counter(_PASSING.sub("", text).split()) for name, text in listings.items()}
 
     def becomes(self, expected: Found) -> None:
-        """What is in the kernel is this, or soon will be; AssertionError tells the difference."""
+        """Wait until the kernel is in this state.  AssertionError: it is not, with the difference."""
 
         def difference() -> list[tuple[str, Counter[str], Counter[str]]]:
             found = self.found()
@@ -159,12 +159,12 @@ class Ground:
             return [(name, expected[name] - found[name], found[name] - expected[name]) for name in different]
 
         with suppress(AssertionError):
-            wait_until(lambda: not difference(), "what is wanted", 2)
+            wait_until(lambda: not difference(), "the expected state", 2)
         if left := difference():
-            raise AssertionError(f"wanted and not there, there and not wanted: {left}")
+            raise AssertionError(f"expected and missing, present and unexpected: {left}")
 
     def close(self) -> None:
-        """Ends the service, and waits for the relays that it and those before it have started."""
+        """End the service, and wait for the relays that it and those before it have started."""
         self.service.close()
         for relay in self._relays:
             if relay._process is not None:

@@ -9,7 +9,7 @@ from lab.waiting import wait_until
 from tests.kernel.crossings import arrives, everywhere, listening, reached
 from tests.kernel.street import HOST4, HOST6, PORT, Street
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 OLD_GATEWAY = "172.29.0.1"
 

@@ -1,4 +1,4 @@
-"""The daemon's HTTP API: what any client can do with it, and that it is what its document says."""
+"""The daemon's HTTP API: every operation, and that it matches its OpenAPI document."""
 
 import json
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from openapi_spec_validator import validate
 from lab.gangwayd import Gangway
 from lab.netns import Namespace
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 
 class Api:
-    """A client that is not ours: curl."""
+    """An independent client: curl."""
 
     def __init__(self, gangway: Gangway, box: Namespace) -> None:
         self.gangway = gangway
@@ -23,14 +23,14 @@ class Api:
         self.document = self.ask("GET", "/openapi.json")[1]
 
     def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """The status, and the answer."""
+        """Send a request; return the status and the answer."""
         words = ["curl", "-sS", "--unix-socket", str(self.gangway.socket), "-X", method, f"http://localhost{path}"]
         words += ["-w", "\n%{http_code}", *(() if body is None else ("-d", json.dumps(body)))]
         answer, _, status = self.gangway.host.run(*words).stdout.rpartition("\n")
         return int(status), json.loads(answer)
 
     def check(self, path: str, method: str, answer: object, status: str = "200") -> None:
-        """The answer is of the form that the document gives."""
+        """Check that the answer matches the document's schema."""
         described = self.document["paths"][path][method]["responses"][status]["content"]["application/json"]["schema"]
         schema = {**described, "components": self.document["components"]}
         Draft202012Validator(schema).validate(answer)
@@ -42,11 +42,11 @@ def api() -> Iterator[Api]:
         yield Api(gangway, box)
 
 
-def test_its_document_is_a_valid_one(api: Api) -> None:
+def test_the_document_is_valid(api: Api) -> None:
     validate(api.document)
 
 
-def test_all_that_a_command_does_can_be_asked_for(api: Api) -> None:
+def test_every_operation_answers_as_documented(api: Api) -> None:
     network = {"name": "web", "subnets": ["172.30.0.0/24", "fd30::/64"]}
     steps: list[tuple[str, str, str, object]] = [
         ("POST", "/networks", "/networks", network),
@@ -88,7 +88,7 @@ def test_all_that_a_command_does_can_be_asked_for(api: Api) -> None:
         ("GET", "/explain?at=127.0.0.1:80&from=mars", None, 400, "InvalidRequest", "mars"),
     ],
 )
-def test_a_refusal_says_what_is_wrong(
+def test_an_error_names_its_cause(
     api: Api, method: str, path: str, body: object, status: int, kind: str, said: str
 ) -> None:
     found, answer = api.ask(method, path, body)

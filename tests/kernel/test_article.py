@@ -1,4 +1,4 @@
-"""`--chain-prefix DOCKER` in the kernel: the article's four listings, rule for rule, and what follows from them."""
+"""`--chain-prefix DOCKER` in the kernel: the article's four listings, rule for rule, and how clients are served."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,14 +11,14 @@ from lab.gangwayd import Gangway
 from lab.netns import Namespace, Neighbour
 from tests.kernel.street import HOST4, NEIGHBOUR4, Box, Street
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 _EXPECTED = Path(__file__).parents[1] / "golden/article.iptables"
 _PORT = 8000
 
 
 class Article(Street):
-    """The article's host: docker0, and one container that has port 8000 published."""
+    """The article's host: docker0, and one container with the published port 8000."""
 
     def __enter__(self) -> "Article":
         with ExitStack() as stack:
@@ -43,7 +43,7 @@ def article() -> Iterator[Article]:
 
 
 def _sections() -> dict[str, list[str]]:
-    """The expected rules, by table and chains as the file's headings have them."""
+    """Return the expected rules by the file's headings: table and chains."""
     found: dict[str, list[str]] = {}
     rules: list[str] = []
     for line in _EXPECTED.read_text().splitlines():
@@ -55,25 +55,25 @@ def _sections() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("heading", list(_sections()))
-def test_the_kernel_has_the_articles_rules_and_no_others(article: Article, heading: str) -> None:
+def test_rules_are_the_articles(article: Article, heading: str) -> None:
     table, *chains = heading.split()
     listed = article.host.run("iptables", "-t", table, "-S").stdout.splitlines()
     rules = [line for line in listed if line.startswith("-A") and line.split()[1] in chains]
     assert rules == _sections()[heading]
 
 
-def test_there_is_no_chain_but_the_articles(article: Article) -> None:
+def test_there_are_no_other_chains(article: Article) -> None:
     for table in ("nat", "filter"):
         listed = article.host.run("iptables", "-t", table, "-S").stdout.splitlines()
         assert [line for line in listed if line.startswith("-N")] == ["-N DOCKER"]
 
 
-def test_the_container_is_where_the_article_has_it(article: Article) -> None:
+def test_addresses_are_the_articles(article: Article) -> None:
     assert article.server.address4 == "172.17.0.2"
     assert "inet 172.17.0.1/16" in article.host.ip("address", "show", "docker0")
 
 
-def test_everybody_reaches_the_port_and_the_container_itself_by_relay(article: Article) -> None:
+def test_every_client_reaches_the_port_and_the_container_itself_by_relay(article: Article) -> None:
     assert article.road(article.neighbour, "tcp", HOST4, _PORT) == ("nat", NEIGHBOUR4)
     assert article.road(article.host, "tcp", HOST4, _PORT) == ("nat", HOST4)
     assert article.road(article.host, "tcp", "127.0.0.1", _PORT) == ("redirect", "172.17.0.1")
@@ -81,8 +81,8 @@ def test_everybody_reaches_the_port_and_the_container_itself_by_relay(article: A
         assert article.road(article.server.space, "tcp", address, _PORT) == ("relay", "172.17.0.1")
 
 
-def test_a_port_withdrawn_takes_its_rules_along(article: Article) -> None:
-    """The last test of this scene."""
+def test_unpublish_removes_the_rules(article: Article) -> None:
+    """This has to be the last test with this fixture."""
     article.gangway("unpublish", article.server.name)
     for table in ("nat", "filter"):
         assert f"{_PORT}" not in article.host.run("iptables", "-t", table, "-S").stdout

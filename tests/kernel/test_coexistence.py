@@ -1,4 +1,4 @@
-"""A dockerd in the same namespace, from before or after: both work, and nothing of ours stays with it."""
+"""A dockerd in the same namespace, started before or after: both work, and our rules are removed in the end."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,7 +15,7 @@ from tests.kernel.snapshot import Snapshot, is_as, make_tables, snapshot
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, PORT, Street
 
 pytestmark = [
-    pytest.mark.daemon,
+    pytest.mark.any_kernel,
     pytest.mark.skipif(not DOCKERD.exists(), reason=f"{DOCKERD} is not installed"),
     pytest.mark.timeout(180),
 ]
@@ -30,13 +30,13 @@ class Shared(Street):
     before: Snapshot
 
     def arrange(self, stack: ExitStack) -> None:
-        """Docker comes first."""
+        """Start Docker first."""
         self.add_docker(stack)
         make_tables(self.host)
         self.before = snapshot(self.host, iptables=True)
 
     def add_docker(self, stack: ExitStack) -> None:
-        """Starts dockerd and the container."""
+        """Start dockerd and the container."""
         self.docker = stack.enter_context(Dockerd(self.host))
         words = "run", "-d", "--init", "--name", "web", "-p", f"{DOCKERS_PORT}:{PORT}", self.docker.image
         self.docker.run(*words, "sleep", "1h")
@@ -44,7 +44,7 @@ class Shared(Street):
         self.dockers_address = self.docker.address_of("web")
 
     def dockers_port_works(self, *more: Namespace) -> None:
-        """From wherever Docker itself makes it work."""
+        """Assert that Docker's port is reached from wherever Docker serves it."""
         asked = [
             Question(self.host, "tcp", "127.0.0.1", DOCKERS_PORT),
             *(Question(space, "tcp", HOST4, DOCKERS_PORT) for space in (self.host, self.neighbour, *more)),
@@ -52,11 +52,11 @@ class Shared(Street):
         wait_until(lambda: reached(self, asked) == list(map(str, asked)), f"{[*map(str, asked)]}", 5)
 
     def seen_by_docker(self, address: str, port: int) -> str:
-        """Asks from Docker's container; gives the address that is seen of it."""
+        """Connect from Docker's container; return the address that the server sees."""
         return echo_server.request(partial(self.docker.command_in, "web"), "tcp", address, port).peer
 
     def published_works(self, road: str = "nat") -> None:
-        """Ours, from everywhere."""
+        """Assert that our port is reached from everywhere."""
         with self.published(self.server, "8080:80/tcp", "8080:80/udp") as port:
             for protocol in ("tcp", "udp"):
                 for address, gateway in (("127.0.0.1", "172.30.0.1"), ("::1", "fd30::1")):
@@ -64,12 +64,12 @@ class Shared(Street):
                 for address in (HOST4, HOST6):
                     for space in (self.host, self.neighbour, self.far.space, self.near.space, self.server.space):
                         assert self.road(space, protocol, address, port)[0] == road, f"{space.name} at {address}"
-            # Docker masquerades its containers wherever they go; that is seen where its rules come after ours.
+            # Docker masquerades its containers' connections; the order of the rules decides which address is seen.
             for address in (HOST4, "172.17.0.1"):
                 assert self.seen_by_docker(address, port) in (self.dockers_address, "172.30.0.1")
 
     def is_isolated(self) -> None:
-        """Ours from Docker's, and from everybody outside."""
+        """Assert that Docker's container and clients outside cannot reach ours directly."""
         clients = [self.neighbour, self.far.space]
         direct = [*everywhere(clients, [self.server.address4, self.server.address6], PORT)]
         assert reached(self, direct) == []
@@ -77,17 +77,17 @@ class Shared(Street):
             self.seen_by_docker(self.server.address4, PORT)
 
     def ways_out_are_open(self) -> None:
-        """Of our containers, and of Docker's."""
+        """Assert that our containers and Docker's reach the outside."""
         echo_server.serve(self.neighbour.popen, PORT)
         with self.server.space.entered():
             assert echo_server.request_here("tcp", NEIGHBOUR4, PORT).peer == HOST4
         assert self.seen_by_docker(NEIGHBOUR4, PORT) == HOST4
 
     def firewall(self) -> str:
-        """The one that is in use."""
+        """Return the firewall that is in use."""
         with self.published(self.server, "8099:80"):
-            told = self.gangway.json("explain", f"{HOST4}:8099")
-        found = told[0]["firewall"]
+            answer = self.gangway.json("explain", f"{HOST4}:8099")
+        found = answer[0]["firewall"]
         assert isinstance(found, str)
         return found
 
@@ -98,12 +98,12 @@ def docker_first() -> Iterator[Shared]:
         yield made
 
 
-def test_after_a_dockerd_auto_is_iptables(docker_first: Shared) -> None:
+def test_with_dockerd_auto_selects_iptables(docker_first: Shared) -> None:
     assert docker_first.host.run("iptables", "-S", "FORWARD").stdout.startswith("-P FORWARD DROP\n")
     assert docker_first.firewall() == "iptables"
 
 
-def test_after_a_dockerd_everything_works(docker_first: Shared) -> None:
+def test_with_dockerd_everything_works(docker_first: Shared) -> None:
     docker_first.published_works()
     docker_first.is_isolated()
     docker_first.ways_out_are_open()
@@ -113,7 +113,7 @@ def test_dockers_own_ports_work(docker_first: Shared) -> None:
     docker_first.dockers_port_works(docker_first.far.space)
 
 
-def test_dockers_port_and_ours_cannot_be_the_same(docker_first: Shared) -> None:
+def test_a_port_cannot_be_published_twice(docker_first: Shared) -> None:
     done = docker_first.gangway.run("publish", docker_first.server.name, "-p", f"{DOCKERS_PORT}:80")
     assert done.returncode == 1
     assert "taken by docker-proxy (pid " in done.stderr
@@ -122,7 +122,7 @@ def test_dockers_port_and_ours_cannot_be_the_same(docker_first: Shared) -> None:
         assert "already in use" in refused.stderr
 
 
-def test_dockers_containers_come_and_go_beside_ours(docker_first: Shared) -> None:
+def test_docker_adds_and_removes_containers(docker_first: Shared) -> None:
     docker = docker_first.docker
     docker.run("network", "create", "theirs", "--subnet", "172.25.0.0/24")
     docker.run("run", "-d", "--name", "more", "--network", "theirs", "-p", "8002:80", docker.image, "sleep", "1h")
@@ -134,27 +134,27 @@ def test_dockers_containers_come_and_go_beside_ours(docker_first: Shared) -> Non
     docker_first.published_works()
 
 
-def test_a_network_cannot_have_what_docker_has(docker_first: Shared) -> None:
+def test_a_subnet_of_dockers_is_refused(docker_first: Shared) -> None:
     done = docker_first.gangway.run("network", "create", "bad", "--subnet", "172.17.0.0/24")
     assert (done.returncode, "docker0" in done.stderr) == (1, True)
 
 
-def test_once_our_last_network_is_gone_everything_is_as_before(docker_first: Shared) -> None:
-    """The last test of this scene."""
+def test_removing_our_last_network_restores_everything(docker_first: Shared) -> None:
+    """This has to be the last test with this fixture."""
     docker_first.leave()
     is_as(docker_first.host, docker_first.before, iptables=True)
     docker_first.dockers_port_works()
 
 
-def test_a_dockerd_that_comes_later_is_lived_with() -> None:
+def test_a_dockerd_that_is_started_later() -> None:
     class Later(Shared):
         def arrange(self, stack: ExitStack) -> None:
-            """Docker comes when everything else is there."""
+            """Start Docker later."""
 
     with Later() as street, ExitStack() as stack:
         assert street.firewall() == "nftables"
         street.add_docker(stack)
-        # Nobody forwarded before us, so what we closed has to be closed where Docker's rules can open it.
+        # The host did not forward before, so gangway drops other traffic; by iptables Docker can still accept its own.
         wait_until(lambda: "the firewall is iptables from now on" in street.gangway.log.read_text(), "the switch", 5)
         assert "inet gangway" not in street.host.run("nft", "list", "tables").stdout
         street.published_works()

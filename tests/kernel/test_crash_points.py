@@ -13,7 +13,7 @@ from lab.netns import Namespace
 from tests.kernel.mortal import Ground
 from tests.kernel.snapshot import is_as, make_tables, snapshot
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 Act = Callable[[Requests], object]
 

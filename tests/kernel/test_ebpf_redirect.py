@@ -14,7 +14,7 @@ from gangway.ebpf.steering import Steering
 from gangway.errors import HostRefused, Unsupported
 from lab.holder import Holder
 from lab.netns import Namespace
-from lab.redirect import aimed_at, detach, is_link
+from lab.redirect import actual_peer, detach_link, link_exists
 from lab.waiting import wait_until
 from tests.kernel.libbpf_calls import Calls, calls
 
@@ -62,7 +62,7 @@ def aim(address: str, port: int, protocol: str = "tcp") -> tuple[str, int]:
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, KINDS[protocol]) as client:
         client.setblocking(False)
         if client.connect_ex((address, port)) == 0 or protocol == "udp":
-            return aimed_at(client)
+            return actual_peer(client)
         with closing(client):
             return _aim_of_connecting(client, address, port)
 
@@ -70,7 +70,7 @@ def aim(address: str, port: int, protocol: str = "tcp") -> tuple[str, int]:
 def _aim_of_connecting(client: socket.socket, address: str, port: int) -> tuple[str, int]:
     """A connection to loopback that was refused is not in the kernel's table any longer."""
     try:
-        return aimed_at(client)
+        return actual_peer(client)
     except (StopIteration, IndexError):
         return address, port
 
@@ -149,7 +149,7 @@ def test_a_successor_takes_over_entries_and_counts(redirect: Redirect, holder: H
     assert aim("127.0.0.1", PORT) == (BOX4, PORT), "the holder keeps it attached"
     with closing(Redirect(holder)) as successor:
         assert (successor.entries(), successor.count(added)) == (added, 2)
-        wait_until(lambda: not any(map(is_link, before)), "the end of the former links")
+        wait_until(lambda: not any(map(link_exists, before)), "the end of the former links")
         successor.remove(added)
         assert aim("127.0.0.1", PORT) == UNCHANGED, "the counts were taken over, too"
 
@@ -159,7 +159,7 @@ def test_without_a_holder_it_ends_with_the_daemon(redirect: Redirect, holder: Ho
     before = links(holder)
     holder.stop()
     redirect.close()
-    wait_until(lambda: not any(map(is_link, before)), "the end of the links")
+    wait_until(lambda: not any(map(link_exists, before)), "the end of the links")
     assert aim("127.0.0.1", PORT) == UNCHANGED
 
 
@@ -169,7 +169,7 @@ def test_a_disabled_redirect_ends_the_former_one(redirect: Redirect, holder: Hol
     redirect.close()
     with closing(Redirect(holder, enabled=False)) as disabled:
         assert (disabled.unavailable, holder.fds["redirect"]) == (DISABLED, [])
-    wait_until(lambda: not any(map(is_link, before)), "the end of the links")
+    wait_until(lambda: not any(map(link_exists, before)), "the end of the links")
     assert aim("127.0.0.1", PORT) == UNCHANGED
 
 
@@ -193,7 +193,7 @@ def test_a_detached_redirect_is_reattached(redirect: Redirect, holder: Holder) -
     before = links(holder)
     redirect.reattach()
     assert links(holder) == before, "it was attached"
-    detach(min(before))
+    detach_link(min(before))
     assert not redirect.is_attached()
     redirect.reattach()
     assert redirect.is_attached()
@@ -204,7 +204,7 @@ def test_a_detached_redirect_is_reattached(redirect: Redirect, holder: Holder) -
 def test_a_redirect_that_cannot_be_reattached_is_unavailable(host: Namespace, holder: Holder, calls: Calls) -> None:
     with closing(Redirect(holder)) as redirect:
         redirect.add(entries("tcp", "0.0.0.0", PORT, PORT))
-        detach(min(links(holder)))
+        detach_link(min(links(holder)))
         calls.rejects_programs = True
         with pytest.raises(Unsupported, match="rejects the programs"):
             redirect.reattach()
@@ -225,7 +225,7 @@ def test_own_addresses_are_redirected_where_the_firewall_does_not_serve_them(hos
         addresses.pop()
         redirect.set_own_addresses(lambda: addresses)
         assert aim("fd30::1", PORT, "udp") == ("fd30::1", PORT)
-        detach(min(links(holder)))
+        detach_link(min(links(holder)))
         redirect.reattach()
         redirect.set_own_addresses(lambda: addresses)
         assert aim(HOST4, PORT, "udp") == (BOX4, PORT)
@@ -246,11 +246,11 @@ def test_auto_bound_ports_are_not_redirected(host: Namespace, holder: Holder) ->
         client = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         client.bind(("127.0.0.1", 0))
         port = client.getsockname()[1]
+        host.sysctl("net.ipv4.ip_local_port_range", "40000 50000")  # for the clients that ask below
         for _ in range(2):
             assert aim("127.0.0.1", port, "udp") == ("127.0.0.1", port)
-            detach(min(links(holder)))
+            detach_link(min(links(holder)))
             redirect.reattach()
-        client.close()
 
 
 def test_descriptors_are_closed(host: Namespace, holder: Holder) -> None:

@@ -12,11 +12,11 @@ import pytest
 from gangway.ebpf import libbpf
 from gangway.ebpf.keys import AUTO_BOUND_BYTES, KINDS, PortBlock, blocks, unpack_auto_bound
 from gangway.ebpf.steering import Steering
-from gangway.errors import Conflict, HostRefused, PortTaken, Unsupported
+from gangway.errors import Conflict, HostRefused, PortInUse, Unsupported
 from gangway.host import sockets
 from lab.holder import Holder
 from lab.netns import Namespace
-from lab.redirect import detach, is_link
+from lab.redirect import detach_link, link_exists
 from lab.waiting import wait_until
 from tests.kernel.libbpf_calls import Calls, calls
 
@@ -227,7 +227,7 @@ def test_a_successor_takes_over_entries_and_sockets(place: Place, steering: Stee
     assert (successor.unavailable, successor.entries()) == ("", entries(RANGE, True))
     assert place.shared_sockets() == place.held_sockets() == sockets_before
     assert is_served(place, "tcp", "127.0.0.1", 8005)
-    wait_until(lambda: not any(map(is_link, links_before)), "the end of the former links")
+    wait_until(lambda: not any(map(link_exists, links_before)), "the end of the former links")
     successor.remove(blocks(*RANGE))
     assert len(bindable(RANGE)) == 13, "the counts were taken over, too"
 
@@ -247,7 +247,7 @@ def test_without_a_relay_a_successor_starts_from_nothing(place: Place, steering:
     before = place.link_ids()
     place.relay.stop()
     steering.close()
-    wait_until(lambda: not any(map(is_link, before)), "the end of the links")
+    wait_until(lambda: not any(map(link_exists, before)), "the end of the links")
     place.relay.running = True
     assert place.steering().entries() == {}
     assert len(bindable(RANGE)) == 13
@@ -295,21 +295,21 @@ def test_a_successor_that_is_unavailable_ends_the_former_steering(
     calls.rejects_programs = True
     assert place.steering().unavailable == REJECTED
     assert (place.relay.fds["steering"], place.relay.fds["sockets"]) == ([], [])
-    wait_until(lambda: not any(map(is_link, before)), "the end of the links")
+    wait_until(lambda: not any(map(link_exists, before)), "the end of the links")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_one_of_the_sockets_it_is_unavailable(
     place: Place, kind: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nowhere = sockets.nowhere
+    nowhere = sockets.bind_unreachable
 
     def refuse(protocol: str, family: int) -> socket.socket:
         if (protocol, family) == kind:
             raise HostRefused("no socket can be bound")
         return nowhere(protocol, family)
 
-    monkeypatch.setattr(sockets, "nowhere", refuse)
+    monkeypatch.setattr(sockets, "bind_unreachable", refuse)
     before = len(os.listdir("/proc/self/fd"))
     steering = place.steering()
     assert steering.unavailable == "no socket can be bound"
@@ -357,19 +357,19 @@ def test_every_port_can_be_reserved(steering: Steering) -> None:
 
 
 def test_ports_are_reserved_before_they_are_checked(steering: Steering, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken, found = sockets.taken, []
+    taken, found = sockets.first_port_in_use, []
 
     def look(*ports: object) -> int | None:
         found.append(bindable(RANGE))
         return taken(*RANGE)
 
-    monkeypatch.setattr(sockets, "taken", look)
+    monkeypatch.setattr(sockets, "first_port_in_use", look)
     steering.reserve(*RANGE)
     assert found == [[7999, 8011]]
 
 
 def test_a_range_with_a_port_in_use_is_not_reserved(steering: Steering) -> None:
-    with socket.create_server(("0.0.0.0", 8003)), pytest.raises(PortTaken, match="8003"):
+    with socket.create_server(("0.0.0.0", 8003)), pytest.raises(PortInUse, match="8003"):
         steering.reserve(*RANGE)
     assert steering.entries() == {}
 
@@ -381,7 +381,7 @@ def test_a_single_port_that_is_bound_is_not_reserved(steering: Steering, protoco
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, TYPES[protocol]) as other:
         other.bind((address, 8000))
-        with pytest.raises(PortTaken, match=f"8000/{protocol}"):
+        with pytest.raises(PortInUse, match=f"8000/{protocol}"):
             steering.reserve(protocol, address, 8000, 8000)
         assert steering.entries() == {}
     steering.reserve(protocol, address, 8000, 8000)
@@ -416,7 +416,7 @@ def test_a_failed_reservation_leaves_what_was_there(place: Place, calls: Calls, 
 def test_served_ports_are_reserved_again_without_a_check(steering: Steering, monkeypatch: pytest.MonkeyPatch) -> None:
     """A relay that was started anew is to have them."""
     publish(steering, RANGE)
-    monkeypatch.setattr(sockets, "taken", lambda *_: pytest.fail("checked"))
+    monkeypatch.setattr(sockets, "first_port_in_use", lambda *_: pytest.fail("checked"))
     steering.reserve(*RANGE).close()
     assert steering.entries() == entries(RANGE, True)
 
@@ -498,7 +498,7 @@ def test_detached_steering_is_reattached(place: Place, steering: Steering) -> No
     steering.reattach()
     assert place.link_ids() == links, "it was attached"
     for link in links:
-        detach(link)
+        detach_link(link)
     assert (steering.is_attached(), len(bindable(RANGE))) == (False, 13)
     steering.reattach()
     assert (steering.is_attached(), bindable(RANGE)) == (True, [7999, 8011])
@@ -511,7 +511,7 @@ def test_detached_steering_is_reattached(place: Place, steering: Steering) -> No
 def test_steering_that_cannot_be_reattached_is_unavailable(place: Place, calls: Calls) -> None:
     steering = place.steering()
     publish(steering, RANGE)
-    detach(min(place.link_ids()))
+    detach_link(min(place.link_ids()))
     calls.rejects_programs = True
     with pytest.raises(Unsupported, match=REJECTED):
         steering.reattach()

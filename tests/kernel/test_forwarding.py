@@ -1,4 +1,4 @@
-"""Forwarding: switched on when it is needed, and never a way for what nobody allowed."""
+"""Forwarding is enabled when it is needed, and then forwards only what gangway allows."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,11 +12,11 @@ from lab.netns import Namespace, ip
 SWITCHES = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.default.forwarding")
 PORT = 80
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 
 class Crossroads:
-    """A host between two others, `left` and `right`, which know no other way to each other."""
+    """A host between two others, `left` and `right`, which have no other route to each other."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.host, self.left, self.right = (stack.enter_context(Namespace(role)) for role in ("host", "left", "right"))
@@ -44,7 +44,7 @@ class Crossroads:
         echo_server.serve(self.right.popen, PORT)
 
     def is_open(self) -> bool:
-        """Whether the left gets to the right."""
+        """True if the left reaches the right."""
         try:
             with self.left.entered():
                 echo_server.request_here("tcp", "10.72.0.2", PORT, patience_s=0.7)
@@ -53,7 +53,7 @@ class Crossroads:
         return True
 
     def switches(self) -> list[str]:
-        """What the kernel's switches say."""
+        """Return the values of the kernel's switches."""
         return [self.host.sysctl(name) for name in SWITCHES]
 
 
@@ -68,7 +68,9 @@ def firewall(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_it_is_switched_on_and_off_and_lets_nobody_through(crossroads: Crossroads, firewall: str) -> None:
+def test_forwarding_is_enabled_and_restored_without_forwarding_for_others(
+    crossroads: Crossroads, firewall: str
+) -> None:
     with Gangway(crossroads.host, "--firewall", firewall) as gangway:
         assert not crossroads.is_open()
         before = crossroads.host.run("iptables-save").stdout if firewall == "iptables" else ""
@@ -81,13 +83,13 @@ def test_it_is_switched_on_and_off_and_lets_nobody_through(crossroads: Crossroad
             assert ":FORWARD ACCEPT" in crossroads.host.run("iptables-save").stdout
 
 
-def test_a_network_of_one_family_leaves_the_other_alone(crossroads: Crossroads, firewall: str) -> None:
+def test_a_network_of_one_family_enables_only_that(crossroads: Crossroads, firewall: str) -> None:
     with Gangway(crossroads.host, "--firewall", firewall) as gangway:
         gangway("network", "create", "web", "--subnet", "172.30.0.0/24")
         assert crossroads.switches() == ["1", "0", "0"]
 
 
-def test_who_forwarded_before_goes_on(crossroads: Crossroads, firewall: str) -> None:
+def test_a_host_that_forwarded_before_still_does(crossroads: Crossroads, firewall: str) -> None:
     crossroads.host.sysctl("net.ipv4.ip_forward", 1)
     with Gangway(crossroads.host, "--firewall", firewall) as gangway:
         assert crossroads.is_open()
@@ -99,14 +101,14 @@ def test_who_forwarded_before_goes_on(crossroads: Crossroads, firewall: str) -> 
 
 
 @pytest.mark.parametrize("flags", [("--no-ip-forward",), ("--firewall", "none")])
-def test_it_is_not_touched(crossroads: Crossroads, flags: tuple[str, ...]) -> None:
+def test_forwarding_is_not_changed(crossroads: Crossroads, flags: tuple[str, ...]) -> None:
     with Gangway(crossroads.host, *flags) as gangway:
         gangway("network", "create", "web", "--subnet", "172.30.0.0/24", "--subnet", "fd30::/64")
         assert crossroads.switches() == ["0", "0", "0"]
 
 
-def test_another_programs_bridge_is_not_ours_to_close(firewall: str) -> None:
-    """br_netfilter shows the firewall what passes within a bridge, as if it were forwarded."""
+def test_frames_within_another_programs_bridge_pass(firewall: str) -> None:
+    """br_netfilter passes the frames within a bridge to the firewall as if they were forwarded."""
     with ExitStack() as stack:
         host, one, other = (stack.enter_context(Namespace(role)) for role in ("host", "one", "other"))
         host.ip("link", "add", "lan0", "type", "bridge")

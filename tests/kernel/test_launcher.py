@@ -322,6 +322,7 @@ def settled(tmp_path: Path) -> Settle:
 # ---- the command line ----
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("dashes", ["-", "--"])
 @pytest.mark.parametrize("joined", [False, True], ids=["f v", "f=v"])
 def test_flags_are_written_in_four_ways(host: Host, box: Container, port: int, dashes: str, joined: bool) -> None:
@@ -334,6 +335,7 @@ def test_flags_are_written_in_four_ways(host: Host, box: Container, port: int, d
     assert stop(launcher) == 0
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("flag", ["-v", "--v", "-version", "--version", "-version=true"])
 def test_the_version(host: Host, flag: str) -> None:
     done = finish(host, flag)
@@ -341,6 +343,7 @@ def test_the_version(host: Host, flag: str) -> None:
     assert re.match(r"docker-proxy .*version \d", done.out)
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("flag", ["-h", "--h", "-help", "--help"])
 def test_help(host: Host, flag: str) -> None:
     done = finish(host, flag)
@@ -349,6 +352,7 @@ def test_help(host: Host, flag: str) -> None:
     assert all(f"\n  -{name}" in done.err for name in names)
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
@@ -373,11 +377,13 @@ def test_a_bad_flag_is_told_with_the_usage(host: Host, flags: list[str], named: 
 # ---- what cannot be published ----
 
 
+@pytest.mark.any_kernel
 def test_an_unknown_protocol_is_named(host: Host, box: Container, port: int) -> None:
     assert "dccp" in refused(host, *flags_for(box, port, "dccp"))
     assert is_free(host, port)
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     ("flag", "value"),
     [
@@ -456,6 +462,7 @@ def test_a_relay_that_cannot_be_started(fresh: tuple[Host, Container], port: int
     wait_until(lambda: relay_is_gone(host), "the keeper's end", PATIENCE_S)
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     ("text", "named"),
     [

@@ -1,4 +1,4 @@
-"""The legacy variant of iptables: alone, and where another program's legacy rules drop."""
+"""The legacy variant of iptables: as the firewall, and with another program's rules that drop."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _NAMES = [f"{program}{what}" for program in ("iptables", "ip6tables") for what i
 
 
 def _usable() -> bool:
-    """Whether the kernel still has the tables."""
+    """True if this machine has the program, and the kernel the tables."""
     if os.geteuid() or not _MULTI.exists():
         return False
     with Namespace("legacy") as space:
@@ -22,14 +22,14 @@ def _usable() -> bool:
 
 
 pytestmark = [
-    pytest.mark.daemon,
+    pytest.mark.any_kernel,
     pytest.mark.skipif(not _usable(), reason="the kernel, or this machine, has no legacy iptables"),
 ]
 
 
 @pytest.fixture(scope="module")
 def legacy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which iptables is the legacy one."""
+    """Return an environment in which iptables is the legacy variant."""
     directory = tmp_path_factory.mktemp("legacy")
     for name in _NAMES:
         (directory / name).symlink_to(_MULTI)
@@ -43,14 +43,14 @@ def street(legacy: dict[str, str]) -> Iterator[Street]:
 
 
 def _rules(street: Street) -> str:
-    """The legacy ones; a table that has been looked at once stays."""
+    """Return the legacy rules, without the names of tables: one that was listed once stays."""
     listed = (street.host.run(str(_MULTI), f"{program}-save").stdout for program in ("iptables", "ip6tables"))
     return "".join(line for text in listed for line in text.splitlines(keepends=True) if line[:2] in ("-A", ":G"))
 
 
 @pytest.mark.parametrize("host_ip", ["", f"{HOST4}:"])
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_every_origin_gets_its_road(street: Street, host_ip: str, protocol: str) -> None:
+def test_each_client_is_served_by_its_road(street: Street, host_ip: str, protocol: str) -> None:
     near, far, server = street.near.space, street.far.space, street.server.space
     with street.published(street.server, f"{host_ip}8080:80/{protocol}") as port:
         assert "--to-destination 172.30.0.2:80" in _rules(street)
@@ -70,11 +70,11 @@ def test_every_origin_gets_its_road(street: Street, host_ip: str, protocol: str)
                 (near, HOST6, "nat", "fd30::1"),
             ]
         for space, address, road, source in expected:
-            assert street.road(space, protocol, address, port) == (road, source), f"{space.name} asks {address}"
+            assert street.road(space, protocol, address, port) == (road, source), f"{space.name} to {address}"
 
 
-def test_nothing_of_it_is_left(street: Street) -> None:
-    """The last test of this scene."""
+def test_all_rules_are_removed(street: Street) -> None:
+    """This has to be the last test with this fixture."""
     assert "GANGWAY" in _rules(street)
     street.leave()
     assert _rules(street) == ""
@@ -82,12 +82,12 @@ def test_nothing_of_it_is_left(street: Street) -> None:
 
 
 @pytest.mark.parametrize("flags", [(), ("--firewall", "nftables"), ("--firewall", "iptables")])
-def test_where_legacy_rules_of_others_drop_everybody_is_served_all_the_same(flags: tuple[str, ...]) -> None:
-    """Our iptables is the other variant: no rule of ours can stand in the chain that drops."""
+def test_clients_are_served_though_another_programs_legacy_policy_drops(flags: tuple[str, ...]) -> None:
+    """gangway uses the other variant, which cannot add rules to the chain that drops."""
     with Street(*flags, prepare=f"{_MULTI} iptables -P FORWARD DROP") as street:
         with street.published(street.server, "8080:80") as port:
-            told = street.gangway.json("explain", f"{HOST4}:{port}", "--from", "remote")[0]
-            road = told["mapping"]["routes"][0]["road"]
+            answer = street.gangway.json("explain", f"{HOST4}:{port}", "--from", "remote")[0]
+            road = answer["mapping"]["routes"][0]["road"]
             assert street.road(street.neighbour, "tcp", HOST4, port)[0] == road
             assert street.road(street.far.space, "tcp", HOST4, port)[0] == road
         street.leave()

@@ -19,7 +19,7 @@ from lab.waiting import wait_until
 from tests.kernel.crossings import arrives, client_of, listening
 from tests.kernel.street import HOST4, HOST6, Box, Street
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 
 @pytest.fixture(scope="module", params=["nftables", "iptables", "none"])

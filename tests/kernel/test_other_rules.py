@@ -1,4 +1,4 @@
-"""Other programs' rules, and what they do to ours: obeyed, told of, lived with, made up for."""
+"""Other programs' rules: gangway works beside them, explains their effects, and repairs its own."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from tests.kernel.crossings import everywhere, reached
 from tests.kernel.snapshot import snapshot
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, PORT, Street
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 _SOON_S = 5
 _EMPTY = re.compile(r"\s*(table|chain|type|\})")
@@ -59,8 +59,8 @@ def _nat_works(street: Street) -> None:
         assert street.road(street.host, "tcp", "::1", port) == ("redirect", "fd30::1")
 
 
-def _is_gone(street: Street) -> None:
-    """Once our networks are, so are our rules."""
+def _leaves_no_rules(street: Street) -> None:
+    """Assert that our rules are removed with our last network."""
     street.leave()
     rules = (street.host.run(*words).stdout for words in (["nft", "list", "ruleset"], ["iptables-save"]))
     text = "".join(rules).lower()
@@ -69,14 +69,14 @@ def _is_gone(street: Street) -> None:
 
 
 def _explained(street: Street) -> tuple[str, str, str]:
-    """What it says of a remote client: the firewall, the road, and all that a person reads."""
+    """Return what `explain` says of a remote client: the firewall, the road, and the whole text."""
     with street.published(street.server, "8099:80"):
         answer = street.gangway.json("explain", f"{HOST4}:8099", "--from", "remote")[0]
         text = street.gangway("explain", f"{HOST4}:8099", "--from", "remote")
     return answer["firewall"], answer["mapping"]["routes"][0]["road"], text
 
 
-def test_beside_ufw_everything_works_and_stays_closed() -> None:
+def test_with_ufw_published_ports_work_and_others_stay_closed() -> None:
     prepare = "".join(f"{program}-restore <<'END'\n{rules}END\n" for program, rules in _UFW_OF.items())
     with Street(prepare=prepare) as street:
         assert _explained(street)[:2] == ("iptables", "nat")
@@ -84,14 +84,14 @@ def test_beside_ufw_everything_works_and_stays_closed() -> None:
         with street.published(street.server, "80:80"):
             direct = everywhere([street.neighbour, street.far.space], [street.server.address4], PORT, ["tcp"])
             assert reached(street, direct) == []
-        _is_gone(street)
+        _leaves_no_rules(street)
         for program, rules in _UFW_OF.items():
             left = street.host.run(f"{program}-save").stdout
             for line in rules.splitlines():
                 assert line.partition(" [")[0] in left
 
 
-def test_where_firewalld_drops_what_is_forwarded_the_relay_serves_and_explain_says_why() -> None:
+def test_with_firewalld_that_drops_the_relay_serves_and_explain_says_why() -> None:
     with Street(prepare=_FIREWALLD) as street:
         before = street.host.run("nft", "list", "table", "inet", "firewalld").stdout
         firewall, road, text = _explained(street)
@@ -103,25 +103,25 @@ def test_where_firewalld_drops_what_is_forwarded_the_relay_serves_and_explain_sa
                 assert street.road(street.neighbour, protocol, HOST6, port) == ("relay", "fd30::1")
                 assert street.road(street.far.space, protocol, HOST4, port) == ("relay", "172.30.0.1")
                 assert street.road(street.host, protocol, HOST4, port) == ("nat", HOST4)
-        _is_gone(street)
+        _leaves_no_rules(street)
         assert street.host.run("nft", "list", "table", "inet", "firewalld").stdout == before
 
 
-def test_a_chain_that_drops_may_come_and_go() -> None:
+def test_a_chain_that_drops_is_added_and_removed() -> None:
     with Street() as street, street.published(street.server, "8080:80") as port:
         assert street.road(street.neighbour, "tcp", HOST4, port)[0] == "nat"
         street.host.run("sh", "-ec", _FIREWALLD)
-        _comes_by(street, port, "relay")
+        _is_served_by(street, port, "relay")
         assert "inet firewalld filter_FORWARD drops" in street.gangway.log.read_text()
         street.host.run("nft", "delete", "table", "inet", "firewalld")
-        _comes_by(street, port, "nat")
+        _is_served_by(street, port, "nat")
 
 
-def _comes_by(street: Street, port: int, road: str) -> None:
+def _is_served_by(street: Street, port: int, road: str) -> None:
     def is_so() -> bool:
         client = street.neighbour
         is_reached = street.reaches(client, "tcp", HOST4, port)
-        was_translated(street.host, "tcp", HOST4, port)  # what that has left in the record is not the next one's
+        was_translated(street.host, "tcp", HOST4, port)  # deletes the conntrack entry of that connection
         return is_reached and street.road(client, "tcp", HOST4, port)[0] == road
 
     wait_until(is_so, f"the road {road}", _SOON_S)
@@ -144,7 +144,7 @@ def street(request: pytest.FixtureRequest) -> Iterator[Street]:
     ],
     ids=["everything", "tables", "masquerade", "forward", "ours"],
 )
-def test_rules_that_somebody_takes_away_are_back_soon(street: Street, destroy: str) -> None:
+def test_removed_rules_are_restored(street: Street, destroy: str) -> None:
     with street.published(street.server, "8080:80", "9000-9002:9000-9002", f"{HOST4}:8081:80"):
         before = _rules(street)
         street.host.run("sh", "-c", destroy)
@@ -153,40 +153,40 @@ def test_rules_that_somebody_takes_away_are_back_soon(street: Street, destroy: s
 
 
 def _rules(street: Street) -> list[str]:
-    """All rules, elements, and what drops, by their words: sets have no order, and an empty chain does nothing."""
+    """Return the words of all rules, elements and dropping chains: sets have no order, and empty chains no effect."""
     lines = [line for line in snapshot(street.host)["nftables"] if "drop" in line or not _EMPTY.match(line)]
     return sorted(word for line in lines for word in line.replace(",", " ").split())
 
 
 @pytest.mark.parametrize("firewall", ["nftables", "iptables"])
-def test_a_mapping_whose_rules_somebody_has_taken_away_can_be_withdrawn_and_is_made_up_for(firewall: str) -> None:
+def test_a_mapping_whose_rules_were_removed_is_unpublished_or_restored(firewall: str) -> None:
     with Street("--firewall", firewall) as street:
         with street.published(street.server, "8080:80"):
-            _forget_mappings(street)
+            _remove_mappings(street)
         with street.published(street.server, "8080:80"):
             before = _rules(street)
-            _forget_mappings(street)
+            _remove_mappings(street)
             wait_until(lambda: _rules(street) == before, "the rules as they were", _SOON_S)
 
 
-def _forget_mappings(street: Street) -> None:
+def _remove_mappings(street: Street) -> None:
     if "inet gangway" in street.host.run("nft", "list", "tables").stdout:
         street.host.run("nft", "flush map inet gangway ports4; flush map inet gangway ports6")
     else:
         street.host.run("sh", "-c", "iptables -t nat -F GANGWAY; iptables -F GANGWAY; ip6tables -t nat -F GANGWAY")
 
 
-def test_a_bridge_that_somebody_deletes_is_back_soon_with_its_containers(street: Street) -> None:
+def test_a_deleted_bridge_is_restored_with_its_containers(street: Street) -> None:
     street.host.ip("link", "delete", _bridge(street))
     _is_whole(street)
 
 
-def test_a_containers_interface_that_somebody_deletes_is_back_soon(street: Street) -> None:
+def test_a_deleted_container_interface_is_restored(street: Street) -> None:
     street.server.space.ip("link", "delete", "eth0")
     _is_whole(street)
 
 
-def test_the_hosts_ends_that_somebody_deletes_are_back_soon(street: Street) -> None:
+def test_deleted_host_interfaces_are_restored(street: Street) -> None:
     for line in street.host.ip("-oneline", "link", "show", "master", _bridge(street)).splitlines():
         street.host.ip("link", "delete", line.split()[1].partition("@")[0])
     _is_whole(street)
@@ -204,10 +204,10 @@ def _is_whole(street: Street) -> None:
     _nat_works(street)
 
 
-def test_nothing_is_left_though_somebody_has_flushed_everything(street: Street) -> None:
-    """The last test of this scene."""
+def test_everything_is_removed_after_a_flush(street: Street) -> None:
+    """This has to be the last test with this fixture."""
     street.publish(street.server, "8080:80")
     street.host.run("nft", "flush", "ruleset")
-    _is_gone(street)
+    _leaves_no_rules(street)
     assert street.host.sysctl("net.ipv4.ip_forward") == "0"
     assert street.host.sysctl("net.ipv6.conf.all.forwarding") == "0"

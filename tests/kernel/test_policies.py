@@ -1,4 +1,4 @@
-"""What a network's policy promises, and what nobody may do: by nftables and by iptables."""
+"""Isolation, masquerading and internal networks, by nftables and by iptables."""
 
 from collections.abc import Iterator
 
@@ -10,12 +10,12 @@ from tests.kernel.crossings import Tap, everywhere, reached, routed_at
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, PORT, Box, Street
 
 FIREWALLS = pytest.mark.parametrize("street", ["nftables", "iptables"], indirect=True)
-pytestmark = [pytest.mark.daemon, FIREWALLS]
+pytestmark = [pytest.mark.any_kernel, FIREWALLS]
 GATEWAY4, GATEWAY6 = "172.30.0.1", "fd30::1"
 
 
 class Quarter(Street):
-    """The street, with a network that has no way out, and one whose containers go out as themselves."""
+    """The street, with an internal network, and one without masquerading."""
 
     inner: Box
     within: Box
@@ -35,7 +35,7 @@ def street(request: pytest.FixtureRequest) -> Iterator[Quarter]:
         yield made
 
 
-def test_networks_are_isolated_from_each_other_but_for_published_ports(street: Quarter) -> None:
+def test_networks_are_isolated_except_for_published_ports(street: Quarter) -> None:
     server, far, four = street.server, street.far, street.four
     with street.published(server, "80:80/tcp", "80:80/udp"):
         strangers = [far.space, four.space, street.bare.space]
@@ -47,7 +47,7 @@ def test_networks_are_isolated_from_each_other_but_for_published_ports(street: Q
         assert reached(street, published) == list(map(str, published))
 
 
-def test_a_neighbour_that_routes_a_containers_address_at_the_host_does_not_get_in(street: Quarter) -> None:
+def test_a_neighbour_cannot_route_to_a_containers_address(street: Quarter) -> None:
     server = street.server
     with street.published(server, "80:80/tcp", "80:80/udp"), Tap(street.host, "eth0") as tap:
         direct = everywhere([street.neighbour], [server.address4, server.address6, street.far.address4], PORT)
@@ -57,8 +57,8 @@ def test_a_neighbour_that_routes_a_containers_address_at_the_host_does_not_get_i
         assert reached(street, published) == list(map(str, published))
 
 
-def test_a_neighbour_that_routes_loopback_at_a_host_gets_in_where_nobody_is_in_the_way(street: Quarter) -> None:
-    """Or else the next test would prove nothing."""
+def test_without_rules_a_neighbour_can_route_to_loopback(street: Quarter) -> None:
+    """Otherwise the next test would prove nothing."""
     with Namespace("host") as host, Neighbour(host) as neighbour:
         host.sysctl("net.ipv4.conf.all.route_localnet", 1)
         echo_server.serve(host.popen, 8080)
@@ -67,12 +67,10 @@ def test_a_neighbour_that_routes_loopback_at_a_host_gets_in_where_nobody_is_in_t
 
 
 @pytest.mark.parametrize("host_ip", ["127.0.0.1:", "0.0.0.0:"])
-@pytest.mark.parametrize("somebody_has_set_route_localnet", [0, 1])
-def test_nobody_gets_to_loopback_from_outside(
-    street: Quarter, host_ip: str, somebody_has_set_route_localnet: int
-) -> None:
+@pytest.mark.parametrize("route_localnet", [0, 1])
+def test_loopback_cannot_be_reached_from_outside(street: Quarter, host_ip: str, route_localnet: int) -> None:
     host = street.host
-    host.sysctl("net.ipv4.conf.all.route_localnet", somebody_has_set_route_localnet)
+    host.sysctl("net.ipv4.conf.all.route_localnet", route_localnet)
     try:
         with (
             street.published(street.server, f"{host_ip}8080:80/tcp", f"{host_ip}8080:80/udp") as port,
@@ -87,7 +85,7 @@ def test_nobody_gets_to_loopback_from_outside(
         host.sysctl("net.ipv4.conf.all.route_localnet", 0)
 
 
-def test_nobody_gets_to_ipv6_loopback_from_outside(street: Quarter) -> None:
+def test_ipv6_loopback_cannot_be_reached_from_outside(street: Quarter) -> None:
     with (
         street.published(street.server, "[::1]:8080:80/tcp", "[::1]:8080:80/udp") as port,
         routed_at(street.host, street.neighbour),
@@ -99,7 +97,7 @@ def test_nobody_gets_to_ipv6_loopback_from_outside(street: Quarter) -> None:
         assert reached(street, inside) == list(map(str, inside))
 
 
-def test_what_is_published_on_loopback_is_not_found_at_another_address(street: Quarter) -> None:
+def test_ports_published_on_loopback_are_refused_at_other_addresses(street: Quarter) -> None:
     published = "127.0.0.1:8080:80/tcp", "127.0.0.1:8080:80/udp", "[::1]:8080:80/tcp", "[::1]:8080:80/udp"
     with street.published(street.server, *published) as port:
         clients = [street.host, street.neighbour, street.far.space, street.near.space, street.server.space]
@@ -114,7 +112,7 @@ def test_route_localnet_is_never_set(street: Quarter) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_containers_reach_the_outside_under_the_hosts_address(street: Quarter, protocol: str) -> None:
+def test_outgoing_connections_are_masqueraded(street: Quarter, protocol: str) -> None:
     for box in (street.server, street.far):
         assert _seen(box, protocol, NEIGHBOUR4) == HOST4
         assert _seen(box, protocol, NEIGHBOUR6) == HOST6
@@ -122,7 +120,7 @@ def test_containers_reach_the_outside_under_the_hosts_address(street: Quarter, p
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_without_masquerade_they_do_so_under_their_own(street: Quarter, protocol: str) -> None:
+def test_outgoing_connections_without_masquerade_keep_their_address(street: Quarter, protocol: str) -> None:
     assert _seen(street.bare, protocol, NEIGHBOUR4) == street.bare.address4
     assert _seen(street.bare, protocol, NEIGHBOUR6) == street.bare.address6
 
@@ -132,13 +130,13 @@ def _seen(box: Box, protocol: str, address: str) -> str:
         return echo_server.request_here(protocol, address, PORT).peer
 
 
-def test_containers_of_an_ordinary_network_reach_each_other_as_themselves(street: Quarter) -> None:
+def test_containers_of_a_network_reach_each_other(street: Quarter) -> None:
     for protocol in ("tcp", "udp"):
         assert _seen(street.near, protocol, street.server.address4) == street.near.address4
         assert _seen(street.near, protocol, street.server.address6) == street.near.address6
 
 
-def test_an_internal_network_has_no_way_out_even_for_a_container_that_makes_itself_a_route(street: Quarter) -> None:
+def test_an_internal_network_has_no_way_out_even_with_a_default_route(street: Quarter) -> None:
     inner = street.inner
     assert "default" not in inner.space.ip("route") + inner.space.ip("-6", "route")
     outside = [NEIGHBOUR4, NEIGHBOUR6, street.far.address4, street.far.address6]
@@ -159,7 +157,7 @@ def _bridge(street: Street, network: str) -> str:
     return found
 
 
-def test_nobody_gets_into_an_internal_network(street: Quarter) -> None:
+def test_an_internal_network_cannot_be_reached_from_outside(street: Quarter) -> None:
     clients = [street.neighbour, street.server.space, street.far.space]
     assert reached(street, everywhere(clients, [street.inner.address4, street.inner.address6], PORT)) == []
 
@@ -169,7 +167,7 @@ def test_containers_of_an_internal_network_reach_each_other(street: Quarter) -> 
     assert reached(street, inside) == list(map(str, inside))
 
 
-def test_an_internal_network_publishes_on_loopback_only(street: Quarter) -> None:
+def test_an_internal_network_publishes_only_on_loopback(street: Quarter) -> None:
     with street.published(street.inner, "127.0.0.1:8080:80", "[::1]:8080:80") as port:
         assert street.road(street.host, "tcp", "127.0.0.1", port) == ("redirect", "172.27.0.1")
         assert street.road(street.host, "tcp", "::1", port) == ("redirect", "fd27::1")

@@ -1,4 +1,4 @@
-"""The relay's processes: when there are more, what they carry, what they hold, and what they may not do."""
+"""The relay's processes: when workers are started, which flows they get, their descriptors and privileges."""
 
 import os
 import random
@@ -38,7 +38,7 @@ _LISTENS_UNIX = "00010000"  # __SO_ACCEPTCON
 
 
 class Echo:
-    """Connections of a port whose container's ends send back all that they get."""
+    """Connections of a port whose container sends back all that it receives."""
 
     def __init__(self, port: Port, count: int = _CONNECTIONS) -> None:
         self.port = port
@@ -77,7 +77,7 @@ class Echo:
         served.close()
 
     def exchange(self) -> None:
-        """A few bytes or many on each connection, and all of them back, in order."""
+        """Send a few bytes or many on each connection, and receive all of them back, in order."""
         sizes = self._random.choices([1, 100, 5_000, 40_000], [60, 30, 8, 2], k=len(self.clients))
         sent = [self._random.randbytes(size) for size in sizes]
         for client, data in zip(self.clients, sent, strict=True):
@@ -86,9 +86,9 @@ class Echo:
             assert exactly(client, len(data)) == data
 
     def until_there_are_workers(self, count: int) -> list[int]:
-        """Makes traffic until there are that many workers, and some more then."""
+        """Make traffic until there are `count` workers, and some more after that; return their pids."""
         site = self.port.site
-        os.setpriority(os.PRIO_PROCESS, site.relay(), -15)  # the machine may be busy with other things
+        os.setpriority(os.PRIO_PROCESS, site.relay(), -15)  # other processes may keep the machine busy
 
         def busy() -> list[int]:
             self.exchange()
@@ -106,10 +106,13 @@ class Echo:
 
 @contextmanager
 def _bulk(port: Port) -> Iterator[None]:
-    """A connection full of data, which keeps a relay busier than those who send and receive."""
+    """A saturated connection, which keeps the relay busier than its sender and receiver."""
     with Ports(port.site) as ports:
         client, served = ports.tcp().pair()
-        threads = [threading.Thread(target=_flood, args=(client,)), threading.Thread(target=_swallow, args=(served,))]
+        threads = [
+            threading.Thread(target=_flood, args=(client,)),
+            threading.Thread(target=_receive_all, args=(served,)),
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -128,7 +131,7 @@ def _flood(sock: socket.socket) -> None:
             sock.sendall(block)
 
 
-def _swallow(sock: socket.socket) -> None:
+def _receive_all(sock: socket.socket) -> None:
     into = bytearray(1 << 16)
     with suppress(OSError):
         while sock.recv_into(into):
@@ -145,30 +148,30 @@ def _has_one_socket(pid: int) -> bool:
 
 @contextmanager
 def _crowd(folder: Path, workers: int) -> Iterator[tuple[Site, Ports, Echo, list[int]]]:
-    """A site with busy connections and so many processes that carry them; the relay is one of these."""
+    """A site with busy connections and this many processes, the relay included."""
     with site_and_ports(folder, workers=workers) as (site, ports), Echo(ports.tcp()) as busy:
         yield site, ports, busy, busy.until_there_are_workers(workers - 1)
 
 
-def test_an_idle_relay_is_one_process_and_its_keeper(tmp_path: Path) -> None:
+def test_idle_relay_has_no_workers(tmp_path: Path) -> None:
     with site_and_ports(tmp_path, workers=4) as (site, ports):
         some = [ports.tcp() for _ in range(5)] + [ports.tcp("::", "::1")]
         for port in some:
             echo(*port.pair())
-        assert list(processes(site.host)) == [site.keeper(), site.relay()]
+        assert list(processes(site.host)) == [site.daemon(), site.relay()]
 
 
-def test_with_one_worker_the_relay_stays_alone(tmp_path: Path) -> None:
+def test_relay_with_one_worker_starts_no_others(tmp_path: Path) -> None:
     with site_and_ports(tmp_path, workers=1) as (site, ports), Echo(ports.tcp()) as busy:
         for _ in range(50 if SLOW_MACHINE else 1000):
             busy.exchange()
         assert site.workers() == []
 
 
-def test_under_load_the_workers_take_over_and_not_a_byte_is_lost(tmp_path: Path) -> None:
+def test_workers_share_the_load_without_loss_of_data(tmp_path: Path) -> None:
     with _crowd(tmp_path, workers=3) as (site, _, busy, workers):
         for pid in (site.relay(), *workers):
-            assert len(_sockets(pid)) >= 8, "each carries a part of the connections"
+            assert len(_sockets(pid)) >= 8, "each has a part of the connections"
         for client in busy.clients:
             client.shutdown(socket.SHUT_WR)
             assert exactly(client, 1) == b""
@@ -176,7 +179,7 @@ def test_under_load_the_workers_take_over_and_not_a_byte_is_lost(tmp_path: Path)
         assert len(site.log_lines("started 2 worker process(es)")) == 1
 
 
-def test_new_connections_are_shared_out(tmp_path: Path) -> None:
+def test_new_connections_are_distributed(tmp_path: Path) -> None:
     with _crowd(tmp_path, workers=2) as (site, ports, _, workers):
         port = ports.tcp()
         before = Counter({pid: len(_sockets(pid)) for pid in (site.relay(), *workers)})
@@ -184,10 +187,10 @@ def test_new_connections_are_shared_out(tmp_path: Path) -> None:
         for pair in pairs:
             echo(*pair)
         after = Counter({pid: len(_sockets(pid)) for pid in (site.relay(), *workers)})
-        assert min((after - before)[pid] for pid in after) >= 6, "each has some of the 24 sockets"
+        assert min((after - before)[pid] for pid in after) >= 6, "each gets some of the 24 sockets"
 
 
-def test_half_closed_connections_survive_the_start_of_the_workers(tmp_path: Path) -> None:
+def test_half_closed_connections_survive_the_start_of_workers(tmp_path: Path) -> None:
     with site_and_ports(tmp_path, workers=2) as (_, ports):
         port = ports.tcp()
         client, served = port.pair()
@@ -200,7 +203,7 @@ def test_half_closed_connections_survive_the_start_of_the_workers(tmp_path: Path
             assert exactly(client, 100) == b"still here"
 
 
-def test_a_port_that_workers_carry_is_withdrawn_at_once(tmp_path: Path) -> None:
+def test_unpublish_ends_connections_of_workers_at_once(tmp_path: Path) -> None:
     with _crowd(tmp_path, workers=2) as (site, ports, busy, _):
         port = ports.tcp()
         pairs = [port.pair() for _ in range(12)]
@@ -212,7 +215,7 @@ def test_a_port_that_workers_carry_is_withdrawn_at_once(tmp_path: Path) -> None:
         busy.exchange()
 
 
-def test_a_worker_that_is_killed_takes_only_its_own_connections(tmp_path: Path) -> None:
+def test_killed_worker_ends_only_its_own_connections(tmp_path: Path) -> None:
     with _crowd(tmp_path, workers=3) as (site, ports, busy, (victim, survivor)):
         relay = site.relay()
         os.kill(victim, signal.SIGKILL)
@@ -230,7 +233,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_connections(tmp_path: Path) 
 
 
 def _ended(clients: list[socket.socket]) -> list[socket.socket]:
-    """The connections that have an end or a reset to read."""
+    """Return the connections that have ended or were reset."""
     ended = []
     for client in clients:
         client.setblocking(False)
@@ -242,7 +245,7 @@ def _ended(clients: list[socket.socket]) -> list[socket.socket]:
     return ended
 
 
-def test_out_of_descriptors_in_all_processes_clients_wait_and_nobody_ends(tmp_path: Path) -> None:
+def test_without_descriptors_in_all_processes_clients_wait(tmp_path: Path) -> None:
     limit = ("prlimit", "--nofile=64:64")
     with site_and_ports(tmp_path, limit, workers=2) as (site, ports), Echo(ports.tcp()) as busy:
         workers = busy.until_there_are_workers(1)
@@ -254,19 +257,19 @@ def test_out_of_descriptors_in_all_processes_clients_wait_and_nobody_ends(tmp_pa
         echo(*port.pair())
 
 
-def test_without_the_relay_there_are_no_workers(tmp_path: Path) -> None:
+def test_workers_end_with_the_relay(tmp_path: Path) -> None:
     with _crowd(tmp_path, workers=3) as (site, _, busy, workers):
         old = site.relay()
         os.kill(old, signal.SIGKILL)
-        gone = {old, *workers}
-        wait_until(lambda: not gone & set(processes(site.host)), "the end of the workers", PATIENCE_S)
+        ended = {old, *workers}
+        wait_until(lambda: not ended & set(processes(site.host)), "the end of the workers", PATIENCE_S)
         wait_until(lambda: len(_ended(busy.clients)) == _CONNECTIONS, "the end of all connections", PATIENCE_S)
         served = busy.port.connect(), busy.port.accept()
         echo(*served)
 
 
 @pytest.mark.slow
-def test_workers_hold_what_is_theirs_and_end_when_idle(tmp_path: Path) -> None:
+def test_workers_have_only_their_own_sockets_and_end_when_idle(tmp_path: Path) -> None:
     with _crowd(tmp_path, workers=3) as (site, ports, busy, workers):
         listening = _listening(site.relay())
         assert len(listening) == 2, "the launchers' socket, and the port"
@@ -275,16 +278,16 @@ def test_workers_hold_what_is_theirs_and_end_when_idle(tmp_path: Path) -> None:
         for client in busy.clients:
             client.close()
         for worker in workers:
-            wait_until(partial(_has_one_socket, worker), "its channel alone", PATIENCE_S)
+            wait_until(partial(_has_one_socket, worker), "a worker with its channel only", PATIENCE_S)
             assert descriptors(worker).count("anon_inode:[eventpoll]") == 1
-        alone = [site.keeper(), site.relay()]
+        alone = [site.daemon(), site.relay()]
         wait_until(lambda: list(processes(site.host)) == alone, "the end of the workers", _RETIREMENT_S)
         wait_until(lambda: not children(site.relay()), "the relay to collect the dead workers", PATIENCE_S)
         echo(*ports.tcp().pair())
 
 
 def _listening(pid: int) -> set[str]:
-    """The listening sockets of a process, as its descriptors name them."""
+    """Return the listening sockets of a process, as /proc/PID/fd names them."""
     inodes = []
     for name, state_column, inode_column, listens in (
         ("tcp", 3, 9, _LISTENS_INET),
@@ -296,7 +299,7 @@ def _listening(pid: int) -> set[str]:
     return {f"socket:[{inode}]" for inode in inodes} & set(_sockets(pid))
 
 
-def test_neither_relay_nor_workers_have_privileges(tmp_path: Path) -> None:
+def test_relay_and_workers_have_no_privileges(tmp_path: Path) -> None:
     with _crowd(tmp_path, workers=2) as (site, _, _, workers):
         for pid in (site.relay(), *workers):
             status = status_of(pid)

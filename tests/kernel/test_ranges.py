@@ -32,7 +32,7 @@ WITHOUT = (
 EVERY = ("1024-65000:1024-65000/tcp", "1024-65000:1024-65000/udp")
 
 
-@pytest.fixture(scope="module", params=["steered", pytest.param("sockets", marks=pytest.mark.daemon)])
+@pytest.fixture(scope="module", params=["steered", pytest.param("sockets", marks=pytest.mark.any_kernel)])
 def street(request: pytest.FixtureRequest) -> Iterator[Street]:
     with Street(within=WITHOUT if request.param == "sockets" else ()) as made:
         yield made
@@ -398,7 +398,7 @@ def compare_settings(before: dict[str, list[str]], street: Street) -> bool:
     return [line for line in before["settings"] if RESERVED in line] == [f"{RESERVED} = {street.host.sysctl(RESERVED)}"]
 
 
-@pytest.mark.daemon
+@pytest.mark.any_kernel
 def test_a_range_that_takes_more_sockets_than_there_are_is_refused_in_a_line(tmp_path: Path) -> None:
     within = (*WITHOUT[:-1], f"ulimit -n 500; {WITHOUT[-1]}")
     with Street(within=within) as street:

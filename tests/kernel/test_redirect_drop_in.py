@@ -111,7 +111,7 @@ def test_whoever_is_killed_it_is_back_and_nothing_is_left(ground: tuple[Site, Po
     site, ports = ground
     port = ports.tcp("0.0.0.0", "127.0.0.1")
     is_entered(port, "127.0.0.1")
-    keeper = site.keeper()
+    keeper = site.daemon()
     before = cgroup_links_of([keeper])
     os.kill(keeper if victim == "keeper" else site.relay(), signal.SIGKILL)
     wait_until(lambda: keeper not in processes(site.host), "the end of the old keeper", PATIENCE_S)

@@ -16,7 +16,7 @@ from lab.waiting import wait_until
 from tests.kernel.street import Street
 from tests.kernel.test_lifetime import Asker
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 LINKS = len(redirect.OBJECT.cgroup_programs) + len(steering.OBJECT.cgroup_programs)
 

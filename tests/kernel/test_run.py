@@ -1,8 +1,11 @@
-"""`gangway run`, and the daemon that a command starts: they come when they are needed, and leave nothing."""
+"""`gangway run`, and the daemon that a command starts: it starts on demand and leaves nothing behind."""
 
+import fcntl
 import os
 import re
+import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,20 +13,23 @@ from pathlib import Path
 
 import pytest
 
+from gangway import runtime
+from gangway.cli import start
+from gangway.cli.client import Refused
 from lab.gangwayd import GANGWAY
 from lab.netns import Namespace
 from lab.processes import processes_in
 from lab.waiting import wait_until
 from tests.kernel.snapshot import Snapshot, is_as, snapshot
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 _LINGER_S = 20
 """A daemon that was started by a command lingers for five seconds; a busy machine may take longer."""
 
 
 class Bare:
-    """A host with no daemon, and a socket where one may come to listen."""
+    """A host without a daemon, and the path of a socket for one."""
 
     def __init__(self, host: Namespace, directory: Path) -> None:
         self.host = host
@@ -32,17 +38,17 @@ class Bare:
         self.before: Snapshot = snapshot(host)
 
     def run(self, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """A command to its end, whatever comes of it."""
+        """Run a command to its end, whether it fails or not."""
         return self.host.run(str(GANGWAY), *words, check=False, env=self.environment, timeout=30, cwd=cwd)
 
     def popen(self, *words: str) -> subprocess.Popen[str]:
-        """A command in a session of its own, as a terminal would start it."""
+        """Start a command in a session of its own, as a terminal would."""
         pipe = subprocess.PIPE
         options = {"stdout": pipe, "stderr": pipe, "text": True, "start_new_session": True}
         return self.host.popen(str(GANGWAY), *words, env=self.environment, **options)
 
     def ask(self, port: int) -> str:
-        """What a web server says on the host's loopback."""
+        """Return the answer of a web server on the host's loopback."""
         words = "curl", "-sf", "--max-time", "3", f"http://127.0.0.1:{port}/"
         return self.host.run(*words, check=False).stdout
 
@@ -51,13 +57,13 @@ class Bare:
         return {pid: " ".join(words) for pid, words in processes_in(self.host.path).items() if words}
 
     def end_daemon(self) -> None:
-        """Spares the wait until it ends by itself."""
+        """End the daemon now, instead of waiting until it ends by itself."""
         for pid, words in self.processes().items():
             if "gangway.daemon" in words:
                 os.kill(pid, signal.SIGTERM)
 
     def nothing_is_left(self) -> None:
-        """Neither processes, nor anything of the kernel's, nor files but the (empty) state."""
+        """Check that no processes, kernel objects or files remain, except the (empty) database."""
         wait_until(lambda: self.processes() == {}, "the daemon's end", _LINGER_S)
         is_as(self.host, self.before)
         assert {path.suffix for path in self.directory.iterdir()} <= {".db", ".db-wal", ".db-shm"}
@@ -65,7 +71,7 @@ class Bare:
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Iterator[Bare]:
-    """A host of its own for one test."""
+    """A host for one test."""
     with Namespace("host") as host:
         made = Bare(host, tmp_path)
         yield made
@@ -75,7 +81,7 @@ def bare(tmp_path: Path) -> Iterator[Bare]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
-    """A host for many, so that only one has to wait for the daemon's end."""
+    """A host for many tests, so that only the last one has to wait for the daemon's end."""
     with Namespace("host") as host:
         made = Bare(host, tmp_path_factory.mktemp("shared"))
         yield made
@@ -84,7 +90,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
 
 @pytest.fixture
 def used(shared: Bare) -> Iterator[Bare]:
-    """The same; a test leaves nothing there but perhaps a daemon that lingers."""
+    """That host; a test leaves nothing there except a daemon that lingers."""
     yield shared
     wait_until(lambda: all("gangway.daemon" in words for words in shared.processes().values()), "the end of all others")
     is_as(shared.host, shared.before)
@@ -97,7 +103,7 @@ def _port(line: str) -> int:
 
 
 def _serving(bare: Bare) -> tuple[subprocess.Popen[str], int]:
-    """The quick start, with a port that is free; and which one that is."""
+    """Start the server of the README's quick start; return it, and its host port."""
     process = bare.popen("run", "-p", "8000", "--", "python3", "-m", "http.server", "8000")
     assert process.stderr is not None
     port = _port(next(line for line in process.stderr if "0.0.0.0:" in line))
@@ -109,20 +115,20 @@ def test_the_quick_start_serves_until_ctrl_c(used: Bare) -> None:
     process, port = _serving(used)
     assert "Directory listing" in used.ask(port)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(10) == 0  # http.server ends itself in good order
+    assert process.wait(10) == 0  # http.server handles it
     assert used.ask(port) == ""
     assert process.stderr is not None
     assert "Traceback" not in process.stderr.read()
 
 
-def test_sigterm_is_the_commands_too(used: Bare) -> None:
+def test_sigterm_is_passed_to_the_command(used: Bare) -> None:
     process, port = _serving(used)
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 128 + signal.SIGTERM
     assert used.ask(port) == ""
 
 
-def test_a_command_whose_gangway_was_killed_is_no_longer_published_when_it_ends(used: Bare) -> None:
+def test_a_command_is_unpublished_at_its_end_though_gangway_run_was_killed(used: Bare) -> None:
     process, port = _serving(used)
     server = int(used.host.run("pgrep", "-P", str(process.pid), "-f", "http.server").stdout)
     process.kill()
@@ -132,13 +138,13 @@ def test_a_command_whose_gangway_was_killed_is_no_longer_published_when_it_ends(
     wait_until(lambda: not used.ask(port), "its end")
 
 
-def test_the_exit_code_is_the_commands(used: Bare) -> None:
+def test_run_exits_with_the_commands_code(used: Bare) -> None:
     assert used.run("run", "--", "sh", "-c", "exit 7").returncode == 7
     assert used.run("run", "-p", "80", "--", "true").returncode == 0
     assert used.run("run", "--", "sh", "-c", "kill -9 $$").returncode == 128 + signal.SIGKILL
 
 
-def test_a_command_that_cannot_run_is_said_in_a_line(used: Bare) -> None:
+def test_a_command_that_cannot_run_is_reported_on_one_line(used: Bare) -> None:
     done = used.run("run", "-p", "80", "--", "/nonexistent/command")
     assert done.returncode == 127
     assert "gangway: /nonexistent/command: no such command" in done.stderr.splitlines()
@@ -148,7 +154,7 @@ def test_a_command_that_cannot_run_is_said_in_a_line(used: Bare) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_that_cannot_be_had_keeps_the_command_from_running(used: Bare, tmp_path: Path) -> None:
+def test_the_command_does_not_run_if_a_port_cannot_be_published(used: Bare, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     done = used.run("run", "-p", "9-8:80", "--", "touch", str(mark))
     assert done.returncode == 2
@@ -157,14 +163,14 @@ def test_a_port_that_cannot_be_had_keeps_the_command_from_running(used: Bare, tm
     assert not mark.exists()
 
 
-def test_the_command_has_the_host_s_view_of_everything_but_the_network(used: Bare) -> None:
+def test_the_command_shares_all_but_the_network_with_the_host(used: Bare) -> None:
     done = used.run("run", "--name", "box", "--", "sh", "-c", "ip -o -4 address; pwd", cwd=used.directory)
     assert "eth0" in done.stdout
     assert str(used.directory) in done.stdout
     assert "127.0.0.1" in done.stdout
 
 
-def test_a_first_command_starts_a_daemon_and_says_so(bare: Bare) -> None:
+def test_the_first_command_starts_a_daemon_and_reports_it(bare: Bare) -> None:
     done = bare.run("network", "ls", "--json")
     assert done.stdout == "[]\n"
     said = re.fullmatch(r"gangway: started a daemon \(pid (\d+)\), which listens on (\S+)\n", done.stderr)
@@ -175,15 +181,73 @@ def test_a_first_command_starts_a_daemon_and_says_so(bare: Bare) -> None:
     wait_until(lambda: not Path(f"/proc/{said[1]}").exists(), "its end", _LINGER_S)
 
 
-def test_such_a_daemon_stays_for_as_long_as_there_is_something_to_keep(bare: Bare) -> None:
+def test_commands_at_the_same_time_start_one_daemon(bare: Bare) -> None:
+    commands = [bare.popen("network", "ls", "--json") for _ in range(4)]
+    said = [command.communicate(timeout=30) for command in commands]
+    assert [command.returncode for command in commands] == [0] * 4
+    assert {out for out, _ in said} == {"[]\n"}
+    assert len([err for _, err in said if "started a daemon" in err]) == 1
+    assert {err for _, err in said if "started a daemon" not in err} <= {""}
+
+
+def test_a_command_finds_its_namespaces_daemon_without_options(bare: Bare) -> None:
+    del bare.environment["GANGWAY_SOCKET"]
+    with bare.host.entered():
+        folder, path = Path(runtime.folder()), runtime.default_socket()
+    try:
+        done = bare.run("network", "ls", "--json")
+        assert f"which listens on {path}\n" in done.stderr
+        assert stat.S_IMODE(folder.stat().st_mode) == runtime.FOLDER_MODE
+        again = bare.run("network", "ls", "--json")
+        assert (again.stdout, again.stderr) == ("[]\n", "")
+        bare.end_daemon()
+        wait_until(lambda: bare.processes() == {}, "the daemon's end")
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_command_does_not_wait_for_ever_for_the_folders_lock(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "_START_S", 0.2)
+    with bare.host.entered():
+        folder = runtime.create_folder()
+        try:
+            locked = os.open(folder, os.O_RDONLY)
+            fcntl.flock(locked, fcntl.LOCK_EX)
+            with pytest.raises(Refused, match=f"another process has been starting a daemon .*{folder} locked"):
+                start.start_daemon(bare.environment["GANGWAY_SOCKET"])
+            os.close(locked)
+        finally:
+            os.rmdir(folder)
+
+
+def test_a_daemon_that_does_not_start_in_time_is_ended(
+    bare: Bare, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "slow"
+    program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid.db\nexec sleep 30\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(start, "_START_S", 1.0)
+    monkeypatch.setattr(start, "daemon_command", lambda *_, **__: [str(program)])
+    with bare.host.entered():
+        try:
+            with pytest.raises(Refused, match="did not start within 1 s"):
+                start.start_daemon(bare.environment["GANGWAY_SOCKET"])
+        finally:
+            os.rmdir(runtime.folder())
+    program.unlink()
+    _, status = os.waitpid(int((tmp_path / "pid.db").read_text()), 0)
+    assert os.WTERMSIG(status) == signal.SIGTERM
+
+
+def test_a_daemon_that_a_command_started_stays_while_there_is_a_network(bare: Bare) -> None:
     daemon = _started(bare.run("network", "create", "web", "--subnet", "172.30.0.0/24"))
-    # Longer than it lingers when there is nothing: the only way to see that it does not end is to wait.
+    # Longer than an idle daemon lingers: only waiting shows that this one does not end.
     with pytest.raises(AssertionError):
         wait_until(lambda: not daemon.exists(), "its end", 6)
     assert bare.run("network", "rm", "web").stderr == ""
 
 
-def test_the_next_daemon_finds_what_one_that_was_killed_has_left(bare: Bare) -> None:
+def test_the_next_daemon_takes_over_from_one_that_was_killed(bare: Bare) -> None:
     daemon = _started(bare.run("network", "create", "web", "--subnet", "172.30.0.0/24"))
     os.kill(int(daemon.name), signal.SIGKILL)
     wait_until(lambda: not daemon.exists(), "its end")
@@ -194,7 +258,7 @@ def test_the_next_daemon_finds_what_one_that_was_killed_has_left(bare: Bare) -> 
 
 
 def _started(done: subprocess.CompletedProcess[str]) -> Path:
-    """The process of the daemon that a command has started."""
+    """Return the process of the daemon that a command has started."""
     said = re.search(r"started a daemon \(pid (\d+)\)", done.stderr)
     assert said, done
     return Path("/proc", said[1])

@@ -19,7 +19,7 @@ from tests.kernel.street import Street, without_redirect
 from tests.kernel.test_lifetime import Asker
 from tests.kernel.test_ranges import PROTOCOLS, is_refused, relayed
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 RANGES = ("9000-29999:9000-29999/tcp", "9000-29999:9000-29999/udp")
 MOVED = ("8000-8099:80-179/tcp", "8000-8099:80-179/udp")

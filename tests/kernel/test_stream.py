@@ -54,7 +54,7 @@ def test_echo(ports: Ports, host_ip: str, address: str, container: str) -> None:
 
 
 @pytest.mark.parametrize("container", _CONTAINERS)
-def test_a_passed_dual_stack_socket_serves_both_families(ports: Ports, container: str) -> None:
+def test_passed_dual_stack_socket_serves_both_families(ports: Ports, container: str) -> None:
     with ports.site.host.entered():
         listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
     port = ports.passed(listener, "127.0.0.1", container)
@@ -62,12 +62,12 @@ def test_a_passed_dual_stack_socket_serves_both_families(ports: Ports, container
     echo(port.connect("::1"), port.accept())
 
 
-def test_a_client_in_a_container_reaches_the_published_port(ports: Ports) -> None:
+def test_client_in_a_container_reaches_the_published_port(ports: Ports) -> None:
     port = ports.tcp("0.0.0.0", "172.30.0.1")
     echo(port.connect(by=ports.site.other), port.accept())
 
 
-def test_the_end_of_the_client_leaves_the_way_back_open(ports: Ports) -> None:
+def test_half_close_by_the_client_leaves_the_answer_direction_open(ports: Ports) -> None:
     client, served = ports.tcp().pair()
     client.sendall(b"question")
     client.shutdown(socket.SHUT_WR)
@@ -79,7 +79,7 @@ def test_the_end_of_the_client_leaves_the_way_back_open(ports: Ports) -> None:
     assert client.recv(10) == b""
 
 
-def test_the_end_of_the_container_leaves_the_way_there_open(ports: Ports) -> None:
+def test_half_close_by_the_container_leaves_the_request_direction_open(ports: Ports) -> None:
     client, served = ports.tcp().pair()
     served.sendall(b"banner")
     served.shutdown(socket.SHUT_WR)
@@ -91,7 +91,7 @@ def test_the_end_of_the_container_leaves_the_way_there_open(ports: Ports) -> Non
     assert served.recv(10) == b""
 
 
-def test_a_client_that_sends_and_ends_at_once_is_heard(ports: Ports) -> None:
+def test_data_of_a_client_that_sends_and_ends_at_once_arrives(ports: Ports) -> None:
     port = ports.tcp()
     for number in range(20):
         client = port.connect()
@@ -104,13 +104,13 @@ def test_a_client_that_sends_and_ends_at_once_is_heard(ports: Ports) -> None:
         assert exactly(client, 100) == b"bye"
 
 
-def test_a_container_that_speaks_first_is_heard(ports: Ports) -> None:
+def test_data_of_a_container_that_sends_first_arrives(ports: Ports) -> None:
     client, served = ports.tcp().pair()
     served.sendall(b"220 ready")
     assert client.recv(100) == b"220 ready"
 
 
-def test_what_follows_urgent_data_is_not_left_behind(ports: Ports) -> None:
+def test_data_after_urgent_data_arrives(ports: Ports) -> None:
     client, served = ports.tcp().pair()
     client.sendall(b"before")
     client.send(b"!", socket.MSG_OOB)
@@ -119,19 +119,19 @@ def test_what_follows_urgent_data_is_not_left_behind(ports: Ports) -> None:
 
 
 @pytest.mark.parametrize("upload", [1000, 8 << 20])
-def test_an_answer_comes_through_though_the_container_wants_to_hear_no_more(ports: Ports, upload: int) -> None:
+def test_answer_arrives_although_the_container_reads_no_more(ports: Ports, upload: int) -> None:
     client, served = ports.tcp().pair()
-    sender = threading.Thread(target=_send_what_goes, args=(client, bytes(upload)))
+    sender = threading.Thread(target=_send_until_error, args=(client, bytes(upload)))
     sender.start()
     served.recv(100)
     served.sendall(b"413 too large")
-    served.close()  # unread data is left: the kernel sends a reset behind the answer
+    served.close()  # with unread data left, the kernel sends a reset after the answer
     assert exactly(client, 13) == b"413 too large"
     client.close()
     sender.join()
 
 
-def _send_what_goes(sock: socket.socket, data: bytes) -> None:
+def _send_until_error(sock: socket.socket, data: bytes) -> None:
     with suppress(OSError):
         sock.sendall(data)
 
@@ -143,14 +143,14 @@ def _send(sock: socket.socket, block: bytes, size: int) -> None:
 
 
 def _sum(sock: socket.socket) -> tuple[int, int]:
-    """The length and checksum of all that comes until the end."""
+    """Receive until the end; return length and checksum."""
     size = checksum = 0
     while part := sock.recv(1 << 20):
         size, checksum = size + len(part), zlib.crc32(part, checksum)
     return size, checksum
 
 
-def test_bulk_both_ways_at_once(ports: Ports) -> None:
+def test_bulk_in_both_directions_at_once(ports: Ports) -> None:
     pair = ports.tcp().pair()
     blocks = [random.Random(seed).randbytes(1 << 20) for seed in (1, 2)]
     sums: dict[int, tuple[int, int]] = {}
@@ -158,24 +158,24 @@ def test_bulk_both_ways_at_once(ports: Ports) -> None:
         threading.Thread(target=_send, args=(sock, block, BULK_BYTES)) for sock, block in zip(pair, blocks, strict=True)
     ]
     threads += [
-        threading.Thread(target=lambda way=way, sock=sock: sums.update({way: _sum(sock)}))
-        for way, sock in enumerate(reversed(pair))
+        threading.Thread(target=lambda direction=direction, sock=sock: sums.update({direction: _sum(sock)}))
+        for direction, sock in enumerate(reversed(pair))
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for way, block in enumerate(blocks):
+    for direction, block in enumerate(blocks):
         checksum = 0
         for _ in range(BULK_BYTES // len(block)):
             checksum = zlib.crc32(block, checksum)
-        assert sums[way] == (BULK_BYTES, checksum)
-    held = [name for name in descriptors(ports.site.relay()) if name.startswith("pipe:")]
-    assert held, "such a flow goes through a pipe"
+        assert sums[direction] == (BULK_BYTES, checksum)
+    pipes = [name for name in descriptors(ports.site.relay()) if name.startswith("pipe:")]
+    assert pipes, "a bulky flow uses a pipe"
 
 
 def _fill(sock: socket.socket) -> tuple[int, int]:
-    """Sends until nothing more is taken; gives length and checksum of what was."""
+    """Send until the buffers are full; return length and checksum of the data that was accepted."""
     size = checksum = 0
     block = random.Random(3).randbytes(1 << 16)
     sock.setblocking(False)
@@ -186,7 +186,7 @@ def _fill(sock: socket.socket) -> tuple[int, int]:
     return size, checksum
 
 
-def test_a_client_that_does_not_read_stalls_its_own_flow_only(ports: Ports) -> None:
+def test_client_that_does_not_read_stalls_only_its_own_flow(ports: Ports) -> None:
     port = ports.tcp()
     other = port.pair()
     echo(*other)
@@ -203,7 +203,7 @@ def test_a_client_that_does_not_read_stalls_its_own_flow_only(ports: Ports) -> N
         assert _sum(client) == filled
 
 
-def test_a_refusal_reaches_the_client_as_a_reset_and_the_port_goes_on(ports: Ports) -> None:
+def test_refused_backend_connection_resets_the_client_and_the_port_stays_published(ports: Ports) -> None:
     port = ports.tcp()
     name = port.server.getsockname()
     port.server.close()
@@ -216,12 +216,12 @@ def test_a_refusal_reaches_the_client_as_a_reset_and_the_port_goes_on(ports: Por
 
 
 @pytest.mark.parametrize("size", [0, 1000, 60_000])
-@pytest.mark.parametrize("way", ["up", "down"])
-def test_a_reset_passes_and_overtakes_no_data(ports: Ports, way: str, size: int) -> None:
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_reset_is_passed_on_after_the_data(ports: Ports, direction: str, size: int) -> None:
     client, served = ports.tcp().pair()
-    sender, receiver = (client, served) if way == "up" else (served, client)
+    sender, receiver = (client, served) if direction == "up" else (served, client)
     sender.sendall(b"x" * size)
-    if size > 1000:  # a reset drops what its sender still has: it follows when all has arrived
+    if size > 1000:  # a reset discards data that is not sent yet: wait until all has arrived
         wait_until(lambda: _waiting_bytes(receiver) == size, "the data", PATIENCE_S)
     reset(sender)
     assert len(exactly(receiver, size)) == size
@@ -233,14 +233,14 @@ def _waiting_bytes(sock: socket.socket) -> int:
     return int(struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, b"\0" * 4))[0])
 
 
-def test_an_end_overtakes_no_data(ports: Ports) -> None:
+def test_end_is_passed_on_after_the_data(ports: Ports) -> None:
     client, served = ports.tcp().pair()
     filled = _fill(served)
     served.close()
     assert _sum(client) == filled
 
 
-def test_a_container_that_does_not_answer_is_given_up_with_one_line_a_second(tmp_path: Path) -> None:
+def test_connection_timeout_is_logged_once_a_second(tmp_path: Path) -> None:
     with site_and_ports(tmp_path, connect_timeout_s=1.0, workers=1) as (site, ports):
         port = ports.to_nowhere("172.30.0.99")
         clients = [port.connect() for _ in range(20)]
@@ -253,7 +253,7 @@ def test_a_container_that_does_not_answer_is_given_up_with_one_line_a_second(tmp
         assert len(seconds) == len(lines)
 
 
-def test_a_client_that_goes_while_its_container_is_awaited_is_forgotten(ports: Ports) -> None:
+def test_client_reset_while_connecting_frees_the_flow(ports: Ports) -> None:
     port = ports.to_nowhere("172.30.0.98")
     relay = ports.site.relay()
     before = len(descriptors(relay))
@@ -266,7 +266,7 @@ def test_a_client_that_goes_while_its_container_is_awaited_is_forgotten(ports: P
 
 @contextmanager
 def _relay_sockets(relay: int) -> Iterator[list[socket.socket]]:
-    """The relay's connected TCP sockets, as descriptors of this process."""
+    """Duplicates of the relay's connected TCP sockets."""
     libc = ctypes.CDLL(None, use_errno=True)
     pidfd = os.pidfd_open(relay)
     socks = []
@@ -286,7 +286,7 @@ def _listens(sock: socket.socket) -> bool:
 
 
 def _options(relay: int) -> list[tuple[int, int, int]]:
-    """Of each of the relay's connections: no delay, keepalive, and after how many seconds."""
+    """Return TCP_NODELAY, SO_KEEPALIVE and TCP_KEEPIDLE of each of the relay's connections."""
     tcp = socket.IPPROTO_TCP
     with _relay_sockets(relay) as socks:
         return [
@@ -299,7 +299,7 @@ def _options(relay: int) -> list[tuple[int, int, int]]:
         ]
 
 
-def test_small_messages_go_at_once_and_a_peer_that_vanished_is_noticed(ports: Ports) -> None:
+def test_nodelay_and_keepalive_are_set_on_both_sides(ports: Ports) -> None:
     echo(*ports.tcp().pair())
     relay = ports.site.relay()
     wait_until(lambda: _options(relay) == [(1, 1, 15)] * 2, "keepalive on both sides", PATIENCE_S)
@@ -307,7 +307,7 @@ def test_small_messages_go_at_once_and_a_peer_that_vanished_is_noticed(ports: Po
     assert sum(f"pid={relay}," in line and "timer:(keepalive" in line for line in lines) == 2
 
 
-def test_out_of_descriptors_clients_wait_and_are_served_when_others_end(tmp_path: Path) -> None:
+def test_without_descriptors_clients_wait_until_others_end(tmp_path: Path) -> None:
     with site_and_ports(tmp_path, ("prlimit", "--nofile=64:64"), workers=1) as (site, ports):
         port = ports.tcp()
         relay = site.relay()
@@ -317,11 +317,11 @@ def test_out_of_descriptors_clients_wait_and_are_served_when_others_end(tmp_path
         echo(*port.pair())
 
 
-def test_a_withdrawn_port_ends_its_connections_at_once(ports: Ports) -> None:
+def test_unpublish_resets_connections_at_once(ports: Ports) -> None:
     port, other = ports.tcp(), ports.tcp()
-    pairs, kept = [port.pair() for _ in range(5)], other.pair()
+    pairs, others = [port.pair() for _ in range(5)], other.pair()
     stop_ends_all(port, pairs)
-    echo(*kept)
+    echo(*others)
 
 
 @pytest.fixture
@@ -346,7 +346,7 @@ def test_sctp_echo_between_families(ports: Ports, host_ip: str, address: str, co
     echo(*ports.tcp(host_ip, address, container, proto="sctp").pair())
 
 
-def test_sctp_messages_keep_their_bounds(sctp: Port) -> None:
+def test_sctp_message_boundaries_are_preserved(sctp: Port) -> None:
     client, served = sctp.pair()
     for size in (1, 20, 300):
         client.sendall(b"m" * size)
@@ -354,35 +354,35 @@ def test_sctp_messages_keep_their_bounds(sctp: Port) -> None:
         assert len(served.recv(1000)) == size
 
 
-@pytest.mark.parametrize("way", ["up", "down"])
-def test_sctp_a_large_message(sctp: Port, way: str) -> None:
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_sctp_large_message(sctp: Port, direction: str) -> None:
     client, served = sctp.pair()
-    sender, receiver = (client, served) if way == "up" else (served, client)
+    sender, receiver = (client, served) if direction == "up" else (served, client)
     message = random.Random(4).randbytes(100_000)
     sender.sendall(message)
     assert exactly(receiver, len(message)) == message
 
 
-@pytest.mark.parametrize("way", ["up", "down"])
-def test_sctp_an_end_passes(sctp: Port, way: str) -> None:
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_sctp_end_is_passed_on(sctp: Port, direction: str) -> None:
     client, served = sctp.pair()
-    sender, receiver = (client, served) if way == "up" else (served, client)
+    sender, receiver = (client, served) if direction == "up" else (served, client)
     sender.sendall(b"last")
     sender.close()
     assert exactly(receiver, 100) == b"last"
 
 
-@pytest.mark.parametrize("way", ["up", "down"])
-def test_sctp_a_reset_passes(sctp: Port, way: str) -> None:
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_sctp_reset_is_passed_on(sctp: Port, direction: str) -> None:
     client, served = sctp.pair()
     echo(client, served)
-    sender, receiver = (client, served) if way == "up" else (served, client)
+    sender, receiver = (client, served) if direction == "up" else (served, client)
     reset(sender)
     with pytest.raises(ConnectionResetError):
         receiver.recv(1)
 
 
-def test_sctp_a_refusal_is_a_reset(sctp: Port) -> None:
+def test_sctp_refused_backend_connection_resets_the_client(sctp: Port) -> None:
     sctp.server.close()
     with pytest.raises(ConnectionResetError):
         sctp.connect().recv(1)

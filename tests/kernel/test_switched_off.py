@@ -1,4 +1,4 @@
-"""Forwarding that somebody switches off, or never on: gangway does what it may, and says what follows."""
+"""Forwarding that another program disables, or that gangway may not enable."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from lab.addresses import host_port
 from lab.waiting import wait_until
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, Street
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 _SOON_S = 5
 _SWITCHES = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
@@ -28,7 +28,7 @@ def street(firewall: str) -> Iterator[Street]:
 
 @pytest.fixture(scope="module")
 def careful(firewall: str) -> Iterator[Street]:
-    """A daemon that may not switch, on a host that forwards."""
+    """A daemon that may not enable forwarding, on a host that forwards."""
     prepare = "".join(f"sysctl -qw {name}=1\n" for name in _SWITCHES.values())
     with Street("--firewall", firewall, "--no-ip-forward", prepare=prepare) as made:
         yield made
@@ -41,7 +41,7 @@ def _road(street: Street, address: str, port: int) -> str:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_what_was_switched_off_is_switched_on_again(street: Street, family: int) -> None:
+def test_disabled_forwarding_is_enabled_again(street: Street, family: int) -> None:
     address, client = (HOST4, NEIGHBOUR4) if family == 4 else (HOST6, NEIGHBOUR6)
     with street.published(street.server, "8080:80") as port:
         street.host.sysctl(_SWITCHES[family], 0)
@@ -51,7 +51,7 @@ def test_what_was_switched_off_is_switched_on_again(street: Street, family: int)
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_what_may_not_be_switched_goes_by_relay_until_somebody_does(careful: Street, family: int) -> None:
+def test_without_permission_the_relay_serves_until_forwarding_is_enabled(careful: Street, family: int) -> None:
     address, other = (HOST4, HOST6) if family == 4 else (HOST6, HOST4)
     with careful.published(careful.server, "8080:80") as port:
         wait_until(lambda: _road(careful, address, port) == _road(careful, other, port) == "nat", "the nat", _SOON_S)
@@ -69,7 +69,7 @@ def test_what_may_not_be_switched_goes_by_relay_until_somebody_does(careful: Str
         wait_until(lambda: _road(careful, address, port) == "nat", "the nat", _SOON_S)
 
 
-def test_where_it_was_never_on_everybody_but_the_host_is_relayed(firewall: str) -> None:
+def test_without_forwarding_all_but_the_hosts_own_connections_are_relayed(firewall: str) -> None:
     with Street("--firewall", firewall, "--no-ip-forward") as street:
         with street.published(street.server, "8080:80/tcp", "8080:80/udp") as port:
             for protocol in ("tcp", "udp"):
@@ -80,7 +80,7 @@ def test_where_it_was_never_on_everybody_but_the_host_is_relayed(firewall: str) 
         assert [street.host.sysctl(name) for name in _SWITCHES.values()] == ["0", "0"]
 
 
-def test_what_the_switch_changes_besides_is_put_back_too(firewall: str) -> None:
+def test_settings_that_the_kernel_changes_along_are_restored(firewall: str) -> None:
     """The kernel sets accept_redirects whenever ip_forward changes (net/ipv4/devinet.c, inet_forward_change)."""
     prepare = "".join(f"sysctl -qw {name}=0\n" for name in _HARDENED)
     with Street("--firewall", firewall, prepare=prepare) as street:

@@ -15,7 +15,7 @@ from lab.netns import Namespace
 from tests.kernel.snapshot import Snapshot, compare, snapshot
 from tests.kernel.street import HOST4, Street
 
-pytestmark = pytest.mark.daemon
+pytestmark = pytest.mark.any_kernel
 
 _AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
 _LIBRARY = next((path for path in Path("/usr/lib").glob("*/libnftables.so.1")), None)

@@ -1,10 +1,10 @@
-"""iptables-restore --noflush and iptables-save on rules that are only text: enough of them for what gangway writes.
+"""iptables-restore --noflush and iptables-save on rules in memory, as far as gangway uses them.
 
-Whatever iptables would refuse fails an assertion.
+An assertion fails for what iptables would refuse.
 """
 
 Kernel = dict[str, dict[str, list[str]]]
-"""Each table's chains, and the rules of each."""
+"""The chains of each table, and the rules of each chain."""
 
 _BUILT_IN = {
     "raw": ("PREROUTING", "OUTPUT"),
@@ -15,12 +15,12 @@ _BUILT_IN = {
 
 
 def bare() -> Kernel:
-    """As it is after boot."""
+    """Return the tables as they are after boot."""
     return {table: {chain: [] for chain in chains} for table, chains in _BUILT_IN.items()}
 
 
 def restore(kernel: Kernel, text: str) -> None:
-    """Carries out what iptables-restore is fed."""
+    """Carry out the input of iptables-restore."""
     current: dict[str, list[str]] | None = None
     for line in text.splitlines():
         if line.startswith("*"):
@@ -37,7 +37,7 @@ def restore(kernel: Kernel, text: str) -> None:
 
 
 def save(kernel: Kernel) -> str:
-    """What iptables-save says."""
+    """Return the output of iptables-save."""
     lines: list[str] = []
     for table, chains in kernel.items():
         lines += ["# Generated", f"*{table}"]
@@ -48,7 +48,7 @@ def save(kernel: Kernel) -> str:
 
 
 def rules(kernel: Kernel, table: str, chain: str) -> list[str]:
-    """A chain's rules as iptables-save spells them; none, if there is no such chain."""
+    """Return a chain's rules as iptables-save prints them; none if there is no such chain."""
     return [f"-A {chain} {rule}" for rule in kernel[table].get(chain, ())]
 
 

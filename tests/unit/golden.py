@@ -1,4 +1,4 @@
-"""Texts that are kept in tests/golden and compared exactly; GANGWAY_WRITE_GOLDEN=1 writes them anew."""
+"""Compares texts with the files in tests/golden; GANGWAY_WRITE_GOLDEN=1 writes these files."""
 
 import os
 from pathlib import Path
@@ -8,8 +8,8 @@ WRITE = os.environ.get("GANGWAY_WRITE_GOLDEN") == "1"
 
 
 def assert_golden(name: str, text: str) -> None:
-    """`text` is what tests/golden/NAME has, to the letter."""
+    """Assert that `text` is the content of tests/golden/NAME."""
     path = FOLDER / name
     if WRITE:
         path.write_text(text)
-    assert text == path.read_text(), f"{path} says otherwise; if it is out of date: GANGWAY_WRITE_GOLDEN=1"
+    assert text == path.read_text(), f"{path} differs; if it is out of date, run the test with GANGWAY_WRITE_GOLDEN=1"

@@ -1,11 +1,13 @@
-"""The daemon's settings: what a file and options may say, which comes first, and how a mistake is named."""
+"""The daemon's settings: what files and options may contain, which of them wins, and how mistakes are reported."""
 
+import grp
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gangway.daemon.config import Config, load
+from gangway.daemon import config
+from gangway.daemon.config import Config
 from gangway.errors import InvalidRequest
 from gangway.relay.settings import Settings
 
@@ -14,6 +16,10 @@ firewall = "iptables"
 ip-forward = false
 chain-prefix = "DOCKER"
 state = "/var/lib/other.db"
+group = "root"
+
+[docker]
+socket = "/run/other.sock"
 
 [relay]
 workers = 2
@@ -23,24 +29,34 @@ log = "/var/log/gangway.log"
 
 
 BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
-# A chain of a target's name is refused, or takes the target's place in the rules.
+# iptables refuses a chain with such a name, or uses it instead of the target.
 TARGETS = ("ACCEPT", "DROP", "RETURN", "QUEUE", "MASQUERADE", "DNAT")
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
+@pytest.fixture(autouse=True)
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A settings file; those in /etc are this test's own, and do not exist yet."""
+    monkeypatch.setattr(config, "SETTINGS", tmp_path / "etc.toml")
+    monkeypatch.setattr(config, "OLD_SETTINGS", tmp_path / "docker-proxy.toml")
     return tmp_path / "gangway.toml"
 
 
+def load(path: Path | None, options: dict[str, Any]) -> Config:
+    """Return settings that cause no warnings."""
+    found, warnings = config.load(path, options)
+    assert warnings == []
+    return found
+
+
 def refusal(file: Path, text: str) -> str:
-    """How `text` is refused."""
+    """Return the error that `text` causes."""
     file.write_text(text)
     with pytest.raises(InvalidRequest) as refused:
         load(file, {})
     return str(refused.value)
 
 
-def test_without_anything_there_are_the_defaults(file: Path) -> None:
+def test_everything_has_a_default(file: Path) -> None:
     assert load(None, {}) == Config()
     assert (Config().firewall, Config().ip_forward, Config().chain_prefix) == ("auto", True, "GANGWAY")
     assert Config().relay_settings == Settings()
@@ -48,11 +64,11 @@ def test_without_anything_there_are_the_defaults(file: Path) -> None:
     assert load(file, {}) == Config()
 
 
-def test_a_file_says_what_it_says(file: Path) -> None:
+def test_a_file_sets_every_key(file: Path) -> None:
     file.write_text(EVERYTHING)
     found = load(file, {})
     assert (found.firewall, found.ip_forward, found.chain_prefix) == ("iptables", False, "DOCKER")
-    assert found.state == "/var/lib/other.db"
+    assert (found.state, found.group, found.docker.socket) == ("/var/lib/other.db", "root", "/run/other.sock")
     assert found.relay_settings == Settings(workers=2, udp_timeout_s=30, log="/var/log/gangway.log")
 
 
@@ -65,19 +81,19 @@ def test_a_file_says_what_it_says(file: Path) -> None:
         ({"state": "/tmp/state.db"}, "state"),
     ],
 )
-def test_an_option_comes_before_the_file_and_changes_nothing_else(
+def test_an_option_overrides_the_file_and_changes_nothing_else(
     file: Path, options: dict[str, Any], attribute: str
 ) -> None:
     file.write_text(EVERYTHING)
     from_file, found = load(file, {}), load(file, options)
     assert getattr(found, attribute) == next(iter(options.values()))
-    others = {"firewall", "ip_forward", "chain_prefix", "state", "relay"} - {attribute}
+    others = {*Config.__struct_fields__} - {attribute}
     assert all(getattr(found, other) == getattr(from_file, other) for other in others)
     assert getattr(load(None, options), attribute) == next(iter(options.values()))
 
 
 @pytest.mark.parametrize("firewall", ["auto", "nftables", "iptables", "none"])
-def test_the_firewalls_that_there_are(firewall: str) -> None:
+def test_every_firewall_is_accepted(firewall: str) -> None:
     assert load(None, {"firewall": firewall}).firewall == firewall
 
 
@@ -90,6 +106,11 @@ def test_the_firewalls_that_there_are(firewall: str) -> None:
         ("ip_forward = false", "ip_forward"),
         ("state = 1", "state"),
         ("fire-wall = 1", "fire-wall"),
+        ("group = 0", "group"),
+        ('group = "no-such-group"', "invalid group 'no-such-group'"),
+        ("docker = 1", "docker"),
+        ('[docker]\nsocket = "docker.sock"', "docker: socket must be an absolute path, not 'docker.sock'"),
+        ('[docker]\nsokcet = "/run/docker.sock"', "sokcet"),
         ("relay = 1", "relay"),
         ("[relay]\nworker = 2", "unknown key 'worker'"),
         ("[relay]\nworkers = 0", "workers must be a whole number from 1 to 64, not 0"),
@@ -98,12 +119,12 @@ def test_the_firewalls_that_there_are(firewall: str) -> None:
         ('firewall = "none"\nfirewall = "none"', "(at "),
     ],
 )
-def test_a_mistake_in_the_file_is_named(file: Path, text: str, why: str) -> None:
+def test_a_mistake_in_the_file_is_reported(file: Path, text: str, why: str) -> None:
     assert why in refusal(file, text)
 
 
 @pytest.mark.parametrize("text", ["firewall = 1", "firewall", "[other]", 'firewall = "ufw"', "[relay]\nworkers = 0"])
-def test_the_file_with_the_mistake_is_named(file: Path, text: str) -> None:
+def test_the_error_names_the_file(file: Path, text: str) -> None:
     assert refusal(file, text).startswith(f"{file}: ")
 
 
@@ -123,21 +144,65 @@ def test_any_other_prefix_is_refused(prefix: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{"firewall": 1}, {"ip-forward": "no"}, {"until-idle": True}])
-def test_a_mistake_in_the_options_is_named(options: dict[str, Any]) -> None:
+def test_a_mistake_in_the_options_is_reported(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest) as refused:
         load(None, options)
     assert str(refused.value).startswith("options: ")
     assert next(iter(options)) in str(refused.value)
 
 
-def test_a_file_that_is_no_text(file: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(file: Path) -> None:
     file.write_bytes(b"state = '\xff\xfe'")
     with pytest.raises(InvalidRequest, match="utf-8"):
         load(file, {})
 
 
-def test_a_file_that_is_not_there_or_cannot_be_read(file: Path) -> None:
+def test_a_missing_or_unreadable_file_is_refused(file: Path) -> None:
     for path in (file, file.parent):
         with pytest.raises(InvalidRequest) as refused:
             load(path, {})
         assert str(refused.value).startswith(f"{path}: ")
+
+
+def test_the_settings_in_etc_are_read_unless_another_file_is_named(file: Path) -> None:
+    config.SETTINGS.write_text('firewall = "none"')
+    assert load(None, {}).firewall == "none"
+    assert load(None, {"firewall": "auto"}).firewall == "auto"
+    file.write_text("")
+    assert load(file, {}).firewall == "auto"
+    config.SETTINGS.write_text("fire = 1")
+    with pytest.raises(InvalidRequest, match=f"^{config.SETTINGS}: .*fire"):
+        load(None, {})
+
+
+def test_the_old_file_is_read_as_relay_settings_with_a_warning(file: Path) -> None:
+    config.OLD_SETTINGS.write_text("workers = 3\nudp_timeout_s = 5")
+    file.write_text("[relay]\nworkers = 2")
+    for path, workers in ((None, 3), (file, 2)):
+        found, warnings = config.load(path, {})
+        assert found.relay_settings == Settings(workers=workers, udp_timeout_s=5)
+        assert len(warnings) == 1
+        assert str(config.OLD_SETTINGS) in warnings[0]
+        assert f"is deprecated: move its keys to the table [relay] of {config.SETTINGS}" in warnings[0]
+
+
+@pytest.mark.parametrize("text", ["workers = ", "workers = 0", "wrokers = 1", "[relay]\nworkers = 1"])
+def test_a_mistake_in_the_old_file_is_reported(text: str) -> None:
+    config.OLD_SETTINGS.write_text(text)
+    with pytest.raises(InvalidRequest) as refused:
+        config.load(None, {})
+    assert str(refused.value).startswith(f"{config.OLD_SETTINGS}: ")
+
+
+def test_an_old_file_that_cannot_be_read_is_refused() -> None:
+    config.OLD_SETTINGS.mkdir()
+    with pytest.raises(InvalidRequest, match=f"^{config.OLD_SETTINGS}: Is a directory$"):
+        config.load(None, {})
+
+
+def test_the_group_of_the_api_socket_defaults_to_gangway(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "GROUP", "no-such-group")
+    assert Config().group_id == 0
+    monkeypatch.setattr(config, "GROUP", "tty")
+    assert Config().group_id == grp.getgrnam("tty").gr_gid
+    assert Config(group="daemon").group_id == grp.getgrnam("daemon").gr_gid

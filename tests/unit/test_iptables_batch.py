@@ -1,4 +1,4 @@
-"""What a batch makes of the rules that are there: gangway's as they should be, and everybody else's as they were."""
+"""A batch replaces gangway's rules, and leaves other programs' rules as they were."""
 
 import copy
 from random import Random
@@ -43,18 +43,18 @@ ONCE = whole(IPTABLES, mapping("0.0.0.0", "8000", "80"))
 
 
 def others() -> Kernel:
-    """A host with another program's rules."""
+    """Return a host with another program's rules."""
     kernel = bare()
     restore(kernel, THEIRS)
     return kernel
 
 
-def bring_about(kernel: Kernel, wanted: Tables, applied: Tables) -> None:
+def apply_batch(kernel: Kernel, wanted: Tables, applied: Tables) -> None:
     restore(kernel, batch(wanted, applied, parse_listing(save(kernel))))
 
 
 def with_rules(wanted: Tables) -> Kernel:
-    """The host above with these rules: in each built-in chain before the others."""
+    """Return that host with more rules, which precede the others in built-in chains."""
     kernel = others()
     for table in wanted:
         chains = kernel[table.name]
@@ -72,57 +72,57 @@ def in_any_order(kernel: Kernel) -> dict[str, dict[str, list[str]]]:
 
 
 @given(PLANS, FAMILY, PREFIXES)
-def test_where_nothing_is_there_all_of_it_comes(made: Plan, family: int, prefix: str) -> None:
+def test_a_batch_writes_all_rules(made: Plan, family: int, prefix: str) -> None:
     kernel, wanted = others(), render(made, family, prefix)
-    bring_about(kernel, wanted, ())
+    apply_batch(kernel, wanted, ())
     assert kernel == with_rules(wanted)
 
 
 @given(PLANS, FAMILY, PREFIXES)
 @example(TWICE, 4, "DOCKER")
-def test_where_all_is_there_nothing_is_different_afterwards(made: Plan, family: int, prefix: str) -> None:
+def test_a_batch_does_not_change_rules_that_are_as_wanted(made: Plan, family: int, prefix: str) -> None:
     wanted = render(made, family, prefix)
     kernel = with_rules(wanted)
     for _ in range(2):
-        bring_about(kernel, wanted, built_in(wanted))
+        apply_batch(kernel, wanted, built_in(wanted))
         assert kernel == with_rules(wanted)
 
 
 @given(PLANS, FAMILY, PREFIXES, st.randoms(use_true_random=False))
 @example(TWICE, 4, "DOCKER", Random(1))
-def test_where_a_part_is_there_the_rest_comes(made: Plan, family: int, prefix: str, random: Random) -> None:
+def test_a_batch_completes_rules(made: Plan, family: int, prefix: str, random: Random) -> None:
     wanted = render(made, family, prefix)
     kernel = with_rules(wanted)
     for table in wanted:
         for chain, found in kernel[table.name].items():
             ours = {rule.split(" ", 2)[2] for rule in table.rules if chain_of(rule) == chain}
             found[:] = [rule for rule in found if rule not in ours or random.random() < 0.5]
-    bring_about(kernel, wanted, built_in(wanted))
+    apply_batch(kernel, wanted, built_in(wanted))
     assert kernel == with_rules(wanted)
 
 
 @given(PLANS, PLANS, FAMILY, PREFIXES, PREFIXES)
 @example(TWICE, ONCE, 4, "DOCKER", "DOCKER")
 @example(TWICE, TWICE, 4, "DOCKER", "GANGWAY")
-def test_one_plan_takes_the_place_of_another(
+def test_a_batch_replaces_a_plan_by_another(
     before: Plan, after: Plan, family: int, prefix_before: str, prefix: str
 ) -> None:
     applied, wanted = render(before, family, prefix_before), render(after, family, prefix)
     kernel = with_rules(applied)
-    bring_about(kernel, wanted, built_in(applied))
+    apply_batch(kernel, wanted, built_in(applied))
     assert kernel == with_rules(wanted)
 
 
 @given(PLANS, FAMILY, PREFIXES)
 @example(TWICE, 4, "DOCKER")
-def test_with_nothing_wanted_only_the_others_are_left(made: Plan, family: int, prefix: str) -> None:
+def test_a_batch_removes_only_our_rules(made: Plan, family: int, prefix: str) -> None:
     applied = render(made, family, prefix)
     for found in (with_rules(applied), others()):
-        bring_about(found, (), built_in(applied))
+        apply_batch(found, (), built_in(applied))
         assert found == others()
 
 
-def test_what_is_there_is_deleted_before_it_comes_again() -> None:
+def test_a_listed_rule_is_deleted_before_it_is_inserted() -> None:
     wanted = (Table("nat", "X", ("-A OUTPUT -j X", "-A POSTROUTING -j ACCEPT", "-A X -j RETURN")),)
     assert batch(wanted, (), {}) == (
         "*nat\n:X - [0:0]\n-I OUTPUT 1 -j X\n-I POSTROUTING 1 -j ACCEPT\n-A X -j RETURN\nCOMMIT\n"
@@ -137,7 +137,7 @@ def test_what_is_there_is_deleted_before_it_comes_again() -> None:
 
 
 @given(APART, APART, FACTS, NETWORKS.filter(lambda network: network is not INNER), FAMILY, PREFIXES)
-def test_a_change_of_mappings_is_the_difference_of_two_plans(
+def test_a_change_is_the_difference_of_two_plans(
     old: list[PortMapping], new: list[PortMapping], facts: HostFacts, network: Network, family: int, prefix: str
 ) -> None:
     before, after = (whole(facts, *many, networks=(network,)) for many in (old, new))
@@ -147,7 +147,7 @@ def test_a_change_of_mappings_is_the_difference_of_two_plans(
 
 
 @given(APART, APART, FACTS, FAMILY, PREFIXES)
-def test_what_is_remembered_after_a_change_is_what_stands_in_built_in_chains(
+def test_with_mappings_returns_the_rules_in_built_in_chains(
     old: list[PortMapping], new: list[PortMapping], facts: HostFacts, family: int, prefix: str
 ) -> None:
     before, after = (whole(facts, *many) for many in (old, new))
@@ -159,13 +159,13 @@ def test_what_is_remembered_after_a_change_is_what_stands_in_built_in_chains(
     ]
 
 
-def test_a_change_in_a_family_without_mappings_is_empty() -> None:
+def test_a_change_of_the_other_family_is_empty() -> None:
     assert change(ONCE.mappings, ONCE.mappings, 6, "GANGWAY") == ""
     assert change((), (), 4, "GANGWAY") == ""
     assert with_mappings((), ONCE.mappings, ONCE.mappings, 4) == ()
 
 
-def test_a_mapping_comes_and_goes_by_rules_of_its_own() -> None:
+def test_a_mapping_is_added_and_removed_by_its_own_rules() -> None:
     published = change((), ONCE.mappings, 4, "GANGWAY")
     assert published == (
         "*nat\n-A GANGWAY -p tcp -m tcp --dport 8000 -j DNAT --to-destination 172.30.0.2:80\nCOMMIT\n"
@@ -175,7 +175,7 @@ def test_a_mapping_comes_and_goes_by_rules_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("network", [WEB, FOUR])
-def test_ports_of_one_container_port_come_and_go_by_themselves(network: Network) -> None:
+def test_two_mappings_to_one_container_port_are_independent(network: Network) -> None:
     first, second = (mapping("0.0.0.0", port, "80") for port in ("8000", "8001"))
     one, both = (whole(IPTABLES, *many, networks=(network,)) for many in ((first,), (first, second)))
     kernel = with_rules(render(both, 4, "DOCKER"))

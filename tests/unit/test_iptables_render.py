@@ -1,4 +1,4 @@
-"""A plan as iptables rules: the whole text for some plans, the article's listings, and which rules a client meets."""
+"""A plan as iptables rules: the whole text of some plans, the article's listings, and which rules match a client."""
 
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -34,7 +34,7 @@ PLANS: dict[str, Plan] = {
 
 
 def article() -> dict[str, list[str]]:
-    """The rules that the article "The docker-proxy" lists, by listing: `TABLE CHAIN …`."""
+    """Return the rules in the article "The docker-proxy", by listing: `TABLE CHAIN …`."""
     listings: dict[str, list[str]] = {}
     for line in (FOLDER / "article.iptables").read_text().splitlines():
         if line.startswith("# "):
@@ -45,7 +45,7 @@ def article() -> dict[str, list[str]]:
 
 
 def dockers_plan() -> Plan:
-    """The article's host: docker0, and a container whose port 8000 is published."""
+    """Return the article's host: docker0, and a container whose port 8000 is published."""
     docker0 = Network("bridge", "docker0", (ip_network("172.17.0.0/16"),), (ip_address("172.17.0.1"),))
     box = Endpoint("box", "bridge", (ip_address("172.17.0.2"),))
     return plan(Wanted((docker0,), (box,), (mapping("0.0.0.0", "8000"),)), DOCKERS)
@@ -53,34 +53,34 @@ def dockers_plan() -> Plan:
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("name", PLANS)
-def test_the_whole_text(name: str, family: int) -> None:
+def test_whole_text(name: str, family: int) -> None:
     assert_golden(f"{name}{family}.iptables", batch(render(PLANS[name], family, PREFIX), (), {}))
 
 
 @given(APART, NETWORKS, FACTS, st.sampled_from((4, 6)))
-def test_rules_are_the_same_with_the_redirect_and_without(
+def test_redirect_does_not_change_the_rules(
     many: list[PortMapping], network: Network, facts: HostFacts, family: int
 ) -> None:
-    """It is about sockets that no rule serves."""
+    """It serves the connections that no rule does."""
     able, unable = (whole(replace(facts, no_redirect=why), *many, networks=(network,)) for why in ("", "why not"))
     assert render(able, family, PREFIX) == render(unable, family, PREFIX)
 
 
 @pytest.mark.parametrize("listing", article())
-def test_with_dockers_prefix_it_is_the_articles_listing(listing: str) -> None:
+def test_dockers_prefix_renders_the_articles_listing(listing: str) -> None:
     name, *chains = listing.split()
     (table,) = (table for table in render(dockers_plan(), 4, DOCKER) if table.name == name)
     assert [rule for chain in chains for rule in table.rules if chain_of(rule) == chain] == article()[listing]
 
 
-def test_the_article_lists_all_that_is_in_nat_and_filter() -> None:
+def test_nat_and_filter_have_only_the_articles_rules() -> None:
     tables = {table.name: table for table in render(dockers_plan(), 4, DOCKER)}
     for name in ("nat", "filter"):
         listed = [rule for listing, rules in article().items() if listing.startswith(name) for rule in rules]
         assert sorted(tables[name].rules) == sorted(listed)
 
 
-def test_mappings_that_rules_do_not_carry_are_not_in_them() -> None:
+def test_mappings_without_nat_have_no_rules() -> None:
     for family in (4, 6):
         text = "".join(rule for table in render(PLANS["forms"], family, PREFIX) for rule in table.rules)
         assert not [port for port in ("6000", "6001", "6005") if port in text]
@@ -99,7 +99,7 @@ def test_mappings_that_rules_do_not_carry_are_not_in_them() -> None:
         (mapping("::", "70-79", "50-59"), "-p tcp -m tcp --dport 70:79", "[fd30::2]:50-59/70"),
     ],
 )
-def test_a_mapping_is_a_rule_in_nat_and_one_in_filter(one: PortMapping, match: str, target: str) -> None:
+def test_a_mapping_has_a_rule_in_nat_and_one_in_filter(one: PortMapping, match: str, target: str) -> None:
     made = whole(IPTABLES, one)
     tables = {table.name: table for table in render(made, one.host_address.version, PREFIX)}
     assert tables["nat"].own[-1] == f"-A {PREFIX} {match} -j DNAT --to-destination {target}"
@@ -108,7 +108,7 @@ def test_a_mapping_is_a_rule_in_nat_and_one_in_filter(one: PortMapping, match: s
     assert tables["filter"].own == (f"-A {PREFIX} -d {address} -o gw-web -p tcp -m tcp --dport {inner} -j ACCEPT",)
 
 
-def test_the_rules_that_each_kind_of_client_meets() -> None:
+def test_matching_rules_of_each_kind_of_client() -> None:
     found = planned(mapping("0.0.0.0", "8000", "80"), IPTABLES)
     loopback, host, remote, container, neighbour = (
         tuple(matching_rules(found, route, WEB, PREFIX)) for route in found.routes
@@ -128,7 +128,7 @@ def test_the_rules_that_each_kind_of_client_meets() -> None:
 
 
 @given(APART, FACTS, st.sampled_from((PREFIX, DOCKER)))
-def test_every_rule_that_is_met_is_there(many: list[PortMapping], facts: HostFacts, prefix: str) -> None:
+def test_matching_rules_are_in_the_tables(many: list[PortMapping], facts: HostFacts, prefix: str) -> None:
     made = whole(facts, *many)
     there = {
         (family, f"{table.name}: {rule}")
@@ -138,14 +138,14 @@ def test_every_rule_that_is_met_is_there(many: list[PortMapping], facts: HostFac
     }
     for one in made.mappings:
         for route in one.routes:
-            met = list(matching_rules(one, route, WEB, prefix))
-            assert bool(met) == (route.road is Road.NAT)
+            matching = list(matching_rules(one, route, WEB, prefix))
+            assert bool(matching) == (route.road is Road.NAT)
             if not (route.neighbour and prefix == DOCKER):
-                assert {(one.family, rule) for rule in met} <= there
+                assert {(one.family, rule) for rule in matching} <= there
 
 
 @given(APART, FACTS, st.sampled_from((4, 6)), st.sampled_from((PREFIX, DOCKER)))
-def test_a_table_is_its_own_rules_and_those_in_built_in_chains(
+def test_each_rule_is_in_our_chain_or_a_built_in_one(
     many: list[PortMapping], facts: HostFacts, family: int, prefix: str
 ) -> None:
     for table in render(whole(facts, *many), family, prefix):
@@ -155,14 +155,14 @@ def test_a_table_is_its_own_rules_and_those_in_built_in_chains(
     assert all(not table.own for table in built_in(render(whole(facts, *many), family, prefix)))
 
 
-def test_a_family_has_its_own_addresses_alone() -> None:
+def test_a_family_has_only_its_own_addresses() -> None:
     for family, own, foreign in ((4, "172.31.0.2", "::"), (6, "fd31::2", "172.")):
         text = "\n".join(rule for table in render(PLANS["forms"], family, PREFIX) for rule in table.rules)
         assert own in text
         assert foreign not in text
 
 
-def test_the_host_is_translated_where_nothing_is_routed() -> None:
+def test_the_hosts_own_connections_are_translated_without_forwarding() -> None:
     (nat,) = (table for table in render(PLANS["unrouted"], 4, PREFIX) if table.name == "nat")
     assert not [rule for rule in nat.rules if chain_of(rule) == "PREROUTING"]
     found = planned(mapping("192.0.2.5"), PLANS["unrouted"].facts)
@@ -170,7 +170,7 @@ def test_the_host_is_translated_where_nothing_is_routed() -> None:
 
 
 @pytest.mark.parametrize("forwarding", [frozenset({4, 6}), frozenset({6}), frozenset[int]()])
-def test_frames_within_others_bridges_pass_where_a_family_is_closed(forwarding: frozenset[int]) -> None:
+def test_closed_families_accept_frames_within_other_programs_bridges(forwarding: frozenset[int]) -> None:
     made = whole(HostFacts(Firewall.IPTABLES, forwarding=forwarding, foreign_bridges=("docker0", "virbr0")))
     passing = [f"-A FORWARD -i {bridge} -o {bridge} -j ACCEPT" for bridge in ("docker0", "virbr0")]
     for family in (4, 6):
@@ -178,7 +178,7 @@ def test_frames_within_others_bridges_pass_where_a_family_is_closed(forwarding: 
         assert [rule for rule in found.rules if rule in passing] == ([] if family in forwarding else passing)
 
 
-def test_a_listing_is_read_by_table() -> None:
+def test_parse_listing() -> None:
     text = (
         "# Generated by iptables-save\n*nat\n:PREROUTING ACCEPT [1:60]\n:DOCKER - [0:0]\n"
         "-A PREROUTING -j DOCKER\nCOMMIT\n# Completed\n*filter\n:FORWARD DROP [0:0]\nCOMMIT\n"
@@ -190,7 +190,7 @@ def test_a_listing_is_read_by_table() -> None:
     assert parse_listing("") == {}
 
 
-def test_what_is_not_listed_is_missing() -> None:
+def test_missing_rules() -> None:
     tables = (Table("nat", "X", ("-A OUTPUT -j X", "-A X -j RETURN")), Table("raw", "X", ("-A PREROUTING -j DROP",)))
     assert missing(tables, {}) == ("-A OUTPUT -j X", "-A X -j RETURN", "-A PREROUTING -j DROP")
     listed = parse_listing("*nat\n-A X -j RETURN\nCOMMIT\n*raw\n-A PREROUTING -j DROP\n")

@@ -202,7 +202,7 @@ def other_setting(scene: Scene, dependents: list[str]) -> Setting:
 
 
 def test_a_registered_setting_is_restored(scene: Scene) -> None:
-    setting = other_setting(scene, ["somebody"])
+    setting = other_setting(scene, ["a program"])
     scene.saved.set("policy", "DROP")
     assert setting.read() == "DROP"
     scene.saved.restore("policy")
@@ -210,14 +210,14 @@ def test_a_registered_setting_is_restored(scene: Scene) -> None:
 
 
 def test_a_setting_with_new_dependents_is_left_alone(scene: Scene) -> None:
-    dependents = ["somebody"]
+    dependents = ["a program"]
     setting = other_setting(scene, dependents)
     scene.saved.set("policy", "DROP")
     scene.saved.set(OTHER, "1", restored_with="policy")
-    dependents.append("another")
+    dependents.append("another program")
     scene.saved.restore("policy")
     assert (setting.read(), scene.host.settings[OTHER]) == ("DROP", "1")
-    assert (scene.storage.texts, scene.log) == ({}, ["policy left at DROP: another needs it"])
+    assert (scene.storage.texts, scene.log) == ({}, ["policy left at DROP: another program needs it"])
     scene.saved.restore("policy")
     assert len(scene.log) == 1
 

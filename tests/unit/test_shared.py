@@ -14,6 +14,7 @@ from itertools import count
 from typing import TypeVar
 
 import pytest
+from gangway.relay.kept import parse_range
 
 from gangway.errors import InvalidRequest
 from gangway.log import Log
@@ -23,7 +24,6 @@ from gangway.relay.core.loop import Loop
 from gangway.relay.core.shared import Binding, SharedSockets
 from gangway.relay.core.stream import Streams
 from gangway.relay.flow import Event
-from gangway.relay.kept import parse_range
 from gangway.relay.settings import Settings
 from gangway.relay.sockets import Backend
 from tests.unit.descriptors import socket_count

@@ -1,21 +1,27 @@
-"""What a person reads: the sentence for each reason, and the tables."""
+"""What commands print: the sentences of `explain`, and tables."""
 
 from dataclasses import replace
 from ipaddress import ip_address
+from pathlib import Path
+from unittest.mock import patch
 
 import msgspec
 import pytest
+from gangway.ebpf.daemon_redirect import Redirects
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.pretend_redirect import Pretended
 
-from gangway.cli.tables import columns, explanation, print_checks, print_mappings, print_network, print_networks, roads
+from gangway.cli.explain import explanation
+from gangway.cli.tables import columns, print_checks, print_mappings, print_network, print_networks, roads
 from gangway.daemon.messages import ExplainAnswer, MappingAnswer, NetworkAnswer, RouteAnswer
-from gangway.ebpf.keys import Hit
 from gangway.firewall.iptables import render as iptables
 from gangway.firewall.nft import render as nftables
 from gangway.model import Network, PortMapping, Protocol
-from gangway.plan import Code, Firewall, HostFacts, MappingPlan, Origin, Road, Route, Source, asked_at, origins_of
-from gangway.reconcile.executor import redirect_entry
+from gangway.plan import Code, Firewall, HostFacts, Origin, Road, Route, Source, asked_at, origins_of
+from gangway.reconcile.diff import redirects_of
+from gangway.relay.client import Relay
+from gangway.relay.settings import Settings
 from tests.unit.golden import assert_golden
 from tests.unit.samples import (
     BACK,
@@ -38,7 +44,8 @@ from tests.unit.samples import (
 
 NO_SCTP = HostFacts(Firewall.NONE, missing=frozenset({Protocol.SCTP}))
 HOST, HOST6 = "192.0.2.5", "2001:db8::5"
-# For each reason: the mapping, which address is asked, the network, the facts.
+LEASE = "lease"  # that traffic which Docker's rules leave
+# For each reason: the mapping, the address that the client connects to, the network, the facts.
 ASKED: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
     Code.TRANSLATED: (mapping("0.0.0.0", "8000", "80"), HOST, WEB, NFTABLES),
     Code.MASQUERADED: (mapping("::", "8000-8010"), HOST6, WEB, IPTABLES),
@@ -80,19 +87,21 @@ ASKED: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
 
 
 def answer(one: PortMapping, at: str, network: Network, facts: HostFacts) -> ExplainAnswer:
-    """What the daemon answers, with the routes of all clients."""
+    """Return the daemon's answer, with the routes of all clients."""
     found = planned(one, facts, network)
-    hit = Hit(str(found.container_address), one.container_ports.first, 0)
+    with patch("gangway.ebpf.daemon_redirect.Redirect", Pretended):
+        redirects = Redirects(Relay(Path("/nowhere"), Settings()), wanted=True, of_host=True, lent_fd=lambda: None)
+    redirects.enter(redirects_of(found))
 
     def rules(route: Route) -> tuple[str, ...]:
         if route.road is Road.REDIRECT:
-            return (redirect_entry(found, one.host_ports.first, hit, 0),)
+            return (redirects.met(found, one.host_ports.first),)
         if facts.firewall is Firewall.IPTABLES:
-            return tuple(iptables.matching_rules(found, route, network, "GANGWAY"))
-        return tuple(nftables.matching_rules(found, route, network))
+            return tuple(iptables.rules_met(found, route, network, "GANGWAY"))
+        return tuple(nftables.rules_met(found, route, network))
 
     routes = [RouteAnswer.of(route, rules(route)) for route in asked_at(found, ip_address(at))]
-    told = MappingAnswer.of(found, 0, routes)
+    told = MappingAnswer.of(found, redirects.count(found), routes)
     gateways = list(map(str, network.gateways))
     return ExplainAnswer(at, one.host_ports.first, facts.firewall.value, network.name, gateways, told)
 
@@ -101,7 +110,7 @@ def explained(told: ExplainAnswer) -> str:
     return "\n".join(explanation(msgspec.to_builtins(told))) + "\n"
 
 
-@pytest.mark.parametrize("code", Code)
+@pytest.mark.parametrize("code", [code for code in Code if code.value != LEASE])
 def test_every_reason_has_a_sentence(code: Code) -> None:
     told = answer(*ASKED[code])
     asking = origins_of(ip_address(told.host_address))
@@ -110,7 +119,7 @@ def test_every_reason_has_a_sentence(code: Code) -> None:
         for route in told.mapping.routes
         if route.code == code and (Origin(route.origin) in asking or route.road == Road.BLOCKED)
     ]
-    assert told.mapping.routes, "nobody gets this reason"
+    assert told.mapping.routes, "no route has this reason"
     assert_golden(f"{code.value}.explain", explained(told))
 
 
@@ -124,9 +133,7 @@ def test_every_reason_has_a_sentence(code: Code) -> None:
         (HOST, replace(NONE, no_redirect=NO_CGROUPS), None),
     ],
 )
-def test_who_is_redirected_reads_the_entry_and_that_the_container_sees_the_gateway(
-    at: str, facts: HostFacts, entry: str | None
-) -> None:
+def test_a_redirected_route_shows_its_map_entry_and_the_gateway(at: str, facts: HostFacts, entry: str | None) -> None:
     told = answer(mapping("0.0.0.0", "8000", "80"), at, WEB, facts)
     asking = origins_of(ip_address(at))
     told.mapping.routes = [route for route in told.mapping.routes if Origin(route.origin) in asking]
@@ -138,24 +145,19 @@ def test_who_is_redirected_reads_the_entry_and_that_the_container_sees_the_gatew
         assert lines[place - 1] == "  The container sees the gateway, 172.30.0.1."
 
 
-@pytest.mark.parametrize(
-    ("found", "hit", "line"),
-    [
-        (
-            planned(mapping("0.0.0.0", "8000", "80")),
-            Hit("172.30.0.2", 80, 3),
-            "redirect map: tcp 0.0.0.0:8000 -> 172.30.0.2:80; the mapping was used 7 times so far",
-        ),
-        (
-            planned(mapping("::1", "8000")),
-            Hit("fd30::2", 8000, 3),
-            "redirect map: tcp [::1]:8000 -> [fd30::2]:8000; the mapping was used 7 times so far",
-        ),
-        (planned(mapping("::1", "8000")), None, "no entry in the redirect's map"),
-    ],
-)
-def test_a_redirect_entry_is_shown_as_the_kernel_has_it(found: MappingPlan, hit: Hit | None, line: str) -> None:
-    assert redirect_entry(found, 8000, hit, 7) == line
+def test_a_lease_is_explained_without_a_network() -> None:
+    route = {"origin": "remote", "neighbour": False, "road": "relay", "code": LEASE, "fact": "", "source": "gateway"}
+    words = {"container": "", "source": "lease", "protocol": "tcp", "host_address": "0.0.0.0", "host_ports": "8000"}
+    words |= {"container_address": "172.17.0.2", "container_ports": "80"}
+    answer = {"host_address": "::1", "host_port": 8000, "firewall": "none", "network": "", "gateways": []}
+    assert list(explanation(answer | {"mapping": words | {"routes": [route | {"rules": []}]}})) == [
+        "[::1]:8000/tcp is 0.0.0.0:8000 -> 172.17.0.2:80/tcp",
+        "container -, source lease, firewall none",
+        "",
+        "remote: relay",
+        "  Docker's own rules may carry the connection first; whatever they leave is relayed.",
+        "  The container sees the gateway of its network.",
+    ]
 
 
 @pytest.mark.parametrize("facts", [NFTABLES, IPTABLES])
@@ -167,7 +169,7 @@ def test_the_whole_explanation_of_a_host_address(facts: HostFacts) -> None:
 
 
 @given(mappings(), st.sampled_from(HOST_ADDRESSES), NETWORKS, FACTS)
-def test_whatever_is_asked_is_explained_with_its_facts(
+def test_any_mapping_is_explained_with_its_facts(
     one: PortMapping, at: object, network: Network, facts: HostFacts
 ) -> None:
     told = answer(one, str(at), network, facts)
@@ -181,7 +183,7 @@ def test_whatever_is_asked_is_explained_with_its_facts(
     assert len(seen) == sum(route.source != Source.NOBODY for route in told.mapping.routes)
 
 
-def test_the_gateway_is_that_of_the_containers_family() -> None:
+def test_the_gateway_has_the_family_of_the_container() -> None:
     for at, network, gateway in (("0.0.0.0", WEB, "172.30.0.1"), ("::", WEB, "fd30::1"), ("::", FOUR, "172.28.0.1")):
         told = answer(mapping(at), at, network, NONE)
         assert f"  The container sees the gateway, {gateway}." in explained(told).splitlines()
@@ -194,7 +196,7 @@ def test_an_origin_with_two_roads_shows_both() -> None:
 
 
 def table(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
-    """What was printed: lines of columns."""
+    """Return what was printed: rows of columns."""
     lines = capsys.readouterr().out.splitlines()
     return [[column.strip() for column in line.split("  ") if column.strip()] for line in lines]
 
@@ -207,14 +209,21 @@ def test_mappings_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     print_mappings(msgspec.to_builtins([MappingAnswer.of(one) for one in found]))
     assert table(capsys) == [
-        ["CONTAINER", "PUBLISHED", "LEADS TO", "LOOPBACK", "HOST", "REMOTE", "CONTAINER"],
-        ["box", "0.0.0.0:8000", "172.30.0.2:80/tcp", "redirect", "nat", "nat", "nat"],
-        ["box", "[::1]:53", "[fd30::2]:53/udp", "redirect", "blocked", "blocked", "blocked"],
-        ["box", "0.0.0.0:80", "172.30.0.2:80/sctp", "relay", "nat", "nat", "nat"],
+        ["CONTAINER", "SOURCE", "PUBLISHED", "TARGET", "LOOPBACK", "HOST", "REMOTE", "CONTAINER"],
+        ["box", "api", "0.0.0.0:8000", "172.30.0.2:80/tcp", "redirect", "nat", "nat", "nat"],
+        ["box", "api", "[::1]:53", "[fd30::2]:53/udp", "redirect", "blocked", "blocked", "blocked"],
+        ["box", "api", "0.0.0.0:80", "172.30.0.2:80/sctp", "relay", "nat", "nat", "nat"],
     ]
 
 
-def test_a_line_to_a_pipe_is_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("container", "shown"), [("", "-"), ("docker:web", "docker:web")])
+def test_a_lease_is_shown_with_its_source(container: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = msgspec.to_builtins(MappingAnswer.of(planned(mapping("0.0.0.0", "8000", "80")), source="lease"))
+    print_mappings([answer | {"container": container}])
+    assert table(capsys)[1][:4] == [shown, "lease", "0.0.0.0:8000", "172.30.0.2:80/tcp"]
+
+
+def test_a_row_printed_to_a_pipe_is_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
     name = "/run/user/1000/" + "long/" * 30
     print_mappings(msgspec.to_builtins([MappingAnswer.of(planned(mapping("::", container=name)))]))
     assert table(capsys)[1][0] == name
@@ -225,16 +234,16 @@ def test_columns_are_as_wide_as_their_widest_cell() -> None:
     assert list(columns(rows)) == ["A     BB         ", "漢字  [::1]:80  x"]
 
 
-def test_a_terminal_gets_the_same_lines_if_they_fit(
+def test_a_terminal_shows_the_same_rows_if_they_fit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then assumes a terminal
     monkeypatch.setenv("COLUMNS", "200")
     print_checks([{"check": "c", "holds": True, "note": "fine"}])
     assert capsys.readouterr().out.splitlines()[1:] == ["c      yes    fine"]
 
 
-def test_where_a_terminal_is_too_narrow_cells_are_folded(
+def test_cells_are_folded_in_a_narrow_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -247,7 +256,7 @@ def test_where_a_terminal_is_too_narrow_cells_are_folded(
     )
 
 
-def test_networks_are_a_table_of_what_is_not_usual(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_networks_shows_unusual_policies(capsys: pytest.CaptureFixture[str]) -> None:
     answers = [NetworkAnswer.of(network, (endpoint(network),)) for network in (WEB, BACK, INNER)]
     answers[0].mtu = 9000
     print_networks(msgspec.to_builtins(answers))

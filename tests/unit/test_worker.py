@@ -50,4 +50,4 @@ def test_bulky_flows_are_shared_only_when_the_core_is_full(
     streams.flows.update(flows)  # type: ignore[arg-type]  # stubs
     workers = WorkerPool(loop, streams, settings, log)
     workers._on_busy(full, 0)
-    assert workers.wanted is wanted
+    assert workers.start_requested is wanted

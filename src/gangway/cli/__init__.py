@@ -1,16 +1,12 @@
-"""The command `gangway`: commands become requests to the daemon (`commands`, `run`, `client`), answers become tables
-and sentences (`views`)."""
+"""The command `gangway`: `commands` turns words into requests, `client` sends them to the daemon (which `start` starts
+if there is none), `tables` and `explain` print the answers."""
 
-import sys
+import gc
 
 
 def main() -> None:
-    """The console script.  `publish`, which scripts call in loops, is spared the weight of the rest (`quick`)."""
-    from gangway.cli import quick
+    """The console script."""
+    gc.disable()  # a command ends before there is anything worth collecting
+    from gangway.cli import commands
 
-    done = quick.publish(sys.argv[1:])
-    if done is not None:
-        sys.exit(done)
-    from gangway.cli.commands import gangway
-
-    gangway(prog_name="gangway")
+    commands.main()

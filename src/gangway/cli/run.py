@@ -1,10 +1,8 @@
-"""`gangway run`: a namespace for a command, attached and published for as long as it runs.
+"""`gangway run`: a command in a network namespace of its own, attached and published while it runs.
 
-What this file knows: the order of things around one process.  What it must not know: how a container is attached.
-
-How it works.  The command's process is made first, alone in a new network namespace, and waits; the daemon attaches
-that namespace and publishes its ports; then the process becomes the command.  Nothing has to be cleaned up by us: when
-the process ends, so does the namespace, and the daemon notices.  We only say so at once.
+The command's process is created first, in a new network namespace, and waits; the daemon attaches that namespace and
+publishes its ports; then the process becomes the command.  When the process ends, so does the namespace, and the daemon
+notices that by itself; it is told as well, so that the ports are free at once.
 """
 
 import os
@@ -15,18 +13,21 @@ from collections.abc import Callable, Sequence
 from gangway.errors import GangwayError
 from gangway.host import netns
 
-_NOT_FOUND, _FAILED = 127, 126  # as sh(1) has it
+_NOT_FOUND, _FAILED = 127, 126  # as in sh(1)
 
 
 def run(command: Sequence[str], begin: Callable[[int], None]) -> int:
-    """Runs it; `begin(pid)` is called when its namespace is there.  Gives the exit code, 128 + n after signal n."""
+    """Run a command and return its exit code, or 128 + n after signal n.
+
+    `begin(pid)` is called when the namespace exists; if it raises, the command does not run.
+    """
     ready, is_ready = os.pipe()
-    go, do_go = os.pipe()
+    go, let_go = os.pipe()
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
         os.close(ready)
-        os.close(do_go)
+        os.close(let_go)
         _become(command, is_ready, go)
     os.close(is_ready)
     os.close(go)
@@ -34,22 +35,22 @@ def run(command: Sequence[str], begin: Callable[[int], None]) -> int:
         with open(ready, "rb") as status:
             if status.read() == b"0":
                 begin(pid)
-                os.write(do_go, b"0")
+                os.write(let_go, b"0")
     finally:
-        os.close(do_go)
+        os.close(let_go)
         code = _wait(pid)
     return code
 
 
 def _become(command: Sequence[str], is_ready: int, go: int) -> None:
-    """The child: gets its namespace, waits for the word, and becomes the command.  Without the word it ends."""
+    """In the child: create a namespace, wait for a byte, and become the command.  At the end of the pipe, exit."""
     code = 1
     try:
         netns.unshare()
         os.write(is_ready, b"0")
         os.close(is_ready)
         if os.read(go, 1):
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and that is inherited
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and the command would inherit that
             os.execvp(command[0], list(command))
     except FileNotFoundError:
         code = _NOT_FOUND
@@ -65,7 +66,10 @@ def _become(command: Sequence[str], is_ready: int, go: int) -> None:
 
 
 def _wait(pid: int) -> int:
-    """A terminal's Ctrl-C reaches the command, too, and it is the command's to end; SIGTERM is passed on."""
+    """Wait for a process and return its exit code; pass SIGTERM on to it.
+
+    Ctrl-C at a terminal reaches the process as well, which decides what to do; so it is ignored here.
+    """
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
         signal.SIGTERM: signal.signal(signal.SIGTERM, lambda _signal, _frame: os.kill(pid, signal.SIGTERM)),

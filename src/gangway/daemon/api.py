@@ -1,12 +1,10 @@
 """The daemon's HTTP API, on a unix socket.
 
-What this file knows: paths, methods, status codes.  What it must not know: how anything is brought about.
+`OPERATIONS` defines it: method, path, request and answer; handlers and OpenAPI document are generated from that.
+Requests are carried out one after the other in one thread, as each changes what the next one starts from; the loop
+stays free to accept connections.
 
-How it works.  `OPERATIONS` says all: method, path, what comes in, what goes out; handlers and OpenAPI document are
-made of it.  Requests are carried out one after the other in one thread: what they do to this host has an order, and the
-loop stays free to listen.
-
-    curl --unix-socket /run/gangway/gangway.sock http://localhost/mappings
+    curl --unix-socket /run/gangway/netns-COOKIE/gangway.sock http://localhost/mappings
 """
 
 import asyncio
@@ -36,7 +34,7 @@ from gangway.log import Log
 from gangway.model import PortRange, Protocol, Source, parse_address
 from gangway.state.requests import Requests
 
-# Of the API: what a client may rely on.
+# The version of the API, not of gangway.
 _VERSION = "1.0"
 _STATUS = {InvalidRequest: 400, Conflict: 409, PortInUse: 409, HostRefused: 500, Unsupported: 501}
 
@@ -51,11 +49,11 @@ class Service(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """One thing that can be asked for.  `call(service, request, path and query)` gives the answer."""
+    """An operation.  `call(service, request, parameters of path and query)` returns the answer."""
 
     method: str
     path: str
-    what: str
+    summary: str
     call: Callable[[Service, Any, dict[str, str]], Any]
     answer: Any
     request: type[msgspec.Struct] | None = None
@@ -97,10 +95,8 @@ def _detach(service: Service, _request: None, given: dict[str, str]) -> None:
 
 
 def _list_mappings(service: Service, _request: None, given: dict[str, str]) -> list[MappingAnswer]:
-    return [
-        MappingAnswer.of(planned, service.requests.redirected(planned))
-        for planned in service.requests.mappings(given.get("container"))
-    ]
+    found = service.requests.mappings(given.get("container"))
+    return [MappingAnswer.of(planned, service.requests.redirected(planned)) for planned in found]
 
 
 def _publish(service: Service, request: PublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
@@ -117,20 +113,18 @@ def _explain(service: Service, _request: None, given: dict[str, str]) -> Explain
     host, _, rest = given.get("at", "").rpartition(":")
     port, _, protocol = rest.partition("/")
     if not host:
-        raise InvalidRequest(f"{given.get('at', '')!r} is not HOST-IP:PORT[/PROTO]")
+        raise InvalidRequest(f"invalid address {given.get('at', '')!r}: write HOST-IP:PORT[/PROTO]")
     address = parse_address(host)
-    asked = PortRange.parse(port)
-    if asked.count != 1:
-        raise InvalidRequest(f"{port} are several ports: ask for one")
+    ports = PortRange.parse(port)
+    if ports.count != 1:
+        raise InvalidRequest(f"invalid port {port!r}: ask for one port, not for a range")
     origin = messages.origin(given["from"]) if "from" in given else None
-    found = service.requests.explain(Protocol.parse(protocol or "tcp"), address, asked.first, origin)
+    found = service.requests.explain(Protocol.parse(protocol or "tcp"), address, ports.first, origin)
     routes = [RouteAnswer.of(route, rules) for route, rules in found.routes]
     network = found.network
-    gateways = [] if network is None else list(map(str, network.gateways))
+    name, gateways = (network.name, list(map(str, network.gateways))) if network else ("", [])
     answer = MappingAnswer.of(found.planned, service.requests.redirected(found.planned), routes)
-    return ExplainAnswer(
-        str(address), asked.first, service.requests.firewall.value, network.name if network else "", gateways, answer
-    )
+    return ExplainAnswer(str(address), ports.first, service.requests.firewall.value, name, gateways, answer)
 
 
 def _doctor(service: Service, _request: None, _given: dict[str, str]) -> list[CheckAnswer]:
@@ -138,27 +132,32 @@ def _doctor(service: Service, _request: None, _given: dict[str, str]) -> list[Ch
 
 
 OPERATIONS = (
-    Operation("GET", "/networks", "All networks.", _list_networks, list[NetworkAnswer]),
-    Operation("POST", "/networks", "Makes a network.", _create_network, NetworkAnswer, NetworkRequest),
-    Operation("GET", "/networks/{name}", "One network.", _inspect_network, NetworkAnswer),
-    Operation("DELETE", "/networks/{name}", "Removes a network that has no containers.", _remove_network, None),
-    Operation("GET", "/endpoints", "All endpoints.", _list_endpoints, list[EndpointAnswer]),
-    Operation("POST", "/endpoints", "Attaches a container to a network.", _attach, EndpointAnswer, AttachRequest),
+    Operation("GET", "/networks", "List networks.", _list_networks, list[NetworkAnswer]),
+    Operation("POST", "/networks", "Create a network.", _create_network, NetworkAnswer, NetworkRequest),
+    Operation("GET", "/networks/{name}", "Show a network.", _inspect_network, NetworkAnswer),
+    Operation("DELETE", "/networks/{name}", "Remove a network that has no containers.", _remove_network, None),
+    Operation("GET", "/endpoints", "List endpoints.", _list_endpoints, list[EndpointAnswer]),
+    Operation("POST", "/endpoints", "Attach a container to a network.", _attach, EndpointAnswer, AttachRequest),
     Operation(
         "DELETE",
         "/endpoints/{container}",
-        "Detaches a container; its mappings go with it.  In the path, `/` is %2F.",
+        "Detach a container, and delete its mappings.  In the path, `/` is %2F.",
         _detach,
         None,
     ),
     Operation(
-        "GET", "/mappings", "All mappings, or a container's.", _list_mappings, list[MappingAnswer], query=("container",)
+        "GET",
+        "/mappings",
+        "List all mappings, or a container's.",
+        _list_mappings,
+        list[MappingAnswer],
+        query=("container",),
     ),
-    Operation("POST", "/mappings", "Publishes ports.", _publish, list[MappingAnswer], PublishRequest),
+    Operation("POST", "/mappings", "Publish ports.", _publish, list[MappingAnswer], PublishRequest),
     Operation(
         "POST",
         "/mappings/withdraw",
-        "Withdraws a container's mappings: those that are named, all if none is.",
+        "Delete mappings of a container: those that are named, or all.",
         _unpublish,
         list[MappingAnswer],
         PublishRequest,
@@ -166,19 +165,23 @@ OPERATIONS = (
     Operation(
         "GET",
         "/explain",
-        "What a client meets that asks HOST-IP:PORT[/PROTO].",
+        "Explain how clients of HOST-IP:PORT[/PROTO] reach the container.",
         _explain,
         ExplainAnswer,
         query=("at", "from"),
     ),
     Operation(
-        "GET", "/doctor", "What this host can do, and what follows from what it cannot.", _doctor, list[CheckAnswer]
+        "GET",
+        "/doctor",
+        "Show what this host supports, and the consequences of what it does not.",
+        _doctor,
+        list[CheckAnswer],
     ),
 )
 
 
 def application(service: Service, executor: Executor, log: Log, done: Callable[[], None]) -> web.Application:
-    """The API.  `done` is called in the loop after each request that may have changed something."""
+    """Return the API.  `done` is called in the loop after each request that may have changed something."""
     app = web.Application()
     for operation in OPERATIONS:
         app.router.add_route(operation.method, operation.path, _handler(operation, service, executor, log, done))
@@ -234,11 +237,11 @@ def _in_one_line(error: Exception) -> str:
     if isinstance(error, ExceptionGroup):
         first, *rest = map(str, error.exceptions)
         return f"{first} ({error.message}: {'; '.join(rest)})"
-    return f"a defect of gangway's: {error!r}; the daemon's log has the details"
+    return f"internal error: {error!r}; the daemon's log has the details"
 
 
 def openapi() -> dict[str, Any]:
-    """The OpenAPI 3.1 document (spec.openapis.org/oas/v3.1.0)."""
+    """Return the OpenAPI 3.1 document (spec.openapis.org/oas/v3.1.0)."""
     types = [operation.answer for operation in OPERATIONS if operation.answer is not None]
     types += [operation.request for operation in OPERATIONS if operation.request is not None]
     schemas, components = msgspec.json.schema_components(
@@ -263,14 +266,14 @@ def _described(operation: Operation, schema: dict[str, Any]) -> dict[str, Any]:
     in_path = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
     text = {"schema": {"type": "string"}}
     described: dict[str, Any] = {
-        "summary": operation.what,
+        "summary": operation.summary,
         "parameters": [
             *({"name": name, "in": "path", "required": True, **text} for name in in_path),
             *({"name": name, "in": "query", **text} for name in operation.query),
         ],
         "responses": {
-            "200": {"description": "It is done.", "content": body(operation.answer)},
-            "default": {"description": "It is not, and nothing was changed.", "content": body(ErrorAnswer)},
+            "200": {"description": "OK", "content": body(operation.answer)},
+            "default": {"description": "Request failed; no changes were made", "content": body(ErrorAnswer)},
         },
     }
     if operation.request is not None:

@@ -1,7 +1,4 @@
-"""What goes over the daemon's socket: the requests and answers of its HTTP API.
-
-What this file knows: their fields, in the project's words, and how they are made of the model's and the plan's values.
-What it must not know: HTTP, who asks.
+"""The requests and answers of the daemon's HTTP API, and how they are converted from and to the model's values.
 
 Addresses, subnets and ports are text, as a person writes them; ranges are `8000-8010`.
 """
@@ -16,14 +13,14 @@ from gangway.plan import MappingPlan, Origin, Route
 
 
 class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A network to be made."""
+    """Create a network."""
 
     name: str
     subnets: list[str]
     gateways: list[str] = []
-    """Of some or all of the subnets; the others get their first address."""
+    """One for each subnet at most; a subnet without one gets its first address."""
     bridge: str = ""
-    """The bridge's name; empty: one is made up."""
+    """The bridge's name; empty: it is derived from the network's."""
     masquerade: bool = True
     icc: bool = True
     internal: bool = False
@@ -31,36 +28,36 @@ class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Bytes."""
 
     def network(self) -> Network:
-        """The network that is meant.  InvalidRequest: it makes no sense."""
+        """Return the network.  InvalidRequest: its values do not fit together."""
         subnets = tuple(map(_subnet, self.subnets))
-        left = list(map(parse_address, self.gateways))
+        unused = list(map(parse_address, self.gateways))
         gateways = []
         for subnet in subnets:
-            chosen = next((one for one in left if one.version == subnet.version), None)
+            chosen = next((one for one in unused if one.version == subnet.version), None)
             gateways.append(chosen or first_gateway(subnet))
             if chosen:
-                left.remove(chosen)
-        if left:
-            raise InvalidRequest(f"the gateway {left[0]} is not in any of the subnets")
+                unused.remove(chosen)
+        if unused:
+            raise InvalidRequest(f"the gateway {unused[0]} is not in any of the subnets")
         policy = self.masquerade, self.icc, self.internal, self.mtu
         return Network(self.name, self.bridge or bridge_name(self.name), subnets, tuple(gateways), *policy)
 
 
 class AttachRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A container to be attached."""
+    """Attach a container."""
 
     container: str
     """A name of ip-netns(8), a path, or pid:PID."""
     network: str = ""
-    """Empty: the one that is made on demand."""
+    """Empty: `gangway0`, which is created on demand."""
     addresses: list[str] = []
-    """In some or all of the network's subnets; in the others it gets a free one."""
+    """One for each subnet of the network at most; in the others the container gets a free one."""
     namespace: str = ""
-    """The path of its network namespace, when `container` is a name of one's own choice."""
+    """The path of its network namespace, if `container` is a name of the client's choice."""
 
 
 class PublishRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Ports to be published, or withdrawn; each is as after `-p`."""
+    """Publish or unpublish ports; each is written as after `-p`."""
 
     container: str
     ports: list[str] = []
@@ -81,7 +78,7 @@ class NetworkAnswer(msgspec.Struct):
 
     @classmethod
     def of(cls, network: Network, endpoints: tuple[Endpoint, ...]) -> "NetworkAnswer":
-        """For a network with these endpoints."""
+        """Return the answer for a network with these endpoints."""
         policy = network.masquerade, network.icc, network.internal, network.mtu
         subnets, gateways = list(map(str, network.subnets)), list(map(str, network.gateways))
         attached = [EndpointAnswer.of(endpoint) for endpoint in endpoints]
@@ -97,78 +94,87 @@ class EndpointAnswer(msgspec.Struct):
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> "EndpointAnswer":
-        """For an endpoint."""
+        """Return the answer for an endpoint."""
         return cls(endpoint.container, endpoint.network, list(map(str, endpoint.addresses)))
 
 
 class RouteAnswer(msgspec.Struct):
-    """The road of one kind of client, and why."""
+    """The road of one kind of client, and the reason."""
 
     origin: str
     neighbour: bool
-    """It is a container of the same network."""
+    """The client is a container of the same network."""
     road: str
     code: str
     fact: str
     seen_as: str
     """Whose address the container sees: `client`, `gateway`, or `nobody`."""
     rules: list[str] = []
-    """What its first packet meets; told by `explain` only."""
+    """The rules that match its first packet; filled in by `explain` only."""
 
     @classmethod
     def of(cls, route: Route, rules: tuple[str, ...] = ()) -> "RouteAnswer":
-        """For a route."""
+        """Return the answer for a route."""
         reason = route.reason
-        words = route.origin.value, route.neighbour, route.road.value, reason.code.value, reason.fact
-        return cls(*words, route.seen_as.value, list(rules))
+        decision = route.origin.value, route.neighbour, route.road.value, reason.code.value, reason.fact
+        return cls(*decision, route.seen_as.value, list(rules))
 
 
 class MappingAnswer(msgspec.Struct):
     """A mapping, and the road of each kind of client."""
 
     container: str
+    """For a lease `docker:NAME`, or empty if the name is not known."""
+    source: str
+    """Who asked for it: `api`, or `lease` for a docker-proxy launcher."""
     protocol: str
     host_address: str
     host_ports: str
     container_address: str
     container_ports: str
     routes: list[RouteAnswer]
-    source: str
-    """Who states the mapping: `api`, or `lease` for a docker-proxy launcher."""
     redirected: int
-    """How often sockets were redirected to it: connections, and peers of sockets that are not connected."""
+    """How many sockets were redirected to it: connections, and peers of sockets that are not connected."""
 
     @classmethod
-    def of(cls, planned: MappingPlan, redirected: int = 0, routes: list[RouteAnswer] | None = None) -> "MappingAnswer":
-        """For a mapping; all its routes, or some."""
+    def of(
+        cls,
+        planned: MappingPlan,
+        redirected: int = 0,
+        routes: list[RouteAnswer] | None = None,
+    ) -> "MappingAnswer":
+        """Return the answer for a mapping with all its routes, or with these."""
         mapping: PortMapping = planned.mapping
-        every = [RouteAnswer.of(route) for route in planned.routes] if routes is None else routes
+        if routes is None:
+            routes = [RouteAnswer.of(route) for route in planned.routes]
         return cls(
             mapping.container,
+            mapping.source.value,
             mapping.protocol.value,
             str(mapping.host_address),
             str(mapping.host_ports),
             str(planned.container_address),
             str(mapping.container_ports),
-            every,
-            mapping.source.value,
+            routes,
             redirected,
         )
 
 
 class ExplainAnswer(msgspec.Struct):
-    """What a client meets that asks an address."""
+    """How clients of a host address and port reach the container."""
 
     host_address: str
     host_port: int
     firewall: str
     network: str
+    """Empty for a lease."""
     gateways: list[str]
+    """The network's; empty for a lease."""
     mapping: MappingAnswer
 
 
 class CheckAnswer(msgspec.Struct):
-    """Something that a road depends on: whether it holds on this host; if not, why and what follows."""
+    """A condition that a road depends on: whether it holds on this host; if not, why, and the consequence."""
 
     check: str
     holds: bool
@@ -176,14 +182,14 @@ class CheckAnswer(msgspec.Struct):
 
 
 class ErrorAnswer(msgspec.Struct):
-    """What went wrong: the error's kind, and a line for a person."""
+    """An error: its kind, and one line that explains it."""
 
     kind: str
     error: str
 
 
 def origin(text: str) -> Origin:
-    """An origin.  InvalidRequest: it is none."""
+    """Return the origin that is called `text`.  InvalidRequest: there is none."""
     try:
         return Origin(text)
     except ValueError:

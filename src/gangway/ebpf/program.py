@@ -52,8 +52,7 @@ class Program(ABC):
         self._relay = relay
         self._name = name
         self._lock = RLock()
-        """Guards the maps.  Only `reattach` calls the relay while it has the lock; the kernel's socket table is read
-        without it."""
+        """Guards the maps and descriptors.  It is not held while the kernel's table of sockets is read."""
         self._map: PortMap | None = None
 
     def is_attached(self) -> bool:
@@ -97,7 +96,7 @@ class Program(ABC):
         finally:
             for link in former_links:
                 os.close(link)
-            self._hand_over()
+        self._hand_over()
 
     def _hand_over(self) -> None:
         """Let the relay hold the links, or release the former ones."""

@@ -122,11 +122,11 @@ class Steering(Program):
 
         HostRefused: the kernel or the relay refused.  Unsupported: steering is unavailable.
         """
-        self._require()
-        if self._relay.shared_count() < len(self._sockets):
-            self._share_sockets()
         with self._lock:
-            self._require().update(dict.fromkeys(blocks, SERVED))
+            port_map = self._require()
+            if self._relay.shared_count() < len(self._sockets):
+                self._share_sockets(port_map)
+            port_map.update(dict.fromkeys(blocks, SERVED))
 
     def remove(self, blocks: Iterable[PortBlock]) -> None:
         """Neither serve nor reserve these ports any longer."""
@@ -195,14 +195,14 @@ class Steering(Program):
             self._sockets = []
         with suppress(HostRefused):  # the relay is ending: the next one gets them
             if self._map is not None and self._relay.shared_count():
-                self._share_sockets()
+                self._share_sockets(self._map)
         super()._hand_over()
         with suppress(HostRefused):
             self._relay.hold(_SOCKETS, [sock.fileno() for sock in self._sockets])
 
-    def _share_sockets(self) -> None:
+    def _share_sockets(self, port_map: PortMap) -> None:
         """Give the relay the sockets.  It must know its ports before: clients may be waiting."""
-        binding = self._require().loaded.map_fd("relay_binding")
+        binding = port_map.loaded.map_fd("relay_binding")
         for (protocol, family), sock in zip(KINDS, self._sockets, strict=False):
             self._relay.share(protocol, family, [sock.fileno(), *([binding] if protocol == "udp" else ())])
 

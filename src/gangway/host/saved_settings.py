@@ -55,9 +55,9 @@ class Setting(NamedTuple):
     """Given the values before, written by gangway, and now, which differs from the one written: return the value to
     restore."""
     dependents: Callable[[], Collection[str]] = tuple
-    """Return whoever relies on the setting at present.  If somebody has joined since it was changed, it stays."""
+    """Return what relies on the setting now.  If there is more than when gangway changed it, it is not restored."""
     reason_to_stay: str = "left unchanged: {} relies on it"
-    """The log line for that, after the setting's name; {} stands for the new dependents."""
+    """What is logged then, after the setting's name; {} is replaced by the new dependents."""
 
 
 class _Record(NamedTuple):
@@ -192,9 +192,8 @@ class SavedSettings:
             if now[name] == value != self._records[name].before:
                 self._warn(f"{name} was changed by another program: left as it is")
         # A daemon that dies in between has to write all of them, whatever it finds then.
-        with self._recording(
-            {name: self._records[name]._replace(before=wanted[name], written=None) for name in wanted}
-        ):
+        unknown = {name: self._records[name]._replace(before=value, written=None) for name, value in wanted.items()}
+        with self._recording(unknown):
             for number, (name, value) in enumerate(wanted.items()):
                 with suppress(*([HostRefused] if number else [])):  # the interface may have been removed meanwhile
                     if self._read(name) != value:
@@ -211,14 +210,14 @@ class SavedSettings:
     @contextmanager
     def _recording(self, records: dict[str, _Record]) -> Iterator[None]:
         """Store records before the block changes what they are about; discard them if that fails."""
-        former = self._records
-        self._records = former | records
-        self._store()
+        former, self._records = self._records, self._records | records
         try:
+            self._store()
             yield
         except GangwayError:
             self._records = former
-            self._store()
+            with suppress(GangwayError):
+                self._store()
             raise
 
     def _read(self, name: str) -> str | None:

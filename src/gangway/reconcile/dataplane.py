@@ -102,7 +102,8 @@ class DataPlane:
             self._serve(port, fds)
             self._leased |= redirects.keys()
             try:
-                self.redirect.add(redirects)
+                if redirects:
+                    self.redirect.add(redirects)
             except GangwayError:
                 self.remove_lease(port, redirects)
                 raise

@@ -1,13 +1,14 @@
 """The relay's entry point: `python -m gangway.relay SETTINGS`, SETTINGS as JSON.
 
-Standard input is the control socket, which listens already; on standard output goes `0\\n` when the relay serves, or
-why it cannot.
+Standard input is the control socket, which is bound.  The relay writes to standard output `0\\n` when it is
+ready, or why it cannot start.
 """
 
 import json
 import os
 import socket
 import sys
+from contextlib import suppress
 
 from gangway.log import open_log
 from gangway.relay.process import run
@@ -17,21 +18,28 @@ _STDOUT = 1
 
 
 def main() -> int:
-    """Run the relay; report on standard output what goes wrong before it serves."""
+    """Run the relay, and return its exit status."""
     settings = Settings(**json.loads(sys.argv[1]))
     with socket.socket(fileno=os.dup(0)) as control:
         try:
+            control.listen()  # here, not in the daemon: clients are told the pid of the process that did (SO_PEERCRED)
             log = open_log(settings.log)
-            run(control, settings, log, lambda: _report("0\n"))
         except OSError as error:
             _report(str(error))
+            return 1
+        try:
+            run(control, settings, log, lambda: _report("0\n"))
+        except Exception as error:
+            log.failure(error)
+            _report(str(error))  # heard only if the relay was not ready yet
             return 1
     return 0
 
 
 def _report(text: str) -> None:
-    """Report, once, and close what the daemon handed over."""
-    os.write(_STDOUT, text.encode())
+    """Report to the daemon, once, and close the descriptors that it handed over."""
+    with suppress(OSError):  # the daemon has exited; another one will connect
+        os.write(_STDOUT, text.encode())
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, _STDOUT):
         os.dup2(null, fd)

@@ -19,6 +19,9 @@ from gangway.relay.ports import ServedPorts
 from gangway.relay.protocol import Hello, ProtocolError
 from gangway.relay.sockets import OUT_OF_DESCRIPTORS, peer_credentials
 
+_DESCRIPTORS_LOST = (
+    f"not all descriptors arrived: the relay has none left, or more than {protocol.MAX_DESCRIPTORS} came"
+)
 # After this many seconds a relay without descriptors looks again for new connections.
 RETRY_S = 0.1
 
@@ -71,7 +74,10 @@ class Control:
                 return self._close(daemon)
             if flags & socket.MSG_TRUNC:
                 raise ProtocolError(f"message longer than {protocol.MAX_REQUEST_BYTES} bytes")
-            return self._carry_out(daemon, protocol.parse(message), fds)
+            request = protocol.parse(message)
+            if flags & socket.MSG_CTRUNC:  # the kernel has closed those that did not fit
+                return self._answer(daemon, protocol.encode_refusal(_DESCRIPTORS_LOST))
+            return self._carry_out(daemon, request, fds)
         except ProtocolError as error:
             self._log.warning("control connection closed: %s", error)
             self._answer(daemon, protocol.encode_refusal(str(error)))
@@ -90,7 +96,7 @@ class Control:
             raise ProtocolError("the first message must be hello")
         try:
             self.ports.carry_out(request, fds, lambda answer, sent: self._answer(daemon, answer, sent))
-        except (InvalidRequest, OSError) as error:
+        except (InvalidRequest, OSError, ValueError) as error:  # ValueError: a descriptor is not what it should be
             self._answer(daemon, protocol.encode_refusal(str(error)))
 
     def _answer(self, daemon: socket.socket, answer: bytes, fds: Sequence[int] = ()) -> None:

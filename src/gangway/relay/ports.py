@@ -12,6 +12,8 @@ changed by root only, and one that is left would lead clients of the port's next
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -21,7 +23,6 @@ from gangway.relay import protocol
 from gangway.relay.core.loop import READABLE, Loop
 from gangway.relay.protocol import (
     CountShared,
-    Destination,
     GetHeld,
     Held,
     Hold,
@@ -91,9 +92,10 @@ class ServedPorts:
         return len(self._ports)
 
     def carry_out(self, request: Request, fds: list[int], answer: Answer) -> None:
-        """Carry out a request and answer it.  Take out of `fds` what is used; the rest is the caller's to close.
+        """Carry out a request and answer it.  Take the descriptors that are used out of `fds`; the caller closes the
+        others.
 
-        InvalidRequest, OSError: it was not carried out.
+        InvalidRequest, OSError, ValueError: the request was refused, and nothing was changed.
         """
         match request:
             case Serve():
@@ -111,7 +113,7 @@ class ServedPorts:
                 answer(protocol.encode_answer(str(len(self._server.shared))), ())
             case Hold(name, count):
                 if len(fds) != count:
-                    raise InvalidRequest("not all descriptors arrived: the relay has none left")
+                    raise InvalidRequest(f"wrong number of descriptors with {name}: {len(fds)}, not {count}")
                 self._held[name], fds[:] = list(fds), self._held.get(name, [])
                 answer(protocol.encode_answer(), ())
             case GetHeld(name):
@@ -132,27 +134,31 @@ class ServedPorts:
         known = self._ports.get(ports)
         if known is not None and not (is_leased and known.served == served):
             raise InvalidRequest(f"{_name(ports)} is served already")
-        backend = _backend(ports.protocol, served.to)
+        backend = Backend(PROTOCOLS[ports.protocol], _family(served.to.address), *served.to)
         if served.mode is Mode.SHARED:
             at = protocol.canonical(ports.address)
             reached = PublishedRange(PROTOCOLS[ports.protocol], _family(at), at, ports.first, ports.last)
             self._ports[ports] = _Port(served, self._server.shared.publish(reached, backend), None)
             return
         if not 1 <= len(fds) <= 1 + is_leased:
-            raise InvalidRequest("no socket came with the port: the relay has no file descriptor left")
-        if known is None:
-            published = self._publish(backend, fds)
-        else:  # a new daemon grants the lease again: connections go on
-            published = known.published
+            raise InvalidRequest(f"wrong number of descriptors with {_name(ports)}: {len(fds)}")
+        owner = fds[1] if len(fds) == 2 else None
+        with ExitStack() as undo:
+            if owner is not None:
+                self._loop.add(owner, lambda _events: self._owner_ended(ports, owner), READABLE)
+                undo.callback(self._loop.forget, owner)
+            # Served already: a new daemon grants the lease again, and connections go on.
+            published = self._publish(backend, fds) if known is None else known.published
+            undo.pop_all()
+        if known is not None:
             self._disown(known)
-        owner = fds.pop() if is_leased and len(fds) == (1 if known is None else 2) else None
+        if owner is not None:
+            fds.remove(owner)
         self._ports[ports] = _Port(served, published, owner)
         self._ownerless.discard(ports)
-        if owner is not None:
-            self._loop.add(owner, lambda _events: self._owner_ended(ports, owner), READABLE)
 
     def _publish(self, backend: Backend, fds: list[int]) -> Entrance:
-        sock = socket.socket(fileno=fds.pop(0))
+        sock = _take_socket(fds)
         try:
             return self._server.publish(backend, sock)
         except BaseException:
@@ -162,7 +168,7 @@ class ServedPorts:
     def _disown(self, port: _Port) -> None:
         if port.owner is not None:
             self._loop.forget(port.owner)
-            os.close(port.owner)
+            self._loop.call_at_end(partial(os.close, port.owner))  # its number must not be used again in this batch
 
     def _remove(self, ports: HostPorts, then: Callable[[], None]) -> None:
         port = self._ports.pop(ports, None)
@@ -200,8 +206,8 @@ class ServedPorts:
 
     def _share(self, share: Share, fds: list[int]) -> None:
         if not fds:
-            raise InvalidRequest("no socket came to be shared: the relay has no file descriptor left")
-        sock = socket.socket(fileno=fds.pop(0))
+            raise InvalidRequest("no socket came with the request")
+        sock = _take_socket(fds)
         number, family = PROTOCOLS[share.protocol], protocol.FAMILIES[share.family]
         try:
             self._server.shared.use(number, family, sock, fds[0] if fds else None)
@@ -210,8 +216,11 @@ class ServedPorts:
             raise
 
 
-def _backend(name: str, to: Destination) -> Backend:
-    return Backend(PROTOCOLS[name], _family(to.address), to.address, to.first)
+def _take_socket(fds: list[int]) -> socket.socket:
+    """Take the first descriptor out of `fds`.  OSError: it is not a socket's."""
+    sock = socket.socket(fileno=fds[0])
+    del fds[0]
+    return sock
 
 
 def _family(address: str) -> int:

@@ -3,10 +3,10 @@
 What this file knows: how the relay's parts are put together, and when the process ends.  What it must not know: what
 the parts do.
 
-The process is given a unix socket that already listens.  It gives up root, reports that it is ready, and serves ports
-until it has had neither a port nor a daemon for `LINGER_S` seconds.  Everything that it opens later (clients, backends,
-pipes) needs no privilege: ports' sockets are bound by the daemon or a launcher; sockets to answer by may be bound without
-it (core/shared.py).
+The process is given a listening unix socket.  It gives up root, reports that it is ready, and serves ports
+until it has had neither a port nor a daemon for `LINGER_S` seconds.  Nothing that it opens later (clients, backends,
+pipes) needs a privilege: the daemon or a launcher binds the ports' sockets, and the sockets that answer UDP clients of
+shared ports may be bound without one (core/shared.py).
 """
 
 import gc
@@ -43,10 +43,10 @@ class RelayProcess:
         self._datagrams = Datagrams(self.loop, settings, log)
         self._keys = count(1)
         self.shared = SharedSockets(self.streams, self._datagrams, partial(next, self._keys))
-        self._control = Control(self.loop, control, log, self._may_end)
-        self._control.ports = ServedPorts(self.loop, self, log, self._control.is_connected, self._may_end)
+        self._control = Control(self.loop, control, log, self._schedule_end)
+        self._control.ports = ServedPorts(self.loop, self, log, self._control.is_connected, self._schedule_end)
         self._end: Timer | None = None
-        self._may_end()
+        self._schedule_end()
 
     def become_worker(self) -> None:
         """In a forked worker: close what belongs to the relay process alone."""
@@ -70,7 +70,7 @@ class RelayProcess:
         else:
             then()
 
-    def _may_end(self) -> None:
+    def _schedule_end(self) -> None:
         if self._end is not None:
             self._end.cancel()
         self._end = self.loop.call_in(LINGER_S, self._end_if_unused)
@@ -81,7 +81,8 @@ class RelayProcess:
 
 
 def run(control: socket.socket, settings: Settings, log: Log, ready: Callable[[], None]) -> None:
-    """Serve the ports that daemons hand over by the listening socket `control`; `ready` is called when it does.
+    """Serve the ports that daemons hand over by the listening socket `control`.  Call `ready` when connections to it
+    are accepted.
 
     OSError: the privileges could not be given up.
     """
@@ -92,7 +93,7 @@ def run(control: socket.socket, settings: Settings, log: Log, ready: Callable[[]
     gc.freeze()
     ready()
     relay.loop.run()
-    while relay.workers.wanted:
+    while relay.workers.start_requested:
         role = relay.workers.start()
         if role is not None:
             control.close()

@@ -1,8 +1,8 @@
 """The wire protocol: every message between the daemon and its relay, and between launchers and the daemon.
 
 Each message is one datagram of a SOCK_SEQPACKET unix socket: words separated by spaces, with descriptors attached where
-noted (SCM_RIGHTS).  The first message of a connection carries the protocol's version.  A message that `parse` refuses
-ends its connection.
+noted (SCM_RIGHTS; the pidfd is optional, as pidfd_open(2) needs Linux 5.3).  The first message of a connection carries
+the protocol's version.  A message that `parse` refuses ends its connection.
 
     daemon → relay    hello VERSION
                       serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST own        with the port's socket
@@ -15,7 +15,8 @@ ends its connection.
                       shared                                 how many such sockets there are
                       hold NAME COUNT                        keep COUNT descriptors open, in place of those held before
                       held NAME                              answered with those descriptors
-    relay → daemon    ok [TEXT]    or    error TEXT          to `list`, TEXT has a line of five to eight words a port
+    relay → daemon    ok [TEXT]    or    error TEXT          to `list`, TEXT has a line for each port: the words of its
+                                                           `serve`; to `hello`, the version; to `shared`, the number
 
     launcher → daemon lease VERSION PROTO CONTAINER-IP CONTAINER-PORT        with the port's socket
     daemon → launcher ok           or    error TEXT
@@ -40,7 +41,7 @@ _LAST_PORT = 65535
 
 
 class ProtocolError(ValueError):
-    """The peer sent something that is not a message of this protocol, or of another version."""
+    """The peer sent a malformed message, or one of another version of the protocol."""
 
 
 class Mode(StrEnum):
@@ -125,9 +126,10 @@ Request = Hello | Serve | Remove | List | Share | CountShared | Hold | GetHeld |
 
 
 def canonical(address: str) -> str:
-    """Return an address in the kernel's spelling (inet_ntop(3))."""
-    family = _family(address)
-    return socket.inet_ntop(family, socket.inet_pton(family, address))
+    """Return an address, perhaps with a zone, in the kernel's spelling (inet_ntop(3))."""
+    plain, percent, zone = address.partition("%")
+    family = _family(plain)
+    return socket.inet_ntop(family, socket.inet_pton(family, plain)) + percent + zone
 
 
 def encode(request: Request) -> bytes:
@@ -154,7 +156,7 @@ def encode(request: Request) -> bytes:
 
 
 def parse(data: bytes) -> Request:
-    """Return the request in a datagram.  ProtocolError: it is none, or of another version."""
+    """Return the request in a datagram.  ProtocolError: it is malformed, or of another version."""
     try:
         return _parse(data.decode().split())
     except ValueError as error:
@@ -164,23 +166,25 @@ def parse(data: bytes) -> Request:
 
 def _parse(words: list[str]) -> Request:
     match words:
+        case ["hello" | "lease", version, *_] if version.isdecimal() and version != str(VERSION):
+            raise ProtocolError(f"protocol version {version} is not supported (this is version {VERSION})")
         case ["hello", version]:
-            return Hello(_supported(version))
-        case ["serve", *rest] if len(rest) == 7:
+            return Hello(_number(version))
+        case ["serve", *rest]:
             return _serve(rest)
         case ["remove", protocol, address, first, last]:
             return Remove(_host_ports(protocol, address, first, last))
-        case ["list", offset] if int(offset) >= 0:
-            return List(int(offset))
+        case ["list", offset]:
+            return List(_number(offset))
         case ["share", protocol, "4" | "6" as family]:
             return Share(_protocol(protocol), int(family))
         case ["shared"]:
             return CountShared()
-        case ["hold", name, count] if 0 <= int(count) <= MAX_DESCRIPTORS:
-            return Hold(name, int(count))
+        case ["hold", name, count] if _number(count) <= MAX_DESCRIPTORS:
+            return Hold(name, _number(count))
         case ["held", name]:
             return GetHeld(name)
-        case ["lease", version, protocol, address, port] if _supported(version):
+        case ["lease", version, protocol, address, port] if version == str(VERSION):
             return Lease(_protocol(protocol), Destination(_address(address), _port(port)))
     raise ValueError(words)
 
@@ -191,7 +195,7 @@ def encode_served(served: Serve) -> str:
 
 
 def parse_served(line: str) -> Serve:
-    """Return a served port from a line of the answer to `list`.  ProtocolError: it is none."""
+    """Return a served port from a line of the answer to `list`.  ProtocolError: it is malformed."""
     try:
         return _serve(line.split())
     except ValueError:
@@ -209,7 +213,7 @@ def encode_refusal(reason: str) -> bytes:
 
 
 def parse_answer(data: bytes) -> tuple[bool, str]:
-    """Return whether a request was carried out, and the text or reason.  ProtocolError: it is no answer."""
+    """Return whether a request was carried out, and the text or reason.  ProtocolError: it is malformed."""
     verdict, _, text = data.decode(errors="replace").partition(" ")
     if verdict not in ("ok", "error"):
         raise ProtocolError(f"malformed answer {data[:80]!r}")
@@ -220,15 +224,10 @@ def _text(*words: object) -> bytes:
     return " ".join(map(str, words)).encode()
 
 
-def _supported(version: str) -> int:
-    if version != str(VERSION):
-        raise ProtocolError(f"protocol version {version} is not supported (this is version {VERSION})")
-    return VERSION
-
-
 def _serve(words: list[str]) -> Serve:
-    *ports, address, first, mode = words
-    served = Serve(_host_ports(*ports), Destination(_address(address), _port(first)), Mode(mode))
+    name, host, first, last, container, container_first, mode = words
+    to = Destination(_address(container), _port(container_first))
+    served = Serve(_host_ports(name, host, first, last), to, Mode(mode))
     span = served.ports.last - served.ports.first
     if served.to.first + span > _LAST_PORT or (span and served.mode is not Mode.SHARED):
         raise ValueError(words)
@@ -236,7 +235,10 @@ def _serve(words: list[str]) -> Serve:
 
 
 def _host_ports(protocol: str, address: str, first: str, last: str) -> HostPorts:
-    _address(address.partition("%")[0])
+    plain, percent, zone = address.partition("%")
+    _address(plain)
+    if percent and not (zone and _family(plain) == socket.AF_INET6):
+        raise ValueError(address)
     ports = HostPorts(_protocol(protocol), address, _port(first), _port(last))
     if ports.first > ports.last:
         raise ValueError(ports)
@@ -263,6 +265,13 @@ def _address(text: str) -> str:
 
 
 def _port(text: str) -> int:
-    if not 0 < int(text) <= _LAST_PORT:
+    port = _number(text)
+    if not 0 < port <= _LAST_PORT:
+        raise ValueError(text)
+    return port
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):  # int() also takes signs, underscores and other scripts' digits
         raise ValueError(text)
     return int(text)

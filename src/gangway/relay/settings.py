@@ -1,11 +1,11 @@
-"""What an operator may set for the relay.  Plain values: reading a file is the keeper's affair."""
+"""The relay's settings, which are the table `[relay]` of the settings file."""
 
 import os
 from typing import Any, NamedTuple
 
 from gangway.errors import InvalidRequest
 
-# What a number may be; what is not here is a truth value or a text.
+# The least and the greatest value of each number.  The other settings are booleans and text.
 _BOUNDS = {
     "workers": (1, 64),
     "connect_timeout_s": (0.1, 3600),
@@ -16,7 +16,7 @@ _BOUNDS = {
 
 
 def _worker_count() -> int:
-    """One process for each core that this one may run on, four at most: a relay is not what a host is bought for."""
+    """Return one for each core that this process may use, but at most four: the host has other work to do."""
     return min(4, len(os.sched_getaffinity(0)))
 
 
@@ -24,28 +24,27 @@ class Settings(NamedTuple):
     """The relay's settings and their defaults; times in seconds."""
 
     workers: int = _worker_count()
-    """Processes that carry TCP and SCTP when there is traffic enough; the first is the relay itself."""
+    """The most processes that carry TCP and SCTP when there is enough traffic; the first is the relay itself."""
     connect_timeout_s: float = 10.0
-    """How long the container may take to answer a connection attempt."""
+    """How long a container may take to answer a connection attempt."""
     keepalive_s: int = 15
-    """Silence on a TCP connection after which the peer is asked whether it is still there, and the time between
-    questions."""
+    """How long a TCP connection is silent before the peer is probed, and the time between probes."""
     udp_timeout_s: float = 90.0
-    """Silence in both directions after which a UDP client is forgotten."""
+    """How long a UDP client and its container may both be silent before the client is forgotten."""
     udp_clients: int = 8192
-    """How many UDP clients are remembered at once; the one that was silent longest goes first."""
+    """How many UDP clients are remembered at once; the one that has been silent longest is forgotten first."""
     tcp_tw_reuse: bool = True
     """Set net.ipv4.tcp_tw_reuse=1 in the relay's network namespace while it runs."""
     redirect: bool = True
-    """Aim sockets that ask for a port at a loopback address straight at the container, where the kernel can."""
+    """Redirect sockets that connect to a published loopback address straight to the container, where the kernel can."""
     log: str = "syslog"
     """`syslog`, or a file's path."""
 
 
 def checked(given: dict[str, Any], where: str) -> Settings:
-    """The settings in `given`, and the defaults of the others.
+    """Return the settings in `given`, with the defaults of the others.
 
-    InvalidRequest names the key that is wrong, and `where` it is.
+    InvalidRequest names `where` they are from, the key, and what is allowed.
     """
     defaults = Settings()._asdict()
     for key, value in given.items():

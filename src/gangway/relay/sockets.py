@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP}
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-"""The errors of a call that makes a descriptor when the process, or the kernel, can make no more of them."""
+"""The errors that a call for a new descriptor fails with when the process or the kernel has reached a limit."""
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7)
 
 
@@ -44,7 +44,7 @@ class Entrance(Protocol):
 
 
 class PeerCredentials(NamedTuple):
-    """The process that connected a unix socket, or made it listen."""
+    """The process at the other end of a unix socket; for a listening socket, the process that called listen."""
 
     pid: int
     uid: int

@@ -8,9 +8,9 @@ The local address of a connection is the address and port that the client connec
 reports both.  The lookup tries the range at that very address, then the one at the unspecified address (0.0.0.0, ::).
 If neither matches, the port was unpublished while the client waited in the queue.
 
-A UDP answer has to leave from the port that the client sent to, so from a socket bound to it.  The kernel lets nobody
-bind such a socket (`ebpf/steering.bpf.c`), except the one whose cookie is in `binding` at that moment: memory that the
-daemon shares with this process.
+A UDP answer has to leave from the port that the client sent to, so from a socket bound to it.  The program
+`ebpf/steering.bpf.c` refuses to bind a socket to a published port, except the one whose cookie is in `binding` at that
+moment: memory that the daemon shares with this process.
 """
 
 import errno

@@ -90,7 +90,7 @@ class WorkerPool:
     """The workers of a relay process."""
 
     def __init__(self, loop: Loop, streams: Streams, settings: Settings, log: Log) -> None:
-        self.wanted = False
+        self.start_requested = False
         """True if the loop was stopped so that `start` can be called: a fork must not happen within a round."""
         self._loop = loop
         self._streams = streams
@@ -114,7 +114,7 @@ class WorkerPool:
 
         Returns its channel and its counter of ended flows in each worker, and None in the relay process.
         """
-        self.wanted = False
+        self.start_requested = False
         counters = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
         for number in range(self._count):
             counter = counters[number : number + 1]
@@ -179,7 +179,7 @@ class WorkerPool:
         if self._workers:
             self._balance(full)
         elif len(self._shareable_flows(full)) > 1:
-            self.wanted = True
+            self.start_requested = True
             self._loop.stop()
 
     def _shareable_flows(self, full: bool) -> list[Flow]:

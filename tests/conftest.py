@@ -1,0 +1,8 @@
+"""The markers of all tests."""
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes ten seconds or more")
+    config.addinivalue_line("markers", "any_kernel: passes or fails alike on every kernel; `make test-vm` skips it")
