@@ -224,7 +224,7 @@ class Daemon:
     def __init__(self, folder: Path, former: "Daemon | None" = None) -> None:
         self.log: list[str] = []
         self.calls = Calls()
-        self.relay = former.relay if former is not None else FakeRelay(self.calls)
+        self.relay: FakeRelay = former.relay if former is not None else FakeRelay(self.calls)
         self.redirect, self.steering = FakeRedirect(self.calls), FakeSteering(self.calls)
         if former is not None:
             self.redirect.targets, self.steering.steered = former.redirect.targets, former.steering.steered

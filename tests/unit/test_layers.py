@@ -91,9 +91,10 @@ RELAY_CORE: dict[str, set[str]] = {
 IMPURE = {"socket", "select", "subprocess", "ctypes", "io", "pathlib", "tempfile", "asyncio"}
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Yield the full name of each module, or name in a module, that is imported anywhere in a file."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(path: Path, at_once: bool = False) -> Iterator[str]:
+    """Yield the full name of each module, or name in a module, that is imported in a file: anywhere, or `at_once`."""
+    tree = ast.parse(path.read_text())
+    for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -111,9 +112,9 @@ def module_of(path: Path) -> str:
 MODULES = {module_of(path): path for path in FILES}
 
 
-def used_modules(path: Path) -> set[str]:
+def used_modules(path: Path, at_once: bool = False) -> set[str]:
     """Return the modules of gangway that a file imports; of a name in a module, the module."""
-    names = (name.removeprefix("gangway.") for name in imports(path) if name.split(".")[0] == "gangway")
+    names = (name.removeprefix("gangway.") for name in imports(path, at_once) if name.split(".")[0] == "gangway")
     return {name if name in MODULES else name.rpartition(".")[0] for name in names}
 
 
@@ -143,7 +144,7 @@ def test_table_names_existing_modules() -> None:
 
 
 def test_no_module_imports_itself_by_a_detour() -> None:
-    left = {module: used_modules(path) - {module, ""} for module, path in MODULES.items()}
+    left = {module: used_modules(path, at_once=True) - {module, ""} for module, path in MODULES.items()}
     while leaves := {module for module, used in left.items() if not used & left.keys()}:
         left = {module: used for module, used in left.items() if module not in leaves}
     assert not left
