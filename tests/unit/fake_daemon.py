@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from gangway.daemon.config import Config
-from gangway.ebpf.keys import PortBlock, Target, blocks
+from gangway.ebpf.keys import Hit, PortBlock, Target, blocks
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Reservation, Steering
 from gangway.errors import GangwayError, HostRefused
@@ -118,6 +118,12 @@ class FakeRedirect(Redirect):
         for block in blocks:
             self.targets.pop(block, None)
 
+    def lookup(self, protocol: str, address: str, port: int) -> Hit | None:
+        for block, target in self.targets.items():
+            if block[:2] == (protocol, address) and block.first <= port <= block.last:
+                return Hit(target.address, target.port + port - block.first, 0)
+        return None
+
     def count(self, blocks: Iterable[PortBlock]) -> int:
         return len([block for block in blocks if block in self.targets])
 
@@ -218,7 +224,7 @@ class Daemon:
     def __init__(self, folder: Path, former: "Daemon | None" = None) -> None:
         self.log: list[str] = []
         self.calls = Calls()
-        self.relay = former.relay if former is not None else FakeRelay(self.calls)
+        self.relay: FakeRelay = former.relay if former is not None else FakeRelay(self.calls)
         self.redirect, self.steering = FakeRedirect(self.calls), FakeSteering(self.calls)
         if former is not None:
             self.redirect.targets, self.steering.steered = former.redirect.targets, former.steering.steered

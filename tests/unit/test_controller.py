@@ -278,7 +278,7 @@ def test_network_on_demand_ends_with_its_last_container(tmp_path: Path, box: Nam
     daemon.end()
 
 
-def test_removing_repairs_what_is_not_there(daemon: Daemon, box: Namespace) -> None:
+def test_removing_repairs_what_is_not_there(daemon: Daemon, box: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rules that another program has deleted cannot be removed one by one."""
     calls = 0
 
@@ -288,7 +288,7 @@ def test_removing_repairs_what_is_not_there(daemon: Daemon, box: Namespace) -> N
         if calls == 1:
             raise HostRefused("there is no such element")
 
-    daemon.driver.change = change  # type: ignore[method-assign]
+    monkeypatch.setattr(daemon.driver, "change", change)
     daemon.requests.unpublish(box.name)
     assert (calls, daemon.calls.count("driver.rewrite")) == (2, 1)
     assert daemon.relay.ports == {}

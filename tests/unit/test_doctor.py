@@ -40,9 +40,12 @@ UNAVAILABLE = FakeProgram(NO_CGROUPS, attached=False)
 class FakeDataPlane:
     """The two programs."""
 
-    def __init__(self, redirect: FakeProgram, steering: FakeProgram) -> None:
+    def __init__(self, redirect: FakeProgram = ATTACHED, steering: FakeProgram = ATTACHED) -> None:
         self.redirect = redirect
         self.steering = steering
+
+
+ALL_ATTACHED = FakeDataPlane()
 
 
 @pytest.fixture(autouse=True)
@@ -51,11 +54,9 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "is_root", lambda: True)
 
 
-def report(
-    facts: HostFacts = NFTABLES, redirect: FakeProgram = ATTACHED, steering: FakeProgram = ATTACHED, leases: int = 0
-) -> dict[str, Check]:
+def report(facts: HostFacts = NFTABLES, programs: FakeDataPlane = ALL_ATTACHED, leases: int = 0) -> dict[str, Check]:
     """Return the checks by their names."""
-    dataplane = cast(DataPlane, FakeDataPlane(redirect, steering))
+    dataplane = cast(DataPlane, programs)
     found = list(checks(NoIptables(), facts, dataplane, leases))
     assert len({check.what for check in found}) == len(found)
     return {check.what: check for check in found}
@@ -83,22 +84,25 @@ def test_without_root_only_launchers_are_served(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("what", "programs", "consequence"),
     [
-        ("redirect: attached", {"redirect": UNAVAILABLE}, "clients of loopback addresses are relayed"),
-        ("steering: attached", {"steering": UNAVAILABLE}, "each published port takes a socket"),
+        ("redirect: attached", FakeDataPlane(redirect=UNAVAILABLE), "clients of loopback addresses are relayed"),
+        ("steering: attached", FakeDataPlane(steering=UNAVAILABLE), "each published port takes a socket"),
     ],
 )
 def test_unavailable_program_is_reported_with_the_consequence(
-    what: str, programs: dict[str, FakeProgram], consequence: str
+    what: str, programs: FakeDataPlane, consequence: str
 ) -> None:
-    assert changes(report(**programs)) == {what: Check(what, False, f"{NO_CGROUPS}: {consequence}")}
+    assert changes(report(programs=programs)) == {what: Check(what, False, f"{NO_CGROUPS}: {consequence}")}
 
 
 @pytest.mark.parametrize(
     ("what", "programs"),
-    [("redirect: attached", {"redirect": DETACHED}), ("steering: attached", {"steering": DETACHED})],
+    [
+        ("redirect: attached", FakeDataPlane(redirect=DETACHED)),
+        ("steering: attached", FakeDataPlane(steering=DETACHED)),
+    ],
 )
-def test_detached_program_is_reported(what: str, programs: dict[str, FakeProgram]) -> None:
-    found = changes(report(**programs))
+def test_detached_program_is_reported(what: str, programs: FakeDataPlane) -> None:
+    found = changes(report(programs=programs))
     assert list(found) == [what]
     assert not found[what].holds
     assert found[what].note.startswith("another program detached it: it is attached again within seconds")
