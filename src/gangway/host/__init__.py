@@ -1,10 +1,10 @@
-"""What gangway reads and changes on the host: links, network namespaces, settings, tracked connections, sockets.
+"""Reads and changes the host: links, network namespaces, settings, tracked connections, sockets.
 
 Arguments are plain values: nothing here imports the model or the plan.
 
-`import pyroute2` imports every part of that library, of which gangway needs three; the rest takes 8 MB.  So the package
-is put into sys.modules before its `__init__` has run.  It runs when a name is needed that is not a submodule, such as
-`pyroute2.NDB`: other users of the library in this process see it complete.
+`import pyroute2` would import every part of that library.  gangway needs three parts; the others take 8 MB.  So this
+module puts the package into sys.modules without running its `__init__`.  That runs later, if a name is needed that is
+not a submodule, such as `pyroute2.NDB`: other users of the library in this process find it complete.
 """
 
 import sys
