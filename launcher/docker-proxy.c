@@ -16,7 +16,8 @@
  *
  * Starting the daemon.  Its sockets are in a runtime folder, one for each network namespace (src/gangway/runtime.py).  A
  * launcher that finds no daemon locks the folder, looks again, and if there is still none starts one: two at once start
- * one.  The daemon holds a lock of its own for as long as it runs.
+ * one.  The daemon holds a lock of its own for as long as it runs.  While one that is starting or ending has that lock but no
+ * socket, a launcher waits.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -37,6 +38,7 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifndef SO_NETNS_COOKIE
@@ -45,7 +47,7 @@
 #define LEASE_VERSION "1"                          /* src/gangway/relay/protocol.py: VERSION */
 
 enum { STATUS_FD = 3, PASSED_FD = 4 };             /* cmd/docker-proxy: fd 3 is the status pipe, fd 4 the socket */
-enum { ANSWER_MS = 10000, STOP_MS = 2000, RETRY_MS = 500, LOCKED_MS = 10, ATTEMPTS = 3 };   /* dockerd waits 16 s for the status */
+enum { ANSWER_MS = 10000, STOP_MS = 2000, RETRY_MS = 500, BUSY_MS = 10, ATTEMPTS = 3 };     /* dockerd waits 16 s for the status */
 
 static const char *proto = "tcp", *host_ip = "0.0.0.0", *container_ip = "0.0.0.0";
 static int host_port = -1, container_port = -1;
@@ -53,6 +55,7 @@ static bool use_listen_fd, version, help;
 static char socket_path[sizeof(((struct sockaddr_un *)0)->sun_path)];
 static int signals = -1;                           /* signalfd: SIGINT or SIGTERM came */
 static char reason[512];                           /* why the last call that failed did */
+static bool is_busy;                               /* the daemon did not start because another one is starting or ending */
 
 static const struct flag { const char *name; const char **text; int *number; bool *truth; const char *usage; } FLAGS[] = {
     { "container-ip", &container_ip, NULL, NULL, "container ip" },
@@ -293,6 +296,7 @@ static int connect_daemon(void) {
     struct ucred peer;
     strcpy(address.sun_path, socket_path);
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &(struct timeval){ ANSWER_MS / 1000, 0 }, sizeof(struct timeval));   /* for connect, too */
     if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address)) fails("%s: %s", socket_path, strerror(errno));
     else if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &(socklen_t){ sizeof peer }) || peer.uid != geteuid())
         fails("%s belongs to another user", socket_path), errno = EPERM;
@@ -340,12 +344,14 @@ static bool read_status(int status) {
     said[length] = 0;
     if (!strcmp(said, "0\n")) return true;
     if (!length) return fails("gangway's daemon exited before it was ready");
+    is_busy = !strncmp(said, "Conflict ", 9);
     const char *text = strchr(said, ' ');
     return fails("%s", text ? text + 1 : said);
 }
 
 static bool start_daemon(void) {
     int status[2];
+    is_busy = false;
     if (pipe2(status, O_CLOEXEC)) return fails("pipe: %s", strerror(errno));
     pid_t child = fork();
     if (!child) {                                  /* twice, so that the daemon is nobody's child that has to be waited for */
@@ -365,22 +371,29 @@ static bool told_to_stop(int wait_ms) {
     return poll(&(struct pollfd){ signals, POLLIN, 0 }, 1, wait_ms) > 0;
 }
 
-/* Locks the runtime folder and starts the daemon, unless somebody else has by then; a connection to it, or -1. */
+static long long now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+}
+
+/* Locks the runtime folder and starts the daemon, unless another process has by then; a connection to it, or -1. */
 static int start_and_connect(int folder) {
-    while (flock(folder, LOCK_EX | LOCK_NB)) {
-        if (errno != EWOULDBLOCK) return fails("flock: %s", strerror(errno)), -1;
-        if (told_to_stop(LOCKED_MS)) return fails("another launcher is starting the daemon"), -1;
+    char why[sizeof reason] = "another process takes too long to start gangway's daemon";
+    bool is_locked = false;
+    long long deadline = now_ms() + ANSWER_MS;
+    do {
+        is_locked = is_locked || !flock(folder, LOCK_EX | LOCK_NB);
         int daemon = connect_daemon();
         if (daemon >= 0 || !is_absent(errno)) return daemon;
-    }
-    int daemon = connect_daemon();
-    if (daemon >= 0 || !is_absent(errno)) return daemon;
-    bool up = start_daemon();
-    char why[sizeof reason];
-    strcpy(why, reason);
-    daemon = connect_daemon();                     /* also if ours did not start: a command may have started one */
-    if (daemon < 0 && !up) strcpy(reason, why);
-    return daemon;
+        if (!is_locked) continue;
+        bool up = start_daemon();
+        strcpy(why, reason);
+        daemon = connect_daemon();                 /* also if ours did not start: a command may have started one */
+        if (daemon >= 0 || up) return daemon;
+    } while ((!is_locked || is_busy) && now_ms() < deadline && !told_to_stop(BUSY_MS));
+    strcpy(reason, why);
+    return -1;
 }
 
 /* A connection to the daemon, which is started if there is none; or -1. */
@@ -398,7 +411,7 @@ static int find_daemon(void) {
 
 /* Hands the port's socket over and waits for the answer.  1: granted, 0: refused, -1: the daemon went away. */
 static int hand_over(int daemon, int port) {
-    char text[256], control[CMSG_SPACE(sizeof(int))] = { 0 };
+    char text[sizeof reason], control[CMSG_SPACE(sizeof(int))] = { 0 };
     int length = snprintf(text, sizeof text, "lease " LEASE_VERSION " %s %s %d", proto, container_ip, container_port);
     struct iovec part = { text, (size_t)length };
     struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };
