@@ -6,13 +6,15 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 
 #ifndef SO_NETNS_COOKIE
 #define SO_NETNS_COOKIE 71                         /* Linux 5.14 */
 #endif
-enum { LOCKED_MS = 10 };
+enum { BUSY_MS = 10 };
 
 static char socket_path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+static bool is_busy;                               /* the daemon did not start because another one is starting or ending */
 
 /* Writes the name of this network namespace: its cookie, or on an older kernel its inode number. */
 static bool name_namespace(char *name, size_t size) {
@@ -61,6 +63,7 @@ static int connect_daemon(void) {
     struct ucred peer;
     strcpy(address.sun_path, socket_path);
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &(struct timeval){ ANSWER_MS / 1000, 0 }, sizeof(struct timeval));   /* for connect, too */
     if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address)) fails("%s: %s", socket_path, strerror(errno));
     else if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &(socklen_t){ sizeof peer }) || peer.uid != geteuid())
         fails("%s belongs to another user", socket_path), errno = EPERM;
@@ -91,7 +94,7 @@ static void become_daemon(int status) {
     if (chdir("/") || null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 || dup2(status, 3) < 0) _exit(1);
     syscall(SYS_close_range, 4, ~0U, 0);           /* Linux 5.9; before it, what our parent forgot to mark CLOEXEC goes along */
     execve(python, (char *[]){ python, "-I", "-OO", "-m", "gangway.daemon", "{\"until_idle\":true,\"ready_fd\":3}", NULL }, environment);
-    dprintf(3, "HostRefused %s: %s", python, strerror(errno));
+    dprintf(3, "HostRefused cannot start gangway's daemon: %s: %s", python, strerror(errno));
     _exit(1);
 }
 
@@ -108,12 +111,14 @@ static bool read_status(int status) {
     said[length] = 0;
     if (!strcmp(said, "0\n")) return true;
     if (!length) return fails("gangway's daemon exited before it was ready");
+    is_busy = !strncmp(said, "Conflict ", 9);
     const char *text = strchr(said, ' ');
     return fails("%s", text ? text + 1 : said);
 }
 
 static bool start_daemon(void) {
     int status[2];
+    is_busy = false;
     if (pipe2(status, O_CLOEXEC)) return fails("pipe: %s", strerror(errno));
     pid_t child = fork();
     if (!child) {                                  /* twice, so that the daemon is nobody's child that has to be waited for */
@@ -128,22 +133,29 @@ static bool start_daemon(void) {
     return up;
 }
 
-/* Locks the runtime folder and starts the daemon, unless somebody else has by then; a connection to it, or -1. */
+static long long now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+}
+
+/* Locks the runtime folder and starts the daemon, unless another process has by then; a connection to it, or -1. */
 static int start_and_connect(int folder) {
-    while (flock(folder, LOCK_EX | LOCK_NB)) {
-        if (errno != EWOULDBLOCK) return fails("flock: %s", strerror(errno)), -1;
-        if (told_to_stop(LOCKED_MS)) return fails("another launcher is starting the daemon"), -1;
+    char why[sizeof reason] = "another process takes too long to start gangway's daemon";
+    bool is_locked = false;
+    long long deadline = now_ms() + ANSWER_MS;
+    do {
+        is_locked = is_locked || !flock(folder, LOCK_EX | LOCK_NB);
         int daemon = connect_daemon();
         if (daemon >= 0 || !is_absent(errno)) return daemon;
-    }
-    int daemon = connect_daemon();
-    if (daemon >= 0 || !is_absent(errno)) return daemon;
-    bool up = start_daemon();
-    char why[sizeof reason];
-    strcpy(why, reason);
-    daemon = connect_daemon();                     /* also if ours did not start: a command may have started one */
-    if (daemon < 0 && !up) strcpy(reason, why);
-    return daemon;
+        if (!is_locked) continue;
+        bool up = start_daemon();
+        strcpy(why, reason);
+        daemon = connect_daemon();                 /* also if ours did not start: a command may have started one */
+        if (daemon >= 0 || up) return daemon;
+    } while ((!is_locked || is_busy) && now_ms() < deadline && !told_to_stop(BUSY_MS));
+    strcpy(reason, why);
+    return -1;
 }
 
 /* A connection to the daemon, which is started if there is none; or -1. */

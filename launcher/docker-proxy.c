@@ -16,7 +16,8 @@
  *
  * Starting the daemon.  Its sockets are in a runtime folder, one for each network namespace (src/gangway/runtime.py).  A
  * launcher that finds no daemon locks the folder, looks again, and if there is still none starts one: two at once start
- * one.  The daemon holds a lock of its own for as long as it runs.
+ * one.  The daemon holds a lock of its own for as long as it runs.  While one that is starting or ending has that lock but no
+ * socket, a launcher waits.
  */
 #include "launcher.h"
 #include <signal.h>
@@ -65,7 +66,7 @@ static int refuse(void) {
 
 /* Hands the port's socket over and waits for the answer.  1: granted, 0: refused, -1: the daemon went away. */
 static int hand_over(int daemon, int port) {
-    char text[256], control[CMSG_SPACE(sizeof(int))] = { 0 };
+    char text[sizeof reason], control[CMSG_SPACE(sizeof(int))] = { 0 };
     int length = snprintf(text, sizeof text, "lease " LEASE_VERSION " %s %s %d", options.proto, options.container_ip, options.container_port);
     struct iovec part = { text, (size_t)length };
     struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };

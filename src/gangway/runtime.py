@@ -36,13 +36,9 @@ def netns_cookie(sock: socket.socket) -> int:
 
 
 def folder() -> str:
-    """Return the runtime folder of the calling thread's network namespace; it need not exist."""
-    name = f"netns-{_identity()}"
-    shared = os.path.join(BASE, name)
-    own_base = os.environ.get("XDG_RUNTIME_DIR")
-    if os.geteuid() == 0 or own_base is None or os.path.isdir(shared):
-        return shared
-    return os.path.join(own_base, "gangway", name)
+    """Return the runtime folder of this user's daemon in the calling thread's network namespace; it need not exist."""
+    own_base = os.environ.get("XDG_RUNTIME_DIR") if os.geteuid() else None
+    return os.path.join(BASE if own_base is None else os.path.join(own_base, "gangway"), f"netns-{_identity()}")
 
 
 def create_folder() -> str:
@@ -56,8 +52,10 @@ def create_folder() -> str:
 
 
 def default_socket() -> str:
-    """Return the path of this network namespace's API socket."""
-    return os.path.join(folder(), API_SOCKET)
+    """Return the path of this network namespace's API socket: root's, if this user may see it and has no daemon."""
+    own = os.path.join(folder(), API_SOCKET)
+    of_root = os.path.join(BASE, os.path.basename(folder()), API_SOCKET)
+    return of_root if os.path.exists(of_root) and not os.path.exists(own) else own
 
 
 def default_state() -> str:

@@ -42,7 +42,7 @@ def test_daemon_removes_the_port_of_an_exited_launcher(relay: Relay, sock: socke
     daemon.ask(LEASED, sock.fileno(), launcher.pidfd)
     launcher.exit()
     relay.turn()
-    assert (daemon.served(), relay.lines) == ([LEASED], [])
+    assert (daemon.served(), relay.lines) == ([LEASED._replace(mode=Mode.ENDED)], [])
     assert daemon.ask(Remove(PORT)) == "ok"
     daemon.close()
     assert (relay.lines, fd_count()) == ([], before)

@@ -28,6 +28,8 @@ def start_daemon(path: str) -> None:
     docker-proxy lock it, too.  The daemon gets the options of the last one in this network namespace that an operator
     started.  Refused: it does not start.
     """
+    if os.geteuid() and path.startswith(f"{runtime.BASE}/"):
+        raise Refused("HostRefused", f"no daemon runs at {path}, and only root can start it: run as root")
     try:
         folder = os.open(runtime.create_folder(), os.O_RDONLY)
     except OSError as error:

@@ -49,7 +49,7 @@ def run() -> int:
         settings, warnings = config.load(Path(start.config) if start.config else None, start.options)
         log = open_log(settings.relay_settings.log) if start.until_idle else Log(_write_stderr)
         for text in warnings:
-            log.warning("%s", text)
+            log.warning(text.replace("%", "%%"))
         main.run(main.Start(settings, start.socket, start.until_idle, log), lambda: _ready(start))
     except (GangwayError, OSError) as error:
         _report_failure(start.ready_fd, error)
@@ -96,13 +96,14 @@ def _ready(start: Start) -> None:
         with suppress(OSError):
             os.write(start.ready_fd, b"0\n")
         os.close(start.ready_fd)
+        start.ready_fd = None  # another file may get the number
 
 
 def _report_failure(ready_fd: int | None, error: Exception) -> None:
     if ready_fd is None:
         print(f"gangway: {error}", file=sys.stderr)
         return
-    with suppress(OSError):  # it has reported that it serves, and nobody waits any more
+    with suppress(OSError):  # the starting process has exited
         os.write(ready_fd, f"{type(error).__name__} {error}".encode())
 
 

@@ -55,11 +55,6 @@ class Home:
     ) -> None:
         self._scope.close()
 
-    @property
-    def start_path(self) -> Path:
-        """Where the options of the last operator's start are kept."""
-        return self.folder / runtime.START
-
     def _make_folder(self) -> None:
         """Create the folder, or give an existing one (a launcher may have made it) its modes."""
         try:

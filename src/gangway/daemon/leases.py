@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from threading import Thread
 
 from gangway.errors import GangwayError, InvalidRequest
@@ -20,6 +21,9 @@ from gangway.relay.sockets import peer_credentials
 from gangway.state.leases import Lease, Leases
 
 _RETRY_S = 0.1  # after running out of descriptors
+# An earlier daemon's leases: how often to look for launchers that have exited, and after what time the others, which
+# ask twice a second, have to have taken theirs again.
+_REAP_S, _CLAIM_S = 1.0, 30.0
 
 
 class LeaseServer:
@@ -57,8 +61,9 @@ class LeaseServer:
             os.close(fd)
 
     def _run(self) -> None:
+        started_s = reaped_s = time.monotonic()
         while True:
-            for fd, _events in self._epoll.poll():
+            for fd, _events in self._epoll.poll(_REAP_S if self._leases.unclaimed else None):
                 if fd == self._wake:
                     if b"q" in os.read(self._wake, 64):
                         return
@@ -66,7 +71,11 @@ class LeaseServer:
                 elif fd == self._listener.fileno():
                     self._guarded(self._accept)
                 elif fd in self._connections:
-                    self._guarded(lambda fd=fd: self._receive(fd))  # type: ignore[misc]
+                    self._guarded(partial(self._receive, fd))
+            now_s = time.monotonic()
+            if self._leases.unclaimed and now_s - reaped_s > _REAP_S:
+                reaped_s = now_s
+                self._guarded(partial(self._leases.reap, now_s - started_s > _CLAIM_S))
 
     def _guarded(self, call: Callable[[], None]) -> None:
         """One launcher's failure is not another's."""
@@ -118,8 +127,9 @@ class LeaseServer:
                 raise ProtocolError("the first message must be a lease")
             if not fds:
                 raise InvalidRequest("no socket came with the lease: the daemon has no file descriptor left")
-            with socket.socket(fileno=fds.pop()) as sock:
-                lease = self._leases.grant(wanted, sock.dup(), peer_credentials(connection).pid)
+            sock = socket.socket(fileno=fds[0])
+            del fds[0]  # it is the socket's now
+            lease = self._leases.grant(wanted, sock, peer_credentials(connection).pid)
         except (ProtocolError, GangwayError, ExceptionGroup, OSError) as error:
             self._log.warning("lease refused: %s", error)
             self._answer(connection, protocol.encode_refusal(str(error)))

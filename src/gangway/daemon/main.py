@@ -31,7 +31,8 @@ from gangway.relay.privilege import raise_descriptor_limit
 _SETTLE_S = 0.1
 # How often to check what sends no notification: legacy iptables, br_netfilter's settings, what could not be done.
 _CHECK_S = 10.0
-# How long a daemon that a command or launcher has started stays when there is nothing to look after.
+# How long the relay, and a daemon that a command or launcher has started, stay when there is nothing to look after:
+# dockerd starts launchers one after the other, and `docker restart` ends the last before it starts the next.
 _LINGER_S = 5.0
 
 
@@ -62,10 +63,10 @@ class Daemon:
         self._relay_exits = 0
         self._hangups = select.epoll()
         self._leases: LeaseServer
-        self.ended_idle = False
+        self._ended_idle = False
 
-    async def run(self, home: Home, ready: Callable[[], None]) -> None:
-        """Serve; `ready` is called when it does."""
+    async def run(self, home: Home, ready: Callable[[], None]) -> bool:
+        """Serve; `ready` is called when it does.  Return True if it ended because there is nothing to look after."""
         requests = self._parts.requests
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._over.set)
@@ -84,6 +85,7 @@ class Daemon:
             self._leases.close()
             self._loop.remove_reader(self._hangups)
             self._hangups.close()
+        return self._ended_idle and requests.is_idle
 
     def _api(self, listener: socket.socket) -> "_LazyApi":
         return _LazyApi(self._loop, listener, self._serve_api)
@@ -123,7 +125,7 @@ class Daemon:
         try:
             check()
         except GangwayError as error:
-            self._start.log.warning("%s", error)
+            self._start.log.warning(str(error).replace("%", "%%"))
         except Exception as error:
             self._start.log.failure(error)
 
@@ -138,10 +140,12 @@ class Daemon:
             self._relay_exits = relay.exits
             self._leases.restore()
             self._run(self._parts.requests.check)
-        if self._end is not None:
-            self._end.cancel()
-        if self._start.until_idle and self._parts.requests.is_idle:
-            self._end = self._loop.call_later(_LINGER_S, self._end_if_idle)
+        if not self._parts.requests.is_idle:
+            if self._end is not None:
+                self._end.cancel()
+            self._end = None
+        elif self._end is None:
+            self._end = self._loop.call_later(_LINGER_S, self._stop_if_idle)
 
     def _watch(self, relay_fd: int | None) -> None:
         """Wait for the relay's end only: what it answers is for the threads that ask.  A new relay may have the old
@@ -159,14 +163,17 @@ class Daemon:
         self._leases.restore()
         self._run(self._parts.requests.check)
 
-    def _end_if_idle(self) -> None:
-        """Ask the worker thread: whatever is on its way there comes first."""
-        idle = self._loop.run_in_executor(self._worker, lambda: self._parts.requests.is_idle)
-        idle.add_done_callback(lambda answer: self._end_idle() if answer.result() else None)
+    def _stop_if_idle(self) -> None:
+        """Stop the relay in the worker thread, after the requests that came before, and then perhaps the daemon."""
+        self._loop.run_in_executor(self._worker, self._parts.stop_if_idle).add_done_callback(self._end_if_stopped)
 
-    def _end_idle(self) -> None:
-        self.ended_idle = True
-        self._over.set()
+    def _end_if_stopped(self, stopped: "asyncio.Future[bool]") -> None:
+        if not stopped.result():  # launchers may still have to take their leases again
+            self._end = None
+            self._changed()
+        elif self._start.until_idle:
+            self._ended_idle = True
+            self._over.set()
 
 
 class _LazyApi:
@@ -208,8 +215,6 @@ def run(start: Start, ready: Callable[[], None]) -> None:
         stack.callback(lambda: worker.submit(parts.close).result())
 
         async def serve() -> bool:
-            daemon = Daemon(start, parts, notices, worker)
-            await daemon.run(home, ready)
-            return daemon.ended_idle
+            return await Daemon(start, parts, notices, worker).run(home, ready)
 
         home.is_abandoned = asyncio.run(serve())

@@ -9,6 +9,7 @@ from gangway.daemon.doctor import Check, checks
 from gangway.daemon.home import Home
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
+from gangway.errors import GangwayError
 from gangway.firewall.base import Driver, driver_for
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Links
@@ -32,9 +33,10 @@ class Parts:
 
     def __init__(self, config: Config, home: Home, log: Log) -> None:
         def warn(text: str) -> None:
-            log.warning("%s", text)
+            log.warning(text.replace("%", "%%"))
 
         self.config = config
+        self._warn = warn
         self._database = Database(Path(config.state or runtime.default_state()))
         self._settings = settings = SavedSettings(self._database, warn)
         relay = RelayClient(home.relay_path, config.relay_settings)
@@ -69,8 +71,17 @@ class Parts:
         """Yield what `gangway doctor` shows."""
         return checks(self.observer.tools, self.requests.facts, self.dataplane, len(self.requests.leases))
 
+    def stop_if_idle(self) -> bool:
+        """Stop the relay if there is nothing to look after.  False: there is, or it failed."""
+        try:
+            return self.requests.is_idle and self.dataplane.stop_if_unused()
+        except GangwayError as error:
+            self._warn(str(error))
+            return False
+
     def close(self) -> None:
         """Close sockets and files."""
+        self.stop_if_idle()
         self._links.close()
         self.dataplane.close()
         self.observer.close()

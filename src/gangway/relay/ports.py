@@ -86,7 +86,7 @@ class ServedPorts:
         self._ports: dict[HostPorts, _Port] = {}
         self._held: dict[str, list[int]] = {}
         self._ownerless: set[HostPorts] = set()
-        """Leased ports whose launcher has exited, and that the connected daemon is about to remove."""
+        """Leased ports whose launcher has exited, and that the connected daemon has to remove."""
 
     def __len__(self) -> int:
         return len(self._ports)
@@ -104,7 +104,7 @@ class ServedPorts:
             case Remove(ports):
                 self._remove(ports, lambda: answer(protocol.encode_answer(), ()))
             case List(offset):
-                lines = map(protocol.encode_served, (port.served for port in self._ports.values()))
+                lines = map(protocol.encode_served, map(self._listed, self._ports.values()))
                 answer(protocol.encode_answer("\n".join(islice(lines, offset, offset + protocol.PAGE))), ())
             case Share():
                 self._share(request, fds)
@@ -128,6 +128,10 @@ class ServedPorts:
         for port in self._ports.values():
             if port.owner is not None:
                 os.close(port.owner)
+
+    def _listed(self, port: _Port) -> Serve:
+        served = port.served
+        return served._replace(mode=Mode.ENDED) if served.ports in self._ownerless else served
 
     def _serve(self, served: Serve, fds: list[int]) -> None:
         ports, is_leased = served.ports, served.mode is Mode.LEASED

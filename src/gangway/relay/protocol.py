@@ -9,7 +9,8 @@ the protocol's version.  A message that `parse` refuses ends its connection.
                       serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST leased     the same, and the launcher's pidfd
                       serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST shared     by the socket given with `share`
                       remove PROTO HOST-IP FIRST LAST        answered when the port is free
-                      list OFFSET                            the served ports, from one of them on
+                      list OFFSET                            the served ports, from one of them on; the mode of a
+                                                             leased one whose launcher has exited is `ended`
                       share PROTO FAMILY    with the socket that serves ports without one of their own; for UDP also
                                             the map `binding` of ebpf/steering.bpf.c
                       shared                                 how many such sockets there are
@@ -51,6 +52,8 @@ class Mode(StrEnum):
     """By a socket of its own, until the daemon removes the port."""
     LEASED = "leased"
     """The same, but the port ends with the launcher's process, should the daemon be away then."""
+    ENDED = "ended"
+    """Leased, but the launcher has exited.  Only in the answer to `list`."""
     SHARED = "shared"
     """By the socket that the kernel steers all such ports of a protocol and family to."""
 
@@ -170,7 +173,7 @@ def _parse(words: list[str]) -> Request:
             raise ProtocolError(f"protocol version {version} is not supported (this is version {VERSION})")
         case ["hello", version]:
             return Hello(_number(version))
-        case ["serve", *rest]:
+        case ["serve", *rest] if rest[-1:] != [Mode.ENDED]:
             return _serve(rest)
         case ["remove", protocol, address, first, last]:
             return Remove(_host_ports(protocol, address, first, last))

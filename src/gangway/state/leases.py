@@ -19,14 +19,15 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from gangway import runtime
+from gangway.ebpf import keys
 from gangway.ebpf.keys import PortBlock, Target
 from gangway.errors import GangwayError, InvalidRequest
 from gangway.model import ANY, PortMapping, PortRange, Protocol, Source, lease_endpoint
 from gangway.plan import HostFacts, MappingPlan, plan_mapping
-from gangway.reconcile.dataplane import DataPlane
+from gangway.reconcile.dataplane import DataPlane, lease_blocks
 from gangway.reconcile.state import ports_of, redirects_of
 from gangway.relay import protocol
-from gangway.relay.protocol import Serve
+from gangway.relay.protocol import HostPorts, Mode, Serve
 from gangway.relay.sockets import PROTOCOLS
 from gangway.state.port_index import PortIndex
 
@@ -50,6 +51,8 @@ class Leases:
         self._dataplane = dataplane
         self._facts = facts
         self._leases: dict[PortMapping, Lease] = {}
+        self.unclaimed = {one.ports for one in dataplane.leased()}
+        """Ports that an earlier daemon leased, and whose launchers have not taken their leases again yet."""
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -70,6 +73,7 @@ class Leases:
                 self._dataplane.serve_lease(port, redirects, fds)
             undo.pop_all()
         self._leases |= dict.fromkeys(lease.mappings, lease)
+        self.unclaimed.discard(port.ports)
         return lease
 
     def end(self, lease: Lease) -> None:
@@ -79,8 +83,6 @@ class Leases:
                 del self._leases[mapping]
                 last.callback(self._index.remove, mapping)
             self._dataplane.remove_lease(*self._decide(lease))
-            if not self._leases:
-                self._dataplane.stop_if_unused()
 
     def restore(self) -> None:
         """Have a new relay serve every lease.  ExceptionGroup: some could not be served."""
@@ -94,6 +96,15 @@ class Leases:
                 failures.append(error)
         if failures:
             raise ExceptionGroup("leases could not be served again", failures)
+
+    def reap(self, is_overdue: bool) -> None:
+        """Unpublish the unclaimed ports whose launchers have exited; all of them if they are overdue."""
+        served = self._dataplane.leased()
+        self.unclaimed &= {one.ports for one in served}  # a relay that has exited serves none
+        for one in served:
+            if one.ports in self.unclaimed and (is_overdue or one.mode is Mode.ENDED):
+                self._dataplane.remove_lease(one, list(self._unclaimed_blocks(one.ports)))
+                self.unclaimed.discard(one.ports)
 
     def planned(self) -> tuple[MappingPlan, ...]:
         """Return every lease's mappings, as they are decided now."""
@@ -110,6 +121,11 @@ class Leases:
         planned = [_plan(mapping, facts) for mapping in lease.mappings]
         ((_, port),) = ports_of(planned[0])
         return port, dict(entry for one in planned for entry in redirects_of(one))
+
+    def _unclaimed_blocks(self, ports: HostPorts) -> Iterator[PortBlock]:
+        for block in lease_blocks(ports) if ports.protocol in keys.PROTOCOLS else ():
+            if self._index.at(Protocol(ports.protocol), ip_address(block.address), block.first) is None:
+                yield block
 
 
 @contextmanager
