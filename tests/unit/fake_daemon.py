@@ -14,7 +14,7 @@ from gangway.daemon.config import Config
 from gangway.ebpf.keys import Hit, PortBlock, Target, blocks
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Reservation, Steering
-from gangway.errors import GangwayError, HostRefused
+from gangway.errors import GangwayError, HostRefused, Unsupported
 from gangway.firewall.base import Driver, NoFirewall
 from gangway.host import events
 from gangway.host.forwarding import ForwardingSwitch
@@ -111,6 +111,8 @@ class FakeRedirect(Redirect):
 
     def add(self, entries: Mapping[PortBlock, Target]) -> None:
         self._calls.record("redirect.add")
+        if self.unavailable:
+            raise Unsupported(self.unavailable)
         self.targets |= entries
 
     def remove(self, blocks: Iterable[PortBlock]) -> None:

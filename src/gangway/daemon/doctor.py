@@ -14,7 +14,7 @@ _DETACHED = "another program detached it: it is attached again within seconds"
 
 
 class Check(NamedTuple):
-    """One requirement: whether it is met; if not, why and what follows."""
+    """One requirement: whether it holds; if not, why and what follows."""
 
     what: str
     holds: bool

@@ -1,12 +1,12 @@
-"""Keeps the host as it should be: compares all that is wanted with all that there is, and repairs the difference.
+"""Keeps the host as it should be: compares everything that is wanted with the host, and repairs the difference.
 
-What this file knows: when everything is decided and compared anew.  What it must not know: what a request means, how a
+What this file knows: when to compare, and when to decide again.  What it must not know: what a request means, how a
 step is carried out.
 
-`reconcile` may be called at any time.  `check` only finds out whether it is needed: after a notification from the
-kernel, unless it is about our own change of rules (`check_rules`), and, `thorough`, every few seconds for what sends
-none.  Both do what they can: a failure is logged, and the next check tries again.  A request repairs first
-(`repair_before_request`), then carries out its own small difference, and records it (`record_applied`).
+`reconcile` may be called at any time.  `check` first finds out whether that is necessary: after a notification from the
+kernel, unless it is about our own change of rules (`check_rules`), and every few seconds (`thorough`), because not
+every change sends one.  Both do what they can: a failure is logged, and the next check tries again.  A request repairs
+first (`repair_before_request`), then carries out its own small difference, and records it (`record_applied`).
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -32,13 +32,13 @@ class Condition(Enum):
     """How the host compares with what is wanted."""
 
     UNKNOWN = auto()
-    """Nothing was compared yet."""
+    """Nothing has been compared yet."""
     APPLIED = auto()
-    """Everything wanted was applied, as far as we know."""
+    """Everything that is wanted is applied, as far as we know."""
     DIRTY = auto()
-    """The rules may not be those of the plan: they have to be written anew."""
+    """The rules may differ from the plan: the next check rewrites them."""
     RETRYING = auto()
-    """The rules are applied; something else failed and is tried again."""
+    """The rules are applied; something else failed, and the next check tries it again."""
 
 
 class Controller:
@@ -106,7 +106,7 @@ class Controller:
         self._release_reserved_ports(before)
 
     def remove(self, before: State) -> None:
-        """Remove what a state has.  What is not there as it should be is repaired first: then it can be removed."""
+        """Remove everything that a state has; if that fails because something is missing, repair the host first."""
         try:
             self.carry_out(before, State())
         except HostRefused:
@@ -145,7 +145,7 @@ class Controller:
             self._failures, self._former_failures = set(), set()
 
     def check_rules(self) -> None:
-        """The same, unless the rules are as our last change left them: each of ours sends a notification, too."""
+        """Check, unless the rules are as we left them: the kernel notifies us of our own changes, too."""
         if self._condition is Condition.RETRYING or events.generation() != self._executor.driver.generation:
             self.check()
 
@@ -181,7 +181,7 @@ class Controller:
         self.record_applied()
 
     def is_dead(self, container: str) -> bool:
-        """True if a container's namespace has ended, and the attachment with it, or its name is another one's now."""
+        """True if a container's namespace and link no longer exist, or another namespace has its name now."""
         return bool(self._dead([container]))
 
     def reap_dead_containers(self) -> bool:
@@ -192,7 +192,7 @@ class Controller:
         return bool(dead)
 
     def filters(self, family: int) -> Collection[str]:
-        """Return other programs' chains for what is forwarded; one that has only rules of ours is not another's."""
+        """Return other programs' chains that filter forwarded traffic, without a shared one that has only our rules."""
         found = set(self._observer.chains()[family])
         if self.facts.firewall is Firewall.IPTABLES:
             found -= set(shared_chains(family))
@@ -201,7 +201,7 @@ class Controller:
         return found
 
     def _apply(self, steps: Iterable[Step], plan: Plan | None) -> list[Step]:
-        """Carry out steps as far as they can be; return those that failed."""
+        """Carry out as many steps as possible; return those that failed."""
         failed: list[Step] = []
         for step in steps:
             for part in _parts(step, self._unavailable_mappings(failed, plan)):
@@ -246,7 +246,7 @@ class Controller:
             self._reserved_ports.set(_steered_ports(left))
 
     def _look_at_chains(self, thorough: bool = False) -> None:
-        """Read other programs' chains, if the rules were changed by somebody else or may have been unnoticed."""
+        """Read other programs' chains, if rules have changed since our last change; if `thorough`, in any case."""
         if thorough or events.generation() != self._executor.driver.generation:
             self._observer.chains(anew=True)
 
@@ -254,7 +254,7 @@ class Controller:
         return self._observer.facts(self._executor.forwarding.enabled_by_us)
 
     def _refresh_facts(self) -> None:
-        """Gather the facts anew; other facts mean that everything is decided anew, perhaps with another firewall."""
+        """Gather the facts again; if they have changed, decide everything again, perhaps with another firewall."""
         before, now = self.facts, self._gather()
         if now == before:
             return
@@ -279,12 +279,12 @@ class Controller:
         return {*links.bridges, *links.attachments} != wanted
 
     def _own_forwarding(self, plan: Plan | None) -> frozenset[int]:
-        """Return the families that are forwarded and that are ours to stop: others may need what we do not."""
+        """Return the forwarded families that we may disable: other programs may need the others."""
         wanted = plan.forwarding if plan is not None else frozenset()
         return self.facts.forwarding & (self.facts.switched_on | wanted)
 
     def _unavailable_mappings(self, failed: Sequence[Step], plan: Plan | None) -> list[MappingPlan]:
-        """Return the mappings of which a port could not be had: it is another program's, and so are its clients."""
+        """Return the mappings with a port that failed: another program has it, and so it gets the clients."""
         lost = {one.ports for step in failed if isinstance(step.what, Ports) for one in step.what.ports}
         if plan is None or not lost:
             return []
@@ -332,7 +332,7 @@ def _steered_ports(plans: Iterable[MappingPlan]) -> Iterator[tuple[int, int]]:
 
 
 def _changes(before: HostFacts, now: HostFacts, plan: Plan | None) -> Iterable[str]:
-    """Yield what an operator should know of a change that somebody else made."""
+    """Yield what to log about facts that another program has changed."""
     needed = plan.forwarding if plan is not None and now.may_forward else before.forwarding
     for family in sorted((before.forwarding - now.forwarding) & needed):
         then = "switched on again" if now.may_forward else "traffic that needs it is relayed"
@@ -345,8 +345,8 @@ def _changes(before: HostFacts, now: HostFacts, plan: Plan | None) -> Iterable[s
 
 
 def _parts(step: Step, unavailable: Sequence[MappingPlan]) -> Iterator[Step]:
-    """Split a step so that one port that cannot be had does not prevent the others.  Clients of an unavailable port are
-    not led to the relay or the container."""
+    """Split a step so that an unavailable port does not prevent the others.  Its clients, which are another program's,
+    are led neither to the relay nor to the container."""
     left_out = {block for one in unavailable for block in steered_of(one)}
     left_out |= {block for one in unavailable for block, _ in redirects_of(one)}
     match step.verb, step.what:

@@ -102,7 +102,7 @@ class Step:
     name: str = ""
 
     def inverse(self) -> "Step | None":
-        """Return the step that undoes it; None where nothing does, or need."""
+        """Return the step that undoes it; None if it cannot be undone, or need not be."""
         match self.what:
             case None:
                 return None

@@ -1,9 +1,9 @@
 """Carries steps out.
 
-What this file knows: what does which step.  What it must not know: why, in what order, what follows from a failure.
+What this file knows: which part carries out which step.  What it must not know: why, and in what order.
 
-A step may be carried out again by a daemon that does not know how far its predecessor came: what is there already
-counts as done, or is made anew.
+A step may be carried out again by a daemon that does not know how far its predecessor came: what exists already counts
+as done, or is created again.
 """
 
 from collections.abc import Callable, Collection, Iterable

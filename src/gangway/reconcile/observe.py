@@ -102,7 +102,7 @@ class Observer:
         return self._database.recall("identity") is None
 
     def chains(self, anew: bool = False) -> Chains:
-        """Return other programs' chains for what is forwarded; `anew`: read them again, which takes a while."""
+        """Return other programs' chains that filter forwarded traffic; reading them `anew` takes a while."""
         if self._chains is None or anew:
             self._chains = forward_chains(self.tools.nft)
         return self._chains
@@ -125,7 +125,7 @@ class Observer:
             forwarding=forwarding,
             may_forward=config.ip_forward,
             switched_on=switched_on,
-            forward_droppers=tuple((family, who) for family, who in droppers.items() if who is not None),
+            forward_droppers=tuple((family, chain) for family, chain in droppers.items() if chain is not None),
             own_bridge=not (firewall is Firewall.IPTABLES and config.chain_prefix == DOCKERS_PREFIX),
             bridge_filtered=filtered,
             foreign_bridges=_nameable(self._foreign_bridges()) if filtered else (),
@@ -140,7 +140,7 @@ class Observer:
         )
 
     def found(self) -> State:
-        """Return what there is of ours: links, the relay's ports, and the entries of redirect and steering."""
+        """Return what the host has of ours: links, the relay's ports, the entries of redirect and steering."""
         links = self.found_links()
         data = self._dataplane.found()
         return replace(links, ports=data.ports, steered=data.steered, redirects=data.redirects)

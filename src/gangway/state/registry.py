@@ -172,7 +172,7 @@ class Registry:
         return self._facts
 
     def decide(self, facts: HostFacts) -> None:
-        """Decide about every mapping anew, if the facts about the host are others now."""
+        """Decide about every mapping again, if the facts about the host have changed."""
         if facts == self._facts:
             return
         self._facts = facts

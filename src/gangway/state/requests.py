@@ -60,7 +60,7 @@ _Answer = TypeVar("_Answer")
 
 
 class Explanation(NamedTuple):
-    """What a client of an address meets: each route, with the rules on it.  A lease has no network."""
+    """The routes of an address's clients, each with the rules that match.  A lease has no network."""
 
     planned: MappingPlan
     network: Network | None
@@ -140,7 +140,7 @@ class Requests:
         return (*self._registry.mappings(), *self.leases.planned())
 
     def explain(self, protocol: Protocol, address: Address, port: int, origin: Origin | None) -> Explanation:
-        """Return what a client of an address and port meets; an unspecified address stands for all.
+        """Return the routes of the clients of an address and port; an unspecified address stands for all.
 
         Conflict: nothing is published there.
         """
@@ -209,7 +209,7 @@ class Requests:
     def attach(
         self, container: str, network_name: str | None, addresses: Sequence[Address], namespace: str | None = None
     ) -> Endpoint:
-        """Attach a container to a network; `namespace` is the path of its namespace, if the name does not tell."""
+        """Attach a container to a network; `namespace` is the path of its namespace, if its name is not enough."""
         self._repair(container)
         if self._registry.has_endpoint(container):
             name = self._registry.endpoint(container).network
