@@ -10,6 +10,7 @@ none.  Both do what they can: a failure is logged, and the next check tries agai
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
@@ -113,6 +114,16 @@ class Controller:
             self._condition = Condition.DIRTY
             self.reconcile()
             self.carry_out(before, State())
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Restore what was removed from the host if the block fails, which removes it from the registry."""
+        try:
+            yield
+        except GangwayError:
+            self._condition = Condition.DIRTY
+            self._attempt(self.reconcile)
+            raise
 
     def record_applied(self) -> None:
         """Record that the rules of the registry's plan are applied, and gather the facts that this has changed."""
