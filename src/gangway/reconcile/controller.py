@@ -10,6 +10,7 @@ first (`repair_before_request`), then carries out its own small difference, and 
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
@@ -113,6 +114,16 @@ class Controller:
             self._condition = Condition.DIRTY
             self.reconcile()
             self.carry_out(before, State())
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Restore what was removed from the host if the block fails, which removes it from the registry."""
+        try:
+            yield
+        except GangwayError:
+            self._condition = Condition.DIRTY
+            self._attempt(self.reconcile)
+            raise
 
     def record_applied(self) -> None:
         """Record that the rules of the registry's plan are applied, and gather the facts that this has changed."""
@@ -293,7 +304,7 @@ class Controller:
     def _update_own_addresses(self) -> None:
         self._attempt(lambda: self._executor.dataplane.redirect.set_own_addresses(self._executor.links.addresses))
 
-    def _attempt(self, call: Callable[[], None]) -> bool:
+    def _attempt(self, call: Callable[[], object]) -> bool:
         """Try something; True if it was done.  A failure is logged, unless the last attempt failed the same way."""
         done = True
         try:

@@ -200,7 +200,8 @@ class Requests:
         before = self._registry.plan()
         after = self._registry.plan(without=name)
         self._controller.carry_out(_applied(before, network, self.facts), _applied(after))
-        self._registry.remove_network(name)
+        with self._controller.restoring():
+            self._registry.remove_network(name)
         self._controller.record_applied()
 
     # Endpoints
@@ -237,7 +238,8 @@ class Requests:
         self._repair(container)
         endpoint = self._registry.endpoint(container)
         self._controller.remove(self._registry.state_of_container(container))
-        self._registry.remove_endpoint(container)
+        with self._controller.restoring():
+            self._registry.remove_endpoint(container)
         self._remove_if_unneeded(endpoint.network)
 
     # Mappings
@@ -275,7 +277,8 @@ class Requests:
             chosen = [one for text in texts for one in self._registry.named(container, text)]
             planned = tuple({str(one.mapping): one for one in chosen}.values())
         self._controller.remove(self._registry.state_of(planned))
-        self._registry.remove_mappings(planned)
+        with self._controller.restoring():
+            self._registry.remove_mappings(planned)
         return planned
 
     # Details
