@@ -29,7 +29,7 @@ _REAP_S, _CLAIM_S = 1.0, 30.0
 class LeaseServer:
     """Serves launchers at a listening socket; `changed` is called after a lease was granted or has ended."""
 
-    def __init__(self, listener: socket.socket, leases: Leases, log: Log, changed: Callable[[], None]) -> None:
+    def __init__(self, listener: socket.socket, leases: Leases, log: Log, changed: Callable[[], object]) -> None:
         self._listener = listener
         self._leases = leases
         self._log = log

@@ -32,13 +32,10 @@ class Parts:
     """The parts of one daemon.  `close` leaves everything as it is: published ports go on."""
 
     def __init__(self, config: Config, home: Home, log: Log) -> None:
-        def warn(text: str) -> None:
-            log.warning(text.replace("%", "%%"))
-
         self.config = config
-        self._warn = warn
+        self._log = log
         self._database = Database(Path(config.state or runtime.default_state()))
-        self._settings = settings = SavedSettings(self._database, warn)
+        self._settings = settings = SavedSettings(self._database, log.warning)
         relay = RelayClient(home.relay_path, config.relay_settings)
         relay.connect()
         redirect = Redirect(
@@ -55,7 +52,7 @@ class Parts:
         executor = Executor(self._links, self.dataplane, forwarding, self.observer.alias)
         registry = Registry(self._database)
         self._controller = controller = Controller(
-            self.observer, registry, executor, ReservedPorts(settings, warn), self._driver_for, log
+            self.observer, registry, executor, ReservedPorts(settings, log.warning), self._driver_for, log
         )
         leases = Leases(registry.index, self.dataplane, self.observer.lease_facts)
         self.requests = Requests(controller, registry, executor, leases)
@@ -76,7 +73,7 @@ class Parts:
         try:
             return self.requests.is_idle and self.dataplane.stop_if_unused()
         except GangwayError as error:
-            self._warn(str(error))
+            self._log.warning(str(error))
             return False
 
     def close(self) -> None:

@@ -320,7 +320,7 @@ class Controller:
         return done
 
     def _warn(self, text: str) -> None:
-        self._log.warning(text.replace("%", "%%"))
+        self._log.warning(text)
 
 
 def _condition(failed: Sequence[Step], repaired: bool) -> Condition:
