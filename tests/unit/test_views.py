@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gangway.cli.explain import explanation
-from gangway.cli.tables import columns, print_checks, print_mappings, print_network, print_networks, roads
+from gangway.cli.views import columns, explanation, print_checks, print_mappings, print_network, print_networks, roads
 from gangway.daemon.messages import ExplainAnswer, MappingAnswer, NetworkAnswer, RouteAnswer
 from gangway.ebpf.keys import Hit, PortBlock, Target
 from gangway.firewall.iptables import render as iptables
