@@ -91,10 +91,6 @@ class PortRange:
         """True if this range has all ports of the other one."""
         return self.first <= other.first and other.last <= self.last
 
-    def overlaps(self, other: "PortRange") -> bool:
-        """True if both ranges have a port in common."""
-        return self.first <= other.last and other.first <= self.last
-
     def __str__(self) -> str:
         return str(self.first) if self.count == 1 else f"{self.first}-{self.last}"
 
@@ -199,20 +195,6 @@ class PortMapping:
         offset = self.container_ports.first - self.host_ports.first
         for port in range(self.host_ports.first, self.host_ports.last + 1):
             yield port, port + offset
-
-    def collides(self, other: "PortMapping") -> bool:
-        """True if both mappings have a host port of one address.  0.0.0.0 and :: stand for all addresses of a
-        family."""
-        return (
-            self.protocol == other.protocol
-            and self.host_ports.overlaps(other.host_ports)
-            and self.host_address.version == other.host_address.version
-            and (
-                self.host_address == other.host_address
-                or self.host_address.is_unspecified
-                or other.host_address.is_unspecified
-            )
-        )
 
     def __str__(self) -> str:
         return f"{format_host(self.host_address)}:{self.host_ports}:{self.container_ports}/{self.protocol}"
