@@ -140,12 +140,14 @@ def check_config(file: str | None) -> None:
     print("OK")
 
 
-def _request(request: str, text: str, show: Callable[[Any], object] | None, *options: Option) -> Command:
+def _request(
+    request: str, options: tuple[Option, ...], text: str, show: Callable[[Any], object] | None = None
+) -> Command:
     """Return a command that is a request of the API; its answer is printed by `show`, or as JSON.
 
     The values that are given are the body of a POST; of other methods they go into the path, or else into the query.
     """
-    method, _, target = request.partition(" ")
+    method, target = request.split()
 
     def send(path: str, as_json: bool | None = None, **values: Any) -> None:
         given = {name: value for name, value in values.items() if value is not None}
@@ -228,45 +230,39 @@ _SUBNETS = _list("--subnet", "One of IPv4, one of IPv6, or both.", "SUBNET", "su
 COMMANDS: dict[str, Command] = {
     "network create": _request(
         "POST /networks",
+        (_NAME, _SUBNETS, _GATEWAYS, _BRIDGE, _NO_MASQUERADE, _NO_ICC, _INTERNAL, _MTU),
         "Create a network: a bridge, its subnets, and a policy.",
         lambda network: print(network["name"]),
-        *(_NAME, _SUBNETS, _GATEWAYS, _BRIDGE, _NO_MASQUERADE, _NO_ICC, _INTERNAL, _MTU),
     ),
-    "network ls": _request("GET /networks", "List networks.", views.print_networks),
+    "network ls": _request("GET /networks", (), "List networks.", views.print_networks),
     "network inspect": _request(
-        "GET /networks/{name}", "Show a network and its containers.", views.print_network, _NAME
+        "GET /networks/{name}", (_NAME,), "Show a network and its containers.", views.print_network
     ),
-    "network rm": _request("DELETE /networks/{name}", "Remove a network that has no containers.", None, _NAME),
+    "network rm": _request("DELETE /networks/{name}", (_NAME,), "Remove a network that has no containers."),
     "attach": _request(
-        "POST /endpoints", "Attach a container to a network.", views.print_addresses, _CONTAINER, _NETWORK, _IPS
+        "POST /endpoints", (_CONTAINER, _NETWORK, _IPS), "Attach a container to a network.", views.print_addresses
     ),
-    "detach": _request(
-        "DELETE /endpoints/{container}",
-        "Detach a container from its network, and unpublish its ports.",
-        None,
-        _CONTAINER,
-    ),
-    "publish": _request("POST /mappings", "Publish ports of a container.", views.print_lines, _CONTAINER, _PORTS),
+    "detach": _request("DELETE /endpoints/{container}", (_CONTAINER,), "Detach a container, and unpublish its ports."),
+    "publish": _request("POST /mappings", (_CONTAINER, _PORTS), "Publish ports of a container.", views.print_lines),
     "unpublish": _request(
         "POST /mappings/withdraw",
+        (_CONTAINER, _ANY_PORTS),
         "Unpublish ports of a container: those given by -p, or all.",
-        None,
-        *(_CONTAINER, _ANY_PORTS),
     ),
     "ls": _request(
         "GET /mappings",
+        (_OPTIONAL_CONTAINER,),
         "List published ports, and the road that each kind of client takes.",
         views.print_mappings,
-        _OPTIONAL_CONTAINER,
     ),
     "explain": _request(
         "GET /explain",
+        (_AT, _FROM),
         "Explain which road a client takes to a published port, and why.",
         views.print_explanation,
-        *(_AT, _FROM),
     ),
     "doctor": _request(
-        "GET /doctor", "Show what this host supports, and the consequences of what it does not.", views.print_checks
+        "GET /doctor", (), "Show what this host supports, and the consequences of what it does not.", views.print_checks
     ),
     "run": (run, (_RUN_NAME, _NETWORK, _ANY_PORTS, _SOCKET, _COMMAND)),
     "daemon": (daemon, (_FIREWALL, _NO_FORWARD, _CHAINS, _STATE, _CONFIG, _SOCKET)),
