@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import blake2s
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from itertools import product
 
 from gangway.errors import Conflict, InvalidRequest
 from gangway.inet import format_host
@@ -178,9 +179,8 @@ class PortMapping:
     source: Source = Source.API
 
     def __post_init__(self) -> None:
-        host, container = self.host_ports, self.container_ports
-        if host.count != container.count:
-            raise InvalidRequest(f"host ports {host} and container ports {container} differ in number")
+        if self.host_ports.count != self.container_ports.count:
+            raise InvalidRequest(f"{self}: host ports and container ports differ in number")
 
     @property
     def keeps_ports(self) -> bool:
@@ -226,11 +226,6 @@ class Network:
         smallest = max(_MIN_MTU[version] for version in versions)
         if not smallest <= self.mtu <= _MAX_MTU:
             raise InvalidRequest(f"MTU {self.mtu} is out of range for network {self.name} ({smallest} to {_MAX_MTU})")
-
-    def overlaps(self, other: "Network") -> tuple[Subnet, Subnet] | None:
-        """Return a subnet of this network and one of the other that have addresses in common; None if none have."""
-        pairs = ((own, foreign) for own in self.subnets for foreign in other.subnets if own.version == foreign.version)
-        return next((pair for pair in pairs if pair[0].overlaps(pair[1])), None)
 
 
 @dataclass(frozen=True)
@@ -289,8 +284,9 @@ def require_no_conflict(network: Network, others: Iterable[Network]) -> None:
             raise Conflict(f"network {network.name} exists already")
         if other.bridge == network.bridge:
             raise Conflict(f"bridge {network.bridge} belongs to network {other.name} already")
-        if common := other.overlaps(network):
-            raise Conflict(f"subnet {common[1]} overlaps {common[0]} of network {other.name}")
+        for own, foreign in product(network.subnets, other.subnets):
+            if own.version == foreign.version and own.overlaps(foreign):
+                raise Conflict(f"subnet {own} overlaps {foreign} of network {other.name}")
 
 
 def any_address(address: Address) -> Address:

@@ -259,7 +259,7 @@ COMMANDS: dict[str, Command] = {
         "GET /explain",
         (_AT, _FROM),
         "Explain which road a client takes to a published port, and why.",
-        views.print_explanation,
+        lambda answer: print(*views.explanation(answer), sep="\n"),
     ),
     "doctor": _request(
         "GET /doctor", (), "Show what this host supports, and the consequences of what it does not.", views.print_checks

@@ -1,7 +1,5 @@
 """Starts a daemon."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
@@ -9,13 +7,10 @@ import select
 import signal
 import sys
 import time
+from typing import Any
 
 from gangway import runtime
 from gangway.cli.client import NoDaemon, Refused, connect, refused_by_host
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 # How long a daemon may take to start, and how often to look whether the folder is still locked.
 _START_S, _LOOK_S = 60.0, 0.05

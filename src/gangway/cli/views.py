@@ -63,11 +63,6 @@ def print_addresses(endpoint: Answer) -> None:
     print(*endpoint["addresses"], sep="\n")
 
 
-def print_explanation(answer: Answer) -> None:
-    """Print what `explanation` yields."""
-    print(*explanation(answer), sep="\n")
-
-
 def print_networks(networks: Sequence[Answer]) -> None:
     """Print the table of `network ls`."""
     rows = (
