@@ -140,6 +140,10 @@ def test_mapping_answer_counts_redirected_sockets() -> None:
     assert msgspec.to_builtins(MappingAnswer.of(planned(mapping("0.0.0.0")), 1 << 40))["redirected"] == 1 << 40
 
 
+def test_a_mappings_answer_has_its_source() -> None:
+    assert MappingAnswer.of(planned(lease("0.0.0.0"))).source == "lease"
+
+
 @pytest.mark.parametrize("word", list(Origin))
 def test_origin_is_parsed(word: Origin) -> None:
     assert origin(word.value) is word

@@ -1,11 +1,10 @@
-"""The command `gangway`: `commands` turns a command line into a request, `client` sends it to the daemon, which `start`
-starts if none runs, and `tables` and `explain` print the answer."""
+"""The command `gangway`, a client of the daemon's API."""
 
 import gc
 
 
 def main() -> None:
-    """Run the console script."""
+    """Run the command that was typed."""
     gc.disable()  # a command ends before there is anything worth collecting
     from gangway.cli import commands
 

@@ -133,10 +133,11 @@ class LeaseServer:
         except (ProtocolError, GangwayError, ExceptionGroup, OSError) as error:
             self._log.warning("lease refused: %s", error)
             self._answer(connection, protocol.encode_refusal(str(error)))
-            return self._end(fd)
+            self._end(fd)
+            return
         self._connections[fd] = connection, lease
         self._answer(connection, protocol.encode_answer())
-        return self._changed()
+        self._changed()
 
     def _end(self, fd: int) -> None:
         connection, lease = self._connections.pop(fd)
