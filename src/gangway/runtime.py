@@ -37,7 +37,7 @@ def netns_cookie(sock: socket.socket) -> int:
 
 def folder() -> str:
     """Return the runtime folder of the calling thread's network namespace; it need not exist."""
-    name = f"netns-{_identity()}"
+    name = f"netns-{netns_identity()}"
     shared = os.path.join(BASE, name)
     own_base = os.environ.get("XDG_RUNTIME_DIR")
     if os.geteuid() == 0 or own_base is None or os.path.isdir(shared):
@@ -69,7 +69,8 @@ def default_state() -> str:
     return HOST_STATE if is_host else os.path.join(folder(), STATE)
 
 
-def _identity() -> str:
+def netns_identity() -> str:
+    """Return what tells the calling thread's network namespace from any other until the next boot."""
     with socket.socket(socket.AF_UNIX) as sock:
         try:
             return str(netns_cookie(sock))
