@@ -179,7 +179,7 @@ class Steering(Program):
         port_map = PortMap(loaded, "published", keys.STATE_BYTES, keys.steering_spans)
         try:
             for protocol, family in KINDS[len(self._sockets) :]:
-                if sockets.has_family(family):
+                if sockets.has_sockets(protocol, family):
                     self._sockets.append(_open_socket(protocol, family))
             for kind, sock in zip(KINDS, self._sockets, strict=False):
                 port_map.loaded.update("relay_sockets", keys.pack_kind(*kind), sock.fileno().to_bytes(8, sys.byteorder))
