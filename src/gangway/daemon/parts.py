@@ -10,7 +10,8 @@ from gangway.daemon.home import Home
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
 from gangway.errors import GangwayError
-from gangway.firewall.base import Driver, driver_for
+from gangway.firewall.base import Driver
+from gangway.firewall.choice import driver_for
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Links
 from gangway.host.reserved_ports import ReservedPorts

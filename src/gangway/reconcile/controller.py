@@ -233,9 +233,10 @@ class Controller:
 
     def _dead(self, containers: Iterable[str]) -> list[str]:
         places = {container: self._registry.place(container) for container in containers}
-        away = [container for container, place in places.items() if not netns.leads_to(*place)]
+        found = {container: netns.current_inode(place.namespace) for container, place in places.items()}
+        away = [container for container, place in places.items() if found[container] != place.inode]
         links = self._executor.links.all() if away else {}
-        return [one for one in away if netns.leads_elsewhere(*places[one]) or link_name(one) not in links]
+        return [one for one in away if found[one] is not None or link_name(one) not in links]
 
     def _reap(self, container: str) -> None:
         self._warn(f"container {container} exited: its ports are unpublished")

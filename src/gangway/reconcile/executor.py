@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from ipaddress import ip_interface
 
 from gangway.errors import Conflict
-from gangway.firewall.base import Driver, NoFirewall
+from gangway.firewall.base import Driver
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Interface, Links
 from gangway.model import Address, Network, PortMapping, Protocol, Subnet
@@ -29,7 +29,7 @@ class Executor:
     def __init__(
         self, links: Links, dataplane: DataPlane, forwarding: ForwardingSwitch, alias: Callable[[], str]
     ) -> None:
-        self.driver: Driver = NoFirewall()
+        self.driver = Driver()
         self.links = links
         self.dataplane = dataplane
         self.forwarding = forwarding

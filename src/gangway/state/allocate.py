@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from gangway.ebpf.steering import Reservation, Steering
+from gangway.ebpf.steering import Steering
 from gangway.errors import Conflict, GangwayError, PortInUse, Unsupported
 from gangway.host import sockets
 from gangway.model import ANY, Address, PortMapping, PortRange, PortRequest
@@ -20,7 +20,7 @@ from gangway.reconcile.state import ports_of
 from gangway.relay.protocol import HostPorts, Mode, Serve
 from gangway.state.port_index import PortIndex
 
-Held = dict[HostPorts, socket.socket | Reservation]
+Held = dict[HostPorts, socket.socket | ExitStack]
 """What reserves ports; closed, they are free."""
 
 # How many numbers of the kernel's choice are tried.
@@ -105,7 +105,7 @@ class Allocator:
                 undo.callback(held[ports].close)
         return held
 
-    def _hold(self, served: Serve, name_holder: bool) -> socket.socket | Reservation:
+    def _hold(self, served: Serve, name_holder: bool) -> socket.socket | ExitStack:
         """Reserve ports.  PortInUse says what has one, if that is asked for: it takes a while to find out."""
         ports = served.ports
         try:

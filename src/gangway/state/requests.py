@@ -294,7 +294,7 @@ class Requests:
         return self.leases.find(mapping) if mapping.source is Source.LEASE else self._registry.mapping(mapping)
 
     def _check_container(self, container: str, place: Place) -> None:
-        if place.inode == netns.own_inode():
+        if place.inode == netns.current_inode(netns.OWN):
             raise Conflict(f"{container} is the host's own network namespace")
         for other in (endpoint.container for endpoint in self._registry.endpoints()):
             if self._registry.place(other).inode == place.inode and not self._controller.is_dead(other):

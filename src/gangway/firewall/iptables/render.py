@@ -22,8 +22,8 @@ before: `batch` takes a listing, and the rules that were written last.
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from ipaddress import ip_network
+from typing import NamedTuple
 
 from gangway.inet import format_host
 from gangway.model import Network, Protocol, Subnet
@@ -42,13 +42,12 @@ _LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
 _NEITHER_ESTABLISHED_NOR_PUBLISHED = "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """The rules in one table.  `rules` are `-A CHAIN …`; each CHAIN is either `chain` or a built-in one."""
 
     name: str
-    chain: str
-    rules: tuple[str, ...]
+    chain: str = ""
+    rules: tuple[str, ...] = ()
 
     @property
     def has_chain(self) -> bool:
@@ -81,30 +80,27 @@ def render(plan: Plan, family: int, prefix: str) -> tuple[Table, ...]:
     )
 
 
-def rules_of(planned: MappingPlan, family: int, prefix: str) -> dict[str, tuple[str, ...]]:
+def rules_of(planned: MappingPlan, family: int, prefix: str) -> dict[str, list[str]]:
     """Return a mapping's rules in a family, by table."""
     if not planned.is_nat:
         return {}
     rules = _translation(planned, prefix) if planned.family == family else {}
     if planned.mapping.protocol is Protocol.SCTP:
-        rules["mangle"] = tuple(_associations(planned))
+        rules["mangle"] = [*_associations(planned)]
     return rules
 
 
-def _translation(planned: MappingPlan, prefix: str) -> dict[str, tuple[str, ...]]:
+def _translation(planned: MappingPlan, prefix: str) -> dict[str, list[str]]:
     mapping, bridge = planned.mapping, planned.bridge
     ports = f"-p {mapping.protocol} -m {mapping.protocol} --dport {_ports(mapping.host_ports)}"
     inner = f"-p {mapping.protocol} -m {mapping.protocol} --dport {_ports(mapping.container_ports)}"
     at = "" if mapping.host_address.is_unspecified else f" -d {ip_network(mapping.host_address)}"
     container = ip_network(planned.container_address)
     elsewhere = f" ! -i {bridge}" if prefix == DOCKERS_PREFIX else ""
-    rules: dict[str, tuple[str, ...]] = {
-        "nat": (f"-A {prefix}{at}{elsewhere} {ports} -j DNAT --to-destination {_target(planned)}",),
-        "filter": (f"-A {prefix} -d {container}{elsewhere} -o {bridge} {inner} -j ACCEPT",),
-    }
+    nat = [f"-A {prefix}{at}{elsewhere} {ports} -j DNAT --to-destination {_target(planned)}"]
     if prefix == DOCKERS_PREFIX:
-        rules["nat"] += (f"-A POSTROUTING -s {container} -d {container} {inner} -j MASQUERADE",)
-    return rules
+        nat.append(f"-A POSTROUTING -s {container} -d {container} {inner} -j MASQUERADE")
+    return {"nat": nat, "filter": [f"-A {prefix} -d {container}{elsewhere} -o {bridge} {inner} -j ACCEPT"]}
 
 
 def matching_rules(planned: MappingPlan, route: Route, network: Network, prefix: str) -> Iterator[str]:
@@ -132,18 +128,16 @@ def batch(wanted: Collection[Table], applied: Collection[Table], listed: Listing
     text = []
     before, after = ({table.name: table for table in tables} for tables in (applied, wanted))
     for name in dict.fromkeys((*before, *after)):
-        old, new = before.get(name), after.get(name)
+        old, new = before.get(name, Table(name)), after.get(name, Table(name))
         rules = listed.get(name, Counter())
-        ours = dict.fromkeys((*(old.built_in if old else ()), *(new.built_in if new else ())))
         text.append(f"*{name}")
-        if new is not None and new.has_chain:
+        if new.has_chain:
             text.append(f":{new.chain} - [0:0]")
         # A rule may be listed twice: for two mappings to the same port of a container.
+        ours = dict.fromkeys((*old.built_in, *new.built_in))
         text += [_deletion(rule) for rule in ours for _ in range(rules[rule])]
-        if new is not None:
-            text += _insertions(new.built_in)
-            text += new.own
-        if old is not None and (new is None or new.chain != old.chain) and f":{old.chain}" in rules:
+        text += [*_insertions(new.built_in), *new.own]
+        if new.chain != old.chain and f":{old.chain}" in rules:
             text += [f"-F {old.chain}", f"-X {old.chain}"]
         text.append("COMMIT")
     return "\n".join(text) + "\n"
@@ -161,7 +155,7 @@ def change(removed: Iterable[MappingPlan], added: Iterable[MappingPlan], family:
 
 def built_in(tables: Iterable[Table]) -> tuple[Table, ...]:
     """Return the tables with only their rules in built-in chains."""
-    return tuple(Table(table.name, table.chain, table.built_in) for table in tables)
+    return tuple(table._replace(rules=table.built_in) for table in tables)
 
 
 def with_mappings(
@@ -169,18 +163,18 @@ def with_mappings(
 ) -> tuple[Table, ...]:
     """Return what `built_in` returns, after a change of mappings."""
 
-    def changed(table: Table) -> Table:
-        def rules(plans: Iterable[MappingPlan]) -> tuple[str, ...]:
-            found = (rule for planned in plans for rule in rules_of(planned, family, table.chain).get(table.name, ()))
-            return Table(table.name, table.chain, tuple(found)).built_in
+    def rules(plans: Iterable[MappingPlan], table: Table) -> tuple[str, ...]:
+        found = (rule for planned in plans for rule in rules_of(planned, family, table.chain).get(table.name, ()))
+        return table._replace(rules=tuple(found)).built_in
 
+    def changed(table: Table) -> Table:
         left = list(table.rules)
-        for rule in rules(removed):
+        for rule in rules(removed, table):
             if rule in left:
                 left.remove(rule)
-        return Table(table.name, table.chain, (*left, *rules(added)))
+        return table._replace(rules=(*left, *rules(added, table)))
 
-    return tuple(changed(table) for table in tables)
+    return tuple(map(changed, tables))
 
 
 def missing(tables: Collection[Table], listed: Listing) -> tuple[str, ...]:
@@ -197,10 +191,8 @@ def parse_listing(text: str) -> dict[str, Counter[str]]:
     for line in text.splitlines():
         if line.startswith("*"):
             rules = found.setdefault(line[1:], Counter())
-        elif line.startswith("-A "):
-            rules[line] += 1
-        elif line.startswith(":"):
-            rules[line.split()[0]] += 1
+        elif line.startswith(("-A ", ":")):
+            rules[line if line.startswith("-") else line.split()[0]] += 1
     return found
 
 
@@ -284,12 +276,11 @@ def _to_output(family: int, prefix: str) -> str:
 
 def _target(planned: MappingPlan) -> str:
     mapping, address = planned.mapping, planned.container_address
-    host, container = mapping.host_ports, mapping.container_ports
-    if host.count > 1 and mapping.keeps_ports:
+    is_range = mapping.host_ports.count > 1
+    if is_range and mapping.keeps_ports:
         return str(address)
-    if host.count == 1:
-        return f"{format_host(address)}:{container}"
-    return f"{format_host(address)}:{container}/{host.first}"
+    shift = f"/{mapping.host_ports.first}" if is_range else ""
+    return f"{format_host(address)}:{mapping.container_ports}{shift}"
 
 
 def _ports(ports: object) -> str:
@@ -302,8 +293,8 @@ def _deletion(rule: str) -> str:
 
 def _insertions(rules: Iterable[str]) -> Iterator[str]:
     """Insert rules at the head of each chain, in order, before other programs' rules."""
-    places: dict[str, int] = {}
+    places: Counter[str] = Counter()
     for rule in rules:
         chain = chain_of(rule)
-        places[chain] = places.get(chain, 0) + 1
+        places[chain] += 1
         yield f"-I {chain} {places[chain]}{rule[len('-A ') + len(chain) :]}"

@@ -59,6 +59,7 @@ _SETS = """\
 	set together { type ifname . ifname; }
 	map to { type ifname : verdict; }
 """
+_KINDS = ("ports", "addresses", "ranges")
 _WORD = {4: "ip", 6: "ip6"}
 # Never translated: the kernel routes no loopback address, and forwards nothing from a link-local one.
 _UNTRANSLATED = {4: "127.0.0.0/8", 6: "{ ::1, fe80::/10 }"}
@@ -89,22 +90,17 @@ class Transaction(NamedTuple):
 
         Between them some ports of a long range are not translated; the relay serves their clients.
         """
-        part, size = Transaction({}, {}), 0
-        for source, target in ((self.deletes, 0), (self.adds, 1)):
-            for name, elements in source.items():
-                for chunk in _chunks(elements, limit):
-                    if size and size + len(chunk) > limit:
-                        yield part
-                        part, size = Transaction({}, {}), 0
-                    part[target].setdefault(name, []).extend(chunk)
-                    size += len(chunk)
-        if size:
+        single = [(verb, name, one) for verb in (0, 1) for name, found in self[verb].items() for one in found]
+        for at in range(0, len(single), limit):
+            part = Transaction({}, {})
+            for verb, name, element in single[at : at + limit]:
+                part[verb].setdefault(name, []).append(element)
             yield part
 
 
 def render(plan: Plan) -> str:
     """Return the text of one transaction that replaces the whole table."""
-    lines = [f"table {TABLE}", f"delete table {TABLE}", f"table {TABLE} {{"]
+    lines = [f"{remove()}table {TABLE} {{"]
     lines += [_MAPS.format(f=family) for family in (4, 6)]
     lines.append(_SETS)
     for name, (head, rules) in chains(plan).items():
@@ -178,16 +174,13 @@ def matching_rules(planned: MappingPlan, route: Route, network: Network) -> Iter
     hook = "output" if route.origin is Origin.HOST else "prerouting"
     yield f"{hook}: {_translation(planned.family)}"
     name, elements = _elements(planned)
-    kind = name.rstrip("46")
-    yield f"published{planned.family}: {_lookup(planned.family, kind)} {{ {_abbreviated(elements)} }}"
+    matched = elements[0] if len(elements) == 1 else f"{elements[0]}, … {elements[-1]}"
+    yield f"published{planned.family}: {_lookup(planned.family, name.rstrip('46'))} {{ {matched} }}"
     if route.origin is not Origin.HOST:
         yield f"forward: {_TRANSLATED}"
     if route.neighbour:
         own = next(subnet for subnet in network.subnets if planned.container_address in subnet)
         yield f"postrouting: {_LEAVING}, {_hairpin(own)}"
-
-
-_KINDS = ("ports", "addresses", "ranges")
 
 
 def _prerouting(plan: Plan) -> Iterator[str]:
@@ -217,7 +210,7 @@ def _hairpin(subnet: Subnet) -> str:
 
 
 def _all_elements(plan: Plan) -> Elements:
-    return _join(_networks(plan), _mappings(plan.mappings))
+    return _networks(plan) | _mappings(plan.mappings)
 
 
 def _networks(plan: Plan) -> Elements:
@@ -243,7 +236,10 @@ def _networks(plan: Plan) -> Elements:
 
 
 def _mappings(plans: Iterable[MappingPlan]) -> Elements:
-    return _join(*(dict([_elements(planned)]) for planned in plans if planned.is_nat))
+    found: Elements = defaultdict(list)
+    for name, elements in (_elements(planned) for planned in plans if planned.is_nat):
+        found[name] += elements
+    return found
 
 
 def _elements(planned: MappingPlan) -> tuple[str, list[str]]:
@@ -260,23 +256,7 @@ def _elements(planned: MappingPlan) -> tuple[str, list[str]]:
     return name, [f"{key} . {host} : {to} . {container}" for host, container in mapping.pairs()]
 
 
-def _join(*many: Elements) -> Elements:
-    joined: Elements = defaultdict(list)
-    for elements in many:
-        for name, found in elements.items():
-            joined[name] += found
-    return joined
-
-
 def _statements(verb: str, elements: Elements) -> Iterator[str]:
     for name, found in elements.items():
-        for chunk in _chunks(found, MOST_ELEMENTS):
-            yield f"{verb} element {TABLE} {name} {{ {', '.join(chunk)} }}\n"
-
-
-def _chunks(elements: list[str], limit: int) -> Iterator[list[str]]:
-    return (elements[at : at + limit] for at in range(0, len(elements), limit))
-
-
-def _abbreviated(elements: list[str]) -> str:
-    return elements[0] if len(elements) == 1 else f"{elements[0]}, … {elements[-1]}"
+        for at in range(0, len(found), MOST_ELEMENTS):
+            yield f"{verb} element {TABLE} {name} {{ {', '.join(found[at : at + MOST_ELEMENTS])} }}\n"
