@@ -10,7 +10,6 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import count
 from typing import TypeVar
 
 import pytest
@@ -55,8 +54,7 @@ class Relay:
         settings, log = Settings(workers=1), Log(lambda _level, line: self.log_lines.append(line), self.clock)
         self.streams = Streams(self.loop, settings, log)
         self.datagrams = Datagrams(self.loop, settings, log)
-        keys = count(1)
-        self.shared = SharedSockets(self.streams, self.datagrams, partial(next, keys))
+        self.shared = SharedSockets(self.streams, self.datagrams)
         self.binding_fd = os.memfd_create("binding")
         stack.callback(os.close, self.binding_fd)
         os.truncate(self.binding_fd, os.sysconf("SC_PAGESIZE"))

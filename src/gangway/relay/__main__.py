@@ -4,14 +4,17 @@ Standard input is the control socket, which is bound.  The relay writes to stand
 ready, or why it cannot start.
 """
 
+import gc
 import json
 import os
 import socket
 import sys
 from contextlib import suppress
 
-from gangway.log import open_log
-from gangway.relay.process import run
+from gangway.log import Log, open_log
+from gangway.relay.core.worker import run_worker
+from gangway.relay.privilege import drop_privileges, raise_descriptor_limit
+from gangway.relay.process import RelayProcess
 from gangway.relay.settings import Settings
 
 _STDOUT = 1
@@ -28,12 +31,32 @@ def main() -> int:
             _report(str(error))
             return 1
         try:
-            run(control, settings, log, lambda: _report("0\n"))
+            _run(control, settings, log)
         except Exception as error:
             log.failure(error)
             _report(str(error))  # heard only if the relay was not ready yet
             return 1
     return 0
+
+
+def _run(control: socket.socket, settings: Settings, log: Log) -> None:
+    raise_descriptor_limit()
+    drop_privileges()
+    relay = RelayProcess(control, settings, log)
+    gc.collect()
+    gc.freeze()
+    _report("0\n")
+    relay.loop.run()
+    while relay.workers.start_requested:
+        role = relay.workers.start()
+        if role is not None:
+            control.close()
+            relay.become_worker()
+            del relay
+            gc.unfreeze()
+            gc.collect()  # closes every socket of the relay process
+            return run_worker(*role, settings, log)
+        relay.loop.run()
 
 
 def _report(text: str) -> None:

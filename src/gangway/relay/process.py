@@ -1,33 +1,26 @@
-"""The relay process, from its start to its end.
+"""The relay process: how its parts are put together, and when it ends.
 
-What this file knows: how the relay's parts are put together, and when the process ends.  What it must not know: what
-the parts do.
+What this file must not know: what the parts do.
 
-The process is given a listening unix socket.  It gives up root, reports that it is ready, and serves ports
-until it has had neither a port nor a daemon for `LINGER_S` seconds.  Nothing that it opens later (clients, backends,
-pipes) needs a privilege: the daemon or a launcher binds the ports' sockets, and the sockets that answer UDP clients of
-shared ports may be bound without one (core/shared.py).
+The process has given up root, and serves ports until it has had neither a port nor a daemon for `LINGER_S` seconds.
+Nothing that it opens (clients, backends, pipes) needs a privilege: the daemon or a launcher binds the ports' sockets,
+and the sockets that answer UDP clients of shared ports may be bound without one (core/shared.py).
 """
 
-import gc
 import socket
 from collections.abc import Callable
-from functools import partial
-from itertools import count
 
 from gangway.log import Log
-from gangway.relay import privilege
 from gangway.relay.control import Control
-from gangway.relay.core import datagram
-from gangway.relay.core.datagram import Datagrams
+from gangway.relay.core.datagram import Datagrams, create_datagram_port
 from gangway.relay.core.listener import create_stream_port
 from gangway.relay.core.loop import Loop, Timer
 from gangway.relay.core.shared import SharedSockets
 from gangway.relay.core.stream import StreamPort, Streams
-from gangway.relay.core.worker import WorkerPool, run_worker
+from gangway.relay.core.worker import WorkerPool
 from gangway.relay.ports import ServedPorts
 from gangway.relay.settings import Settings
-from gangway.relay.sockets import Backend, Entrance
+from gangway.relay.sockets import Backend, PublishedPort
 
 # dockerd starts launchers one after the other, and `docker restart` ends the last before it starts the next.
 LINGER_S = 3.0
@@ -41,8 +34,7 @@ class RelayProcess:
         self.streams = Streams(self.loop, settings, log)
         self.workers = WorkerPool(self.loop, self.streams, settings, log)
         self._datagrams = Datagrams(self.loop, settings, log)
-        self._keys = count(1)
-        self.shared = SharedSockets(self.streams, self._datagrams, partial(next, self._keys))
+        self.shared = SharedSockets(self.streams, self._datagrams)
         self._control = Control(self.loop, control, log, self._schedule_end)
         self._control.ports = ServedPorts(self.loop, self, log, self._control.is_connected, self._schedule_end)
         self._end: Timer | None = None
@@ -56,13 +48,13 @@ class RelayProcess:
             flow.backend.discard()
         self.streams.pipes.close()
 
-    def publish(self, backend: Backend, sock: socket.socket) -> Entrance:
+    def publish(self, backend: Backend, sock: socket.socket) -> PublishedPort:
         """Serve a port by a socket of its own."""
         if backend.protocol == socket.IPPROTO_UDP:
-            return datagram.create_datagram_port(self._datagrams, backend, sock)
-        return create_stream_port(self.streams, backend, next(self._keys), sock)
+            return create_datagram_port(self._datagrams, backend, sock)
+        return create_stream_port(self.streams, backend, sock)
 
-    def withdraw(self, port: Entrance, then: Callable[[], None]) -> None:
+    def withdraw(self, port: PublishedPort, then: Callable[[], None]) -> None:
         """Stop serving a port; call `then` when no process has a connection of it."""
         port.close()
         if isinstance(port, StreamPort):
@@ -78,29 +70,3 @@ class RelayProcess:
     def _end_if_unused(self) -> None:
         if not self._control and not self._control.ports:
             self.loop.stop()
-
-
-def run(control: socket.socket, settings: Settings, log: Log, ready: Callable[[], None]) -> None:
-    """Serve the ports that daemons hand over by the listening socket `control`.  Call `ready` when connections to it
-    are accepted.
-
-    OSError: the privileges could not be given up.
-    """
-    privilege.raise_descriptor_limit()
-    privilege.drop_privileges()
-    relay = RelayProcess(control, settings, log)
-    gc.collect()
-    gc.freeze()
-    ready()
-    relay.loop.run()
-    while relay.workers.start_requested:
-        role = relay.workers.start()
-        if role is not None:
-            control.close()
-            relay.become_worker()
-            del relay
-            gc.unfreeze()
-            gc.collect()  # closes every socket of the relay process
-            return run_worker(*role, settings, log)
-        relay.loop.run()
-    return None

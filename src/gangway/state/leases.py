@@ -21,13 +21,13 @@ from ipaddress import ip_address
 from gangway import runtime
 from gangway.ebpf.keys import PortBlock, Target
 from gangway.errors import GangwayError, InvalidRequest
+from gangway.inet import PROTOCOLS
 from gangway.model import ANY, PortMapping, PortRange, Protocol, Source, lease_endpoint
 from gangway.plan import HostFacts, MappingPlan, plan_mapping
 from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.state import ports_of, redirects_of
 from gangway.relay import protocol
 from gangway.relay.protocol import Serve
-from gangway.relay.sockets import PROTOCOLS
 from gangway.state.port_index import PortIndex
 
 

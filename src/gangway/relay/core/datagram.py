@@ -39,7 +39,7 @@ from gangway.relay.core import pktinfo
 from gangway.relay.core.batch import BATCH, Inbox, Outbox, read_label, write_label
 from gangway.relay.core.loop import READABLE, Loop
 from gangway.relay.settings import Settings
-from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend, Entrance
+from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend
 
 # A client is recognized by this many labels: it has one for each interface and broadcast address that it sends to.
 _LABELS = 8
@@ -263,15 +263,14 @@ class DatagramPort:
         self.datagrams = datagrams
         self.backend = backend
         self.clients: dict[ClientKey, Client] = {}
-        self.entrance: Entrance | None = None
+        self.stop_receiving: Callable[[], None]
         self._first = first
         self._bind = bind
         self._outlets: dict[int, Outlet] = {}
 
     def close(self) -> None:
         """Stop receiving, and remove all clients: the port is unpublished."""
-        if self.entrance is not None:
-            self.entrance.close()
+        self.stop_receiving()
         for client in tuple(self.clients.values()):
             client.remove()
 
@@ -326,6 +325,6 @@ class DatagramPort:
 def create_datagram_port(datagrams: Datagrams, backend: Backend, sock: socket.socket) -> DatagramPort:
     """Return a port that has a socket of its own, and answers from it."""
     port = DatagramPort(datagrams, backend, 0, lambda _port: sock)
-    port.outlet(0).clients += 1  # the socket is the entrance, too, which closes it
-    port.entrance = Receiver(datagrams, sock, lambda _destination, _port: port)
+    port.outlet(0).clients += 1  # the receiver closes the socket
+    port.stop_receiving = Receiver(datagrams, sock, lambda _destination, _port: port).close
     return port

@@ -82,10 +82,10 @@ def accept(sock: socket.socket) -> SocketType:
     return SocketType(sock.family, socket.SOCK_STREAM, sock.proto, fd)
 
 
-def create_stream_port(streams: Streams, backend: Backend, key: int, sock: socket.socket) -> StreamPort:
+def create_stream_port(streams: Streams, backend: Backend, sock: socket.socket) -> StreamPort:
     """Return a port that accepts from a listening socket of its own."""
-    port = StreamPort(streams, backend, key)
-    port.entrance = Listener(streams, sock, backend.family, lambda _client: (port, backend.port))
+    port = StreamPort(streams, backend)
+    port.stop_accepting = Listener(streams, sock, backend.family, lambda _client: (port, backend.port)).close
     return port
 
 

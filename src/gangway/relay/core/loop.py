@@ -1,7 +1,5 @@
 """The event loop of a relay process: epoll, timers, deferred calls, and sockets to close.
 
-It knows descriptors and their handlers; it does not know flows, ports or protocols.
-
 Kernel facts (epoll(7), fs/eventpoll.c):
 
 * Sockets of flows are registered once, edge-triggered, for all events.  With level triggering, epoll_wait would check
@@ -33,7 +31,7 @@ import select
 import time
 from collections.abc import Callable
 from itertools import count
-from typing import Protocol
+from socket import SocketType
 
 Handler = Callable[[int], None]
 """Called with the epoll event mask of a descriptor."""
@@ -48,14 +46,6 @@ EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI |
 AWAKE_S = 100e-6
 # The number of events that one epoll_wait returns.  Descriptors of ended flows stay open until the batch is handled.
 BATCH = 128
-
-
-class Closable(Protocol):
-    """A socket that the loop is to close."""
-
-    def close(self) -> None: ...
-
-    def fileno(self) -> int: ...
 
 
 class Timer:
@@ -82,15 +72,15 @@ class Loop:
         self._order = count()
         self._soon: list[tuple[Handler, int]] = []
         self._at_end: list[Callable[[], None]] = []
-        self._closing: list[Closable] = []
+        self._closing: list[SocketType] = []
         self._stopped = False
         self.chatty = False
         """True if the last wait was short.  Bulk transfers set it to False: they do not wait for answers."""
 
     def add(self, fd: int, handler: Handler, events: int = EDGES) -> None:
         """Call `handler` with the event mask whenever one of `events` occurs on `fd`."""
-        self._handlers[fd] = handler
         self._epoll.register(fd, events)
+        self._handlers[fd] = handler
 
     def set_handler(self, fd: int, handler: Handler) -> None:
         """Replace the handler of `fd`, without a system call."""
@@ -105,10 +95,10 @@ class Loop:
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def close_later(self, closable: Closable) -> None:
+    def close_later(self, sock: SocketType) -> None:
         """Remove a socket's handler at once, and close it after the batch (see the head of this file)."""
-        self._handlers.pop(closable.fileno(), None)
-        self._closing.append(closable)
+        self._handlers.pop(sock.fileno(), None)
+        self._closing.append(sock)
 
     def call_soon(self, handler: Handler, events: int) -> None:
         """Call `handler(events)` in the next round, after the handlers of that round's events."""
@@ -188,5 +178,5 @@ class Loop:
 
     def _close(self) -> None:
         closing, self._closing = self._closing, []
-        for closable in closing:
-            closable.close()
+        for sock in closing:
+            sock.close()

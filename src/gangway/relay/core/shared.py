@@ -28,7 +28,7 @@ from gangway.relay.core import pktinfo
 from gangway.relay.core.datagram import DatagramPort, Datagrams, Receiver
 from gangway.relay.core.listener import Listener
 from gangway.relay.core.stream import StreamPort, Streams
-from gangway.relay.sockets import Backend, Entrance, PublishedRange
+from gangway.relay.sockets import Backend, PublishedRange
 
 _SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 _COOKIE_BYTES = 8
@@ -56,39 +56,35 @@ class Binding:
 
 
 class SharedSockets:
-    """The shared sockets, and the ranges that they serve.
+    """The shared sockets, and the ranges that they serve."""
 
-    `new_key` returns a new key for a `StreamPort`.
-    """
-
-    def __init__(self, streams: Streams, datagrams: Datagrams, new_key: Callable[[], int]) -> None:
+    def __init__(self, streams: Streams, datagrams: Datagrams) -> None:
         self._streams = streams
         self._datagrams = datagrams
-        self._new_key = new_key
-        self._entrances: dict[tuple[int, int], Entrance] = {}
+        self._receivers: dict[tuple[int, int], Listener | Receiver] = {}
         self._bindings: dict[int, Binding] = {}
         self._stream_ports: _RangeTable[StreamPort] = _RangeTable()
         self._datagram_ports: _RangeTable[DatagramPort] = _RangeTable()
 
     def __len__(self) -> int:
-        return len(self._entrances)
+        return len(self._receivers)
 
     def use(self, protocol: int, family: int, sock: socket.socket, binding_fd: int | None) -> None:
         """Serve a protocol and family by `sock`, in place of the socket before it.
 
         UDP needs the descriptor of `binding`, too.  InvalidRequest: it is missing.
         """
-        former = self._entrances.get((protocol, family))
+        former = self._receivers.get((protocol, family))
         if protocol == socket.IPPROTO_UDP:
             if binding_fd is None:
                 raise InvalidRequest("no map came with the socket: the relay is out of file descriptors")
             self._bindings[family] = Binding(binding_fd)
             pktinfo.request_port(sock)
-            find_datagram_port = partial(self._find_datagram_port, family)
-            self._entrances[protocol, family] = Receiver(self._datagrams, sock, find_datagram_port)
+            find_port = partial(self._find_datagram_port, family)
+            self._receivers[protocol, family] = Receiver(self._datagrams, sock, find_port)
         else:
             find_stream_port = partial(self._find_stream_port, family)
-            self._entrances[protocol, family] = Listener(self._streams, sock, family, find_stream_port)
+            self._receivers[protocol, family] = Listener(self._streams, sock, family, find_stream_port)
         if former is not None:
             former.close()
 
@@ -96,10 +92,10 @@ class SharedSockets:
         """Publish a range; clients of its first port are connected to `backend`, those of the next to its next port."""
         if ports.protocol == socket.IPPROTO_UDP:
             datagram_port = DatagramPort(self._datagrams, backend, ports.first, partial(self._bind, ports))
-            datagram_port.entrance = self._datagram_ports.add(ports, datagram_port)
+            datagram_port.stop_receiving = self._datagram_ports.add(ports, datagram_port)
             return datagram_port
-        stream_port = StreamPort(self._streams, backend, self._new_key())
-        stream_port.entrance = self._stream_ports.add(ports, stream_port)
+        stream_port = StreamPort(self._streams, backend)
+        stream_port.stop_accepting = self._stream_ports.add(ports, stream_port)
         return stream_port
 
     def _find_stream_port(self, family: int, client: SocketType) -> tuple[StreamPort, int] | None:
@@ -136,11 +132,11 @@ class _RangeTable(Generic[_PortT]):
     def __init__(self) -> None:
         self._ranges: dict[tuple[int, str], Intervals[tuple[int, _PortT]]] = {}
 
-    def add(self, ports: PublishedRange, port: _PortT) -> Entrance:
-        """Add a range; return its entrance, which removes it when it is closed."""
+    def add(self, ports: PublishedRange, port: _PortT) -> Callable[[], None]:
+        """Add a range; return a function that removes it."""
         intervals = self._ranges.setdefault((ports.family, ports.address), Intervals())
         intervals.add(ports.first, ports.last, (ports.first, port))
-        return _RangeEntrance(partial(self._remove, ports))
+        return partial(self._remove, ports)
 
     def find(self, family: int, address: str, port: int) -> tuple[int, _PortT] | None:
         """Return the first port and the object of the range that contains `port` at `address` or at all addresses."""
@@ -156,12 +152,3 @@ class _RangeTable(Generic[_PortT]):
         intervals.remove(ports.first)
         if not intervals:
             del self._ranges[ports.family, ports.address]
-
-
-class _RangeEntrance:
-    """The entrance of a range that is served by a shared socket."""
-
-    __slots__ = ("close",)
-
-    def __init__(self, close: Callable[[], None]) -> None:
-        self.close = close

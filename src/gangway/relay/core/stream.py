@@ -23,6 +23,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from itertools import count
 from socket import SocketType
 
 from gangway.log import Log
@@ -30,7 +31,7 @@ from gangway.relay.core.loop import FAILED, WRITABLE, Loop
 from gangway.relay.core.pump import DOWN, MESSAGE_BYTES, SMALL_BYTES, UP, Half, PipePool
 from gangway.relay.flow import OPEN, START, TABLE, Action, DirectionState, Event, FlowState, Phase
 from gangway.relay.settings import Settings
-from gangway.relay.sockets import Backend, Entrance
+from gangway.relay.sockets import Backend
 
 # Listeners that ran out of descriptors try again after this time, if no flow has ended before.
 RETRY_S = 0.1
@@ -59,7 +60,8 @@ class Flow:
         self.client_events = 0
         """The epoll events of the client while the backend is being connected to."""
         size = MESSAGE_BYTES if port.backend.protocol == socket.IPPROTO_SCTP else SMALL_BYTES
-        self.client, self.backend = Half(self, client, size, UP), Half(self, backend, size, DOWN)
+        self.client: Half = Half(self, client, size, UP)
+        self.backend: Half = Half(self, backend, size, DOWN)
         self.client.peer, self.backend.peer = self.backend, self.client
         port.flows.add(self)
         self.streams.flows.add(self)
@@ -74,12 +76,6 @@ class Flow:
         self.loop.add(self.client.fd, self._on_client_events)
         self.loop.add(self.backend.fd, self._on_backend_events)
         return None
-
-    def relay(self) -> None:
-        """Relay between two connected sockets that are not in the loop yet."""
-        self._enter(self.state)
-        for half in (self.client, self.backend):
-            self.loop.add(half.fd, half.ready)
 
     def on(self, event: Event) -> None:
         """Handle an event: enter the next state and carry out the actions."""
@@ -98,7 +94,7 @@ class Flow:
             if late:
                 self._on_connect_error(errno.ETIMEDOUT)
             return late
-        self.port.enable_keepalive(self.backend.sock)
+        enable_keepalive(self.backend.sock, self.streams.settings.keepalive_s)
         return True
 
     def is_idle(self) -> bool:
@@ -112,7 +108,7 @@ class Flow:
     def detach(self) -> tuple[SocketType, SocketType]:
         """Remove an idle flow from this process; return its two sockets, which stay open."""
         self._remove()
-        self.port.enable_keepalive(self.backend.sock)
+        enable_keepalive(self.backend.sock, self.streams.settings.keepalive_s)
         for half in (self.client, self.backend):
             self.loop.forget(half.fd)
             half.discard()
@@ -154,18 +150,6 @@ class Flow:
         self.streams.log.warning("cannot connect to %s: %s", backend, os.strerror(error))
         self.on(Event.CONNECT_FAILED)
 
-    def _pump_up(self) -> None:
-        self.client.resume()
-
-    def _pump_down(self) -> None:
-        self.backend.resume()
-
-    def _end_backend(self) -> None:
-        _shut_down(self.backend.sock)
-
-    def _end_client(self) -> None:
-        _shut_down(self.client.sock)
-
     def _close(self) -> None:
         self._remove()
         for half in (self.client, self.backend):
@@ -180,10 +164,10 @@ class Flow:
 
 
 _ACTIONS: dict[Action, Callable[[Flow], None]] = {
-    Action.PUMP_UP: Flow._pump_up,
-    Action.PUMP_DOWN: Flow._pump_down,
-    Action.END_BACKEND: Flow._end_backend,
-    Action.END_CLIENT: Flow._end_client,
+    Action.PUMP_UP: lambda flow: flow.client.resume(),
+    Action.PUMP_DOWN: lambda flow: flow.backend.resume(),
+    Action.END_BACKEND: lambda flow: _shut_down(flow.backend.sock),
+    Action.END_CLIENT: lambda flow: _shut_down(flow.client.sock),
     Action.CLOSE: Flow._close,
     Action.RESET: Flow._reset,
 }
@@ -197,6 +181,7 @@ class Streams:
         self.settings = settings
         self.log = log
         self.pipes = PipePool()
+        self.keys = count(1)
         self.deadlines: dict[Flow, float] = {}
         """The flows that need the next tick (new ones, and those that are connecting), and when connecting times
         out."""
@@ -237,19 +222,20 @@ class Streams:
 
 
 class StreamPort:
-    """A published port, or a range of them: its backend and its flows; and its entrance, in the process that accepts.
+    """A published port, or a range of them: its backend and its flows.
 
-    `key` identifies it in messages to other processes.
+    `key` identifies it in messages to other processes; 0 assigns a new one.
     """
 
-    __slots__ = ("backend", "entrance", "flows", "key", "streams")
+    __slots__ = ("backend", "flows", "key", "stop_accepting", "streams")
 
-    def __init__(self, streams: Streams, backend: Backend, key: int) -> None:
+    def __init__(self, streams: Streams, backend: Backend, key: int = 0) -> None:
         self.streams = streams
         self.backend = backend
-        self.key = key
+        self.key = key or next(streams.keys)
         self.flows: set[Flow] = set()
-        self.entrance: Entrance | None = None
+        self.stop_accepting: Callable[[], None] = lambda: None
+        """Set in the process that accepts."""
 
     def serve(self, client: SocketType, backend_port: int, spare: SocketType | None = None) -> None:
         """Connect an accepted client to the backend's port `backend_port`.
@@ -273,12 +259,14 @@ class StreamPort:
 
     def adopt(self, client: SocketType, backend: SocketType) -> None:
         """Relay between two sockets that are already connected."""
-        Flow(self, self.backend.port, client, backend, OPEN).relay()
+        flow = Flow(self, self.backend.port, client, backend, OPEN)
+        for half in (flow.client, flow.backend):
+            half.reading = True
+            flow.loop.add(half.fd, half.ready)
 
     def close(self) -> None:
         """Stop accepting, and reset all connections: the port is unpublished."""
-        if self.entrance is not None:
-            self.entrance.close()
+        self.stop_accepting()
         for flow in tuple(self.flows):
             flow.on(Event.UNPUBLISHED)
 
@@ -286,10 +274,6 @@ class StreamPort:
         """Send the handshake's last acknowledgement now (1), or with the first data (0)."""
         if self.backend.protocol != socket.IPPROTO_SCTP:
             backend.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, enabled)
-
-    def enable_keepalive(self, sock: SocketType) -> None:
-        """Detect a peer that has disappeared, after the time in the settings."""
-        enable_keepalive(sock, self.streams.settings.keepalive_s)
 
 
 def open_backend(family: int, protocol: int) -> SocketType:
