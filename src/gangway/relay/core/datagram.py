@@ -263,14 +263,14 @@ class DatagramPort:
         self.datagrams = datagrams
         self.backend = backend
         self.clients: dict[ClientKey, Client] = {}
-        self.stop_receiving: Callable[[], None]
+        self.close_entrance: Callable[[], None]
         self._first = first
         self._bind = bind
         self._outlets: dict[int, Outlet] = {}
 
     def close(self) -> None:
         """Stop receiving, and remove all clients: the port is unpublished."""
-        self.stop_receiving()
+        self.close_entrance()
         for client in tuple(self.clients.values()):
             client.remove()
 
@@ -326,5 +326,5 @@ def create_datagram_port(datagrams: Datagrams, backend: Backend, sock: socket.so
     """Return a port that has a socket of its own, and answers from it."""
     port = DatagramPort(datagrams, backend, 0, lambda _port: sock)
     port.outlet(0).clients += 1  # the receiver closes the socket
-    port.stop_receiving = Receiver(datagrams, sock, lambda _destination, _port: port).close
+    port.close_entrance = Receiver(datagrams, sock, lambda _destination, _port: port).close
     return port

@@ -85,7 +85,7 @@ def accept(sock: socket.socket) -> SocketType:
 def create_stream_port(streams: Streams, backend: Backend, sock: socket.socket) -> StreamPort:
     """Return a port that accepts from a listening socket of its own."""
     port = StreamPort(streams, backend)
-    port.stop_accepting = Listener(streams, sock, backend.family, lambda _client: (port, backend.port)).close
+    port.close_entrance = Listener(streams, sock, backend.family, lambda _client: (port, backend.port)).close
     return port
 
 

@@ -16,17 +16,16 @@ moment: memory that the daemon shares with this process.
 import errno
 import mmap
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from socket import SocketType
-from typing import Generic, TypeVar
 
 from gangway.errors import InvalidRequest
 from gangway.intervals import Intervals
-from gangway.relay.core import pktinfo
 from gangway.relay.core.datagram import DatagramPort, Datagrams, Receiver
 from gangway.relay.core.listener import Listener
+from gangway.relay.core.pktinfo import request_port
 from gangway.relay.core.stream import StreamPort, Streams
 from gangway.relay.sockets import Backend, PublishedRange
 
@@ -35,8 +34,6 @@ _COOKIE_BYTES = 8
 _UNSPECIFIED: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 _ADDRESS_BYTES: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
 _MIN_BUFFER_BYTES = 1  # the kernel raises it to its minimum: a socket that only sends needs no receive buffer
-
-_PortT = TypeVar("_PortT")
 
 
 class Binding:
@@ -63,8 +60,7 @@ class SharedSockets:
         self._datagrams = datagrams
         self._receivers: dict[tuple[int, int], Listener | Receiver] = {}
         self._bindings: dict[int, Binding] = {}
-        self._stream_ports: _RangeTable[StreamPort] = _RangeTable()
-        self._datagram_ports: _RangeTable[DatagramPort] = _RangeTable()
+        self._ranges: dict[tuple[int, int, str], Intervals[StreamPort | DatagramPort]] = {}
 
     def __len__(self) -> int:
         return len(self._receivers)
@@ -79,34 +75,49 @@ class SharedSockets:
             if binding_fd is None:
                 raise InvalidRequest("no map came with the socket: the relay is out of file descriptors")
             self._bindings[family] = Binding(binding_fd)
-            pktinfo.request_port(sock)
-            find_port = partial(self._find_datagram_port, family)
-            self._receivers[protocol, family] = Receiver(self._datagrams, sock, find_port)
+            request_port(sock)
+            find_datagram_port = partial(self._find_datagram_port, family)
+            self._receivers[protocol, family] = Receiver(self._datagrams, sock, find_datagram_port)
         else:
-            find_stream_port = partial(self._find_stream_port, family)
+            find_stream_port = partial(self._find_stream_port, protocol, family)
             self._receivers[protocol, family] = Listener(self._streams, sock, family, find_stream_port)
         if former is not None:
             former.close()
 
     def publish(self, ports: PublishedRange, backend: Backend) -> StreamPort | DatagramPort:
         """Publish a range; clients of its first port are connected to `backend`, those of the next to its next port."""
+        port: StreamPort | DatagramPort
         if ports.protocol == socket.IPPROTO_UDP:
-            datagram_port = DatagramPort(self._datagrams, backend, ports.first, partial(self._bind, ports))
-            datagram_port.stop_receiving = self._datagram_ports.add(ports, datagram_port)
-            return datagram_port
-        stream_port = StreamPort(self._streams, backend)
-        stream_port.stop_accepting = self._stream_ports.add(ports, stream_port)
-        return stream_port
+            port = DatagramPort(self._datagrams, backend, ports.first, partial(self._bind, ports))
+        else:
+            port = StreamPort(self._streams, backend, ports.first)
+        self._ranges.setdefault(ports[:3], Intervals()).add(ports.first, ports.last, port)
+        port.close_entrance = partial(self._remove, ports)
+        return port
 
-    def _find_stream_port(self, family: int, client: SocketType) -> tuple[StreamPort, int] | None:
+    def _remove(self, ports: PublishedRange) -> None:
+        ranges = self._ranges[ports[:3]]
+        ranges.remove(ports.first)
+        if not ranges:
+            del self._ranges[ports[:3]]
+
+    def _find(self, protocol: int, family: int, address: str, port: int) -> StreamPort | DatagramPort | None:
+        for at in (address, _UNSPECIFIED[family]):
+            ranges = self._ranges.get((protocol, family, at))
+            found = None if ranges is None else ranges.at(port)
+            if found is not None:
+                return found
+        return None
+
+    def _find_stream_port(self, protocol: int, family: int, client: SocketType) -> tuple[StreamPort, int] | None:
         address, number = client.getsockname()[:2]
-        found = self._stream_ports.find(family, address, number)
-        return None if found is None else (found[1], found[1].backend.port + number - found[0])
+        port = self._find(protocol, family, address, number)
+        return (port, port.backend.port + number - port.first) if isinstance(port, StreamPort) else None
 
-    def _find_datagram_port(self, family: int, destination: bytes, port: int) -> DatagramPort | None:
+    def _find_datagram_port(self, family: int, destination: bytes, number: int) -> DatagramPort | None:
         address = socket.inet_ntop(family, destination[: _ADDRESS_BYTES[family]])
-        found = self._datagram_ports.find(family, address, port)
-        return None if found is None else found[1]
+        port = self._find(socket.IPPROTO_UDP, family, address, number)
+        return port if isinstance(port, DatagramPort) else None
 
     def _bind(self, ports: PublishedRange, port: int) -> socket.socket:
         """Return a socket that is bound to a port of a range, to answer from."""
@@ -124,31 +135,3 @@ class SharedSockets:
                 raise OSError(error.errno, f"cannot answer from port {port}: another program uses it") from None
             raise
         return sock
-
-
-class _RangeTable(Generic[_PortT]):
-    """The published ranges by family and address, each with its port object."""
-
-    def __init__(self) -> None:
-        self._ranges: dict[tuple[int, str], Intervals[tuple[int, _PortT]]] = {}
-
-    def add(self, ports: PublishedRange, port: _PortT) -> Callable[[], None]:
-        """Add a range; return a function that removes it."""
-        intervals = self._ranges.setdefault((ports.family, ports.address), Intervals())
-        intervals.add(ports.first, ports.last, (ports.first, port))
-        return partial(self._remove, ports)
-
-    def find(self, family: int, address: str, port: int) -> tuple[int, _PortT] | None:
-        """Return the first port and the object of the range that contains `port` at `address` or at all addresses."""
-        for key in ((family, address), (family, _UNSPECIFIED[family])):
-            intervals = self._ranges.get(key)
-            found = None if intervals is None else intervals.at(port)
-            if found is not None:
-                return found
-        return None
-
-    def _remove(self, ports: PublishedRange) -> None:
-        intervals = self._ranges[ports.family, ports.address]
-        intervals.remove(ports.first)
-        if not intervals:
-            del self._ranges[ports.family, ports.address]

@@ -224,18 +224,20 @@ class Streams:
 class StreamPort:
     """A published port, or a range of them: its backend and its flows.
 
-    `key` identifies it in messages to other processes; 0 assigns a new one.
+    `first` is the host port that is connected to the backend's port.  `key` identifies the port in messages to other
+    processes; 0 assigns a new one.
     """
 
-    __slots__ = ("backend", "flows", "key", "stop_accepting", "streams")
+    __slots__ = ("backend", "close_entrance", "first", "flows", "key", "streams")
 
-    def __init__(self, streams: Streams, backend: Backend, key: int = 0) -> None:
+    def __init__(self, streams: Streams, backend: Backend, first: int = 0, key: int = 0) -> None:
         self.streams = streams
         self.backend = backend
+        self.first = first
         self.key = key or next(streams.keys)
         self.flows: set[Flow] = set()
-        self.stop_accepting: Callable[[], None] = lambda: None
-        """Set in the process that accepts."""
+        self.close_entrance: Callable[[], None] = lambda: None
+        """Stop accepting; set in the process that accepts."""
 
     def serve(self, client: SocketType, backend_port: int, spare: SocketType | None = None) -> None:
         """Connect an accepted client to the backend's port `backend_port`.
@@ -266,7 +268,7 @@ class StreamPort:
 
     def close(self) -> None:
         """Stop accepting, and reset all connections: the port is unpublished."""
-        self.stop_accepting()
+        self.close_entrance()
         for flow in tuple(self.flows):
             flow.on(Event.UNPUBLISHED)
 

@@ -36,7 +36,7 @@ import signal
 import socket
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from socket import SocketType
 
@@ -78,7 +78,7 @@ class Worker:
         backend = port.backend
         text = f"flow {port.key} {backend.protocol:d} {backend.family:d} {backend.address} {backend_port}"
         try:
-            self.channel.sendmsg([text.encode()], [_rights(socks)], socket.MSG_DONTWAIT)
+            socket.send_fds(self.channel, [text.encode()], [sock.fileno() for sock in socks])
         except OSError:
             return False
         self.keys.add(port.key)
@@ -125,13 +125,12 @@ class WorkerPool:
                 self._log.warning("cannot start a worker process: %s", error.strerror)
                 break
             if pid == 0:
-                signal.signal(
-                    signal.SIGPROF, signal.SIG_DFL
-                )  # the handler belongs to objects that the worker is about to free
+                signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the worker is about to free the handler's objects
                 return theirs, counter
             theirs.close()
             # Until it says "up", it holds all descriptors of the relay, and an unpublished port would stay in use.
             ours.recv(_MESSAGE_BYTES)
+            ours.setblocking(False)
             worker = Worker(ours, counter)
             self._workers.append(worker)
             self._loop.add(ours.fileno(), partial(self._receive, worker), READABLE)
@@ -160,7 +159,7 @@ class WorkerPool:
     def _send_unpublish(self, worker: Worker, key: int, _events: int = 0) -> None:
         """Send without waiting: the worker may be waiting for the relay to read its messages."""
         try:
-            worker.channel.send(b"unpublish %d" % key, socket.MSG_DONTWAIT)
+            worker.channel.send(b"unpublish %d" % key)
         except BlockingIOError:
             self._loop.call_soon(partial(self._send_unpublish, worker, key), 0)
         except OSError:
@@ -292,7 +291,7 @@ class _WorkerProcess:
         port = self._ports.get(key)
         if port is None:
             backend = Backend(int(protocol), int(family), address, int(number))
-            port = self._ports[key] = StreamPort(self.streams, backend, key)
+            port = self._ports[key] = StreamPort(self.streams, backend, key=key)
         return port
 
     def _receive_flow(
@@ -316,11 +315,6 @@ class _WorkerProcess:
         if port is not None:
             port.close()
         self._channel.send(b"unpublished %d" % key)
-
-
-def _rights(socks: Iterable[SocketType]) -> tuple[int, int, bytes]:
-    """Return the ancillary data that passes sockets (socket.send_fds of Python 3.11 ignores its flags)."""
-    return socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [sock.fileno() for sock in socks]).tobytes()
 
 
 def run_worker(channel: socket.socket, counter: memoryview, settings: Settings, log: Log) -> None:
