@@ -96,13 +96,11 @@ RELAY_CORE: dict[str, set[str]] = {
     "privilege": set(),
     "core.loop": set(),
     "core.batch": set(),
-    "core.pktinfo": {"core.batch"},
     "core.pump": {"core.loop", "flow", "sockets"},
     "core.stream": {"core.loop", "core.pump", "flow", "settings", "sockets"},
-    "core.listener": {"core.loop", "core.stream", "sockets"},
-    "core.datagram": {"core.loop", "core.batch", "core.pktinfo", "settings", "sockets"},
+    "core.datagram": {"core.loop", "core.batch", "settings", "sockets"},
     "core.worker": {"core.loop", "core.stream", "settings", "sockets"},
-    "core.shared": {"core.datagram", "core.listener", "core.pktinfo", "core.stream", "sockets"},
+    "core.shared": {"core.batch", "core.datagram", "core.stream", "sockets"},
 }
 IMPURE = {"socket", "select", "subprocess", "ctypes", "io", "pathlib", "tempfile", "asyncio"}
 

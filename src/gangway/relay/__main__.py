@@ -17,10 +17,9 @@ from contextlib import suppress
 from gangway.log import Log, open_log
 from gangway.relay.control import Control
 from gangway.relay.core.datagram import Datagrams, create_datagram_port
-from gangway.relay.core.listener import create_stream_port
 from gangway.relay.core.loop import Loop, Timer
 from gangway.relay.core.shared import SharedSockets
-from gangway.relay.core.stream import StreamPort, Streams
+from gangway.relay.core.stream import StreamPort, Streams, create_stream_port
 from gangway.relay.core.worker import WorkerPool, run_worker
 from gangway.relay.ports import ServedPorts
 from gangway.relay.privilege import drop_privileges, raise_descriptor_limit

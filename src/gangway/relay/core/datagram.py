@@ -35,7 +35,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from gangway.log import Log
-from gangway.relay.core import pktinfo
+from gangway.relay.core import batch
 from gangway.relay.core.batch import BATCH, Inbox, Outbox, read_label, write_label
 from gangway.relay.core.loop import READABLE, Loop
 from gangway.relay.settings import Settings
@@ -51,7 +51,7 @@ class ClientKey(NamedTuple):
     sockaddr: bytes
     """Its struct sockaddr."""
     destination: bytes
-    """The host address that it sends to, as `pktinfo.destination4` and `pktinfo.destination6` return it."""
+    """The host address that it sends to, as `batch.destination4` and `batch.destination6` return it."""
     port: int
     """The host port that it sends to, if its receiver serves many; else 0."""
 
@@ -81,7 +81,7 @@ class Client:
         self.receiver = receiver
         self.outlet = outlet
         self.labels: list[bytes] = []
-        self.reply_label = write_label(key.sockaddr, pktinfo.reply_ancillary(key.destination))
+        self.reply_label = write_label(key.sockaddr, batch.reply_ancillary(key.destination))
         self.backend = backend
         self.send = backend.send
         self.receive = backend.recv_into
@@ -202,9 +202,9 @@ class Receiver:
         """The clients by the labels of their datagrams."""
         self._sock = sock
         self._find_port = find_port
-        self._destination = pktinfo.destination6 if sock.family == socket.AF_INET6 else pktinfo.destination4
+        self._destination = batch.destination6 if sock.family == socket.AF_INET6 else batch.destination4
         sock.setblocking(False)
-        pktinfo.request_address(sock)
+        batch.request_address(sock)
         datagrams.loop.add(self.fd, self._ready, READABLE)
 
     def close(self) -> None:
@@ -237,7 +237,7 @@ class Receiver:
     def _recognize(self, label: bytes) -> Client | None:
         """Return the client for a new label; mostly it is a new client."""
         sockaddr, ancillary = read_label(label)
-        key = ClientKey(sockaddr, self._destination(ancillary), pktinfo.destination_port(ancillary))
+        key = ClientKey(sockaddr, self._destination(ancillary), batch.destination_port(ancillary))
         port = self._find_port(key.destination, key.port)
         client = None if port is None else port.clients.get(key) or port.add_client(key, self)
         if client is not None:

@@ -1,14 +1,17 @@
 """Relays byte streams: TCP, and SCTP in its one-to-one style.
 
-It knows how a backend is reached and how a flow's actions are carried out.  It does not know what follows from an event
-(`flow.py`), how bytes move (`pump.py`), how clients are accepted (`listener.py`), or that there are other processes.
+It does not know what follows from an event (`flow.py`), how bytes move (`pump.py`), or that there are other processes.
 
-How it works.  A `StreamPort` takes accepted clients and opens a connection to the backend for each: the pair is a
-`Flow` of two `Half`s.  Whenever a half, or the connection attempt, reports an event, the flow looks up the actions in
-`flow.TABLE`.
+How it works.  A `Listener` accepts clients for one port or many.  A `StreamPort` opens a connection to the backend for
+each client: the pair is a `Flow` of two `Half`s.  Whenever a half, or the connection attempt, reports an event, the
+flow looks up the actions in `flow.TABLE`.
 
 Kernel facts:
 
+* An accepted socket inherits TCP_NODELAY and the keepalive settings of its listener (net/ipv4/tcp.c, sk_clone): they
+  are set once for all clients.
+* A client that is not accepted waits in the kernel's queue and loses nothing.  So the backend's socket is made first:
+  if the process is out of descriptors, the client keeps waiting.
 * A client may send data, and end, before its backend has answered.  Nothing is read from it until then; the edges that
   epoll reports meanwhile are recorded (`client_events`) and handled afterwards.
 * The connecting side of TCP's handshake ends it with an acknowledgement.  With TCP_QUICKACK off (tcp(7)) that waits for
@@ -27,18 +30,20 @@ from itertools import count
 from socket import SocketType
 
 from gangway.log import Log
-from gangway.relay.core.loop import FAILED, WRITABLE, Loop
+from gangway.relay.core.loop import FAILED, READABLE, WRITABLE, Loop
 from gangway.relay.core.pump import DOWN, MESSAGE_BYTES, SMALL_BYTES, UP, Half, PipePool
 from gangway.relay.flow import OPEN, START, TABLE, Action, DirectionState, Event, FlowState, Phase
 from gangway.relay.settings import Settings
-from gangway.relay.sockets import Backend
+from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend
 
 # Listeners that ran out of descriptors try again after this time, if no flow has ended before.
 RETRY_S = 0.1
 
-SCTP_NODELAY = 3  # include/uapi/linux/sctp.h
-RESET = struct.pack("ii", 1, 0)  # struct linger: close at once, with a reset
+_SCTP_NODELAY = 3  # include/uapi/linux/sctp.h
+_RESET = struct.pack("ii", 1, 0)  # struct linger: close at once, with a reset
 
+FindPort = Callable[[SocketType], tuple["StreamPort", int] | None]
+"""Returns the port that an accepted client connected to, and the backend's port for it; None if it is unpublished."""
 Delegate = Callable[["StreamPort", int, SocketType], None]
 """Takes over an accepted client: its port, the backend's port to connect to, the client's socket."""
 
@@ -94,7 +99,7 @@ class Flow:
             if late:
                 self._on_connect_error(errno.ETIMEDOUT)
             return late
-        enable_keepalive(self.backend.sock, self.streams.settings.keepalive_s)
+        _enable_keepalive(self.backend.sock, self.streams.settings.keepalive_s)
         return True
 
     def is_idle(self) -> bool:
@@ -108,7 +113,7 @@ class Flow:
     def detach(self) -> tuple[SocketType, SocketType]:
         """Remove an idle flow from this process; return its two sockets, which stay open."""
         self._remove()
-        enable_keepalive(self.backend.sock, self.streams.settings.keepalive_s)
+        _enable_keepalive(self.backend.sock, self.streams.settings.keepalive_s)
         for half in (self.client, self.backend):
             self.loop.forget(half.fd)
             half.discard()
@@ -159,7 +164,7 @@ class Flow:
 
     def _reset(self) -> None:
         for half in (self.client, self.backend):
-            half.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            half.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._close()
 
 
@@ -249,12 +254,12 @@ class StreamPort:
             spare.close()
             spare = None
         try:
-            backend = spare or open_backend(self.backend.family, self.backend.protocol)
+            backend = spare or _open_backend(self.backend.family, self.backend.protocol)
         except OSError as error:
             self.streams.log.warning("cannot open a socket: a connection was dropped: %s", error.strerror)
             client.close()
             return
-        disable_delay(backend)
+        _disable_delay(backend)
         self.set_quick_ack(backend, 0)
         self.streams.start_ticking()
         Flow(self, backend_port, client, backend, START).connect()
@@ -278,12 +283,84 @@ class StreamPort:
             backend.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, enabled)
 
 
-def open_backend(family: int, protocol: int) -> SocketType:
+class Listener:
+    """Accepts clients from a listening socket for the ports that `find_port` returns.
+
+    `family` is the family of most of their backends.
+    """
+
+    def __init__(self, streams: Streams, sock: socket.socket, family: int, find_port: FindPort) -> None:
+        self._streams = streams
+        self._sock = sock
+        self._family = family
+        self._find_port = find_port
+        self._is_closed = False
+        _disable_delay(sock)
+        _enable_keepalive(sock, streams.settings.keepalive_s)
+        sock.setblocking(False)
+        streams.loop.add(sock.fileno(), self._accept, READABLE)
+
+    def resume(self) -> None:
+        """Accept again after a pause."""
+        if not self._is_closed:
+            self._streams.loop.modify(self._sock.fileno(), READABLE)
+
+    def close(self) -> None:
+        """Stop accepting, and close the socket."""
+        self._is_closed = True
+        self._streams.loop.forget(self._sock.fileno())
+        self._streams.loop.close_later(self._sock)
+
+    def _accept(self, _events: int) -> None:
+        """Accept one client, in the order that the head of this file explains."""
+        find_delegate = self._streams.find_delegate
+        delegate = find_delegate() if find_delegate is not None else None
+        backend = None
+        try:
+            backend = _open_backend(self._family, self._sock.proto) if delegate is None else None
+            client = accept(self._sock)
+        except OSError as error:
+            if backend is not None:
+                backend.close()
+            if error.errno in OUT_OF_DESCRIPTORS:
+                self._streams.loop.modify(self._sock.fileno(), 0)
+                self._streams.pause_accepting(self.resume)
+            return
+        found = self._find_port(client)
+        if found is None:  # the port was unpublished while the client waited: as if nothing had listened
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            for sock in (client, backend):
+                if sock is not None:
+                    sock.close()
+        elif delegate is None:
+            found[0].serve(client, found[1], backend)
+        else:
+            delegate(*found, client)
+
+
+def accept(sock: socket.socket) -> SocketType:
+    """Accept a client, as `sock.accept()` does, with the method of CPython's C type that it is built on.
+
+    The Python code of `accept` and its socket class costs another 4 µs for each connection, 4 % of the relay's work.
+    `tests/unit/test_listener.py` checks everything that this relies on.
+    """
+    fd, _address = sock._accept()  # type: ignore[attr-defined]
+    return SocketType(sock.family, socket.SOCK_STREAM, sock.proto, fd)
+
+
+def create_stream_port(streams: Streams, backend: Backend, sock: socket.socket) -> StreamPort:
+    """Return a port that accepts from a listening socket of its own."""
+    port = StreamPort(streams, backend)
+    port.close_entrance = Listener(streams, sock, backend.family, lambda _client: (port, backend.port)).close
+    return port
+
+
+def _open_backend(family: int, protocol: int) -> SocketType:
     """Return a socket to connect to a backend with."""
     return SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, protocol)
 
 
-def enable_keepalive(sock: SocketType, idle_s: int) -> None:
+def _enable_keepalive(sock: SocketType, idle_s: int) -> None:
     """Detect a peer that has disappeared.  SCTP does so by its own heartbeats."""
     if sock.proto != socket.IPPROTO_SCTP:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -291,10 +368,10 @@ def enable_keepalive(sock: SocketType, idle_s: int) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, idle_s)
 
 
-def disable_delay(sock: SocketType) -> None:
+def _disable_delay(sock: SocketType) -> None:
     """Send data at once instead of waiting for more (Nagle's algorithm)."""
     if sock.proto == socket.IPPROTO_SCTP:
-        sock.setsockopt(socket.IPPROTO_SCTP, SCTP_NODELAY, 1)
+        sock.setsockopt(socket.IPPROTO_SCTP, _SCTP_NODELAY, 1)
     else:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
