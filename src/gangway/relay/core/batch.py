@@ -1,7 +1,7 @@
 """Receives and sends datagrams in batches: recvmmsg(2) and sendmmsg(2), which Python's socket module does not have.
 
-It knows how the kernel lays out a datagram's header, its sender and its ancillary data; it does not know clients or
-ports.
+It also reads from a datagram's ancillary data (cmsg(3)) the host address and port that it was sent to, and writes those
+that answers leave from.  A *destination* is a host address as `destination4` and `destination6` return it.
 
 How it works.  An `Inbox` and an `Outbox` have room for `BATCH` datagrams each, and serve the whole process.  A *label*
 is a datagram's sender (a struct sockaddr) followed by its ancillary data (cmsg(3)), as the kernel wrote them.  Labels
@@ -46,11 +46,10 @@ _CONTROL_BYTES = socket.CMSG_SPACE(20) + max(socket.CMSG_SPACE(12), socket.CMSG_
 _LABEL_BYTES = _NAME_BYTES + _CONTROL_BYTES
 _SOCKADDR_BYTES: dict[int, int] = {socket.AF_INET: 16, socket.AF_INET6: 28}
 IP_PKTINFO = 8  # include/uapi/linux/in.h; Python 3.11 does not name it
-_IP_ORIGDSTADDR = 20
-_IPV6_ORIGDSTADDR = 74  # include/uapi/linux/in6.h
 _PKTINFO4 = socket.IPPROTO_IP, IP_PKTINFO
 _PKTINFO6 = socket.IPPROTO_IPV6, socket.IPV6_PKTINFO
-_ORIGDSTADDR = {(socket.IPPROTO_IP, _IP_ORIGDSTADDR), (socket.IPPROTO_IPV6, _IPV6_ORIGDSTADDR)}
+_ORIGDSTADDR4 = socket.IPPROTO_IP, 20
+_ORIGDSTADDR6 = socket.IPPROTO_IPV6, 74  # include/uapi/linux/in6.h
 _LINK_LOCAL = 0xFE80 >> 6
 _MULTICAST = 0xFF
 
@@ -125,20 +124,17 @@ def request_address(sock: socket.socket) -> None:
 
 def request_port(sock: socket.socket) -> None:
     """Have the kernel report each datagram's destination port."""
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_ORIGDSTADDR, 1)
-    else:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_ORIGDSTADDR, 1)
+    sock.setsockopt(*(_ORIGDSTADDR6 if sock.family == socket.AF_INET6 else _ORIGDSTADDR4), 1)
 
 
 def destination_port(ancillary: Ancillary) -> int:
     """Return the destination port, or 0 if it was not requested.  (sockaddr_in and sockaddr_in6 begin alike.)"""
-    return next((int.from_bytes(data[2:4]) for level, kind, data in ancillary if (level, kind) in _ORIGDSTADDR), 0)
+    return int.from_bytes(_find(ancillary, _ORIGDSTADDR4, _ORIGDSTADDR6)[2:4])
 
 
 def destination4(ancillary: Ancillary) -> bytes:
     """Return the destination address of a datagram of an IPv4 socket (ipi_spec_dst): 4 bytes."""
-    return next((data[4:8] for level, kind, data in ancillary if (level, kind) == _PKTINFO4), b"")
+    return _find(ancillary, _PKTINFO4)[4:8]
 
 
 def destination6(ancillary: Ancillary) -> bytes:
@@ -146,20 +142,21 @@ def destination6(ancillary: Ancillary) -> bytes:
 
     16 bytes and, for a link-local address, the interface's index (4 bytes); 4 bytes from an IPv4 client.
     """
-    ipv4 = destination4(ancillary)
-    if ipv4:
-        return ipv4
-    info = next((data for level, kind, data in ancillary if (level, kind) == _PKTINFO6), b"")
-    return info if int.from_bytes(info[:2]) >> 6 == _LINK_LOCAL else info[:16]
+    info = _find(ancillary, _PKTINFO6)
+    return destination4(ancillary) or (info if int.from_bytes(info[:2]) >> 6 == _LINK_LOCAL else info[:16])
 
 
 def reply_ancillary(destination: bytes) -> Ancillary:
     """Return the ancillary data that sends an answer from the address that a datagram was sent to."""
     if len(destination) == 4:
-        return [(socket.IPPROTO_IP, IP_PKTINFO, struct.pack("=i4s4s", 0, destination, b"\0\0\0\0"))]
+        return [(*_PKTINFO4, struct.pack("=i4s4s", 0, destination, b"\0\0\0\0"))]
     if not destination or destination[0] == _MULTICAST:
         return []
-    return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, destination.ljust(20, b"\0"))]
+    return [(*_PKTINFO6, destination.ljust(20, b"\0"))]
+
+
+def _find(ancillary: Ancillary, *kinds: tuple[int, int]) -> bytes:
+    return next((data for level, kind, data in ancillary if (level, kind) in kinds), b"")
 
 
 class _Buffers:

@@ -1,7 +1,6 @@
 """Relays datagrams: UDP.
 
-It knows sockets, clients, and when a client expires.  It does not know where its sockets come from, or that there are
-other processes.
+It does not know where its sockets come from, or that there are other processes.
 
 How it works.  Datagrams arrive at a `Receiver`, a socket that serves one `DatagramPort` or many.  For each client the
 relay has a `Client`: a socket connected to the backend, whose port identifies the client to the backend, and the label
@@ -253,8 +252,7 @@ class Receiver:
 class DatagramPort:
     """A published UDP port, or a range of them: its backend and its clients.
 
-    `first` is the host port that is connected to the backend's port; `bind` returns a socket to answer from for a port
-    of the range.
+    `first` is the host port that leads to the backend's port; `bind` returns a socket to answer from, for a host port.
     """
 
     def __init__(
@@ -276,26 +274,22 @@ class DatagramPort:
 
     def add_client(self, key: ClientKey, receiver: Receiver) -> Client | None:
         """Return a new client; None if the backend cannot be reached, or if no descriptor can be freed for it."""
-        backend = self.backend._replace(port=self.backend.port + key.port - self._first)
+        datagrams, backend = self.datagrams, self.backend._replace(port=self.backend.port + key.port - self._first)
         try:
-            client = self._create_client(key, receiver, backend)
+            outlet = self.outlet(key.port)
+            outlet.clients += 1  # before the next call, which may remove the outlet's last client to free a descriptor
+            try:
+                sock = self._connect(backend)
+            except OSError:
+                outlet.clients -= 1
+                self.release_outlet(key.port)
+                raise
         except OSError as error:
-            self.datagrams.log.warning("cannot reach %s: %s", backend, error.strerror)
+            datagrams.log.warning("cannot reach %s: %s", backend, error.strerror)
             return None
-        self.datagrams.register(client)
-        self.datagrams.loop.add(client.backend.fileno(), client.answer, READABLE)
-        return client
-
-    def _create_client(self, key: ClientKey, receiver: Receiver, backend: Backend) -> Client:
-        outlet = self.outlet(key.port)
-        outlet.clients += 1  # before the next call, which may remove the outlet's last client to free a descriptor
-        try:
-            sock = self._connect(backend)
-        except OSError:
-            outlet.clients -= 1
-            self.release_outlet(key.port)
-            raise
         client = self.clients[key] = Client(self, key, receiver, sock, outlet)
+        datagrams.register(client)
+        datagrams.loop.add(sock.fileno(), client.answer, READABLE)
         return client
 
     def release_outlet(self, port: int) -> None:

@@ -1,7 +1,6 @@
 """Moves the bytes of one direction of a stream from a socket to its peer.
 
-It knows sockets and pipes, and when a transfer has to wait.  It does not know what follows from an end or a reset
-(`flow.py`), nor where the sockets come from (`stream.py`).
+It does not know what follows from an end or a reset (`flow.py`), nor where the sockets come from (`stream.py`).
 
 How it works.  A `Half` moves the data that its own socket receives to its peer's socket, in one of two ways.  `_pump`
 moves data that fits a small buffer with recv and send: two system calls for a message, which no other way beats.  When
@@ -228,7 +227,6 @@ class Half:
                 return self._pump(ENDED)
         pipes.release(pipe)
         self.flow.loop.call_soon(self.ready, READABLE | ENDED)
-        return None
 
     def drain(self) -> None:
         """Send held data, now that the peer's socket has buffer space again."""

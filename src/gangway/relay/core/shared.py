@@ -1,7 +1,6 @@
 """Serves ports that have no socket of their own: one socket for each protocol and family serves them all.
 
-The kernel steers all traffic for these ports to that socket.  This file finds the port that a client asked for; it does
-not know how the client is served, or how the kernel is set up.
+The kernel steers all traffic for these ports to that socket.
 
 How it works.  The ranges are published first and the sockets are passed after them, as clients may be waiting there.
 The local address of a connection is the address and port that the client connected to; for a datagram the kernel

@@ -80,7 +80,6 @@ class Flow:
         # The client first: its events must be known when the backend's answer is handled.
         self.loop.add(self.client.fd, self._on_client_events)
         self.loop.add(self.backend.fd, self._on_backend_events)
-        return None
 
     def on(self, event: Event) -> None:
         """Handle an event: enter the next state and carry out the actions."""
@@ -91,10 +90,7 @@ class Flow:
             _ACTIONS[action](self)
 
     def on_tick(self, late: bool) -> bool:
-        """Handle the passing of a second; True if the flow needs no more ticks.
-
-        `late`: the time for the connection attempt is over.
-        """
+        """Handle a tick; True if the flow needs no more.  `late`: the time for the connection attempt is over."""
         if self.state.phase is Phase.CONNECTING:
             if late:
                 self._on_connect_error(errno.ETIMEDOUT)
@@ -148,7 +144,6 @@ class Flow:
             self.port.set_quick_ack(self.backend.sock, 1)
         if events & ~WRITABLE:
             self.backend.ready(events)
-        return None
 
     def _on_connect_error(self, error: int) -> None:
         backend = self.port.backend._replace(port=self.backend_port)
@@ -188,8 +183,7 @@ class Streams:
         self.pipes = PipePool()
         self.keys = count(1)
         self.deadlines: dict[Flow, float] = {}
-        """The flows that need the next tick (new ones, and those that are connecting), and when connecting times
-        out."""
+        """The new and the connecting flows, which need the next tick, and when connecting times out."""
         self.flows: set[Flow] = set()
         self.find_delegate: Callable[[], Delegate | None] | None = None
         """Called before each accept; returns a function to take over the client, or None."""
@@ -245,10 +239,9 @@ class StreamPort:
         """Stop accepting; set in the process that accepts."""
 
     def serve(self, client: SocketType, backend_port: int, spare: SocketType | None = None) -> None:
-        """Connect an accepted client to the backend's port `backend_port`.
+        """Connect an accepted client to the backend's port `backend_port`, by the socket `spare` if its family fits.
 
-        `spare` is a socket for the connection to the backend, if its family fits.  The client is dropped if no socket
-        can be made.
+        The client is dropped if no socket can be made.
         """
         if spare is not None and spare.family != self.backend.family:
             spare.close()
@@ -286,7 +279,7 @@ class StreamPort:
 class Listener:
     """Accepts clients from a listening socket for the ports that `find_port` returns.
 
-    `family` is the family of most of their backends.
+    `family` is that of most of their backends.
     """
 
     def __init__(self, streams: Streams, sock: socket.socket, family: int, find_port: FindPort) -> None:
