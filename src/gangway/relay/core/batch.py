@@ -1,10 +1,10 @@
 """Receives and sends datagrams in batches: recvmmsg(2) and sendmmsg(2), which Python's socket module does not have.
 
-It also reads from a datagram's ancillary data (cmsg(3)) the host address and port that it was sent to, and writes those
-that answers leave from.  A *destination* is a host address as `destination4` and `destination6` return it.
+Ancillary data (cmsg(3)) says which host address and port a datagram was sent to, and where an answer leaves from.  A
+*destination* is a host address as `destination4` and `destination6` return it.
 
 How it works.  An `Inbox` and an `Outbox` have room for `BATCH` datagrams each, and serve the whole process.  A *label*
-is a datagram's sender (a struct sockaddr) followed by its ancillary data (cmsg(3)), as the kernel wrote them.  Labels
+is a datagram's sender (a struct sockaddr) followed by its ancillary data, as the kernel wrote them.  Labels
 are compared as bytes; only a new one has to be parsed.  A receive that finds nothing costs as much as one datagram, so
 an `Inbox` asks for `BATCH` at once, and epoll reports if there are more.
 
@@ -32,13 +32,13 @@ import mmap
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 BATCH = 32
 _DATAGRAM_BYTES = 65536
 _CMSGHDR = struct.Struct("@Nii")
-_FAMILY = struct.Struct("@H")
 # struct sockaddr_in6 (28 bytes) with padding; then in6_pktinfo and either in_pktinfo (dual-stack sockets) or struct
 # sockaddr_in6 (sockets that serve many ports), each with its header.
 _NAME_BYTES = 32
@@ -101,8 +101,7 @@ def read_label(text: bytes) -> tuple[bytes, Ancillary]:
             break
         found.append((level, kind, text[at + _CMSGHDR.size : at + size]))
         at += socket.CMSG_SPACE(size - _CMSGHDR.size)
-    (family,) = _FAMILY.unpack_from(text)
-    return text[: _SOCKADDR_BYTES[family]], found
+    return text[: _SOCKADDR_BYTES[int.from_bytes(text[:2], sys.byteorder)]], found
 
 
 def write_label(sockaddr: bytes, ancillary: Ancillary) -> Label:

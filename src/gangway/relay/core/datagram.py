@@ -4,13 +4,10 @@ It does not know where its sockets come from, or that there are other processes.
 
 How it works.  Datagrams arrive at a `Receiver`, a socket that serves one `DatagramPort` or many.  For each client the
 relay has a `Client`: a socket connected to the backend, whose port identifies the client to the backend, and the label
-for answers to it.  Datagrams of clients are received in batches, and the answers of a round of the loop are sent in
-batches, through memory that serves the whole process (`batch.py`): a silent client costs a socket and some hundred
-bytes.
-
-Answers are sent from an `Outlet`: a socket bound to the port that the client sent to, as no other socket can send from
-there.  A port with a socket of its own answers from that; a port that shares its receiver has an outlet for as long as
-it has clients.
+for answers to it.  Datagrams are received and sent in batches, through memory that serves the whole process
+(`batch.py`): a silent client costs a socket and some hundred bytes.  Answers are sent from an `Outlet`: a socket bound
+to the port that the client sent to, as no other socket can send from there.  A port with a socket of its own answers
+from that; a port that shares its receiver has an outlet for as long as it has clients.
 
 Identity.  A client is identified by its address (with the zone, if that is link-local) *and* the destination address
 and port: a client that sends to two of the host's addresses from one port must get each answer from the address that
@@ -18,8 +15,8 @@ it belongs to.  The destination comes with each datagram (IP_PKTINFO, IPV6_RECVP
 with a shared receiver the port comes, too (IP_RECVORIGDSTADDR).
 
 Expiry.  `Datagrams.clients` is ordered by the last second in which a datagram was moved, in either direction: the first
-client is the one that was idle longest.  Time is counted in ticks of one second, so a datagram costs a comparison and
-does not read the clock; a busy client is moved to the end of the order once a second.
+client is the one that was idle longest.  Time is counted in ticks of one second, so that a datagram does not read the
+clock, and moves its client to the end of the order once a second only.
 
 Kernel facts:
 
@@ -155,8 +152,7 @@ class Datagrams:
     def open_socket(self, family: int) -> socket.socket:
         """Return a new socket; without free descriptors, remove the client that was idle longest to get one.
 
-        That closes a socket within a batch.  But the new UDP socket gets its number at once, and an event of the old
-        socket does no harm there.
+        That closes a socket within a batch.  But the new one gets its number at once, and an old event does no harm.
         """
         kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
         try:

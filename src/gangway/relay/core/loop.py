@@ -3,9 +3,8 @@
 Kernel facts (epoll(7), fs/eventpoll.c):
 
 * Sockets of flows are registered once, edge-triggered, for all events.  With level triggering, epoll_wait would check
-  each reported socket a second time in the next call, and a flow would need an epoll_ctl each time that it stalls and
-  continues.  The price is that a handler must consume the edge: read until the kernel has no more data, or ask to be
-  called again with `call_soon`.
+  each reported socket a second time, and a flow would need an epoll_ctl each time that it stalls and continues.  The
+  price is that a handler must read until the kernel has no more data, or ask to be called again with `call_soon`.
 * EAGAIN is not the only sign that the queue is empty.  A read from a stream that returns less than was requested has
   emptied it, and whatever arrives later makes a new edge (epoll(7), Q9).  Such a read can leave one thing behind: an
   end that arrived together with the data and made no edge of its own.  EPOLLRDHUP shows it: the flag is in the event
@@ -19,8 +18,7 @@ Kernel facts (epoll(7), fs/eventpoll.c):
   closes the socket after the batch.
 * Waking up costs more than polling again: some 20 µs until a core that was idle runs the process, more on a virtual
   machine, and twice for every request and answer.  So after a short wait the loop polls for up to `AWAKE_S` before it
-  sleeps, and yields the core to other processes in between (sched_yield(2)).  That takes less processor time for an
-  exchange than sleeping does, and a relay without traffic never does it.
+  sleeps, and yields the core in between (sched_yield(2)).  A relay without traffic never does it.
 * Listening sockets are level-triggered: one accept for each report, no accept that only finds EAGAIN, and a listener
   with a long queue shares the loop with all other sockets.
 """
@@ -135,7 +133,9 @@ class Loop:
         for handler, events in soon:
             handler(events)
         if self._at_end:
-            self._call_end_of_round()
+            at_end, self._at_end = self._at_end, []
+            for callback in at_end:
+                callback()
         if self._timers:
             self._call_due_timers()
         if self._closing:
@@ -163,11 +163,6 @@ class Loop:
     def _timeout_s(self) -> float:
         """Return the seconds until the first timer is due, or -1 (no limit) without timers."""
         return max(0.0, self._timers[0][0] - self.clock()) if self._timers else -1
-
-    def _call_end_of_round(self) -> None:
-        at_end, self._at_end = self._at_end, []
-        for callback in at_end:
-            callback()
 
     def _call_due_timers(self) -> None:
         now = self.clock()

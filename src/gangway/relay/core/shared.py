@@ -3,9 +3,8 @@
 The kernel steers all traffic for these ports to that socket.
 
 How it works.  The ranges are published first and the sockets are passed after them, as clients may be waiting there.
-The local address of a connection is the address and port that the client connected to; for a datagram the kernel
-reports both.  The lookup tries the range at that very address, then the one at the unspecified address (0.0.0.0, ::).
-If neither matches, the port was unpublished while the client waited in the queue.
+The lookup tries the range at the address that the client connected or sent to, then the one at the unspecified address
+(0.0.0.0, ::).  If neither matches, the port was unpublished while the client waited in the queue.
 
 A UDP answer has to leave from the port that the client sent to, so from a socket bound to it.  The program
 `ebpf/steering.bpf.c` refuses to bind a socket to a published port, except the one whose cookie is in `binding` at that
@@ -30,7 +29,6 @@ from gangway.relay.sockets import Backend, PublishedRange
 _SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 _COOKIE_BYTES = 8
 _UNSPECIFIED: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
-_ADDRESS_BYTES: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
 _MIN_BUFFER_BYTES = 1  # the kernel raises it to its minimum: a socket that only sends needs no receive buffer
 
 
@@ -113,7 +111,7 @@ class SharedSockets:
         return (port, port.backend.port + number - port.first) if isinstance(port, StreamPort) else None
 
     def _find_datagram_port(self, family: int, destination: bytes, number: int) -> DatagramPort | None:
-        address = socket.inet_ntop(family, destination[: _ADDRESS_BYTES[family]])
+        address = socket.inet_ntop(family, destination[:16])
         port = self._find(socket.IPPROTO_UDP, family, address, number)
         return port if isinstance(port, DatagramPort) else None
 

@@ -106,14 +106,13 @@ class Flow:
         """True if the flow has been bulky in at least one direction."""
         return self.client.was_bulky or self.backend.was_bulky
 
-    def detach(self) -> tuple[SocketType, SocketType]:
-        """Remove an idle flow from this process; return its two sockets, which stay open."""
+    def detach(self) -> None:
+        """Remove an idle flow from this process; its two sockets stay open."""
         self._remove()
         _enable_keepalive(self.backend.sock, self.streams.settings.keepalive_s)
         for half in (self.client, self.backend):
             self.loop.forget(half.fd)
             half.discard()
-        return self.client.sock, self.backend.sock
 
     def _remove(self) -> None:
         self.port.flows.remove(self)
@@ -305,7 +304,6 @@ class Listener:
         self._streams.loop.close_later(self._sock)
 
     def _accept(self, _events: int) -> None:
-        """Accept one client, in the order that the head of this file explains."""
         find_delegate = self._streams.find_delegate
         delegate = find_delegate() if find_delegate is not None else None
         backend = None
@@ -349,7 +347,6 @@ def create_stream_port(streams: Streams, backend: Backend, sock: socket.socket) 
 
 
 def _open_backend(family: int, protocol: int) -> SocketType:
-    """Return a socket to connect to a backend with."""
     return SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, protocol)
 
 
