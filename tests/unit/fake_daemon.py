@@ -6,16 +6,17 @@ Everything else is real: the database, links and sysctls of the network namespac
 import os
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from gangway.daemon.config import Config
-from gangway.ebpf.keys import Hit, PortBlock, Target, blocks
+from gangway.ebpf.keys import PortBlock, Target, blocks
 from gangway.ebpf.redirect import Redirect
-from gangway.ebpf.steering import Reservation, Steering
+from gangway.ebpf.steering import Steering
 from gangway.errors import GangwayError, HostRefused, Unsupported
-from gangway.firewall.base import Driver, NoFirewall
+from gangway.firewall.base import Driver
 from gangway.host import events
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Links
@@ -120,10 +121,10 @@ class FakeRedirect(Redirect):
         for block in blocks:
             self.targets.pop(block, None)
 
-    def lookup(self, protocol: str, address: str, port: int) -> Hit | None:
+    def lookup(self, protocol: str, address: str, port: int) -> Target | None:
         for block, target in self.targets.items():
             if block[:2] == (protocol, address) and block.first <= port <= block.last:
-                return Hit(target.address, target.port + port - block.first, 0)
+                return Target(target.address, target.port + port - block.first)
         return None
 
     def count(self, blocks: Iterable[PortBlock]) -> int:
@@ -151,13 +152,15 @@ class FakeSteering(Steering):
     def entries(self) -> dict[PortBlock, bool]:
         return dict(self.steered)
 
-    def reserve(self, protocol: str, address: str, first: int, last: int) -> Reservation:
+    def reserve(self, protocol: str, address: str, first: int, last: int) -> ExitStack:
         self._calls.record("steering.reserve")
         ports = HostPorts(protocol, address, first, last)
         if ports in self.refused:
             raise self.refused[ports]
         self.steered = dict.fromkeys(blocks(*ports), False) | self.steered
-        return Reservation(self, ports)
+        reservation = ExitStack()
+        reservation.callback(self.release, *ports)
+        return reservation
 
     def release(self, protocol: str, address: str, first: int, last: int) -> None:
         for block in blocks(protocol, address, first, last):
@@ -180,7 +183,7 @@ class FakeSteering(Steering):
         self._calls.record("steering.reclaim_auto_bound")
 
 
-class FakeDriver(NoFirewall):
+class FakeDriver(Driver):
     """A firewall whose rules are the plan that was written last, and the mappings that were changed since."""
 
     def __init__(self, calls: Calls) -> None:

@@ -2,12 +2,12 @@
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import pytest
 
-from gangway.ebpf.steering import Reservation, Steering
+from gangway.ebpf.steering import Steering
 from gangway.errors import Conflict, PortInUse, Unsupported
 from gangway.host import sockets
 from gangway.model import parse_port
@@ -30,12 +30,14 @@ class FakeSteering(Steering):
         self.reserved: set[HostPorts] = set()
         self.refused: dict[HostPorts, Exception] = {}
 
-    def reserve(self, protocol: str, address: str, first: int, last: int) -> Reservation:
+    def reserve(self, protocol: str, address: str, first: int, last: int) -> ExitStack:
         ports = HostPorts(protocol, address, first, last)
         if ports in self.refused:
             raise self.refused[ports]
         self.reserved.add(ports)
-        return Reservation(self, ports)
+        reservation = ExitStack()
+        reservation.callback(self.release, *ports)
+        return reservation
 
     def release(self, protocol: str, address: str, first: int, last: int) -> None:
         self.reserved.discard(HostPorts(protocol, address, first, last))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gangway.cli.views import columns, explanation, print_checks, print_mappings, print_network, print_networks, roads
 from gangway.daemon.messages import ExplainAnswer, MappingAnswer, NetworkAnswer, RouteAnswer
-from gangway.ebpf.keys import Hit, PortBlock, Target
+from gangway.ebpf.keys import PortBlock, Target
 from gangway.firewall.iptables import render as iptables
 from gangway.firewall.nft import render as nftables
 from gangway.model import Network, PortMapping, Protocol
@@ -90,10 +90,10 @@ class FakeRedirect:
     def __init__(self, entries: dict[PortBlock, Target]) -> None:
         self._entries = entries
 
-    def lookup(self, protocol: str, address: str, port: int) -> Hit | None:
+    def lookup(self, protocol: str, address: str, port: int) -> Target | None:
         for block, target in self._entries.items():
             if block.first <= port <= block.last:
-                return Hit(target.address, target.port + port - block.first, 0)
+                return Target(target.address, target.port + port - block.first)
         return None
 
     def count(self, blocks: Iterable[PortBlock]) -> int:
