@@ -56,10 +56,8 @@ class Protocol(StrEnum):
 class Source(StrEnum):
     """Who requests a mapping."""
 
-    API = "api"
-    """A client of the API; the mapping is stored in the database."""
-    LEASE = "lease"
-    """A docker-proxy launcher: the mapping lasts as long as the launcher's connection, and is in memory only."""
+    API = "api"  # a client of the API; the mapping is stored in the database
+    LEASE = "lease"  # a docker-proxy launcher; the mapping is in memory only, and lasts as long as its connection
 
 
 @dataclass(frozen=True, order=True)
@@ -208,8 +206,7 @@ class Network:
     masquerade: bool = True
     icc: bool = True
     internal: bool = False
-    mtu: int = 1500
-    """Bytes."""
+    mtu: int = 1500  # bytes
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

@@ -158,8 +158,7 @@ class MappingPlan:
     """A mapping, the container address that it leads to, and the road of each kind of client."""
 
     mapping: PortMapping
-    bridge: str
-    """Empty for a lease."""
+    bridge: str  # empty for a lease
     container_address: Address
     roads: Roads
     is_steered: bool
@@ -282,12 +281,9 @@ class _Case(NamedTuple):
     """What the roads of a mapping depend on."""
 
     protocol: Protocol
-    at: Address
-    """The host address."""
-    family: int
-    """The family of the container's address."""
-    network: Network | None
-    """None for a lease."""
+    at: Address  # the host address
+    family: int  # of the container's address
+    network: Network | None  # None for a lease
     facts: HostFacts
 
 

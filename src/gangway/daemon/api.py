@@ -167,7 +167,7 @@ def application(service: Service, executor: Executor, log: Log, done: Callable[[
     document = msgspec.json.encode(openapi())
 
     async def describe(_request: web.Request) -> web.Response:
-        return _response(document)
+        return web.json_response(body=document)
 
     def handler(operation: Operation) -> Callable[[web.Request], Awaitable[web.Response]]:
         decode = None if operation.request is None else msgspec.json.Decoder(operation.request).decode
@@ -188,7 +188,7 @@ def application(service: Service, executor: Executor, log: Log, done: Callable[[
             if request.method != "GET":
                 done()
             await _name_leases(answer, service.names)
-            return _response(msgspec.json.encode(answer))
+            return web.json_response(body=msgspec.json.encode(answer))
 
         return handle
 
@@ -210,11 +210,8 @@ async def _name_leases(answer: Any, names: Callable[[], Awaitable[dict[str, str]
 
 
 def _refusal(error: GangwayError) -> web.Response:
-    return _response(msgspec.json.encode(ErrorAnswer(type(error).__name__, str(error))), _STATUS[type(error)])
-
-
-def _response(body: bytes, status: int = 200) -> web.Response:
-    return web.Response(status=status, body=body, content_type="application/json")
+    body = msgspec.json.encode(ErrorAnswer(type(error).__name__, str(error)))
+    return web.json_response(body=body, status=_STATUS[type(error)])
 
 
 def _in_one_line(error: Exception) -> str:

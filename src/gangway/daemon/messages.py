@@ -24,8 +24,7 @@ class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True):
     masquerade: bool = True
     icc: bool = True
     internal: bool = False
-    mtu: int = 1500
-    """Bytes."""
+    mtu: int = 1500  # bytes
 
     def network(self) -> Network:
         """Return the network.  InvalidRequest: its values do not fit together."""
