@@ -183,13 +183,15 @@ def test_end_frees_what_it_can(daemon: Daemon, failing: str) -> None:
     )
 
 
-def test_last_lease_restores_tcp_tw_reuse(daemon: Daemon) -> None:
+def test_tcp_tw_reuse_is_restored_when_no_lease_is_left(daemon: Daemon) -> None:
     before = sysctl.read(TW_REUSE)
     first, second = grant(daemon, listening("0.0.0.0", 8000)), grant(daemon, listening("0.0.0.0", 8001))
     assert sysctl.read(TW_REUSE) == "1"
     daemon.leases.end(first)
+    assert not daemon.dataplane.stop_if_unused()
     assert sysctl.read(TW_REUSE) == "1"
     daemon.leases.end(second)
+    assert daemon.dataplane.stop_if_unused()
     assert sysctl.read(TW_REUSE) == before
     assert daemon.calls.count("relay.stop") == 1
     grant(daemon, listening("0.0.0.0", 8000))
