@@ -181,12 +181,13 @@ class ServedPorts:
             return then()
         self._disown(port)
 
-        def removed() -> None:
+        def removed(_events: int) -> None:
             then()
             if not self._ports:
                 self._emptied()
 
-        return self._server.withdraw(port.published, removed)
+        # The loop closes the port's socket at the end of a round; the port is free in the next one.
+        return self._server.withdraw(port.published, lambda: self._loop.call_soon(removed, 0))
 
     def daemon_left(self) -> None:
         """No daemon is connected any more: remove the ports that the last one had yet to remove."""
