@@ -103,7 +103,11 @@ def processes(namespace: Namespace) -> Iterator[int]:
     """Yield the pids of the daemon, the relay and its workers in a namespace, in this order."""
     yield from pids_running("gangway.daemon", namespace)
     relays = pids_running("gangway.relay", namespace)
-    yield from sorted(relays, key=lambda pid: int(status_of(pid)["PPid"]) in relays)
+    parents = {}
+    for pid in relays:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has exited
+            parents[pid] = int(status_of(pid)["PPid"])
+    yield from sorted(parents, key=lambda pid: parents[pid] in parents)
 
 
 def end_processes(namespace: Namespace) -> None:
@@ -116,11 +120,12 @@ def end_processes(namespace: Namespace) -> None:
 
 
 def children(pid: int) -> list[int]:
-    """Return the children of a process, zombies included."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+    """Return the children of a process, zombies included; the kernel lists them by the thread that started them."""
+    found = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += map(int, thread.read_text().split())
+    return sorted(found)
 
 
 def status_of(pid: int) -> dict[str, str]:

@@ -194,6 +194,7 @@ def test_daemon_may_leave_before_its_answer(relay: Relay) -> None:
     assert daemon.ask(REMOVE_WEB) == "", "answered when the port is free"
     daemon.close()
     relay.server.end_connections()
+    relay.turn()
     assert (successor.is_connected(), successor.receive(), relay.emptied) == (True, "", 1)
 
 

@@ -84,6 +84,7 @@ def test_remove_is_answered_when_no_connection_is_left(relay: Relay, daemon: Dae
     assert daemon.ask(Remove(PORT)) == ""
     assert (len(relay.ports), relay.emptied, fd_count()) == (0, 0, before)
     relay.server.end_connections()
+    relay.turn()
     assert (daemon.receive(), relay.emptied) == ("ok", 1)
 
 

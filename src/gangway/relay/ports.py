@@ -160,12 +160,13 @@ class ServedPorts:
             return then()
         self._disown(port)
 
-        def removed() -> None:
+        def removed(_events: int) -> None:
             then()
             if not self._ports:
                 self._emptied()
 
-        return self._server.withdraw(port.published, removed)
+        # The loop closes the port's socket at the end of a round; the port is free in the next one.
+        return self._server.withdraw(port.published, lambda: self._loop.call_soon(removed, 0))
 
     def daemon_left(self) -> None:
         """Remove the ports that the last daemon had yet to remove: none is connected any more."""
