@@ -124,7 +124,7 @@ def _explain(service: Service, _request: None, given: dict[str, str]) -> Explain
     network = found.network
     name, gateways = (network.name, list(map(str, network.gateways))) if network else ("", [])
     answer = MappingAnswer.of(found.planned, service.requests.redirected(found.planned), routes)
-    return ExplainAnswer(str(address), ports.first, service.requests.firewall.value, name, gateways, answer)
+    return ExplainAnswer(str(address), ports.first, service.requests.facts.firewall.value, name, gateways, answer)
 
 
 def _doctor(service: Service, _request: None, _given: dict[str, str]) -> list[CheckAnswer]:
