@@ -13,7 +13,7 @@ from gangway.host import sockets
 from gangway.model import parse_port
 from gangway.plan import HostFacts
 from gangway.relay.protocol import HostPorts
-from gangway.state.allocate import Allocated, Allocation, Allocator
+from gangway.state.allocate import Allocation
 from gangway.state.port_index import PortIndex
 from tests.unit.samples import NFTABLES, NO_STEERING, mapping, planned
 
@@ -50,19 +50,19 @@ class Scene:
         self.steering = FakeSteering()
         self.index = PortIndex()
 
-    def allocate(self, text: str, facts: HostFacts = NFTABLES) -> Allocated:
-        allocator = Allocator("box", self.index, self.steering, partial(planned, facts=facts))
-        return allocator.allocate(parse_port(text))
+    def allocation(self, facts: HostFacts = NFTABLES) -> Allocation:
+        return Allocation("box", self.index, self.steering, partial(planned, facts=facts))
+
+    def allocate(self, text: str, facts: HostFacts = NFTABLES) -> None:
+        """Allocate ports, which has to fail: nothing is freed afterwards."""
+        self.allocation(facts).allocate(parse_port(text))
 
     @contextmanager
-    def allocated(self, text: str, facts: HostFacts = NFTABLES) -> Iterator[Allocated]:
+    def allocated(self, text: str, facts: HostFacts = NFTABLES) -> Iterator[Allocation]:
         """Allocate ports, and free them at the end of the block."""
-        found = self.allocate(text, facts)
-        try:
+        with self.allocation(facts) as found:
+            found.allocate(parse_port(text))
             yield found
-        finally:
-            for held in found.held.values():
-                held.close()
 
     def is_free(self, first: int = 8000, last: int = 8010) -> bool:
         """True if none of these ports has a socket or a reservation."""
@@ -75,7 +75,7 @@ def scene() -> Scene:
     return Scene()
 
 
-def names(allocated: Allocated) -> list[str]:
+def names(allocated: Allocation) -> list[str]:
     return [str(one) for one in allocated.mappings]
 
 
@@ -167,23 +167,23 @@ def test_without_ipv6_only_ipv4_is_allocated(scene: Scene, text: str, last: int)
 
 
 def test_allocation_frees_what_is_left_in_it(scene: Scene) -> None:
-    with Allocation(scene.index) as allocation:
-        allocation.add(scene.allocate("127.0.0.1:8000-8001:80-81", NO_STEERING))
-        allocation.add(scene.allocate("127.0.0.1:8005:85"))
+    with scene.allocation() as allocation:
+        for text in ("8000:80/udp", "8001:81/udp", "8005:85"):
+            allocation.allocate(parse_port(f"127.0.0.1:{text}"))
         reserved = allocation.reserved()
         assert [len(fds) for fds in reserved.values()] == [1, 1, 0]  # what steering reserves has no descriptors
-        published, left = allocation.mappings
+        published, *left = allocation.mappings
         del allocation.mappings[0]
-        assert sockets.bound_ports("tcp") == {8000, 8001}
+        assert sockets.bound_ports("udp") == {8000, 8001}
     assert scene.is_free()
     assert scene.index.collision(published) == published
-    assert scene.index.collision(left) is None
+    assert [scene.index.collision(one) for one in left] == [None, None]
 
 
 def test_two_mappings_of_one_request_conflict(scene: Scene) -> None:
-    with Allocation(scene.index) as allocation:
-        allocation.add(scene.allocate("127.0.0.1:8000:80"))
+    with scene.allocation() as allocation:
+        allocation.allocate(parse_port("127.0.0.1:8000:80"))
         with pytest.raises(Conflict, match="already published for container box"):
-            allocation.add(scene.allocate("127.0.0.1:8000:81"))
+            allocation.allocate(parse_port("127.0.0.1:8000:81"))
     assert scene.is_free()
     assert scene.index.collision(mapping("127.0.0.1", "8000")) is None

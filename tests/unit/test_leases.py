@@ -13,7 +13,7 @@ from gangway.errors import Conflict, HostRefused, InvalidRequest
 from gangway.host import sockets, sysctl
 from gangway.plan import Origin, Road
 from gangway.reconcile.dataplane import TW_REUSE
-from gangway.reconcile.diff import Redirects, Step, Verb
+from gangway.reconcile.diff import Redirects
 from gangway.relay import protocol
 from gangway.relay.protocol import Destination, HostPorts, Mode, Serve
 from gangway.state.leases import Lease
@@ -242,7 +242,7 @@ def test_comparison_does_not_find_an_earlier_daemons_leases(daemon: Daemon, tmp_
 
 def test_step_from_before_a_lease_does_not_remove_its_redirect(daemon: Daemon) -> None:
     entries = redirect("0.0.0.0", 8000)
-    stale = Step(Verb.UNREDIRECT, Redirects((*entries.items(), *redirect("127.0.0.1", 9000).items())))
+    stale = Redirects((*entries.items(), *redirect("127.0.0.1", 9000).items()), ())
     daemon.redirect.targets |= redirect("0.0.0.0", 8000, "172.17.0.9") | redirect("127.0.0.1", 9000)
     lease = grant(daemon, listening("0.0.0.0", 8000))
     daemon.executor.do(stale)

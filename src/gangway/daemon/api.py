@@ -108,7 +108,7 @@ def _explain(service: Service, _request: None, given: dict[str, str]) -> Explain
     routes = [RouteAnswer.of(route, rules) for route, rules in found.routes]
     name, gateways = (found.network.name, found.network.gateways) if found.network else ("", ())
     answer = MappingAnswer.of(found.planned, service.requests.redirected(found.planned), routes)
-    firewall = service.requests.firewall.value
+    firewall = service.requests.facts.firewall.value
     return ExplainAnswer(str(address), ports.first, firewall, name, list(map(str, gateways)), answer)
 
 

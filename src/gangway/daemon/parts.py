@@ -45,7 +45,7 @@ class Parts:
             host_addresses=config.firewall == Firewall.NONE,
         )
         if redirect.unavailable and config.relay_settings.redirect:
-            warn(f"redirect unavailable: {redirect.unavailable}: clients of loopback addresses are relayed")
+            log.warning(f"redirect unavailable: {redirect.unavailable}: clients of loopback addresses are relayed")
         steering = Steering(relay, lambda: redirect.auto_bound_fd, deferred=True)
         self.dataplane = DataPlane(relay, steering, redirect, settings)
         self.dataplane.reuse_ports = config.relay_settings.tcp_tw_reuse

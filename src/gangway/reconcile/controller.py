@@ -22,7 +22,7 @@ from gangway.host.reserved_ports import ReservedPorts
 from gangway.log import Log
 from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts, MappingPlan, Plan
 from gangway.reconcile.dataplane import Reserved
-from gangway.reconcile.diff import Blocks, Ports, Redirects, Step, Verb, diff
+from gangway.reconcile.diff import Ports, Redirects, Rewrite, Steered, Step, diff
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.observe import Observer, shared_chains
 from gangway.reconcile.state import State, link_name, ports_of, redirects_of, steered_of
@@ -297,7 +297,7 @@ class Controller:
 
     def _unavailable_mappings(self, failed: Sequence[Step], plan: Plan | None) -> list[MappingPlan]:
         """Return the mappings with a port that failed: another program has it, and so it gets the clients."""
-        lost = {one.ports for step in failed if isinstance(step.what, Ports) for one in step.what.ports}
+        lost = {one.ports for step in failed if isinstance(step, Ports) for one in step.before + step.after}
         if plan is None or not lost:
             return []
         return [planned for planned in plan.mappings if any(ports in lost for ports, _ in ports_of(planned))]
@@ -325,7 +325,7 @@ class Controller:
 
 
 def _condition(failed: Sequence[Step], repaired: bool) -> Condition:
-    if any(step.verb is Verb.REWRITE for step in failed):
+    if any(isinstance(step, Rewrite) for step in failed):
         return Condition.DIRTY
     return Condition.APPLIED if repaired and not failed else Condition.RETRYING
 
@@ -361,12 +361,13 @@ def _parts(step: Step, unavailable: Sequence[MappingPlan]) -> Iterator[Step]:
     are led neither to the relay nor to the container."""
     left_out = {block for one in unavailable for block in steered_of(one)}
     left_out |= {block for one in unavailable for block, _ in redirects_of(one)}
-    match step.verb, step.what:
-        case _, Ports(ports):
-            yield from (Step(step.verb, Ports((one,))) for one in ports)
-        case Verb.STEER, Blocks(blocks):
-            yield Step(step.verb, Blocks(tuple(block for block in blocks if block not in left_out)))
-        case Verb.REDIRECT, Redirects(entries):
-            yield Step(step.verb, Redirects(tuple(entry for entry in entries if entry[0] not in left_out)))
+    match step:
+        case Ports(removed, added):
+            yield from (Ports((one,), ()) for one in removed)
+            yield from (Ports((), (one,)) for one in added)
+        case Steered((), blocks):
+            yield Steered((), tuple(block for block in blocks if block not in left_out))
+        case Redirects((), entries):
+            yield Redirects((), tuple(entry for entry in entries if entry[0] not in left_out))
         case _:
             yield step
