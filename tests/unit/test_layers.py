@@ -84,8 +84,6 @@ PURE = (
     "state/port_index.py",
     "daemon/messages.py",
     "ebpf/keys.py",
-    "ebpf/redirect_entries.py",
-    "ebpf/steering_entries.py",
     "relay/flow.py",
     "relay/settings.py",
 )
