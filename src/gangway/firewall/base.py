@@ -11,15 +11,13 @@ from gangway.host import events
 from gangway.model import Network
 from gangway.plan import MappingPlan, Plan, Route
 
-UNKNOWN = -1
-"""A generation that rules never have."""
+UNKNOWN = -1  # a generation that rules never have
 
 
 class Driver:
     """A firewall that is in use.  Methods that change rules raise HostRefused, and then have changed nothing."""
 
-    has_silent_rules = False
-    """True if the kernel gives no notice of some changes: a thorough check has to look for them."""
+    has_silent_rules = False  # True if the kernel gives no notice of some changes
 
     def __init__(self) -> None:
         self.generation = events.generation()

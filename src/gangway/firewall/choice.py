@@ -16,7 +16,7 @@ def driver_for(
     `library` is libnftables, if it is installed; `prefix` names iptables' chains.  Unsupported: what the firewall needs
     is not installed.
     """
-    if firewall is not Firewall.NFTABLES and library is not None and nft.has_rules(storage):
+    if firewall is not Firewall.NFTABLES and library is not None and storage.recall(nft.KEY) is not None:
         nft.NftDriver(library, storage).remove()
     former_prefix = iptables.prefix_of_rules(storage)
     if firewall is not Firewall.IPTABLES and former_prefix is not None:

@@ -50,10 +50,8 @@ class Link(NamedTuple):
 
 
 class Route(NamedTuple):
-    """A route.  `destination` is empty for a default route; `ifindex` is 0 if the route has no interface, or several.
-
-    `table` is at most 255: a route of a higher table shows another number.
-    """
+    """A route.  A default route's `destination` is empty; without an interface, or with several, `ifindex` is 0.  A
+    `table` above 255 shows as another number."""
 
     destination: str
     prefix_length: int

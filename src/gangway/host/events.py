@@ -20,8 +20,7 @@ _NFTABLES_GROUP = 7  # include/uapi/linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLE
 
 # struct nlmsghdr and struct nfgenmsg; the answer's one attribute is NFTA_GEN_ID, in network byte order.
 _HEADER = struct.Struct("=IHHIIBBH")
-_GET_GENERATION = (10 << 8) | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
-_REQUEST = 1
+_GET_GENERATION, _REQUEST = (10 << 8) | 16, 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN; NLM_F_REQUEST
 
 
 class Notices:

@@ -1,6 +1,4 @@
-"""Links, addresses and routes, by rtnetlink: changed by pyroute2, listed by `dump`.
-
-Facts that it leans on:
+"""Links, addresses and routes, by rtnetlink: changed by pyroute2, listed by `dump`.  Facts that it leans on:
 
 * A bridge takes the lowest MAC address of its ports unless it was given one (net/bridge/br_stp_if.c,
   br_stp_recalculate_bridge_id): as ports come and go, containers would remember a wrong one.  An interface that is
@@ -35,9 +33,8 @@ Interface = IPv4Interface | IPv6Interface
 Link = dump.Link
 
 _NO_DUPLICATE_DETECTION = 0x02  # IFA_F_NODAD, include/uapi/linux/if_addr.h: usable at once
-_MAIN_TABLE = 254
+_MAIN_TABLE, _LOOPBACK_IFINDEX = 254, 1
 _RTPROT_RA = 9  # include/uapi/linux/rtnetlink.h: from a router advertisement
-_LOOPBACK_IFINDEX = 1
 
 
 class Links:

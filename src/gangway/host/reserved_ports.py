@@ -6,8 +6,7 @@ for IPv6, too).  A steered port has no socket; so it is listed there.  A range i
 than `MIN_FREE_PORTS` would be left: a host that cannot connect to anything is worse off than one where a program now
 and then gets a published port for as long as it needs it (ebpf/steering.bpf.c handles that).
 
-Ports are added to the list as they are published, which takes the same time however many there are; to release some,
-the whole list is written.
+To add ports takes the same time however many are listed; to release some, the whole list is written.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -61,10 +61,9 @@ class _Record(NamedTuple):
 
 
 class SavedSettings:
-    """The settings that gangway has changed in the calling thread's network namespace.
+    """The settings that gangway has changed in the calling thread's network namespace.  Thread-safe.
 
-    `warn` logs what could not be restored, and why.  A name that was not registered is a sysctl's.  Thread-safe:
-    changes are made one after the other.
+    `warn` logs what could not be restored, and why.  A name that was not registered is a sysctl's.
     """
 
     def __init__(self, storage: Storage, warn: Callable[[str], None]) -> None:

@@ -1,7 +1,6 @@
 """The driver for iptables and ip6tables: writes the rules, compares and removes them.
 
-Some rules are in the built-in chains, where nothing tells them from other programs'.  So these are remembered in the
-storage.
+Rules in built-in chains do not show which program they belong to, so ours are remembered in the storage.
 
 The policy of FORWARD, which has to be DROP for some plans, belongs to no program: ufw sets it, and so does dockerd.  It
 is restored if no program has added a rule to FORWARD since gangway set it; one that has relies on the policy as it is.
@@ -54,14 +53,14 @@ class IptablesDriver(Driver):
         former = self._remembered()
         self._check_chains(former)
         # Both are remembered until the new ones are written: a daemon that dies in between finds either.
-        both = _merged(former, built_in)
+        both = {family: (*former[family], *built_in[family]) for family in _FAMILIES}
         self._remember(both)
         try:
             self._close(plan.closed)  # before the rules that allow some packets
             for family in _FAMILIES:
                 self._replace(family, wanted[family], former[family])
         except GangwayError:
-            self._roll_back(before, former, both)
+            self._roll_back(before, former, both)  # as far as that is possible
             raise
         self._remember(built_in)
         self._built_in = built_in
@@ -71,7 +70,7 @@ class IptablesDriver(Driver):
         before = self._built_in
         after = {family: iptables.with_mappings(tables, removed, added, family) for family, tables in before.items()}
         if after != before:
-            self._remember(_merged(before, after))
+            self._remember({family: (*before[family], *after[family]) for family in _FAMILIES})
         for family in _FAMILIES:
             text = iptables.change(removed, added, family, self._prefix)
             if text:
@@ -143,7 +142,6 @@ class IptablesDriver(Driver):
                     )
 
     def _roll_back(self, before: Plan | None, former: Tables, both: Tables) -> None:
-        """Restore the rules and policies from before a failed rewrite, as far as that is possible."""
         rules = self._render(before) if before is not None else former
         for family in _FAMILIES:
             with suppress(GangwayError):
@@ -173,15 +171,3 @@ def prefix_of_rules(storage: Storage) -> str | None:
 
 def _policy(tool: Iptables) -> str:
     return f"{tool.command} policy of FORWARD"
-
-
-def _merged(one: Tables, other: Tables) -> Tables:
-    """Merge the tables of one name."""
-    both: Tables = {}
-    for family in _FAMILIES:
-        found: dict[str, iptables.Table] = {}
-        for table in (*one.get(family, ()), *other.get(family, ())):
-            rules = found[table.name].rules if table.name in found else ()
-            found[table.name] = table._replace(rules=(*rules, *table.rules))
-        both[family] = tuple(found.values())
-    return both

@@ -8,16 +8,12 @@ The layout is Docker's from the beginning, in chains that all have one name, the
 OUTPUT send packets for a local address to that chain, which has a rule for each mapping; POSTROUTING masquerades.  In
 `filter`, FORWARD jumps to the chain, which accepts packets for a container's published port; FORWARD also accepts
 established connections, what leaves a bridge, and what stays within one.  `mangle` and `raw` have what Docker's layout
-lacks: networks are isolated from each other, and a container or the host's loopback address can only be reached by a
-published port, whatever the policy of FORWARD is.  For SCTP `mangle` has two more rules for each mapping, in both
-families whatever the mapping's own is: nft/render.py says why.
+lacks: networks are isolated, and a container or the host's loopback address can only be reached by a published port.
+For SCTP `mangle` has two more rules for each mapping, in both families: nft/render.py says why.
 
 With the prefix DOCKER the rules are Docker's to the letter: connections from a container's own bridge are not
 translated but left to the relay, and a container that connects to itself is masqueraded by a rule for each port.  With
 any other prefix rules translate these, too, and one rule for each network masquerades them.
-
-Rules in built-in chains do not show which program they belong to.  So a change of them needs to know what was there
-before: `batch` takes a listing, and the rules that were written last.
 """
 
 from collections import Counter
@@ -29,8 +25,7 @@ from gangway.inet import format_host
 from gangway.model import Network, Protocol, Subnet
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 
-TABLES = ("raw", "mangle", "nat", "filter")
-"""The tables that have rules, in the order in which they are written."""
+TABLES = ("raw", "mangle", "nat", "filter")  # that have rules, in the order in which they are written
 DEFAULT_PREFIX = "GANGWAY"
 DOCKERS_PREFIX = "DOCKER"
 """The prefix that selects Docker's layout to the letter."""
@@ -46,8 +41,8 @@ class Table(NamedTuple):
     """The rules in one table.  `rules` are `-A CHAIN …`; each CHAIN is either `chain` or a built-in one."""
 
     name: str
-    chain: str = ""
-    rules: tuple[str, ...] = ()
+    chain: str
+    rules: tuple[str, ...]
 
     @property
     def has_chain(self) -> bool:
@@ -108,8 +103,7 @@ def matching_rules(planned: MappingPlan, route: Route, network: Network, prefix:
     if route.road is not Road.NAT:
         return
     rules = _translation(planned, prefix)
-    hook = _to_output(planned.family, prefix) if route.origin is Origin.HOST else _to_prerouting(prefix)
-    yield f"nat: {hook}"
+    yield f"nat: {_to_output(planned.family, prefix) if route.origin is Origin.HOST else _to_prerouting(prefix)}"
     yield f"nat: {rules['nat'][0]}"
     if route.origin is not Origin.HOST:
         yield f"filter: -A FORWARD -o {planned.bridge} -j {prefix}"
@@ -123,12 +117,11 @@ def batch(wanted: Collection[Table], applied: Collection[Table], listed: Listing
     """Return the text for iptables-restore --noflush that replaces the rules `applied` by those `wanted`.
 
     `listed` are the rules that the kernel has, ours and other programs'.  With nothing wanted, all that was applied is
-    removed.
+    removed.  Several tables of one name count as one.
     """
     text = []
-    before, after = ({table.name: table for table in tables} for tables in (applied, wanted))
-    for name in dict.fromkeys((*before, *after)):
-        old, new = before.get(name, Table(name)), after.get(name, Table(name))
+    for name in dict.fromkeys(table.name for table in (*applied, *wanted)):
+        old, new = _joined(name, applied), _joined(name, wanted)
         rules = listed.get(name, Counter())
         text.append(f"*{name}")
         if new.has_chain:
@@ -179,9 +172,8 @@ def with_mappings(
 
 def missing(tables: Collection[Table], listed: Listing) -> tuple[str, ...]:
     """Return the rules that are not listed, or not as often as they should be."""
-    return tuple(
-        rule for table in tables for rule in (Counter(table.rules) - listed.get(table.name, Counter())).elements()
-    )
+    lacking = (Counter(table.rules) - listed.get(table.name, Counter()) for table in tables)
+    return tuple(rule for rules in lacking for rule in rules.elements())
 
 
 def parse_listing(text: str) -> dict[str, Counter[str]]:
@@ -201,6 +193,12 @@ def chain_of(rule: str) -> str:
     return rule.split(" ", 2)[1]
 
 
+def _joined(name: str, tables: Collection[Table]) -> Table:
+    found = [table for table in tables if table.name == name]
+    chain = found[-1].chain if found else ""
+    return Table(name, chain, tuple(rule for table in found for rule in table.rules))
+
+
 def _nat(plan: Plan, family: int, prefix: str) -> Iterator[str]:
     if family in plan.routed:
         yield _to_prerouting(prefix)
@@ -211,12 +209,8 @@ def _nat(plan: Plan, family: int, prefix: str) -> Iterator[str]:
     if family == 6:
         # Clients of a link-local address have one themselves, and the kernel forwards nothing from these.
         yield f"-A {prefix} -d fe80::/10 -j RETURN"
-    subnets = [
-        (planned.network, subnet)
-        for planned in plan.networks
-        for subnet in planned.network.subnets
-        if subnet.version == family
-    ]
+    networks = [planned.network for planned in plan.networks]
+    subnets = [(network, subnet) for network in networks for subnet in network.subnets if subnet.version == family]
     if prefix != DOCKERS_PREFIX:
         for network, subnet in subnets:
             yield _hairpin(subnet, network.bridge)

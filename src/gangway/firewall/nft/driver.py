@@ -12,7 +12,8 @@ from gangway.host.saved_settings import Storage
 from gangway.model import Network
 from gangway.plan import MappingPlan, Plan, Route
 
-_KEY = "nftables rules"
+KEY = "nftables rules"
+"""Remembered in the storage while there are any."""
 
 
 class NftDriver(Driver):
@@ -24,7 +25,7 @@ class NftDriver(Driver):
         self._listing: str | None = None
 
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
-        self._storage.remember(_KEY, render.TABLE)
+        self._storage.remember(KEY, render.TABLE)
         self._apply(render.render(plan))
         self._listing = self._library.listing(render.TABLE)
 
@@ -50,7 +51,7 @@ class NftDriver(Driver):
     def remove(self) -> None:
         self._apply(render.remove())
         self._listing = None
-        self._storage.forget(_KEY)
+        self._storage.forget(KEY)
 
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
         return render.matching_rules(planned, route, network)
@@ -66,8 +67,3 @@ class NftDriver(Driver):
         after = events.generation()
         if before == self.generation and after - before <= 1:
             self.generation = after
-
-
-def has_rules(storage: Storage) -> bool:
-    """True if a driver with this storage has written rules and not removed them."""
-    return storage.recall(_KEY) is not None

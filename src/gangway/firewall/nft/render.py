@@ -1,12 +1,11 @@
 """A Plan as nftables rules: text for nft(8).
 
-What this file knows: nft's language, and what a rule costs a packet.  What it must not know: why a road was chosen, how
-the text gets into the kernel.
+What this file knows: nft's language, and what a rule costs.  What it must not know: why a road was chosen.
 
-All rules are in one table, `inet gangway`.  They depend on the networks and on the families that are forwarded, and on
-nothing else: mappings are elements of the table's maps.  So a packet passes the same few rules however many mappings
-there are, and another mapping is another element.  Only the first packet of a connection passes the chains of type nat.
-All others pass `forward`, whose first rule accepts them: bulk transfers show each lookup that a packet is spared.
+All rules are in one table, `inet gangway`.  They depend on the networks and on the families that are forwarded only:
+mappings are elements of the table's maps, so a packet passes the same few rules however many there are.  Only the first
+packet of a connection passes the chains of type nat.  All others pass `forward`, whose first rule accepts them: bulk
+transfers show each lookup that a packet is spared.
 
 A family has three maps; each kind of mapping has the form that is cheapest for it:
 
@@ -65,6 +64,7 @@ _WORD = {4: "ip", 6: "ip6"}
 _UNTRANSLATED = {4: "127.0.0.0/8", 6: "{ ::1, fe80::/10 }"}
 _ANY = {4: "0.0.0.0/0", 6: "::/0"}
 
+_HAS_PORTS = "meta l4proto != { tcp, udp, sctp } return"
 _LEAVING = "oifname vmap @to"
 _TRANSLATED = "oifname @bridges ct status dnat accept"
 # The type of the first chunk, read at its offset: nft's `sctp chunk` needs Linux 5.14.
@@ -104,11 +104,8 @@ def render(plan: Plan) -> str:
     lines += [_MAPS.format(f=family) for family in (4, 6)]
     lines.append(_SETS)
     for name, (head, rules) in chains(plan).items():
-        lines.append(f"\tchain {name} {{")
-        lines += [f"\t\t{line}" for line in (head, *rules) if line]
-        lines.append("\t}")
-    lines.append("}")
-    return "\n".join(lines) + "\n" + Transaction({}, _all_elements(plan)).text()
+        lines += [f"\tchain {name} {{", *(f"\t\t{line}" for line in (head, *rules) if line), "\t}"]
+    return "\n".join((*lines, "}\n")) + Transaction({}, _all_elements(plan)).text()
 
 
 def element_counts(plan: Plan) -> dict[str, int]:
@@ -128,13 +125,7 @@ def remove() -> str:
 
 def chains(plan: Plan) -> dict[str, tuple[str, list[str]]]:
     """Return each chain's hook and rules; a chain without a hook is jumped to."""
-    found = {
-        f"published{family}": (
-            "",
-            ["meta l4proto != { tcp, udp, sctp } return", *(_lookup(family, kind) for kind in _KINDS)],
-        )
-        for family in (4, 6)
-    }
+    found = {f"published{family}": ("", [_HAS_PORTS, *(_lookup(family, kind) for kind in _KINDS)]) for family in (4, 6)}
     for number, planned in enumerate(plan.networks):
         found[_to(number)] = "", [_hairpin(subnet) for subnet in planned.network.subnets]
     found["associations"] = "", [f"{_HEARTBEAT} ct state new drop", f"{_ABORT} ct state invalid drop"]
@@ -249,11 +240,9 @@ def _elements(planned: MappingPlan) -> tuple[str, list[str]]:
     if mapping.host_ports.count > 1 and mapping.keeps_ports:
         at = _ANY[family] if mapping.host_address.is_unspecified else ip_network(mapping.host_address)
         return f"ranges{family}", [f"{mapping.protocol} . {at} . {mapping.host_ports} : {to}"]
-    if mapping.host_address.is_unspecified:
-        name, key = f"ports{family}", mapping.protocol.value
-    else:
-        name, key = f"addresses{family}", f"{mapping.protocol} . {mapping.host_address}"
-    return name, [f"{key} . {host} : {to} . {container}" for host, container in mapping.pairs()]
+    name, at = ("ports", "") if mapping.host_address.is_unspecified else ("addresses", f" . {mapping.host_address}")
+    pairs = mapping.pairs()
+    return f"{name}{family}", [f"{mapping.protocol}{at} . {host} : {to} . {container}" for host, container in pairs]
 
 
 def _statements(verb: str, elements: Elements) -> Iterator[str]:
