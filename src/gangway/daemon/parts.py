@@ -73,5 +73,5 @@ class Parts:
         """Close sockets and files."""
         self._links.close()
         self.dataplane.close()
-        self.observer.close()
+        self.observer.tools.close()
         self._database.close()

@@ -1,7 +1,4 @@
-"""The values that are compared: what there is on the host, or should be.
-
-What this file knows: what a mapping makes of the host.  What it must not know: how anything is found or changed.
-"""
+"""The values that are compared: what there is on the host, or should be, and what a mapping makes of it."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -69,9 +66,8 @@ def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPorts, Serve]]:
 
 
 def steered_of(planned: MappingPlan) -> Iterator[PortBlock]:
-    """Yield the blocks of ports of a mapping that are steered to the relay."""
-    if planned.is_steered:
-        yield from _blocks(planned)
+    """Return the blocks of ports of a mapping that are steered to the relay."""
+    return _blocks(planned) if planned.is_steered else iter(())
 
 
 def redirects_of(planned: MappingPlan) -> Iterator[tuple[PortBlock, Target]]:
