@@ -255,7 +255,7 @@ class Daemon:
         """Close everything; what the fakes have stays as it is."""
         for lease in dict.fromkeys(self.leases._leases.values()):
             lease.sock.close()
-        for part in (self.links, self.observer, self.database):
+        for part in (self.links, self.observer.tools, self.database):
             part.close()
 
     def end(self) -> None:

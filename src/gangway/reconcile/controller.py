@@ -1,8 +1,5 @@
 """Keeps the host as it should be: compares everything that is wanted with the host, and repairs the difference.
 
-What this file knows: when to compare, and when to decide again.  What it must not know: what a request means, how a
-step is carried out.
-
 `reconcile` may be called at any time.  `check` first finds out whether that is necessary: after a notification from the
 kernel, unless it is about our own change of rules (`check_rules`), and every few seconds (`thorough`), because not
 every change sends one.  Both do what they can: a failure is logged, and the next check tries again.  A request repairs
@@ -177,10 +174,10 @@ class Controller:
         are_applied = self._condition in (Condition.APPLIED, Condition.RETRYING) and self._executor.driver.is_intact(
             lambda: plan
         )
-        before = replace(
-            self._observer.found(), plan=plan if are_applied else None, forwarding=self._own_forwarding(plan)
-        )
         wanted = State() if plan is None else self._registry.state(plan)
+        # Families that are forwarded and that are ours to stop: others may need what we do not.
+        forwarding = self.facts.forwarding & (self.facts.switched_on | wanted.forwarding)
+        before = replace(self._observer.found(), plan=plan if are_applied else None, forwarding=forwarding)
         failed = self._apply(diff(before, wanted), plan)
         for mapping in self._unavailable_mappings(failed, plan):
             dataplane.remove_redirects(block for block, _ in redirects_of(mapping))
@@ -188,7 +185,10 @@ class Controller:
         self._reserved_ports.set(_steered_ports(self._registry.mappings()))
         if plan is None:
             is_repaired &= self._attempt(self._executor.driver.remove)
-        self._condition = _condition(failed, is_repaired)
+        if any(isinstance(step, Rewrite) for step in failed):
+            self._condition = Condition.DIRTY
+        else:
+            self._condition = Condition.APPLIED if is_repaired and not failed else Condition.RETRYING
         self.record_applied()
 
     def is_dead(self, container: str) -> bool:
@@ -290,11 +290,6 @@ class Controller:
         wanted |= {link_name(one.container) for one in self._registry.endpoints()}
         return {*links.bridges, *links.attachments} != wanted
 
-    def _own_forwarding(self, plan: Plan | None) -> frozenset[int]:
-        """Return the forwarded families that we may disable: other programs may need the others."""
-        wanted = plan.forwarding if plan is not None else frozenset()
-        return self.facts.forwarding & (self.facts.switched_on | wanted)
-
     def _unavailable_mappings(self, failed: Sequence[Step], plan: Plan | None) -> list[MappingPlan]:
         """Return the mappings with a port that failed: another program has it, and so it gets the clients."""
         lost = {one.ports for step in failed if isinstance(step, Ports) for one in step.before + step.after}
@@ -322,12 +317,6 @@ class Controller:
 
     def _warn(self, text: str) -> None:
         self._log.warning(text)
-
-
-def _condition(failed: Sequence[Step], repaired: bool) -> Condition:
-    if any(isinstance(step, Rewrite) for step in failed):
-        return Condition.DIRTY
-    return Condition.APPLIED if repaired and not failed else Condition.RETRYING
 
 
 def _flat(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
