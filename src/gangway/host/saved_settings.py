@@ -12,11 +12,11 @@ import json
 import os
 import socket
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from threading import RLock
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from gangway.errors import GangwayError, HostRefused
 from gangway.host import probe, sysctl
@@ -73,11 +73,13 @@ class SavedSettings:
     """The settings that gangway has changed in the calling thread's network namespace.
 
     `warn` logs what could not be restored, and why.  A name that was not registered is a sysctl's.  Thread-safe:
-    changes are made one after the other.
+    changes of one setting are made one after the other; none waits for another setting, which a tool may have to write.
     """
 
     def __init__(self, storage: Storage, warn: Callable[[str], None]) -> None:
         self._lock = RLock()
+        """Guards what is recorded.  It is not held while a setting is read or written."""
+        self._changing: dict[str, Any] = defaultdict(RLock)
         self._storage = storage
         self._warn = warn
         self._settings: dict[str, Setting] = {}
@@ -100,14 +102,14 @@ class SavedSettings:
         and nothing more is recorded.
         """
         setting = self._setting(name)
-        with self._lock:
+        with self._exclusively(name):
             if setting.read() not in (None, value):
                 self._change(name, value, partial(setting.write, value), tuple(side_effects), restored_with)
             self._users[name].add(user)
 
     def extend(self, name: str, text: str, user: str = "") -> None:
         """Add to a sysctl that is a list.  HostRefused: it was not changed."""
-        with self._lock:
+        with self._exclusively(name):
             expected = ",".join(filter(None, (self._setting(name).read(), text)))
             self._change(name, expected, partial(sysctl.extend, name, text))
             self._users[name].add(user)
@@ -117,7 +119,7 @@ class SavedSettings:
 
         HostRefused: it was not restored, and stays recorded.
         """
-        with self._lock:
+        with self._exclusively(name):
             self._users[name].discard(user)
             if self._users[name]:
                 return
@@ -126,8 +128,7 @@ class SavedSettings:
             if not self._has_new_dependents(name):
                 self._write_back(names)
             if names:
-                self._records = {other: record for other, record in self._records.items() if other not in names}
-                self._store()
+                self._record(dict.fromkeys(names))
 
     def restore_all(self, needed: Collection[str] = ()) -> None:
         """Restore all settings but those that are needed, whoever their users were; log those that could not be."""
@@ -181,8 +182,7 @@ class SavedSettings:
             write()
         # What the kernel made of it: it may spell a value in another way.
         changed = [other for other in (name, *side_effects) if other in self._records]
-        self._records |= {other: self._records[other]._replace(written=self._read(other)) for other in changed}
-        self._store()
+        self._record({other: self._records[other]._replace(written=self._read(other)) for other in changed})
 
     def _write_back(self, names: Collection[str]) -> None:
         """Restore settings, the first one first: it may change the others."""
@@ -210,14 +210,13 @@ class SavedSettings:
     @contextmanager
     def _recording(self, records: dict[str, _Record]) -> Iterator[None]:
         """Store records before the block changes what they are about; discard them if that fails."""
-        former, self._records = self._records, self._records | records
+        former = {name: self._records.get(name) for name in records}
         try:
-            self._store()
+            self._record(records)
             yield
         except GangwayError:
-            self._records = former
             with suppress(GangwayError):
-                self._store()
+                self._record(former)
             raise
 
     def _read(self, name: str) -> str | None:
@@ -226,11 +225,19 @@ class SavedSettings:
     def _setting(self, name: str) -> Setting:
         return self._settings.get(name) or Setting(name, partial(sysctl.read, name), partial(sysctl.write, name))
 
-    def _store(self) -> None:
-        if self._records:
-            self._storage.remember(_KEY, json.dumps((self._scope, self._records)))
-        else:
-            self._storage.forget(_KEY)
+    def _exclusively(self, name: str) -> Any:
+        with self._lock:
+            return self._changing[name]
+
+    def _record(self, records: Mapping[str, _Record | None]) -> None:
+        """Replace some records, or delete them, and store all."""
+        with self._lock:
+            merged = {**self._records, **records}
+            self._records = {name: record for name, record in merged.items() if record is not None}
+            if self._records:
+                self._storage.remember(_KEY, json.dumps((self._scope, self._records)))
+            else:
+                self._storage.forget(_KEY)
 
 
 def _boot_and_namespace() -> str:
