@@ -24,8 +24,8 @@ $(BIN)/gangway: pyproject.toml
 	@$(BIN)/python3 -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	@touch $@
 
-$(BIN)/gangway-docker-proxy: launcher/docker-proxy.c | $(BIN)/gangway
-	musl-gcc -std=gnu11 -static -Os -Wall -Wextra -Werror -DVERSION=\"$(VERSION)\" -o $@ $<
+$(BIN)/gangway-docker-proxy: $(wildcard launcher/*.c) launcher/launcher.h | $(BIN)/gangway
+	musl-gcc -std=gnu11 -static -Os -Wall -Wextra -Werror -DVERSION=\"$(VERSION)\" -o $@ $(filter %.c,$^)
 
 $(BPF): %.o: %.c src/gangway/ebpf/published.bpf.h | $(BIN)/gangway
 	clang -O2 -g -Wall -Wextra -Werror -target bpf -I/usr/include/$(shell gcc -print-multiarch) -c $< -o $@

@@ -11,7 +11,6 @@ namespace.
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from contextlib import suppress
@@ -20,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gangway import runtime
+from gangway.cli.client import NoDaemon, Refused, ask_running
 from lab.netns import Namespace, end
 from lab.processes import pids_running
 from lab.waiting import wait_until
@@ -136,6 +136,9 @@ class Gangway:
         return self.relays() + pids_running("gangway.daemon", self.host)
 
     def _serves(self) -> bool:
-        """True if the daemon listens. Not tried with a gangway command, which would start a daemon if none runs."""
-        with socket.socket(socket.AF_UNIX) as client:
-            return client.connect_ex(str(self.socket)) == 0
+        """True if the daemon answers requests. A gangway command is of no use here: it would start a daemon."""
+        try:
+            ask_running(str(self.socket), "GET", "/networks")
+        except (NoDaemon, Refused):
+            return False
+        return True

@@ -38,7 +38,7 @@ def netns_cookie(sock: socket.socket) -> int:
 def folder() -> str:
     """Return the runtime folder of this user's daemon in the calling thread's network namespace; it need not exist."""
     own_base = os.environ.get("XDG_RUNTIME_DIR") if os.geteuid() else None
-    return os.path.join(BASE if own_base is None else os.path.join(own_base, "gangway"), f"netns-{_identity()}")
+    return os.path.join(BASE if own_base is None else os.path.join(own_base, "gangway"), f"netns-{netns_identity()}")
 
 
 def create_folder() -> str:
@@ -67,7 +67,8 @@ def default_state() -> str:
     return HOST_STATE if is_host else os.path.join(folder(), STATE)
 
 
-def _identity() -> str:
+def netns_identity() -> str:
+    """Return what tells the calling thread's network namespace from any other until the next boot."""
     with socket.socket(socket.AF_UNIX) as sock:
         try:
             return str(netns_cookie(sock))

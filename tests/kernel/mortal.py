@@ -1,24 +1,34 @@
-"""A daemon's service that can be killed at any point, and the services that are started after it.
+"""A daemon that can be killed, or fail, at any of its operations, and the daemons that are started after it.
 
-A service runs in this process, in the host's namespace.  A trap counts its operations (each step, each write to the
-database) and kills it at the n-th: from then on no operation is carried out, and none is undone.  The next service
-starts with a copy of the database from that moment.
+A daemon's parts run in this process, in the host's namespace. Each operation that changes the host or the database
+(below the steps: a netlink message, a transaction of rules, an entry of an eBPF map, a request to the relay, a setting,
+a row) is counted. At the n-th of those that are under test the daemon is killed: from then on no operation is carried
+out, and none is undone. The next daemon starts with a copy of the database from that moment. Or the n-th operation
+fails, once, as the kernel, a tool or the disk might refuse it.
 """
 
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Callable
-from contextlib import closing, suppress
-from itertools import count
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+from pyroute2.iproute.linux import RTNL_API
 
 from gangway.daemon.config import Config
+from gangway.daemon.home import Home
+from gangway.daemon.parts import Parts
+from gangway.ebpf.keys import PortBlock
+from gangway.ebpf.loader import LoadedObject
 from gangway.errors import HostRefused
+from gangway.firewall.iptables.tool import Iptables
+from gangway.firewall.nft.library import Nftables
+from gangway.host import sysctl
 from gangway.log import Log
-from gangway.reconcile.diff import Step
-from gangway.relay.client import Relay
+from gangway.relay.client import RelayClient
 from gangway.state.database import Database
 from gangway.state.requests import Requests
 from lab.netns import Namespace
@@ -34,7 +44,21 @@ _PASSING = re.compile(
     r"|^ *inet6 fe80.*\n.*\n|^fe80.*\n|\S+_timer +[\d.]+|state \w+|(UP|LOWER_UP|NO-CARRIER),?|\[\d+:\d+\]",
     re.MULTILINE,
 )
-_CHANGES = re.compile("add_|remove_|remember|forget")
+_SETTINGS = r"^net\.(ipv4\.(ip_|tcp_tw_reuse)|ipv[46]\.conf\..*\.(forwarding|accept_ra|accept_redirects))"
+# The operations of classes and modules. Those of the second table are the same with every firewall, so they are under
+# test without one.
+_Operations = dict[Any, tuple[str, ...]]
+_WITH_A_FIREWALL: _Operations = {
+    Database: tuple(name for name in dir(Database) if re.match("add_|remove_|remember|forget", name)),
+    sysctl: ("write", "extend"),
+    Nftables: ("apply",),
+    Iptables: ("apply", "set_policy"),
+}
+_WITHOUT: _Operations = {
+    RTNL_API: ("link", "addr", "route", "brport"),
+    LoadedObject: ("update", "delete"),
+    RelayClient: ("serve", "remove", "share", "hold", "stop"),
+}
 
 
 class Killed(BaseException):
@@ -42,31 +66,44 @@ class Killed(BaseException):
 
 
 class Trap:
-    """Kills a service after `left` operations."""
+    """Calls `spring` at an operation, after `left` others. `stays`: it springs at each one after that, too."""
 
-    def __init__(self, service: Requests, store: Database, path: Path, left: int) -> None:
+    def __init__(
+        self, left: int, is_under_test: Callable[[Any], bool], spring: Callable[[], None], stays: bool
+    ) -> None:
         self._left = left
-        self._path = path
-        self.sprung = False
-        for owner, names in (
-            (service._executor, ["do"]),
-            (store, [name for name in dir(store) if _CHANGES.match(name)]),
-        ):
-            for name in names:
-                setattr(owner, name, self._trapped(getattr(owner, name)))
+        self._is_under_test = is_under_test
+        self._spring = spring
+        self._stays = stays
+        self.was_reached = False
 
-    def _trapped(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def instead(*words: Any) -> Any:
-            if not self.sprung and self._left == 0:
-                self.sprung = True
-                with closing(sqlite3.connect(self._path)) as now, closing(sqlite3.connect(_next(self._path))) as then:
-                    now.backup(then)
-            if self.sprung:
-                raise Killed
-            self._left -= 1
-            return call(*words)
+    @contextmanager
+    def laid(self) -> Iterator[None]:
+        """Intercept all operations in the block."""
+        with ExitStack() as stack:
+            for owner, names in (_WITH_A_FIREWALL | _WITHOUT).items():
+                for name in names:
+                    trapped = self._trapped(getattr(owner, name), owner)
+                    stack.enter_context(patch.object(owner, name, trapped))
+            yield
+
+    def _trapped(self, call: Callable[..., Any], owner: Any) -> Callable[..., Any]:
+        def instead(*given: Any, **named: Any) -> Any:
+            if "dump" not in given:  # pyroute2 reads by the same functions
+                self._count(owner)
+            return call(*given, **named)
 
         return instead
+
+    def _count(self, owner: Any) -> None:
+        if self.was_reached:
+            if self._stays:
+                self._spring()
+        elif self._is_under_test(owner):
+            self._left -= 1
+            self.was_reached = self._left < 0
+            if self.was_reached:
+                self._spring()
 
 
 def _next(path: Path) -> Path:
@@ -78,80 +115,100 @@ def _is_published(line: str) -> bool:
     return "192.0.0.8:" not in line and "[100::1]:" not in line
 
 
+def _spell(entries: Mapping[PortBlock, object]) -> str:
+    return " ".join(f"{'/'.join(map(str, block))}={value!r}".replace(" ", "") for block, value in entries.items())
+
+
 class Ground:
-    """A host with two containers, and the services that run there one after the other."""
+    """A host with two containers, and the daemons that run there one after the other."""
 
     def __init__(self, host: Namespace, boxes: list[Namespace], directory: Path, firewall: str) -> None:
         self.host = host
         self.boxes = boxes
-        self._config = Config(firewall=firewall)
-        self._relay_path = directory / "relay"
+        self._firewall = firewall
+        self._home = Home(str(directory / "sock"), -1)  # not entered: nobody connects to this daemon
         self._path = directory / "state"
-        self._relays: list[Relay] = []
-        self.said: list[str] = []
+        self._daemons: list[Parts] = []
+
+    @property
+    def _parts(self) -> Parts:
+        return self._daemons[-1]
+
+    @property
+    def requests(self) -> Requests:
+        """The requests of the daemon that runs now."""
+        return self._parts.requests
 
     def start(self) -> None:
-        """Start a service in the state that the last one left."""
-        self._database = Database(self._path)
-        self._relays.append(Relay(self._relay_path, self._config.relay_settings))
-        log = Log(lambda _level, line: self.said.append(line))
-        self.service = Requests(self._config, self._database, self._relays[-1], log)
+        """Start a daemon in the state that the last one left."""
+        config = Config(firewall=self._firewall, state=str(self._path))
+        self._daemons.append(Parts(config, self._home, Log(lambda _level, _line: None)))
 
     def is_killed(self, act: Act, left: int) -> bool:
-        """Kill the service after `left` operations of an act, and start another; False if the act ended before."""
-        trap = Trap(self.service, self._database, self._path, left)
-        with suppress(Killed):
-            act(self.service)
-        self.service.close()
-        if trap.sprung:
+        """Kill the daemon after `left` operations of an act, and start another; False if the act ended before."""
+
+        def kill() -> None:
+            after = _next(self._path)
+            if not after.exists():
+                with closing(sqlite3.connect(self._path)) as now, closing(sqlite3.connect(after)) as then:
+                    now.backup(then)
+            raise Killed
+
+        trap = Trap(left, self._is_under_test, kill, stays=True)
+        with suppress(Killed), trap.laid():
+            act(self.requests)
+        self._parts.close()
+        if trap.was_reached:
             self._path = _next(self._path)
         self.start()
-        return trap.sprung
+        return trap.was_reached
 
-    def is_refused(self, act: Act, left: int) -> bool:
-        """Let step number `left` of an act fail once, as the host might; False if there is no such step."""
-        executor = self.service._executor
-        do = executor.do
-        steps = count()
+    def fails(self, act: Act, left: int) -> tuple[bool, bool]:
+        """Let one operation of an act fail, after `left` others.
 
-        def instead(step: Step) -> None:
-            if next(steps) == left:
-                raise HostRefused("the step failed")
-            do(step)
+        Return whether there was such an operation, and whether the act was refused.
+        """
 
-        vars(executor)["do"] = instead
-        try:
-            act(self.service)
-        except HostRefused:
-            return True
-        finally:
-            del vars(executor)["do"]
-        return False
+        def fail() -> None:
+            raise HostRefused("the operation failed")
 
-    def wants(self) -> set[str]:
+        trap = Trap(left, self._is_under_test, fail, stays=False)
+        is_refused = False
+        with trap.laid():
+            try:
+                act(self.requests)
+            except HostRefused:
+                is_refused = True
+        return trap.was_reached, is_refused
+
+    def _is_under_test(self, owner: Any) -> bool:
+        return self._firewall == "none" or owner in _WITH_A_FIREWALL
+
+    def wanted(self) -> set[str]:
         """Return the contents of the database."""
-        mappings = map(str, self._database.mappings())
+        database = self._parts._database
         return {
-            *mappings,
-            *(one.name for one, _ in self._database.networks()),
-            *(e.container for e, _ in self._database.endpoints()),
+            *map(str, database.mappings()),
+            *(network.name for network, _ in database.networks()),
+            *(endpoint.container for endpoint, _ in database.endpoints()),
         }
 
     def found(self) -> Found:
         """Return the state of the kernel."""
-        steered = self.service._executor.dataplane.steering.entries()
+        dataplane = self._parts.dataplane
         listings = {
             "rules": self.host.run("nft", "--stateless", "list", "ruleset").stdout,
             "links": self.host.run("ip", "--details", "link").stdout + self.host.ip("address"),
-            "settings": self.host.run("sysctl", "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding").stdout,
+            "settings": self.host.run("sysctl", "-a", "--pattern", _SETTINGS).stdout,
             "ports": "".join(filter(_is_published, self.host.run("ss", "-Hltun", "-O").stdout.splitlines(True))),
-            "steered": "".join(f"{'/'.join(map(str, block))}={served} " for block, served in sorted(steered.items())),
+            "steered": _spell(dataplane.steering.entries()),
+            "redirects": _spell(dataplane.redirect.entries()),
             "containers": "".join(f"{box.ip('address')}{box.ip('route')}{box.ip('-6', 'route')}" for box in self.boxes),
         }
         return {name: Counter(_PASSING.sub("", text).split()) for name, text in listings.items()}
 
-    def becomes(self, expected: Found) -> None:
-        """Wait until the kernel is in this state.  AssertionError: it is not, with the difference."""
+    def wait_until_found(self, expected: Found) -> None:
+        """Wait until the kernel is in this state. AssertionError: it is not; the message is the difference."""
 
         def difference() -> list[tuple[str, Counter[str], Counter[str]]]:
             found = self.found()
@@ -164,8 +221,9 @@ class Ground:
             raise AssertionError(f"expected and missing, present and unexpected: {left}")
 
     def close(self) -> None:
-        """End the service, and wait for the relays that it and those before it have started."""
-        self.service.close()
-        for relay in self._relays:
-            if relay._process is not None:
-                relay._process.wait(10)
+        """End the daemon, and wait for the relays that it and those before it have started."""
+        self._parts.close()
+        for parts in self._daemons:
+            process = parts.dataplane.relay._process
+            if process is not None:
+                process.wait(10)

@@ -121,7 +121,7 @@ def end_processes(namespace: Namespace) -> None:
 
 def children(pid: int) -> list[int]:
     """Return the children of a process, zombies included; the kernel lists them by the thread that started them."""
-    found = []
+    found = list[int]()
     for thread in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(FileNotFoundError, ProcessLookupError):
             found += map(int, thread.read_text().split())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gangway.reconcile.diff import link_name
+from gangway.reconcile.state import link_name
 from lab import echo_server
 from lab.gangwayd import GANGWAY, Gangway
 from lab.netns import Namespace, end, ip
@@ -115,7 +115,7 @@ def test_the_ports_of_a_container_that_is_gone_are_free(street: Street) -> None:
     street.publish(gone, "8080:80/tcp", "8080:80/udp", "9000-9010:9000-9010")
     gone.space.close()
     wait_until(lambda: all(mapping["container"] != gone.name for mapping in street.gangway.json("ls")), "its end", 5)
-    assert "is gone" in street.gangway.log.read_text()
+    assert "exited: its ports are unpublished" in street.gangway.log.read_text()
     with street.published(street.server, "8080:80/tcp", "8080:80/udp", "9000-9010:9000-9010"):
         assert street.reaches(street.neighbour, "tcp", HOST4, 8080)
     with street.host.entered(), closing(socket.create_server(("", 8080))):

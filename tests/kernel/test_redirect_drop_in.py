@@ -35,7 +35,7 @@ def peer_of_client(port: Port, address: str) -> tuple[str, int]:
 
 def is_redirected(port: Port, address: str) -> bool:
     """True if clients are redirected to the container."""
-    return peer_of_client(port, address) == port.server.getsockname()[:2]
+    return bool(peer_of_client(port, address) == port.server.getsockname()[:2])
 
 
 def _are_connected(served: socket.socket, client: socket.socket) -> bool:

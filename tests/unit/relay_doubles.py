@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 from gangway.log import Log
-from gangway.relay import protocol
+from gangway.relay import protocol, sockets
 from gangway.relay.control import Control
 from gangway.relay.core.loop import Loop
-from gangway.relay.core.stream import Entrance
 from gangway.relay.ports import ServedPorts
 from gangway.relay.protocol import GetHeld, Hello, List, Request, Serve
 from gangway.relay.sockets import Backend, PublishedRange
@@ -85,7 +84,7 @@ class Server:
         self.ports.append(PublishedPort(backend, sock))
         return self.ports[-1]
 
-    def withdraw(self, port: Entrance, then: Callable[[], None]) -> None:
+    def withdraw(self, port: sockets.PublishedPort, then: Callable[[], None]) -> None:
         port.close()
         self._withdrawn.append(then)
         if not self.has_connections:

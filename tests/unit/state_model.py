@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 from gangway.ebpf.keys import PortBlock, Target, blocks
 from gangway.model import Endpoint, Protocol
 from gangway.plan import MappingPlan, NetworkPlan, Plan
-from gangway.reconcile.diff import Blocks, Change, Flows, Forwarding, Ports, Redirects, Rewrite, Step, Verb
+from gangway.reconcile.diff import (
+    Bridge,
+    Flows,
+    Forwarding,
+    Isolation,
+    Ports,
+    Redirects,
+    Rewrite,
+    Rules,
+    Steered,
+    Step,
+    Veth,
+)
 from gangway.reconcile.state import Attachment, State, ports_of, redirects_of, steered_of
 from gangway.relay.protocol import Destination, HostPorts, Mode, Serve
 from tests.unit.samples import BACK, NFTABLES, NO_STEERING, WEB, mapping, planned, whole
@@ -81,44 +93,40 @@ class Host:
 
     def do(self, step: Step) -> None:
         """Carry out a step.  AssertionError, KeyError: it contradicts the present state."""
-        match step.what:
+        match step:
             case Rewrite(before, after):
                 assert self.plan is before
                 self.plan = after
-            case Change(removed, added):
+            case Rules(removed, added):
                 for planned in removed:
                     del self.mappings[str(planned.mapping)]
                 self.mappings |= {str(planned.mapping): planned for planned in added}
             case Forwarding(before, after):
                 assert self.forwarding == before
                 self.forwarding = after
-            case Flows():
-                pass
-            case Ports() | Blocks() | Redirects():
+            case Ports() | Steered() | Redirects():
                 self._change_ports(step)
-            case _:
+            case Bridge() | Veth() | Isolation():
                 self._change_link(step)
+            case _:
+                assert isinstance(step, Flows)
 
     def _change_ports(self, step: Step) -> None:
-        match step.verb, step.what:
-            case Verb.SERVE, Ports(ports):
-                for one in ports:
-                    self._serve(one)
-            case Verb.REMOVE, Ports(ports):
-                for one in ports:
+        assert not (step.before and step.after)
+        match step:
+            case Ports(removed, added):
+                for one in removed:
                     self._remove(one)
-            case Verb.STEER, Blocks(steered):
-                self.steered |= dict.fromkeys(steered, True)
-            case Verb.UNSTEER, Blocks(steered):
-                for block in steered:
+                for one in added:
+                    self._serve(one)
+            case Steered(removed, added):
+                for block in removed:
                     del self.steered[block]
-            case Verb.REDIRECT, Redirects(entries):
-                assert not dict(entries).keys() & self.redirects.keys(), "the former entry must be removed first"
-                self.redirects |= dict(entries)
-            case Verb.UNREDIRECT, Redirects(entries):
-                assert all(self.redirects.pop(block) == target for block, target in entries)
-            case _:
-                raise AssertionError(step)
+                self.steered |= dict.fromkeys(added, True)
+            case Redirects(removed, added):
+                assert all(self.redirects.pop(block) == target for block, target in removed)
+                assert not dict(added).keys() & self.redirects.keys(), "the former entry must be removed first"
+                self.redirects |= dict(added)
 
     def _serve(self, port: Serve) -> None:
         """Serve ports; those without sockets are reserved, unless they are already."""
@@ -136,22 +144,33 @@ class Host:
 
     def _change_link(self, step: Step) -> None:
         name = step.name
-        match step.verb, step.what:
-            case Verb.MAKE_BRIDGE, NetworkPlan() as made:
+        match step:
+            case Bridge(_, NetworkPlan() as made):
                 assert name not in self.bridges
                 self.bridges[name] = made
-            case Verb.DELETE_BRIDGE, _:
+            case Bridge():
                 assert not [veth for veth in self.attachments if VETHS[veth] == name], "the bridge has ports"
                 del self.bridges[name]
-            case ((Verb.ATTACH | Verb.ISOLATE), Attachment() as made):
-                assert step.verb is Verb.ATTACH or name in self.attachments
+            case Veth(_, Attachment() as made):
                 self.attachments[name] = made
-                (self.isolated.add if made.isolated else self.isolated.discard)(name)
-            case Verb.DETACH, _:
+                self._isolate(name, made.isolated)
+            case Veth():
                 del self.attachments[name]
                 self.isolated.discard(name)
-            case _:
-                raise AssertionError(step)
+            case Isolation(before, after):
+                attachment = self.attachments[name]
+                assert before == (name in self.isolated)
+                self.attachments[name] = attachment and attachment._replace(isolated=after)
+                self._isolate(name, after)
+
+    def _isolate(self, name: str, isolated: bool) -> None:
+        (self.isolated.add if isolated else self.isolated.discard)(name)
+
+
+def verb(step: Step) -> str:
+    """Return the kind of a step, with + or - if it adds or removes links, ports or entries."""
+    changes = isinstance(step, Rewrite | Rules | Forwarding | Flows | Isolation)
+    return ("" if changes else "+" if step.after else "-") + type(step).__name__
 
 
 def _overlap(one: HostPorts, other: HostPorts) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gangway.reconcile.diff import Flows, Step, Verb, diff
+from gangway.reconcile.diff import Flows, Step, diff
 from gangway.reconcile.state import State, ports_of, steered_of
 from tests.unit.state_model import (
     BRIDGES,
@@ -20,28 +20,29 @@ from tests.unit.state_model import (
     attachment,
     own,
     states,
+    verb,
 )
 
-# The verbs of each place in the order.  A veth that stays may have to be isolated where others are attached.
+# The kinds of steps of each place in the order.  A veth that stays may have to be isolated where others are attached.
 REMOVING = (
-    {Verb.UNREDIRECT},
-    {Verb.FORWARD},
-    {Verb.REWRITE, Verb.CHANGE},
-    {Verb.UNSTEER},
-    {Verb.REMOVE},
-    {Verb.FLUSH},
-    {Verb.DETACH},
-    {Verb.DELETE_BRIDGE},
+    {"-Redirects"},
+    {"Forwarding"},
+    {"Rewrite", "Rules"},
+    {"-Steered"},
+    {"-Ports"},
+    {"Flows"},
+    {"-Veth"},
+    {"-Bridge"},
 )
 ADDING = (
-    {Verb.MAKE_BRIDGE},
-    {Verb.ATTACH, Verb.ISOLATE},
-    {Verb.SERVE},
-    {Verb.STEER},
-    {Verb.REWRITE, Verb.CHANGE},
-    {Verb.FLUSH},
-    {Verb.FORWARD},
-    {Verb.REDIRECT},
+    {"+Bridge"},
+    {"+Veth", "Isolation"},
+    {"+Ports"},
+    {"+Steered"},
+    {"Rewrite", "Rules"},
+    {"Flows"},
+    {"Forwarding"},
+    {"+Redirects"},
 )
 
 
@@ -54,14 +55,14 @@ PAIRS = st.booleans().flatmap(lambda kind: st.tuples(states(kind), states(kind))
 FOUND = st.booleans().flatmap(lambda kind: st.tuples(states(kind, True), states(kind, True).map(all_served)))
 
 
-def verbs(steps: Iterable[Step]) -> list[Verb]:
-    return [step.verb for step in steps]
+def verbs(steps: Iterable[Step]) -> list[str]:
+    return [verb(step) for step in steps]
 
 
-def is_in_order(steps: Iterable[Step], places: Iterable[set[Verb]]) -> bool:
+def is_in_order(steps: Iterable[Step], places: Iterable[set[str]]) -> bool:
     """True if each step has a place, and none comes after one of a later place."""
-    ranks = {verb: rank for rank, place in enumerate(places) for verb in place}
-    found = [ranks.get(step.verb, -1) for step in steps]
+    ranks = {kind: rank for rank, place in enumerate(places) for kind in place}
+    found = [ranks.get(verb(step), -1) for step in steps]
     return -1 not in found and found == sorted(found)
 
 
@@ -112,7 +113,7 @@ def test_new_relay_gets_the_ports_of_one_that_exited(pair: tuple[State, State]) 
     for step in steps:
         host.do(step)
     assert host == Host.of(after)
-    assert verbs(steps) == [Verb.SERVE] * bool(after.ports) + [Verb.STEER] * bool(after.steered)
+    assert verbs(steps) == ["+Ports"] * bool(after.ports) + ["+Steered"] * bool(after.steered)
 
 
 EVERYTHING = State(
@@ -128,17 +129,17 @@ EVERYTHING = State(
 
 def test_order_of_adding_everything() -> None:
     steps = list(diff(State(), EVERYTHING))
-    links = [*[Verb.MAKE_BRIDGE] * 2, *[Verb.ATTACH] * 3]
+    links = [*["+Bridge"] * 2, *["+Veth"] * 3]
     # Sockets are redirected when all is there; until then the relay listens.
-    assert verbs(steps) == [*links, Verb.SERVE, Verb.STEER, Verb.CHANGE, Verb.FLUSH, Verb.FORWARD, Verb.REDIRECT]
+    assert verbs(steps) == [*links, "+Ports", "+Steered", "Rules", "Flows", "Forwarding", "+Redirects"]
     # Only UDP clients can have a tracked connection from before the port was published.
-    assert [step.what for step in steps if step.verb is Verb.FLUSH] == [Flows((PLANNED["0.0.0.0:53:53/udp"],))]
+    assert [step for step in steps if isinstance(step, Flows)] == [Flows((PLANNED["0.0.0.0:53:53/udp"],), ())]
 
 
 def test_order_of_removing_everything() -> None:
     steps = list(diff(EVERYTHING, State()))
     # Tracked connections are deleted when neither rule nor relay can bring them back.
-    links = [*[Verb.DETACH] * 3, *[Verb.DELETE_BRIDGE] * 2]
-    first = [Verb.UNREDIRECT, Verb.FORWARD, Verb.CHANGE, Verb.UNSTEER]
-    assert verbs(steps) == [*first, Verb.REMOVE, Verb.FLUSH, *links]
-    assert [step.what for step in steps if step.verb is Verb.FLUSH] == [Flows(tuple(PLANNED.values()))]
+    links = [*["-Veth"] * 3, *["-Bridge"] * 2]
+    first = ["-Redirects", "Forwarding", "Rules", "-Steered"]
+    assert verbs(steps) == [*first, "-Ports", "Flows", *links]
+    assert [step for step in steps if isinstance(step, Flows)] == [Flows(tuple(PLANNED.values()), ())]

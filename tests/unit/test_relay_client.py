@@ -303,7 +303,7 @@ def test_stopped_relay_is_not_missed(relays: Relays) -> None:
 
 
 def test_unused_relay_exits(relays: Relays) -> None:
-    process = relays.start("from gangway.relay import process; process.LINGER_S = 0.1")
+    process = relays.start("from gangway.relay import __main__ as process; process.LINGER_S = 0.1")
     client = relays.client()
     if client.connect():  # or it has exited already
         client.serve(RANGE)

@@ -200,10 +200,10 @@ def test_daemon_may_leave_before_its_answer(relay: Relay) -> None:
 
 def test_requests_of_one_message_each_are_answered_in_order(relay: Relay) -> None:
     daemon = relay.daemon()
-    for message in (b"shared", b"list 0", b"shared 1"):
+    for message in (b"countshared", b"list 0", b"countshared 1"):
         daemon.sock.send(message)
     relay.turn()
     relay.turn()
     answers = [daemon.receive() for _ in range(3)]
-    assert answers == ["ok 0", "ok", "error malformed message b'shared 1'"]
+    assert answers == ["ok 0", "ok", "error malformed message b'countshared 1'"]
     assert not daemon.is_connected()

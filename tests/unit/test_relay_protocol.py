@@ -7,12 +7,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gangway.inet import PROTOCOLS
 from gangway.relay import protocol
 from gangway.relay.protocol import (
     CountShared,
     Destination,
     GetHeld,
-    Held,
     Hello,
     Hold,
     HostPorts,
@@ -25,7 +25,6 @@ from gangway.relay.protocol import (
     Serve,
     Share,
 )
-from gangway.relay.sockets import PROTOCOLS
 
 LAST_PORT = 65535
 PORT_NUMBERS = st.integers(1, LAST_PORT)
@@ -58,13 +57,15 @@ KINDS: dict[type, st.SearchStrategy[Request]] = {
     List: st.builds(List, st.integers(0, 1 << 17)),
     Share: st.builds(Share, NAMES, st.sampled_from(sorted(protocol.FAMILIES))),
     CountShared: st.builds(CountShared),
-    Hold: st.builds(Hold, st.sampled_from(Held), st.integers(0, protocol.MAX_DESCRIPTORS)),
-    GetHeld: st.builds(GetHeld, st.sampled_from(Held)),
+    Hold: st.builds(Hold, NAMES, st.integers(0, protocol.MAX_DESCRIPTORS)),
+    GetHeld: st.builds(GetHeld, NAMES),
     Lease: st.builds(Lease, NAMES, st.builds(Destination, ADDRESSES, PORT_NUMBERS)),
 }
 REQUESTS = st.one_of(*KINDS.values())
 # Words of messages, and others, in any order.
-VOCABULARY = "hello serve remove list share shared hold held lease tcp udp own leased 4 10.0.0.1 ::1 80 0 1 -1 65536"
+VOCABULARY = (
+    "hello serve remove list share countshared hold getheld lease tcp udp own leased 4 10.0.0.1 ::1 80 0 1 -1 65536"
+)
 WORDS = st.sampled_from(VOCABULARY.split()) | st.text(max_size=5)
 ALMOST_REQUESTS = st.lists(WORDS, max_size=9).map(" ".join).map(str.encode)
 
@@ -173,14 +174,14 @@ def test_any_line_is_a_served_port_or_refused(line: str) -> None:
         "share tcp 5",
         "share tcp 4 1",
         "share TCP 4",
-        "shared 1",
+        "countshared 1",
         "hold some",
         "hold some one",
         "hold some -2",
         f"hold some {protocol.MAX_DESCRIPTORS + 1}",
         "hold some 1 1",
-        "held",
-        "held some 0",
+        "getheld",
+        "getheld some 0",
         "lease",
         "lease 1 tcp 10.0.0.1",
         "lease 1 tcp 10.0.0.1 80 more",

@@ -10,11 +10,9 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import count
 from typing import TypeVar
 
 import pytest
-from gangway.relay.kept import parse_range
 
 from gangway.errors import InvalidRequest
 from gangway.log import Log
@@ -24,12 +22,12 @@ from gangway.relay.core.loop import Loop
 from gangway.relay.core.shared import Binding, SharedSockets
 from gangway.relay.core.stream import Streams
 from gangway.relay.flow import Event
+from gangway.relay.protocol import canonical
 from gangway.relay.settings import Settings
-from gangway.relay.sockets import Backend
+from gangway.relay.sockets import Backend, PublishedRange
 from tests.unit.descriptors import socket_count
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
-NAMES = {TCP: "tcp", UDP: "udp"}
 _SO_COOKIE = 57
 
 _Result = TypeVar("_Result")
@@ -56,8 +54,7 @@ class Relay:
         settings, log = Settings(workers=1), Log(lambda _level, line: self.log_lines.append(line), self.clock)
         self.streams = Streams(self.loop, settings, log)
         self.datagrams = Datagrams(self.loop, settings, log)
-        keys = count(1)
-        self.shared = SharedSockets(self.streams, self.datagrams, partial(next, keys))
+        self.shared = SharedSockets(self.streams, self.datagrams)
         self.binding_fd = os.memfd_create("binding")
         stack.callback(os.close, self.binding_fd)
         os.truncate(self.binding_fd, os.sysconf("SC_PAGESIZE"))
@@ -102,9 +99,10 @@ class Relay:
         self, at: str, ports: tuple[int, int], to: socket.socket, shift: int = 0
     ) -> stream.StreamPort | datagram.DatagramPort:
         """Publish a range; clients of its first port + `shift` are connected to the socket `to`."""
-        ranges = parse_range(NAMES[to.proto], at, *map(str, ports))
         address, port = to.getsockname()[:2]
-        found = self.shared.publish(ranges, Backend(to.proto, to.family, address, port - shift))
+        family = socket.AF_INET6 if ":" in at else socket.AF_INET
+        published = PublishedRange(to.proto, family, canonical(at), *ports)
+        found = self.shared.publish(published, Backend(to.proto, to.family, address, port - shift))
         assert isinstance(found, stream.StreamPort | datagram.DatagramPort)
         return found
 

@@ -5,7 +5,20 @@ import pytest
 from gangway.ebpf.keys import PortBlock, Target, blocks
 from gangway.model import PortMapping, Protocol
 from gangway.plan import MappingPlan, NetworkPlan, Plan
-from gangway.reconcile.diff import Blocks, Change, Flows, Forwarding, Ports, Redirects, Rewrite, Step, Verb, diff
+from gangway.reconcile.diff import (
+    Bridge,
+    Flows,
+    Forwarding,
+    Isolation,
+    Ports,
+    Redirects,
+    Rewrite,
+    Rules,
+    Steered,
+    Step,
+    Veth,
+    diff,
+)
 from gangway.reconcile.state import Attachment, State, link_name, ports_of, redirects_of, steered_of
 from gangway.relay.protocol import Destination, HostPorts, Mode, Serve
 from tests.unit.samples import (
@@ -22,7 +35,7 @@ from tests.unit.samples import (
     planned,
     whole,
 )
-from tests.unit.state_model import Host
+from tests.unit.state_model import Host, verb
 
 LINK = Attachment(endpoint(WEB), WEB, "/run/netns/box", isolated=False)
 ISOLATED = LINK._replace(isolated=True)
@@ -43,14 +56,14 @@ def steered(one: MappingPlan) -> dict[PortBlock, bool]:
 @pytest.mark.parametrize(
     ("step", "inverse"),
     [
-        (Step(Verb.MAKE_BRIDGE, NetworkPlan(WEB, False), "b"), Step(Verb.DELETE_BRIDGE, NetworkPlan(WEB, False), "b")),
-        (Step(Verb.ATTACH, LINK, "gw1"), Step(Verb.DETACH, LINK, "gw1")),
-        (Step(Verb.SERVE, Ports((SERVED,))), Step(Verb.REMOVE, Ports((SERVED,)))),
-        (Step(Verb.STEER, Blocks((KEY,))), Step(Verb.UNSTEER, Blocks((KEY,)))),
-        (Step(Verb.REDIRECT, Redirects(((KEY, HERE),))), Step(Verb.UNREDIRECT, Redirects(((KEY, HERE),)))),
-        (Step(Verb.REWRITE, Rewrite(None, SMALL)), Step(Verb.REWRITE, Rewrite(SMALL, None))),
-        (Step(Verb.CHANGE, Change((ONE,), (OTHER,))), Step(Verb.CHANGE, Change((OTHER,), (ONE,)))),
-        (Step(Verb.FORWARD, Forwarding(FOUR, BOTH)), Step(Verb.FORWARD, Forwarding(BOTH, FOUR))),
+        (Bridge(None, NetworkPlan(WEB, False), "b"), Bridge(NetworkPlan(WEB, False), None, "b")),
+        (Veth(None, LINK, "gw1"), Veth(LINK, None, "gw1")),
+        (Ports((), (SERVED,)), Ports((SERVED,), ())),
+        (Steered((), (KEY,)), Steered((KEY,), ())),
+        (Redirects((), ((KEY, HERE),)), Redirects(((KEY, HERE),), ())),
+        (Rewrite(None, SMALL), Rewrite(SMALL, None)),
+        (Rules((ONE,), (OTHER,)), Rules((OTHER,), (ONE,))),
+        (Forwarding(FOUR, BOTH), Forwarding(BOTH, FOUR)),
     ],
 )
 def test_inverse_of_the_inverse_is_the_step(step: Step, inverse: Step) -> None:
@@ -59,17 +72,17 @@ def test_inverse_of_the_inverse_is_the_step(step: Step, inverse: Step) -> None:
 
 
 def test_flushed_flows_cannot_be_restored() -> None:
-    assert Step(Verb.FLUSH, Flows((ONE,))).inverse() is None
+    assert Flows((ONE,), ()).inverse() is None
 
 
-@pytest.mark.parametrize("verb", [Verb.DETACH, Verb.DELETE_BRIDGE])
-def test_found_link_cannot_be_restored(verb: Verb) -> None:
-    assert Step(verb, None, "gw1").inverse() is None
+@pytest.mark.parametrize("kind", [Veth, Bridge])
+def test_found_link_cannot_be_restored(kind: type[Step]) -> None:
+    assert kind(None, None, "gw1").inverse() is None
 
 
 def test_found_link_is_deleted_by_its_name() -> None:
     found = State({"gw-old": None}, {"gw1": None})
-    assert list(diff(found, State())) == [Step(Verb.DETACH, None, "gw1"), Step(Verb.DELETE_BRIDGE, None, "gw-old")]
+    assert list(diff(found, State())) == [Veth(None, None, "gw1"), Bridge(None, None, "gw-old")]
 
 
 def test_found_link_that_is_wanted_stays() -> None:
@@ -80,7 +93,7 @@ def test_found_link_that_is_wanted_stays() -> None:
 def test_containers_of_a_new_bridge_are_attached_again() -> None:
     wanted = State({"gw-web": NetworkPlan(WEB, False)}, {"gw1": LINK})
     steps = list(diff(State({}, {"gw1": None}), wanted))
-    assert steps == [Step(Verb.MAKE_BRIDGE, NetworkPlan(WEB, False), "gw-web"), Step(Verb.ATTACH, LINK, "gw1")]
+    assert steps == [Bridge(None, NetworkPlan(WEB, False), "gw-web"), Veth(None, LINK, "gw1")]
 
 
 @pytest.mark.parametrize("wanted", [LINK, ISOLATED])
@@ -88,22 +101,22 @@ def test_veth_is_isolated_as_its_attachment_says(wanted: Attachment) -> None:
     for before in (frozenset[str](), frozenset({"gw1"})):
         steps = list(diff(State(attachments={"gw1": None}, isolated=before), State(attachments={"gw1": wanted})))
         right = wanted.isolated == ("gw1" in before)
-        assert steps == ([] if right else [Step(Verb.ISOLATE, wanted, "gw1")])
+        assert steps == ([] if right else [Isolation(not wanted.isolated, wanted.isolated, "gw1")])
 
 
 def test_port_with_another_destination_is_removed_and_served_again() -> None:
     steps = list(diff(State(ports={PORT: SERVED}), State(ports={PORT: ELSEWHERE})))
-    assert steps == [Step(Verb.REMOVE, Ports((SERVED,))), Step(Verb.SERVE, Ports((ELSEWHERE,)))]
+    assert steps == [Ports((SERVED,), ()), Ports((), (ELSEWHERE,))]
 
 
 def test_redirect_with_another_target_is_removed_and_added_again() -> None:
     steps = list(diff(State(redirects={KEY: HERE, KEY2: HERE}), State(redirects={KEY: THERE, KEY2: HERE})))
-    assert steps == [Step(Verb.UNREDIRECT, Redirects(((KEY, HERE),))), Step(Verb.REDIRECT, Redirects(((KEY, THERE),)))]
+    assert steps == [Redirects(((KEY, HERE),), ()), Redirects((), ((KEY, THERE),))]
 
 
 def test_reserved_ports_are_steered_without_being_freed() -> None:
     steps = list(diff(State(steered={KEY: False, KEY2: True}), State(steered={KEY: True, KEY2: True})))
-    assert steps == [Step(Verb.STEER, Blocks((KEY,)))]
+    assert steps == [Steered((), (KEY,))]
 
 
 def test_ports_are_steered_only_while_the_relay_serves_them() -> None:
@@ -111,9 +124,9 @@ def test_ports_are_steered_only_while_the_relay_serves_them() -> None:
     wanted = State(ports=dict(ports_of(ONE)), steered=steered(ONE), plan=SMALL)
     steps = list(diff(State(), wanted))
     assert steps == [
-        Step(Verb.SERVE, Ports(tuple(wanted.ports.values()))),
-        Step(Verb.STEER, Blocks(tuple(steered_of(ONE)))),
-        Step(Verb.REWRITE, Rewrite(None, SMALL)),
+        Ports((), tuple(wanted.ports.values())),
+        Steered((), tuple(steered_of(ONE))),
+        Rewrite(None, SMALL),
     ]
     assert list(diff(wanted, State())) == [step.inverse() for step in reversed(steps)]
 
@@ -122,17 +135,17 @@ def test_port_gets_its_own_socket_when_it_is_no_longer_steered() -> None:
     mapped = mapping("0.0.0.0", "80-81")
     by_one, by_two = (planned(mapped, facts) for facts in (NFTABLES, NO_STEERING))
     states = [State(ports=dict(ports_of(one)), steered=steered(one)) for one in (by_one, by_two)]
-    blocks_of_one = Blocks(tuple(steered_of(by_one)))
-    shared, own = (Ports(tuple(served for _, served in ports_of(one))) for one in (by_one, by_two))
+    blocks_of_one = tuple(steered_of(by_one))
+    shared, own = (tuple(served for _, served in ports_of(one)) for one in (by_one, by_two))
     assert list(diff(*states)) == [
-        Step(Verb.UNSTEER, blocks_of_one),
-        Step(Verb.REMOVE, shared),
-        Step(Verb.SERVE, own),
+        Steered(blocks_of_one, ()),
+        Ports(shared, ()),
+        Ports((), own),
     ]
     assert list(diff(*reversed(states))) == [
-        Step(Verb.REMOVE, own),
-        Step(Verb.SERVE, shared),
-        Step(Verb.STEER, blocks_of_one),
+        Ports(own, ()),
+        Ports((), shared),
+        Steered((), blocks_of_one),
     ]
 
 
@@ -141,7 +154,7 @@ def test_steered_port_stays_reserved_while_its_destination_changes() -> None:
     elsewhere = served._replace(to=Destination("172.30.0.3", served.to.first))
     before, after = (State(ports={port: one}, steered=steered(ONE)) for one in (served, elsewhere))
     host, steps = Host.of(before), list(diff(before, after))
-    assert [step.verb for step in steps] == [Verb.REMOVE, Verb.SERVE]
+    assert [verb(step) for step in steps] == ["-Ports", "+Ports"]
     for step in steps:
         host.do(step)
         assert host.steered == steered(ONE)
@@ -151,17 +164,17 @@ def test_steered_port_stays_reserved_while_its_destination_changes() -> None:
 def test_redirects_are_added_last_and_removed_first() -> None:
     """No client is led to a container that is not attached yet, or no longer; until then the relay listens."""
     wanted = State({"gw-web": NetworkPlan(WEB, False)}, {"gw1": LINK}, ports={PORT: SERVED}, redirects={KEY: HERE})
-    add, remove = (Step(verb, Redirects(((KEY, HERE),))) for verb in (Verb.REDIRECT, Verb.UNREDIRECT))
-    assert list(diff(State(), wanted))[-2:] == [Step(Verb.SERVE, Ports((SERVED,))), add]
-    assert list(diff(wanted, State()))[:2] == [remove, Step(Verb.REMOVE, Ports((SERVED,)))]
+    add, remove = Redirects((), ((KEY, HERE),)), Redirects(((KEY, HERE),), ())
+    assert list(diff(State(), wanted))[-2:] == [Ports((), (SERVED,)), add]
+    assert list(diff(wanted, State()))[:2] == [remove, Ports((SERVED,), ())]
 
 
 def test_redirects_are_removed_before_rules() -> None:
     states = State(redirects={KEY: HERE}, plan=LARGE, forwarding=BOTH), State(redirects={KEY: THERE}, plan=SMALL)
-    first, *steps = (step.verb for step in diff(*states))
-    assert (first, steps) == (Verb.UNREDIRECT, [Verb.FORWARD, Verb.REWRITE, Verb.REDIRECT])
-    first, *steps = (step.verb for step in diff(*reversed(states)))
-    assert (first, steps) == (Verb.UNREDIRECT, [Verb.REWRITE, Verb.FORWARD, Verb.REDIRECT])
+    first, *steps = (verb(step) for step in diff(*states))
+    assert (first, steps) == ("-Redirects", ["Forwarding", "Rewrite", "+Redirects"])
+    first, *steps = (verb(step) for step in diff(*reversed(states)))
+    assert (first, steps) == ("-Redirects", ["Rewrite", "Forwarding", "+Redirects"])
 
 
 @pytest.mark.parametrize(
@@ -172,18 +185,18 @@ def test_rules_are_removed_before_their_targets_and_added_after_them(
     before: Plan | None, after: Plan | None, first: bool
 ) -> None:
     steps = list(diff(State(ports={PORT: SERVED}, plan=before), State(ports={PORT: ELSEWHERE}, plan=after)))
-    rewrite = Step(Verb.REWRITE, Rewrite(before, after))
-    assert [step for step in steps if step.verb is Verb.REWRITE] == [rewrite]
+    rewrite = Rewrite(before, after)
+    assert [step for step in steps if isinstance(step, Rewrite)] == [rewrite]
     assert steps[0 if first else -1] == rewrite
 
 
 def test_forwarding_is_enabled_last_and_disabled_first() -> None:
     """It is enabled only while the rules that restrict it are applied."""
     plans = State(plan=SMALL, forwarding=BOTH), State(forwarding=FOUR)
-    assert next(iter(diff(*plans))) == Step(Verb.FORWARD, Forwarding(BOTH, FOUR))
-    assert list(diff(*reversed(plans)))[-1] == Step(Verb.FORWARD, Forwarding(FOUR, BOTH))
+    assert next(iter(diff(*plans))) == Forwarding(BOTH, FOUR)
+    assert list(diff(*reversed(plans)))[-1] == Forwarding(FOUR, BOTH)
     one_for_the_other = list(diff(State(forwarding=FOUR), State(forwarding=frozenset({6}))))
-    assert [step.what for step in one_for_the_other] == [
+    assert one_for_the_other == [
         Forwarding(FOUR, frozenset()),
         Forwarding(frozenset(), frozenset({6})),
     ]

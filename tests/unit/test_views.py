@@ -1,27 +1,24 @@
 """What commands print: the sentences of `explain`, and tables."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address
-from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock
 
 import msgspec
 import pytest
-from gangway.ebpf.daemon_redirect import Redirects
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.pretend_redirect import Pretended
 
-from gangway.cli.explain import explanation
-from gangway.cli.tables import columns, print_checks, print_mappings, print_network, print_networks, roads
+from gangway.cli.views import columns, explanation, print_checks, print_mappings, print_network, print_networks, roads
 from gangway.daemon.messages import ExplainAnswer, MappingAnswer, NetworkAnswer, RouteAnswer
+from gangway.ebpf.keys import PortBlock, Target
 from gangway.firewall.iptables import render as iptables
 from gangway.firewall.nft import render as nftables
 from gangway.model import Network, PortMapping, Protocol
-from gangway.plan import Code, Firewall, HostFacts, Origin, Road, Route, Source, asked_at, origins_of
-from gangway.reconcile.diff import redirects_of
-from gangway.relay.client import Relay
-from gangway.relay.settings import Settings
+from gangway.plan import Code, Firewall, HostFacts, Origin, Road, Route, SeenAs, origins_reaching, routes_at
+from gangway.reconcile.dataplane import DataPlane
+from gangway.reconcile.state import redirects_of
 from tests.unit.golden import assert_golden
 from tests.unit.samples import (
     BACK,
@@ -37,12 +34,13 @@ from tests.unit.samples import (
     NONE,
     WEB,
     endpoint,
+    lease,
     mapping,
     mappings,
     planned,
 )
 
-NO_SCTP = HostFacts(Firewall.NONE, missing=frozenset({Protocol.SCTP}))
+NO_SCTP = HostFacts(Firewall.NONE, missing_protocols=frozenset({Protocol.SCTP}))
 HOST, HOST6 = "192.0.2.5", "2001:db8::5"
 LEASE = "lease"  # that traffic which Docker's rules leave
 # For each reason: the mapping, the address that the client connects to, the network, the facts.
@@ -86,22 +84,36 @@ ASKED: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
 }
 
 
+class FakeRedirect:
+    """A redirect with these entries, none of which has been used."""
+
+    def __init__(self, entries: dict[PortBlock, Target]) -> None:
+        self._entries = entries
+
+    def lookup(self, protocol: str, address: str, port: int) -> Target | None:
+        for block, target in self._entries.items():
+            if block.first <= port <= block.last:
+                return Target(target.address, target.port + port - block.first)
+        return None
+
+    def count(self, blocks: Iterable[PortBlock]) -> int:
+        return 0
+
+
 def answer(one: PortMapping, at: str, network: Network, facts: HostFacts) -> ExplainAnswer:
     """Return the daemon's answer, with the routes of all clients."""
     found = planned(one, facts, network)
-    with patch("gangway.ebpf.daemon_redirect.Redirect", Pretended):
-        redirects = Redirects(Relay(Path("/nowhere"), Settings()), wanted=True, of_host=True, lent_fd=lambda: None)
-    redirects.enter(redirects_of(found))
+    dataplane = DataPlane(Mock(), Mock(), FakeRedirect(dict(redirects_of(found))), Mock())  # type: ignore[arg-type]
 
     def rules(route: Route) -> tuple[str, ...]:
         if route.road is Road.REDIRECT:
-            return (redirects.met(found, one.host_ports.first),)
+            return (dataplane.matching(found, one.host_ports.first),)
         if facts.firewall is Firewall.IPTABLES:
-            return tuple(iptables.rules_met(found, route, network, "GANGWAY"))
-        return tuple(nftables.rules_met(found, route, network))
+            return tuple(iptables.matching_rules(found, route, network, "GANGWAY"))
+        return tuple(nftables.matching_rules(found, route, network))
 
-    routes = [RouteAnswer.of(route, rules(route)) for route in asked_at(found, ip_address(at))]
-    told = MappingAnswer.of(found, redirects.count(found), routes)
+    routes = [RouteAnswer.of(route, rules(route)) for route in routes_at(found, ip_address(at))]
+    told = MappingAnswer.of(found, dataplane.redirected(found), routes)
     gateways = list(map(str, network.gateways))
     return ExplainAnswer(at, one.host_ports.first, facts.firewall.value, network.name, gateways, told)
 
@@ -113,7 +125,7 @@ def explained(told: ExplainAnswer) -> str:
 @pytest.mark.parametrize("code", [code for code in Code if code.value != LEASE])
 def test_every_reason_has_a_sentence(code: Code) -> None:
     told = answer(*ASKED[code])
-    asking = origins_of(ip_address(told.host_address))
+    asking = origins_reaching(ip_address(told.host_address))
     told.mapping.routes = [
         route
         for route in told.mapping.routes
@@ -135,7 +147,7 @@ def test_every_reason_has_a_sentence(code: Code) -> None:
 )
 def test_a_redirected_route_shows_its_map_entry_and_the_gateway(at: str, facts: HostFacts, entry: str | None) -> None:
     told = answer(mapping("0.0.0.0", "8000", "80"), at, WEB, facts)
-    asking = origins_of(ip_address(at))
+    asking = origins_reaching(ip_address(at))
     told.mapping.routes = [route for route in told.mapping.routes if Origin(route.origin) in asking]
     lines = explained(told).splitlines()
     assert [text.strip() for text in lines if "redirect map" in text] == ([] if entry is None else [entry])
@@ -146,7 +158,7 @@ def test_a_redirected_route_shows_its_map_entry_and_the_gateway(at: str, facts: 
 
 
 def test_a_lease_is_explained_without_a_network() -> None:
-    route = {"origin": "remote", "neighbour": False, "road": "relay", "code": LEASE, "fact": "", "source": "gateway"}
+    route = {"origin": "remote", "neighbour": False, "road": "relay", "code": LEASE, "fact": "", "seen_as": "gateway"}
     words = {"container": "", "source": "lease", "protocol": "tcp", "host_address": "0.0.0.0", "host_ports": "8000"}
     words |= {"container_address": "172.17.0.2", "container_ports": "80"}
     answer = {"host_address": "::1", "host_port": 8000, "firewall": "none", "network": "", "gateways": []}
@@ -163,7 +175,7 @@ def test_a_lease_is_explained_without_a_network() -> None:
 @pytest.mark.parametrize("facts", [NFTABLES, IPTABLES])
 def test_the_whole_explanation_of_a_host_address(facts: HostFacts) -> None:
     told = answer(mapping("0.0.0.0", "8000", "80"), HOST, WEB, facts)
-    asking = origins_of(ip_address(HOST))
+    asking = origins_reaching(ip_address(HOST))
     told.mapping.routes = [route for route in told.mapping.routes if Origin(route.origin) in asking]
     assert_golden(f"{facts.firewall}.explain", explained(told))
 
@@ -180,7 +192,7 @@ def test_any_mapping_is_explained_with_its_facts(
         assert any(route.fact in text for text in lines)
         assert all(f"    {rule}" in lines for rule in route.rules)
     seen = [text for text in lines if text.startswith("  The container sees ")]
-    assert len(seen) == sum(route.source != Source.NOBODY for route in told.mapping.routes)
+    assert len(seen) == sum(route.seen_as != SeenAs.NOBODY for route in told.mapping.routes)
 
 
 def test_the_gateway_has_the_family_of_the_container() -> None:
@@ -218,7 +230,7 @@ def test_mappings_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(("container", "shown"), [("", "-"), ("docker:web", "docker:web")])
 def test_a_lease_is_shown_with_its_source(container: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
-    answer = msgspec.to_builtins(MappingAnswer.of(planned(mapping("0.0.0.0", "8000", "80")), source="lease"))
+    answer = msgspec.to_builtins(MappingAnswer.of(planned(lease("0.0.0.0", "8000", "80", container="172.30.0.2"))))
     print_mappings([answer | {"container": container}])
     assert table(capsys)[1][:4] == [shown, "lease", "0.0.0.0:8000", "172.30.0.2:80/tcp"]
 

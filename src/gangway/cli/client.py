@@ -31,11 +31,7 @@ class Refused(Exception):
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
         self.kind = kind
-
-    @property
-    def exit_code(self) -> int:
-        """2 if the request is invalid, 1 if it failed."""
-        return 2 if self.kind == "InvalidRequest" else 1
+        self.exit_code = 2 if kind == "InvalidRequest" else 1
 
 
 class NoDaemon(Exception):
@@ -55,46 +51,39 @@ def ask(path: str, method: str, target: str, body: object = None) -> Any:
             return ask_running(path, method, target, body)
         except NoDaemon:
             from gangway.cli.start import start_daemon
-
-            try:
-                start_daemon(path)
-            except Refused as error:
-                # Another daemon is just starting, and does not listen yet, or is just ending.
-                if error.kind != "Conflict" or time.monotonic() > deadline_s:
-                    raise error from None
-                time.sleep(_LOOK_S)
+        try:
+            start_daemon(path)
+        except Refused as error:
+            # Another daemon is just starting, and does not listen yet, or is just ending.
+            if error.kind != "Conflict" or time.monotonic() > deadline_s:
+                raise
+            time.sleep(_LOOK_S)
 
 
 def ask_running(path: str, method: str, target: str, body: object = None) -> Any:
     """Send a request to a daemon that runs, and return its answer.  NoDaemon: there is none.  Refused: it failed."""
     content = b"" if body is None else json.dumps(body).encode()
     head = f"{method} {target} HTTP/1.1\r\nHost: gangway\r\nConnection: close\r\nContent-Length: {len(content)}\r\n\r\n"
-    with _connect(path) as sock:
+    received = bytearray()
+    with connect(path) as sock:
         try:
             sock.sendall(head.encode() + content)
-            status, answer = _receive(sock)
+            while part := sock.recv(65536):
+                received += part
+            status, _, answer = received.partition(b"\r\n\r\n")
             found = json.loads(answer)
-            refusal = None if status == 200 else Refused(found["kind"], found["error"])
+            if status.split(None, 2)[1] == b"200":
+                return found
+            refusal = Refused(found["kind"], found["error"])
         except BlockingIOError:
-            raise Refused("HostRefused", f"the daemon at {path} did not answer within {_ANSWER_S} s") from None
+            refusal = Refused("HostRefused", f"the daemon at {path} did not answer within {_ANSWER_S} s")
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise Refused("HostRefused", f"no valid answer from the daemon at {path}: {error}") from None
-    if refusal is not None:
-        raise refusal
-    return found
+            refusal = Refused("HostRefused", f"no valid answer from the daemon at {path}: {error}")
+    raise refusal
 
 
-def listens(path: str) -> bool:
-    """True if a process listens at `path`."""
-    try:
-        _connect(path).close()
-    except NoDaemon:
-        return False
-    return True
-
-
-def _connect(path: str) -> socket.socket:
-    """Connect to a socket.  NoDaemon: nobody listens.  Refused: it cannot be reached.
+def connect(path: str) -> socket.socket:
+    """Return a socket that is connected to the daemon.  NoDaemon: there is none.  Refused: it cannot be reached.
 
     Time limits are the kernel's: a Python socket with a timeout does not block, and connecting such a one to a unix
     socket fails at once when the queue of connections is full (net/unix/af_unix.c, unix_stream_connect).
@@ -104,11 +93,10 @@ def _connect(path: str) -> socket.socket:
         for limit in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             sock.setsockopt(socket.SOL_SOCKET, limit, struct.pack("ll", _ANSWER_S, 0))
         sock.connect(path)
-    except (FileNotFoundError, ConnectionRefusedError):
-        sock.close()
-        raise NoDaemon from None
     except OSError as error:
         sock.close()
+        if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
+            raise NoDaemon from None
         raise refused_by_host(f"the daemon at {path} cannot be reached", error) from None
     return sock
 
@@ -117,14 +105,3 @@ def refused_by_host(text: str, error: OSError) -> Refused:
     """Return the error for what the kernel refused."""
     advice = "; run as root" if isinstance(error, PermissionError) else ""
     return Refused("HostRefused", f"{text}: {error.strerror or error}{advice}")
-
-
-def _receive(sock: socket.socket) -> tuple[int, bytes]:
-    """Return the status and the body of an answer.  ValueError: it is not one."""
-    parts = []
-    while part := sock.recv(65536):
-        parts.append(part)
-    head, found, body = b"".join(parts).partition(b"\r\n\r\n")
-    if not found:
-        raise ValueError("the answer is incomplete")
-    return int(head.split(None, 2)[1]), body

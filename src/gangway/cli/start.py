@@ -1,7 +1,5 @@
 """Starts a daemon."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
@@ -9,13 +7,10 @@ import select
 import signal
 import sys
 import time
+from typing import Any
 
 from gangway import runtime
-from gangway.cli.client import Refused, listens, refused_by_host
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from gangway.cli.client import NoDaemon, Refused, connect, refused_by_host
 
 # How long a daemon may take to start, and how often to look whether the folder is still locked.
 _START_S, _LOOK_S = 60.0, 0.05
@@ -36,63 +31,45 @@ def start_daemon(path: str) -> None:
         raise refused_by_host(f"no daemon runs, and none can be started: {error.filename}", error) from None
     try:
         _lock(folder)
-        if not listens(path):
-            _start(path)
+        connect(path).close()
+    except NoDaemon:
+        _start(path)
     finally:
         os.close(folder)
 
 
-def daemon_command(
-    path: str, options: dict[str, Any] | None = None, config: str | None = None, **start: Any
-) -> list[str]:
+def daemon_command(path: str, options: dict[str, Any], config: str | None = None, **start: Any) -> list[str]:
     """Return the command line of a daemon that listens at `path`.
 
     -I: it runs as root, and must not import modules from the current directory.  -OO: without docstrings it takes
     8 MB less.
     """
-    start["options"] = dict(options or {})
-    if "state" in start["options"]:
-        start["options"]["state"] = os.path.abspath(start["options"]["state"])
+    if "state" in options:
+        options["state"] = os.path.abspath(options["state"])
     if config is not None:
         start["config"] = os.path.abspath(config)
-    path = os.path.abspath(path)
-    if path != runtime.default_socket():
-        start["socket"] = path
-    return [sys.executable, "-I", "-OO", "-m", "gangway.daemon", json.dumps(start)]
+    if os.path.abspath(path) != runtime.default_socket():
+        start["socket"] = os.path.abspath(path)
+    return [sys.executable, "-I", "-OO", "-m", "gangway.daemon", json.dumps({"options": options, **start})]
 
 
 def _start(path: str) -> None:
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)
-    command = daemon_command(path, until_idle=True, ready_fd=writing)
-    null = os.open(os.devnull, os.O_RDWR)
-    actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
+    command = daemon_command(path, {}, until_idle=True, ready_fd=writing)
+    actions = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
     pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True)
-    os.close(null)
     os.close(writing)
-    try:
-        status = _status(reading)
-    except TimeoutError:
+    in_time = bool(select.select([reading], [], [], _START_S)[0])
+    status = os.read(reading, 65536).decode(errors="replace") if in_time else ""  # the daemon writes it at once
+    os.close(reading)
+    if not in_time:
         os.kill(pid, signal.SIGTERM)
-        raise Refused("HostRefused", f"the daemon did not start within {_START_S:.0f} s: stopped it") from None
-    finally:
-        os.close(reading)
+        raise Refused("HostRefused", f"the daemon did not start within {_START_S:.0f} s: stopped it")
     if status != "0\n":
         kind, _, text = status.partition(" ")
         raise Refused(kind or "HostRefused", text.strip() or "the daemon exited while it started")
     print(f"gangway: started a daemon (pid {pid}), which listens on {path}", file=sys.stderr)
-
-
-def _status(fd: int) -> str:
-    """Read what a starting daemon reports, to the end.  TimeoutError: it takes too long."""
-    deadline_s = time.monotonic() + _START_S
-    parts: list[bytes] = []
-    while select.select([fd], [], [], max(0.0, deadline_s - time.monotonic()))[0]:
-        part = os.read(fd, 4096)
-        if not part:
-            return b"".join(parts).decode(errors="replace")
-        parts.append(part)
-    raise TimeoutError
 
 
 def _lock(folder: int) -> None:

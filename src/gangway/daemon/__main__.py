@@ -49,7 +49,7 @@ def run() -> int:
         settings, warnings = config.load(Path(start.config) if start.config else None, start.options)
         log = open_log(settings.relay_settings.log) if start.until_idle else Log(_write_stderr)
         for text in warnings:
-            log.warning(text.replace("%", "%%"))
+            log.warning(text)
         main.run(main.Start(settings, start.socket, start.until_idle, log), lambda: _ready(start))
     except (GangwayError, OSError) as error:
         _report_failure(start.ready_fd, error)

@@ -35,12 +35,7 @@ class Docker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise InvalidRequest(f"docker: socket must be an absolute path, not {self.socket!r}")
 
 
-class Config(
-    msgspec.Struct,
-    frozen=True,
-    forbid_unknown_fields=True,
-    rename={"ip_forward": "ip-forward", "chain_prefix": "chain-prefix"},
-):
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """The daemon's settings."""
 
     firewall: str = "auto"

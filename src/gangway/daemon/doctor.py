@@ -14,7 +14,7 @@ _DETACHED = "another program detached it: it is attached again within seconds"
 
 
 class Check(NamedTuple):
-    """One requirement: whether it is met; if not, why and what follows."""
+    """One requirement: whether it holds; if not, why and what follows."""
 
     what: str
     holds: bool
@@ -33,7 +33,7 @@ def checks(tools: Tools, facts: HostFacts, dataplane: DataPlane, leases: int) ->
         yield _forwarding(facts, family, setting)
     for protocol in Protocol:
         is_there = protocol not in facts.missing_protocols
-        note = "" if is_there else "this kernel has no such sockets: what no rule carries is not carried"
+        note = "" if is_there else "this kernel has no such sockets: clients that no rule serves are not served"
         yield Check(f"relay: {protocol}", is_there, note)
     for what, reason_of in requirements.NEEDS.items():
         reason = reason_of()

@@ -29,7 +29,7 @@ _REAP_S, _CLAIM_S = 1.0, 30.0
 class LeaseServer:
     """Serves launchers at a listening socket; `changed` is called after a lease was granted or has ended."""
 
-    def __init__(self, listener: socket.socket, leases: Leases, log: Log, changed: Callable[[], None]) -> None:
+    def __init__(self, listener: socket.socket, leases: Leases, log: Log, changed: Callable[[], object]) -> None:
         self._listener = listener
         self._leases = leases
         self._log = log
@@ -133,10 +133,11 @@ class LeaseServer:
         except (ProtocolError, GangwayError, ExceptionGroup, OSError) as error:
             self._log.warning("lease refused: %s", error)
             self._answer(connection, protocol.encode_refusal(str(error)))
-            return self._end(fd)
+            self._end(fd)
+            return
         self._connections[fd] = connection, lease
         self._answer(connection, protocol.encode_answer())
-        return self._changed()
+        self._changed()
 
     def _end(self, fd: int) -> None:
         connection, lease = self._connections.pop(fd)

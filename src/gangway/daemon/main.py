@@ -73,25 +73,31 @@ class Daemon:
         for sock, check in ((self._notices.links, requests.check), (self._notices.rules, requests.check_rules)):
             self._loop.add_reader(sock, self._notified, sock, check)
         self._loop.add_reader(self._hangups, self._relay_exited)
-        self._leases = LeaseServer(home.leases, requests.leases, self._start.log, self._changed_by_lease)
+        changed = partial(self._loop.call_soon_threadsafe, self._changed)
+        self._leases = LeaseServer(home.leases, requests.leases, self._start.log, changed)
         self._leases.start()
+        api = self._loop.create_task(self._serve_api(home.api))
         try:
-            async with self._api(home.api):
-                ready()
-                self._changed()
-                self._loop.call_later(_CHECK_S, self._check_thoroughly)
-                await self._over.wait()
+            ready()
+            self._changed()
+            self._loop.call_later(_CHECK_S, self._check_thoroughly)
+            await self._over.wait()
         finally:
+            api.cancel()
+            await asyncio.wait([api])
             self._leases.close()
             self._loop.remove_reader(self._hangups)
             self._hangups.close()
         return self._ended_idle and requests.is_idle
 
-    def _api(self, listener: socket.socket) -> "_LazyApi":
-        return _LazyApi(self._loop, listener, self._serve_api)
-
-    async def _serve_api(self, listener: socket.socket) -> Callable[[], object]:
-        """Serve the API at a listening socket; return what ends it."""
+    async def _serve_api(self, listener: socket.socket) -> None:
+        """Serve the API from its first client on, until cancelled."""
+        arrived = asyncio.Event()
+        self._loop.add_reader(listener, arrived.set)
+        try:
+            await arrived.wait()
+        finally:
+            self._loop.remove_reader(listener)
         from aiohttp import web  # a dozen megabytes that a daemon with leases only does not need
 
         from gangway.daemon.api import Service, application
@@ -102,8 +108,11 @@ class Daemon:
         app = application(service, self._worker, self._start.log, self._changed)
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await runner.setup()
-        await web.SockSite(runner, listener).start()
-        return runner.cleanup
+        try:
+            await web.SockSite(runner, listener).start()
+            await self._over.wait()
+        finally:
+            await runner.cleanup()
 
     def _notified(self, sock: socket.socket, check: Callable[[], None]) -> None:
         self._notices.drain(sock)
@@ -125,12 +134,9 @@ class Daemon:
         try:
             check()
         except GangwayError as error:
-            self._start.log.warning(str(error).replace("%", "%%"))
+            self._start.log.warning(str(error))
         except Exception as error:
             self._start.log.failure(error)
-
-    def _changed_by_lease(self) -> None:
-        self._loop.call_soon_threadsafe(self._changed)
 
     def _changed(self) -> None:
         """There may be another relay now, and nothing may be left to look after."""
@@ -148,8 +154,7 @@ class Daemon:
             self._end = self._loop.call_later(_LINGER_S, self._stop_if_idle)
 
     def _watch(self, relay_fd: int | None) -> None:
-        """Wait for the relay's end only: what it answers is for the threads that ask.  A new relay may have the old
-        one's descriptor number."""
+        """Wait for the relay's end only: its answers are for the threads that ask."""
         if self._relay_fd is not None:
             with suppress(OSError):  # it is closed, and so it is not watched any more
                 self._hangups.unregister(self._relay_fd)
@@ -174,33 +179,6 @@ class Daemon:
         elif self._start.until_idle:
             self._ended_idle = True
             self._over.set()
-
-
-class _LazyApi:
-    """A listening socket whose server is started by the first client."""
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        listener: socket.socket,
-        serve: Callable[[socket.socket], object],
-    ) -> None:
-        self._loop = loop
-        self._listener = listener
-        self._serve = serve
-        self._server: asyncio.Task[Callable[[], object]] | None = None
-
-    async def __aenter__(self) -> None:
-        self._loop.add_reader(self._listener, self._first_client)
-
-    async def __aexit__(self, *_: object) -> None:
-        self._loop.remove_reader(self._listener)
-        if self._server is not None:
-            await (await self._server)()  # type: ignore[misc]
-
-    def _first_client(self) -> None:
-        self._loop.remove_reader(self._listener)
-        self._server = self._loop.create_task(self._serve(self._listener))  # type: ignore[arg-type]
 
 
 def run(start: Start, ready: Callable[[], None]) -> None:

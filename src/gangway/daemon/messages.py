@@ -8,7 +8,7 @@ from ipaddress import ip_network
 import msgspec
 
 from gangway.errors import InvalidRequest
-from gangway.model import Endpoint, Network, PortMapping, Subnet, bridge_name, first_gateway, parse_address
+from gangway.model import Endpoint, Network, Subnet, bridge_name, first_gateway, parse_address
 from gangway.plan import MappingPlan, Origin, Route
 
 
@@ -24,8 +24,7 @@ class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True):
     masquerade: bool = True
     icc: bool = True
     internal: bool = False
-    mtu: int = 1500
-    """Bytes."""
+    mtu: int = 1500  # bytes
 
     def network(self) -> Network:
         """Return the network.  InvalidRequest: its values do not fit together."""
@@ -115,9 +114,8 @@ class RouteAnswer(msgspec.Struct):
     @classmethod
     def of(cls, route: Route, rules: tuple[str, ...] = ()) -> "RouteAnswer":
         """Return the answer for a route."""
-        reason = route.reason
-        decision = route.origin.value, route.neighbour, route.road.value, reason.code.value, reason.fact
-        return cls(*decision, route.seen_as.value, list(rules))
+        code, fact = route.reason.code, route.reason.fact
+        return cls(route.origin, route.neighbour, route.road, code, fact, route.seen_as, list(rules))
 
 
 class MappingAnswer(msgspec.Struct):
@@ -137,27 +135,14 @@ class MappingAnswer(msgspec.Struct):
     """How many sockets were redirected to it: connections, and peers of sockets that are not connected."""
 
     @classmethod
-    def of(
-        cls,
-        planned: MappingPlan,
-        redirected: int = 0,
-        routes: list[RouteAnswer] | None = None,
-    ) -> "MappingAnswer":
+    def of(cls, planned: MappingPlan, redirected: int = 0, routes: list[RouteAnswer] | None = None) -> "MappingAnswer":
         """Return the answer for a mapping with all its routes, or with these."""
-        mapping: PortMapping = planned.mapping
+        mapping = planned.mapping
+        host = str(mapping.host_address), str(mapping.host_ports)
+        target = str(planned.container_address), str(mapping.container_ports)
         if routes is None:
             routes = [RouteAnswer.of(route) for route in planned.routes]
-        return cls(
-            mapping.container,
-            mapping.source.value,
-            mapping.protocol.value,
-            str(mapping.host_address),
-            str(mapping.host_ports),
-            str(planned.container_address),
-            str(mapping.container_ports),
-            routes,
-            redirected,
-        )
+        return cls(mapping.container, mapping.source, mapping.protocol, *host, *target, routes, redirected)
 
 
 class ExplainAnswer(msgspec.Struct):

@@ -10,7 +10,8 @@ from gangway.daemon.home import Home
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
 from gangway.errors import GangwayError
-from gangway.firewall.base import Driver, driver_for
+from gangway.firewall.base import Driver
+from gangway.firewall.choice import driver_for
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Links
 from gangway.host.reserved_ports import ReservedPorts
@@ -32,13 +33,10 @@ class Parts:
     """The parts of one daemon.  `close` leaves everything as it is: published ports go on."""
 
     def __init__(self, config: Config, home: Home, log: Log) -> None:
-        def warn(text: str) -> None:
-            log.warning(text.replace("%", "%%"))
-
         self.config = config
-        self._warn = warn
+        self._log = log
         self._database = Database(Path(config.state or runtime.default_state()))
-        self._settings = settings = SavedSettings(self._database, warn)
+        self._settings = settings = SavedSettings(self._database, log.warning)
         relay = RelayClient(home.relay_path, config.relay_settings)
         relay.connect()
         redirect = Redirect(
@@ -47,7 +45,7 @@ class Parts:
             host_addresses=config.firewall == Firewall.NONE,
         )
         if redirect.unavailable and config.relay_settings.redirect:
-            warn(f"redirect unavailable: {redirect.unavailable}: clients of loopback addresses are relayed")
+            log.warning(f"redirect unavailable: {redirect.unavailable}: clients of loopback addresses are relayed")
         steering = Steering(relay, lambda: redirect.auto_bound_fd, deferred=True)
         self.dataplane = DataPlane(relay, steering, redirect, settings)
         self.dataplane.reuse_ports = config.relay_settings.tcp_tw_reuse
@@ -57,7 +55,7 @@ class Parts:
         executor = Executor(self._links, self.dataplane, forwarding, self.observer.alias)
         registry = Registry(self._database)
         self._controller = controller = Controller(
-            self.observer, registry, executor, ReservedPorts(settings, warn), self._driver_for, log
+            self.observer, registry, executor, ReservedPorts(settings, log.warning), self._driver_for, log
         )
         leases = Leases(registry.index, self.dataplane, self.observer.lease_facts)
         self.requests = Requests(controller, registry, executor, leases)
@@ -78,7 +76,7 @@ class Parts:
         try:
             return self.requests.is_idle and self.dataplane.stop_if_unused()
         except GangwayError as error:
-            self._warn(str(error))
+            self._log.warning(str(error))
             return False
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ A notice is never parsed.  It says "look again", and the controller compares the
 import errno
 import socket
 import struct
+from contextlib import suppress
 
 from gangway.host.links import attempting
 
@@ -19,8 +20,7 @@ _NFTABLES_GROUP = 7  # include/uapi/linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLE
 
 # struct nlmsghdr and struct nfgenmsg; the answer's one attribute is NFTA_GEN_ID, in network byte order.
 _HEADER = struct.Struct("=IHHIIBBH")
-_GET_GENERATION = (10 << 8) | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
-_REQUEST = 1
+_GET_GENERATION, _REQUEST = (10 << 8) | 16, 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN; NLM_F_REQUEST
 
 
 class Notices:
@@ -37,14 +37,13 @@ class Notices:
 
     def drain(self, sock: socket.socket) -> None:
         """Discard all notices that wait at one of the sockets."""
-        while True:
-            try:
-                sock.recv(65536)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
+        with suppress(BlockingIOError):
+            while True:
+                try:
+                    sock.recv(65536)
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:
+                        raise
 
     def close(self) -> None:
         """Close both sockets."""
@@ -53,8 +52,7 @@ class Notices:
 
 
 def generation() -> int:
-    """Return the generation number of this namespace's nftables rules, which each change increments; 0 without
-    nftables."""
+    """Return the generation of this namespace's nftables rules: each change increments it; 0 without nftables."""
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as sock:
             sock.send(_HEADER.pack(_HEADER.size, _GET_GENERATION, _REQUEST, 0, 0, 0, 0, 0))

@@ -1,15 +1,16 @@
-"""Keeps the host as it should be: compares all that is wanted with all that there is, and repairs the difference.
+"""Keeps the host as it should be: compares everything that is wanted with the host, and repairs the difference.
 
-What this file knows: when everything is decided and compared anew.  What it must not know: what a request means, how a
+What this file knows: when to compare, and when to decide again.  What it must not know: what a request means, how a
 step is carried out.
 
-`reconcile` may be called at any time.  `check` only finds out whether it is needed: after a notification from the
-kernel, unless it is about our own change of rules (`check_rules`), and, `thorough`, every few seconds for what sends
-none.  Both do what they can: a failure is logged, and the next check tries again.  A request repairs first
-(`repair_before_request`), then carries out its own small difference, and records it (`record_applied`).
+`reconcile` may be called at any time.  `check` first finds out whether that is necessary: after a notification from the
+kernel, unless it is about our own change of rules (`check_rules`), and every few seconds (`thorough`), because not
+every change sends one.  Both do what they can: a failure is logged, and the next check tries again.  A request repairs
+first (`repair_before_request`), then carries out its own small difference, and records it (`record_applied`).
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
@@ -21,7 +22,7 @@ from gangway.host.reserved_ports import ReservedPorts
 from gangway.log import Log
 from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts, MappingPlan, Plan
 from gangway.reconcile.dataplane import Reserved
-from gangway.reconcile.diff import Blocks, Ports, Redirects, Step, Verb, diff
+from gangway.reconcile.diff import Ports, Redirects, Rewrite, Steered, Step, diff
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.observe import Observer, shared_chains
 from gangway.reconcile.state import State, link_name, ports_of, redirects_of, steered_of
@@ -32,13 +33,13 @@ class Condition(Enum):
     """How the host compares with what is wanted."""
 
     UNKNOWN = auto()
-    """Nothing was compared yet."""
+    """Nothing has been compared yet."""
     APPLIED = auto()
-    """Everything wanted was applied, as far as we know."""
+    """Everything that is wanted is applied, as far as we know."""
     DIRTY = auto()
-    """The rules may not be those of the plan: they have to be written anew."""
+    """The rules may differ from the plan: the next check rewrites them."""
     RETRYING = auto()
-    """The rules are applied; something else failed and is tried again."""
+    """The rules are applied; something else failed, and the next check tries it again."""
 
 
 class Controller:
@@ -106,13 +107,23 @@ class Controller:
         self._release_reserved_ports(before)
 
     def remove(self, before: State) -> None:
-        """Remove what a state has.  What is not there as it should be is repaired first: then it can be removed."""
+        """Remove everything that a state has; if that fails because something is missing, repair the host first."""
         try:
             self.carry_out(before, State())
         except HostRefused:
             self._condition = Condition.DIRTY
             self.reconcile()
             self.carry_out(before, State())
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Restore what was removed from the host if the block fails, which removes it from the registry."""
+        try:
+            yield
+        except GangwayError:
+            self._condition = Condition.DIRTY
+            self._attempt(self.reconcile)
+            raise
 
     def record_applied(self) -> None:
         """Record that the rules of the registry's plan are applied, and gather the facts that this has changed."""
@@ -141,9 +152,11 @@ class Controller:
             or self._is_disturbed(thorough)
         ):
             self.reconcile()
+        else:
+            self._failures, self._former_failures = set(), set()
 
     def check_rules(self) -> None:
-        """The same, unless the rules are as our last change left them: each of ours sends a notification, too."""
+        """Check, unless the rules are as we left them: the kernel notifies us of our own changes, too."""
         if self._condition is Condition.RETRYING or events.generation() != self._executor.driver.generation:
             self.check()
 
@@ -179,7 +192,7 @@ class Controller:
         self.record_applied()
 
     def is_dead(self, container: str) -> bool:
-        """True if a container's namespace has ended, and the attachment with it, or its name is another one's now."""
+        """True if a container's namespace and link no longer exist, or another namespace has its name now."""
         return bool(self._dead([container]))
 
     def reap_dead_containers(self) -> bool:
@@ -190,7 +203,7 @@ class Controller:
         return bool(dead)
 
     def filters(self, family: int) -> Collection[str]:
-        """Return other programs' chains for what is forwarded; one that has only rules of ours is not another's."""
+        """Return other programs' chains that filter forwarded traffic, without a shared one that has only our rules."""
         found = set(self._observer.chains()[family])
         if self.facts.firewall is Firewall.IPTABLES:
             found -= set(shared_chains(family))
@@ -199,7 +212,7 @@ class Controller:
         return found
 
     def _apply(self, steps: Iterable[Step], plan: Plan | None) -> list[Step]:
-        """Carry out steps as far as they can be; return those that failed."""
+        """Carry out as many steps as possible; return those that failed."""
         failed: list[Step] = []
         for step in steps:
             for part in _parts(step, self._unavailable_mappings(failed, plan)):
@@ -220,9 +233,10 @@ class Controller:
 
     def _dead(self, containers: Iterable[str]) -> list[str]:
         places = {container: self._registry.place(container) for container in containers}
-        away = [container for container, place in places.items() if not netns.leads_to(*place)]
+        found = {container: netns.current_inode(place.namespace) for container, place in places.items()}
+        away = [container for container, place in places.items() if found[container] != place.inode]
         links = self._executor.links.all() if away else {}
-        return [one for one in away if netns.leads_elsewhere(*places[one]) or link_name(one) not in links]
+        return [one for one in away if found[one] is not None or link_name(one) not in links]
 
     def _reap(self, container: str) -> None:
         self._warn(f"container {container} exited: its ports are unpublished")
@@ -244,7 +258,7 @@ class Controller:
             self._reserved_ports.set(_steered_ports(left))
 
     def _look_at_chains(self, thorough: bool = False) -> None:
-        """Read other programs' chains, if the rules were changed by somebody else or may have been unnoticed."""
+        """Read other programs' chains, if rules have changed since our last change; if `thorough`, in any case."""
         if thorough or events.generation() != self._executor.driver.generation:
             self._observer.chains(anew=True)
 
@@ -252,7 +266,7 @@ class Controller:
         return self._observer.facts(self._executor.forwarding.enabled_by_us)
 
     def _refresh_facts(self) -> None:
-        """Gather the facts anew; other facts mean that everything is decided anew, perhaps with another firewall."""
+        """Gather the facts again; if they have changed, decide everything again, perhaps with another firewall."""
         before, now = self.facts, self._gather()
         if now == before:
             return
@@ -277,13 +291,13 @@ class Controller:
         return {*links.bridges, *links.attachments} != wanted
 
     def _own_forwarding(self, plan: Plan | None) -> frozenset[int]:
-        """Return the families that are forwarded and that are ours to stop: others may need what we do not."""
+        """Return the forwarded families that we may disable: other programs may need the others."""
         wanted = plan.forwarding if plan is not None else frozenset()
         return self.facts.forwarding & (self.facts.switched_on | wanted)
 
     def _unavailable_mappings(self, failed: Sequence[Step], plan: Plan | None) -> list[MappingPlan]:
-        """Return the mappings of which a port could not be had: it is another program's, and so are its clients."""
-        lost = {one.ports for step in failed if isinstance(step.what, Ports) for one in step.what.ports}
+        """Return the mappings with a port that failed: another program has it, and so it gets the clients."""
+        lost = {one.ports for step in failed if isinstance(step, Ports) for one in step.before + step.after}
         if plan is None or not lost:
             return []
         return [planned for planned in plan.mappings if any(ports in lost for ports, _ in ports_of(planned))]
@@ -291,7 +305,7 @@ class Controller:
     def _update_own_addresses(self) -> None:
         self._attempt(lambda: self._executor.dataplane.redirect.set_own_addresses(self._executor.links.addresses))
 
-    def _attempt(self, call: Callable[[], None]) -> bool:
+    def _attempt(self, call: Callable[[], object]) -> bool:
         """Try something; True if it was done.  A failure is logged, unless the last attempt failed the same way."""
         done = True
         try:
@@ -307,11 +321,11 @@ class Controller:
         return done
 
     def _warn(self, text: str) -> None:
-        self._log.warning(text.replace("%", "%%"))
+        self._log.warning(text)
 
 
 def _condition(failed: Sequence[Step], repaired: bool) -> Condition:
-    if any(step.verb is Verb.REWRITE for step in failed):
+    if any(isinstance(step, Rewrite) for step in failed):
         return Condition.DIRTY
     return Condition.APPLIED if repaired and not failed else Condition.RETRYING
 
@@ -330,7 +344,7 @@ def _steered_ports(plans: Iterable[MappingPlan]) -> Iterator[tuple[int, int]]:
 
 
 def _changes(before: HostFacts, now: HostFacts, plan: Plan | None) -> Iterable[str]:
-    """Yield what an operator should know of a change that somebody else made."""
+    """Yield what to log about facts that another program has changed."""
     needed = plan.forwarding if plan is not None and now.may_forward else before.forwarding
     for family in sorted((before.forwarding - now.forwarding) & needed):
         then = "switched on again" if now.may_forward else "traffic that needs it is relayed"
@@ -343,16 +357,17 @@ def _changes(before: HostFacts, now: HostFacts, plan: Plan | None) -> Iterable[s
 
 
 def _parts(step: Step, unavailable: Sequence[MappingPlan]) -> Iterator[Step]:
-    """Split a step so that one port that cannot be had does not prevent the others.  Clients of an unavailable port are
-    not led to the relay or the container."""
+    """Split a step so that an unavailable port does not prevent the others.  Its clients, which are another program's,
+    are led neither to the relay nor to the container."""
     left_out = {block for one in unavailable for block in steered_of(one)}
     left_out |= {block for one in unavailable for block, _ in redirects_of(one)}
-    match step.verb, step.what:
-        case _, Ports(ports):
-            yield from (Step(step.verb, Ports((one,))) for one in ports)
-        case Verb.STEER, Blocks(blocks):
-            yield Step(step.verb, Blocks(tuple(block for block in blocks if block not in left_out)))
-        case Verb.REDIRECT, Redirects(entries):
-            yield Step(step.verb, Redirects(tuple(entry for entry in entries if entry[0] not in left_out)))
+    match step:
+        case Ports(removed, added):
+            yield from (Ports((one,), ()) for one in removed)
+            yield from (Ports((), (one,)) for one in added)
+        case Steered((), blocks):
+            yield Steered((), tuple(block for block in blocks if block not in left_out))
+        case Redirects((), entries):
+            yield Redirects((), tuple(entry for entry in entries if entry[0] not in left_out))
         case _:
             yield step

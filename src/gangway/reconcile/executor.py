@@ -1,22 +1,23 @@
 """Carries steps out.
 
-What this file knows: what does which step.  What it must not know: why, in what order, what follows from a failure.
+What this file knows: which part carries out which step.  What it must not know: why, and in what order.
 
-A step may be carried out again by a daemon that does not know how far its predecessor came: what is there already
-counts as done, or is made anew.
+A step may be carried out again by a daemon that does not know how far its predecessor came: what exists already counts
+as done, or is created again.
 """
 
 from collections.abc import Callable, Collection, Iterable
 from ipaddress import ip_interface
 
 from gangway.errors import Conflict
-from gangway.firewall.base import Driver, NoFirewall
+from gangway.firewall.base import Driver
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Interface, Links
 from gangway.model import Address, Network, PortMapping, Protocol, Subnet
-from gangway.plan import MappingPlan, NetworkPlan, Road, Route
+from gangway.plan import MappingPlan, NetworkPlan, Plan, Road, Route
+from gangway.reconcile import diff
 from gangway.reconcile.dataplane import DataPlane, Reserved
-from gangway.reconcile.diff import Blocks, Change, Flows, Forwarding, Ports, Redirects, Rewrite, Step, Verb
+from gangway.reconcile.diff import Step
 from gangway.reconcile.state import Attachment
 
 
@@ -29,7 +30,7 @@ class Executor:
     def __init__(
         self, links: Links, dataplane: DataPlane, forwarding: ForwardingSwitch, alias: Callable[[], str]
     ) -> None:
-        self.driver: Driver = NoFirewall()
+        self.driver = Driver()
         self.links = links
         self.dataplane = dataplane
         self.forwarding = forwarding
@@ -53,29 +54,28 @@ class Executor:
 
     def do(self, step: Step, reserved: Reserved | None = None) -> None:
         """Carry out one step: all of it or nothing.  GangwayError: it failed."""
-        match step.verb, step.what:
-            case _, Rewrite(before, after):
-                if after is None:
-                    self.driver.remove()
-                else:
-                    self.driver.rewrite(after, before)
-            case _, Change(removed, added):
+        match step:
+            case diff.Rewrite(before, Plan() as after):
+                self.driver.rewrite(after, before)
+            case diff.Rewrite():
+                self.driver.remove()
+            case diff.Rules(removed, added):
                 self.driver.change(removed, added)
-            case _, Forwarding(_, after):
-                self.forwarding.switch(after)
-            case _, Flows(mappings):
+            case diff.Forwarding(_, families):
+                self.forwarding.switch(families)
+            case diff.Flows(mappings):
                 self._flush(mappings)
-            case Verb.SERVE, Ports(ports):
+            case diff.Ports((), ports):
                 self.dataplane.serve(ports, reserved or {})
-            case Verb.REMOVE, Ports(ports):
+            case diff.Ports(ports):
                 self.dataplane.remove(ports)
-            case Verb.STEER, Blocks(blocks):
+            case diff.Steered((), blocks):
                 self.dataplane.steering.add(blocks)
-            case Verb.UNSTEER, Blocks(blocks):
+            case diff.Steered(blocks):
                 self.dataplane.steering.remove(blocks)
-            case Verb.REDIRECT, Redirects(entries):
+            case diff.Redirects((), entries):
                 self.dataplane.redirect.add(dict(entries))
-            case Verb.UNREDIRECT, Redirects(entries):
+            case diff.Redirects(entries):
                 self.dataplane.remove_redirects(block for block, _ in entries)
             case _:
                 self._change_link(step)
@@ -114,16 +114,16 @@ class Executor:
         return None
 
     def _change_link(self, step: Step) -> None:
-        match step.verb, step.what:
-            case Verb.MAKE_BRIDGE, NetworkPlan(network):
+        match step:
+            case diff.Bridge(_, NetworkPlan(network)):
                 alias = f"{self._alias()} {network.name}"
                 self.links.create_bridge(network.bridge, alias, _gateways(network), network.mtu)
-            case ((Verb.DELETE_BRIDGE | Verb.DETACH), _):
-                self.links.delete(step.name)
-            case Verb.ATTACH, Attachment() as attachment:
+            case diff.Veth(_, Attachment() as attachment):
                 self._attach(step.name, attachment)
-            case Verb.ISOLATE, Attachment() as attachment:
-                self.links.set_isolated(step.name, attachment.isolated)
+            case diff.Isolation(_, isolated):
+                self.links.set_isolated(step.name, isolated)
+            case diff.Bridge() | diff.Veth():
+                self.links.delete(step.name)
 
     def _attach(self, name: str, attachment: Attachment) -> None:
         endpoint, network = attachment.endpoint, attachment.network

@@ -1,6 +1,7 @@
-"""The values that are compared: what there is on the host, or should be.
+"""The values that are compared: what the host has, or should have.
 
-What this file knows: what a mapping makes of the host.  What it must not know: how anything is found or changed.
+What this file knows: which ports, blocks and redirects a mapping needs.  What it must not know: how anything is found
+or changed.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ class Attachment(NamedTuple):
 
 @dataclass(frozen=True)
 class State:
-    """What there is, or should be.  Of a link that was only found no more is known than its name: its value is None."""
+    """What the host has, or should have.  A link that was found on the host has the value None."""
 
     bridges: Mapping[str, NetworkPlan | None] = field(default_factory=dict)
     """By the bridge's name."""

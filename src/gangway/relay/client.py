@@ -15,22 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from threading import RLock
+from typing import IO
 
 from gangway.errors import HostRefused
 from gangway.relay import protocol
-from gangway.relay.protocol import (
-    CountShared,
-    GetHeld,
-    Hello,
-    Hold,
-    HostPorts,
-    List,
-    ProtocolError,
-    Remove,
-    Request,
-    Serve,
-    Share,
-)
+from gangway.relay.protocol import GetHeld, Hello, Hold, HostPorts, List, ProtocolError, Remove, Serve, Share
 from gangway.relay.settings import Settings
 from gangway.relay.sockets import peer_credentials
 
@@ -54,8 +43,6 @@ class RelayClient:
         self.exits = 0
         """How often a relay has exited, or failed: one that was started since serves no port of the earlier one's."""
         self._held: dict[str, Sequence[int]] = {}
-        self._shared: int | None = None
-        """How many shared sockets the relay has; None: not known."""
 
     def connect(self) -> bool:
         """Connect to a running relay; False if there is none."""
@@ -69,7 +56,7 @@ class RelayClient:
                 channel.close()
                 return False
             pid = peer_credentials(channel).pid
-            self._channel, self._exited, self._shared = channel, False, None
+            self._channel, self._exited = channel, False
             try:
                 self._ask(Hello(protocol.VERSION))
             except _RelayExited:  # it was about to end, unused, when we connected
@@ -86,7 +73,7 @@ class RelayClient:
         with self._lock:
             found: list[Serve] = []
             while self._channel is not None:
-                lines = self._ask(List(len(found))).splitlines()
+                lines = self._ask(List(len(found)))[0].splitlines()
                 if not lines:
                     break
                 try:
@@ -98,7 +85,8 @@ class RelayClient:
     def serve(self, port: Serve, fds: Sequence[int] = ()) -> None:
         """Hand a port over, with the descriptors that its mode needs; start the relay if it does not run."""
         with self._lock:
-            if (self._channel is None or not self.is_running()) and not self.connect():
+            self.is_running()  # closes the connection to a relay that has exited
+            if self._channel is None and not self.connect():
                 self._start()
             self._ask(port, fds)
 
@@ -113,16 +101,11 @@ class RelayClient:
         UDP also the map `binding`.  The caller's descriptors stay open."""
         with self._lock:
             self._ask(Share(name, family), fds)
-            self._shared = None
 
     def shared_count(self) -> int:
         """Return how many of those sockets the relay has, those from an earlier daemon included."""
         with self._lock:
-            if self._channel is None:
-                return 0
-            if self._shared is None:
-                self._shared = int(self._ask(CountShared()))
-            return self._shared
+            return 0 if self._channel is None else int(self._ask(protocol.CountShared())[0])
 
     def hold(self, name: str, fds: Sequence[int]) -> None:
         """Have this relay and each later one keep descriptors open under a name, in place of those held before.
@@ -137,9 +120,7 @@ class RelayClient:
     def held(self, name: str) -> list[int]:
         """Return the descriptors held under a name, an earlier daemon's included; the caller closes them."""
         with self._lock:
-            if self._channel is None:
-                return []
-            return self._exchange(GetHeld(name), ())[1]
+            return [] if self._channel is None else self._ask(GetHeld(name))[1]
 
     def is_running(self) -> bool:
         """True unless the relay has exited; one that was not needed yet counts as running."""
@@ -148,9 +129,7 @@ class RelayClient:
                 self._process.poll()  # reaps it
             if self._channel is None:
                 return not self._exited
-            readable = select.poll()
-            readable.register(self._channel, select.POLLIN)
-            if not readable.poll(0):  # between answers, only its exit makes the connection readable
+            if not _is_readable(self._channel, 0):  # between answers, only its exit makes it readable
                 return True
             self._lose()
             return False
@@ -184,7 +163,11 @@ class RelayClient:
             self._process = process = self._spawn()
         except OSError as error:
             raise HostRefused(f"the relay failed to start: {error}") from None
-        status = _read_status(process)
+        assert process.stdout is not None
+        with process.stdout as pipe:
+            status = f"no status within {_TIMEOUT_S:g} s"
+            if _is_readable(pipe, _TIMEOUT_S):
+                status = os.read(pipe.fileno(), 4096).decode(errors="replace")
         if status != "0\n" or not self.connect():
             process.kill()
             process.wait()
@@ -194,8 +177,6 @@ class RelayClient:
             self.hold(name, fds)
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
-        if self._process is not None:
-            self._process.poll()  # reaps it
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
             self._path.unlink(missing_ok=True)
             control.bind(str(self._path))
@@ -209,12 +190,7 @@ class RelayClient:
                 cwd="/",
             )
 
-    def _ask(self, request: Request, fds: Sequence[int] = ()) -> str:
-        answer, received = self._exchange(request, fds)
-        _close_all(received)
-        return answer
-
-    def _exchange(self, request: Request, fds: Sequence[int]) -> tuple[str, list[int]]:
+    def _ask(self, request: protocol.Request, fds: Sequence[int] = ()) -> tuple[str, list[int]]:
         """Send a request; return the answer's text and descriptors.  HostRefused: refused, or no answer."""
         if self._channel is None:
             raise HostRefused("the relay is not running")
@@ -247,16 +223,7 @@ def _close_all(fds: Sequence[int]) -> None:
         os.close(fd)
 
 
-def _read_status(process: "subprocess.Popen[bytes]") -> str:
-    """Return what a starting relay reports: `0\\n`, or why it cannot start."""
-    assert process.stdout is not None
-    with process.stdout as pipe:
-        readable = select.poll()
-        readable.register(pipe, select.POLLIN)
-        parts: list[bytes] = []
-        while readable.poll(_TIMEOUT_S * 1000):
-            part = os.read(pipe.fileno(), 4096)
-            if not part:
-                return b"".join(parts).decode(errors="replace")
-            parts.append(part)
-    return f"no status within {_TIMEOUT_S:g} s"
+def _is_readable(file: socket.socket | IO[bytes], timeout_s: float) -> bool:
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))

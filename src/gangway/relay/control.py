@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from gangway.errors import InvalidRequest
 from gangway.log import Log
@@ -62,25 +63,23 @@ class Control:
             return
         daemon.setblocking(False)
         self._greeted[daemon] = False
-        self._loop.add(daemon.fileno(), lambda _events: self._receive(daemon), READABLE)
+        self._loop.add(daemon.fileno(), partial(self._receive, daemon), READABLE)
 
-    def _receive(self, daemon: socket.socket) -> None:
+    def _receive(self, daemon: socket.socket, _events: int) -> None:
         fds: list[int] = []
         try:
-            message, fds, flags, _address = socket.recv_fds(
-                daemon, protocol.MAX_REQUEST_BYTES, protocol.MAX_DESCRIPTORS
-            )
+            message, fds, flags, _ = socket.recv_fds(daemon, protocol.MAX_REQUEST_BYTES, protocol.MAX_DESCRIPTORS)
             if not message:
                 return self._close(daemon)
             if flags & socket.MSG_TRUNC:
                 raise ProtocolError(f"message longer than {protocol.MAX_REQUEST_BYTES} bytes")
             request = protocol.parse(message)
             if flags & socket.MSG_CTRUNC:  # the kernel has closed those that did not fit
-                return self._answer(daemon, protocol.encode_refusal(_DESCRIPTORS_LOST))
+                return self._refuse(daemon, _DESCRIPTORS_LOST)
             return self._carry_out(daemon, request, fds)
         except ProtocolError as error:
             self._log.warning("control connection closed: %s", error)
-            self._answer(daemon, protocol.encode_refusal(str(error)))
+            self._refuse(daemon, str(error))
             return self._close(daemon)
         except OSError:
             return self._close(daemon)
@@ -91,17 +90,21 @@ class Control:
     def _carry_out(self, daemon: socket.socket, request: protocol.Request, fds: list[int]) -> None:
         if isinstance(request, Hello):
             self._greeted[daemon] = True
-            return self._answer(daemon, protocol.encode_answer(str(protocol.VERSION)))
+            return self._answer(daemon, str(protocol.VERSION))
         if not self._greeted[daemon]:
             raise ProtocolError("the first message must be hello")
         try:
-            self.ports.carry_out(request, fds, lambda answer, sent: self._answer(daemon, answer, sent))
+            self.ports.carry_out(request, fds, partial(self._answer, daemon))
         except (InvalidRequest, OSError, ValueError) as error:  # ValueError: a descriptor is not what it should be
-            self._answer(daemon, protocol.encode_refusal(str(error)))
+            self._refuse(daemon, str(error))
 
-    def _answer(self, daemon: socket.socket, answer: bytes, fds: Sequence[int] = ()) -> None:
+    def _answer(self, daemon: socket.socket, text: str, fds: Sequence[int] = ()) -> None:
         with suppress(OSError):  # it has ended, and its end of the connection will say so
-            socket.send_fds(daemon, [answer], fds)
+            socket.send_fds(daemon, [protocol.encode_answer(text)], fds)
+
+    def _refuse(self, daemon: socket.socket, reason: str) -> None:
+        with suppress(OSError):
+            daemon.send(protocol.encode_refusal(reason))
 
     def _close(self, daemon: socket.socket) -> None:
         if self._greeted.pop(daemon, None) is not None:

@@ -18,26 +18,15 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 from gangway.errors import InvalidRequest
+from gangway.inet import PROTOCOLS
 from gangway.log import Log
 from gangway.relay import protocol
 from gangway.relay.core.loop import READABLE, Loop
-from gangway.relay.protocol import (
-    CountShared,
-    GetHeld,
-    Held,
-    Hold,
-    HostPorts,
-    List,
-    Mode,
-    Remove,
-    Request,
-    Serve,
-    Share,
-)
-from gangway.relay.sockets import PROTOCOLS, Backend, Entrance, PublishedRange
+from gangway.relay.protocol import CountShared, GetHeld, Hold, HostPorts, List, Mode, Remove, Serve, Share
+from gangway.relay.sockets import Backend, PublishedPort, PublishedRange, family_of
 
-Answer = Callable[[bytes, Sequence[int]], None]
-"""Send an answer, with descriptors."""
+Answer = Callable[[str, Sequence[int]], None]
+"""Send the answer to a request that was carried out: its text and descriptors."""
 
 
 class Shared(Protocol):
@@ -45,29 +34,25 @@ class Shared(Protocol):
 
     def __len__(self) -> int: ...
 
-    def use(self, protocol: int, family: int, sock: socket.socket, binding_fd: int | None) -> None:
-        """Serve by this socket from now on."""
+    def use(self, protocol: int, family: int, sock: socket.socket, binding_fd: int | None) -> None: ...
 
-    def publish(self, ports: PublishedRange, backend: Backend) -> Entrance:
-        """Serve ports; clients of the first one are connected to `backend`."""
+    def publish(self, ports: PublishedRange, backend: Backend) -> PublishedPort: ...
 
 
 class Server(Protocol):
-    """What serves clients in this process."""
+    """Serves clients in this process: `RelayProcess`."""
 
     @property
     def shared(self) -> Shared: ...
 
-    def publish(self, backend: Backend, sock: socket.socket) -> Entrance:
-        """Serve a port by a socket of its own."""
+    def publish(self, backend: Backend, sock: socket.socket) -> PublishedPort: ...
 
-    def withdraw(self, port: Entrance, then: Callable[[], None]) -> None:
-        """Stop serving a port; call `then` when nothing of it is left."""
+    def withdraw(self, port: PublishedPort, then: Callable[[], None]) -> None: ...
 
 
 class _Port(NamedTuple):
     served: Serve
-    published: Entrance
+    published: PublishedPort
     owner: int | None
     """The pidfd of the launcher."""
 
@@ -91,35 +76,34 @@ class ServedPorts:
     def __len__(self) -> int:
         return len(self._ports)
 
-    def carry_out(self, request: Request, fds: list[int], answer: Answer) -> None:
+    def carry_out(self, request: protocol.Request, fds: list[int], answer: Answer) -> None:
         """Carry out a request and answer it.  Take the descriptors that are used out of `fds`; the caller closes the
         others.
 
         InvalidRequest, OSError, ValueError: the request was refused, and nothing was changed.
         """
+        text, sent = "", list[int]()
         match request:
             case Serve():
                 self._serve(request, fds)
-                answer(protocol.encode_answer(), ())
             case Remove(ports):
-                self._remove(ports, lambda: answer(protocol.encode_answer(), ()))
+                return self._remove(ports, lambda: answer("", ()))
             case List(offset):
-                lines = map(protocol.encode_served, map(self._listed, self._ports.values()))
-                answer(protocol.encode_answer("\n".join(islice(lines, offset, offset + protocol.PAGE))), ())
+                page = islice(self._ports.values(), offset, offset + protocol.PAGE)
+                text = "\n".join(protocol.encode_served(self._listed(port)) for port in page)
             case Share():
                 self._share(request, fds)
-                answer(protocol.encode_answer(), ())
             case CountShared():
-                answer(protocol.encode_answer(str(len(self._server.shared))), ())
+                text = str(len(self._server.shared))
             case Hold(name, count):
                 if len(fds) != count:
                     raise InvalidRequest(f"wrong number of descriptors with {name}: {len(fds)}, not {count}")
                 self._held[name], fds[:] = list(fds), self._held.get(name, [])
-                answer(protocol.encode_answer(), ())
             case GetHeld(name):
-                answer(protocol.encode_answer(), self._held.get(name, ()))
+                sent = self._held.get(name, [])
             case _:
                 raise InvalidRequest(f"the relay does not serve {type(request).__name__}")
+        return answer(text, sent)
 
     def forget(self) -> None:
         """Close what is the relay process's own; for a worker process."""
@@ -136,12 +120,13 @@ class ServedPorts:
     def _serve(self, served: Serve, fds: list[int]) -> None:
         ports, is_leased = served.ports, served.mode is Mode.LEASED
         known = self._ports.get(ports)
+        # Served already: a new daemon grants the lease again, and connections go on.
         if known is not None and not (is_leased and known.served == served):
             raise InvalidRequest(f"{_name(ports)} is served already")
-        backend = Backend(PROTOCOLS[ports.protocol], _family(served.to.address), *served.to)
+        backend = Backend(PROTOCOLS[ports.protocol], family_of(served.to.address), *served.to)
         if served.mode is Mode.SHARED:
             at = protocol.canonical(ports.address)
-            reached = PublishedRange(PROTOCOLS[ports.protocol], _family(at), at, ports.first, ports.last)
+            reached = PublishedRange(PROTOCOLS[ports.protocol], family_of(at), at, ports.first, ports.last)
             self._ports[ports] = _Port(served, self._server.shared.publish(reached, backend), None)
             return
         if not 1 <= len(fds) <= 1 + is_leased:
@@ -151,8 +136,10 @@ class ServedPorts:
             if owner is not None:
                 self._loop.add(owner, lambda _events: self._owner_ended(ports, owner), READABLE)
                 undo.callback(self._loop.forget, owner)
-            # Served already: a new daemon grants the lease again, and connections go on.
-            published = self._publish(backend, fds) if known is None else known.published
+            if known is None:
+                published = self._server.publish(backend, undo.enter_context(_first_socket(fds)))
+            else:
+                published = known.published
             undo.pop_all()
         if known is not None:
             self._disown(known)
@@ -160,14 +147,6 @@ class ServedPorts:
             fds.remove(owner)
         self._ports[ports] = _Port(served, published, owner)
         self._ownerless.discard(ports)
-
-    def _publish(self, backend: Backend, fds: list[int]) -> Entrance:
-        sock = _take_socket(fds)
-        try:
-            return self._server.publish(backend, sock)
-        except BaseException:
-            sock.close()
-            raise
 
     def _disown(self, port: _Port) -> None:
         if port.owner is not None:
@@ -190,7 +169,7 @@ class ServedPorts:
         return self._server.withdraw(port.published, lambda: self._loop.call_soon(removed, 0))
 
     def daemon_left(self) -> None:
-        """No daemon is connected any more: remove the ports that the last one had yet to remove."""
+        """Remove the ports that the last daemon had yet to remove: none is connected any more."""
         for ports in tuple(self._ownerless):
             self._remove_ownerless(ports)
 
@@ -202,7 +181,7 @@ class ServedPorts:
 
     def _remove_ownerless(self, ports: HostPorts) -> None:
         self._log.warning("%s: launcher exited while no daemon is running: loopback redirect ended", _name(ports))
-        self._close_held(Held.REDIRECT)
+        self._close_held(protocol.REDIRECT)
         self._remove(ports, lambda: None)
 
     def _close_held(self, name: str) -> None:
@@ -212,24 +191,18 @@ class ServedPorts:
     def _share(self, share: Share, fds: list[int]) -> None:
         if not fds:
             raise InvalidRequest("no socket came with the request")
-        sock = _take_socket(fds)
-        number, family = PROTOCOLS[share.protocol], protocol.FAMILIES[share.family]
-        try:
-            self._server.shared.use(number, family, sock, fds[0] if fds else None)
-        except BaseException:
-            sock.close()
-            raise
+        with ExitStack() as undo:
+            sock = undo.enter_context(_first_socket(fds))
+            binding_fd = fds[0] if fds else None
+            self._server.shared.use(PROTOCOLS[share.protocol], protocol.FAMILIES[share.family], sock, binding_fd)
+            undo.pop_all()
 
 
-def _take_socket(fds: list[int]) -> socket.socket:
+def _first_socket(fds: list[int]) -> socket.socket:
     """Take the first descriptor out of `fds`.  OSError: it is not a socket's."""
     sock = socket.socket(fileno=fds[0])
     del fds[0]
     return sock
-
-
-def _family(address: str) -> int:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def _name(ports: HostPorts) -> str:

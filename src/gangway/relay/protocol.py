@@ -1,8 +1,9 @@
 """The wire protocol: every message between the daemon and its relay, and between launchers and the daemon.
 
 Each message is one datagram of a SOCK_SEQPACKET unix socket: words separated by spaces, with descriptors attached where
-noted (SCM_RIGHTS; the pidfd is optional, as pidfd_open(2) needs Linux 5.3).  The first message of a connection carries
-the protocol's version.  A message that `parse` refuses ends its connection.
+noted (SCM_RIGHTS; the pidfd is optional, as pidfd_open(2) needs Linux 5.3).  A request's first word is the name of its
+type, the others are its fields.  The first message of a connection carries the protocol's version.  A message that
+`parse` refuses ends its connection.
 
     daemon → relay    hello VERSION
                       serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST own        with the port's socket
@@ -13,11 +14,12 @@ the protocol's version.  A message that `parse` refuses ends its connection.
                                                              leased one whose launcher has exited is `ended`
                       share PROTO FAMILY    with the socket that serves ports without one of their own; for UDP also
                                             the map `binding` of ebpf/steering.bpf.c
-                      shared                                 how many such sockets there are
+                      countshared                            how many such sockets there are
                       hold NAME COUNT                        keep COUNT descriptors open, in place of those held before
-                      held NAME                              answered with those descriptors
+                      getheld NAME                           answered with those descriptors
     relay → daemon    ok [TEXT]    or    error TEXT          to `list`, TEXT has a line for each port: the words of its
-                                                           `serve`; to `hello`, the version; to `shared`, the number
+                                                           `serve`; to `hello`, the version; to `countshared`, the
+                                                           number
 
     launcher → daemon lease VERSION PROTO CONTAINER-IP CONTAINER-PORT        with the port's socket
     daemon → launcher ok           or    error TEXT
@@ -26,10 +28,12 @@ A lease ends with its connection.  A launcher that stops shuts its side down and
 """
 
 import socket
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import NamedTuple
 
-from gangway.relay.sockets import PROTOCOLS
+from gangway.inet import PROTOCOLS
+from gangway.relay.sockets import family_of
 
 VERSION = 1
 MAX_REQUEST_BYTES = 512
@@ -37,6 +41,8 @@ MAX_ANSWER_BYTES = 1 << 16
 MAX_DESCRIPTORS = 32
 PAGE = 200
 """Ports in one answer to `list`."""
+REDIRECT = "redirect"
+"""The name under which the daemon has the relay hold the loopback redirect."""
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _LAST_PORT = 65535
 
@@ -72,14 +78,6 @@ class Destination(NamedTuple):
 
     address: str
     first: int
-
-
-class Held(StrEnum):
-    """What the relay keeps open for the daemon, so that it outlives the daemon."""
-
-    REDIRECT = "redirect"
-    STEERING = "steering"
-    SOCKETS = "sockets"
 
 
 class Hello(NamedTuple):
@@ -131,31 +129,14 @@ Request = Hello | Serve | Remove | List | Share | CountShared | Hold | GetHeld |
 def canonical(address: str) -> str:
     """Return an address, perhaps with a zone, in the kernel's spelling (inet_ntop(3))."""
     plain, percent, zone = address.partition("%")
-    family = _family(plain)
+    family = family_of(plain)
     return socket.inet_ntop(family, socket.inet_pton(family, plain)) + percent + zone
 
 
 def encode(request: Request) -> bytes:
     """Return a request as the datagram that `parse` understands."""
-    match request:
-        case Hello(version):
-            return _text("hello", version)
-        case Serve(ports, to, mode):
-            return _text("serve", *ports, *to, mode)
-        case Remove(ports):
-            return _text("remove", *ports)
-        case List(offset):
-            return _text("list", offset)
-        case Share(protocol, family):
-            return _text("share", protocol, family)
-        case CountShared():
-            return _text("shared")
-        case Hold(name, count):
-            return _text("hold", name, count)
-        case GetHeld(name):
-            return _text("held", name)
-        case Lease(protocol, to):
-            return _text("lease", VERSION, protocol, *to)
+    verb = f"lease {VERSION}" if isinstance(request, Lease) else type(request).__name__.lower()
+    return " ".join((verb, *_words(request))).encode()
 
 
 def parse(data: bytes) -> Request:
@@ -181,11 +162,11 @@ def _parse(words: list[str]) -> Request:
             return List(_number(offset))
         case ["share", protocol, "4" | "6" as family]:
             return Share(_protocol(protocol), int(family))
-        case ["shared"]:
+        case ["countshared"]:
             return CountShared()
         case ["hold", name, count] if _number(count) <= MAX_DESCRIPTORS:
             return Hold(name, _number(count))
-        case ["held", name]:
+        case ["getheld", name]:
             return GetHeld(name)
         case ["lease", version, protocol, address, port] if version == str(VERSION):
             return Lease(_protocol(protocol), Destination(_address(address), _port(port)))
@@ -194,7 +175,7 @@ def _parse(words: list[str]) -> Request:
 
 def encode_served(served: Serve) -> str:
     """Return a line of the answer to `list`."""
-    return " ".join(map(str, (*served.ports, *served.to, served.mode)))
+    return " ".join(_words(served))
 
 
 def parse_served(line: str) -> Serve:
@@ -223,8 +204,12 @@ def parse_answer(data: bytes) -> tuple[bool, str]:
     return verdict == "ok", text
 
 
-def _text(*words: object) -> bytes:
-    return " ".join(map(str, words)).encode()
+def _words(fields: tuple[object, ...]) -> Iterator[str]:
+    for field in fields:
+        if isinstance(field, tuple):
+            yield from _words(field)
+        else:
+            yield str(field)
 
 
 def _serve(words: list[str]) -> Serve:
@@ -240,7 +225,7 @@ def _serve(words: list[str]) -> Serve:
 def _host_ports(protocol: str, address: str, first: str, last: str) -> HostPorts:
     plain, percent, zone = address.partition("%")
     _address(plain)
-    if percent and not (zone and _family(plain) == socket.AF_INET6):
+    if percent and not (zone and ":" in plain):
         raise ValueError(address)
     ports = HostPorts(_protocol(protocol), address, _port(first), _port(last))
     if ports.first > ports.last:
@@ -254,14 +239,9 @@ def _protocol(text: str) -> str:
     return text
 
 
-def _family(address: str) -> int:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
 def _address(text: str) -> str:
-    """Return an address as it is spelled, if it is one."""
     try:
-        socket.inet_pton(_family(text), text)
+        socket.inet_pton(family_of(text), text)
     except OSError:
         raise ValueError(text) from None
     return text

@@ -22,13 +22,13 @@ from gangway import runtime
 from gangway.ebpf import keys
 from gangway.ebpf.keys import PortBlock, Target
 from gangway.errors import GangwayError, InvalidRequest
+from gangway.inet import PROTOCOLS
 from gangway.model import ANY, PortMapping, PortRange, Protocol, Source, lease_endpoint
 from gangway.plan import HostFacts, MappingPlan, plan_mapping
 from gangway.reconcile.dataplane import DataPlane, lease_blocks
 from gangway.reconcile.state import ports_of, redirects_of
 from gangway.relay import protocol
 from gangway.relay.protocol import HostPorts, Mode, Serve
-from gangway.relay.sockets import PROTOCOLS
 from gangway.state.port_index import PortIndex
 
 

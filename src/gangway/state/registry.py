@@ -4,7 +4,7 @@ Everything is looked up by name, so one more costs the same however many there a
 database, too.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from gangway.errors import Conflict, InvalidRequest
@@ -22,19 +22,18 @@ class Registry:
         self._database = database
         self._facts: HostFacts | None = None
         self._networks: dict[str, Network] = {}
-        self._on_demand: set[str] = set()
+        self._on_demand: dict[str, bool] = {}
         self._endpoints: dict[str, Endpoint] = {}
         self._places: dict[str, Place] = {}
         self._mappings: dict[str, dict[str, MappingPlan]] = {}
         self.index = PortIndex()
-        self._undecided: list[PortMapping] = []
+        self._undecided = list(database.mappings())
         for network, on_demand in database.networks():
             self._insert_network(network, on_demand)
         for endpoint, place in database.endpoints():
             self._insert_endpoint(endpoint, place)
-        for mapping in database.mappings():
+        for mapping in self._undecided:
             self.index.add(mapping)
-            self._undecided.append(mapping)
 
     # Networks
 
@@ -55,7 +54,7 @@ class Registry:
 
     def is_unneeded(self, name: str) -> bool:
         """True if a network was made on demand and has no containers any more."""
-        return name in self._on_demand and not self.endpoints(name)
+        return self._on_demand[name] and not self.endpoints(name)
 
     def add_network(self, network: Network, on_demand: bool) -> None:
         """Add a network."""
@@ -65,8 +64,7 @@ class Registry:
     def remove_network(self, name: str) -> None:
         """Remove a network."""
         self._database.remove_network(name)
-        self._on_demand.discard(name)
-        del self._networks[name]
+        del self._networks[name], self._on_demand[name]
 
     # Endpoints
 
@@ -140,10 +138,11 @@ class Registry:
         """Return the mappings of a container that a `-p` names.  Conflict: it names none."""
         request = parse_port(text)
         known = self._mappings[self.endpoint(container).container]
-        if request.is_choice:
+        if request.host_ports is None or request.is_choice:
             found = tuple(planned for planned in known.values() if _may_be_of(planned.mapping, request))
         else:
-            wanted = (str(one) for one in _mappings_of(container, request))
+            given = request.host_ports, request.container_ports
+            wanted = (str(PortMapping(container, request.protocol, at, *given)) for at in request.host_addresses)
             found = tuple(known[name] for name in wanted if name in known)
         if not found:
             raise Conflict(
@@ -172,7 +171,7 @@ class Registry:
         return self._facts
 
     def decide(self, facts: HostFacts) -> None:
-        """Decide about every mapping anew, if the facts about the host are others now."""
+        """Decide about every mapping again, if the facts about the host have changed."""
         if facts == self._facts:
             return
         self._facts = facts
@@ -189,16 +188,11 @@ class Registry:
 
     def state(self, whole: Plan) -> State:
         """Return what the host should be by a plan."""
-        attachments: dict[str, Attachment | None] = {}
-        for endpoint in whole.endpoints:
-            attachments |= self.attachment(endpoint, self._places[endpoint.container])
-        published = self.state_of(whole.mappings)
-        return State(
+        return replace(
+            self.state_of(whole.mappings),
             bridges={planned.network.bridge: planned for planned in whole.networks},
-            attachments=attachments,
-            ports=published.ports,
-            steered=published.steered,
-            redirects=published.redirects,
+            attachments=self._attachments(whole.endpoints),
+            mappings={},
             plan=whole,
             forwarding=whole.forwarding,
         )
@@ -215,19 +209,19 @@ class Registry:
 
     def state_of_container(self, container: str) -> State:
         """Return what an endpoint and its mappings make of the host."""
-        attachments = self.attachment(self.endpoint(container), self._places[container])
+        attachments = self._attachments([self.endpoint(container)])
         return replace(self.state_of(self.mappings(container)), attachments=attachments)
 
-    def attachment(self, endpoint: Endpoint, place: Place) -> dict[str, Attachment]:
-        """Return what an endpoint makes of the host."""
-        network = self._networks[endpoint.network]
-        isolated = plan_network(network, self._decided_facts).isolate_ports
-        return {link_name(endpoint.container): Attachment(endpoint, network, place.namespace, isolated)}
+    def _attachments(self, endpoints: Iterable[Endpoint]) -> dict[str, Attachment]:
+        found = {}
+        for endpoint in endpoints:
+            network, namespace = self._networks[endpoint.network], self._places[endpoint.container].namespace
+            isolated = plan_network(network, self._decided_facts).isolate_ports
+            found[link_name(endpoint.container)] = Attachment(endpoint, network, namespace, isolated)
+        return found
 
     def _insert_network(self, network: Network, on_demand: bool) -> None:
-        self._networks[network.name] = network
-        if on_demand:
-            self._on_demand.add(network.name)
+        self._networks[network.name], self._on_demand[network.name] = network, on_demand
 
     def _insert_endpoint(self, endpoint: Endpoint, place: Place) -> None:
         self._endpoints[endpoint.container], self._places[endpoint.container] = endpoint, place
@@ -242,13 +236,6 @@ class Registry:
         planned = self.planned(mapping)
         self._mappings[mapping.container][str(mapping)] = planned
         return planned
-
-
-def _mappings_of(container: str, request: PortRequest) -> Iterator[PortMapping]:
-    """Yield the mappings of a request that leaves no choice of host port."""
-    for address in request.host_addresses:
-        if request.host_ports is not None:
-            yield PortMapping(container, request.protocol, address, request.host_ports, request.container_ports)
 
 
 def _may_be_of(mapping: PortMapping, request: PortRequest) -> bool:

@@ -14,6 +14,7 @@ Everything but `leases` is for one thread.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial, wraps
 from secrets import token_bytes
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -41,13 +42,12 @@ from gangway.plan import (
     Plan,
     Route,
     origins_reaching,
-    plan_network,
     routes_at,
 )
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.state import State
-from gangway.state.allocate import Allocation, Allocator
+from gangway.state.allocate import Allocation
 from gangway.state.database import Place
 from gangway.state.leases import Leases
 from gangway.state.registry import Registry
@@ -60,7 +60,7 @@ _Answer = TypeVar("_Answer")
 
 
 class Explanation(NamedTuple):
-    """What a client of an address meets: each route, with the rules on it.  A lease has no network."""
+    """The routes of an address's clients, each with the rules that match.  A lease has no network."""
 
     planned: MappingPlan
     network: Network | None
@@ -96,18 +96,14 @@ class Requests:
         self._registry = registry
         self._executor = executor
         self.leases = leases
-        self.check = partial(controller.check, thorough=False)
-        self.check_rules = controller.check_rules
+        self.network, self.endpoints = registry.network, registry.endpoints
+        self.redirected = executor.dataplane.redirected
+        self.check, self.check_rules = controller.check, controller.check_rules
         self.check_thoroughly = partial(controller.check, thorough=True)
         self.reconcile = controller.reconcile
         self.reap_dead_containers = controller.reap_dead_containers
         if controller.needs_start:
             self.reconcile()
-
-    @property
-    def firewall(self) -> Firewall:
-        """The firewall in use."""
-        return self._controller.facts.firewall
 
     @property
     def facts(self) -> HostFacts:
@@ -125,14 +121,6 @@ class Requests:
         """Return every network."""
         return self._registry.networks
 
-    def network(self, name: str) -> Network:
-        """Return a network.  Conflict: there is none of that name."""
-        return self._registry.network(name)
-
-    def endpoints(self, network: str | None = None) -> tuple[Endpoint, ...]:
-        """Return every endpoint, or those of a network."""
-        return self._registry.endpoints(network)
-
     def mappings(self, container: str | None = None) -> tuple[MappingPlan, ...]:
         """Return every mapping, leases included, or those of a container.  Conflict: it is not attached."""
         if container is not None:
@@ -140,7 +128,7 @@ class Requests:
         return (*self._registry.mappings(), *self.leases.planned())
 
     def explain(self, protocol: Protocol, address: Address, port: int, origin: Origin | None) -> Explanation:
-        """Return what a client of an address and port meets; an unspecified address stands for all.
+        """Return the routes of the clients of an address and port; an unspecified address stands for all.
 
         Conflict: nothing is published there.
         """
@@ -161,10 +149,6 @@ class Requests:
         )
         return Explanation(planned, network, routes)
 
-    def redirected(self, planned: MappingPlan) -> int:
-        """Return how often sockets were redirected to a mapping."""
-        return self._executor.dataplane.redirected(planned)
-
     # Networks
 
     @retry_after_reaping
@@ -172,17 +156,15 @@ class Requests:
         """Create a network."""
         self._repair()
         require_no_conflict(network, self._registry.networks)
-        if network.internal and self.firewall is Firewall.NONE:
+        if network.internal and self.facts.firewall is Firewall.NONE:
             raise Unsupported("an internal network needs a firewall: without one (--firewall none) it is not internal")
         self._executor.check_free(network)
         before = self._registry.plan()
         self._registry.add_network(network, on_demand)
-        try:
-            after = self._registry.plan()
-            self._controller.carry_out(_applied(before), _applied(after, network, self.facts))
-        except BaseException:
-            self._registry.remove_network(network.name)
-            raise
+        with ExitStack() as undo:
+            undo.callback(self._registry.remove_network, network.name)
+            self._controller.carry_out(_applied(before, network), _applied(self._registry.plan(), network))
+            undo.pop_all()
         self._controller.record_applied()
         return network
 
@@ -199,8 +181,9 @@ class Requests:
             raise Conflict(f"network {name} has containers ({', '.join(attached)}): detach them first")
         before = self._registry.plan()
         after = self._registry.plan(without=name)
-        self._controller.carry_out(_applied(before, network, self.facts), _applied(after))
-        self._registry.remove_network(name)
+        self._controller.carry_out(_applied(before, network), _applied(after, network))
+        with self._controller.restoring():
+            self._registry.remove_network(name)
         self._controller.record_applied()
 
     # Endpoints
@@ -209,26 +192,22 @@ class Requests:
     def attach(
         self, container: str, network_name: str | None, addresses: Sequence[Address], namespace: str | None = None
     ) -> Endpoint:
-        """Attach a container to a network; `namespace` is the path of its namespace, if the name does not tell."""
+        """Attach a container to a network; `namespace` is the path of its namespace, if its name is not enough."""
         self._repair(container)
         if self._registry.has_endpoint(container):
-            name = self._registry.endpoint(container).network
+            name = self._registry.network_of(container).name
             raise Conflict(f"container {container} is attached to network {name} already: detach it first")
         path = namespace or netns.path_of(container)
         place = Place(path, netns.inode_at(path))
         self._check_container(container, place)
         network = self._network_for(network_name)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._remove_if_unneeded, network.name)
             endpoint = Endpoint(container, network.name, self._registry.addresses_for(network, addresses))
             self._registry.add_endpoint(endpoint, place)
-            try:
-                self._controller.carry_out(State(), State(attachments=self._registry.attachment(endpoint, place)))
-            except BaseException:
-                self._registry.remove_endpoint(container)
-                raise
-        except BaseException:
-            self._remove_if_unneeded(network.name)
-            raise
+            undo.callback(self._registry.remove_endpoint, container)
+            self._controller.carry_out(State(), self._registry.state_of_container(container))
+            undo.pop_all()
         return endpoint
 
     @retry_after_reaping
@@ -237,7 +216,8 @@ class Requests:
         self._repair(container)
         endpoint = self._registry.endpoint(container)
         self._controller.remove(self._registry.state_of_container(container))
-        self._registry.remove_endpoint(container)
+        with self._controller.restoring():
+            self._registry.remove_endpoint(container)
         self._remove_if_unneeded(endpoint.network)
 
     # Mappings
@@ -248,22 +228,17 @@ class Requests:
         self._repair(container)
         network = self._registry.network_of(container)
         requests = [request for text in texts for request in parse_port(text).split_ports()]
-        allocator = Allocator(
-            container, self._registry.index, self._executor.dataplane.steering, self._registry.planned
-        )
-        with Allocation(self._registry.index) as allocation:
+        index, steering = self._registry.index, self._executor.dataplane.steering
+        with Allocation(container, index, steering, self._registry.planned) as allocation, ExitStack() as undo:
             for request in requests:
                 _check_internal(request, network)
-                allocation.add(allocator.allocate(request))
+                allocation.allocate(request)
             planned = self._registry.add_mappings(allocation.mappings)
-            try:
-                _check_reachable(planned)
-                self._controller.carry_out(State(), self._registry.state_of(planned), allocation.reserved())
-            except BaseException:
-                self._registry.remove_mappings(planned)
-                allocation.mappings.clear()
-                raise
             allocation.mappings.clear()  # they are the registry's now
+            undo.callback(self._registry.remove_mappings, planned)
+            _check_reachable(planned)
+            self._controller.carry_out(State(), self._registry.state_of(planned), allocation.reserved())
+            undo.pop_all()
         return planned
 
     @retry_after_reaping
@@ -275,7 +250,8 @@ class Requests:
             chosen = [one for text in texts for one in self._registry.named(container, text)]
             planned = tuple({str(one.mapping): one for one in chosen}.values())
         self._controller.remove(self._registry.state_of(planned))
-        self._registry.remove_mappings(planned)
+        with self._controller.restoring():
+            self._registry.remove_mappings(planned)
         return planned
 
     # Details
@@ -291,7 +267,7 @@ class Requests:
         return self.leases.find(mapping) if mapping.source is Source.LEASE else self._registry.mapping(mapping)
 
     def _check_container(self, container: str, place: Place) -> None:
-        if place.inode == netns.own_inode():
+        if place.inode == netns.current_inode(netns.OWN):
             raise Conflict(f"{container} is the host's own network namespace")
         for other in (endpoint.container for endpoint in self._registry.endpoints()):
             if self._registry.place(other).inode == place.inode and not self._controller.is_dead(other):
@@ -312,10 +288,12 @@ class Requests:
             self._remove_network(name)
 
 
-def _applied(plan: Plan | None, network: Network | None = None, facts: HostFacts | None = None) -> State:
-    """Return the state of a plan's rules, and perhaps of one network's bridge."""
-    bridges = {network.bridge: plan_network(network, facts)} if network is not None and facts is not None else {}
-    return State(bridges=bridges, plan=plan, forwarding=plan.forwarding if plan is not None else frozenset())
+def _applied(plan: Plan | None, network: Network) -> State:
+    """Return the state of a plan's rules, and of the network's bridge if it is in the plan."""
+    if plan is None:
+        return State()
+    bridges = {one.network.bridge: one for one in plan.networks if one.network == network}
+    return State(bridges=bridges, plan=plan, forwarding=plan.forwarding)
 
 
 def _check_reachable(planned: Sequence[MappingPlan]) -> None:

@@ -1,17 +1,15 @@
 """Moves the bytes of one direction of a stream from a socket to its peer.
 
-It knows sockets and pipes, and when a transfer has to wait.  It does not know what follows from an end or a reset
-(`flow.py`), nor where the sockets come from (`stream.py`).
+It does not know what follows from an end or a reset (`flow.py`), nor where the sockets come from (`stream.py`).
 
 How it works.  A `Half` moves the data that its own socket receives to its peer's socket, in one of two ways.  `_pump`
 moves data that fits a small buffer with recv and send: two system calls for a message, which no other way beats.  When
-several reads in a row fill the buffer, the flow is bulky, and `_pour` moves pages from socket to socket with splice(2)
-through a pipe, without copying them to user space.  A pipe belongs to a flow only while bytes are stuck in it;
-otherwise all flows use the same one.
+several reads in a row fill the buffer, the flow is bulky, and `_pour` moves pages from socket to socket with splice(2),
+without copying them to user space.  A pipe belongs to a flow only while bytes are stuck in it.
 
-Stalls.  A half that cannot send the data that it has read holds it (at most one small buffer or one pipe full),
-reports that it is stalled, and does not read until the peer's socket has accepted all of it.  So a client that does not
-read stalls its own flow only: TCP's window closes behind it, and memory does not grow.
+Stalls.  A half that cannot send the data that it has read holds it (at most one small buffer or one pipe full), and
+does not read until the peer's socket has accepted all of it.  So a client that does not read stalls its own flow only:
+TCP's window closes behind it, and memory does not grow.
 
 Kernel facts:
 
@@ -43,8 +41,7 @@ PIPE_BYTES = 256 * 1024
 BULKY_READS = 4
 # Transfers of one flow before the others get a turn.
 TURN = 16
-# Pipes kept for the next bulky flow; F_SETPIPE_SZ of an unprivileged user is limited by fs.pipe-user-pages-soft
-# (64 MiB).
+# Pipes kept for the next bulky flow: an unprivileged user's are limited by fs.pipe-user-pages-soft (64 MiB).
 SPARE_PIPES = 4
 
 _DONTWAIT = socket.MSG_DONTWAIT
@@ -75,14 +72,12 @@ class PipePool:
 
     def acquire(self) -> Pipe | None:
         """Return an empty pipe, or None when the process has no descriptors left for one."""
-        if self._spare:
-            return self._spare.pop()
         try:
-            return Pipe()
+            return self._spare.pop() if self._spare else Pipe()
         except OSError as error:
-            if error.errno in OUT_OF_DESCRIPTORS:
-                return None
-            raise
+            if error.errno not in OUT_OF_DESCRIPTORS:
+                raise
+            return None
 
     def release(self, pipe: Pipe) -> None:
         """Take back a pipe, which must be empty."""
@@ -113,11 +108,8 @@ DOWN = HalfEvents(Event.DOWN_STALLED, Event.DOWN_DRAINED, Event.DOWN_ENDED, Even
 class PumpedFlow(Protocol):
     """What a half needs of its flow."""
 
-    @property
-    def loop(self) -> Loop: ...
-
-    @property
-    def pipes(self) -> PipePool: ...
+    loop: Loop
+    pipes: PipePool
 
     def on(self, event: Event) -> None: ...
 
@@ -228,7 +220,6 @@ class Half:
                 return self._pump(ENDED)
         pipes.release(pipe)
         self.flow.loop.call_soon(self.ready, READABLE | ENDED)
-        return None
 
     def drain(self) -> None:
         """Send held data, now that the peer's socket has buffer space again."""
