@@ -47,7 +47,8 @@ def checks(tools: Tools, facts: HostFacts, dataplane: DataPlane, leases: int) ->
     if not reason and not dataplane.steering.is_attached():
         note = f"{_DETACHED}: clients of the relay wait until then"
     yield Check("steering: attached", not note, note)
-    yield Check("docker-proxy launchers", True, f"{leases} ports published by leases" if leases else "none")
+    published = "1 port published by a lease" if leases == 1 else f"{leases} ports published by leases"
+    yield Check("docker-proxy launchers", True, published if leases else "none")
 
 
 def _forwarding(facts: HostFacts, family: int, setting: str) -> Check:

@@ -8,11 +8,12 @@ Records are valid for one boot and one network namespace; those from elsewhere a
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from threading import RLock
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from gangway.errors import GangwayError, HostRefused
 from gangway.host import probe, sysctl
@@ -63,11 +64,15 @@ class _Record(NamedTuple):
 class SavedSettings:
     """The settings that gangway has changed in the calling thread's network namespace.  Thread-safe.
 
-    `warn` logs what could not be restored, and why.  A name that was not registered is a sysctl's.
+    `warn` logs what could not be restored, and why.  A name that was not registered is a sysctl's.  Changes of one
+    setting are made one after the other; none waits for another setting, which a tool may have to write.
     """
 
     def __init__(self, storage: Storage, warn: Callable[[str], None]) -> None:
-        self._lock, self._storage, self._warn = RLock(), storage, warn
+        self._storage, self._warn = storage, warn
+        self._lock = RLock()
+        """Guards what is recorded.  It is not held while a setting is read or written."""
+        self._changing: dict[str, Any] = defaultdict(RLock)
         self._settings: dict[str, Setting] = {}
         self._scope = f"{probe.boot_id()} {netns_identity()}"
         scope, records = json.loads(storage.recall(_KEY) or '["", {}]')
@@ -85,26 +90,25 @@ class SavedSettings:
         and nothing more is recorded.
         """
         setting = self._setting(name)
-        with self._lock:
+        with self._exclusively(name):
             if setting.read() not in (None, value):
                 self._change(name, value, partial(setting.write, value), tuple(side_effects), restored_with)
 
     def extend(self, name: str, text: str) -> None:
         """Add to a sysctl that is a list.  HostRefused: it was not changed."""
-        with self._lock:
+        with self._exclusively(name):
             expected = ",".join(filter(None, (self._setting(name).read(), text)))
             self._change(name, expected, partial(sysctl.extend, name, text), (), "")
 
     def restore(self, name: str) -> None:
         """Restore a setting, and all that is restored with it.  HostRefused: it was not, and stays recorded."""
-        with self._lock:
+        with self._exclusively(name):
             names = [other for other in self._records if name in (other, self._records[other].restored_with)]
             names.sort(key=lambda other: other != name)
             if not self._has_new_dependents(name):
                 self._write_back(names)
             if names:
-                self._records = {other: record for other, record in self._records.items() if other not in names}
-                self._store()
+                self._record(dict.fromkeys(names))
 
     def is_changed(self, name: str) -> bool:
         """True if gangway has changed the setting and not restored it."""
@@ -137,10 +141,7 @@ class SavedSettings:
             write()
         # What the kernel made of it: it may spell a value in another way.
         changed = [other for other in (name, *side_effects) if other in self._records]
-        self._records |= {
-            other: self._records[other]._replace(written=self._setting(other).read()) for other in changed
-        }
-        self._store()
+        self._record({other: self._records[other]._replace(written=self._setting(other).read()) for other in changed})
 
     def _write_back(self, names: Collection[str]) -> None:
         """Restore settings, the first one first: it may change the others."""
@@ -167,21 +168,28 @@ class SavedSettings:
     @contextmanager
     def _recording(self, records: dict[str, _Record]) -> Iterator[None]:
         """Store records before the block changes what they are about; discard them if that fails."""
-        former, self._records = self._records, self._records | records
+        former = {name: self._records.get(name) for name in records}
         try:
-            self._store()
+            self._record(records)
             yield
         except GangwayError:
-            self._records = former
             with suppress(GangwayError):
-                self._store()
+                self._record(former)
             raise
 
     def _setting(self, name: str) -> Setting:
         return self._settings.get(name) or Setting(name, partial(sysctl.read, name), partial(sysctl.write, name))
 
-    def _store(self) -> None:
-        if self._records:
-            self._storage.remember(_KEY, json.dumps((self._scope, self._records)))
-        else:
-            self._storage.forget(_KEY)
+    def _exclusively(self, name: str) -> Any:
+        with self._lock:
+            return self._changing[name]
+
+    def _record(self, records: Mapping[str, _Record | None]) -> None:
+        """Replace some records, or delete them, and store all."""
+        with self._lock:
+            merged = {**self._records, **records}
+            self._records = {name: record for name, record in merged.items() if record is not None}
+            if self._records:
+                self._storage.remember(_KEY, json.dumps((self._scope, self._records)))
+            else:
+                self._storage.forget(_KEY)
