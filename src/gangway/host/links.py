@@ -14,7 +14,8 @@ Facts that it leans on:
   isolated port (bridge(8)).
 * Deleting a bridge frees its ports; deleting one end of a veth pair deletes the other, and so does the end of the
   namespace that it is in (veth(4)).
-* An alias (ip-link(8)) marks the links that gangway created; it changes no others.
+* An alias (ip-link(8)) marks the links that gangway created; it changes no others.  It is set last: a link without one
+  was not finished by a daemon that was killed, and is created anew.
 """
 
 import errno
@@ -74,16 +75,17 @@ class Links:
     def create_bridge(self, name: str, alias: str, addresses: Iterable[Interface], mtu: int) -> None:
         """Create a bridge that is up and has these addresses; on failure there is no bridge."""
         with attempting(f"create the bridge {name}"):
+            self._delete_unfinished(name, _mac(name))
             self._route.link("add", ifname=name, kind="bridge", address=_mac(name))
         try:
             with attempting(f"set up the bridge {name}"):
                 index = self._index(name)
-                self._route.link("set", index=index, ifalias=alias, mtu=mtu)
+                self._route.link("set", index=index, mtu=mtu)
                 for setting in ("accept_ra", "accept_dad"):
                     if sysctl.read(f"net/ipv6/conf/{name}/{setting}") is not None:
                         sysctl.write(f"net/ipv6/conf/{name}/{setting}", "0")
                 self._add_addresses(self._route, index, addresses)
-                self._route.link("set", index=index, state="up")
+                self._route.link("set", index=index, state="up", ifalias=alias)
         except HostRefused:
             self.delete(name)
             raise
@@ -123,10 +125,9 @@ class Links:
                 master = self._index(bridge)
                 self._route.link("add", ifname=name, kind="veth", master=master, mtu=mtu, peer=peer)
                 index = self._index(name)
-                self._route.link("set", index=index, ifalias=alias)
                 self._route.brport("set", index=index, mode=1)
                 self._set_up_inside(inner, device, addresses, gateways)
-                self._route.link("set", index=index, state="up")
+                self._route.link("set", index=index, state="up", ifalias=alias)
         except HostRefused:
             self.delete(name)
             raise
@@ -159,6 +160,12 @@ class Links:
         """Return all addresses of this namespace."""
         with attempting("list addresses"):
             return self._dumps.addresses()
+
+    def _delete_unfinished(self, name: str, mac: str) -> None:
+        for index in self._route.link_lookup(ifname=name):
+            (link,) = self._route.get_links(index)
+            if link.get_attr("IFLA_ADDRESS") == mac and not link.get_attr("IFLA_IFALIAS"):
+                self._route.link("del", index=index)
 
     def _index(self, name: str) -> int:
         indexes = self._route.link_lookup(ifname=name)
