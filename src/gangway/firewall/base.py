@@ -40,8 +40,8 @@ class Driver(Protocol):
     def shares_forward_chain(self, family: int) -> bool:
         """True if other programs have rules in the FORWARD chain that ours are in."""
 
-    def remove(self) -> None:
-        """Remove all rules."""
+    def remove(self, before: Plan | None = None) -> None:
+        """Remove all rules; `before` is the plan whose rules are known to be there."""
 
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
         """Return the rules that match the first packet of a client, in order."""
@@ -68,7 +68,7 @@ class NoFirewall:
         """Return False."""
         return False
 
-    def remove(self) -> None:
+    def remove(self, before: Plan | None = None) -> None:
         """Do nothing."""
 
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:

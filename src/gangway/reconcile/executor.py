@@ -56,7 +56,7 @@ class Executor:
         match step.verb, step.what:
             case _, Rewrite(before, after):
                 if after is None:
-                    self.driver.remove()
+                    self.driver.remove(before)
                 else:
                     self.driver.rewrite(after, before)
             case _, Change(removed, added):

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 
-from gangway.errors import Conflict, GangwayError
+from gangway.errors import Conflict, GangwayError, HostRefused
 from gangway.firewall.iptables import render as iptables
 from gangway.firewall.iptables.policies import ForwardPolicies
 from gangway.firewall.iptables.tool import Iptables
@@ -52,7 +52,7 @@ class IptablesDriver:
         except GangwayError:
             self._roll_back(before, former, built_in)
             raise
-        self._remember(built_in)
+        self._remember_less(built_in)
         self._built_in = built_in
         self.generation = events.generation()
 
@@ -62,12 +62,22 @@ class IptablesDriver:
         after = {family: iptables.with_mappings(tables, removed, added, family) for family, tables in before.items()}
         if after != before:
             self._remember({family: _merged((*before[family], *after[family])) for family in _FAMILIES})
-        for family in _FAMILIES:
-            text = iptables.change(removed, added, family, self._prefix)
-            if text:
-                self._tools[family].apply(text)
+        tried = []
+        try:
+            for family in _FAMILIES:
+                text = iptables.change(removed, added, family, self._prefix)
+                if text:
+                    tried.append(family)
+                    self._tools[family].apply(text)
+        except HostRefused:
+            self.generation = _UNKNOWN
+            for family in reversed(tried):
+                with suppress(HostRefused):  # of the one that failed, only the tables before that which was refused
+                    self._tools[family].apply(iptables.change(added, removed, family, self._prefix))
+            self._remember_less(before)
+            raise
         if after != before:
-            self._remember(after)
+            self._remember_less(after)
         self._built_in = after
         self.generation = events.generation()
 
@@ -90,14 +100,19 @@ class IptablesDriver:
         """True if other programs have rules in FORWARD of the table `filter`."""
         return bool(self._policies.foreign_rules(family))
 
-    def remove(self) -> None:
+    def remove(self, before: Plan | None = None) -> None:
         """Remove all rules, and restore the policies."""
         former = self._remembered()
-        for family in _FAMILIES:
-            self._replace(family, (), former[family])
-        self._policies.close(())
+        try:
+            for family in _FAMILIES:
+                self._replace(family, (), former[family])
+            self._policies.close(())
+        except GangwayError:
+            self._roll_back(before, former, {family: () for family in _FAMILIES})
+            raise
         self._built_in = {}
-        self._storage.forget(_KEY)
+        with suppress(HostRefused):  # then they are removed once more by a driver of another firewall
+            self._storage.forget(_KEY)
 
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
         """Return the rules that match the first packet of a client, in order."""
@@ -131,20 +146,24 @@ class IptablesDriver:
                     )
 
     def _roll_back(self, before: Plan | None, former: Tables, built_in: Tables) -> None:
-        """Restore the rules and policies from before a failed rewrite, as far as that is possible."""
+        """Restore the rules and policies from before a failed change, as far as that is possible."""
         rules = self._render(before) if before is not None else former
         for family in _FAMILIES:
             with suppress(GangwayError):
                 self._replace(family, rules[family], _merged((*former[family], *built_in[family])))
         with suppress(GangwayError):
             self._policies.close(before.closed if before is not None else ())
-        self._remember(former)
+        self._remember_less(former)
 
     def _remember(self, tables: Tables) -> None:
         built_in = {
             str(family): [(table.name, table.chain, table.rules) for table in found] for family, found in tables.items()
         }
         self._storage.remember(_KEY, json.dumps({"prefix": self._prefix, "tables": built_in}))
+
+    def _remember_less(self, tables: Tables) -> None:
+        with suppress(HostRefused):  # what is remembered and not there does no harm
+            self._remember(tables)
 
     def _remembered(self) -> Tables:
         tables = json.loads(self._storage.recall(_KEY) or "{}").get("tables", {})

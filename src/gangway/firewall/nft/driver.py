@@ -63,11 +63,12 @@ class NftDriver:
         """Return False: the table has chains of its own."""
         return False
 
-    def remove(self) -> None:
+    def remove(self, before: Plan | None = None) -> None:
         """Delete the table."""
         self._apply(render.remove())
         self._listing = None
-        self._storage.forget(_KEY)
+        with suppress(HostRefused):  # then the table is deleted once more by a driver of another firewall
+            self._storage.forget(_KEY)
 
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
         """Return the rules that match the first packet of a client, in order."""
