@@ -8,6 +8,7 @@ WAL with synchronous=NORMAL (sqlite.org/pragma.html): a commit survives the daem
 power cut the last ones may be missing, and so is everything that they were about.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -48,6 +49,7 @@ class Database:
         self._lock = RLock()  # leases use it from a thread of their own
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite's own files get its mode
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
