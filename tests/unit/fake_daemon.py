@@ -205,7 +205,7 @@ class FakeDriver(Driver):
     def is_intact(self, expected: Callable[[], Plan | None], thorough: bool = False) -> bool:
         return super().is_intact(expected) and self.intact
 
-    def remove(self) -> None:
+    def remove(self, before: Plan | None = None) -> None:
         self._calls.record("driver.remove")
         self.plan, self.mappings = None, set()
 

@@ -60,8 +60,8 @@ class Executor:
         match step:
             case diff.Rewrite(before, Plan() as after):
                 self.driver.rewrite(after, before)
-            case diff.Rewrite():
-                self.driver.remove()
+            case diff.Rewrite(before):
+                self.driver.remove(before)
             case diff.Rules(removed, added):
                 self.driver.change(removed, added)
             case diff.Forwarding(_, families):
