@@ -167,8 +167,8 @@ class Controller:
         # Families that are forwarded and that are ours to stop: others may need what we do not.
         forwarding = self.facts.forwarding & (self.facts.switched_on | wanted.forwarding)
         before = replace(self._observer.found(), plan=plan if are_applied else None, forwarding=forwarding)
-        failed = self._apply(diff(before, wanted), plan)
-        for mapping in self._unavailable_mappings(failed, plan):
+        failed = self._apply(diff(before, wanted))
+        for mapping in self._unavailable_mappings(failed):
             dataplane.remove_redirects(block for block, _ in redirects_of(mapping))
             dataplane.steering.remove(steered_of(mapping))
         self._reserved_ports.set(_steered_ports(self._registry.mappings()))
@@ -200,11 +200,11 @@ class Controller:
                 found.add(shared_chains(family)[0])
         return found
 
-    def _apply(self, steps: Iterable[Step], plan: Plan | None) -> list[Step]:
+    def _apply(self, steps: Iterable[Step]) -> list[Step]:
         """Carry out steps as far as they can be; return those that failed."""
         failed: list[Step] = []
         for step in steps:
-            for part in _parts(step, self._unavailable_mappings(failed, plan)):
+            for part in _parts(step, self._unavailable_mappings(failed)):
                 if not self._attempt(partial(self._executor.do, part)):
                     failed.append(part)
         return failed
@@ -278,12 +278,11 @@ class Controller:
         wanted |= {link_name(one.container) for one in self._registry.endpoints()}
         return {*links.bridges, *links.attachments} != wanted
 
-    def _unavailable_mappings(self, failed: Sequence[Step], plan: Plan | None) -> list[MappingPlan]:
+    def _unavailable_mappings(self, failed: Sequence[Step]) -> list[MappingPlan]:
         """Return the mappings of which a port could not be had: it is another program's, and so are its clients."""
         lost = {one.ports for step in failed if isinstance(step, Ports) for one in step.before + step.after}
-        if plan is None or not lost:
-            return []
-        return [planned for planned in plan.mappings if any(ports in lost for ports, _ in ports_of(planned))]
+        mappings = self._registry.mappings() if lost else ()
+        return [planned for planned in mappings if any(ports in lost for ports, _ in ports_of(planned))]
 
     def _update_own_addresses(self) -> None:
         self._attempt(lambda: self._executor.dataplane.redirect.set_own_addresses(self._executor.links.addresses))
