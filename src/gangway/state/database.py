@@ -1,8 +1,8 @@
 """What is wanted, on disk: SQLite.
 
 A row is written before anything is done about it and removed when nothing is left of it, so whatever a daemon that died
-left half done is found again.  The table `memory` holds what is needed to restore the host: what a setting was before
-it was changed, which rules were written.
+left half done is found again.  A range is one row.  The table `memory` holds what is needed to restore the host: what a
+setting was before it was changed, which rules were written.
 
 WAL with synchronous=NORMAL (sqlite.org/pragma.html): a commit survives the daemon's end and costs no fsync; after a
 power cut the last ones may be missing, and so is everything that they were about.
