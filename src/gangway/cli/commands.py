@@ -130,7 +130,7 @@ def _command(name: str, *options: Option) -> Callable[[Function], Function]:
 
 
 def _container(name: str) -> str:
-    """A path is made absolute: the daemon has another working directory."""
+    """Return a container's name; a path becomes absolute, as the daemon has another working directory."""
     if not name:
         raise argparse.ArgumentTypeError("a container's name cannot be empty")
     return os.path.abspath(name) if "/" in name else name

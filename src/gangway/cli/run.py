@@ -2,7 +2,7 @@
 
 The command's process is created first, in a new network namespace, and waits; the daemon attaches that namespace and
 publishes its ports; then the process becomes the command.  When the process ends, so does the namespace, and the daemon
-notices that by itself; it is told as well, so that the ports are free at once.
+notices that by itself; the container is detached all the same, so that its ports are free at once.
 """
 
 import os
