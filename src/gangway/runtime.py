@@ -9,7 +9,7 @@
         start.json                  0600   the options with which an operator last started the daemon
         state.db                    0600   the database, unless this is the machine's own network namespace
 
-A namespace is told apart by its cookie (SO_NETNS_COOKIE, Linux 5.14), which is never used again before the next boot;
+A namespace is told apart by its cookie (SO_NETNS_COOKIE, Linux 5.14), which is not reused before the next boot;
 by its inode number on older kernels.  Without root the base is $XDG_RUNTIME_DIR/gangway.  launcher/docker-proxy.c
 computes the same paths and creates a missing folder with the same modes.
 
