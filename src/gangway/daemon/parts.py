@@ -68,7 +68,6 @@ class Parts:
         return self._controller.filters(family)
 
     def checks(self) -> Iterator[Check]:
-        """Yield what `gangway doctor` shows."""
         return checks(self.observer.tools, self.requests.facts, self.dataplane, len(self.requests.leases))
 
     def stop_if_idle(self) -> bool:
@@ -80,7 +79,6 @@ class Parts:
             return False
 
     def close(self) -> None:
-        """Close sockets and files."""
         self.stop_if_idle()
         self._links.close()
         self.dataplane.close()
