@@ -1,57 +1,56 @@
 """Ports published without Docker: the commands, the road that each kind of client gets, and what it costs.
 
-The host, another machine and the containers are network namespaces. The commands are real. The road in the table is
-not what gangway reports: it is read from the kernel's own tables (lab/roads.py).
+The host, another machine and the containers are network namespaces. The commands are real: in the host's namespace they
+find its daemon without options, and the first one starts it. The road in the table is not what gangway reports: it is
+read from the kernel's own tables (lab/roads.py).
 """
 
+import json
+import os
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import NamedTuple
 
 from demo import common
 from lab import echo_server
 from lab.addresses import host_port
+from lab.gangwayd import GANGWAY, runtime_folder
 from lab.netns import Namespace, Neighbour
 from lab.processes import pids_running, pss_kib
 from lab.roads import observe_road
 from lab.waiting import wait_until
 
-GANGWAY = Path(__file__).parents[1] / ".venv/bin/gangway"
 PORT = 8000
 ALL_PORTS, LAST = "1024-65000", 65000
 HOST4, HOST6 = Neighbour.host4, Neighbour.host6
 
 
 class Scene(NamedTuple):
-    """The host, another machine, three containers (two on one network), and the path of the daemon's socket."""
+    """The host, another machine, and three containers, two of them on one network."""
 
     host: Namespace
     other: Neighbour
     web: Namespace
     near: Namespace
     far: Namespace
-    socket: str
 
 
 def show() -> None:
     """Run the demo."""
     with ExitStack() as stack:
-        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="gangway-demo-"))
         host = stack.enter_context(Namespace("host"))
         other = stack.enter_context(Neighbour(host))
         web, near, far = (stack.enter_context(Namespace(role)) for role in ("web", "near", "far"))
-        scene = Scene(host, other, web, near, far, f"{directory}/gangway.sock")
+        scene = Scene(host, other, web, near, far)
         print(
             f"The host is {HOST4} and {HOST6}; another machine is {other.address4} and {other.address6}. No Docker.\n"
         )
-        _publish(scene)
         stack.callback(_remove_networks, scene)
+        _publish(scene)
         echo_server.serve(scene.web.popen, PORT)
         print()
         head = ("client", "connects to", "road", "the container saw")
@@ -77,11 +76,15 @@ def _publish(scene: Scene) -> None:
 
 
 def _remove_networks(scene: Scene) -> None:
-    for container in (scene.web, scene.near, scene.far):
-        _run(scene, "detach", container.name)
-    for network in ("shop", "back"):
-        _run(scene, "network", "rm", network)
+    """Remove what there is, also after a failure; the daemon then exits by itself."""
+    if _processes(scene):
+        for network in json.loads(_run(scene, "network", "ls", "--json").stdout):
+            for endpoint in network["endpoints"]:
+                _run(scene, "detach", endpoint["container"])
+            _run(scene, "network", "rm", network["name"])
     wait_until(lambda: not _processes(scene), "the daemon to exit: nothing is published", patience_s=20)
+    if runtime_folder(scene.host).exists():
+        raise RuntimeError(f"the daemon did not remove {runtime_folder(scene.host)}")
 
 
 def _clients(scene: Scene) -> Iterable[tuple[str, Namespace, Sequence[str]]]:
@@ -136,7 +139,8 @@ def _show(scene: Scene, *words: str) -> None:
 
 
 def _run(scene: Scene, *words: str) -> subprocess.CompletedProcess[str]:
-    done = scene.host.run(str(GANGWAY), words[0], *words[1:], check=False, env={"GANGWAY_SOCKET": scene.socket})
+    environment = {name: value for name, value in os.environ.items() if name != "GANGWAY_SOCKET"}
+    done = scene.host.run(str(GANGWAY), *words, check=False, env=environment)
     if done.returncode:
         raise RuntimeError(f"gangway {shlex.join(words)}: {done.stderr.strip()}")
     return done

@@ -3,13 +3,13 @@
     /run/gangway                    0755
     /run/gangway/netns-COOKIE       0750   owned by root and the API's group
         gangway.sock                0660   the HTTP API, for root and the group
-        gangway.sock.relay          0600   the relay's control socket
+        relay.sock                  0600   the relay's control socket
         lease.sock                  0600   where docker-proxy launchers take leases
         daemon.lock                 0600   locked by the daemon for as long as it runs; holds its pid and API socket
         start.json                  0600   the options with which an operator last started the daemon
         state.db                    0600   the database, unless this is the machine's own network namespace
 
-A namespace is told apart by its cookie (SO_NETNS_COOKIE, Linux 5.14), which is never used again before the next boot;
+A namespace is told apart by its cookie (SO_NETNS_COOKIE, Linux 5.14), which is not reused before the next boot;
 by its inode number on older kernels.  Without root the base is $XDG_RUNTIME_DIR/gangway.  launcher/docker-proxy.c
 computes the same paths and creates a missing folder with the same modes.
 
@@ -22,7 +22,8 @@ import sys
 
 BASE = "/run/gangway"
 BASE_MODE, FOLDER_MODE = 0o755, 0o750
-API_SOCKET, LEASE_SOCKET, LOCK, START, STATE = "gangway.sock", "lease.sock", "daemon.lock", "start.json", "state.db"
+API_SOCKET, LEASE_SOCKET, RELAY_SOCKET = "gangway.sock", "lease.sock", "relay.sock"
+LOCK, START, STATE = "daemon.lock", "start.json", "state.db"
 HOST_STATE = "/var/lib/gangway/state.db"
 """The database of the daemon in the machine's own network namespace (that of pid 1): it survives a reboot."""
 

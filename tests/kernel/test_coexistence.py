@@ -116,7 +116,7 @@ def test_dockers_own_ports_work(docker_first: Shared) -> None:
 def test_a_port_cannot_be_published_twice(docker_first: Shared) -> None:
     done = docker_first.gangway.run("publish", docker_first.server.name, "-p", f"{DOCKERS_PORT}:80")
     assert done.returncode == 1
-    assert "stop docker-proxy (pid " in done.stderr
+    assert f"{DOCKERS_PORT}/tcp is in use: choose another port, or stop docker-proxy (pid " in done.stderr
     with docker_first.published(docker_first.server, "8001:80"):
         refused = docker_first.docker.run("run", "-p", "8001:80", docker_first.docker.image, "true", check=False)
         assert "already in use" in refused.stderr
@@ -156,7 +156,7 @@ def test_a_dockerd_that_is_started_later() -> None:
         street.add_docker(stack)
         # The host did not forward before, so gangway drops other traffic; by iptables Docker can still accept its own.
         wait_until(lambda: "switching to iptables" in street.gangway.log.read_text(), "the switch", 5)
-        assert "inet gangway" not in street.host.run("nft", "list", "tables").stdout
+        wait_until(lambda: "inet gangway" not in street.host.run("nft", "list", "tables").stdout, "the table's removal")
         street.published_works()
         street.is_isolated()
         street.dockers_port_works(street.far.space)

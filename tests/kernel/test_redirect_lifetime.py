@@ -13,8 +13,8 @@ from gangway.ebpf import redirect, steering
 from lab.netns import Namespace
 from lab.redirect import actual_peer, cgroup_links_of, detach_link, link_exists
 from lab.waiting import wait_until
+from tests.kernel.load import Client, under_load
 from tests.kernel.street import Street
-from tests.kernel.test_lifetime import Asker
 
 pytestmark = pytest.mark.any_kernel
 
@@ -48,27 +48,25 @@ def connected(space: Namespace, port: int, kind: int = socket.SOCK_STREAM) -> so
     return made
 
 
+def clients(street: Street, port: int) -> list[Client]:
+    return [Client(street.host, protocol, "127.0.0.1", port) for protocol in ("tcp", "udp")]
+
+
 def test_killing_the_daemon_under_load_fails_no_client(street: Street) -> None:
     with ExitStack() as stack:
         port = stack.enter_context(street.published(street.server, "8080:80/tcp", "8080:80/udp"))
         before = stack.enter_context(connected(street.host, port))
         datagrams = stack.enter_context(socket_of(street.host))
-        askers = [Asker(street.host, protocol, "127.0.0.1", port) for protocol in ("tcp", "udp")]
-        for asker in askers:
-            asker.start()
-            stack.callback(asker.end)
-        for _ in range(3):
-            street.gangway.kill()
-            for asker in askers:
-                asker.more()
-            assert road(street, port) == "redirect"
-            _check_unconnected(datagrams, port)
-            street.gangway.start()
-            for asker in askers:
-                asker.more()
-            assert len(links(street)) == LINKS
-            _check_unconnected(datagrams, port)
-        assert [asker.failures for asker in askers] == [[], []]
+        with under_load(clients(street, port)) as load:
+            for _ in range(3):
+                street.gangway.kill()
+                load.wait_for_answers()
+                assert road(street, port) == "redirect"
+                _check_unconnected(datagrams, port)
+                street.gangway.start()
+                load.wait_for_answers()
+                assert len(links(street)) == LINKS
+                _check_unconnected(datagrams, port)
         assert before.getpeername() == ("127.0.0.1", port)
         before.sendall(b"hello\n")
         assert b"hello" in before.recv(100)
@@ -100,18 +98,13 @@ def test_an_answer_after_a_restart_comes_from_the_requested_address(street: Stre
 
 
 def test_publishing_other_ports_fails_no_client(street: Street) -> None:
-    with street.published(street.server, "8080:80/tcp", "8080:80/udp") as port:
-        askers = [Asker(street.host, protocol, "127.0.0.1", port) for protocol in ("tcp", "udp")]
-        for asker in askers:
-            asker.start()
-        try:
-            for _ in range(5):
-                with street.published(street.near, "7900-8000:7900-8000/tcp", "8079:80/udp", "127.0.0.2:8081:80"):
-                    askers[0].more()
-        finally:
-            for asker in askers:
-                asker.end()
-        assert [asker.failures for asker in askers] == [[], []]
+    with (
+        street.published(street.server, "8080:80/tcp", "8080:80/udp") as port,
+        under_load(clients(street, port)) as load,
+    ):
+        for _ in range(5):
+            with street.published(street.near, "7900-8000:7900-8000/tcp", "8079:80/udp", "127.0.0.2:8081:80"):
+                load.wait_for_answers()
 
 
 def test_use_counts_survive_the_daemon(street: Street) -> None:
@@ -204,7 +197,7 @@ def test_without_a_requirement_the_relay_serves_and_doctor_names_it(
         assert (route["road"], route["code"]) == ("relay", "no_redirect")
         assert said in route["fact"]
         failing = {one["check"]: one["note"] for one in street.gangway.json("doctor") if not one["holds"]}
-        assert said in failing[f"programs: {check}"]
+        assert said in failing[f"eBPF: {check}"]
         assert said in failing["redirect: attached"]
         assert said in failing["steering: attached"]
 

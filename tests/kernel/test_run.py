@@ -158,7 +158,7 @@ def test_the_command_does_not_run_if_a_port_cannot_be_published(used: Bare, tmp_
     mark = tmp_path / "ran"
     done = used.run("run", "-p", "9-8:80", "--", "touch", str(mark))
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("gangway: -p 9-8:80: ")
+    assert done.stderr.splitlines()[-1].startswith("gangway: invalid -p '9-8:80': ")
     assert "Traceback" not in done.stderr
     assert not mark.exists()
 

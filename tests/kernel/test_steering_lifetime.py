@@ -15,8 +15,8 @@ from lab.netns import Namespace
 from lab.redirect import detach_link, link_exists
 from lab.waiting import wait_until
 from tests.kernel.crossings import listening
+from tests.kernel.load import Client, under_load
 from tests.kernel.street import Street, without_redirect
-from tests.kernel.test_lifetime import Asker
 from tests.kernel.test_ranges import PROTOCOLS, is_refused, relayed
 
 pytestmark = pytest.mark.any_kernel
@@ -51,21 +51,15 @@ def _kill(pids: Iterable[int]) -> None:
 
 
 def test_killing_the_daemon_under_load_fails_no_client(street: Street) -> None:
-    with ExitStack() as stack:
-        port = stack.enter_context(street.published(street.server, *MOVED))
-        askers = [Asker(street.host, protocol, "127.0.0.1", port) for protocol in PROTOCOLS]
-        for asker in askers:
-            asker.start()
-            stack.callback(asker.end)
-        for _ in range(3):
-            street.gangway.kill()
-            for asker in askers:
-                asker.more()
-            assert is_refused(street.host, "tcp", "0.0.0.0", 8050)
-            street.gangway.start()
-            for asker in askers:
-                asker.more()
-        assert [asker.failures for asker in askers] == [[], []]
+    with street.published(street.server, *MOVED) as port:
+        clients = [Client(street.host, protocol, "127.0.0.1", port) for protocol in PROTOCOLS]
+        with under_load(clients) as load:
+            for _ in range(3):
+                street.gangway.kill()
+                load.wait_for_answers()
+                assert is_refused(street.host, "tcp", "0.0.0.0", 8050)
+                street.gangway.start()
+                load.wait_for_answers()
 
 
 def test_clients_wait_while_there_is_no_relay(street: Street) -> None:

@@ -84,7 +84,7 @@ def test_root_without_capabilities_is_told_what_is_missing(host: Namespace, tmp_
     ("text", "words", "said"),
     [
         ("", ("--firewall", "pf"), "'pf'.*auto, nftables, iptables, none"),
-        ("", ("--chain-prefix", "a b"), "'a b' is no prefix"),
+        ("", ("--chain-prefix", "a b"), "invalid chain-prefix 'a b'"),
         ('firewall = "pf"', (), "'pf'"),
         ("firewal = 'none'", (), "firewal"),
         ("= 3", (), "config.*line 1"),

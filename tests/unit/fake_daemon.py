@@ -205,7 +205,7 @@ class FakeDriver(Driver):
     def is_intact(self, expected: Callable[[], Plan | None], thorough: bool = False) -> bool:
         return super().is_intact(expected) and self.intact
 
-    def remove(self) -> None:
+    def remove(self, before: Plan | None = None) -> None:
         self._calls.record("driver.remove")
         self.plan, self.mappings = None, set()
 
@@ -255,7 +255,7 @@ class Daemon:
         """Close everything; what the fakes have stays as it is."""
         for lease in dict.fromkeys(self.leases._leases.values()):
             lease.sock.close()
-        for part in (self.links, self.observer, self.database):
+        for part in (self.links, self.observer.tools, self.database):
             part.close()
 
     def end(self) -> None:

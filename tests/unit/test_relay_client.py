@@ -1,5 +1,6 @@
 """The daemon's end of the control connection, with real relay processes."""
 
+import gc
 import json
 import os
 import select
@@ -106,6 +107,7 @@ def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relays]:
 @pytest.fixture
 def client(lasting: Relays) -> Iterator[RelayClient]:
     """A daemon's client, connected to the lasting relay."""
+    gc.collect()  # nothing that an earlier test has left is closed meanwhile
     before = fd_count()
     made = RelayClient(lasting.path, SETTINGS)
     assert made.connect()

@@ -50,7 +50,7 @@ def run() -> int:
         log = open_log(settings.relay_settings.log) if start.until_idle else Log(_write_stderr)
         for text in warnings:
             log.warning(text)
-        main.run(main.Start(settings, start.socket, start.until_idle, log), lambda: _ready(start))
+        main.run(settings, start.socket, log, start.until_idle, lambda: _ready(start))
     except (GangwayError, OSError) as error:
         _report_failure(start.ready_fd, error)
         return 2 if isinstance(error, InvalidRequest) else 1

@@ -28,7 +28,7 @@ class Home:
     def __init__(self, socket_path: str | None, group: int) -> None:
         self.folder = Path(runtime.folder())
         self.api_path = Path(socket_path).absolute() if socket_path else self.folder / runtime.API_SOCKET
-        self.relay_path = Path(f"{self.api_path}.relay")
+        self.relay_path = self.folder / runtime.RELAY_SOCKET
         self.is_abandoned = False
         """Nothing is left to look after: the folder goes with the daemon."""
         self._group = group if os.geteuid() == 0 else -1
@@ -39,6 +39,7 @@ class Home:
             self._make_folder()
             self._lock(scope)
             scope.callback(self._remove_folder)  # while it is locked
+            self._unlink_former_link()
             self.api = scope.enter_context(_listen(self.api_path, socket.SOCK_STREAM))
             scope.callback(_unlink_socket, self.api_path)
             self.leases = scope.enter_context(_listen(self.folder / runtime.LEASE_SOCKET, socket.SOCK_SEQPACKET))
@@ -62,7 +63,8 @@ class Home:
                 folder.mkdir(parents=True, exist_ok=True, mode=mode)
                 found = folder.lstat()
                 if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-                    raise HostRefused(f"{folder} belongs to another user (uid {found.st_uid}): remove it")
+                    advice = "remove it" if os.geteuid() == 0 else "run it as root, or set XDG_RUNTIME_DIR"
+                    raise HostRefused(f"{folder} belongs to another user (uid {found.st_uid}): {advice}")
                 os.chmod(folder, mode)
             os.chown(self.folder, -1, self._group)
         except OSError as error:
@@ -85,6 +87,12 @@ class Home:
         lock.write(f"{os.getpid()} {self.api_path}\n")
         lock.flush()
 
+    def _unlink_former_link(self) -> None:
+        """Remove the link of a daemon that was killed: what it leads to may be another daemon's by now."""
+        here = self.folder / runtime.API_SOCKET
+        if here.is_symlink():
+            here.unlink()
+
     def _link(self, scope: ExitStack) -> None:
         """Have clients that look in the folder find a socket that is elsewhere."""
         here = self.folder / runtime.API_SOCKET
@@ -95,7 +103,8 @@ class Home:
 
     def _remove_folder(self) -> None:
         if self.is_abandoned:
-            for name in (runtime.LOCK, runtime.START, *(f"{runtime.STATE}{end}" for end in ("", "-wal", "-shm"))):
+            state = (f"{runtime.STATE}{end}" for end in ("", "-wal", "-shm"))
+            for name in (runtime.LOCK, runtime.START, runtime.RELAY_SOCKET, *state):
                 with suppress(OSError):
                     (self.folder / name).unlink()
             with suppress(OSError):  # a launcher is about to start another daemon
@@ -127,5 +136,5 @@ def _listen(path: Path, kind: int) -> socket.socket:
 def _unlink_socket(path: Path) -> None:
     """Remove a socket that nobody listens on; anything else is not ours to remove."""
     with suppress(FileNotFoundError):
-        if path.is_symlink() or stat.S_ISSOCK(path.lstat().st_mode):
+        if stat.S_ISSOCK(path.lstat().st_mode):
             path.unlink()

@@ -30,10 +30,7 @@ class LeaseServer:
     """Serves launchers at a listening socket; `changed` is called after a lease was granted or has ended."""
 
     def __init__(self, listener: socket.socket, leases: Leases, log: Log, changed: Callable[[], object]) -> None:
-        self._listener = listener
-        self._leases = leases
-        self._log = log
-        self._changed = changed
+        self._listener, self._leases, self._log, self._changed = listener, leases, log, changed
         self._epoll = select.epoll()
         self._wake, self._woken = os.pipe()
         self._connections: dict[int, tuple[socket.socket, Lease | None]] = {}
@@ -67,7 +64,7 @@ class LeaseServer:
                 if fd == self._wake:
                     if b"q" in os.read(self._wake, 64):
                         return
-                    self._guarded(self._restore)
+                    self._guarded(self._leases.restore)
                 elif fd == self._listener.fileno():
                     self._guarded(self._accept)
                 elif fd in self._connections:
@@ -81,6 +78,9 @@ class LeaseServer:
         """One launcher's failure is not another's."""
         try:
             call()
+        except ExceptionGroup as errors:
+            for one in errors.exceptions:
+                self._log.warning("%s: %s", errors.message, one)
         except Exception as error:
             self._log.failure(error)
 
@@ -150,13 +150,6 @@ class LeaseServer:
         finally:
             connection.close()  # the launcher waits for that: the port is free
         self._changed()
-
-    def _restore(self) -> None:
-        try:
-            self._leases.restore()
-        except ExceptionGroup as errors:
-            for error in errors.exceptions:
-                self._log.warning("%s: %s", errors.message, error)
 
     def _answer(self, connection: socket.socket, answer: bytes) -> None:
         with suppress(OSError):  # it has ended, and its end of the connection will say so

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import NamedTuple
 
 from gangway.daemon.config import Config
 from gangway.daemon.home import Home
@@ -36,25 +35,12 @@ _CHECK_S = 10.0
 _LINGER_S = 5.0
 
 
-class Start(NamedTuple):
-    """How a daemon is to run."""
-
-    config: Config
-    socket_path: str | None
-    """Where API clients connect; None: in the runtime folder."""
-    until_idle: bool
-    """It ends when there is nothing to look after."""
-    log: Log
-
-
 class Daemon:
-    """A daemon that runs until a signal, or until it is idle."""
+    """A daemon that runs until a signal or, if `until_idle`, until there is nothing to look after."""
 
-    def __init__(self, start: Start, parts: Parts, notices: Notices, worker: ThreadPoolExecutor) -> None:
-        self._start = start
-        self._parts = parts
-        self._notices = notices
-        self._worker = worker
+    def __init__(self, parts: Parts, notices: Notices, worker: ThreadPoolExecutor, log: Log, until_idle: bool) -> None:
+        self._parts, self._notices, self._worker = parts, notices, worker
+        self._log, self._until_idle = log, until_idle
         self._over = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._checks: dict[socket.socket, asyncio.TimerHandle] = {}
@@ -74,7 +60,7 @@ class Daemon:
             self._loop.add_reader(sock, self._notified, sock, check)
         self._loop.add_reader(self._hangups, self._relay_exited)
         changed = partial(self._loop.call_soon_threadsafe, self._changed)
-        self._leases = LeaseServer(home.leases, requests.leases, self._start.log, changed)
+        self._leases = LeaseServer(home.leases, requests.leases, self._log, changed)
         self._leases.start()
         api = self._loop.create_task(self._serve_api(home.api))
         try:
@@ -105,7 +91,7 @@ class Daemon:
 
         names = partial(names_by_address, self._parts.config.docker.socket)
         service = Service(self._parts.requests, self._parts.checks, names)
-        app = application(service, self._worker, self._start.log, self._changed)
+        app = application(service, self._worker, self._log, self._changed)
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await runner.setup()
         try:
@@ -134,9 +120,9 @@ class Daemon:
         try:
             check()
         except GangwayError as error:
-            self._start.log.warning(str(error))
+            self._log.warning(str(error))
         except Exception as error:
-            self._start.log.failure(error)
+            self._log.failure(error)
 
     def _changed(self) -> None:
         """There may be another relay now, and nothing may be left to look after."""
@@ -144,8 +130,7 @@ class Daemon:
         self._watch(relay.fileno())
         if relay.exits != self._relay_exits:  # a thread may have started another one before we were notified
             self._relay_exits = relay.exits
-            self._leases.restore()
-            self._run(self._parts.requests.check)
+            self._serve_again()
         if not self._parts.requests.is_idle:
             if self._end is not None:
                 self._end.cancel()
@@ -165,6 +150,9 @@ class Daemon:
 
     def _relay_exited(self) -> None:
         self._watch(None)
+        self._serve_again()
+
+    def _serve_again(self) -> None:
         self._leases.restore()
         self._run(self._parts.requests.check)
 
@@ -176,23 +164,26 @@ class Daemon:
         if not stopped.result():  # launchers may still have to take their leases again
             self._end = None
             self._changed()
-        elif self._start.until_idle:
+        elif self._until_idle:
             self._ended_idle = True
             self._over.set()
 
 
-def run(start: Start, ready: Callable[[], None]) -> None:
-    """Run a daemon to its end; `ready` is called when it serves.  GangwayError: it cannot run."""
+def run(config: Config, socket_path: str | None, log: Log, until_idle: bool, ready: Callable[[], None]) -> None:
+    """Run a daemon to its end; `ready` is called when it serves.  GangwayError: it cannot run.
+
+    `socket_path` is where API clients connect; None: in the runtime folder.
+    """
     raise_descriptor_limit()
     with ExitStack() as stack:
-        home = stack.enter_context(Home(start.socket_path, start.config.group_id))
+        home = stack.enter_context(Home(socket_path, config.group_id))
         worker = stack.enter_context(ThreadPoolExecutor(1, "worker"))
         notices = Notices()
         stack.callback(notices.close)
-        parts = worker.submit(Parts, start.config, home, start.log).result()
+        parts = worker.submit(Parts, config, home, log).result()
         stack.callback(lambda: worker.submit(parts.close).result())
 
         async def serve() -> bool:
-            return await Daemon(start, parts, notices, worker).run(home, ready)
+            return await Daemon(parts, notices, worker, log, until_idle).run(home, ready)
 
         home.is_abandoned = asyncio.run(serve())

@@ -84,5 +84,5 @@ class Parts:
         self.stop_if_idle()
         self._links.close()
         self.dataplane.close()
-        self.observer.close()
+        self.observer.tools.close()
         self._database.close()

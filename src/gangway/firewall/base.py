@@ -53,8 +53,8 @@ class Driver:
         """True if other programs have rules in the FORWARD chain that ours are in."""
         return False
 
-    def remove(self) -> None:
-        """Remove all rules."""
+    def remove(self, before: Plan | None = None) -> None:
+        """Remove all rules; `before` is the plan whose rules are known to be there."""
 
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
         """Return the rules that match the first packet of a client, in order."""

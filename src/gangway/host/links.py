@@ -10,7 +10,8 @@
   isolated port (bridge(8)).
 * Deleting a bridge frees its ports; deleting one end of a veth pair deletes the other, and so does the end of the
   namespace that it is in (veth(4)).
-* An alias (ip-link(8)) marks the links that gangway created; it changes no others.
+* An alias (ip-link(8)) marks the links that gangway created; it changes no others.  It is set last: a link without one
+  was not finished by a daemon that was killed, and is created anew.
 """
 
 import errno
@@ -62,16 +63,17 @@ class Links:
     def create_bridge(self, name: str, alias: str, addresses: Iterable[Interface], mtu: int) -> None:
         """Create a bridge that is up and has these addresses; on failure there is no bridge."""
         with attempting(f"create the bridge {name}"):
+            self._delete_unfinished(name, _mac(name))
             self._route.link("add", ifname=name, kind="bridge", address=_mac(name))
         try:
             with attempting(f"set up the bridge {name}"):
                 index = if_nametoindex(name)
-                self._route.link("set", index=index, ifalias=alias, mtu=mtu)
+                self._route.link("set", index=index, mtu=mtu)
                 for setting in ("accept_ra", "accept_dad"):
                     if sysctl.read(f"net/ipv6/conf/{name}/{setting}") is not None:
                         sysctl.write(f"net/ipv6/conf/{name}/{setting}", "0")
                 _add_addresses(self._route, index, addresses)
-                self._route.link("set", index=index, state="up")
+                self._route.link("set", index=index, state="up", ifalias=alias)
         except HostRefused:
             self.delete(name)
             raise
@@ -110,10 +112,9 @@ class Links:
                 master = if_nametoindex(bridge)
                 self._route.link("add", ifname=name, kind="veth", master=master, mtu=mtu, peer=peer)
                 index = if_nametoindex(name)
-                self._route.link("set", index=index, ifalias=alias)
                 self._route.brport("set", index=index, mode=1)
                 _set_up_inside(inner, device, addresses, gateways)
-                self._route.link("set", index=index, state="up")
+                self._route.link("set", index=index, state="up", ifalias=alias)
         except HostRefused:
             self.delete(name)
             raise
@@ -146,6 +147,12 @@ class Links:
         """Return all addresses of this namespace."""
         with attempting("list addresses"):
             return dump.addresses()
+
+    def _delete_unfinished(self, name: str, mac: str) -> None:
+        for index in self._route.link_lookup(ifname=name):
+            (link,) = self._route.get_links(index)
+            if link.get_attr("IFLA_ADDRESS") == mac and not link.get_attr("IFLA_IFALIAS"):
+                self._route.link("del", index=index)
 
 
 @contextmanager

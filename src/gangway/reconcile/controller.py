@@ -1,8 +1,5 @@
 """Keeps the host as it should be: compares everything that is wanted with the host, and repairs the difference.
 
-What this file knows: when to compare, and when to decide again.  What it must not know: what a request means, how a
-step is carried out.
-
 `reconcile` may be called at any time.  `check` first finds out whether that is necessary: after a notification from the
 kernel, unless it is about our own change of rules (`check_rules`), and every few seconds (`thorough`), because not
 every change sends one.  Both do what they can: a failure is logged, and the next check tries again.  A request repairs
@@ -177,18 +174,21 @@ class Controller:
         are_applied = self._condition in (Condition.APPLIED, Condition.RETRYING) and self._executor.driver.is_intact(
             lambda: plan
         )
-        before = replace(
-            self._observer.found(), plan=plan if are_applied else None, forwarding=self._own_forwarding(plan)
-        )
         wanted = State() if plan is None else self._registry.state(plan)
-        failed = self._apply(diff(before, wanted), plan)
-        for mapping in self._unavailable_mappings(failed, plan):
+        # Families that are forwarded and that are ours to stop: others may need what we do not.
+        forwarding = self.facts.forwarding & (self.facts.switched_on | wanted.forwarding)
+        before = replace(self._observer.found(), plan=plan if are_applied else None, forwarding=forwarding)
+        failed = self._apply(diff(before, wanted))
+        for mapping in self._unavailable_mappings(failed):
             dataplane.remove_redirects(block for block, _ in redirects_of(mapping))
             dataplane.steering.remove(steered_of(mapping))
         self._reserved_ports.set(_steered_ports(self._registry.mappings()))
         if plan is None:
             is_repaired &= self._attempt(self._executor.driver.remove)
-        self._condition = _condition(failed, is_repaired)
+        if any(isinstance(step, Rewrite) for step in failed):
+            self._condition = Condition.DIRTY
+        else:
+            self._condition = Condition.APPLIED if is_repaired and not failed else Condition.RETRYING
         self.record_applied()
 
     def is_dead(self, container: str) -> bool:
@@ -211,11 +211,11 @@ class Controller:
                 found.add(shared_chains(family)[0])
         return found
 
-    def _apply(self, steps: Iterable[Step], plan: Plan | None) -> list[Step]:
+    def _apply(self, steps: Iterable[Step]) -> list[Step]:
         """Carry out as many steps as possible; return those that failed."""
         failed: list[Step] = []
         for step in steps:
-            for part in _parts(step, self._unavailable_mappings(failed, plan)):
+            for part in _parts(step, self._unavailable_mappings(failed)):
                 if not self._attempt(partial(self._executor.do, part)):
                     failed.append(part)
         return failed
@@ -239,7 +239,7 @@ class Controller:
         return [one for one in away if found[one] is not None or link_name(one) not in links]
 
     def _reap(self, container: str) -> None:
-        self._warn(f"container {container} exited: its ports are unpublished")
+        self._log.warning(f"container {container} exited: its ports are unpublished")
         state = self._registry.state_of_container(container)
         try:
             self._executor.carry_out(diff(state, State()))
@@ -271,7 +271,7 @@ class Controller:
         if now == before:
             return
         for text in _changes(before, now, self._registry.plan()):
-            self._warn(text)
+            self._log.warning(text)
         if now.firewall is not before.firewall:
             self._executor.driver = self._driver_for(now.firewall)
         self._facts, self._condition = now, Condition.DIRTY
@@ -290,17 +290,11 @@ class Controller:
         wanted |= {link_name(one.container) for one in self._registry.endpoints()}
         return {*links.bridges, *links.attachments} != wanted
 
-    def _own_forwarding(self, plan: Plan | None) -> frozenset[int]:
-        """Return the forwarded families that we may disable: other programs may need the others."""
-        wanted = plan.forwarding if plan is not None else frozenset()
-        return self.facts.forwarding & (self.facts.switched_on | wanted)
-
-    def _unavailable_mappings(self, failed: Sequence[Step], plan: Plan | None) -> list[MappingPlan]:
+    def _unavailable_mappings(self, failed: Sequence[Step]) -> list[MappingPlan]:
         """Return the mappings with a port that failed: another program has it, and so it gets the clients."""
         lost = {one.ports for step in failed if isinstance(step, Ports) for one in step.before + step.after}
-        if plan is None or not lost:
-            return []
-        return [planned for planned in plan.mappings if any(ports in lost for ports, _ in ports_of(planned))]
+        mappings = self._registry.mappings() if lost else ()
+        return [planned for planned in mappings if any(ports in lost for ports, _ in ports_of(planned))]
 
     def _update_own_addresses(self) -> None:
         self._attempt(lambda: self._executor.dataplane.redirect.set_own_addresses(self._executor.links.addresses))
@@ -316,18 +310,9 @@ class Controller:
                 self._condition = Condition.RETRYING
             for text in map(str, _flat(errors)):
                 if text not in self._failures | self._former_failures:
-                    self._warn(text)
+                    self._log.warning(text)
                 self._failures.add(text)
         return done
-
-    def _warn(self, text: str) -> None:
-        self._log.warning(text)
-
-
-def _condition(failed: Sequence[Step], repaired: bool) -> Condition:
-    if any(isinstance(step, Rewrite) for step in failed):
-        return Condition.DIRTY
-    return Condition.APPLIED if repaired and not failed else Condition.RETRYING
 
 
 def _flat(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -1,8 +1,5 @@
 """What has to be done: the difference between two States, as steps in an order.
 
-What this file knows: the kinds of steps, their order, and the inverse of each.  What it must not know: how a step is
-carried out.
-
 A request compares the little that it changes; a daemon that starts, or that was notified of a change, compares what it
 found in the kernel with all that is wanted.  The order:
 

@@ -1,19 +1,17 @@
 """Carries steps out.
 
-What this file knows: which part carries out which step.  What it must not know: why, and in what order.
-
 A step may be carried out again by a daemon that does not know how far its predecessor came: what exists already counts
 as done, or is created again.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import ip_interface
 
 from gangway.errors import Conflict
 from gangway.firewall.base import Driver
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Interface, Links
-from gangway.model import Address, Network, PortMapping, Protocol, Subnet
+from gangway.model import Address, Network, Protocol
 from gangway.plan import MappingPlan, NetworkPlan, Plan, Road, Route
 from gangway.reconcile import diff
 from gangway.reconcile.dataplane import DataPlane, Reserved
@@ -47,7 +45,12 @@ class Executor:
                 self.do(step, reserved)
                 done.append(step)
         except BaseException as error:
-            failures = [failure for step in reversed(done) if (failure := self._undo(step)) is not None]
+            failures: list[Exception] = []
+            for inverse in filter(None, (step.inverse() for step in reversed(done))):
+                try:
+                    self.do(inverse)
+                except Exception as failure:
+                    failures.append(failure)
             if failures and isinstance(error, Exception):
                 raise ExceptionGroup("not all of what was done already could be undone", [error, *failures]) from None
             raise
@@ -57,8 +60,8 @@ class Executor:
         match step:
             case diff.Rewrite(before, Plan() as after):
                 self.driver.rewrite(after, before)
-            case diff.Rewrite():
-                self.driver.remove()
+            case diff.Rewrite(before):
+                self.driver.remove(before)
             case diff.Rules(removed, added):
                 self.driver.change(removed, added)
             case diff.Forwarding(_, families):
@@ -93,31 +96,17 @@ class Executor:
         """True if an address is one of this host's."""
         return str(address).partition("%")[0] in self.links.addresses()
 
-    def routed(self) -> Collection[Subnet]:
-        """Return the subnets that this host routes by its interfaces."""
-        return self.links.routed_subnets().keys()
-
     def matching(self, planned: MappingPlan, route: Route, network: Network | None, port: int) -> Iterable[str]:
         """Yield what a client of a mapping's port matches: an entry of the redirect, or rules."""
         if route.road is Road.REDIRECT:
             return (self.dataplane.matching(planned, port),)
         return () if network is None else self.driver.matching_rules(planned, route, network)
 
-    def _undo(self, step: Step) -> Exception | None:
-        """Undo a step; return what prevented it."""
-        inverse = step.inverse()
-        try:
-            if inverse is not None:
-                self.do(inverse)
-        except Exception as error:
-            return error
-        return None
-
     def _change_link(self, step: Step) -> None:
         match step:
             case diff.Bridge(_, NetworkPlan(network)):
                 alias = f"{self._alias()} {network.name}"
-                self.links.create_bridge(network.bridge, alias, _gateways(network), network.mtu)
+                self.links.create_bridge(network.bridge, alias, _interfaces(network.gateways, network), network.mtu)
             case diff.Veth(_, Attachment() as attachment):
                 self._attach(step.name, attachment)
             case diff.Isolation(_, isolated):
@@ -127,19 +116,13 @@ class Executor:
 
     def _attach(self, name: str, attachment: Attachment) -> None:
         endpoint, network = attachment.endpoint, attachment.network
-        addresses = [
-            ip_interface(f"{address}/{subnet.prefixlen}")
-            for address in endpoint.addresses
-            for subnet in network.subnets
-            if address in subnet
-        ]
         self.links.delete(name)
         self.links.attach(
             name,
             f"{self._alias()} {endpoint.container}",
             network.bridge,
             attachment.namespace,
-            addresses,
+            _interfaces(endpoint.addresses, network),
             () if network.internal else [str(gateway) for gateway in network.gateways],
             network.mtu,
         )
@@ -153,24 +136,19 @@ class Executor:
         """
         from gangway.host import conntrack  # as for links: it takes megabytes
 
-        kinds: dict[tuple[Protocol, int], list[PortMapping]] = {}
-        for one in planned:
-            kinds.setdefault((one.mapping.protocol, one.family), []).append(one.mapping)
         own = self.links.addresses()
-        for (protocol, family), mappings in kinds.items():
+        kinds: dict[tuple[Protocol, int], list[conntrack.Destination]] = {}
+        for one in planned:
+            address, ports = one.mapping.host_address, one.mapping.host_ports
+            to = own if address.is_unspecified else {str(address)}
+            destination = conntrack.Destination(to, range(ports.first, ports.last + 1))
+            kinds.setdefault((one.mapping.protocol, one.family), []).append(destination)
+        for (protocol, family), destinations in kinds.items():
             if protocol in conntrack.SUPPORTED:
-                destinations = [conntrack.Destination(*_destination(mapping, own)) for mapping in mappings]
                 conntrack.delete(protocol.value, family, destinations)
 
 
-def _destination(mapping: PortMapping, own: Collection[str]) -> tuple[Collection[str], range]:
-    """Return the addresses and ports that clients of a mapping connect to."""
-    address, ports = mapping.host_address, mapping.host_ports
-    return own if address.is_unspecified else {str(address)}, range(ports.first, ports.last + 1)
-
-
-def _gateways(network: Network) -> list[Interface]:
-    return [
-        ip_interface(f"{gateway}/{subnet.prefixlen}")
-        for subnet, gateway in zip(network.subnets, network.gateways, strict=True)
-    ]
+def _interfaces(addresses: Iterable[Address], network: Network) -> list[Interface]:
+    """Return addresses with their subnets."""
+    pairs = ((address, subnet) for address in addresses for subnet in network.subnets if address in subnet)
+    return [ip_interface(f"{address}/{subnet.prefixlen}") for address, subnet in pairs]

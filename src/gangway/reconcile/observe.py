@@ -92,10 +92,6 @@ class Observer:
         self.tools = Tools()
         self._chains: Chains | None = None
 
-    def close(self) -> None:
-        """Free libnftables."""
-        self.tools.close()
-
     def alias(self) -> str:
         """Return what marks our links; a daemon with another database has another mark."""
         identity = self._database.recall("identity")

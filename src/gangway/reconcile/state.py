@@ -1,8 +1,4 @@
-"""The values that are compared: what the host has, or should have.
-
-What this file knows: which ports, blocks and redirects a mapping needs.  What it must not know: how anything is found
-or changed.
-"""
+"""The values that are compared: what the host has, or should have, and what a mapping needs of it."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -70,9 +66,8 @@ def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPorts, Serve]]:
 
 
 def steered_of(planned: MappingPlan) -> Iterator[PortBlock]:
-    """Yield the blocks of ports of a mapping that are steered to the relay."""
-    if planned.is_steered:
-        yield from _blocks(planned)
+    """Return the blocks of ports of a mapping that are steered to the relay."""
+    return _blocks(planned) if planned.is_steered else iter(())
 
 
 def redirects_of(planned: MappingPlan) -> Iterator[tuple[PortBlock, Target]]:

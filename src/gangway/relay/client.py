@@ -1,9 +1,7 @@
 """The daemon's end of the relay's control connection: start a relay, hand ports over, remove them.
 
-The relay is a process of its own that outlives the daemon: it listens on a unix socket, and a daemon that starts
-connects there first.  One that has neither a port nor a daemon ends by itself.
-
-Calls may come from several threads: requests on the connection are made one after the other.
+The relay outlives the daemon: it listens on a unix socket, and a daemon that starts connects there first.  A relay that
+has neither a port nor a daemon ends by itself.  Calls may come from several threads: one request is made at a time.
 """
 
 import json
@@ -97,7 +95,7 @@ class RelayClient:
                 self._ask(Remove(ports))
 
     def share(self, name: str, family: int, fds: Sequence[int]) -> None:
-        """Hand over the socket that serves every port of a protocol and family (4 or 6) without one of its own; for
+        """Hand over the socket that serves the ports of a protocol and family (4 or 6) that have none of their own; for
         UDP also the map `binding`.  The caller's descriptors stay open."""
         with self._lock:
             self._ask(Share(name, family), fds)

@@ -1,9 +1,8 @@
 """The relay's control socket: connections from daemons, and the requests that come over them.
 
-What this file knows: connections and who may make one.  What it must not know: what a request does.
+What this file must not know: what a request does.
 
-Only processes of the user that made the socket are accepted (SO_PEERCRED, unix(7)): its folder keeps others away, and
-this does should the folder not.
+Only processes of the user that made the socket are accepted (SO_PEERCRED, unix(7)), even if its folder let others in.
 """
 
 import os
@@ -20,11 +19,8 @@ from gangway.relay.ports import ServedPorts
 from gangway.relay.protocol import Hello, ProtocolError
 from gangway.relay.sockets import OUT_OF_DESCRIPTORS, peer_credentials
 
-_DESCRIPTORS_LOST = (
-    f"not all descriptors arrived: the relay has none left, or more than {protocol.MAX_DESCRIPTORS} came"
-)
-# After this many seconds a relay without descriptors looks again for new connections.
-RETRY_S = 0.1
+_DESCRIPTORS_LOST = f"not all descriptors arrived: the relay has none left, or over {protocol.MAX_DESCRIPTORS} came"
+RETRY_S = 0.1  # when a relay without descriptors looks again for new connections
 
 
 class Control:

@@ -1,12 +1,11 @@
 """The ports that a relay process serves, and the descriptors that it keeps open for the daemon.
 
-What this file knows: what each request of the protocol does.  What it must not know: connections to the daemon, how
-clients are served.
+What this file must not know: connections to the daemon, how clients are served.
 
-Ports stay with the relay until the daemon removes them: the daemon may be restarted, or killed, and no published port
-may suffer.  A daemon that comes back lists what there is.  A leased port also ends with the launcher's process
-(pidfd_open(2)).  If no daemon is connected at that moment, the loopback redirect ends with it: its entries may be
-changed by root only, and one that is left would lead clients of the port's next owner to the container.
+Ports stay with the relay until a daemon removes them; one that was restarted lists them.  A leased port also ends with
+the launcher's process (pidfd_open(2)).  If no daemon is connected at that moment, the loopback redirect ends with it:
+its entries may be changed by root only, and one that is left would lead clients of the port's next owner to the
+container.
 """
 
 import os
@@ -53,8 +52,7 @@ class Server(Protocol):
 class _Port(NamedTuple):
     served: Serve
     published: PublishedPort
-    owner: int | None
-    """The pidfd of the launcher."""
+    owner: int | None  # the pidfd of the launcher
 
 
 class ServedPorts:
@@ -77,8 +75,7 @@ class ServedPorts:
         return len(self._ports)
 
     def carry_out(self, request: protocol.Request, fds: list[int], answer: Answer) -> None:
-        """Carry out a request and answer it.  Take the descriptors that are used out of `fds`; the caller closes the
-        others.
+        """Carry out a request and answer it.  Take the descriptors that are used out of `fds`.
 
         InvalidRequest, OSError, ValueError: the request was refused, and nothing was changed.
         """

@@ -16,8 +16,7 @@ _PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 
-# The number of `nobody` on Debian, Fedora and Alpine: a minimal system may have no entry for the name.
-NOBODY = 65534
+NOBODY = 65534  # the number of `nobody` on Debian, Fedora and Alpine: a minimal system may have no entry for the name
 
 
 def drop_privileges() -> None:

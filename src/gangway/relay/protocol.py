@@ -47,21 +47,17 @@ FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _LAST_PORT = 65535
 
 
-class ProtocolError(ValueError):
+class ProtocolError(Exception):
     """The peer sent a malformed message, or one of another version of the protocol."""
 
 
 class Mode(StrEnum):
     """How clients reach the relay at a port."""
 
-    OWN = "own"
-    """By a socket of its own, until the daemon removes the port."""
-    LEASED = "leased"
-    """The same, but the port ends with the launcher's process, should the daemon be away then."""
-    ENDED = "ended"
-    """Leased, but the launcher has exited.  Only in the answer to `list`."""
-    SHARED = "shared"
-    """By the socket that the kernel steers all such ports of a protocol and family to."""
+    OWN = "own"  # by a socket of its own, until the daemon removes the port
+    LEASED = "leased"  # the same, but the port ends with the launcher's process, should the daemon be away then
+    ENDED = "ended"  # leased, but the launcher has exited; only in the answer to `list`
+    SHARED = "shared"  # by the socket that the kernel steers all such ports of a protocol and family to
 
 
 class HostPorts(NamedTuple):
@@ -100,8 +96,7 @@ class List(NamedTuple):
 
 class Share(NamedTuple):
     protocol: str
-    family: int
-    """4 or 6."""
+    family: int  # 4 or 6
 
 
 class CountShared(NamedTuple):
@@ -110,8 +105,7 @@ class CountShared(NamedTuple):
 
 class Hold(NamedTuple):
     name: str
-    number: int
-    """Of descriptors."""
+    number: int  # of descriptors
 
 
 class GetHeld(NamedTuple):
@@ -142,35 +136,30 @@ def encode(request: Request) -> bytes:
 def parse(data: bytes) -> Request:
     """Return the request in a datagram.  ProtocolError: it is malformed, or of another version."""
     try:
-        return _parse(data.decode().split())
-    except ValueError as error:
-        reason = error if isinstance(error, ProtocolError) else f"malformed message {data[:80]!r}"
-        raise ProtocolError(str(reason)) from None
-
-
-def _parse(words: list[str]) -> Request:
-    match words:
-        case ["hello" | "lease", version, *_] if version.isdecimal() and version != str(VERSION):
-            raise ProtocolError(f"protocol version {version} is not supported (this is version {VERSION})")
-        case ["hello", version]:
-            return Hello(_number(version))
-        case ["serve", *rest] if rest[-1:] != [Mode.ENDED]:
-            return _serve(rest)
-        case ["remove", protocol, address, first, last]:
-            return Remove(_host_ports(protocol, address, first, last))
-        case ["list", offset]:
-            return List(_number(offset))
-        case ["share", protocol, "4" | "6" as family]:
-            return Share(_protocol(protocol), int(family))
-        case ["countshared"]:
-            return CountShared()
-        case ["hold", name, count] if _number(count) <= MAX_DESCRIPTORS:
-            return Hold(name, _number(count))
-        case ["getheld", name]:
-            return GetHeld(name)
-        case ["lease", version, protocol, address, port] if version == str(VERSION):
-            return Lease(_protocol(protocol), Destination(_address(address), _port(port)))
-    raise ValueError(words)
+        match data.decode().split():
+            case ["hello" | "lease", version, *_] if version.isdecimal() and version != str(VERSION):
+                raise ProtocolError(f"protocol version {version} is not supported (this is version {VERSION})")
+            case ["hello", version]:
+                return Hello(_number(version))
+            case ["serve", *words] if words[-1:] != [Mode.ENDED]:
+                return _serve(words)
+            case ["remove", *words]:
+                return Remove(_host_ports(words))
+            case ["list", offset]:
+                return List(_number(offset))
+            case ["share", protocol, "4" | "6" as family]:
+                return Share(_protocol(protocol), int(family))
+            case ["countshared"]:
+                return CountShared()
+            case ["hold", name, count] if _number(count) <= MAX_DESCRIPTORS:
+                return Hold(name, _number(count))
+            case ["getheld", name]:
+                return GetHeld(name)
+            case ["lease", version, protocol, address, port] if version == str(VERSION):
+                return Lease(_protocol(protocol), Destination(_address(address), _port(port)))
+    except ValueError:
+        pass
+    raise ProtocolError(f"malformed message {data[:80]!r}")
 
 
 def encode_served(served: Serve) -> str:
@@ -213,23 +202,20 @@ def _words(fields: tuple[object, ...]) -> Iterator[str]:
 
 
 def _serve(words: list[str]) -> Serve:
-    name, host, first, last, container, container_first, mode = words
-    to = Destination(_address(container), _port(container_first))
-    served = Serve(_host_ports(name, host, first, last), to, Mode(mode))
+    *host, address, first, mode = words
+    served = Serve(_host_ports(host), Destination(_address(address), _port(first)), Mode(mode))
     span = served.ports.last - served.ports.first
     if served.to.first + span > _LAST_PORT or (span and served.mode is not Mode.SHARED):
         raise ValueError(words)
     return served
 
 
-def _host_ports(protocol: str, address: str, first: str, last: str) -> HostPorts:
+def _host_ports(words: list[str]) -> HostPorts:
+    protocol, address, first, last = words
     plain, percent, zone = address.partition("%")
-    _address(plain)
-    if percent and not (zone and ":" in plain):
-        raise ValueError(address)
-    ports = HostPorts(_protocol(protocol), address, _port(first), _port(last))
-    if ports.first > ports.last:
-        raise ValueError(ports)
+    ports = HostPorts(_protocol(protocol), _address(plain) + percent + zone, _port(first), _port(last))
+    if ports.first > ports.last or (percent and not (zone and ":" in plain)):
+        raise ValueError(words)
     return ports
 
 

@@ -16,10 +16,8 @@ _UCRED = struct.Struct("iII")  # struct ucred, unix(7)
 class Backend(NamedTuple):
     """The container's end of a port mapping: clients of the port are connected to it."""
 
-    protocol: int
-    """socket.IPPROTO_TCP, IPPROTO_UDP or IPPROTO_SCTP."""
-    family: int
-    """socket.AF_INET or AF_INET6."""
+    protocol: int  # socket.IPPROTO_TCP, IPPROTO_UDP or IPPROTO_SCTP
+    family: int  # socket.AF_INET or AF_INET6
     address: str
     port: int
 
@@ -32,8 +30,7 @@ class PublishedRange(NamedTuple):
 
     protocol: int
     family: int
-    address: str
-    """In the form that inet_ntop(3) writes; a link-local address may have a zone."""
+    address: str  # as inet_ntop(3) writes it; a link-local address may have a zone
     first: int
     last: int
 

@@ -77,28 +77,14 @@ class Database:
     def networks(self) -> Iterator[tuple[Network, bool]]:
         """Yield each network, and whether it was made on demand."""
         for name, bridge, subnets, gateways, *policy, mtu, on_demand in self._all("networks"):
+            addresses = tuple(map(ip_network, subnets.split())), tuple(map(ip_address, gateways.split()))
             masquerade, icc, internal = map(bool, policy)
-            yield (
-                Network(
-                    name,
-                    bridge,
-                    tuple(map(ip_network, subnets.split())),
-                    tuple(map(ip_address, gateways.split())),
-                    masquerade,
-                    icc,
-                    internal,
-                    mtu,
-                ),
-                bool(on_demand),
-            )
+            yield Network(name, bridge, *addresses, masquerade, icc, internal, mtu), bool(on_demand)
 
     def endpoints(self) -> Iterator[tuple[Endpoint, Place]]:
         """Yield each endpoint, and where its container is."""
         for container, network, addresses, namespace, inode in self._all("endpoints"):
-            yield (
-                Endpoint(container, network, tuple(map(ip_address, addresses.split()))),
-                Place(namespace, inode),
-            )
+            yield Endpoint(container, network, tuple(map(ip_address, addresses.split()))), Place(namespace, inode)
 
     def mappings(self) -> Iterator[PortMapping]:
         """Yield each mapping."""

@@ -47,9 +47,7 @@ class Leases:
     """The leases of a network namespace; `facts` gathers what decisions about them depend on."""
 
     def __init__(self, index: PortIndex, dataplane: DataPlane, facts: Callable[[], HostFacts]) -> None:
-        self._index = index
-        self._dataplane = dataplane
-        self._facts = facts
+        self._index, self._dataplane, self._facts = index, dataplane, facts
         self._leases: dict[PortMapping, Lease] = {}
         self.unclaimed = {one.ports for one in dataplane.leased()}
         """Ports that an earlier daemon leased, and whose launchers have not taken their leases again yet."""

@@ -29,7 +29,7 @@ class Registry:
         self.index = PortIndex()
         self._undecided = list(database.mappings())
         for network, on_demand in database.networks():
-            self._insert_network(network, on_demand)
+            self._networks[network.name], self._on_demand[network.name] = network, on_demand
         for endpoint, place in database.endpoints():
             self._insert_endpoint(endpoint, place)
         for mapping in self._undecided:
@@ -59,7 +59,7 @@ class Registry:
     def add_network(self, network: Network, on_demand: bool) -> None:
         """Add a network."""
         self._database.add_network(network, on_demand)
-        self._insert_network(network, on_demand)
+        self._networks[network.name], self._on_demand[network.name] = network, on_demand
 
     def remove_network(self, name: str) -> None:
         """Remove a network."""
@@ -174,9 +174,9 @@ class Registry:
         """Decide about every mapping again, if the facts about the host have changed."""
         if facts == self._facts:
             return
-        self._facts = facts
-        undecided, self._undecided = self._undecided, []
-        for mapping in [*undecided, *(planned.mapping for planned in self.mappings())]:
+        mappings = [*self._undecided, *(planned.mapping for planned in self.mappings())]
+        self._facts, self._undecided = facts, []
+        for mapping in mappings:
             self._decide_mapping(mapping)
 
     def plan(self, without: str | None = None) -> Plan | None:
@@ -219,9 +219,6 @@ class Registry:
             isolated = plan_network(network, self._decided_facts).isolate_ports
             found[link_name(endpoint.container)] = Attachment(endpoint, network, namespace, isolated)
         return found
-
-    def _insert_network(self, network: Network, on_demand: bool) -> None:
-        self._networks[network.name], self._on_demand[network.name] = network, on_demand
 
     def _insert_endpoint(self, endpoint: Endpoint, place: Place) -> None:
         self._endpoints[endpoint.container], self._places[endpoint.container] = endpoint, place

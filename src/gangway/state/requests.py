@@ -1,8 +1,5 @@
 """What each request to the daemon means.
 
-What this file knows: what is wanted, and which difference a request makes.  What it must not know: how a difference is
-carried out, where a request comes from.
-
 A request writes what is wanted to the registry, and the difference that it makes is carried out step by step; when one
 fails, those before it are undone and the registry is restored.  Removing goes the other way round: the registry comes
 last.
@@ -25,7 +22,6 @@ from gangway.model import (
     Address,
     Endpoint,
     Network,
-    PortMapping,
     PortRequest,
     Protocol,
     Source,
@@ -34,16 +30,7 @@ from gangway.model import (
     parse_port,
     require_no_conflict,
 )
-from gangway.plan import (
-    Firewall,
-    HostFacts,
-    MappingPlan,
-    Origin,
-    Plan,
-    Route,
-    origins_reaching,
-    routes_at,
-)
+from gangway.plan import Firewall, HostFacts, MappingPlan, Origin, Plan, Route, origins_reaching, routes_at
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.state import State
@@ -57,6 +44,7 @@ ON_DEMAND = "gangway0"
 
 _Given = ParamSpec("_Given")
 _Answer = TypeVar("_Answer")
+_Method = Callable[Concatenate["Requests", _Given], _Answer]
 
 
 class Explanation(NamedTuple):
@@ -67,9 +55,7 @@ class Explanation(NamedTuple):
     routes: tuple[tuple[Route, tuple[str, ...]], ...]
 
 
-def retry_after_reaping(
-    method: Callable[Concatenate["Requests", _Given], _Answer],
-) -> Callable[Concatenate["Requests", _Given], _Answer]:
+def retry_after_reaping(method: "_Method[_Given, _Answer]") -> "_Method[_Given, _Answer]":
     """Try a refused request again, if what it wants belonged to a container whose namespace has ended.
 
     The kernel notifies of such an end, and it is handled within a tenth of a second; a request may come before that.
@@ -134,14 +120,9 @@ class Requests:
         """
         if not (address.is_unspecified or address.is_loopback or self._executor.has_address(address)):
             raise Conflict(f"{address} is not an address of this host")
-        mapping = self._registry.index.at(protocol, address, port)
-        planned = None if mapping is None else self._planned(mapping)
-        if planned is None:
-            raise Conflict(f"nothing is published at {address} port {port}/{protocol}: list what is with gangway ls")
+        planned, network = self._published_at(protocol, address, port)
         every = tuple(Origin) if address.is_unspecified else origins_reaching(address)
         wanted = every if origin is None else (origin,)
-        is_lease = planned.mapping.source is Source.LEASE
-        network = None if is_lease else self._registry.network_of(planned.mapping.container)
         routes = tuple(
             (route, tuple(self._executor.matching(planned, route, network, port)))
             for route in routes_at(planned, address)
@@ -263,8 +244,14 @@ class Requests:
             )
         self._controller.repair_before_request(container)
 
-    def _planned(self, mapping: PortMapping) -> MappingPlan | None:
-        return self.leases.find(mapping) if mapping.source is Source.LEASE else self._registry.mapping(mapping)
+    def _published_at(self, protocol: Protocol, address: Address, port: int) -> tuple[MappingPlan, Network | None]:
+        mapping = self._registry.index.at(protocol, address, port)
+        if mapping is not None and mapping.source is not Source.LEASE:
+            return self._registry.mapping(mapping), self._registry.network_of(mapping.container)
+        planned = self.leases.find(mapping) if mapping is not None else None
+        if planned is None:
+            raise Conflict(f"nothing is published at {address} port {port}/{protocol}: list what is with gangway ls")
+        return planned, None
 
     def _check_container(self, container: str, place: Place) -> None:
         if place.inode == netns.current_inode(netns.OWN):
@@ -275,10 +262,10 @@ class Requests:
 
     def _network_for(self, name: str | None) -> Network:
         """Return the network of that name; the one on demand is created if it has to be."""
-        names = {network.name for network in self._registry.networks}
-        if (name or ON_DEMAND) in names or name not in (None, ON_DEMAND):
-            return self._registry.network(name or ON_DEMAND)
-        used = [*self._executor.routed(), *(subnet for one in self._registry.networks for subnet in one.subnets)]
+        networks, name = self._registry.networks, name or ON_DEMAND
+        if name != ON_DEMAND or any(one.name == name for one in networks):
+            return self._registry.network(name)
+        used = [*self._executor.links.routed_subnets(), *(subnet for one in networks for subnet in one.subnets)]
         subnets = free_subnets(used, token_bytes(5))
         network = Network(ON_DEMAND, ON_DEMAND, subnets, tuple(map(first_gateway, subnets)))
         return self.create_network(network, on_demand=True)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from functools import partial
 
-from gangway.errors import Conflict, GangwayError
+from gangway.errors import Conflict, GangwayError, HostRefused
 from gangway.firewall.base import UNKNOWN, Driver
 from gangway.firewall.iptables import render as iptables
 from gangway.firewall.iptables.tool import Iptables
@@ -62,7 +62,7 @@ class IptablesDriver(Driver):
         except GangwayError:
             self._roll_back(before, former, both)  # as far as that is possible
             raise
-        self._remember(built_in)
+        self._remember_less(built_in)
         self._built_in = built_in
         self.generation = events.generation()
 
@@ -71,12 +71,22 @@ class IptablesDriver(Driver):
         after = {family: iptables.with_mappings(tables, removed, added, family) for family, tables in before.items()}
         if after != before:
             self._remember({family: (*before[family], *after[family]) for family in _FAMILIES})
-        for family in _FAMILIES:
-            text = iptables.change(removed, added, family, self._prefix)
-            if text:
-                self._tools[family].apply(text)
+        tried = []
+        try:
+            for family in _FAMILIES:
+                text = iptables.change(removed, added, family, self._prefix)
+                if text:
+                    tried.append(family)
+                    self._tools[family].apply(text)
+        except HostRefused:
+            self.generation = UNKNOWN
+            for family in reversed(tried):
+                with suppress(HostRefused):  # of the one that failed, only the tables before that which was refused
+                    self._tools[family].apply(iptables.change(added, removed, family, self._prefix))
+            self._remember_less(before)
+            raise
         if after != before:
-            self._remember(after)
+            self._remember_less(after)
         self._built_in = after
         self.generation = events.generation()
 
@@ -91,13 +101,18 @@ class IptablesDriver(Driver):
     def shares_forward_chain(self, family: int) -> bool:
         return bool(self._foreign_rules(family))
 
-    def remove(self) -> None:
+    def remove(self, before: Plan | None = None) -> None:
         former = self._remembered()
-        for family in _FAMILIES:
-            self._replace(family, (), former[family])
-        self._close(())
+        try:
+            for family in _FAMILIES:
+                self._replace(family, (), former[family])
+            self._close(())
+        except GangwayError:
+            self._roll_back(before, former, former)
+            raise
         self._built_in = {}
-        self._storage.forget(_KEY)
+        with suppress(HostRefused):  # then they are removed once more by a driver of another firewall
+            self._storage.forget(_KEY)
 
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
         return iptables.matching_rules(planned, route, network, self._prefix)
@@ -142,16 +157,21 @@ class IptablesDriver(Driver):
                     )
 
     def _roll_back(self, before: Plan | None, former: Tables, both: Tables) -> None:
+        """Restore the rules and policies from before a failed change, as far as that is possible."""
         rules = self._render(before) if before is not None else former
         for family in _FAMILIES:
             with suppress(GangwayError):
                 self._replace(family, rules[family], both[family])
         with suppress(GangwayError):
             self._close(before.closed if before is not None else ())
-        self._remember(former)
+        self._remember_less(former)
 
     def _remember(self, tables: Tables) -> None:
         self._storage.remember(_KEY, json.dumps({"prefix": self._prefix, "tables": tables}))
+
+    def _remember_less(self, tables: Tables) -> None:
+        with suppress(HostRefused):  # what is remembered and not there does no harm
+            self._remember(tables)
 
     def _remembered(self) -> Tables:
         found = json.loads(self._storage.recall(_KEY) or "{}").get("tables", {})

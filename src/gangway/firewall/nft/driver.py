@@ -48,10 +48,11 @@ class NftDriver(Driver):
         is_listed = self._library.listing(render.TABLE) == self._listing
         return is_listed and self._library.element_counts(render.TABLE) == render.element_counts(plan)
 
-    def remove(self) -> None:
+    def remove(self, before: Plan | None = None) -> None:
         self._apply(render.remove())
         self._listing = None
-        self._storage.forget(KEY)
+        with suppress(HostRefused):  # then the table is deleted once more by a driver of another firewall
+            self._storage.forget(KEY)
 
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
         return render.matching_rules(planned, route, network)

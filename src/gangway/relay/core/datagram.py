@@ -44,12 +44,9 @@ _LABELS = 8
 class ClientKey(NamedTuple):
     """The identity of a client."""
 
-    sockaddr: bytes
-    """Its struct sockaddr."""
-    destination: bytes
-    """The host address that it sends to, as `batch.destination4` and `batch.destination6` return it."""
-    port: int
-    """The host port that it sends to, if its receiver serves many; else 0."""
+    sockaddr: bytes  # its struct sockaddr
+    destination: bytes  # the host address that it sends to, as `batch.destination4` and `batch.destination6` return it
+    port: int  # the host port that it sends to, if its receiver serves many; else 0
 
 
 class Outlet:
@@ -124,8 +121,7 @@ class Datagrams:
         self.clients: dict[Client, None] = {}
         self.inbox = Inbox()
         self.outbox = Outbox()
-        self.answering: Outlet | None = None
-        """The outlet for the answers in the outbox."""
+        self.answering: Outlet | None = None  # the outlet for the answers in the outbox
         self._ticking = False
 
     def touch(self, client: Client) -> None:
@@ -193,8 +189,7 @@ class Receiver:
     ) -> None:
         self.datagrams = datagrams
         self.fd = sock.fileno()
-        self.known: dict[bytes, Client] = {}
-        """The clients by the labels of their datagrams."""
+        self.known: dict[bytes, Client] = {}  # the clients by the labels of their datagrams
         self._sock = sock
         self._find_port = find_port
         self._destination = batch.destination6 if sock.family == socket.AF_INET6 else batch.destination4

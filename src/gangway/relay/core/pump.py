@@ -37,10 +37,8 @@ SMALL_BYTES = 16 * 1024
 # The largest message that one SCTP send passed (kernel 6.1: 212,992 bytes); larger ones are EMSGSIZE at the sender.
 MESSAGE_BYTES = 256 * 1024
 PIPE_BYTES = 256 * 1024
-# A flow is bulky after this many full reads in a row.
-BULKY_READS = 4
-# Transfers of one flow before the others get a turn.
-TURN = 16
+BULKY_READS = 4  # a flow is bulky after this many full reads in a row
+TURN = 16  # transfers of one flow before the others get a turn
 # Pipes kept for the next bulky flow: an unprivileged user's are limited by fs.pipe-user-pages-soft (64 MiB).
 SPARE_PIPES = 4
 
@@ -136,8 +134,7 @@ class Half:
         self.pipe: Pipe | None = None
         self.full_reads = 0
         self.bulky = False
-        self.was_bulky = False
-        """True once the half has been bulky."""
+        self.was_bulky = False  # true once the half has been bulky
 
     def ready(self, events: int) -> None:
         """Handle the epoll events of this half's socket."""

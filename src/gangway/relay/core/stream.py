@@ -36,8 +36,7 @@ from gangway.relay.flow import OPEN, START, TABLE, Action, DirectionState, Event
 from gangway.relay.settings import Settings
 from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend
 
-# Listeners that ran out of descriptors try again after this time, if no flow has ended before.
-RETRY_S = 0.1
+RETRY_S = 0.1  # listeners that ran out of descriptors try again after this time, if no flow has ended before
 
 _SCTP_NODELAY = 3  # include/uapi/linux/sctp.h
 _RESET = struct.pack("ii", 1, 0)  # struct linger: close at once, with a reset
@@ -62,8 +61,7 @@ class Flow:
         self.loop = port.streams.loop
         self.pipes = port.streams.pipes
         self.state = state
-        self.client_events = 0
-        """The epoll events of the client while the backend is being connected to."""
+        self.client_events = 0  # the epoll events of the client while the backend is being connected to
         size = MESSAGE_BYTES if port.backend.protocol == socket.IPPROTO_SCTP else SMALL_BYTES
         self.client: Half = Half(self, client, size, UP)
         self.backend: Half = Half(self, backend, size, DOWN)
@@ -234,8 +232,7 @@ class StreamPort:
         self.first = first
         self.key = key or next(streams.keys)
         self.flows: set[Flow] = set()
-        self.close_entrance: Callable[[], None] = lambda: None
-        """Stop accepting; set in the process that accepts."""
+        self.close_entrance: Callable[[], None] = lambda: None  # stop accepting; set in the process that accepts
 
     def serve(self, client: SocketType, backend_port: int, spare: SocketType | None = None) -> None:
         """Connect an accepted client to the backend's port `backend_port`, by the socket `spare` if its family fits.

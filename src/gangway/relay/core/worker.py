@@ -44,12 +44,10 @@ SLICE_S = 0.05
 BUSY_SHARE = 0.5
 FULL_SHARE = 0.9
 FULL_SLICES = 10
-# Descriptors that a worker needs besides two for each flow: its own, and pipes.
-SPARE_DESCRIPTORS = 48
+SPARE_DESCRIPTORS = 48  # descriptors that a worker needs besides two for each flow: its own, and pipes
 # The workers are checked for flows at this interval; they end when they have none at two checks in a row.
 RETIRE_S = 5.0
-# Messages that a worker handles before its flows get a turn.
-TURN = 32
+TURN = 32  # messages that a worker handles before its flows get a turn
 _MESSAGE_BYTES = 256
 _RIGHTS_BYTES = socket.CMSG_SPACE(2 * array("i").itemsize)
 
