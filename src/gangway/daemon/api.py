@@ -32,6 +32,7 @@ from gangway.daemon.messages import (
 from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest, PortInUse, Unsupported
 from gangway.log import Log
 from gangway.model import PortRange, Protocol, Source, parse_address
+from gangway.plan import Firewall
 from gangway.state.requests import Requests
 
 # The version of the API, not of gangway.
@@ -106,8 +107,8 @@ def _explain(service: Service, _request: None, given: dict[str, str]) -> Explain
     routes = [RouteAnswer.of(route, rules) for route, rules in found.routes]
     name, gateways = (found.network.name, found.network.gateways) if found.network else ("", ())
     answer = MappingAnswer.of(found.planned, service.requests.redirected(found.planned), routes)
-    firewall = service.requests.facts.firewall.value
-    return ExplainAnswer(str(address), ports.first, firewall, name, list(map(str, gateways)), answer)
+    firewall = service.requests.facts.firewall if found.network else Firewall.NONE  # no rule is written for a lease
+    return ExplainAnswer(str(address), ports.first, firewall.value, name, list(map(str, gateways)), answer)
 
 
 OPERATIONS = (

@@ -67,7 +67,8 @@ class Home:
                 os.chmod(folder, mode)
             os.chown(self.folder, -1, self._group)
         except OSError as error:
-            raise HostRefused(f"the runtime folder {self.folder} cannot be used: {error.strerror}") from None
+            advice = "; run as root" if isinstance(error, PermissionError) else ""
+            raise HostRefused(f"the runtime folder {self.folder} cannot be used: {error.strerror}{advice}") from None
 
     def _lock(self, scope: ExitStack) -> None:
         path = self.folder / runtime.LOCK

@@ -9,6 +9,7 @@ import socket
 import struct
 from contextlib import suppress
 
+from gangway.host import probe
 from gangway.host.links import attempting
 
 _NETLINK_NETFILTER = 12  # include/uapi/linux/netlink.h
@@ -24,13 +25,13 @@ _GET_GENERATION, _REQUEST = (10 << 8) | 16, 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_G
 
 
 class Notices:
-    """Two sockets that become readable when links, or rules, have changed."""
+    """Two sockets that become readable when links, or rules, have changed; only root is notified of rules."""
 
     def __init__(self) -> None:
         with attempting("subscribe to changes by netlink"):
             self.links = _subscribe(socket.NETLINK_ROUTE, _ROUTE_GROUPS)
             try:
-                self.rules = _subscribe(_NETLINK_NETFILTER, (_NFTABLES_GROUP,))
+                self.rules = _subscribe(_NETLINK_NETFILTER, (_NFTABLES_GROUP,) if probe.is_root() else ())
             except OSError:
                 self.links.close()
                 raise

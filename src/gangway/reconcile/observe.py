@@ -115,7 +115,8 @@ class Observer:
         config, tools, chains = self._config, self.tools, self.chains()
         forwarding = frozenset(family for family in _FAMILIES if probe.forwards(family))
         closing = frozenset(_FAMILIES) - (forwarding - switched_on) if config.ip_forward else frozenset()
-        firewall = _choose(config.firewall, tools, chains, closing)
+        # Without root there are leases only, and no rule is written for them.
+        firewall = _choose(config.firewall, tools, chains, closing) if probe.is_root() else Firewall.NONE
         droppers = {family: _dropper(firewall, family, chains[family], tools) for family in _FAMILIES}
         filtered = frozenset(family for family in _FAMILIES if probe.bridge_filtered(family))
         return replace(
