@@ -23,6 +23,7 @@ from gangway.daemon.home import Home
 from gangway.daemon.leases import LeaseServer
 from gangway.daemon.parts import Parts
 from gangway.errors import GangwayError
+from gangway.host import probe
 from gangway.host.events import Notices
 from gangway.log import Log
 from gangway.relay.privilege import raise_descriptor_limit
@@ -206,6 +207,9 @@ def run(start: Start, ready: Callable[[], None]) -> None:
         stack.callback(notices.close)
         parts = worker.submit(Parts, start.config, home, start.log).result()
         stack.callback(lambda: worker.submit(parts.close).result())
+        stack.callback(lambda: worker.submit(parts.stop_if_idle).result())
+        if not start.until_idle and probe.is_root():  # an operator learns at once that the firewall cannot be used
+            worker.submit(lambda: parts.requests.firewall).result()
 
         async def serve() -> bool:
             daemon = Daemon(start, parts, notices, worker)

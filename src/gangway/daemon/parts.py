@@ -1,6 +1,7 @@
 """Puts the daemon's parts together."""
 
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from gangway import runtime
@@ -9,6 +10,7 @@ from gangway.daemon.doctor import Check, checks
 from gangway.daemon.home import Home
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
+from gangway.errors import GangwayError
 from gangway.firewall.base import Driver, driver_for
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Links
@@ -68,6 +70,12 @@ class Parts:
     def checks(self) -> Iterator[Check]:
         """Yield what `gangway doctor` shows."""
         return checks(self.observer.tools, self.requests.facts, self.dataplane, len(self.requests.leases))
+
+    def stop_if_idle(self) -> None:
+        """Stop the relay if there is nothing to look after."""
+        if self.requests.is_idle:
+            with suppress(GangwayError):
+                self.dataplane.stop_if_unused()
 
     def close(self) -> None:
         """Close sockets and files."""

@@ -140,6 +140,8 @@ class Controller:
         if thorough:
             self._reattach()  # leases need that, too
         if not self._registry.networks:
+            if thorough:
+                self._attempt(self._executor.dataplane.stop_if_unused)  # leases may have ended without a daemon
             return
         if thorough:
             self._attempt(self._executor.dataplane.steering.reclaim_auto_bound)

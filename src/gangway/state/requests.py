@@ -103,6 +103,8 @@ class Requests:
         self.reap_dead_containers = controller.reap_dead_containers
         if controller.needs_start:
             self.reconcile()
+        else:
+            self.check_thoroughly()
 
     @property
     def firewall(self) -> Firewall:

@@ -108,7 +108,7 @@ class IptablesDriver:
                 self._replace(family, (), former[family])
             self._policies.close(())
         except GangwayError:
-            self._roll_back(before, former, {family: () for family in _FAMILIES})
+            self._roll_back(before, former, dict.fromkeys(_FAMILIES, ()))
             raise
         self._built_in = {}
         with suppress(HostRefused):  # then they are removed once more by a driver of another firewall
