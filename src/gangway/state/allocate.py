@@ -135,8 +135,9 @@ class Allocation:
     ) -> None:
         for mapping in self.mappings:
             self._index.remove(mapping)
-        for held in self._held.values():
-            held.close()
+        with ExitStack() as last:
+            for held in self._held.values():
+                last.callback(held.close)
 
     def add(self, allocated: Allocated) -> None:
         """Take over what was allocated.  Conflict: a mapping of this very request has the port."""
