@@ -11,7 +11,7 @@ from gangway.host.reserved_ports import RESERVED
 from lab.waiting import wait_until
 from tests.kernel.crossings import arrives, listening
 from tests.kernel.host_ports import EVERY, PROTOCOLS, WITHOUT_STEERING, bound, is_refused, relayed
-from tests.kernel.snapshot import is_as, snapshot
+from tests.kernel.snapshot import snapshot, wait_until_restored
 from tests.kernel.street import HOST4, HOST6, Street
 
 
@@ -169,7 +169,7 @@ def test_published_ports_are_excluded_from_automatic_selection_unless_too_few_ar
     steered.host.sysctl(RESERVED, "")
     with steered.published(steered.server, *EVERY):
         assert steered.host.sysctl(RESERVED) == "", "nothing would be left"
-    is_as(steered.host, before)
+    wait_until_restored(steered.host, before)
 
 
 def compare_settings(before: dict[str, list[str]], street: Street) -> bool:
@@ -188,7 +188,7 @@ def test_a_range_that_needs_more_descriptors_than_allowed_is_refused(tmp_path: P
         assert re.search(r"cannot read .*steering\.bpf\.o", note)
         assert street.gangway.json("ls") == []
         assert not is_refused(street.host, "tcp", "0.0.0.0", 10000)
-        is_as(street.host, before)
+        wait_until_restored(street.host, before)
         wait_until(lambda: street.publish(street.server, "10000-10100:10000-10100") == [10000, 10000], "a smaller one")
 
 

@@ -63,7 +63,6 @@ class Daemon:
         self._relay_exits = 0
         self._hangups = select.epoll()
         self._leases: LeaseServer
-        self.ended_idle = False
 
     async def run(self, home: Home, ready: Callable[[], None]) -> None:
         """Serve; `ready` is called when it does."""
@@ -163,11 +162,7 @@ class Daemon:
     def _end_if_idle(self) -> None:
         """Ask the worker thread: whatever is on its way there comes first."""
         idle = self._loop.run_in_executor(self._worker, lambda: self._parts.requests.is_idle)
-        idle.add_done_callback(lambda answer: self._end_idle() if answer.result() else None)
-
-    def _end_idle(self) -> None:
-        self.ended_idle = True
-        self._over.set()
+        idle.add_done_callback(lambda answer: self._over.set() if answer.result() else None)
 
 
 class _LazyApi:
@@ -212,8 +207,7 @@ def run(start: Start, ready: Callable[[], None]) -> None:
             worker.submit(lambda: parts.requests.firewall).result()
 
         async def serve() -> bool:
-            daemon = Daemon(start, parts, notices, worker)
-            await daemon.run(home, ready)
-            return daemon.ended_idle
+            await Daemon(start, parts, notices, worker).run(home, ready)
+            return start.until_idle and parts.requests.is_idle
 
         home.is_abandoned = asyncio.run(serve())

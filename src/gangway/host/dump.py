@@ -37,7 +37,7 @@ FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 class Link(NamedTuple):
-    """An interface; without an alias `alias` is empty, without a master `master` is 0, and `mac` is as ip(8) prints it."""
+    """An interface; without an alias `alias` is empty, without a master `master` is 0.  `mac` is as in ip(8)."""
 
     ifindex: int
     name: str
