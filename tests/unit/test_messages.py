@@ -18,7 +18,7 @@ from gangway.daemon.messages import (
 from gangway.errors import InvalidRequest
 from gangway.model import Network
 from gangway.plan import Origin
-from tests.unit.samples import BACK, INNER, NFTABLES, WEB, endpoint, mapping, planned
+from tests.unit.samples import BACK, INNER, NFTABLES, WEB, endpoint, lease, mapping, planned
 
 FOUR, SIX = "172.30.0.0/24", "fd30::/64"
 
@@ -70,9 +70,9 @@ def test_the_bridge_is_named_after_the_network_by_default() -> None:
 
 @pytest.mark.parametrize("network", [WEB, BACK, INNER])
 def test_a_networks_answer_can_be_sent_as_a_request(network: Network) -> None:
-    told = msgspec.to_builtins(NetworkAnswer.of(network, (endpoint(network),)))
-    assert told.pop("endpoints") == [msgspec.to_builtins(EndpointAnswer.of(endpoint(network)))]
-    assert msgspec.convert(told, NetworkRequest).network() == network
+    found = msgspec.to_builtins(NetworkAnswer.of(network, (endpoint(network),)))
+    assert found.pop("endpoints") == [msgspec.to_builtins(EndpointAnswer.of(endpoint(network)))]
+    assert msgspec.convert(found, NetworkRequest).network() == network
 
 
 @pytest.mark.parametrize("kind", [NetworkRequest, AttachRequest, PublishRequest])
@@ -92,9 +92,9 @@ def test_an_endpoints_answer_has_its_addresses() -> None:
 
 
 def test_a_mappings_answer_has_the_road_of_each_kind_of_client() -> None:
-    told = msgspec.to_builtins(MappingAnswer.of(planned(mapping("::", "8000-8001", "80-81"), NFTABLES)))
-    routes = told.pop("routes")
-    assert told == {
+    found = msgspec.to_builtins(MappingAnswer.of(planned(mapping("::", "8000-8001", "80-81"), NFTABLES)))
+    routes = found.pop("routes")
+    assert found == {
         "container": "box",
         "source": "api",
         "protocol": "tcp",
@@ -123,12 +123,11 @@ def test_a_mappings_answer_has_the_road_of_each_kind_of_client() -> None:
 
 
 def test_a_mappings_answer_may_have_some_routes_only() -> None:
-    found = planned(mapping("0.0.0.0"))
-    route = RouteAnswer.of(found.routes[1], ("output: first", "published: second"))
-    told = MappingAnswer.of(found, routes=[route])
-    assert told.routes == [route]
+    plan = planned(mapping("0.0.0.0"))
+    route = RouteAnswer.of(plan.routes[1], ("output: first", "published: second"))
+    assert MappingAnswer.of(plan, routes=[route]).routes == [route]
     assert route.rules == ["output: first", "published: second"]
-    assert MappingAnswer.of(found, routes=[]).routes == []
+    assert MappingAnswer.of(plan, routes=[]).routes == []
 
 
 def test_a_mappings_answer_counts_redirected_sockets() -> None:
@@ -136,7 +135,7 @@ def test_a_mappings_answer_counts_redirected_sockets() -> None:
 
 
 def test_a_mappings_answer_has_its_source() -> None:
-    assert MappingAnswer.of(planned(mapping("0.0.0.0")), source="lease").source == "lease"
+    assert MappingAnswer.of(planned(lease("0.0.0.0"))).source == "lease"
 
 
 @pytest.mark.parametrize("word", list(Origin))
