@@ -12,7 +12,7 @@ from gangway.model import Network, first_gateway
 from gangway.state.requests import Requests
 from lab.netns import Namespace
 from tests.kernel.mortal import Found, Ground
-from tests.kernel.snapshot import is_as, make_tables, snapshot
+from tests.kernel.snapshot import make_tables, snapshot, wait_until_restored
 
 pytestmark = pytest.mark.any_kernel
 
@@ -40,7 +40,7 @@ def ground(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ground]:
                 made.requests.detach(box.container)
             for network in made.requests.networks():
                 made.requests.remove_network(network.name)
-            is_as(host, nothing)
+            wait_until_restored(host, nothing)
         finally:
             made.close()
 

@@ -50,10 +50,9 @@ class Daemon:
         self._relay_exits = 0
         self._hangups = select.epoll()
         self._leases: LeaseServer
-        self._ended_idle = False
 
-    async def run(self, home: Home, ready: Callable[[], None]) -> bool:
-        """Serve; `ready` is called when it does.  Return True if it ended because there is nothing to look after."""
+    async def run(self, home: Home, ready: Callable[[], None]) -> None:
+        """Serve; `ready` is called when it does."""
         requests = self._parts.requests
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._over.set)
@@ -75,7 +74,6 @@ class Daemon:
             self._leases.close()
             self._loop.remove_reader(self._hangups)
             self._hangups.close()
-        return self._ended_idle and requests.is_idle
 
     async def _serve_api(self, listener: socket.socket) -> None:
         """Serve the API from its first client on, until cancelled."""
@@ -166,7 +164,6 @@ class Daemon:
             self._end = None
             self._changed()
         elif self._until_idle:
-            self._ended_idle = True
             self._over.set()
 
 
@@ -187,6 +184,7 @@ def run(config: Config, socket_path: str | None, log: Log, until_idle: bool, rea
             worker.submit(lambda: parts.requests.facts).result()
 
         async def serve() -> bool:
-            return await Daemon(parts, notices, worker, log, until_idle).run(home, ready)
+            await Daemon(parts, notices, worker, log, until_idle).run(home, ready)
+            return until_idle and parts.requests.is_idle
 
         home.is_abandoned = asyncio.run(serve())

@@ -153,6 +153,7 @@ class Controller:
         self._former_failures, self._failures = self._failures, set()
         self._relay_exits = dataplane.relay.exits
         is_repaired = self._reattach()
+        self._attempt(self._executor.links.delete_unfinished)
         _ = self.facts
         self._look_at_chains()
         self._refresh_facts()
