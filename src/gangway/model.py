@@ -168,8 +168,7 @@ def is_interface_name(text: str) -> bool:
 class PortMapping:
     """Ports of one host address that lead to ports of a container."""
 
-    container: str
-    """The container's name; of a lease, its address: Docker's launcher knows no more."""
+    container: str  # the container's name; of a lease, its address: Docker's launcher knows no more
     protocol: Protocol
     host_address: Address
     host_ports: PortRange

@@ -136,8 +136,7 @@ class NetworkPlan:
     """A network, and how its containers are isolated."""
 
     network: Network
-    isolate_ports: bool
-    """True if the bridge isolates the containers; else rules do, or they are not isolated."""
+    isolate_ports: bool  # True if the bridge isolates the containers; else rules do, or they are not isolated
     untranslated: frozenset[int] = frozenset()
     """Families in which connections from the bridge are not translated: the relay serves its containers."""
 
@@ -204,8 +203,7 @@ class Plan:
     networks: tuple[NetworkPlan, ...]
     endpoints: tuple[Endpoint, ...]
     mappings: tuple[MappingPlan, ...]
-    forwarding: frozenset[int]
-    """Families that have to be forwarded; some may not be yet."""
+    forwarding: frozenset[int]  # families that have to be forwarded; some may not be yet
 
     @property
     def closed(self) -> frozenset[int]:

@@ -212,13 +212,9 @@ _JSON = _flag("--json", "Print a JSON array.", "as_json")
 _MTU = _option("--mtu", "In bytes; 1500 if left out.", type=int)
 _NAME = _option("name", "The network's name.", "NAME")
 _NETWORK = _option("--network", "The network; gangway0, which is created on demand, if left out.", "NAME")
-_NO_FORWARD = _flag(
-    "--no-ip-forward", "Leave forwarding as it is: traffic that needs it is relayed.", "ip_forward", False
-)
+_NO_FORWARD = _flag("--no-ip-forward", "Leave forwarding off: what needs it is relayed.", "ip_forward", False)
 _NO_ICC = _flag("--no-icc", "Containers reach each other by published ports only.", "icc", False)
-_NO_MASQUERADE = _flag(
-    "--no-masquerade", "Containers reach other hosts under their own addresses.", "masquerade", False
-)
+_NO_MASQUERADE = _flag("--no-masquerade", "Other hosts see the containers' own addresses.", "masquerade", False)
 _OPTIONAL_CONTAINER = _CONTAINER[0], {**_CONTAINER[1], "nargs": "?"}
 _PORTS_HELP = "[HOST-IP:]HOST-PORT[-END]:PORT[-END][/PROTO]"
 _PORTS, _ANY_PORTS = (_list("-p --publish", _PORTS_HELP, "PORTS", "ports", required) for required in (True, False))
@@ -235,9 +231,7 @@ COMMANDS: dict[str, Command] = {
         lambda network: print(network["name"]),
     ),
     "network ls": _request("GET /networks", (), "List networks.", views.print_networks),
-    "network inspect": _request(
-        "GET /networks/{name}", (_NAME,), "Show a network and its containers.", views.print_network
-    ),
+    "network inspect": _request("GET /networks/{name}", (_NAME,), "Show a network's details.", views.print_network),
     "network rm": _request("DELETE /networks/{name}", (_NAME,), "Remove a network that has no containers."),
     "attach": _request(
         "POST /endpoints", (_CONTAINER, _NETWORK, _IPS), "Attach a container to a network.", views.print_addresses
@@ -261,9 +255,7 @@ COMMANDS: dict[str, Command] = {
         "Explain which road a client takes to a published port, and why.",
         lambda answer: print(*views.explanation(answer), sep="\n"),
     ),
-    "doctor": _request(
-        "GET /doctor", (), "Show what this host supports, and the consequences of what it does not.", views.print_checks
-    ),
+    "doctor": _request("GET /doctor", (), "Show what this host supports, and what it does not.", views.print_checks),
     "run": (run, (_RUN_NAME, _NETWORK, _ANY_PORTS, _SOCKET, _COMMAND)),
     "daemon": (daemon, (_FIREWALL, _NO_FORWARD, _CHAINS, _STATE, _CONFIG, _SOCKET)),
     "config check": (check_config, (_FILE,)),

@@ -54,12 +54,10 @@ def mapping_line(mapping: Answer) -> str:
 
 
 def print_lines(mappings: Sequence[Answer]) -> None:
-    """Print mappings, each on a line."""
     print(*map(mapping_line, mappings), sep="\n")
 
 
 def print_addresses(endpoint: Answer) -> None:
-    """Print the addresses of an endpoint."""
     print(*endpoint["addresses"], sep="\n")
 
 

@@ -45,15 +45,13 @@ class Service(NamedTuple):
 
     requests: Requests
     checks: Callable[[], Iterable[Check]]
-    names: Callable[[], Awaitable[dict[str, str]]]
-    """Return the names of Docker's containers, by address."""
+    names: Callable[[], Awaitable[dict[str, str]]]  # return the names of Docker's containers, by address
 
 
 class Operation(NamedTuple):
     """An operation.  `call(service, request, parameters of path and query)` returns the answer."""
 
-    pattern: str
-    """`METHOD /PATH/{PARAMETER}?QUERY-PARAMETER&…`"""
+    pattern: str  # `METHOD /PATH/{PARAMETER}?QUERY-PARAMETER&…`
     summary: str
     call: Callable[[Service, Any, dict[str, str]], Any]
     answer: Any = None

@@ -29,8 +29,7 @@ class Home:
         self.folder = Path(runtime.folder())
         self.api_path = Path(socket_path).absolute() if socket_path else self.folder / runtime.API_SOCKET
         self.relay_path = self.folder / runtime.RELAY_SOCKET
-        self.is_abandoned = False
-        """Nothing is left to look after: the folder goes with the daemon."""
+        self.is_abandoned = False  # nothing is left to look after: the folder goes with the daemon
         self._group = group if os.geteuid() == 0 else -1
         self._scope = ExitStack()
 

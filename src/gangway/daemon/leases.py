@@ -40,7 +40,6 @@ class LeaseServer:
         self._thread = Thread(target=self._run, name="leases", daemon=True)
 
     def start(self) -> None:
-        """Serve from now on."""
         self._thread.start()
 
     def restore(self) -> None:
@@ -75,7 +74,6 @@ class LeaseServer:
                 self._guarded(partial(self._leases.reap, now_s - started_s > _CLAIM_S))
 
     def _guarded(self, call: Callable[[], None]) -> None:
-        """One launcher's failure is not another's."""
         try:
             call()
         except ExceptionGroup as errors:

@@ -22,6 +22,7 @@ from gangway.daemon.home import Home
 from gangway.daemon.leases import LeaseServer
 from gangway.daemon.parts import Parts
 from gangway.errors import GangwayError
+from gangway.host import probe
 from gangway.host.events import Notices
 from gangway.log import Log
 from gangway.relay.privilege import raise_descriptor_limit
@@ -182,6 +183,8 @@ def run(config: Config, socket_path: str | None, log: Log, until_idle: bool, rea
         stack.callback(notices.close)
         parts = worker.submit(Parts, config, home, log).result()
         stack.callback(lambda: worker.submit(parts.close).result())
+        if not until_idle and probe.is_root():  # an operator learns at once that the firewall cannot be used
+            worker.submit(lambda: parts.requests.facts).result()
 
         async def serve() -> bool:
             return await Daemon(parts, notices, worker, log, until_idle).run(home, ready)

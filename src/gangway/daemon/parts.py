@@ -1,6 +1,6 @@
 """Puts the daemon's parts together."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from gangway import runtime
@@ -39,11 +39,8 @@ class Parts:
         self._settings = settings = SavedSettings(self._database, log.warning)
         relay = RelayClient(home.relay_path, config.relay_settings)
         relay.connect()
-        redirect = Redirect(
-            relay,
-            enabled=config.relay_settings.redirect,
-            host_addresses=config.firewall == Firewall.NONE,
-        )
+        no_rules = config.firewall == Firewall.NONE
+        redirect = Redirect(relay, enabled=config.relay_settings.redirect, host_addresses=no_rules)
         if redirect.unavailable and config.relay_settings.redirect:
             log.warning(f"redirect unavailable: {redirect.unavailable}: clients of loopback addresses are relayed")
         steering = Steering(relay, lambda: redirect.auto_bound_fd, deferred=True)
@@ -51,7 +48,7 @@ class Parts:
         self.dataplane.reuse_ports = config.relay_settings.tcp_tw_reuse
         self._links = Links()
         self.observer = Observer(config, self._database, self._links, self.dataplane)
-        forwarding = ForwardingSwitch(settings, self._links, self._forward_filters)
+        forwarding = ForwardingSwitch(settings, self._links, lambda family: self._controller.filters(family))
         executor = Executor(self._links, self.dataplane, forwarding, self.observer.alias)
         registry = Registry(self._database)
         self._controller = controller = Controller(
@@ -64,11 +61,7 @@ class Parts:
         nft, prefix = self.observer.tools.nft, self.config.chain_prefix
         return driver_for(firewall, nft, self._database, self._settings, prefix)
 
-    def _forward_filters(self, family: int) -> Collection[str]:
-        return self._controller.filters(family)
-
     def checks(self) -> Iterator[Check]:
-        """Yield what `gangway doctor` shows."""
         return checks(self.observer.tools, self.requests.facts, self.dataplane, len(self.requests.leases))
 
     def stop_if_idle(self) -> bool:
@@ -80,7 +73,6 @@ class Parts:
             return False
 
     def close(self) -> None:
-        """Close sockets and files."""
         self.stop_if_idle()
         self._links.close()
         self.dataplane.close()

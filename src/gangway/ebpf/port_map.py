@@ -29,7 +29,6 @@ class PortCounts:
         self._table = mmap.mmap(fd, _PORTS * ROWS)
 
     def close(self) -> None:
-        """Unmap the memory."""
         self._table.close()
 
     def add(self, spans: Iterable[Span]) -> None:
@@ -37,7 +36,6 @@ class PortCounts:
         _translate(self._table, spans, _INCREMENTED)
 
     def remove(self, spans: Iterable[Span]) -> None:
-        """Count one entry less for the ports of each span."""
         _translate(self._table, spans, _DECREMENTED)
 
     def reset(self, spans: Iterable[Span]) -> None:
@@ -61,7 +59,6 @@ class PortMap:
         self._counts.reset(span for entry in self.entries().items() for span in spans(*entry))
 
     def entries(self) -> dict[PortBlock, bytes]:
-        """Return all entries, as the kernel has them."""
         found = self.loaded.keys(self._name, KEY_BYTES)
         values = ((key, self.loaded.lookup(self._name, key, self._value_bytes)) for key in found)
         return {unpack_key(key): value for key, value in values if value is not None}
@@ -83,14 +80,12 @@ class PortMap:
             raise
 
     def remove(self, blocks: Iterable[PortBlock]) -> None:
-        """Remove entries, as far as they exist."""
         for block in blocks:
             value = self.lookup(block)
             if value is not None and self.loaded.delete(self._name, pack_key(block)):
                 self._counts.remove(self._spans(block, value))
 
     def close(self) -> None:
-        """Close the object and its maps."""
         self._counts.close()
         self.loaded.close()
 

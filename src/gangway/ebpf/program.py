@@ -44,8 +44,7 @@ class Program(ABC):
     """
 
     def __init__(self, relay: LinkHolder, name: str) -> None:
-        self.unavailable = ""
-        """Why the program cannot be used; empty if it can."""
+        self.unavailable = ""  # why the program cannot be used; empty if it can
         self._relay, self._name = relay, name
         self._lock = RLock()  # it is not held while the kernel's table of sockets is read
         self._map: PortMap | None = None

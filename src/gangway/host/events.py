@@ -47,7 +47,6 @@ class Notices:
                         raise
 
     def close(self) -> None:
-        """Close both sockets."""
         self.links.close()
         self.rules.close()
 

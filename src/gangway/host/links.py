@@ -46,7 +46,6 @@ class Links:
         return _open_iproute()
 
     def close(self) -> None:
-        """Close the socket by which links are changed."""
         if "_route" in self.__dict__:
             self._route.close()
 

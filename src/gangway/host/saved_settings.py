@@ -39,10 +39,8 @@ class Setting(NamedTuple):
     """A setting, how to read and write it, and when to restore it."""
 
     name: str
-    read: Callable[[], str | None]
-    """Return the value; None if the host has no such setting."""
-    write: Callable[[str], None]
-    """HostRefused: the value was not changed."""
+    read: Callable[[], str | None]  # return the value; None if the host has no such setting
+    write: Callable[[str], None]  # HostRefused: the value was not changed
     without_ours: Callable[[str, str, str], str] = lambda _before, _written, now: now
     """Given the values before, written by gangway, and now, which differs from the one written: return the value to
     restore.  As a rule the one that another program has set stays."""
@@ -54,10 +52,8 @@ class Setting(NamedTuple):
 
 class _Record(NamedTuple):
     before: str
-    written: str | None
-    """None: not known yet; `before` is restored whatever the value is."""
-    restored_with: str = ""
-    """The setting that this one is restored with."""
+    written: str | None  # None: not known yet; `before` is restored whatever the value is
+    restored_with: str = ""  # the setting that this one is restored with
     dependents: Collection[str] = ()
 
 

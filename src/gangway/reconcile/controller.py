@@ -29,14 +29,10 @@ from gangway.state.registry import Registry
 class Condition(Enum):
     """How the host compares with what is wanted."""
 
-    UNKNOWN = auto()
-    """Nothing has been compared yet."""
-    APPLIED = auto()
-    """Everything that is wanted is applied, as far as we know."""
-    DIRTY = auto()
-    """The rules may differ from the plan: the next check rewrites them."""
-    RETRYING = auto()
-    """The rules are applied; something else failed, and the next check tries it again."""
+    UNKNOWN = auto()  # nothing has been compared yet
+    APPLIED = auto()  # everything that is wanted is applied, as far as we know
+    DIRTY = auto()  # the rules may differ from the plan: the next check rewrites them
+    RETRYING = auto()  # the rules are applied; something else failed, and the next check tries it again
 
 
 class Controller:
@@ -51,18 +47,12 @@ class Controller:
         driver_for: Callable[[Firewall], Driver],
         log: Log,
     ) -> None:
-        self._observer = observer
-        self._registry = registry
-        self._executor = executor
-        self._reserved_ports = reserved_ports
-        self._driver_for = driver_for
-        self._log = log
+        self._observer, self._registry, self._executor = observer, registry, executor
+        self._reserved_ports, self._driver_for, self._log = reserved_ports, driver_for, log
         self._condition = Condition.UNKNOWN
         self._facts: HostFacts | None = None
-        self._relay_exits = 0
-        """How many relays had exited when everything was compared last."""
-        self._failures: set[str] = set()
-        """What has failed since the last comparison began, as it was logged."""
+        self._relay_exits = 0  # how many relays had exited when everything was compared last
+        self._failures: set[str] = set()  # what has failed since the last comparison began, as it was logged
         self._former_failures: set[str] = set()
         """The same of the comparison before: what fails again is not logged again."""
 

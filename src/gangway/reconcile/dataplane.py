@@ -40,11 +40,9 @@ class DataPlane:
         self.steering = steering
         self.redirect = redirect
         self._settings = settings
-        self.reuse_ports = True
-        """Set `net.ipv4.tcp_tw_reuse` while the relay runs."""
+        self.reuse_ports = True  # set `net.ipv4.tcp_tw_reuse` while the relay runs
         self._is_reuse_set = False
-        self._leased: set[PortBlock] = set()
-        """The redirect's entries that belong to leases."""
+        self._leased: set[PortBlock] = set()  # the redirect's entries that belong to leases
 
     def close(self) -> None:
         """Close descriptors; while a relay runs, everything goes on."""

@@ -85,10 +85,7 @@ class Observer:
     """Looks at the host of one daemon; everything is read when it is first needed."""
 
     def __init__(self, config: Config, database: Database, links: Links, dataplane: DataPlane) -> None:
-        self._config = config
-        self._database = database
-        self._links = links
-        self._dataplane = dataplane
+        self._config, self._database, self._links, self._dataplane = config, database, links, dataplane
         self.tools = Tools()
         self._chains: Chains | None = None
 

@@ -27,10 +27,7 @@ class Control:
     """The control connections of a relay process; `disconnected` is called when the last one has ended."""
 
     def __init__(self, loop: Loop, listener: socket.socket, log: Log, disconnected: Callable[[], None]) -> None:
-        self._loop = loop
-        self._listener = listener
-        self._log = log
-        self._disconnected = disconnected
+        self._loop, self._listener, self._log, self._disconnected = loop, listener, log, disconnected
         self._uid = peer_credentials(listener).uid
         self._greeted: dict[socket.socket, bool] = {}
         self.ports: ServedPorts

@@ -61,11 +61,7 @@ class ServedPorts:
     def __init__(
         self, loop: Loop, server: Server, log: Log, is_attended: Callable[[], bool], emptied: Callable[[], None]
     ) -> None:
-        self._loop = loop
-        self._server = server
-        self._log = log
-        self._is_attended = is_attended
-        self._emptied = emptied
+        self._loop, self._server, self._log, self._is_attended, self._emptied = loop, server, log, is_attended, emptied
         self._ports: dict[HostPorts, _Port] = {}
         self._held: dict[str, list[int]] = {}
         self._ownerless: set[HostPorts] = set()

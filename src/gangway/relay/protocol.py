@@ -181,7 +181,6 @@ def encode_answer(text: str = "") -> bytes:
 
 
 def encode_refusal(reason: str) -> bytes:
-    """Return the answer to a request that was refused."""
     return f"error {reason}".encode()
 
 

@@ -20,20 +20,17 @@ class Settings(NamedTuple):
 
     workers: int = min(4, len(os.sched_getaffinity(0)))  # at most four: the host has other work to do
     """The most processes that carry TCP and SCTP when there is enough traffic; the first is the relay itself."""
-    connect_timeout_s: float = 10.0
-    """How long a container may take to answer a connection attempt."""
+    connect_timeout_s: float = 10.0  # how long a container may take to answer a connection attempt
     keepalive_s: int = 15
     """How long a TCP connection is silent before the peer is probed, and the time between probes."""
     udp_timeout_s: float = 90.0
     """How long a UDP client and its container may both be silent before the client is forgotten."""
     udp_clients: int = 8192
     """How many UDP clients are remembered at once; the one that has been silent longest is forgotten first."""
-    tcp_tw_reuse: bool = True
-    """Set net.ipv4.tcp_tw_reuse=1 in the relay's network namespace while it runs."""
+    tcp_tw_reuse: bool = True  # set net.ipv4.tcp_tw_reuse=1 in the relay's network namespace while it runs
     redirect: bool = True
     """Redirect sockets that connect to a published loopback address straight to the container, where the kernel can."""
-    log: str = "syslog"
-    """`syslog`, or a file's path."""
+    log: str = "syslog"  # `syslog`, or a file's path
 
 
 def checked(given: dict[str, Any], where: str) -> Settings:

@@ -37,12 +37,8 @@ class Allocation:
     def __init__(
         self, container: str, index: PortIndex, steering: Steering, decide: Callable[[PortMapping], MappingPlan]
     ) -> None:
-        self._container = container
-        self._index = index
-        self._steering = steering
-        self._decide = decide
-        self.held: Held = {}
-        """What reserves ports; closed, they are free."""
+        self._container, self._index, self._steering, self._decide = container, index, steering, decide
+        self.held: Held = {}  # what reserves ports; closed, they are free
         self.mappings: list[PortMapping] = []
 
     def __enter__(self) -> Self:

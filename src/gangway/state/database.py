@@ -93,17 +93,14 @@ class Database:
             yield PortMapping(container, Protocol(protocol), _address(address), host, inner)
 
     def add_network(self, network: Network, on_demand: bool) -> None:
-        """Add a network."""
         policy = network.masquerade, network.icc, network.internal, network.mtu, on_demand
         row = network.name, network.bridge, _words(network.subnets), _words(network.gateways), *policy
         self._insert("networks", row)
 
     def remove_network(self, name: str) -> None:
-        """Remove a network."""
         self._execute("DELETE FROM networks WHERE name = ?", (name,))
 
     def add_endpoint(self, endpoint: Endpoint, place: Place) -> None:
-        """Add an endpoint."""
         self._insert("endpoints", (endpoint.container, endpoint.network, _words(endpoint.addresses), *place))
 
     def remove_endpoint(self, container: str) -> None:
@@ -113,31 +110,26 @@ class Database:
             self._execute("DELETE FROM endpoints WHERE container = ?", (container,))
 
     def add_mappings(self, mappings: Iterable[PortMapping]) -> None:
-        """Add mappings."""
         with self.transaction():
             for one in mappings:
                 ports = one.host_ports.first, one.host_ports.last, one.container_ports.first, one.container_ports.last
                 self._insert("mappings", (one.container, one.protocol.value, str(one.host_address), *ports))
 
     def remove_mappings(self, mappings: Iterable[PortMapping]) -> None:
-        """Remove mappings."""
         with self.transaction():
             for one in mappings:
                 key = one.protocol.value, str(one.host_address), one.host_ports.first
                 self._execute("DELETE FROM mappings WHERE protocol = ? AND host_address = ? AND host_first = ?", key)
 
     def remember(self, what: str, value: str) -> None:
-        """Store a text under a name."""
         self._execute("INSERT OR REPLACE INTO memory VALUES (?, ?)", (what, value))
 
     def recall(self, what: str) -> str | None:
-        """Return the text under a name, if there is one."""
         with self._lock:
             row = self._database.execute("SELECT value FROM memory WHERE what = ?", (what,)).fetchone()
         return None if row is None else str(row[0])
 
     def forget(self, what: str) -> None:
-        """Delete the text under a name."""
         self._execute("DELETE FROM memory WHERE what = ?", (what,))
 
     def _execute(self, statement: str, values: tuple[object, ...] = ()) -> None:

@@ -37,10 +37,8 @@ class Lease:
     """A granted lease.  Its first mapping is that of the socket's own family; a dual-stack socket has two."""
 
     mappings: tuple[PortMapping, ...]
-    sock: socket.socket
-    """The port's socket: ours, too, so that a new relay can be given it."""
-    pid: int
-    """The launcher's; 0 if it is in a pid namespace that we do not see."""
+    sock: socket.socket  # the port's socket: ours, too, so that a new relay can be given it
+    pid: int  # the launcher's; 0 if it is in a pid namespace that we do not see
 
 
 class Leases:

@@ -39,7 +39,6 @@ class Registry:
 
     @property
     def networks(self) -> tuple[Network, ...]:
-        """Every network."""
         return tuple(self._networks.values())
 
     def network(self, name: str) -> Network:
@@ -57,12 +56,10 @@ class Registry:
         return self._on_demand[name] and not self.endpoints(name)
 
     def add_network(self, network: Network, on_demand: bool) -> None:
-        """Add a network."""
         self._database.add_network(network, on_demand)
         self._networks[network.name], self._on_demand[network.name] = network, on_demand
 
     def remove_network(self, name: str) -> None:
-        """Remove a network."""
         self._database.remove_network(name)
         del self._networks[name], self._on_demand[name]
 
@@ -111,7 +108,6 @@ class Registry:
         return tuple(found)
 
     def add_endpoint(self, endpoint: Endpoint, place: Place) -> None:
-        """Add an endpoint."""
         self._database.add_endpoint(endpoint, place)
         self._insert_endpoint(endpoint, place)
 
@@ -156,7 +152,6 @@ class Registry:
         return tuple(self._decide_mapping(mapping) for mapping in mappings)
 
     def remove_mappings(self, planned: Iterable[MappingPlan]) -> None:
-        """Remove mappings."""
         mappings = [one.mapping for one in planned]
         self._database.remove_mappings(mappings)
         for mapping in mappings:

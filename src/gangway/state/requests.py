@@ -78,9 +78,7 @@ class Requests:
     """The requests of every front.  The daemon may end at any time: published ports go on without it."""
 
     def __init__(self, controller: Controller, registry: Registry, executor: Executor, leases: Leases) -> None:
-        self._controller = controller
-        self._registry = registry
-        self._executor = executor
+        self._controller, self._registry, self._executor = controller, registry, executor
         self.leases = leases
         self.network, self.endpoints = registry.network, registry.endpoints
         self.redirected = executor.dataplane.redirected
@@ -104,7 +102,6 @@ class Requests:
     # Questions
 
     def networks(self) -> tuple[Network, ...]:
-        """Return every network."""
         return self._registry.networks
 
     def mappings(self, container: str | None = None) -> tuple[MappingPlan, ...]:
@@ -134,7 +131,6 @@ class Requests:
 
     @retry_after_reaping
     def create_network(self, network: Network, on_demand: bool = False) -> Network:
-        """Create a network."""
         self._repair()
         require_no_conflict(network, self._registry.networks)
         if network.internal and self.facts.firewall is Firewall.NONE:

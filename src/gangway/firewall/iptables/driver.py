@@ -39,8 +39,7 @@ class IptablesDriver(Driver):
         self.generation = UNKNOWN
         self._tools = {family: Iptables(family) for family in _FAMILIES}
         self._storage, self._saved, self._prefix = storage, saved, prefix
-        self._built_in: Tables = {}
-        """The rules in built-in chains."""
+        self._built_in: Tables = {}  # the rules in built-in chains
         for family, tool in self._tools.items():
             foreign = partial(self._foreign_rules, family)
             saved.register(
@@ -91,7 +90,6 @@ class IptablesDriver(Driver):
         self.generation = events.generation()
 
     def has_rules_of(self, plan: Plan) -> bool:
-        """Compare rules and policies."""
         missing = any(
             iptables.missing(tables, self._listed(family, [table.name for table in tables]))
             for family, tables in self._render(plan).items()

@@ -38,7 +38,6 @@ class Iptables:
         return self._run(self.command, "--wait", "-S", "FORWARD").split()[2]
 
     def set_policy(self, policy: str) -> None:
-        """Set the policy of FORWARD."""
         self._run(self.command, "--wait", "-P", "FORWARD", policy)
 
     def _run(self, *words: str, feed: str = "") -> str:

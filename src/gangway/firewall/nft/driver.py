@@ -44,7 +44,6 @@ class NftDriver(Driver):
             raise
 
     def has_rules_of(self, plan: Plan) -> bool:
-        """Compare the rules, and the number of elements."""
         is_listed = self._library.listing(render.TABLE) == self._listing
         return is_listed and self._library.element_counts(render.TABLE) == render.element_counts(plan)
 

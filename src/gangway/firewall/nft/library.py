@@ -46,7 +46,6 @@ class Nftables:
             return None
 
     def close(self) -> None:
-        """Free the library's context."""
         self._library.nft_ctx_free(self._context)
 
     def apply(self, text: str) -> None:

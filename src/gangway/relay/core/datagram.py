@@ -140,7 +140,6 @@ class Datagrams:
             self.loop.call_in(1.0, self._tick)
 
     def send_answers(self) -> None:
-        """Send the answers in the outbox."""
         outlet, self.answering = self.answering, None
         if outlet is not None:
             self.outbox.send(outlet.fd, lambda error: self.report_loss(error, "a client", outlet.backend))
@@ -198,7 +197,6 @@ class Receiver:
         datagrams.loop.add(self.fd, self._ready, READABLE)
 
     def close(self) -> None:
-        """Stop receiving, and close the socket."""
         self.datagrams.loop.forget(self.fd)
         self.datagrams.loop.close_later(self._sock)
 

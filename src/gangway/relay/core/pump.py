@@ -85,7 +85,6 @@ class PipePool:
             pipe.close()
 
     def close(self) -> None:
-        """Close the spare pipes."""
         while self._spare:
             self._spare.pop().close()
 

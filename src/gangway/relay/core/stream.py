@@ -279,10 +279,7 @@ class Listener:
     """
 
     def __init__(self, streams: Streams, sock: socket.socket, family: int, find_port: FindPort) -> None:
-        self._streams = streams
-        self._sock = sock
-        self._family = family
-        self._find_port = find_port
+        self._streams, self._sock, self._family, self._find_port = streams, sock, family, find_port
         self._is_closed = False
         _disable_delay(sock)
         _enable_keepalive(sock, streams.settings.keepalive_s)
@@ -295,7 +292,6 @@ class Listener:
             self._streams.loop.modify(self._sock.fileno(), READABLE)
 
     def close(self) -> None:
-        """Stop accepting, and close the socket."""
         self._is_closed = True
         self._streams.loop.forget(self._sock.fileno())
         self._streams.loop.close_later(self._sock)
