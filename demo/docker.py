@@ -62,7 +62,10 @@ def _daemon(host: Host, docker: Dockerd) -> Iterator[Gangway]:
         settings = Path(folder) / "gangway.toml"
         settings.write_text(f'[docker]\nsocket = "{docker.socket}"\n')
         with Gangway(host, "--config", str(settings)) as gangway:
-            yield gangway
+            try:
+                yield gangway
+            finally:
+                docker.remove_containers()  # launchers would start another daemon
 
 
 def _costs(few: docker_costs.Cost, many: docker_costs.Cost) -> list[Sequence[str]]:

@@ -180,7 +180,7 @@ class Dockerd:
             steps.callback(self._remove_files)
             steps.callback(self._end_rest)
             steps.callback(self._end_daemon)
-            steps.callback(self._remove_containers)
+            steps.callback(self.remove_containers)
             steps.callback(self._end_servers)
 
     def _command(self) -> list[str]:
@@ -215,7 +215,8 @@ class Dockerd:
         while self._servers:
             end(self._servers.pop())
 
-    def _remove_containers(self) -> None:
+    def remove_containers(self) -> None:
+        """Remove all containers, running or not."""
         if self._daemon is not None and self._daemon.poll() is None:
             names = self.run("ps", "-aq", timeout=30).stdout.split()
             if names:

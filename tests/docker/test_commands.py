@@ -54,6 +54,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Gangw
         settings.write_text(f'[docker]\nsocket = "{docker.socket}"\n')
         with Gangway(host, "--config", str(settings)) as gangway:
             yield Site(host, docker), gangway
+            docker.remove_containers()  # their launchers would start another daemon
 
 
 def test_containers_have_dockers_names(site: tuple[Site, Gangway]) -> None:

@@ -112,10 +112,15 @@ def processes(namespace: Namespace) -> Iterator[int]:
 
 def end_processes(namespace: Namespace) -> None:
     """End the daemon and the relay of a namespace, and delete its runtime folder."""
-    for pid in processes(namespace):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    wait_until(lambda: not list(processes(namespace)), "the end of the daemon, the relay and its workers", 10)
+
+    def are_ended() -> bool:
+        pids = list(processes(namespace))
+        for pid in pids:  # a launcher that has just ended may have started another daemon
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        return not pids
+
+    wait_until(are_ended, "the end of the daemon, the relay and its workers", 10)
     shutil.rmtree(runtime_folder(namespace), ignore_errors=True)
 
 

@@ -30,7 +30,7 @@ __all__ = ["with_settings"]  # a fixture
 PORT = 8000
 GROUP = "games"  # any group that every Debian has
 STRANGER = 12345
-MODES = {"gangway.sock": 0o660, "gangway.sock.relay": 0o600, "lease.sock": 0o600, "daemon.lock": 0o600}
+MODES = {"gangway.sock": 0o660, "relay.sock": 0o600, "lease.sock": 0o600, "daemon.lock": 0o600}
 MODES |= {"state.db": 0o600}
 
 

@@ -141,14 +141,14 @@ def test_other_users_cannot_reach_the_sockets(host: Host, box: Container, port: 
     folder = runtime_folder(host)
     for path, mode in ((folder.parent, 0o755), (folder, 0o750)):
         assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_uid) == (mode, 0)
-    for name in (runtime.LEASE_SOCKET, f"{runtime.API_SOCKET}.relay"):
+    for name in (runtime.LEASE_SOCKET, runtime.RELAY_SOCKET):
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
         with acting_as(NOBODY), pytest.raises(PermissionError):
             open_control(folder / name)
     assert stop(launcher) == 0
 
 
-@pytest.mark.parametrize("name", [runtime.LEASE_SOCKET, f"{runtime.API_SOCKET}.relay"])
+@pytest.mark.parametrize("name", [runtime.LEASE_SOCKET, runtime.RELAY_SOCKET])
 def test_other_users_are_refused_whatever_the_modes(host: Host, box: Container, port: int, name: str) -> None:
     """Even if the folder and the socket's mode let them in: here they come by a descriptor."""
     launcher = publish(host, box, port)
