@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "plan": {"model"},
     "host": {"errors", "inet", "runtime"},
     "ebpf": {"errors", "host.sockets", "runtime"},
-    "ebpf.keys": set(),
+    "ebpf.keys": {"inet"},
     "firewall": {"errors", "host.events", "host.saved_settings", *PLANNING},
     "firewall.nft.render": PLANNING,
     "firewall.iptables.render": {"inet", *PLANNING},

@@ -16,7 +16,9 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
-PROTOCOLS = {"tcp": 6, "udp": 17}
+from gangway import inet
+
+PROTOCOLS = {name: number for name, number in inet.PROTOCOLS.items() if name != "sctp"}
 """IPPROTO_TCP and IPPROTO_UDP.  The kernel runs no programs for sockets of other protocols."""
 KINDS = tuple((protocol, family) for family in (4, 6) for protocol in ("tcp", "udp"))
 """Protocols and families (4 or 6), in the order of steering's rows."""

@@ -61,9 +61,10 @@ class Controller:
         """The facts that decisions are based on."""
         if self._facts is None:
             self._executor.dataplane.steering.start()
-            self._facts = self._gather()
-            self._executor.driver = self._driver_for(self._facts.firewall)
-            self._registry.decide(self._facts)
+            facts = self._gather()
+            self._executor.driver = self._driver_for(facts.firewall)
+            self._registry.decide(facts)
+            self._facts = facts
         return self._facts
 
     @property
@@ -78,7 +79,7 @@ class Controller:
             self._reap(container)
         if self._registry.networks:
             changed = events.generation() != self._executor.driver.generation
-            if changed or self._condition is not Condition.APPLIED or self._has_lost_relay():
+            if changed or self._condition in (Condition.UNKNOWN, Condition.DIRTY) or self._has_lost_relay():
                 self.check()
 
     def carry_out(self, before: State, after: State, reserved: Reserved | None = None) -> None:
@@ -166,8 +167,8 @@ class Controller:
             lambda: plan
         )
         wanted = State() if plan is None else self._registry.state(plan)
-        # Families that are forwarded and that are ours to stop: others may need what we do not.
-        forwarding = self.facts.forwarding & (self.facts.switched_on | wanted.forwarding)
+        # Of the families that are not wanted only those that are ours to stop, even if a daemon died while it did so.
+        forwarding = (self.facts.forwarding & wanted.forwarding) | (self.facts.switched_on - wanted.forwarding)
         before = replace(self._observer.found(), plan=plan if are_applied else None, forwarding=forwarding)
         failed = self._apply(diff(before, wanted))
         for mapping in self._unavailable_mappings(failed):

@@ -22,7 +22,7 @@ from gangway import runtime
 from gangway.ebpf import keys
 from gangway.ebpf.keys import PortBlock, Target
 from gangway.errors import GangwayError, InvalidRequest
-from gangway.inet import PROTOCOLS
+from gangway.inet import FAMILIES, PROTOCOLS
 from gangway.model import ANY, PortMapping, PortRange, Protocol, Source, lease_endpoint
 from gangway.plan import HostFacts, MappingPlan, plan_mapping
 from gangway.reconcile.dataplane import DataPlane, lease_blocks
@@ -143,7 +143,7 @@ def _plan(mapping: PortMapping, facts: HostFacts) -> MappingPlan:
 
 def _mappings(wanted: protocol.Lease, sock: socket.socket) -> Iterator[PortMapping]:
     """Yield the mappings of a launcher's socket: at its address, and at IPv4's if it takes both families."""
-    if sock.proto != PROTOCOLS[wanted.protocol] or sock.family not in protocol.FAMILIES.values():
+    if sock.proto != PROTOCOLS[wanted.protocol] or sock.family not in FAMILIES.values():
         raise InvalidRequest(f"the socket is not a {wanted.protocol} socket")
     if not _is_in_this_namespace(sock):
         raise InvalidRequest("the socket is of another network namespace")
