@@ -1,4 +1,4 @@
-"""Ranges of ports, and that one socket serves them all; the same where each port has to have one of its own."""
+"""Ranges of ports: served by one shared socket and, where steering is unavailable, by a socket for each port."""
 
 import errno
 import re
@@ -50,7 +50,7 @@ def is_steered(street: Street) -> bool:
 
 
 def relayed(street: Street, protocol: str, port: int, at: socket.socket, address: str = "127.0.0.1") -> bool:
-    """Whether a client gets there by relay, as one does that is bound to an address: it is not redirected."""
+    """True if the relay serves a client that is bound to an address, and so is not redirected."""
     with street.host.entered():
         client = socket.socket(FAMILIES[6 if ":" in address else 4], KINDS[protocol])
     with client:
@@ -70,7 +70,7 @@ def relayed(street: Street, protocol: str, port: int, at: socket.socket, address
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("ports", ["1-3", "65533-65535", "7000-7000", "1", "65535"])
-def test_the_ends_of_what_can_be_published(street: Street, protocol: str, ports: str) -> None:
+def test_first_and_last_ports_are_published(street: Street, protocol: str, ports: str) -> None:
     first, _, last = ports.partition("-")
     ends = {int(first), int(last or first)}
     with listening(street.server, protocol, ends) as at, street.published(street.server, f"{ports}:{ports}/{protocol}"):
@@ -83,7 +83,7 @@ def test_the_ends_of_what_can_be_published(street: Street, protocol: str, ports:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_ranges_that_touch_lead_each_to_its_own(street: Street, protocol: str) -> None:
+def test_adjacent_ranges_lead_to_their_own_containers(street: Street, protocol: str) -> None:
     with ExitStack() as stack:
         lower = stack.enter_context(listening(street.server, protocol, [9000, 9004]))
         upper = stack.enter_context(listening(street.far, protocol, [9005, 9009]))
@@ -95,7 +95,7 @@ def test_ranges_that_touch_lead_each_to_its_own(street: Street, protocol: str) -
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_range_may_overlap_on_another_address_and_not_on_the_same(street: Street, protocol: str) -> None:
+def test_ranges_may_overlap_on_different_addresses_only(street: Street, protocol: str) -> None:
     one, other = f"127.0.0.2:9000-9010:9000-9010/{protocol}", f"127.0.0.3:9005-9015:9005-9015/{protocol}"
     with ExitStack() as stack:
         here = stack.enter_context(listening(street.server, protocol, [9000, 9007]))
@@ -108,12 +108,14 @@ def test_a_range_may_overlap_on_another_address_and_not_on_the_same(street: Stre
         for wanted in ("127.0.0.2:9010-9011:9010-9011", "0.0.0.0:8000-9000:8000-9000", "9007:80"):
             done = street.gangway.run("publish", street.near.name, "-p", f"{wanted}/{protocol}")
             assert done.returncode == 1
-            assert f"container {street.server.name} has 127.0.0.2:9000-9010" in done.stderr
+            assert (
+                f"127.0.0.2:9000-9010/{protocol} is already published for container {street.server.name}" in done.stderr
+            )
         assert street.gangway.json("ls", street.near.name) == []
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_middle_of_a_range_cannot_be_withdrawn(street: Street, protocol: str) -> None:
+def test_part_of_a_range_cannot_be_unpublished(street: Street, protocol: str) -> None:
     wanted = f"9000-9004:9000-9004/{protocol}"
     with listening(street.server, protocol, [9000, 9002]) as at, street.published(street.server, wanted):
         for part in ("9002:9002", "9000-9002:9000-9002", "9001-9010:9001-9010"):
@@ -126,7 +128,7 @@ def test_the_middle_of_a_range_cannot_be_withdrawn(street: Street, protocol: str
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_range_that_is_moved_is_moved_on_every_road(street: Street, protocol: str) -> None:
+def test_range_with_other_container_ports_works_on_every_road(street: Street, protocol: str) -> None:
     with (
         listening(street.server, protocol, [8000, 8004]) as at,
         street.published(street.server, f"9000-9004:8000-8004/{protocol}"),
@@ -137,7 +139,7 @@ def test_a_range_that_is_moved_is_moved_on_every_road(street: Street, protocol: 
             assert arrives(street.neighbour, protocol, HOST4, port, at[inner])
 
 
-def test_a_withdrawn_range_is_nobody_s_and_its_connections_have_ended(street: Street) -> None:
+def test_unpublish_frees_the_range_and_resets_its_connections(street: Street) -> None:
     with listening(street.server, "tcp", [9003]) as at:
         with street.published(street.server, "9000-9004:9000-9004"), street.host.entered():
             client = socket.socket()
@@ -163,7 +165,7 @@ def bound(space: Namespace, protocol: str, address: str, port: int, v6only: bool
 
 
 def is_refused(space: Namespace, protocol: str, address: str, port: int, v6only: bool = False) -> bool:
-    """Whether a bind() there fails because somebody has the port."""
+    """True if a bind() there fails because the port is in use."""
     try:
         with bound(space, protocol, address, port, v6only):
             return False
@@ -174,11 +176,11 @@ def is_refused(space: Namespace, protocol: str, address: str, port: int, v6only:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_published_ports_are_taken_as_by_a_socket(street: Street, protocol: str) -> None:
+def test_published_ports_cannot_be_bound(street: Street, protocol: str) -> None:
     with street.published(street.server, f"9000-9004:9000-9004/{protocol}"):
         for address in ("0.0.0.0", "127.0.0.1", "127.0.0.7", HOST4, "::", "::1", HOST6, f"::ffff:{HOST4}"):
-            for port, is_taken in ((8999, False), (9000, True), (9002, True), (9004, True), (9005, False)):
-                assert is_refused(street.host, protocol, address, port) is is_taken, (address, port)
+            for port, is_in_use in ((8999, False), (9000, True), (9002, True), (9004, True), (9005, False)):
+                assert is_refused(street.host, protocol, address, port) is is_in_use, (address, port)
         assert is_refused(street.host, protocol, "::", 9000, v6only=True)
         other = {"tcp": "udp", "udp": "tcp"}[protocol]
         assert not is_refused(street.host, other, "0.0.0.0", 9000)
@@ -188,19 +190,26 @@ def test_published_ports_are_taken_as_by_a_socket(street: Street, protocol: str)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_ports_of_one_address_are_taken_there(street: Street, protocol: str) -> None:
+def test_ports_of_one_address_cannot_be_bound_there(street: Street, protocol: str) -> None:
     with street.published(street.server, f"127.0.0.2:9000-9004:9000-9004/{protocol}"):
-        taken = {
+        refused = {
             address: is_refused(street.host, protocol, address, 9001)
             for address in ("127.0.0.2", "0.0.0.0", "::", "127.0.0.1", HOST4, "::1")
         }
-        assert taken == {"127.0.0.2": True, "0.0.0.0": True, "::": True, "127.0.0.1": False, HOST4: False, "::1": False}
+        assert refused == {
+            "127.0.0.2": True,
+            "0.0.0.0": True,
+            "::": True,
+            "127.0.0.1": False,
+            HOST4: False,
+            "::1": False,
+        }
         assert not is_refused(street.host, protocol, "::", 9001, v6only=True)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "::"])
-def test_a_range_over_somebody_s_port_is_refused_with_port_program_and_pid(
+def test_range_with_a_port_in_use_is_refused_with_port_program_and_pid(
     street: Street, protocol: str, address: str
 ) -> None:
     command = (
@@ -224,8 +233,8 @@ def test_a_range_over_somebody_s_port_is_refused_with_port_program_and_pid(
         assert is_refused(street.host, protocol, address, 9003)
 
 
-def test_nobody_with_a_connection_is_in_the_way(street: Street) -> None:
-    """Only who waits for anybody has a port to himself."""
+def test_connected_sockets_do_not_conflict(street: Street) -> None:
+    """Only listeners and unconnected UDP sockets conflict with a published port."""
     with bound(street.neighbour, "tcp", "0.0.0.0", 7777) as server, bound(street.host, "udp", HOST4, 9001) as datagrams:
         server.listen()
         datagrams.connect(("10.77.0.2", 7777))
@@ -240,7 +249,7 @@ def test_nobody_with_a_connection_is_in_the_way(street: Street) -> None:
                         assert client.recv(100) == b"and back"
 
 
-# Where one socket serves all
+# With steering only
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -258,7 +267,7 @@ def test_every_port_at_once(steered: Street, protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_range_of_ipv4_only_is_relayed_to_who_asks_by_ipv6(steered: Street, protocol: str) -> None:
+def test_ipv6_clients_of_an_ipv4_only_range_are_relayed(steered: Street, protocol: str) -> None:
     wanted = f"20000-39999:30000-49999/{protocol}"
     with listening(steered.four, protocol, [30000, 49999]) as at, steered.published(steered.four, wanted):
         for port, sock in ((20000, at[30000]), (39999, at[49999])):
@@ -266,7 +275,7 @@ def test_a_range_of_ipv4_only_is_relayed_to_who_asks_by_ipv6(steered: Street, pr
             assert arrives(steered.far.space, protocol, "fd31::1", port, sock)
 
 
-def test_a_client_s_datagrams_to_two_ports_of_a_range_are_two_conversations(steered: Street) -> None:
+def test_answers_come_from_the_port_that_the_client_sent_to(steered: Street) -> None:
     with (
         listening(steered.four, "udp", [9000, 9001]) as at,
         steered.published(steered.four, "9000-9004:9000-9004/udp"),
@@ -282,8 +291,8 @@ def test_a_client_s_datagrams_to_two_ports_of_a_range_are_two_conversations(stee
             assert (answer, asked[:2]) == (b"to %d" % port, (HOST6, port))
 
 
-def test_who_gets_a_published_port_by_the_kernel_s_choice_has_it_for_a_while(steered: Street) -> None:
-    """A host with all its ports published still asks name servers, and serves itself."""
+def test_auto_bound_port_is_its_sockets_until_that_closes(steered: Street) -> None:
+    """With all ports published, the host can still query name servers, and serve its own clients."""
     with bound(steered.neighbour, "udp", "0.0.0.0", 53) as name_server, steered.published(steered.server, *EVERY):
         name_server.settimeout(3)
         with steered.host.entered():
@@ -302,7 +311,7 @@ def test_who_gets_a_published_port_by_the_kernel_s_choice_has_it_for_a_while(ste
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.3", "::1", "::"])
-def test_who_has_the_same_port_at_another_address_takes_nothing_away(
+def test_socket_at_another_address_does_not_affect_a_published_port(
     steered: Street, protocol: str, address: str
 ) -> None:
     with (
@@ -317,7 +326,7 @@ def test_who_has_the_same_port_at_another_address_takes_nothing_away(
             assert arrives(steered.host, protocol, "127.0.0.2", port, sock)
 
 
-def test_a_port_of_one_address_is_published_at_another_without_a_moment_s_loss(steered: Street) -> None:
+def test_publishing_at_another_address_fails_no_client(steered: Street) -> None:
     with steered.published(steered.server, "127.0.0.2:9000:80"):
         before = steered.gangway.relays()
         for _ in range(5):
@@ -337,8 +346,8 @@ def _multipath() -> socket.socket | None:
         return None
 
 
-def test_what_is_lent_to_a_socket_whose_end_nobody_tells_is_taken_back(steered: Street) -> None:
-    """A listener of MPTCP is one of TCP beneath, which ends without a program of ours being asked."""
+def test_auto_bound_port_of_a_socket_whose_end_is_not_reported_is_reclaimed(steered: Street) -> None:
+    """An MPTCP listener has a TCP socket below it, whose end no eBPF program is called for."""
     with steered.published(steered.server, *EVERY):
         with steered.host.entered():
             multipath = _multipath()
@@ -361,7 +370,7 @@ def _arrives(street: Street, port: int, at: socket.socket) -> bool:
         return False
 
 
-def test_a_long_list_of_single_ports_is_reserved_whole(steered: Street) -> None:
+def test_every_port_of_a_long_list_is_reserved(steered: Street) -> None:
     ports = list(range(33000, 34000, 2))
     steered.publish(steered.server, *(f"127.0.0.1:{port}:80" for port in ports))
     try:
@@ -371,15 +380,15 @@ def test_a_long_list_of_single_ports_is_reserved_whole(steered: Street) -> None:
     assert steered.host.sysctl(RESERVED) == ""
 
 
-def test_a_list_that_somebody_writes_anew_is_completed(steered: Street) -> None:
+def test_list_that_another_program_rewrites_is_completed(steered: Street) -> None:
     with steered.published(steered.server, "40000-40010:40000-40010"):
         steered.host.sysctl(RESERVED, "50000")
-        wait_until(lambda: steered.host.sysctl(RESERVED) == "40000-40010,50000", "what is published", 25)
+        wait_until(lambda: steered.host.sysctl(RESERVED) == "40000-40010,50000", "the published ports in the list", 25)
     assert steered.host.sysctl(RESERVED) == "50000"
     steered.host.sysctl(RESERVED, "")
 
 
-def test_the_kernel_does_not_choose_a_published_port_while_there_are_others(steered: Street) -> None:
+def test_published_ports_are_excluded_from_automatic_port_selection(steered: Street) -> None:
     before = snapshot(steered.host)
     steered.host.sysctl(RESERVED, "40007")
     mine = snapshot(steered.host)
@@ -390,7 +399,7 @@ def test_the_kernel_does_not_choose_a_published_port_while_there_are_others(stee
     assert compare_settings(mine, steered)
     steered.host.sysctl(RESERVED, "")
     with steered.published(steered.server, *EVERY):
-        assert steered.host.sysctl(RESERVED) == "", "nothing would be left"
+        assert steered.host.sysctl(RESERVED) == "", "too few ports would be left"
     is_as(steered.host, before)
 
 
@@ -399,7 +408,7 @@ def compare_settings(before: dict[str, list[str]], street: Street) -> bool:
 
 
 @pytest.mark.any_kernel
-def test_a_range_that_takes_more_sockets_than_there_are_is_refused_in_a_line(tmp_path: Path) -> None:
+def test_range_that_needs_too_many_descriptors_is_refused(tmp_path: Path) -> None:
     within = (*WITHOUT[:-1], f"ulimit -n 500; {WITHOUT[-1]}")
     with Street(within=within) as street:
         before = snapshot(street.host)
@@ -414,7 +423,7 @@ def test_a_range_that_takes_more_sockets_than_there_are_is_refused_in_a_line(tmp
         wait_until(lambda: street.publish(street.server, "10000-10100:10000-10100") == [10000, 10000], "a smaller one")
 
 
-def test_a_port_that_somebody_is_connected_by_cannot_be_answered_from_and_that_is_said(tmp_path: Path) -> None:
+def test_port_of_a_connected_socket_cannot_answer_and_is_logged(tmp_path: Path) -> None:
     log, config = tmp_path / "log", tmp_path / "config.toml"
     config.write_text(f"[relay]\nlog = '{log}'\n")
     with (
@@ -426,6 +435,8 @@ def test_a_port_that_somebody_is_connected_by_cannot_be_answered_from_and_that_i
         theirs.connect(("10.77.0.2", 7777))
         with street.published(street.server, "9000-9004:9000-9004/udp"):
             client.sendto(b"question", ("127.0.0.1", 9001))
-            wait_until(lambda: "cannot answer from port 9001: another program uses it" in log.read_text(), "that word")
+            wait_until(
+                lambda: "cannot answer from port 9001: another program uses it" in log.read_text(), "the warning"
+            )
             theirs.close()
             assert relayed(street, "udp", 9001, at[9001])
