@@ -1,4 +1,4 @@
-"""All that a daemon can change on a host, as text: what was before can be compared with what is after."""
+"""Everything that a daemon can change on a host, as text, so that the states before and after can be compared."""
 
 import re
 from contextlib import suppress
@@ -6,9 +6,9 @@ from contextlib import suppress
 from lab.netns import Namespace
 from lab.waiting import wait_until
 
-# Timers of bridges, the packets that a rule has seen, duplicate address detection: nobody changes these but time.
+# These change with time: timers of bridges, packet counts of rules, duplicate address detection.
 _PASSING = re.compile(r" \S+_timer +[\d.]+| ?\[\d+:\d+\]| tentative| optimistic")
-# So with what an interface gives itself once it is up.
+# The kernel adds these once an interface is up.
 _OWN = re.compile(r"fe80::|^anycast |^multicast |^ *valid_lft ")
 _LISTINGS = {
     "nftables": ("nft", "--stateless", "list", "ruleset"),
@@ -22,11 +22,11 @@ _IPTABLES = ("iptables-save", "ip6tables-save")
 _LEGACY = ("iptables-legacy-save", "ip6tables-legacy-save")
 
 Snapshot = dict[str, list[str]]
-"""Lines by what they are about."""
+"""Lines by the name of the listing."""
 
 
 def snapshot(host: Namespace, *, iptables: bool = False, legacy: bool = False) -> Snapshot:
-    """What there is now.  To list the rules of iptables makes its tables, where there are none: so only if asked."""
+    """Return the present state.  Listing iptables' rules creates its tables, so it is done on request only."""
     listings = {**_LISTINGS}
     for name in (*(_IPTABLES if iptables else ()), *(_LEGACY if legacy else ())):
         listings[name] = (name,)
@@ -34,7 +34,7 @@ def snapshot(host: Namespace, *, iptables: bool = False, legacy: bool = False) -
 
 
 def is_as(host: Namespace, before: Snapshot, *, iptables: bool = False, legacy: bool = False) -> None:
-    """Nothing differs from what was before, though some of it may take a moment to go; AssertionError tells it."""
+    """Wait until the state is as it was before.  AssertionError: it is not; the message is the difference."""
 
     def difference() -> list[str]:
         return compare(before, snapshot(host, iptables=iptables, legacy=legacy))
@@ -42,14 +42,14 @@ def is_as(host: Namespace, before: Snapshot, *, iptables: bool = False, legacy: 
     with suppress(AssertionError):
         wait_until(lambda: not difference(), "what was before", 5)
     if left := difference():
-        raise AssertionError("\n".join(["it is not as it was before:", *left]))
+        raise AssertionError("\n".join(["the state differs from the one before:", *left]))
 
 
 def compare(before: Snapshot, after: Snapshot) -> list[str]:
-    """What was before and is not now, and the other way round."""
+    """Return the lines that were deleted, and those that are new."""
     found = []
     for name, lines in before.items():
-        found += [f"{name}: gone: {line}" for line in lines if line not in after[name]]
+        found += [f"{name}: deleted: {line}" for line in lines if line not in after[name]]
         found += [f"{name}: new: {line}" for line in after[name] if line not in lines]
         if not found and lines != after[name]:
             found.append(f"{name}: in another order")
@@ -71,7 +71,7 @@ _BUILT_IN = {
 
 
 def make_tables(host: Namespace) -> None:
-    """Those of iptables come when they are first needed, and stay."""
+    """Create the tables of iptables: the kernel does so when they are first used, and keeps them."""
     lines = []
     for table, chains in _BUILT_IN.items():
         rules = [f"{verb} {chain} -j ACCEPT" for chain in chains.split() for verb in ("-A", "-D")]

@@ -88,7 +88,7 @@ def entries(ports: Ports, served: bool) -> dict[PortBlock, bool]:
 
 
 def can_bind(protocol: str, address: str, port: int) -> bool:
-    """Whether another program can bind a port."""
+    """True if another program can bind a port."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, TYPES[protocol]) as sock:
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -108,7 +108,7 @@ def bindable(ports: Ports) -> list[int]:
 
 
 def is_served(place: Place, protocol: str, address: str, port: int) -> bool:
-    """Whether a client of a port reaches the relay's socket, which sees the port that it asked."""
+    """True if a client of a port reaches the relay's socket, which sees the port that it requested."""
     family = 6 if ":" in address else 4
     with place.shared_socket(protocol, family) as server, socket.socket(server.family, TYPES[protocol]) as client:
         client.settimeout(5)
@@ -140,7 +140,7 @@ def test_each_protocol_and_family_has_a_socket_at_an_address_without_packets(pla
 
 
 def test_the_relay_gets_the_sockets_with_the_first_served_port(place: Place, steering: Steering) -> None:
-    """It has to know the port before: clients may be waiting, and it would reset them."""
+    """The relay has to know the port before: it would reset clients that are waiting in the queue."""
     steering.reserve(*RANGE)
     steering.reserve(*SIX)
     assert place.relay.shared == {}
@@ -254,7 +254,7 @@ def test_without_a_relay_a_successor_starts_from_nothing(place: Place, steering:
 
 
 def test_a_relay_with_sockets_of_a_lost_steering_gets_new_ones(place: Place, steering: Steering) -> None:
-    """As after a daemon that could not reattach."""
+    """An earlier daemon that could not reattach leaves such a relay."""
     publish(steering, RANGE)
     before = place.shared_sockets()
     place.relay.hold("steering", ())
@@ -377,7 +377,7 @@ def test_a_range_with_a_port_in_use_is_not_reserved(steering: Steering) -> None:
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_a_single_port_that_is_bound_is_not_reserved(steering: Steering, protocol: str, address: str) -> None:
-    """Also if nothing listens there yet."""
+    """It is in use even if no socket listens there yet."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, TYPES[protocol]) as other:
         other.bind((address, 8000))
@@ -414,7 +414,7 @@ def test_a_failed_reservation_leaves_what_was_there(place: Place, calls: Calls, 
 
 
 def test_served_ports_are_reserved_again_without_a_check(steering: Steering, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relay that was started anew is to have them."""
+    """A restarted relay gets them."""
     publish(steering, RANGE)
     monkeypatch.setattr(sockets, "first_port_in_use", lambda *_: pytest.fail("checked"))
     steering.reserve(*RANGE).close()
@@ -466,7 +466,7 @@ def test_two_threads_leave_the_right_ports_reserved(place: Place, steering: Stee
 
 
 def _auto_bound(steering: Steering) -> list[tuple[str, int]]:
-    """What the kernel has recorded."""
+    """Return the auto-bound ports that the kernel has recorded."""
     assert steering._map is not None
     return [unpack_auto_bound(key) for key in steering._map.loaded.keys("auto_bound", AUTO_BOUND_BYTES)]
 

@@ -50,7 +50,7 @@ def _daemon(host: Namespace, directory: Path, *words: str, within: tuple[str, ..
     return _line(done, 2 if done.returncode == 2 else 1)
 
 
-def test_a_user_without_access_to_the_socket_is_told_to_be_root(host: Namespace) -> None:
+def test_error_for_a_user_without_access_to_the_socket(host: Namespace) -> None:
     with Gangway(host) as gangway:
         gangway.directory.chmod(0o755)
         for words in (
@@ -70,11 +70,13 @@ def test_a_daemon_must_be_root(host: Namespace, tmp_path: Path, before: Snapshot
 
 
 def test_a_command_that_starts_the_daemon_must_be_root(host: Namespace, before: Snapshot) -> None:
-    words = (*_AS_NOBODY, str(GANGWAY), "ls", "--socket", "/tmp/nobody-has-this.sock")
+    words = (*_AS_NOBODY, str(GANGWAY), "ls", "--socket", "/tmp/no-daemon-here.sock")
     assert "root" in _line(host.run(*words, check=False))
 
 
-def test_root_without_capabilities_is_told_what_is_missing(host: Namespace, tmp_path: Path, before: Snapshot) -> None:
+def test_root_without_capabilities_gets_the_missing_ones_named(
+    host: Namespace, tmp_path: Path, before: Snapshot
+) -> None:
     within = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--")
     said = _daemon(host, tmp_path, within=within)
     assert re.search("root|CAP_NET_ADMIN|ermitted", said)
