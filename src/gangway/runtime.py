@@ -10,8 +10,8 @@
         state.db                    0600   the database, unless this is the machine's own network namespace
 
 A namespace is identified by its cookie (SO_NETNS_COOKIE, Linux 5.14), which is not reused before the next boot; on
-older kernels by its inode number.  Without root the base is $XDG_RUNTIME_DIR/gangway.  launcher/daemon.c
-computes the same paths and creates a missing folder with the same modes.
+older kernels by its inode number.  Without root the base is $XDG_RUNTIME_DIR/gangway.  launcher/daemon.c computes the
+same paths and creates a missing folder with the same modes.
 
 This module is imported by every command, so it imports almost nothing.
 """
