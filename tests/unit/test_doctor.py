@@ -1,4 +1,4 @@
-"""`gangway doctor`: what this host lacks, and what follows from it."""
+"""`gangway doctor`: what this host lacks, and the consequences."""
 
 from dataclasses import replace
 from typing import cast
@@ -69,7 +69,7 @@ def changes(found: dict[str, Check]) -> dict[str, Check]:
     return {what: check for what, check in found.items() if check != usual[what]}
 
 
-def test_met_requirements_need_no_note() -> None:
+def test_available_requirements_have_no_note() -> None:
     found = report()
     failed = {what: check.note for what, check in found.items() if not check.holds}
     assert failed == {"firewall: iptables": "iptables is not installed", "eBPF: another": "there is no other"}

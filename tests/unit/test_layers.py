@@ -1,4 +1,4 @@
-"""Who may import whom, from the syntax trees: what is not allowed here is forbidden."""
+"""The imports that are allowed; the syntax trees show the actual ones."""
 
 import ast
 from collections.abc import Iterator

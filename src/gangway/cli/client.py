@@ -39,7 +39,7 @@ class NoDaemon(Exception):
 
 
 def socket_path() -> str:
-    """Return the path of the daemon's socket, unless a command names another: GANGWAY_SOCKET or the namespace's own."""
+    """Return the default path of the daemon's socket: GANGWAY_SOCKET, or else the namespace's own."""
     return os.environ.get("GANGWAY_SOCKET") or runtime.default_socket()
 
 

@@ -7,7 +7,7 @@ START is JSON; every key may be left out:
 
 `until_idle`: the daemon ends when there is nothing to look after; it is started with the socket, options and file with
 which an operator last started one here (start.json in the runtime folder), unless it is given others.  `ready_fd` is a
-pipe to whoever waits: `0\\n` when the daemon serves, or the error's kind and text.
+pipe to the process that waits: `0\\n` when the daemon serves, or the error's kind and text.
 """
 
 import ctypes
@@ -40,7 +40,7 @@ class Start(msgspec.Struct):
 
 def run() -> int:
     """Run a daemon to its end; return its exit status."""
-    gc.disable()  # until it serves, almost all that is made stays
+    gc.disable()  # almost every object that is created before it serves is kept
     start = msgspec.json.decode(sys.argv[1] if len(sys.argv) > 1 else "{}", type=Start)
     if start.until_idle:
         _detach(start.ready_fd)
@@ -82,7 +82,7 @@ def _apply_last_start(start: Start) -> None:
 def _ready(start: Start) -> None:
     """Record how an operator has started the daemon, and report that it serves.
 
-    What was needed to come this far is not needed again: it goes back to the kernel.
+    Memory that only the start has used is returned to the kernel.
     """
     if not start.until_idle:
         with suppress(OSError), open(os.open(_start_path(), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:

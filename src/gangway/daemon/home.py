@@ -29,7 +29,7 @@ class Home:
         self.folder = Path(runtime.folder())
         self.api_path = Path(socket_path).absolute() if socket_path else self.folder / runtime.API_SOCKET
         self.relay_path = self.folder / runtime.RELAY_SOCKET
-        self.is_abandoned = False  # nothing is left to look after: the folder goes with the daemon
+        self.is_abandoned = False  # nothing is left to manage: the daemon removes the folder when it ends
         self._group = group if os.geteuid() == 0 else -1
         self._scope = ExitStack()
 
@@ -87,13 +87,13 @@ class Home:
         lock.flush()
 
     def _unlink_former_link(self) -> None:
-        """Remove the link of a daemon that was killed: what it leads to may be another daemon's by now."""
+        """Remove the link of a daemon that was killed: another daemon may use its target by now."""
         here = self.folder / runtime.API_SOCKET
         if here.is_symlink():
             here.unlink()
 
     def _link(self, scope: ExitStack) -> None:
-        """Have clients that look in the folder find a socket that is elsewhere."""
+        """Create a link in the folder, where clients look, to a socket that is elsewhere."""
         here = self.folder / runtime.API_SOCKET
         if self.api_path != here:
             here.unlink(missing_ok=True)
@@ -111,7 +111,7 @@ class Home:
 
 
 def _listen(path: Path, kind: int) -> socket.socket:
-    """Return a listening socket.  Conflict: somebody listens there already."""
+    """Return a listening socket.  Conflict: another process listens there already."""
     sock = socket.socket(socket.AF_UNIX, kind)
     try:
         with socket.socket(socket.AF_UNIX, kind) as probing:
@@ -133,7 +133,7 @@ def _listen(path: Path, kind: int) -> socket.socket:
 
 
 def _unlink_socket(path: Path) -> None:
-    """Remove a socket that nobody listens on; anything else is not ours to remove."""
+    """Remove a socket that no process listens on; any other file is left alone."""
     with suppress(FileNotFoundError):
         if stat.S_ISSOCK(path.lstat().st_mode):
             path.unlink()

@@ -21,8 +21,8 @@ from gangway.relay.sockets import peer_credentials
 from gangway.state.leases import Lease, Leases
 
 _RETRY_S = 0.1  # after running out of descriptors
-# An earlier daemon's leases: how often to look for launchers that have exited, and after what time the others, which
-# ask twice a second, have to have taken theirs again.
+# For an earlier daemon's leases: how often to look for launchers that have exited, and the time in which the other
+# launchers, which try twice a second, have to take new leases.
 _REAP_S, _CLAIM_S = 1.0, 30.0
 
 
@@ -144,11 +144,11 @@ class LeaseServer:
             if lease is not None:
                 self._leases.end(lease)
         except (GangwayError, ExceptionGroup) as error:
-            self._log.warning("the end of a lease failed: %s", error)
+            self._log.warning("lease ended, but not everything was removed: %s", error)
         finally:
-            connection.close()  # the launcher waits for that: the port is free
+            connection.close()  # the launcher waits for this: the port is free now
         self._changed()
 
     def _answer(self, connection: socket.socket, answer: bytes) -> None:
-        with suppress(OSError):  # it has ended, and its end of the connection will say so
+        with suppress(OSError):  # it has exited; epoll reports the closed connection
             connection.send(answer)

@@ -124,7 +124,7 @@ class Daemon:
             self._log.failure(error)
 
     def _changed(self) -> None:
-        """There may be another relay now, and nothing may be left to look after."""
+        """Watch the relay, which may be another one now; schedule the daemon's end if nothing is left to manage."""
         relay = self._parts.dataplane.relay
         self._watch(relay.fileno())
         if relay.exits != self._relay_exits:  # a thread may have started another one before we were notified
@@ -138,9 +138,9 @@ class Daemon:
             self._end = self._loop.call_later(_LINGER_S, self._stop_if_idle)
 
     def _watch(self, relay_fd: int | None) -> None:
-        """Wait for the relay's end only: its answers are for the threads that ask."""
+        """Watch for the relay's exit only: its answers are read by the threads that send the requests."""
         if self._relay_fd is not None:
-            with suppress(OSError):  # it is closed, and so it is not watched any more
+            with suppress(OSError):  # a closed descriptor is no longer watched
                 self._hangups.unregister(self._relay_fd)
         self._relay_fd = relay_fd
         if relay_fd is not None:

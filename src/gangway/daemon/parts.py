@@ -30,7 +30,7 @@ from gangway.state.requests import Requests
 
 
 class Parts:
-    """The parts of one daemon.  `close` leaves everything as it is: published ports go on."""
+    """The parts of one daemon.  `close` changes nothing on the host: ports stay published."""
 
     def __init__(self, config: Config, home: Home, log: Log) -> None:
         self.config = config

@@ -105,7 +105,7 @@ def unpack_target(value: bytes, port: int) -> Target:
 
 
 def redirect_spans(block: PortBlock, value: bytes) -> Iterator[Span]:
-    """Yield the ports of an entry: the container's first, as a redirected socket must find what it had asked for."""
+    """Yield the ports of an entry: the container's first, as a redirected socket must find the address it requested."""
     row, first = int(block.protocol == "udp"), unpack_target(value, block.first).port
     yield _CONTAINER_ROW + row, first, first + block.last - block.first
     yield row, block.first, block.last

@@ -164,7 +164,7 @@ class SavedSettings:
 
     @contextmanager
     def _recording(self, records: dict[str, _Record]) -> Iterator[None]:
-        """Store records before the block changes what they are about; discard them if that fails."""
+        """Store records before the block changes the settings; discard them if that fails."""
         former = {name: self._records.get(name) for name in records}
         try:
             self._record(records)

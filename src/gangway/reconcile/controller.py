@@ -73,7 +73,7 @@ class Controller:
         return bool(self._registry.networks) or not self._observer.is_fresh()
 
     def repair_before_request(self, container: str | None = None) -> None:
-        """Repair what others changed before a request, perhaps about a container, adds to it."""
+        """Repair other programs' changes before a request is carried out; remove its container if that has exited."""
         _ = self.facts
         if container is not None and self._registry.has_endpoint(container) and self.is_dead(container):
             self._reap(container)
@@ -84,7 +84,7 @@ class Controller:
 
     def carry_out(self, before: State, after: State, reserved: Reserved | None = None) -> None:
         """Carry out the difference of two states, all of it or nothing."""
-        self._reserved_ports.add(_steered_ports(after.mappings.values()))  # first: the kernel may choose one any moment
+        self._reserved_ports.add(_steered_ports(after.mappings.values()))  # first: the kernel may select one any time
         try:
             self._executor.carry_out(diff(before, after), reserved)
         except BaseException as error:
@@ -244,7 +244,7 @@ class Controller:
             self._condition = Condition.DIRTY
 
     def _release_reserved_ports(self, removed: State) -> None:
-        """Release the reserved ports of mappings that are not published any more."""
+        """Release the reserved ports of mappings that are no longer published."""
         if removed.steered:
             left = (one for one in self._registry.mappings() if str(one.mapping) not in removed.mappings)
             self._reserved_ports.set(_steered_ports(left))
@@ -270,7 +270,7 @@ class Controller:
         self._registry.decide(now)
 
     def _is_disturbed(self, thorough: bool) -> bool:
-        """True if something of ours is not as it was."""
+        """True if something that gangway created was changed or removed."""
         if self._condition is Condition.UNKNOWN or self._has_lost_relay():
             return True
         if not self._executor.driver.is_intact(self._registry.plan, thorough):
@@ -283,7 +283,7 @@ class Controller:
         return {*links.bridges, *links.attachments} != wanted
 
     def _unavailable_mappings(self, failed: Sequence[Step]) -> list[MappingPlan]:
-        """Return the mappings with a port that failed: another program has it, and so it gets the clients."""
+        """Return the mappings with a port that failed: another program has the port, and keeps its clients."""
         lost = {one.ports for step in failed if isinstance(step, Ports) for one in step.before + step.after}
         mappings = self._registry.mappings() if lost else ()
         return [planned for planned in mappings if any(ports in lost for ports, _ in ports_of(planned))]

@@ -162,7 +162,7 @@ class ServedPorts:
         return self._server.withdraw(port.published, lambda: self._loop.call_soon(removed, 0))
 
     def daemon_left(self) -> None:
-        """Remove the ports that the last daemon had yet to remove: none is connected any more."""
+        """Remove the ports that the last daemon had yet to remove: no daemon is connected now."""
         for ports in tuple(self._ownerless):
             self._remove_ownerless(ports)
 

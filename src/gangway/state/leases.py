@@ -1,4 +1,4 @@
-"""Leases: the mappings that docker-proxy launchers state, for as long as each one's connection lasts.
+"""Leases: the mappings that docker-proxy launchers request, for as long as each one's connection lasts.
 
 What this file knows: what a launcher's socket says about its port, and that a lease is kept in memory only.  What it
 must not know: connections to launchers.
@@ -48,7 +48,7 @@ class Leases:
         self._index, self._dataplane, self._facts = index, dataplane, facts
         self._leases: dict[PortMapping, Lease] = {}
         self.unclaimed = {one.ports for one in dataplane.leased()}
-        """Ports that an earlier daemon leased, and whose launchers have not taken their leases again yet."""
+        """Ports that an earlier daemon leased, and whose launchers have not taken new leases yet."""
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -73,7 +73,7 @@ class Leases:
         return lease
 
     def end(self, lease: Lease) -> None:
-        """Unpublish a lease's port; it is free afterwards, also if part of it fails."""
+        """Unpublish a lease's port; it is free afterwards, even if a part of this fails."""
         with lease.sock, ExitStack() as last:
             for mapping in lease.mappings:
                 del self._leases[mapping]
