@@ -49,8 +49,10 @@ int open_folder(void) {
     int parent = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), fd = -1;
     if (is_safe(parent, path)) {
         snprintf(path, sizeof path, "%s/gangway/%s", base, name);
-        mkdirat(parent, name, 0750);
-        fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        for (int tries = 3; fd < 0 && tries; tries--) {          /* a daemon that ends may remove the folder in between */
+            mkdirat(parent, name, 0750);
+            fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        }
         if (!is_safe(fd, path) && fd >= 0) close(fd), fd = -1;
     }
     if (parent >= 0) close(parent);

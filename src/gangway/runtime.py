@@ -53,10 +53,10 @@ def create_folder() -> str:
 
 
 def default_socket() -> str:
-    """Return the path of this network namespace's API socket: root's, if this user may see it and has no daemon."""
+    """Return the path of this network namespace's API socket: root's, if there is one and this user has no daemon."""
     own = os.path.join(folder(), API_SOCKET)
     of_root = os.path.join(BASE, os.path.basename(folder()), API_SOCKET)
-    return of_root if os.path.exists(of_root) and not os.path.exists(own) else own
+    return own if os.path.exists(own) or not os.path.isdir(os.path.dirname(of_root)) else of_root
 
 
 def default_state() -> str:

@@ -213,7 +213,7 @@ def test_doctor_says_what_is_missing_without_root(scene: tuple[Host, Container],
     done = rootless.run(host, "doctor")
     assert done.returncode == 0, done.stderr
     lines = {line.split("  ")[0]: " ".join(line.split()) for line in done.stdout.splitlines()}
-    assert lines["root"] == "root no not running as root: only docker-proxy's ports, all by relay"
+    assert lines["root"] == "root no not root: only docker-proxy's ports, all by relay"
     assert " no this process lacks CAP_NET_ADMIN" in lines["redirect: attached"]
     assert " no " in lines["firewall: nftables"]
     assert lines["docker-proxy launchers"].endswith("yes 1 port published by a lease")

@@ -12,7 +12,7 @@ import os
 import sys
 
 from gangway.cli import views
-from gangway.cli.client import Refused, ask, socket_path
+from gangway.cli.client import Refused, ask, daemon_command, socket_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,8 +117,6 @@ def daemon(path: str, config: str | None, **options: Any) -> None:
 
     Other commands start a daemon if there is none.  Options override the settings file.
     """
-    from gangway.cli.start import daemon_command
-
     given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
     words = daemon_command(path, given, config)
     os.execv(words[0], words)
@@ -234,7 +232,10 @@ COMMANDS: dict[str, Command] = {
     "network inspect": _request("GET /networks/{name}", (_NAME,), "Show a network's details.", views.print_network),
     "network rm": _request("DELETE /networks/{name}", (_NAME,), "Remove a network that has no containers."),
     "attach": _request(
-        "POST /endpoints", (_CONTAINER, _NETWORK, _IPS), "Attach a container to a network.", views.print_addresses
+        "POST /endpoints",
+        (_CONTAINER, _NETWORK, _IPS),
+        "Attach a container to a network.",
+        lambda endpoint: print(*endpoint["addresses"], sep="\n"),
     ),
     "detach": _request("DELETE /endpoints/{container}", (_CONTAINER,), "Detach a container, and unpublish its ports."),
     "publish": _request("POST /mappings", (_CONTAINER, _PORTS), "Publish ports of a container.", views.print_lines),

@@ -22,15 +22,13 @@ import msgspec
 
 from gangway import runtime
 from gangway.daemon import config, main
-from gangway.errors import GangwayError, InvalidRequest
+from gangway.errors import GangwayError, HostRefused, InvalidRequest
 from gangway.log import Log, open_log
 
 _STDERR = 2
 
 
 class Start(msgspec.Struct):
-    """How the daemon is to be started."""
-
     socket: str | None = None
     options: dict[str, str | bool] = {}
     config: str | None = None
@@ -45,15 +43,21 @@ def run() -> int:
     if start.until_idle:
         _detach(start.ready_fd)
         _apply_last_start(start)
+    log = Log(_write_stderr)
     try:
         settings, warnings = config.load(Path(start.config) if start.config else None, start.options)
-        log = open_log(settings.relay_settings.log) if start.until_idle else Log(_write_stderr)
+        if start.until_idle:
+            log = open_log(settings.relay_settings.log)
         for text in warnings:
             log.warning(text)
         main.run(settings, start.socket, log, start.until_idle, lambda: _ready(start))
     except (GangwayError, OSError) as error:
         _report_failure(start.ready_fd, error)
         return 2 if isinstance(error, InvalidRequest) else 1
+    except Exception as error:
+        log.failure(error)
+        _report_failure(start.ready_fd, HostRefused(f"internal error: {error!r}; the log has the details"))
+        return 1
     return 0
 
 
@@ -104,7 +108,8 @@ def _report_failure(ready_fd: int | None, error: Exception) -> None:
         print(f"gangway: {error}", file=sys.stderr)
         return
     with suppress(OSError):  # the starting process has exited
-        os.write(ready_fd, f"{type(error).__name__} {error}".encode())
+        at = getattr(error, "filename", None)
+        os.write(ready_fd, f"{type(error).__name__} {f'{at}: ' if at else ''}{error}".encode())
 
 
 def _write_stderr(_level: int, line: str) -> None:

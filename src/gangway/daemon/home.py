@@ -35,8 +35,11 @@ class Home:
 
     def __enter__(self) -> Self:
         with ExitStack() as scope:
-            self._make_folder()
-            self._lock(scope)
+            try:
+                self._make_folder()
+                self._lock(scope)
+            except FileNotFoundError:
+                raise Conflict(f"a daemon that ends has just removed {self.folder}: try again") from None
             scope.callback(self._remove_folder)  # while it is locked
             self._unlink_former_link()
             self.api = scope.enter_context(_listen(self.api_path, socket.SOCK_STREAM))
@@ -66,6 +69,8 @@ class Home:
                     raise HostRefused(f"{folder} belongs to another user (uid {found.st_uid}): {advice}")
                 os.chmod(folder, mode)
             os.chown(self.folder, -1, self._group)
+        except FileNotFoundError:
+            raise
         except OSError as error:
             advice = "; run as root" if isinstance(error, PermissionError) else ""
             raise HostRefused(f"the runtime folder {self.folder} cannot be used: {error.strerror}{advice}") from None

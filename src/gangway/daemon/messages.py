@@ -143,7 +143,7 @@ class CheckAnswer(msgspec.Struct):
 
     check: str
     holds: bool
-    note: str
+    note: str = ""
 
 
 class ErrorAnswer(msgspec.Struct):

@@ -148,7 +148,6 @@ class Links:
             return frozenset(link.name for link in dump.links() if link.ifindex in indexes)
 
     def addresses(self) -> frozenset[str]:
-        """Return all addresses of this namespace."""
         with attempting("list addresses"):
             return dump.addresses()
 

@@ -49,6 +49,7 @@ class Leases:
         self._leases: dict[PortMapping, Lease] = {}
         self.unclaimed = {one.ports for one in dataplane.leased()}
         """Ports that an earlier daemon leased, and whose launchers have not taken new leases yet."""
+        self.is_incomplete = False  # a new relay could not be given all leases: `restore` has to be called again
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -90,6 +91,9 @@ class Leases:
                     self._dataplane.serve([port], {port.ports: fds})
             except (GangwayError, OSError) as error:
                 failures.append(error)
+                if not self._dataplane.relay.is_running():
+                    break  # it cannot be started: the other leases would fail, too, each after a while
+        self.is_incomplete = bool(failures)
         if failures:
             raise ExceptionGroup("leases could not be served again", failures)
 

@@ -48,7 +48,6 @@ class Registry:
         return self._networks[name]
 
     def network_of(self, container: str) -> Network:
-        """Return the network that a container is attached to."""
         return self._networks[self.endpoint(container).network]
 
     def is_unneeded(self, name: str) -> bool:
@@ -76,11 +75,9 @@ class Registry:
         return self._endpoints[container]
 
     def has_endpoint(self, container: str) -> bool:
-        """True if a container is attached to a network."""
         return container in self._endpoints
 
     def place(self, container: str) -> Place:
-        """Return where a container's namespace is."""
         return self._places[container]
 
     def addresses_for(self, network: Network, requested: Sequence[Address]) -> tuple[Address, ...]:
