@@ -160,6 +160,9 @@ class Ground:
         self._parts.close()
         self._path = self._path.with_name(f"{self._path.name}=")
         _copy(state, self._path)
+        database = Database(self._path)
+        database.forget("saved settings")  # they are of an earlier boot
+        database.close()
         return self._is_killed(self.start, left)
 
     def save(self, state: Path) -> None:

@@ -43,7 +43,7 @@ def run() -> int:
     if start.until_idle:
         _detach(start.ready_fd)
         _apply_last_start(start)
-    log = Log(_write_stderr)
+    log = Log(lambda _level, line: print(f"gangway: {line}", file=sys.stderr, flush=True))
     try:
         settings, warnings = config.load(Path(start.config) if start.config else None, start.options)
         if start.until_idle:
@@ -70,12 +70,8 @@ def _detach(ready_fd: int | None) -> None:
                 os.close(fd)
 
 
-def _start_path() -> str:
-    return os.path.join(runtime.folder(), runtime.START)
-
-
 def _apply_last_start(start: Start) -> None:
-    with suppress(OSError, ValueError), open(_start_path(), "rb") as file:
+    with suppress(OSError, ValueError), open(os.path.join(runtime.folder(), runtime.START), "rb") as file:
         if os.fstat(file.fileno()).st_uid == os.geteuid():
             last = msgspec.json.decode(file.read(), type=Start)
             start.socket = start.socket or last.socket
@@ -89,7 +85,8 @@ def _ready(start: Start) -> None:
     Memory that only the start has used is returned to the kernel.
     """
     if not start.until_idle:
-        with suppress(OSError), open(os.open(_start_path(), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        path, flags = os.path.join(runtime.folder(), runtime.START), os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with suppress(OSError), open(os.open(path, flags, 0o600), "w") as file:
             json.dump({"socket": start.socket, "options": start.options, "config": start.config}, file)
     gc.collect()
     gc.freeze()
@@ -110,10 +107,6 @@ def _report_failure(ready_fd: int | None, error: Exception) -> None:
     with suppress(OSError):  # the starting process has exited
         at = getattr(error, "filename", None)
         os.write(ready_fd, f"{type(error).__name__} {f'{at}: ' if at else ''}{error}".encode())
-
-
-def _write_stderr(_level: int, line: str) -> None:
-    print(f"gangway: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

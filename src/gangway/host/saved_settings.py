@@ -89,13 +89,12 @@ class SavedSettings:
         with self._exclusively(name):
             now = setting.read()
             if now is not None and (now != value or not self.is_intact(name)):
-                self._change(name, value, partial(setting.write, value), tuple(side_effects), restored_with)
+                self._change(name, partial(setting.write, value), tuple(side_effects), restored_with)
 
     def extend(self, name: str, text: str) -> None:
         """Add to a sysctl that is a list.  HostRefused: it was not changed."""
         with self._exclusively(name):
-            expected = ",".join(filter(None, (self._setting(name).read(), text)))
-            self._change(name, expected, partial(sysctl.extend, name, text), (), "")
+            self._change(name, partial(sysctl.extend, name, text))
 
     def restore(self, name: str) -> None:
         """Restore a setting, and all that is restored with it.  HostRefused: it was not, and stays recorded."""
@@ -125,7 +124,7 @@ class SavedSettings:
         return record.before if is_ours else setting.without_ours(record.before, record.written or "", now)
 
     def _change(
-        self, name: str, expected: str, write: Callable[[], None], side_effects: Iterable[str], restored_with: str
+        self, name: str, write: Callable[[], None], side_effects: Iterable[str] = (), restored_with: str = ""
     ) -> None:
         own = self._records.get(name) or _Record("", None, restored_with, sorted(self._setting(name).dependents()))
         beside = {
@@ -133,7 +132,7 @@ class SavedSettings:
             for side in side_effects
             if side not in self._records and (value := sysctl.read(side)) is not None
         }
-        own = own._replace(before=self.original(name) or "", written=expected)
+        own = own._replace(before=self.original(name) or "", written=None)
         with self._recording({**beside, name: own}):
             write()
         # What the kernel made of it: it may spell a value in another way.

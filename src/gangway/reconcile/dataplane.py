@@ -68,15 +68,22 @@ class DataPlane:
             served = self.relay.served() if self.relay.is_running() else []
         return [one for one in served if one.mode in _LEASED]
 
-    def stop_if_unused(self) -> bool:
-        """Stop a relay that serves nothing, and restore the setting that it needed; False if it serves something."""
+    def restore_if_unused(self) -> bool:
+        """Restore the setting that the relay needs, if it serves nothing; False if it serves something."""
         with self._lock:
             if self.relay.is_running() and self.relay.served():
                 return False
             self._is_reuse_set = False
             self._settings.restore(TW_REUSE)
-            self.relay.stop()
         return True
+
+    def stop_if_unused(self) -> bool:
+        """Stop a relay that serves nothing; False if it serves something."""
+        with self._lock:
+            if self.restore_if_unused():
+                self.relay.stop()
+                return True
+        return False
 
     def serve(self, ports: Iterable[Serve], reserved: Reserved) -> None:
         """Have the relay serve ports, all or none; each is reserved first unless it is already."""

@@ -80,6 +80,8 @@ class Leases:
                 del self._leases[mapping]
                 last.callback(self._index.remove, mapping)
             self._dataplane.remove_lease(*self._decide(lease))
+        if not self._leases:
+            self._dataplane.restore_if_unused()
 
     def restore(self) -> None:
         """Have a new relay serve every lease.  ExceptionGroup: some could not be served."""

@@ -1,6 +1,5 @@
 """net.ipv4.tcp_tw_reuse: set while the relay runs, and restored in every order in which processes end."""
 
-import os
 import signal
 from collections.abc import Callable
 
@@ -11,7 +10,6 @@ from lab.netns import Container, Host
 from lab.waiting import wait_until
 from tests.kernel.ground import PATIENCE_S
 from tests.kernel.launcher.launchers import (
-    LINGER_S,
     Launcher,
     are_replaced,
     daemon_and_relay,
@@ -87,11 +85,11 @@ def test_restored_when_the_launcher_is_killed_first(scene: Scene) -> None:
     assert scene.setting() == "2"
 
 
-def test_restored_when_an_idle_daemon_is_ended(scene: Scene) -> None:
-    assert stop(scene.publish()) == 0
+def test_restored_when_the_last_lease_ends(scene: Scene) -> None:
+    """The daemon and its relay stay for some seconds, and may be killed."""
+    launcher = scene.publish()
     assert scene.setting() == "1"
-    os.kill(next(processes(scene.host)), signal.SIGTERM)
-    wait_until(lambda: not any(processes(scene.host)), "the end of the daemon and its relay", LINGER_S)
+    assert stop(launcher) == 0
     assert scene.setting() == "2"
 
 
