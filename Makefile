@@ -24,8 +24,8 @@ $(BIN)/gangway: pyproject.toml
 	@$(BIN)/python3 -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	@touch $@
 
-$(BIN)/gangway-docker-proxy: launcher/docker-proxy.c | $(BIN)/gangway
-	musl-gcc -std=gnu11 -static -Os -Wall -Wextra -Werror -DVERSION=\"$(VERSION)\" -o $@ $<
+$(BIN)/gangway-docker-proxy: $(wildcard launcher/*.c) launcher/launcher.h | $(BIN)/gangway
+	musl-gcc -std=gnu11 -static -Os -Wall -Wextra -Werror -DVERSION=\"$(VERSION)\" -o $@ $(filter %.c,$^)
 
 $(BPF): %.o: %.c src/gangway/ebpf/published.bpf.h | $(BIN)/gangway
 	clang -O2 -g -Wall -Wextra -Werror -target bpf -I/usr/include/$(shell gcc -print-multiarch) -c $< -o $@
@@ -35,7 +35,7 @@ test: build
 	$(BIN)/python3 -m pytest -n 2 --dist loadfile tests
 
 # Debian's kernel under qemu, which is slow: only tests whose outcome depends on the kernel. tests/unit/conftest.py lists
-# the unit tests among them; tests that pass or fail alike on every kernel are marked any_kernel.
+# the unit tests among them; tests with the same outcome on every kernel are marked any_kernel.
 test-vm: build
 	@scripts/apt-need $(APT_TEST) $(APT_VM)
 	GANGWAY_VM_LIMIT=3600 tests/vm/run $(abspath $(BIN))/python3 -m pytest -p no:cacheprovider -o timeout=600 \

@@ -68,9 +68,9 @@ class Relay(DockerProxy):
 
     def publish(self, setup: Setup, ports: Sequence[Port]) -> None:
         etc = setup.scratch / "etc"
-        settings = etc / "gangway/docker-proxy.toml"
+        settings = etc / "gangway/gangway.toml"
         settings.parent.mkdir(parents=True, exist_ok=True)
-        settings.write_text("redirect = false\n")
+        settings.write_text("[relay]\nredirect = false\n")
         with_etc = [_program("unshare"), "--mount", "sh", "-c", _WITH_ETC, str(etc)]
         for port in ports:
             setup.group.start_launcher([*with_etc, *self.command(setup.container_address, port)])

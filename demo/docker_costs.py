@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from lab.dockerd import Dockerd
 from lab.netns import Namespace, end
-from lab.processes import pss_kib
+from lab.processes import pids_running, pss_kib
 
 DOCKER_PROXY = Path("/usr/sbin/docker-proxy")
 # docker-proxy writes "0\n" to descriptor 3 when it serves.
@@ -29,11 +29,10 @@ class Cost(NamedTuple):
     """None: docker-proxy is not installed."""
 
 
-def measure(docker: Dockerd, proxy: Path, scratch: Namespace) -> Cost:
+def measure(host: Namespace, docker: Dockerd, proxy: Path, scratch: Namespace) -> Cost:
     """Measure the memory for all ports that dockerd publishes now."""
-    processes = docker.processes()
-    launchers = {pid: words for pid, words in processes.items() if words[:1] == [str(proxy)]}
-    shared = [pid for pid, words in processes.items() if any(word.startswith("gangway.") for word in words)]
+    launchers = {pid: words for pid, words in docker.processes().items() if words[:1] == [str(proxy)]}
+    shared = [*pids_running("gangway.daemon", host), *pids_running("gangway.relay", host)]
     return Cost(len(launchers), pss_kib(launchers), pss_kib(shared), _docker_proxy(launchers.values(), scratch))
 
 

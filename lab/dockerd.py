@@ -97,6 +97,11 @@ class Dockerd:
         return self._daemon.pid
 
     @property
+    def socket(self) -> Path:
+        """The socket of dockerd's API."""
+        return self._root / "socket"
+
+    @property
     def log(self) -> str:
         """dockerd's log since its first start."""
         return (self._root / "log").read_text()
@@ -129,7 +134,7 @@ class Dockerd:
         """Run `docker WORDS`. DockerFailed: it failed, and `check` is not False."""
         check = options.pop("check", True)
         options = {"text": True, "capture_output": True, "env": self._environment, **options}
-        command = [_docker(), "-H", f"unix://{self._root}/socket", *words]
+        command = [_docker(), "-H", f"unix://{self.socket}", *words]
         done = subprocess.run(command, check=False, **options)
         if check and done.returncode:
             stderr = done.stderr if isinstance(done.stderr, str) else (done.stderr or b"").decode(errors="replace")
@@ -175,7 +180,7 @@ class Dockerd:
             steps.callback(self._remove_files)
             steps.callback(self._end_rest)
             steps.callback(self._end_daemon)
-            steps.callback(self._remove_containers)
+            steps.callback(self.remove_containers)
             steps.callback(self._end_servers)
 
     def _command(self) -> list[str]:
@@ -183,7 +188,7 @@ class Dockerd:
             *("nsenter", f"--mount=/proc/{os.getpid()}/fd/{self._mounts}", "--"),
             *("setpriv", "--pdeathsig", "TERM", "--"),  # dockerd ends even if this process is killed
             str(DOCKERD),
-            *("--group", "root", "--host", f"unix://{self._root}/socket", "--pidfile", f"{self._root}/dockerd.pid"),
+            *("--group", "root", "--host", f"unix://{self.socket}", "--pidfile", f"{self._root}/dockerd.pid"),
             *("--config-file", f"{self._root}/daemon.json"),  # not the machine's own
             *("--data-root", f"{self._root}/data", "--exec-root", f"{self._root}/exec"),
             *("--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", f"/{self._root.name}"),
@@ -196,7 +201,7 @@ class Dockerd:
             raise DockerFailed(f"dockerd exited: {(self.log.splitlines() or ['no log'])[-1]}")
         with socket.socket(socket.AF_UNIX) as client, suppress(OSError, http.client.HTTPException):
             client.settimeout(5)
-            client.connect(f"{self._root}/socket")
+            client.connect(str(self.socket))
             client.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
             response = http.client.HTTPResponse(client)
             response.begin()
@@ -210,7 +215,8 @@ class Dockerd:
         while self._servers:
             end(self._servers.pop())
 
-    def _remove_containers(self) -> None:
+    def remove_containers(self) -> None:
+        """Remove all containers, running or not."""
         if self._daemon is not None and self._daemon.poll() is None:
             names = self.run("ps", "-aq", timeout=30).stdout.split()
             if names:

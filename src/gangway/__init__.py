@@ -1,1 +1,1 @@
-"""gangway publishes containers' ports."""
+"""gangway publishes the ports of containers; docs/architecture.md explains its parts."""

@@ -1,7 +1,7 @@
 """The log: lines to syslog or a file, with a limit of one warning of each kind per second.
 
-It does not use the logging module: that and its imports would be a fifth of the memory of the relay, which logs a line
-a day; and it reopens its file, which a process without privileges cannot.
+It does not use the logging module: with its imports that would take a fifth of the relay's memory.  Also, logging
+reopens its file, which a process without privileges cannot.
 """
 
 import os
@@ -45,7 +45,7 @@ class Log:
         self._write(syslog.LOG_INFO, text % args)
 
     def warning(self, text: str, *args: object) -> None:
-        """Log `text % args`; count it instead if the same `text` was logged less than a second ago."""
+        """Log `text`, or `text % args`; count it instead if the same `text` was logged less than a second ago."""
         now_s = self._clock()
         if len(self._written) > _MAX_TEXTS:
             self._written.clear()
@@ -55,7 +55,7 @@ class Log:
             return
         self._written[text] = (now_s, 0)
         note = f" ({suppressed} more like this were suppressed)" if suppressed else ""
-        self._write(syslog.LOG_WARNING, text % args + note)
+        self._write(syslog.LOG_WARNING, (text % args if args else text) + note)
 
     def failure(self, error: BaseException) -> None:
         """Log an unexpected error with its traceback."""

@@ -1,11 +1,11 @@
 """What can be requested: networks, endpoints, port mappings, and the syntax of `-p`.
 
-What this file knows: which values make sense, alone and beside one another.  What it must not know: roads, rules, the
+What this file knows: which values are valid, alone and in combination.  What it must not know: roads, rules, the
 host.
 
-Each class refuses, when it is made, what makes no sense alone; so no other code has to check again.  `parse_port` reads
-one `-p` as Docker does (github.com/docker/go-connections, nat.ParsePortSpec), corner cases included: the text is split
-at its last two colons, so an IPv6 address needs no brackets; the protocol's case does not matter; a host range for one
+Each class checks its values when it is created, so no other code has to check them again.  `parse_port` reads one `-p`
+as Docker does (github.com/docker/go-connections, nat.ParsePortSpec), corner cases included: the text is split at its
+last two colons, so an IPv6 address needs no brackets; the protocol's case does not matter; a host range for one
 container port means "one of these".
 """
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import blake2s
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from itertools import product
 
 from gangway.errors import Conflict, InvalidRequest
 from gangway.inet import format_host
@@ -29,6 +30,7 @@ _MAX_PORT = 65535
 _INTERFACE_NAME_BYTES = 15  # include/uapi/linux/if.h: IFNAMSIZ counts the closing zero
 _MIN_MTU = {4: 68, 6: 1280}  # RFC 791, RFC 8200
 _MAX_MTU = 65535  # net/bridge: ETH_MAX_MTU
+_NUMBER = re.compile(r"[0-9]+")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 # The kernel allows more (net/core/dev.c, dev_valid_name).  But rules contain interface names, and there a quote ends a
 # name, and + and * are wildcards.
@@ -54,15 +56,13 @@ class Protocol(StrEnum):
 class Source(StrEnum):
     """Who requests a mapping."""
 
-    API = "api"
-    """A client of the API; the mapping is stored in the database."""
-    LEASE = "lease"
-    """A docker-proxy launcher: the mapping lasts as long as the launcher's connection, and is in memory only."""
+    API = "api"  # a client of the API; the mapping is stored in the database
+    LEASE = "lease"  # a docker-proxy launcher; the mapping is in memory only, and lasts as long as its connection
 
 
 @dataclass(frozen=True, order=True)
 class PortRange:
-    """The ports from `first` to `last`, both included; usually just one."""
+    """The ports from `first` to `last`, both included."""
 
     first: int
     last: int
@@ -78,7 +78,7 @@ class PortRange:
     def parse(cls, text: str) -> "PortRange":
         """Read `8000` or `8000-8010`."""
         first, dash, last = text.partition("-")
-        if not _is_number(first) or (dash and not _is_number(last)):
+        if not _NUMBER.fullmatch(first) or (dash and not _NUMBER.fullmatch(last)):
             raise InvalidRequest(f"{text!r} is not a port or a range of ports")
         return cls(int(first), int(last or first))
 
@@ -90,10 +90,6 @@ class PortRange:
     def includes(self, other: "PortRange") -> bool:
         """True if this range has all ports of the other one."""
         return self.first <= other.first and other.last <= self.last
-
-    def overlaps(self, other: "PortRange") -> bool:
-        """True if both ranges have a port in common."""
-        return self.first <= other.last and other.first <= self.last
 
     def __str__(self) -> str:
         return str(self.first) if self.count == 1 else f"{self.first}-{self.last}"
@@ -128,17 +124,13 @@ class PortRequest:
     def split_ports(self) -> Iterator["PortRequest"]:
         """Yield one request for each container port if any host ports will do; else this request."""
         if self.host_ports is not None:
-            yield self
-            return
-        for port in range(self.container_ports.first, self.container_ports.last + 1):
-            yield replace(self, container_ports=PortRange(port, port))
+            return iter([self])
+        ports = range(self.container_ports.first, self.container_ports.last + 1)
+        return (replace(self, container_ports=PortRange(port, port)) for port in ports)
 
 
 def parse_port(text: str) -> PortRequest:
-    """Read one `-p`: [HOST-IP:]HOST-PORT[-END]:PORT[-END][/PROTOCOL] or [HOST-IP::]PORT[/PROTOCOL].
-
-    InvalidRequest quotes it, and says what is wrong.
-    """
+    """Read one `-p`: [HOST-IP:]HOST-PORT[-END]:PORT[-END][/PROTOCOL] or [HOST-IP::]PORT[/PROTOCOL]."""
     try:
         ports, _, protocol = text.partition("/")
         *host, container_ports = ports.rsplit(":", 2)
@@ -176,8 +168,7 @@ def is_interface_name(text: str) -> bool:
 class PortMapping:
     """Ports of one host address that lead to ports of a container."""
 
-    container: str
-    """The container's name; of a lease, its address: Docker's launcher knows no more."""
+    container: str  # the container's name; for a lease its address: Docker's launchers do not have the name
     protocol: Protocol
     host_address: Address
     host_ports: PortRange
@@ -185,9 +176,8 @@ class PortMapping:
     source: Source = Source.API
 
     def __post_init__(self) -> None:
-        host, container = self.host_ports, self.container_ports
-        if host.count != container.count:
-            raise InvalidRequest(f"host ports {host} and container ports {container} differ in number")
+        if self.host_ports.count != self.container_ports.count:
+            raise InvalidRequest(f"{self}: host ports and container ports differ in number")
 
     @property
     def keeps_ports(self) -> bool:
@@ -199,20 +189,6 @@ class PortMapping:
         offset = self.container_ports.first - self.host_ports.first
         for port in range(self.host_ports.first, self.host_ports.last + 1):
             yield port, port + offset
-
-    def collides(self, other: "PortMapping") -> bool:
-        """True if both mappings have a host port of one address.  0.0.0.0 and :: stand for all addresses of a
-        family."""
-        return (
-            self.protocol == other.protocol
-            and self.host_ports.overlaps(other.host_ports)
-            and self.host_address.version == other.host_address.version
-            and (
-                self.host_address == other.host_address
-                or self.host_address.is_unspecified
-                or other.host_address.is_unspecified
-            )
-        )
 
     def __str__(self) -> str:
         return f"{format_host(self.host_address)}:{self.host_ports}:{self.container_ports}/{self.protocol}"
@@ -229,8 +205,7 @@ class Network:
     masquerade: bool = True
     icc: bool = True
     internal: bool = False
-    mtu: int = 1500
-    """Bytes."""
+    mtu: int = 1500  # bytes
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -243,19 +218,10 @@ class Network:
         if not versions or len(set(versions)) != len(versions):
             raise InvalidRequest(f"network {self.name} needs one subnet of IPv4, one of IPv6, or both")
         for subnet, gateway in zip(self.subnets, self.gateways, strict=True):
-            _check_subnet(subnet)
-            _check_gateway(subnet, gateway)
+            _check_subnet(subnet, gateway)
         smallest = max(_MIN_MTU[version] for version in versions)
         if not smallest <= self.mtu <= _MAX_MTU:
             raise InvalidRequest(f"MTU {self.mtu} is out of range for network {self.name} ({smallest} to {_MAX_MTU})")
-
-    def overlaps(self, other: "Network") -> tuple[Subnet, Subnet] | None:
-        """Return a subnet of this network and one of the other that have addresses in common; None if none have."""
-        for own in self.subnets:
-            for foreign in other.subnets:
-                if own.version == foreign.version and own.overlaps(foreign):
-                    return own, foreign
-        return None
 
 
 @dataclass(frozen=True)
@@ -279,10 +245,8 @@ def lease_endpoint(mapping: PortMapping) -> Endpoint:
 
 def bridge_name(network: str) -> str:
     """Return the default name of a network's bridge; a long one is cut, and made unique by a digest."""
-    name = f"gw-{network}"
-    if len(name) <= _INTERFACE_NAME_BYTES:
-        return name
-    return f"{name[: _INTERFACE_NAME_BYTES - 7]}-{blake2s(network.encode(), digest_size=3).hexdigest()}"
+    name, digest = f"gw-{network}", blake2s(network.encode(), digest_size=3).hexdigest()
+    return name if len(name) <= _INTERFACE_NAME_BYTES else f"{name[: _INTERFACE_NAME_BYTES - 7]}-{digest}"
 
 
 def first_gateway(subnet: Subnet) -> Address:
@@ -303,9 +267,8 @@ def free_subnets(used: Collection[Subnet], global_id: bytes) -> tuple[Subnet, Su
 
     `global_id` is 5 random bytes (RFC 4193).  Conflict: no /24 is free.
     """
-    used4 = [subnet for subnet in used if subnet.version == 4]
     for subnet in IPv4Network("10.201.0.0/16").subnets(new_prefix=24):
-        if not any(subnet.overlaps(other) for other in used4):
+        if not any(subnet.overlaps(other) for other in used if other.version == 4):
             return subnet, IPv6Network((b"\xfd" + global_id + bytes(10), 64))
     raise Conflict("no private /24 is free: create a network with --subnet")
 
@@ -317,9 +280,9 @@ def require_no_conflict(network: Network, others: Iterable[Network]) -> None:
             raise Conflict(f"network {network.name} exists already")
         if other.bridge == network.bridge:
             raise Conflict(f"bridge {network.bridge} belongs to network {other.name} already")
-        common = other.overlaps(network)
-        if common is not None:
-            raise Conflict(f"subnet {common[1]} overlaps {common[0]} of network {other.name}")
+        for own, foreign in product(network.subnets, other.subnets):
+            if own.version == foreign.version and own.overlaps(foreign):
+                raise Conflict(f"subnet {own} overlaps {foreign} of network {other.name}")
 
 
 def any_address(address: Address) -> Address:
@@ -327,22 +290,15 @@ def any_address(address: Address) -> Address:
     return ANY[address.version == 6]
 
 
-def _check_subnet(subnet: Subnet) -> None:
+def _check_subnet(subnet: Subnet, gateway: Address) -> None:
     for kind in ("multicast", "loopback", "link_local"):
         if getattr(subnet, f"is_{kind}"):
             raise InvalidRequest(f"invalid subnet {subnet}: these are {kind.replace('_', '-')} addresses")
     if subnet.network_address.is_unspecified:
         raise InvalidRequest(f"invalid subnet {subnet}: it includes {subnet.network_address}")
-
-
-def _check_gateway(subnet: Subnet, gateway: Address) -> None:
     if gateway not in subnet:
         raise InvalidRequest(f"gateway {gateway} is not in subnet {subnet}")
     if subnet.num_addresses < 3:
         raise InvalidRequest(f"subnet {subnet} has no room for a gateway and a container")
     if gateway == subnet.network_address or (subnet.version == 4 and gateway == subnet.broadcast_address):
         raise InvalidRequest(f"gateway {gateway} is not a host address of {subnet}")
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()

@@ -3,8 +3,8 @@
 What this file knows: networks, endpoints, mappings, and the facts about the host that a decision depends on.  What it
 must not know: how those facts are found, what a rule looks like.
 
-`plan(wanted, facts)` returns the Plan that the executor applies and that `ls` and `explain` print.  Each mapping is
-decided alone (`plan_mapping`), so adding one costs the same however many there are.  Its roads depend neither on its
+`assemble` returns the Plan that the executor applies and that `ls` and `explain` print.  Each mapping is decided alone
+(`plan_mapping`), so adding one costs the same however many there are.  Its roads depend neither on its
 ports nor on its container, so most mappings share the roads of an earlier one.  A mapping has one host address, hence
 clients of one family: 0.0.0.0 is IPv4's, `::` is IPv6's.
 
@@ -25,29 +25,110 @@ Link-local addresses are an exception within an origin: the kernel forwards noth
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
-from gangway.model import Address, Endpoint, Network, PortMapping, Protocol, Source, lease_endpoint
-from gangway.roads import Code, Firewall, HostFacts, Origin, Reason, Road, Route, SeenAs
+from gangway.model import Address, Endpoint, Network, PortMapping, Protocol, Source
 
-# The terms of a decision are part of it: imported from here, too.
-__all__ = ["Code", "Firewall", "HostFacts", "Origin", "Reason", "Road", "Route", "SeenAs"]
+FORWARDING_SETTING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
 
-_TARGETS = frozenset({Code.TRANSLATED, Code.MASQUERADED, Code.REDIRECTED, Code.REDIRECTED_AS_IPV4})
-# Reasons whose fact is the container's address, with or without its ports.
-_CONTAINERS = _TARGETS | {Code.FAMILY}
+class Firewall(StrEnum):
+    """What gangway writes its rules with."""
+
+    NFTABLES = "nftables"
+    IPTABLES = "iptables"
+    NONE = "none"
+
+
+class Origin(StrEnum):
+    """Who opens the connection."""
+
+    LOOPBACK = "loopback"
+    HOST = "host"
+    REMOTE = "remote"
+    CONTAINER = "container"
+
+
+class Road(StrEnum):
+    """The path that a connection takes to the container."""
+
+    NAT = "nat"
+    REDIRECT = "redirect"
+    RELAY = "relay"
+    BLOCKED = "blocked"
+
+
+class Code(StrEnum):
+    """Why a road was chosen; the comments say which fact goes with each reason."""
+
+    TRANSLATED = "translated"  # a rule translates the destination: the container's address and ports
+    MASQUERADED = "masqueraded"  # another rule also translates the source to the gateway's address: the same
+    REDIRECTED = "redirected"  # a socket's destination is replaced when it connects or sends: the same
+    REDIRECTED_AS_IPV4 = "redirected_as_ipv4"  # so is that of an IPv6 socket, for a container with IPv4 only: the same
+    LOOPBACK = "loopback"  # the kernel neither routes loopback addresses nor redirects such sockets: the addresses
+    NO_REDIRECT = "no_redirect"  # it does not route loopback addresses, and the redirect is not available: why not
+    LINK_LOCAL = "link_local"  # the kernel forwards nothing from a link-local address: the host address
+    FAMILY = "family"  # the container has no address of the client's family: its address
+    NO_FIREWALL = "no_firewall"  # the daemon is configured to write no rules: empty
+    NOT_FORWARDED = "not_forwarded"  # the kernel does not forward: the sysctl that disables it
+    FORWARD_DROPPED = "forward_dropped"  # another program drops forwarded packets: its chain
+    OWN_BRIDGE = "own_bridge"  # Docker's layout translates no connections from the container's own bridge: the bridge
+    LOOPBACK_ONLY = "loopback_only"  # published on a loopback address: that address
+    ELSEWHERE = "elsewhere"  # published on an address that the client does not connect to: that address
+    ISOLATED = "isolated"  # the bridge isolates its containers, and nothing is translated within it: the bridge
+    NO_SOCKETS = "no_sockets"  # the kernel has no sockets of the protocol, so there is no relay: the protocol
+    LEASE = "lease"  # Docker's own rules may carry it first; what they leave is relayed: empty
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Everything that clients have requested, and not removed since."""
+class Reason:
+    """Why, for machines; `gangway.cli.views` has the sentences."""
 
-    networks: tuple[Network, ...] = ()
-    endpoints: tuple[Endpoint, ...] = ()
-    mappings: tuple[PortMapping, ...] = ()
+    code: Code
+    fact: str = ""
+
+
+class SeenAs(StrEnum):
+    """Whose address the container sees as its client's; NOBODY if no client reaches it."""
+
+    CLIENT = "client"
+    GATEWAY = "gateway"
+    NOBODY = "nobody"
+
+
+@dataclass(frozen=True)
+class Route:
+    """The road of one kind of client.  A `neighbour` is on the container's own network, or the container itself."""
+
+    origin: Origin
+    neighbour: bool
+    road: Road
+    reason: Reason
+    seen_as: SeenAs
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """The facts about the host that decisions depend on.  Families are 4 and 6."""
+
+    firewall: Firewall
+    forwarding: frozenset[int] = frozenset({4, 6})  # families that the kernel forwards
+    may_forward: bool = True  # the daemon may enable forwarding
+    switched_on: frozenset[int] = frozenset()  # families that are forwarded because the daemon enabled it
+    forward_droppers: tuple[tuple[int, str], ...] = ()  # other programs' chains, with their family
+    own_bridge: bool = True  # rules also translate connections from the container's own bridge
+    bridge_filtered: frozenset[int] = frozenset()  # families whose bridged frames pass the firewall (br_netfilter)
+    foreign_bridges: tuple[str, ...] = ()  # other programs' bridges whose frames the firewall sees
+    missing_protocols: frozenset[Protocol] = frozenset()  # protocols of which the kernel has no sockets
+    no_redirect: str = ""  # why sockets cannot be redirected; empty if they can
+    no_steering: str = ""  # why one socket cannot serve many ports; empty if it can
+
+    def dropper(self, family: int) -> str | None:
+        """Return another program's chain that drops forwarded packets of a family; None if there is none."""
+        return next((chain for version, chain in self.forward_droppers if version == family), None)
 
 
 @dataclass(frozen=True)
@@ -55,27 +136,20 @@ class NetworkPlan:
     """A network, and how its containers are isolated."""
 
     network: Network
-    isolate_ports: bool
-    """True if the bridge isolates the containers; else rules do, or they are not isolated."""
+    isolate_ports: bool  # True if the bridge isolates the containers; else rules do, or they are not isolated
     untranslated: frozenset[int] = frozenset()
     """Families in which connections from the bridge are not translated: the relay serves its containers."""
 
 
-@dataclass(frozen=True)
-class Roads:
+_TARGETS = Code.TRANSLATED, Code.MASQUERADED, Code.REDIRECTED, Code.REDIRECTED_AS_IPV4
+
+
+class Roads(NamedTuple):
     """The decision about all mappings that differ only in their ports and their container."""
 
     routes: tuple[Route, ...]
     """One for each kind of client.  A fact that is the container's address or ports is left empty."""
-    is_nat: bool = field(init=False)
-    is_redirected: bool = field(init=False)
-    is_relayed: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        roads = {route.road for route in self.routes}
-        object.__setattr__(self, "is_nat", Road.NAT in roads)
-        object.__setattr__(self, "is_redirected", Road.REDIRECT in roads)
-        object.__setattr__(self, "is_relayed", Road.RELAY in roads)
+    used: frozenset[Road]
 
 
 @dataclass(frozen=True)
@@ -83,8 +157,7 @@ class MappingPlan:
     """A mapping, the container address that it leads to, and the road of each kind of client."""
 
     mapping: PortMapping
-    bridge: str
-    """Empty for a lease."""
+    bridge: str  # empty for a lease
     container_address: Address
     roads: Roads
     is_steered: bool
@@ -94,28 +167,27 @@ class MappingPlan:
     def routes(self) -> tuple[Route, ...]:
         """The road of each kind of client, and the reason with its fact."""
         address = str(self.container_address)
-        facts = {True: f"{address} port {self.mapping.container_ports}", False: address}
+        target = f"{address} port {self.mapping.container_ports}"
+        facts = dict.fromkeys(_TARGETS, target) | {Code.FAMILY: address}
         return tuple(
-            Route(route.origin, route.neighbour, route.road, Reason(code, facts[code in _TARGETS]), route.seen_as)
-            if (code := route.reason.code) in _CONTAINERS
-            else route
+            replace(route, reason=Reason(code, facts[code])) if (code := route.reason.code) in facts else route
             for route in self.roads.routes
         )
 
     @property
     def is_nat(self) -> bool:
         """True if rules translate connections of at least one kind of client."""
-        return self.roads.is_nat
+        return Road.NAT in self.roads.used
 
     @property
     def is_redirected(self) -> bool:
         """True if sockets of at least one kind of client are redirected."""
-        return self.roads.is_redirected
+        return Road.REDIRECT in self.roads.used
 
     @property
     def is_relayed(self) -> bool:
         """True if the relay carries connections of at least one kind of client."""
-        return self.roads.is_relayed
+        return Road.RELAY in self.roads.used
 
     @property
     def family(self) -> int:
@@ -125,18 +197,17 @@ class MappingPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All decisions, and the facts that they rest on."""
+    """All decisions, and the facts that they depend on."""
 
     facts: HostFacts
     networks: tuple[NetworkPlan, ...]
     endpoints: tuple[Endpoint, ...]
     mappings: tuple[MappingPlan, ...]
-    forwarding: frozenset[int]
-    """Families that have to be forwarded; some may not be yet."""
+    forwarding: frozenset[int]  # families that have to be forwarded; some may not be yet
 
     @property
     def closed(self) -> frozenset[int]:
-        """Families that nothing forwarded before gangway: there, only what gangway allows is forwarded."""
+        """Families that were not forwarded before gangway: there, only what gangway allows is forwarded."""
         return self.facts.switched_on | (self.forwarding - self.facts.forwarding)
 
     @property
@@ -145,36 +216,14 @@ class Plan:
         return frozenset(family for family in (4, 6) if why_not_routed(self.facts, family) is None)
 
 
-def plan(wanted: Wanted, facts: HostFacts) -> Plan:
-    """Decide everything.  Each mapping's container must have an endpoint, unless the mapping is a lease."""
-    networks = {network.name: network for network in wanted.networks}
-    endpoints = {endpoint.container: endpoint for endpoint in wanted.endpoints}
-
-    def decide(mapping: PortMapping) -> MappingPlan:
-        if mapping.source is Source.LEASE:
-            return plan_mapping(mapping, lease_endpoint(mapping), None, facts)
-        endpoint = endpoints[mapping.container]
-        return plan_mapping(mapping, endpoint, networks[endpoint.network], facts)
-
-    return assemble(wanted.networks, wanted.endpoints, tuple(map(decide, wanted.mappings)), facts)
-
-
 def assemble(
-    networks: tuple[Network, ...],
-    endpoints: tuple[Endpoint, ...],
-    mappings: tuple[MappingPlan, ...],
-    facts: HostFacts,
+    networks: tuple[Network, ...], endpoints: tuple[Endpoint, ...], mappings: tuple[MappingPlan, ...], facts: HostFacts
 ) -> Plan:
     """Return the Plan of mappings that have been decided already, by the same facts."""
     families = {subnet.version for network in networks for subnet in network.subnets if not network.internal}
-    needs_forwarding = facts.firewall is not Firewall.NONE and facts.may_forward
-    return Plan(
-        facts=facts,
-        networks=tuple(plan_network(network, facts) for network in networks),
-        endpoints=endpoints,
-        mappings=mappings,
-        forwarding=frozenset(families) if needs_forwarding else frozenset(),
-    )
+    forwarding = families if facts.firewall is not Firewall.NONE and facts.may_forward else ()
+    planned = tuple(plan_network(network, facts) for network in networks)
+    return Plan(facts, planned, endpoints, mappings, frozenset(forwarding))
 
 
 def plan_network(network: Network, facts: HostFacts) -> NetworkPlan:
@@ -194,7 +243,7 @@ def plan_mapping(mapping: PortMapping, endpoint: Endpoint, network: Network | No
     """Decide one mapping.  A lease has no network: `endpoint` is its `lease_endpoint`, `network` is None."""
     assert (network is None) == (mapping.source is Source.LEASE)
     address = endpoint.address_for(mapping.host_address)
-    roads = _roads(_Kind(mapping.protocol, mapping.host_address, address.version), network, facts)
+    roads = _roads(_Case(mapping.protocol, mapping.host_address, address.version, network, facts))
     bridge = "" if network is None else network.bridge
     return MappingPlan(mapping, bridge, address, roads, _is_steered(mapping, facts))
 
@@ -209,15 +258,14 @@ def why_not_routed(facts: HostFacts, family: int) -> Reason | None:
     return None if dropper is None else Reason(Code.FORWARD_DROPPED, dropper)
 
 
-FORWARDING_SETTING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
-
-
 def routes_at(planned: MappingPlan, host_address: Address) -> Iterator[Route]:
     """Yield the routes of clients that connect to `host_address`, one of the mapping's: where it is link-local, nat and
     redirect become relay."""
     for route in planned.routes:
         if route.road in (Road.NAT, Road.REDIRECT) and _is_link_local(host_address):
-            yield _by_relay(route.origin, route.neighbour, Reason(Code.LINK_LOCAL, str(host_address)))
+            yield replace(
+                route, road=Road.RELAY, reason=Reason(Code.LINK_LOCAL, str(host_address)), seen_as=SeenAs.GATEWAY
+            )
         else:
             yield route
 
@@ -227,43 +275,39 @@ def origins_reaching(host_address: Address) -> tuple[Origin, ...]:
     return tuple(origin for origin in Origin if host_address.is_loopback == (origin is Origin.LOOPBACK))
 
 
-class _Kind(NamedTuple):
-    """The part of a mapping that its roads depend on."""
+class _Case(NamedTuple):
+    """What the roads of a mapping depend on."""
 
     protocol: Protocol
-    at: Address
-    """The host address."""
-    family: int
-    """The family of the container's address."""
+    at: Address  # the host address
+    family: int  # of the container's address
+    network: Network | None  # None for a lease
+    facts: HostFacts
 
 
 @lru_cache(1024)
-def _roads(kind: _Kind, network: Network | None, facts: HostFacts) -> Roads:
-    """Decide each kind of mapping once: there are many mappings, but few kinds.  Without a network it is a lease."""
+def _roads(case: _Case) -> Roads:
+    """Decide each case once: there are many mappings, but few cases."""
     clients = [(origin, False) for origin in Origin] + [(Origin.CONTAINER, True)]
-    return Roads(tuple(_route(origin, near, kind, network, facts) for origin, near in clients))
+    routes = tuple(Route(origin, near, *_decide(origin, near, case)) for origin, near in clients)
+    return Roads(routes, frozenset(route.road for route in routes))
 
 
-def _route(origin: Origin, neighbour: bool, kind: _Kind, network: Network | None, facts: HostFacts) -> Route:
-    blocked = _why_blocked(origin, kind.at)
+def _decide(origin: Origin, neighbour: bool, case: _Case) -> tuple[Road, Reason, SeenAs]:
+    blocked = _why_blocked(origin, case.at)
     if blocked is not None:
-        return Route(origin, neighbour, Road.BLOCKED, blocked, SeenAs.NOBODY)
-    if _is_redirected(origin, kind, network, facts):
-        mapped = kind.family != kind.at.version
-        reason = Reason(Code.REDIRECTED_AS_IPV4 if mapped else Code.REDIRECTED)
-        return Route(origin, neighbour, Road.REDIRECT, reason, SeenAs.GATEWAY)
-    relayed = _why_relayed(origin, neighbour, kind, network, facts)
-    if relayed is None:
-        if neighbour:
-            return Route(origin, neighbour, Road.NAT, Reason(Code.MASQUERADED), SeenAs.GATEWAY)
-        return Route(origin, neighbour, Road.NAT, Reason(Code.TRANSLATED), SeenAs.CLIENT)
-    if kind.protocol in facts.missing_protocols:
-        return Route(origin, neighbour, Road.BLOCKED, Reason(Code.NO_SOCKETS, kind.protocol.value), SeenAs.NOBODY)
-    return _by_relay(origin, neighbour, relayed)
-
-
-def _by_relay(origin: Origin, neighbour: bool, reason: Reason) -> Route:
-    return Route(origin, neighbour, Road.RELAY, reason, SeenAs.GATEWAY)
+        return Road.BLOCKED, blocked, SeenAs.NOBODY
+    if _is_redirected(origin, case):
+        mapped = case.family != case.at.version
+        return Road.REDIRECT, Reason(Code.REDIRECTED_AS_IPV4 if mapped else Code.REDIRECTED), SeenAs.GATEWAY
+    relayed = _why_relayed(origin, neighbour, case)
+    if relayed is not None and case.protocol in case.facts.missing_protocols:
+        return Road.BLOCKED, Reason(Code.NO_SOCKETS, case.protocol.value), SeenAs.NOBODY
+    if relayed is not None:
+        return Road.RELAY, relayed, SeenAs.GATEWAY
+    if neighbour:
+        return Road.NAT, Reason(Code.MASQUERADED), SeenAs.GATEWAY
+    return Road.NAT, Reason(Code.TRANSLATED), SeenAs.CLIENT
 
 
 def _why_blocked(origin: Origin, at: Address) -> Reason | None:
@@ -275,28 +319,19 @@ def _why_blocked(origin: Origin, at: Address) -> Reason | None:
     return None
 
 
-def _is_redirected(origin: Origin, kind: _Kind, network: Network | None, facts: HostFacts) -> bool:
+def _is_redirected(origin: Origin, case: _Case) -> bool:
     """True if the sockets of host processes are redirected to the container.
 
     An IPv6 socket can be connected to an IPv4 address, but not the other way round.  Where a rule can serve the host's
     own address it does, so that the container sees that address; for a lease that rule is Docker's.
     """
-    has_no_rule = network is not None and facts.firewall is Firewall.NONE and not _is_link_local(kind.at)
+    has_no_rule = case.network is not None and case.facts.firewall is Firewall.NONE and not _is_link_local(case.at)
     return (
         (origin is Origin.LOOPBACK or (origin is Origin.HOST and has_no_rule))
-        and not facts.no_redirect
-        and kind.protocol is not Protocol.SCTP  # its sockets run no program when they connect
-        and kind.family <= kind.at.version
+        and not case.facts.no_redirect
+        and case.protocol is not Protocol.SCTP  # its sockets run no program when they connect
+        and case.family <= case.at.version
     )
-
-
-def _why_loopback_is_relayed(kind: _Kind, facts: HostFacts) -> Reason:
-    """Return why clients of a loopback address are not redirected."""
-    if kind.at.version < kind.family:
-        return Reason(Code.FAMILY)
-    if kind.protocol is Protocol.SCTP:
-        return Reason(Code.LOOPBACK, "127.0.0.0/8" if kind.at.version == 4 else "::1")
-    return Reason(Code.NO_REDIRECT, facts.no_redirect)
 
 
 def _is_steered(mapping: PortMapping, facts: HostFacts) -> bool:
@@ -320,18 +355,20 @@ def _is_link_local(address: Address) -> bool:
     return address.version == 6 and address.is_link_local
 
 
-def _why_relayed(
-    origin: Origin, neighbour: bool, kind: _Kind, network: Network | None, facts: HostFacts
-) -> Reason | None:
-    """Return why no rule can serve a client; None if one can."""
-    at = kind.at
+def _why_relayed(origin: Origin, neighbour: bool, case: _Case) -> Reason | None:
+    """Return why no rule can serve a client that is not redirected; None if one can."""
+    _, at, family, network, facts = case
     if origin is Origin.LOOPBACK:
-        return _why_loopback_is_relayed(kind, facts)
+        if at.version < family:
+            return Reason(Code.FAMILY)
+        if case.protocol is Protocol.SCTP:
+            return Reason(Code.LOOPBACK, "127.0.0.0/8" if at.version == 4 else "::1")
+        return Reason(Code.NO_REDIRECT, facts.no_redirect)
     if network is None:
         return Reason(Code.LINK_LOCAL, str(at)) if _is_link_local(at) else Reason(Code.LEASE)
     if facts.firewall is Firewall.NONE:
         return Reason(Code.NO_FIREWALL)
-    if kind.family != at.version:
+    if family != at.version:
         return Reason(Code.FAMILY)
     if _is_link_local(at):
         return Reason(Code.LINK_LOCAL, str(at))
@@ -339,7 +376,7 @@ def _why_relayed(
         return None
     if neighbour and not facts.own_bridge:
         return Reason(Code.OWN_BRIDGE, network.bridge)
-    if at.version in plan_network(network, facts).untranslated:
+    if neighbour and at.version in plan_network(network, facts).untranslated:
         # Connections from this bridge are not translated; which bridge other containers are on is not known here.
-        return Reason(Code.ISOLATED, network.bridge) if neighbour else why_not_routed(facts, at.version)
+        return Reason(Code.ISOLATED, network.bridge)
     return why_not_routed(facts, at.version)

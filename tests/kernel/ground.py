@@ -13,6 +13,7 @@ from typing import Any, Self
 import pytest
 
 from lab.netns import Container, Host
+from lab.processes import pids_running
 from lab.waiting import wait_until
 from tests.kernel.published import children, end_processes, open_socket, processes, publish, start, status_of
 
@@ -53,11 +54,15 @@ class Site:
 
     def daemon(self) -> int:
         """Return the pid of the daemon that the launchers have started."""
-        return next(pid for pid in processes(self.host) if status_of(pid)["Uid"].startswith("0\t"))
+        return pids_running("gangway.daemon", self.host)[0]
 
     def relay(self) -> int:
-        """Return the pid of the relay."""
-        return next(pid for pid in processes(self.host) if not status_of(pid)["Uid"].startswith("0\t"))
+        """Return the pid of the relay, which serves already."""
+        return wait_until(self._relay, "the relay", PATIENCE_S)
+
+    def _relay(self) -> int:
+        pids = list(processes(self.host))[1:]
+        return pids[0] if pids and status_of(pids[0])["Uid"].startswith("65534\t") else 0
 
     def workers(self) -> list[int]:
         """Return the pids of the relay's workers."""

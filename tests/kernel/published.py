@@ -103,24 +103,34 @@ def processes(namespace: Namespace) -> Iterator[int]:
     """Yield the pids of the daemon, the relay and its workers in a namespace, in this order."""
     yield from pids_running("gangway.daemon", namespace)
     relays = pids_running("gangway.relay", namespace)
-    yield from sorted(relays, key=lambda pid: int(status_of(pid)["PPid"]) in relays)
+    parents = {}
+    for pid in relays:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has exited
+            parents[pid] = int(status_of(pid)["PPid"])
+    yield from sorted(parents, key=lambda pid: parents[pid] in parents)
 
 
 def end_processes(namespace: Namespace) -> None:
     """End the daemon and the relay of a namespace, and delete its runtime folder."""
-    for pid in processes(namespace):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    wait_until(lambda: not list(processes(namespace)), "the end of the daemon, the relay and its workers", 10)
+
+    def are_ended() -> bool:
+        pids = list(processes(namespace))
+        for pid in pids:  # a launcher that has just ended may have started another daemon
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        return not pids
+
+    wait_until(are_ended, "the end of the daemon, the relay and its workers", 10)
     shutil.rmtree(runtime_folder(namespace), ignore_errors=True)
 
 
 def children(pid: int) -> list[int]:
-    """Return the children of a process, zombies included."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+    """Return the children of a process, zombies included; the kernel lists them by the thread that started them."""
+    found = list[int]()
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += map(int, thread.read_text().split())
+    return sorted(found)
 
 
 def status_of(pid: int) -> dict[str, str]:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 import pytest
 
 from gangway.ebpf import libbpf
-from gangway.ebpf.keys import Hit, PortBlock, Target, blocks
+from gangway.ebpf.keys import PortBlock, Target, blocks
 from gangway.ebpf.redirect import DISABLED, Redirect
 from gangway.ebpf.steering import Steering
 from gangway.errors import HostRefused, Unsupported
@@ -58,7 +58,7 @@ def entries(protocol: str, address: str, first: int, last: int, to: str = BOX4) 
 
 
 def aim(address: str, port: int, protocol: str = "tcp") -> tuple[str, int]:
-    """Where a new client sends to."""
+    """Return the address and port that a new client sends to."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, KINDS[protocol]) as client:
         client.setblocking(False)
         if client.connect_ex((address, port)) == 0 or protocol == "udp":
@@ -109,7 +109,7 @@ def test_an_entry_can_be_changed(redirect: Redirect) -> None:
     (block,) = blocks("tcp", "0.0.0.0", PORT, PORT)
     for target in (Target(BOX4, 80), Target("172.30.0.3", 81)):
         redirect.add({block: target})
-        assert aim("127.0.0.1", PORT) == tuple(target)
+        assert aim("127.0.0.1", PORT) == (target.address, target.port)
     redirect.remove([block])
     assert (redirect.entries(), aim("127.0.0.1", PORT)) == ({}, UNCHANGED)
 
@@ -132,8 +132,8 @@ def test_lookup_and_count_are_what_the_kernel_has(redirect: Redirect) -> None:
     redirect.add(added)
     for port in (8003, 8003, 8009):
         aim("127.0.0.1", port, "udp")
-    assert redirect.lookup("udp", "0.0.0.0", 8003) == Hit(BOX4, 83, 2)
-    assert redirect.lookup("udp", "0.0.0.0", 8009) == Hit(BOX4, 89, 1)
+    assert redirect.lookup("udp", "0.0.0.0", 8003) == Target(BOX4, 83, 2)
+    assert redirect.lookup("udp", "0.0.0.0", 8009) == Target(BOX4, 89, 1)
     assert redirect.lookup("udp", "0.0.0.0", 8011) is None
     assert redirect.lookup("tcp", "0.0.0.0", 8003) is None
     assert redirect.count(added) == 3

@@ -224,7 +224,7 @@ def test_without_one_of_the_sockets_it_is_unavailable(
 
 def test_a_kernel_without_ipv6_steers_ipv4(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(sockets, "has_family", lambda family: family == 4)
+        patch.setattr(sockets, "has_sockets", lambda _protocol, family: family == 4)
         steering = place.steering()
         assert (steering.unavailable, len(place.held_sockets())) == ("", 2)
         with pytest.raises(Unsupported, match="this kernel has no IPv6 sockets"):

@@ -1,4 +1,4 @@
-"""The redirect under Docker: the keeper enters the launchers' ports, for a relay that has no right to."""
+"""The redirect of launchers' ports: the daemon adds the entries, for a relay that has no privilege to."""
 
 import os
 import signal
@@ -11,20 +11,20 @@ import pytest
 from lab.redirect import actual_peer, cgroup_links_of, link_exists
 from lab.waiting import wait_until
 from tests.kernel.ground import PATIENCE_S, Port, Ports, Site, echo, site_and_ports
-from tests.kernel.published import processes, status_of
+from tests.kernel.published import descriptors, processes, status_of
 
 _LIBRARY = next((path for path in Path("/usr/lib").glob("*/libbpf.so.1")), Path("/nonexistent"))
 
 
 @pytest.fixture
 def ground(tmp_path: Path) -> Iterator[tuple[Site, Ports]]:
-    """A site whose keeper redirects, and its ports."""
+    """A site whose daemon redirects, and its ports."""
     with site_and_ports(tmp_path, redirect=True) as made:
         yield made
 
 
-def aim(port: Port, address: str) -> tuple[str, int]:
-    """Whom a client of a port sends to; nothing has to be answered."""
+def peer_of_client(port: Port, address: str) -> tuple[str, int]:
+    """Return what a client of a port really sends to; no server has to answer."""
     with port.site.host.entered():
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with socket.socket(family, port.server.type, port.server.proto) as client:
@@ -33,17 +33,17 @@ def aim(port: Port, address: str) -> tuple[str, int]:
             return actual_peer(client)
 
 
-def is_entered(port: Port, address: str) -> None:
-    """Waits until clients are redirected: the launcher's word that the port is served does not wait for it."""
-    wait_until(lambda: aim(port, address) == port.server.getsockname()[:2], "the redirect", PATIENCE_S)
+def is_redirected(port: Port, address: str) -> bool:
+    """True if clients are redirected to the container."""
+    return bool(peer_of_client(port, address) == port.server.getsockname()[:2])
 
 
-def _is_with(served: socket.socket, client: socket.socket) -> bool:
-    """Whether these two are the ends of one connection: nothing is between them, not even a translation."""
+def _are_connected(served: socket.socket, client: socket.socket) -> bool:
+    """True if these two are the ends of one connection, without even a translation in between."""
     try:
         return bool(served.getpeername()[1] == client.getsockname()[1])
     except OSError:
-        return False  # one of those that `aim` has made
+        return False  # a connection that `peer_of_client` has made
 
 
 @pytest.mark.parametrize(
@@ -57,17 +57,15 @@ def _is_with(served: socket.socket, client: socket.socket) -> bool:
     ],
 )
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_a_published_port_is_redirected(
-    ground: tuple[Site, Ports], host_ip: str, address: str, is_v6: bool, protocol: str
-) -> None:
+def test_port_is_redirected(ground: tuple[Site, Ports], host_ip: str, address: str, is_v6: bool, protocol: str) -> None:
     site, ports = ground
     container = site.box.address6 if is_v6 else site.box.address4
     port = getattr(ports, protocol)(host_ip, address, container)
-    is_entered(port, address)
+    assert is_redirected(port, address)
     client = port.connect()
     assert client.getpeername()[:2] == (address, port.number)
     if protocol == "tcp":
-        echo(client, next(served for served in iter(port.accept, None) if _is_with(served, client)))
+        echo(client, next(served for served in iter(port.accept, None) if _are_connected(served, client)))
     else:
         client.send(b"question")
         data, peer = port.server.recvfrom(100)
@@ -81,59 +79,64 @@ def test_both_families_of_a_passed_socket_are_redirected(ground: tuple[Site, Por
         listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
     port = ports.passed(listener, "::1", site.box.address4)
     for address in ("127.0.0.1", "::1"):
-        is_entered(port, address)
+        assert is_redirected(port, address)
 
 
-def test_who_asks_the_hosts_address_or_has_a_loopback_one_is_relayed(ground: tuple[Site, Ports]) -> None:
+def test_clients_of_the_host_address_and_bound_clients_are_relayed(ground: tuple[Site, Ports]) -> None:
     site, ports = ground
     port = ports.tcp("0.0.0.0", "127.0.0.1")
-    is_entered(port, "127.0.0.1")
-    assert aim(port, site.host.gateway4) == (site.host.gateway4, port.number)
+    assert is_redirected(port, "127.0.0.1")
+    assert peer_of_client(port, site.host.gateway4) == (site.host.gateway4, port.number)
     with site.host.entered(), socket.socket(socket.AF_INET) as client:
         client.bind(("127.0.0.1", 0))
         client.connect(("127.0.0.1", port.number))
         assert actual_peer(client) == ("127.0.0.1", port.number)
 
 
-def test_a_stopped_launcher_ends_it_and_the_next_one_has_the_port(ground: tuple[Site, Ports]) -> None:
+def test_redirect_ends_with_the_launcher_and_begins_with_the_next(ground: tuple[Site, Ports]) -> None:
     site, ports = ground
     port = ports.tcp("0.0.0.0", "127.0.0.1")
-    is_entered(port, "127.0.0.1")
+    assert is_redirected(port, "127.0.0.1")
     assert port.stop() == 0
     with pytest.raises(ConnectionRefusedError):
         port.connect()
     port.launcher.kill()
-    is_entered(ports.tcp("0.0.0.0", "127.0.0.1", site.box.address4), "127.0.0.1")
+    assert is_redirected(ports.tcp("0.0.0.0", "127.0.0.1", site.box.address4), "127.0.0.1")
 
 
-@pytest.mark.parametrize("victim", ["keeper", "relay"])
-def test_whoever_is_killed_it_is_back_and_nothing_is_left(ground: tuple[Site, Ports], victim: str) -> None:
+@pytest.mark.parametrize("victim", ["daemon", "relay"])
+def test_redirect_survives_killed_processes_and_leaves_nothing_behind(ground: tuple[Site, Ports], victim: str) -> None:
     site, ports = ground
     port = ports.tcp("0.0.0.0", "127.0.0.1")
-    is_entered(port, "127.0.0.1")
-    keeper = site.daemon()
-    before = cgroup_links_of([keeper])
-    os.kill(keeper if victim == "keeper" else site.relay(), signal.SIGKILL)
-    wait_until(lambda: keeper not in processes(site.host), "the end of the old keeper", PATIENCE_S)
-    is_entered(port, "127.0.0.1")
-    wait_until(lambda: not any(map(link_exists, before)), "the end of its links", PATIENCE_S)
+    daemon, relay = site.daemon(), site.relay()
+    before = cgroup_links_of([daemon])
+    assert before
+    killed = daemon if victim == "daemon" else relay
+    os.kill(killed, signal.SIGKILL)
+    assert is_redirected(port, "127.0.0.1")
+    wait_until(lambda: killed not in (now := set(processes(site.host))) and len(now) == 2, "a new process", PATIENCE_S)
+    assert is_redirected(port, "127.0.0.1")
+    if victim == "daemon":
+        wait_until(lambda: not any(map(link_exists, before)), "the end of the old links", PATIENCE_S)
+    wait_until(lambda: cgroup_links_of([site.relay()]) == cgroup_links_of([site.daemon()]), "its links", PATIENCE_S)
+    assert is_redirected(port, "127.0.0.1")
 
 
-def test_the_relay_holds_nothing_by_which_sockets_are_redirected(ground: tuple[Site, Ports]) -> None:
+def test_relay_holds_links_only(ground: tuple[Site, Ports]) -> None:
+    """With a link the relay can end the redirect, but neither read nor change its entries."""
     site, ports = ground
-    is_entered(ports.tcp("0.0.0.0", "127.0.0.1"), "127.0.0.1")
+    assert is_redirected(ports.tcp("0.0.0.0", "127.0.0.1"), "127.0.0.1")
     relay = site.relay()
     assert status_of(relay)["Uid"].startswith("65534\t")
-    held = [os.readlink(f"/proc/{relay}/fd/{fd}") for fd in os.listdir(f"/proc/{relay}/fd")]
-    assert not [name for name in held if "bpf" in name]
+    assert {name for name in descriptors(relay) if "bpf" in name} == {"anon_inode:bpf_link"}
+    assert cgroup_links_of([relay]) == cgroup_links_of([site.daemon()])
 
 
 @pytest.mark.skipif(not _LIBRARY.exists(), reason="libbpf is not where Debian has it")
-def test_where_it_cannot_be_the_relay_serves_and_the_log_says_why(tmp_path: Path) -> None:
+def test_unavailable_redirect_is_logged_and_the_relay_serves(tmp_path: Path) -> None:
     before = ("sh", "-c", f'mount --bind /dev/null {_LIBRARY} && exec "$0" "$@"')
     with site_and_ports(tmp_path, before, redirect=True) as (site, ports):
         port = ports.tcp("0.0.0.0", "127.0.0.1")
-        wait_until(lambda: site.log_lines("sockets are not redirected"), "a word in the log", PATIENCE_S)
-        assert site.log_lines("libbpf.so.1 is not installed")
-        assert aim(port, "127.0.0.1") == ("127.0.0.1", port.number)
+        assert site.log_lines("redirect unavailable: libbpf.so.1 is not installed")
+        assert peer_of_client(port, "127.0.0.1") == ("127.0.0.1", port.number)
         echo(*ports.tcp("0.0.0.0", "127.0.0.1").pair())

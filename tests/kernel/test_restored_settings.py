@@ -27,7 +27,7 @@ FOREIGN = {RESERVED: "1000,2000-2010", "net.ipv4.conf.all.accept_redirects": "0"
 
 
 class Site:
-    """A host with every user of settings: a network, a published range and a lease; and what can end."""
+    """A host with everything that changes settings: a network, a published range and a lease."""
 
     def __init__(self, host: Namespace, box: Namespace, gangway: Gangway) -> None:
         self._host = host

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gangway import runtime
-from gangway.cli import start
+from gangway.cli import client
 from gangway.cli.client import Refused
 from lab.gangwayd import GANGWAY, runtime_folder
 from lab.netns import Namespace
@@ -190,14 +190,14 @@ def test_commands_at_the_same_time_start_one_daemon(bare: Bare) -> None:
 
 
 def test_a_command_does_not_wait_for_ever_for_the_folders_lock(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "_START_S", 0.2)
+    monkeypatch.setattr(client, "_START_S", 0.2)
     with bare.host.entered():
         folder = runtime.create_folder()
         try:
             locked = os.open(folder, os.O_RDONLY)
             fcntl.flock(locked, fcntl.LOCK_EX)
             with pytest.raises(Refused, match=f"another process has been starting a daemon .*{folder} locked"):
-                start.start_daemon(bare.socket)
+                client.start_daemon(bare.socket)
             os.close(locked)
         finally:
             os.rmdir(folder)
@@ -209,12 +209,12 @@ def test_a_daemon_that_does_not_start_in_time_is_ended(
     program = tmp_path / "slow"
     program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 30\n")
     program.chmod(0o755)
-    monkeypatch.setattr(start, "_START_S", 1.0)
-    monkeypatch.setattr(start, "daemon_command", lambda *_, **__: [str(program)])
+    monkeypatch.setattr(client, "_START_S", 1.0)
+    monkeypatch.setattr(client, "daemon_command", lambda *_, **__: [str(program)])
     with bare.host.entered():
         try:
             with pytest.raises(Refused, match="did not start within 1 s"):
-                start.start_daemon(bare.socket)
+                client.start_daemon(bare.socket)
         finally:
             os.rmdir(runtime.folder())
     program.unlink()

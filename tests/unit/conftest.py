@@ -1,16 +1,27 @@
-"""Settings for hypothesis, and the unit tests that are also run on another kernel."""
+"""Settings for hypothesis, the unit tests that are also run on another kernel, and a network namespace."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from lab.netns import Namespace
 
 _IS_EMULATED = "GANGWAY_VM" in os.environ  # tests/vm, where everything is 10 to 30 times slower
 _FOLDER = Path(__file__).parent
 
 # The unit tests that send packets, wait for events or list sockets, and so depend on the kernel. All others test what
 # gangway computes by itself (plans, rules, entries, messages, settings): another kernel cannot change their outcome.
-_KERNEL_DECIDES = {"test_batch", "test_datagram_addresses", "test_loop", "test_shared", "test_sockets"}
+_KERNEL_DECIDES = {
+    "test_batch",
+    "test_datagram_addresses",
+    "test_loop",
+    "test_shared_datagrams",
+    "test_shared_streams",
+    "test_sockets",
+}
 _FOUND = {path.stem for path in _FOLDER.glob("test_*.py")}
 assert _KERNEL_DECIDES <= _FOUND, f"{__file__}: no such test files: {sorted(_KERNEL_DECIDES - _FOUND)}"
 
@@ -24,3 +35,12 @@ settings.register_profile(
     max_examples=8 if _IS_EMULATED else 100,
 )
 settings.load_profile("patient")
+
+
+@pytest.fixture
+def own_namespace() -> Iterator[Namespace]:
+    """Run the test in an empty network namespace: every port is free there.  Only root may create one."""
+    if os.geteuid():
+        pytest.skip("network namespaces need root")
+    with Namespace("unit") as namespace, namespace.entered():
+        yield namespace

@@ -20,7 +20,7 @@ class FakeHost:
         for name in ("read", "write", "interfaces"):
             patch.setattr(sysctl, name, getattr(self, name))
         patch.setattr(probe, "boot_id", lambda: self.boot)
-        patch.setattr(saved_settings, "netns_cookie", lambda _sock: self.cookie)
+        patch.setattr(saved_settings, "netns_identity", lambda: str(self.cookie))
 
     def read(self, name: str) -> str | None:
         return self.settings.get(name.replace("/", "."))
@@ -36,7 +36,7 @@ class FakeHost:
     def interfaces(self, family: int) -> list[str]:
         prefix, suffix = f"net.ipv{family}.conf.", ".forwarding"
         names = [name[len(prefix) : -len(suffix)] for name in self.settings if name.startswith(prefix)]
-        return sorted({name for name in names if f"{prefix}{name}{suffix}" in self.settings} - {"all", "default"})
+        return sorted({name for name in names if f"{prefix}{name}{suffix}" in self.settings} - {"all"})
 
     def _copy(self, name: str, value: str) -> None:
         """Change what the kernel does along with a forwarding switch."""

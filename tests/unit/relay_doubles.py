@@ -1,16 +1,16 @@
 """A relay in this process: its real event loop, control socket and ports; only the serving of clients is a double."""
 
 import os
+import resource
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 
 from gangway.log import Log
-from gangway.relay import protocol
+from gangway.relay import protocol, sockets
 from gangway.relay.control import Control
 from gangway.relay.core.loop import Loop
-from gangway.relay.core.stream import Entrance
 from gangway.relay.ports import ServedPorts
 from gangway.relay.protocol import GetHeld, Hello, List, Request, Serve
 from gangway.relay.sockets import Backend, PublishedRange
@@ -84,7 +84,7 @@ class Server:
         self.ports.append(PublishedPort(backend, sock))
         return self.ports[-1]
 
-    def withdraw(self, port: Entrance, then: Callable[[], None]) -> None:
+    def withdraw(self, port: sockets.PublishedPort, then: Callable[[], None]) -> None:
         port.close()
         self._withdrawn.append(then)
         if not self.has_connections:
@@ -246,7 +246,7 @@ def new_fds(count: int) -> list[int]:
 
 
 def inodes(fds: Sequence[int]) -> list[int]:
-    """Return what tells the files of descriptors apart."""
+    """Return what identifies the files of descriptors."""
     return [os.fstat(fd).st_ino for fd in fds]
 
 
@@ -259,3 +259,16 @@ def close_all(fds: Sequence[int]) -> None:
 def fd_count() -> int:
     """Return how many descriptors this process has."""
     return len(os.listdir("/proc/self/fd"))
+
+
+@contextmanager
+def no_descriptors_left(spare: int = 0) -> Iterator[None]:
+    """Limit the number of further descriptors of this process."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = new_fds(1 + spare)
+    close_all(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(lowest), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 from hypothesis import strategies as st
 
 from gangway.model import Endpoint, Network, PortMapping, PortRange, Protocol, Source, first_gateway, lease_endpoint
-from gangway.plan import Firewall, HostFacts, MappingPlan, Plan, Wanted, plan, plan_mapping
+from gangway.plan import Firewall, HostFacts, MappingPlan, Plan, assemble, plan_mapping
 
 NFTABLES = HostFacts(Firewall.NFTABLES)
 IPTABLES = HostFacts(Firewall.IPTABLES)
@@ -63,7 +63,8 @@ def planned(one: PortMapping, facts: HostFacts = NFTABLES, of: Network = WEB) ->
 
 def whole(facts: HostFacts, *mappings: PortMapping, networks: tuple[Network, ...] = (WEB,)) -> Plan:
     """Return a plan of these networks and a container on the first of them with these mappings."""
-    return plan(Wanted(networks, (endpoint(networks[0]),), mappings), facts)
+    planned_mappings = tuple(planned(one, facts, networks[0]) for one in mappings)
+    return assemble(networks, (endpoint(networks[0]),), planned_mappings, facts)
 
 
 FORMS = (
@@ -120,11 +121,22 @@ def mappings(draw: st.DrawFn, containers: tuple[str, ...] = ("box",)) -> PortMap
     )
 
 
+def collide(one: PortMapping, other: PortMapping) -> bool:
+    """True if both mappings have a host port of one address.  0.0.0.0 and :: stand for all addresses of a family."""
+    addresses = {one.host_address, other.host_address}
+    return (
+        one.protocol is other.protocol
+        and max(one.host_ports.first, other.host_ports.first) <= min(one.host_ports.last, other.host_ports.last)
+        and one.host_address.version == other.host_address.version
+        and (len(addresses) == 1 or any(address.is_unspecified for address in addresses))
+    )
+
+
 def apart(many: list[PortMapping]) -> list[PortMapping]:
     """Return the mappings that do not collide with an earlier one."""
     found: list[PortMapping] = []
     for one in many:
-        if not any(one.collides(other) for other in found):
+        if not any(collide(one, other) for other in found):
             found.append(one)
     return found
 

@@ -1,162 +1,189 @@
-"""Host ports for a `-p`: taken whole, by a socket or by steering, or not at all."""
+"""Host ports for a `-p`: all of them are reserved, by a socket or by steering, or none."""
 
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import pytest
 
-from gangway.ebpf.program import LinkHolder
-from gangway.ebpf.steering import Reservation, Steering
+from gangway.ebpf.steering import Steering
 from gangway.errors import Conflict, PortInUse, Unsupported
-from gangway.host import sockets as ports
+from gangway.host import sockets
 from gangway.model import parse_port
 from gangway.plan import HostFacts
-from gangway.reconcile.diff import HostPorts
-from gangway.state.allocate import Reserved, Reserving
+from gangway.relay.protocol import HostPorts
+from gangway.state.allocate import Allocation
 from gangway.state.port_index import PortIndex
-from lab.holder import Holder
 from tests.unit.samples import NFTABLES, NO_STEERING, mapping, planned
 
-FOUR, SIX = HostPorts("tcp", "0.0.0.0", 8000, 8010), HostPorts("tcp", "::", 8000, 8010)
+IPV4, IPV6 = HostPorts("tcp", "0.0.0.0", 8000, 8010), HostPorts("tcp", "::", 8000, 8010)
+needs_sctp = pytest.mark.skipif(not sockets.has_sockets("sctp"), reason="the kernel has no SCTP")
+
+pytestmark = pytest.mark.usefixtures("own_namespace")
 
 
 class FakeSteering(Steering):
-    """Reserves whatever it is asked for, except what is in `refused`."""
+    """Reserves any ports, except those in `refused`."""
 
-    def __init__(self, relay: LinkHolder) -> None:
+    def __init__(self) -> None:
         self.reserved: set[HostPorts] = set()
         self.refused: dict[HostPorts, Exception] = {}
 
-    def reserve(self, protocol: str, address: str, first: int, last: int) -> Reservation:
+    def reserve(self, protocol: str, address: str, first: int, last: int) -> ExitStack:
         ports = HostPorts(protocol, address, first, last)
         if ports in self.refused:
             raise self.refused[ports]
         self.reserved.add(ports)
-        return Reservation(self, ports)
+        reservation = ExitStack()
+        reservation.callback(self.release, *ports)
+        return reservation
 
     def release(self, protocol: str, address: str, first: int, last: int) -> None:
         self.reserved.discard(HostPorts(protocol, address, first, last))
 
 
-class Office:
-    """Where one asks for ports of a host, and who has got some."""
+class Scene:
+    """An index, steering, and the sockets of the test's network namespace."""
 
     def __init__(self) -> None:
-        self.steered = FakeSteering(Holder())
-        self.taken = PortIndex()
-        self.sockets: dict[HostPorts, socket.socket] = {}
-        """All that were opened."""
-        self.refused: dict[HostPorts, Exception] = {}
+        self.steering = FakeSteering()
+        self.index = PortIndex()
 
-    def ask(self, text: str, facts: HostFacts = NFTABLES) -> tuple[list[str], Reserved]:
-        """The mappings, and what takes their ports."""
-        reserving = Reserving("box", self.taken, self.steered, partial(planned, facts=facts))
-        mappings, reserved = reserving.reserve(parse_port(text))
-        for at, found in reserved.items():
-            if isinstance(found, socket.socket):
-                self.sockets[at] = found
-        return [str(one) for one in mappings], reserved
+    def allocation(self, facts: HostFacts = NFTABLES) -> Allocation:
+        return Allocation("box", self.index, self.steering, partial(planned, facts=facts))
 
-    def take(self, protocol: str, address: str, port: int) -> socket.socket:
-        """As the kernel gives a port, but that it is none."""
-        at = HostPorts(protocol, address, port, port)
-        if at in self.refused:
-            raise self.refused[at]
-        self.sockets[at] = socket.socket()
-        return self.sockets[at]
+    def allocate(self, text: str, facts: HostFacts = NFTABLES) -> None:
+        """Allocate ports, which has to fail: nothing is freed afterwards."""
+        self.allocation(facts).allocate(parse_port(text))
 
-    def is_free(self) -> bool:
-        """Nobody has any port."""
-        return not self.steered.reserved and all(sock.fileno() == -1 for sock in self.sockets.values())
+    @contextmanager
+    def allocated(self, text: str, facts: HostFacts = NFTABLES) -> Iterator[Allocation]:
+        """Allocate ports, and free them at the end of the block."""
+        with self.allocation(facts) as found:
+            found.allocate(parse_port(text))
+            yield found
 
-    def close(self) -> None:
-        for sock in self.sockets.values():
-            sock.close()
+    def is_free(self, first: int = 8000, last: int = 8010) -> bool:
+        """True if none of these ports has a socket or a reservation."""
+        bound = sockets.bound_ports("tcp") | sockets.bound_ports("udp")
+        return not self.steering.reserved and not bound & set(range(first, last + 1))
 
 
 @pytest.fixture
-def office(monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
-    made = Office()
-    monkeypatch.setattr(ports, "take", made.take)
-    monkeypatch.setattr(ports, "named", lambda _protocol, _address, port: f"port {port} is taken by somebody")
-    yield made
-    made.close()
+def scene() -> Scene:
+    return Scene()
 
 
-def test_a_range_is_taken_by_steering_at_all_its_addresses(office: Office) -> None:
-    mappings, reserved = office.ask("8000-8010:80-90")
-    assert mappings == ["0.0.0.0:8000-8010:80-90/tcp", "[::]:8000-8010:80-90/tcp"]
-    assert list(reserved) == [FOUR, SIX]
-    assert office.steered.reserved == {FOUR, SIX}
-    for hold in reserved.values():
-        assert isinstance(hold, Reservation)
-        hold.close()
-    assert office.is_free()
+def names(allocated: Allocation) -> list[str]:
+    return [str(one) for one in allocated.mappings]
+
+
+def test_range_is_reserved_by_steering_at_all_its_addresses(scene: Scene) -> None:
+    with scene.allocated("8000-8010:80-90") as found:
+        assert names(found) == ["0.0.0.0:8000-8010:80-90/tcp", "[::]:8000-8010:80-90/tcp"]
+        assert list(found.held) == [IPV4, IPV6]
+        assert scene.steering.reserved == {IPV4, IPV6}
+    assert scene.is_free()
 
 
 @pytest.mark.parametrize(
     ("text", "facts", "protocol"),
-    [("127.0.0.1:8000-8002:80-82", NO_STEERING, "tcp"), ("127.0.0.1:8000-8002:80-82/sctp", NFTABLES, "sctp")],
+    [
+        ("127.0.0.1:8000-8002:80-82", NO_STEERING, "tcp"),
+        pytest.param("127.0.0.1:8000-8002:80-82/sctp", NFTABLES, "sctp", marks=needs_sctp),
+        ("127.0.0.1:8000:80/udp", NFTABLES, "udp"),
+    ],
 )
-def test_where_nothing_is_steered_each_port_is_taken_by_a_socket(
-    office: Office, text: str, facts: HostFacts, protocol: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ports, "has_sockets", lambda _protocol: True)
-    mappings, reserved = office.ask(text, facts)
-    assert mappings == [f"127.0.0.1:8000-8002:80-82/{protocol}"]
-    assert list(reserved) == [HostPorts(protocol, "127.0.0.1", port, port) for port in (8000, 8001, 8002)]
-    assert list(reserved.values()) == list(office.sockets.values())
-    assert not office.steered.reserved
-
-
-def test_one_port_of_udp_is_taken_by_a_socket(office: Office) -> None:
-    _, reserved = office.ask("127.0.0.1:53:53/udp")
-    assert reserved == office.sockets
-    assert list(reserved) == [HostPorts("udp", "127.0.0.1", 53, 53)]
+def test_unsteered_ports_are_reserved_by_sockets(scene: Scene, text: str, facts: HostFacts, protocol: str) -> None:
+    with scene.allocated(text, facts) as found:
+        assert names(found) == [text if protocol in text else f"{text}/{protocol}"]
+        for ports, held in found.held.items():
+            assert isinstance(held, socket.socket)
+            assert (ports.protocol, *held.getsockname(), ports.last) == (protocol, *ports[1:])
+        assert len(found.held) == found.mappings[0].host_ports.count
+        assert not scene.steering.reserved
+    assert scene.is_free()
 
 
 @pytest.mark.parametrize("facts", [NFTABLES, NO_STEERING])
-def test_what_cannot_be_had_at_one_address_is_had_at_none(office: Office, facts: HostFacts) -> None:
-    office.steered.refused[SIX] = PortInUse("port 8003 is taken by somebody")
-    office.refused[HostPorts("tcp", "::", 8003, 8003)] = PortInUse("it is taken")
-    with pytest.raises(PortInUse, match="port 8003 is taken by somebody"):
-        office.ask("8000-8010:80-90", facts)
-    assert office.is_free()
+def test_ports_in_use_at_one_address_are_reserved_at_none(scene: Scene, facts: HostFacts) -> None:
+    scene.steering.refused[IPV6] = PortInUse("port [::]:8003/tcp is in use")
+    with sockets.bind_port("tcp", "::", 8003), pytest.raises(PortInUse, match=r"port \[::\]:8003/tcp is in use"):
+        scene.allocate("8000-8010:80-90", facts)
+    assert scene.is_free()
 
 
-def test_of_a_choice_the_next_one_is_tried(office: Office) -> None:
-    for port in (8000, 8001):
-        office.steered.refused[HostPorts("tcp", "127.0.0.1", port, port)] = PortInUse("it is taken")
-    mappings, reserved = office.ask("127.0.0.1:8000-8010:80")
-    assert (mappings, list(reserved)) == (["127.0.0.1:8002:80/tcp"], [HostPorts("tcp", "127.0.0.1", 8002, 8002)])
-    assert len(office.steered.reserved) == 1
+def test_port_in_use_is_reported_with_its_holder(scene: Scene) -> None:
+    expected = r"port 127\.0\.0\.1:8000/tcp is in use: choose another port, or stop .* \(pid \d+\), which listens on it"
+    with sockets.bind_port("tcp", "127.0.0.1", 8000), pytest.raises(PortInUse, match=expected):
+        scene.allocate("127.0.0.1:8000:80", NO_STEERING)
 
 
-def test_if_none_of_a_choice_is_free_that_is_told(office: Office) -> None:
+@pytest.mark.parametrize("facts", [NFTABLES, NO_STEERING])
+def test_next_port_of_a_choice_is_tried(scene: Scene, facts: HostFacts) -> None:
+    scene.steering.refused[HostPorts("tcp", "127.0.0.1", 8000, 8000)] = PortInUse("it is in use")
+    with sockets.bind_port("tcp", "127.0.0.1", 8000), scene.allocated("127.0.0.1:8000-8010:80", facts) as found:
+        assert names(found) == ["127.0.0.1:8001:80/tcp"]
+        assert list(found.held) == [HostPorts("tcp", "127.0.0.1", 8001, 8001)]
+    assert scene.is_free()
+
+
+def test_last_refusal_is_reported_if_no_port_of_a_choice_is_free(scene: Scene) -> None:
     for port in range(8000, 8011):
-        office.steered.refused[HostPorts("tcp", "127.0.0.1", port, port)] = PortInUse("it is taken")
-    with pytest.raises(PortInUse, match="none of the host ports 8000-8010 is free; the last one tried: it is taken"):
-        office.ask("127.0.0.1:8000-8010:80")
-    assert office.is_free()
+        scene.steering.refused[HostPorts("tcp", "127.0.0.1", port, port)] = PortInUse(f"port {port} is in use")
+    expected = "none of the host ports 8000-8010 is free; the last one tried: port 8010 is in use"
+    with pytest.raises(PortInUse, match=expected):
+        scene.allocate("127.0.0.1:8000-8010:80")
+    assert scene.is_free()
 
 
-def test_a_port_of_another_mapping_is_not_asked_for(office: Office) -> None:
-    office.taken.add(mapping("0.0.0.0", "8010-8020", container="other"))
-    with pytest.raises(Conflict, match=r"8000-8010:80-90/tcp is taken: container other has 0\.0\.0\.0:8010-8020"):
-        office.ask("8000-8010:80-90")
-    assert office.is_free()
-    assert not office.sockets
-    mappings, _ = office.ask("127.0.0.1:8009-8010:80")
-    assert mappings == ["127.0.0.1:8009:80/tcp"]
+def test_kernel_chooses_one_port_for_both_families(scene: Scene) -> None:
+    with scene.allocated("80", NO_STEERING) as found:
+        (first, second) = found.mappings
+        assert [str(one.host_address) for one in (first, second)] == ["0.0.0.0", "::"]
+        assert first.host_ports == second.host_ports
+        assert {first.host_ports.first} == sockets.bound_ports("tcp")
 
 
-@pytest.mark.parametrize("text", ["8000-8010:80-90", "8000:80"])
-def test_without_ipv6_all_addresses_are_those_of_ipv4(office: Office, text: str) -> None:
-    last = 8010 if "-" in text else 8000
-    office.steered.refused[HostPorts("tcp", "::", 8000, last)] = Unsupported("this kernel has no IPv6 sockets")
-    mappings, reserved = office.ask(text)
-    assert [one.address for one in reserved] == ["0.0.0.0"]
-    assert len(mappings) == 1
+def test_published_port_is_not_reserved(scene: Scene) -> None:
+    scene.index.add(mapping("0.0.0.0", "8010-8020", container="other"))
+    with pytest.raises(Conflict, match=r"0\.0\.0\.0:8010-8020/tcp is already published for container other"):
+        scene.allocate("8000-8010:80-90")
+    assert scene.is_free()
+    with scene.allocated("127.0.0.1:8009-8010:80") as found:
+        assert names(found) == ["127.0.0.1:8009:80/tcp"]
+
+
+@pytest.mark.parametrize(("text", "last"), [("8000-8010:80-90", 8010), ("8000:80", 8000)])
+def test_without_ipv6_only_ipv4_is_allocated(scene: Scene, text: str, last: int) -> None:
+    scene.steering.refused[HostPorts("tcp", "::", 8000, last)] = Unsupported("this kernel has no IPv6 sockets")
+    with scene.allocated(text) as found:
+        assert [one.address for one in found.held] == ["0.0.0.0"]
+        assert len(found.mappings) == 1
     with pytest.raises(Unsupported, match="no IPv6 sockets"):
-        office.ask(f"[::]:{text}")
+        scene.allocate(f"[::]:{text}")
+    assert scene.is_free()
+
+
+def test_allocation_frees_what_is_left_in_it(scene: Scene) -> None:
+    with scene.allocation() as allocation:
+        for text in ("8000:80/udp", "8001:81/udp", "8005:85"):
+            allocation.allocate(parse_port(f"127.0.0.1:{text}"))
+        reserved = allocation.reserved()
+        assert [len(fds) for fds in reserved.values()] == [1, 1, 0]  # what steering reserves has no descriptors
+        published, *left = allocation.mappings
+        del allocation.mappings[0]
+        assert sockets.bound_ports("udp") == {8000, 8001}
+    assert scene.is_free()
+    assert scene.index.collision(published) == published
+    assert [scene.index.collision(one) for one in left] == [None, None]
+
+
+def test_two_mappings_of_one_request_conflict(scene: Scene) -> None:
+    with scene.allocation() as allocation:
+        allocation.allocate(parse_port("127.0.0.1:8000:80"))
+        with pytest.raises(Conflict, match="already published for container box"):
+            allocation.allocate(parse_port("127.0.0.1:8000:81"))
+    assert scene.is_free()
+    assert scene.index.collision(mapping("127.0.0.1", "8000")) is None

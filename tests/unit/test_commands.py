@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gangway import runtime
 from gangway.cli.client import Refused, socket_path
 from gangway.cli.commands import COMMANDS, GROUPS, check_config, main, parse
-from gangway.cli.lines import mapping_line
+from gangway.cli.views import mapping_line
 from gangway.daemon import config
 
 WORDS = ("publish", "network", "run", "ls", "-p", "--publish", "--socket", "--json", "web", "8000:80", "-1", "", "--")
@@ -30,7 +30,7 @@ def environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def published(words: str) -> tuple[str, str, list[str]]:
     """Return the socket, container and ports of a `publish` command."""
     function, given = parse(words.split())
-    assert function.__name__ == "publish"
+    assert function is COMMANDS["publish"][0]
     return given["path"], given["container"], given["ports"]
 
 

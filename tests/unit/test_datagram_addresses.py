@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from gangway.relay.core.batch import Ancillary
-from gangway.relay.core.pktinfo import IP_PKTINFO, destination4, destination6, reply_ancillary
+from gangway.relay.core.batch import IP_PKTINFO, Ancillary, destination4, destination6, reply_ancillary
 
 LINK_LOCAL = socket.inet_pton(socket.AF_INET6, "fe80::1")
 GLOBAL = socket.inet_pton(socket.AF_INET6, "2001:db8::7")

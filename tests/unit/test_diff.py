@@ -6,47 +6,68 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gangway.reconcile.diff import Flows, State, Step, Verb, diff, ports_of, steered_of
-from tests.unit.state_model import BRIDGES, ENDS, HERE, PLANNED, PORTS, STEERED, TARGETS, Host, attachment, states
+from gangway.reconcile.diff import Flows, Step, diff
+from gangway.reconcile.state import State, ports_of, steered_of
+from tests.unit.state_model import (
+    BRIDGES,
+    DESTINATIONS,
+    HERE,
+    PLANNED,
+    PORTS,
+    STEERED,
+    VETHS,
+    Host,
+    attachment,
+    own,
+    states,
+    verb,
+)
 
-# What comes at which place; an end that is there may have to be isolated where another is attached.
-DOWN = (
-    {Verb.ERASE},
-    {Verb.FORWARD},
-    {Verb.REWRITE, Verb.CHANGE},
-    {Verb.UNSTEER},
-    {Verb.DROP},
-    {Verb.FORGET},
-    {Verb.DETACH},
-    {Verb.DELETE_BRIDGE},
+# The kinds of steps of each place in the order.  A veth that stays may have to be isolated where others are attached.
+REMOVING = (
+    {"-Redirects"},
+    {"Forwarding"},
+    {"Rewrite", "Rules"},
+    {"-Steered"},
+    {"-Ports"},
+    {"Flows"},
+    {"-Veth"},
+    {"-Bridge"},
 )
-UP = (
-    {Verb.MAKE_BRIDGE},
-    {Verb.ATTACH, Verb.ISOLATE},
-    {Verb.KEEP},
-    {Verb.STEER},
-    {Verb.REWRITE, Verb.CHANGE},
-    {Verb.FORGET},
-    {Verb.FORWARD},
-    {Verb.ENTER},
+ADDING = (
+    {"+Bridge"},
+    {"+Veth", "Isolation"},
+    {"+Ports"},
+    {"+Steered"},
+    {"Rewrite", "Rules"},
+    {"Flows"},
+    {"Forwarding"},
+    {"+Redirects"},
 )
+
+
+def all_served(state: State) -> State:
+    """Return the state without blocks that are only reserved: no daemon wants those."""
+    return replace(state, steered=dict.fromkeys(state.steered, True))
+
+
 PAIRS = st.booleans().flatmap(lambda kind: st.tuples(states(kind), states(kind)))
-FOUND = st.booleans().flatmap(lambda kind: st.tuples(states(kind, True), states(kind, True)))
+FOUND = st.booleans().flatmap(lambda kind: st.tuples(states(kind, True), states(kind, True).map(all_served)))
 
 
-def verbs(steps: Iterable[Step]) -> list[Verb]:
-    return [step.verb for step in steps]
+def verbs(steps: Iterable[Step]) -> list[str]:
+    return [verb(step) for step in steps]
 
 
-def is_in_order(steps: Iterable[Step], places: Iterable[set[Verb]]) -> bool:
-    """Whether each step is one of the places', and none comes after one of a later place."""
-    ranks = {verb: rank for rank, place in enumerate(places) for verb in place}
-    found = [ranks.get(step.verb, -1) for step in steps]
+def is_in_order(steps: Iterable[Step], places: Iterable[set[str]]) -> bool:
+    """True if each step has a place, and none comes after one of a later place."""
+    ranks = {kind: rank for rank, place in enumerate(places) for kind in place}
+    found = [ranks.get(verb(step), -1) for step in steps]
     return -1 not in found and found == sorted(found)
 
 
 @given(FOUND)
-def test_the_steps_lead_from_one_state_to_the_other(pair: tuple[State, State]) -> None:
+def test_steps_lead_from_one_state_to_the_other(pair: tuple[State, State]) -> None:
     before, after = pair
     host = Host.of(before)
     for step in diff(before, after):
@@ -55,12 +76,12 @@ def test_the_steps_lead_from_one_state_to_the_other(pair: tuple[State, State]) -
 
 
 @given(FOUND)
-def test_from_a_state_to_itself_there_is_nothing_to_do(pair: tuple[State, State]) -> None:
+def test_equal_states_have_no_difference(pair: tuple[State, State]) -> None:
     assert list(diff(pair[0], pair[0])) == []
 
 
 @given(PAIRS)
-def test_undone_in_reverse_all_is_as_before(pair: tuple[State, State]) -> None:
+def test_inverses_in_reverse_order_restore_the_state(pair: tuple[State, State]) -> None:
     before, after = pair
     host = Host.of(before)
     steps = list(diff(before, after))
@@ -68,23 +89,23 @@ def test_undone_in_reverse_all_is_as_before(pair: tuple[State, State]) -> None:
         for step in steps[:done]:
             host.do(step)
         for step in reversed(steps[:done]):
-            back = step.undo()
-            if back is not None:
-                host.do(back)
+            inverse = step.inverse()
+            if inverse is not None:
+                host.do(inverse)
         assert host == Host.of(before), f"after {verbs(steps[:done])}"
 
 
 @given(FOUND)
-def test_taking_down_comes_before_setting_up_each_in_its_order(pair: tuple[State, State]) -> None:
+def test_removing_comes_before_adding_each_in_its_order(pair: tuple[State, State]) -> None:
     before, after = pair
     steps = list(diff(before, after))
     cuts = range(len(steps) + 1)
-    assert any(is_in_order(steps[:cut], DOWN) and is_in_order(steps[cut:], UP) for cut in cuts), verbs(steps)
+    assert any(is_in_order(steps[:cut], REMOVING) and is_in_order(steps[cut:], ADDING) for cut in cuts), verbs(steps)
 
 
 @given(PAIRS)
-def test_a_relay_that_comes_after_one_that_ended_gets_its_ports(pair: tuple[State, State]) -> None:
-    """They were nobody else's meanwhile, and are steered when it has them."""
+def test_new_relay_gets_the_ports_of_one_that_exited(pair: tuple[State, State]) -> None:
+    """The ports stay reserved meanwhile, and are steered when the relay has them."""
     after = pair[0]
     before = replace(after, ports={}, steered=dict.fromkeys(after.steered, False))
     host = Host.of(before)
@@ -92,32 +113,33 @@ def test_a_relay_that_comes_after_one_that_ended_gets_its_ports(pair: tuple[Stat
     for step in steps:
         host.do(step)
     assert host == Host.of(after)
-    assert verbs(steps) == [Verb.KEEP] * bool(after.ports) + [Verb.STEER] * bool(after.steered)
+    assert verbs(steps) == ["+Ports"] * bool(after.ports) + ["+Steered"] * bool(after.steered)
 
 
 EVERYTHING = State(
     BRIDGES,
-    {name: attachment(name) for name in ENDS},
-    ports=dict.fromkeys(PORTS, TARGETS[0]) | dict(pair for one in STEERED for pair in ports_of(one)),
-    steered=dict(pair for one in STEERED for pair in steered_of(one)),
+    {name: attachment(name) for name in VETHS},
+    ports={at: own(at, DESTINATIONS[0]) for at in PORTS} | dict(pair for one in STEERED for pair in ports_of(one)),
+    steered=dict.fromkeys((block for one in STEERED for block in steered_of(one)), True),
     redirects=HERE,
     mappings=PLANNED,
     forwarding=frozenset({4, 6}),
 )
 
 
-def test_all_is_set_up_from_the_ground() -> None:
+def test_order_of_adding_everything() -> None:
     steps = list(diff(State(), EVERYTHING))
-    links = [*[Verb.MAKE_BRIDGE] * 2, *[Verb.ATTACH] * 3]
-    # Sockets are redirected when all is there, and until then the relay listens.
-    assert verbs(steps) == [*links, Verb.KEEP, Verb.STEER, Verb.CHANGE, Verb.FORGET, Verb.FORWARD, Verb.ENTER]
-    # Only a flow of UDP can have begun, with whoever answered, before the port was published.
-    assert [step.what for step in steps if step.verb is Verb.FORGET] == [Flows((PLANNED["0.0.0.0:53:53/udp"],))]
+    links = [*["+Bridge"] * 2, *["+Veth"] * 3]
+    # Sockets are redirected when all is there; until then the relay listens.
+    assert verbs(steps) == [*links, "+Ports", "+Steered", "Rules", "Flows", "Forwarding", "+Redirects"]
+    # Only UDP clients can have a tracked connection from before the port was published.
+    assert [step for step in steps if isinstance(step, Flows)] == [Flows((PLANNED["0.0.0.0:53:53/udp"],), ())]
 
 
-def test_all_is_taken_down_from_the_top() -> None:
+def test_order_of_removing_everything() -> None:
     steps = list(diff(EVERYTHING, State()))
-    # Flows are forgotten when neither rule nor relay can bring them back.
-    links = [*[Verb.DETACH] * 3, *[Verb.DELETE_BRIDGE] * 2]
-    assert verbs(steps) == [Verb.ERASE, Verb.FORWARD, Verb.CHANGE, Verb.UNSTEER, Verb.DROP, Verb.FORGET, *links]
-    assert [step.what for step in steps if step.verb is Verb.FORGET] == [Flows(tuple(PLANNED.values()))]
+    # Tracked connections are deleted when neither rule nor relay can bring them back.
+    links = [*["-Veth"] * 3, *["-Bridge"] * 2]
+    first = ["-Redirects", "Forwarding", "Rules", "-Steered"]
+    assert verbs(steps) == [*first, "-Ports", "Flows", *links]
+    assert [step for step in steps if isinstance(step, Flows)] == [Flows(tuple(PLANNED.values()), ())]

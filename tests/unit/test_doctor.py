@@ -1,90 +1,137 @@
-"""What this host is told to be able to do, and what follows from what it cannot."""
+"""`gangway doctor`: what this host lacks, and the consequences."""
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
-from gangway.daemon.doctor import Check, checks
-from gangway.ebpf import requirements as bpf_probe
+from gangway.daemon.doctor import checks
+from gangway.daemon.messages import CheckAnswer
+from gangway.ebpf import requirements
+from gangway.host import probe
 from gangway.model import Protocol
 from gangway.plan import Firewall, HostFacts
+from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.observe import Tools
-from tests.unit.samples import NFTABLES, NO_CGROUPS, NO_REDIRECT, NO_STEERING
+from tests.unit.samples import NFTABLES, NO_CGROUPS
 
 
 class NoIptables(Tools):
-    """A host's that has nftables only."""
-
-    def __init__(self) -> None:
-        """Nothing is looked for."""
+    """The tools of a host that has nftables only."""
 
     def unusable(self, firewall: Firewall) -> str | None:
-        return None if firewall is Firewall.NFTABLES else "there is no iptables"
+        return None if firewall is Firewall.NFTABLES else "iptables is not installed"
+
+
+class FakeProgram:
+    """An eBPF program that is attached, unless a test says otherwise."""
+
+    def __init__(self, unavailable: str = "", attached: bool = True) -> None:
+        self.unavailable = unavailable
+        self.attached = attached
+
+    def is_attached(self) -> bool:
+        return self.attached
+
+
+ATTACHED, DETACHED = FakeProgram(), FakeProgram(attached=False)
+UNAVAILABLE = FakeProgram(NO_CGROUPS, attached=False)
+
+
+class FakeDataPlane:
+    """The two programs."""
+
+    def __init__(self, redirect: FakeProgram = ATTACHED, steering: FakeProgram = ATTACHED) -> None:
+        self.redirect = redirect
+        self.steering = steering
+
+
+ALL_ATTACHED = FakeDataPlane()
 
 
 @pytest.fixture(autouse=True)
-def a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bpf_probe, "NEEDS", {"one thing": lambda: None, "another": lambda: "it has no other"})
+def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements, "NEEDS", {"one thing": lambda: None, "another": lambda: "there is no other"})
+    monkeypatch.setattr(probe, "is_root", lambda: True)
 
 
-def told(facts: HostFacts = NFTABLES, is_redirecting: bool = True, is_steering: bool = True) -> dict[str, Check]:
-    found = list(checks(NoIptables(), facts, is_redirecting, is_steering))
-    assert len({check.what for check in found}) == len(found)
-    return {check.what: check for check in found}
+def report(
+    facts: HostFacts = NFTABLES, programs: FakeDataPlane = ALL_ATTACHED, leases: int = 0
+) -> dict[str, CheckAnswer]:
+    """Return the checks by their names."""
+    dataplane = cast(DataPlane, programs)
+    found = list(checks(NoIptables(), facts, dataplane, leases))
+    assert len({check.check for check in found}) == len(found)
+    return {check.check: check for check in found}
 
 
-def test_what_holds_needs_no_note() -> None:
-    found = told()
-    assert [what for what, check in found.items() if not check.holds] == ["firewall: iptables", "programs: another"]
-    assert {check.note for check in found.values() if check.holds} == {"", "in use"}
-    assert found["firewall: iptables"].note == "there is no iptables"
-    assert found["programs: another"].note == "it has no other"
+def changes(found: dict[str, CheckAnswer]) -> dict[str, CheckAnswer]:
+    """Return the checks that differ from those of a host where all is well."""
+    usual = report()
+    assert found.keys() == usual.keys()
+    return {what: check for what, check in found.items() if check != usual[what]}
+
+
+def test_available_requirements_have_no_note() -> None:
+    found = report()
+    failed = {what: check.note for what, check in found.items() if not check.holds}
+    assert failed == {"firewall: iptables": "iptables is not installed", "eBPF: another": "there is no other"}
+    assert {check.note for check in found.values() if check.holds} == {"", "in use", "none"}
+
+
+def test_without_root_only_launchers_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "is_root", lambda: False)
+    assert report()["root"] == CheckAnswer("root", False, "not root: only docker-proxy's ports, all by relay")
 
 
 @pytest.mark.parametrize(
-    ("what", "lacking", "follows"),
+    ("what", "programs", "consequence"),
     [
-        ("redirect: attached", NO_REDIRECT, "who asks a loopback address is relayed"),
-        ("steering: attached", NO_STEERING, "each published port takes a socket"),
+        ("redirect: attached", FakeDataPlane(redirect=UNAVAILABLE), "clients of loopback addresses are relayed"),
+        ("steering: attached", FakeDataPlane(steering=UNAVAILABLE), "each published port takes a socket"),
     ],
 )
-def test_what_the_kernel_lacks_comes_with_what_follows(what: str, lacking: HostFacts, follows: str) -> None:
-    assert told(lacking)[what] == Check(what, False, f"{NO_CGROUPS}: {follows}")
-    others = {name: check for name, check in told(lacking).items() if name != what}
-    assert others == {name: check for name, check in told().items() if name != what}
+def test_unavailable_program_is_reported_with_the_consequence(
+    what: str, programs: FakeDataPlane, consequence: str
+) -> None:
+    assert changes(report(programs=programs)) == {what: CheckAnswer(what, False, f"{NO_CGROUPS}: {consequence}")}
 
 
 @pytest.mark.parametrize(
-    ("what", "is_redirecting", "is_steering"),
-    [("redirect: attached", False, True), ("steering: attached", True, False)],
+    ("what", "programs"),
+    [
+        ("redirect: attached", FakeDataPlane(redirect=DETACHED)),
+        ("steering: attached", FakeDataPlane(steering=DETACHED)),
+    ],
 )
-def test_what_somebody_has_detached_is_told(what: str, is_redirecting: bool, is_steering: bool) -> None:
-    found = told(is_redirecting=is_redirecting, is_steering=is_steering)
+def test_detached_program_is_reported(what: str, programs: FakeDataPlane) -> None:
+    found = changes(report(programs=programs))
+    assert list(found) == [what]
     assert not found[what].holds
-    assert found[what].note.startswith("somebody has detached it")
-    assert [name for name, check in found.items() if check != told()[name]] == [what]
+    assert found[what].note.startswith("another program detached it: it is attached again within seconds")
 
 
-def test_why_there_is_none_comes_before_that_it_is_not_attached() -> None:
-    assert told(NO_STEERING, is_steering=False)["steering: attached"] == told(NO_STEERING)["steering: attached"]
-
-
-def test_protocols_that_the_kernel_has_no_sockets_of_are_told() -> None:
-    found = told(replace(NFTABLES, missing_protocols=frozenset({Protocol.SCTP})))
+def test_protocol_without_sockets_is_reported() -> None:
+    found = report(replace(NFTABLES, missing_protocols=frozenset({Protocol.SCTP})))
     assert [found[f"relay: {protocol}"].holds for protocol in Protocol] == [True, True, False]
+
+
+def test_leases_are_counted() -> None:
+    what = "docker-proxy launchers"
+    assert changes(report(leases=3)) == {what: CheckAnswer(what, True, "3 ports published by leases")}
 
 
 @pytest.mark.parametrize(
     ("facts", "holds", "note"),
     [
         (NFTABLES, True, ""),
-        (replace(NFTABLES, forwarding=frozenset({6})), True, "net.ipv4.ip_forward is off, and is switched on"),
+        (replace(NFTABLES, forwarding=frozenset({6})), True, "net.ipv4.ip_forward is off: it is switched on when"),
         (replace(NFTABLES, forwarding=frozenset(), may_forward=False), False, "net.ipv4.ip_forward is off"),
         (HostFacts(Firewall.NONE, forwarding=frozenset()), False, "net.ipv4.ip_forward is off"),
         (replace(NFTABLES, forward_droppers=((4, "ip theirs drop"),)), False, "ip theirs drop drops"),
     ],
 )
-def test_whether_a_family_is_forwarded_is_told(facts: HostFacts, holds: bool, note: str) -> None:
-    check = told(facts)["forwarding: IPv4"]
+def test_forwarding_is_reported(facts: HostFacts, holds: bool, note: str) -> None:
+    check = report(facts)["forwarding: IPv4"]
     assert check.holds is holds
     assert check.note.startswith(note)

@@ -14,8 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gangway import ebpf
-from gangway.ebpf import keys, port_counts
-from gangway.ebpf.keys import KINDS, Hit, PortBlock, Target, blocks, pack_address, pack_key, pack_target, unpack_target
+from gangway.ebpf import keys, port_map
+from gangway.ebpf.keys import KINDS, PortBlock, Target, blocks, pack_address, pack_key, pack_target, unpack_target
 
 MOST = 65535
 BOX = "172.17.0.2"
@@ -150,13 +150,13 @@ def test_a_port_is_as_far_into_the_target_as_into_its_block(
     (block,) = (block for block in blocks("udp", "::", *ports) if block.first <= port <= block.last)
     value = pack_target(block, Target(container, container_first))
     expected = (container_first + port - block.first) % (MOST + 1)
-    assert unpack_target(value, port) == Hit(canonical(container), expected, 0)
+    assert unpack_target(value, port) == Target(canonical(container), expected, 0)
 
 
 @given(ADDRESSES, PORTS, st.integers(0, 2**64 - 1))
 def test_a_value_has_its_use_count(container: str, port: int, uses: int) -> None:
     value = pack_target(PortBlock("tcp", "0.0.0.0", 80, 80), Target(container, port))
-    assert unpack_target(value[:-8] + number(uses, 8), 80) == Hit(canonical(container), port, uses)
+    assert unpack_target(value[:-8] + number(uses, 8), 80) == Target(canonical(container), port, uses)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_steering_counts_in_the_row_of_protocol_and_family(protocol: str, host: 
 def test_each_protocol_and_family_has_a_row() -> None:
     rows = [keys.pack_kind(*kind) for kind in (("tcp", 4), ("udp", 4), ("tcp", 6), ("udp", 6))]
     assert rows == [number(row, 4) for row in range(4)]
-    assert len(KINDS) == port_counts.ROWS
+    assert len(KINDS) == port_map.ROWS
 
 
 @pytest.mark.parametrize("kind", [("sctp", 4), ("tcp", 5)])
@@ -247,4 +247,4 @@ def test_rows_and_states_are_those_of_the_programs() -> None:
     assert re.search(r"__type\(value, __u8\);[^}]*}\s*published ", steering)
     assert (len(keys.RESERVED), len(keys.SERVED), keys.STATE_BYTES) == (1, 1, 1)
     assert "enum rows { HOST_PORTS, CONTAINER_PORTS = 2 };" in REDIRECT.read_text()
-    assert f"COUNT_ROWS = {port_counts.ROWS}, COUNTED_PORTS = {MOST + 1}" in HEADER.read_text()
+    assert f"COUNT_ROWS = {port_map.ROWS}, COUNTED_PORTS = {MOST + 1}" in HEADER.read_text()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gangway.ebpf.keys import Span
-from gangway.ebpf.port_counts import ROWS, PortCounts
+from gangway.ebpf.port_map import ROWS, PortCounts
 
 PORTS = 65536
 SPANS = st.lists(

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gangway.cli.explain import explanation
+from gangway.cli.views import explanation
 from gangway.daemon.messages import ExplainAnswer, MappingAnswer, RouteAnswer
-from gangway.ebpf.keys import Hit, PortBlock
+from gangway.ebpf.keys import PortBlock, Target
 from gangway.firewall.iptables import render as iptables
 from gangway.firewall.nft import render as nftables
 from gangway.model import Network, PortMapping, Protocol
@@ -99,11 +99,11 @@ class Entries:
     def __init__(self, planned: MappingPlan) -> None:
         self._entries = dict(redirects_of(planned))
 
-    def lookup(self, protocol: str, address: str, port: int) -> Hit | None:
+    def lookup(self, protocol: str, address: str, port: int) -> Target | None:
         """Return where a port is led; None if there is no entry."""
         for block, target in self._entries.items():
             if (block.protocol, block.address) == (protocol, address) and block.first <= port <= block.last:
-                return Hit(target.address, target.port + port - block.first, 0)
+                return Target(target.address, target.port + port - block.first)
         return None
 
     def count(self, _blocks: Iterable[PortBlock]) -> int:
@@ -129,12 +129,12 @@ def answer(one: PortMapping, at: str, network: Network, facts: HostFacts) -> Exp
     name, gateways = network.name, list(map(str, network.gateways))
     if found.mapping.source.value == "lease":
         name, gateways = "", []
-    told = MappingAnswer.of(found, dataplane.redirected(found), routes)
-    return ExplainAnswer(at, one.host_ports.first, facts.firewall.value, name, gateways, told)
+    answered = MappingAnswer.of(found, dataplane.redirected(found), routes)
+    return ExplainAnswer(at, one.host_ports.first, facts.firewall.value, name, gateways, answered)
 
 
-def explained(told: ExplainAnswer) -> str:
-    return "\n".join(explanation(msgspec.to_builtins(told))) + "\n"
+def explained(answered: ExplainAnswer) -> str:
+    return "\n".join(explanation(msgspec.to_builtins(answered))) + "\n"
 
 
 @pytest.mark.parametrize("code", list(Code))

@@ -18,7 +18,7 @@ from gangway.firewall.iptables.render import (
     render,
 )
 from gangway.model import Endpoint, Network, PortMapping
-from gangway.plan import Firewall, HostFacts, Origin, Plan, Road, Wanted, plan
+from gangway.plan import Firewall, HostFacts, Origin, Plan, Road, assemble, plan_mapping
 from tests.unit.golden import FOLDER, assert_golden
 from tests.unit.samples import APART, BACK, FACTS, FORMS, FOUR, INNER, IPTABLES, NETWORKS, WEB, mapping, planned, whole
 
@@ -48,7 +48,8 @@ def dockers_plan() -> Plan:
     """Return the article's host: docker0, and a container whose port 8000 is published."""
     docker0 = Network("bridge", "docker0", (ip_network("172.17.0.0/16"),), (ip_address("172.17.0.1"),))
     box = Endpoint("box", "bridge", (ip_address("172.17.0.2"),))
-    return plan(Wanted((docker0,), (box,), (mapping("0.0.0.0", "8000"),)), DOCKERS)
+    published = plan_mapping(mapping("0.0.0.0", "8000"), box, docker0, DOCKERS)
+    return assemble((docker0,), (box,), (published,), DOCKERS)
 
 
 @pytest.mark.parametrize("family", [4, 6])

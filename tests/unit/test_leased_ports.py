@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from gangway.relay import protocol
-from gangway.relay.protocol import Destination, Held, Hold, HostPorts, Mode, Remove, Serve
+from gangway.relay.protocol import Destination, Hold, HostPorts, Mode, Remove, Serve
 from tests.unit.relay_doubles import Launcher, Relay, close_all, fd_count, inodes, new_fds, new_socket
 
 PORT = HostPorts("tcp", "0.0.0.0", 80, 80)
@@ -42,7 +42,7 @@ def test_daemon_removes_the_port_of_an_exited_launcher(relay: Relay, sock: socke
     daemon.ask(LEASED, sock.fileno(), launcher.pidfd)
     launcher.exit()
     relay.turn()
-    assert (daemon.served(), relay.lines) == ([LEASED], [])
+    assert (daemon.served(), relay.lines) == ([LEASED._replace(mode=Mode.ENDED)], [])
     assert daemon.ask(Remove(PORT)) == "ok"
     daemon.close()
     assert (relay.lines, fd_count()) == ([], before)
@@ -52,12 +52,12 @@ def test_daemon_removes_the_port_of_an_exited_launcher(relay: Relay, sock: socke
 def test_port_of_an_exited_launcher_ends_without_a_daemon(
     relay: Relay, sock: socket.socket, launcher: Launcher, exits_first: str
 ) -> None:
-    """The redirect ends, too: nobody could delete its entries."""
+    """The redirect ends, too: the relay cannot delete its entries."""
     fds, before = new_fds(3), fd_count()
     first, second = relay.daemon(), relay.daemon()
     first.ask(LEASED, sock.fileno(), launcher.pidfd)
-    first.ask(Hold(Held.REDIRECT, 2), *fds[:2])
-    first.ask(Hold(Held.STEERING, 1), fds[2])
+    first.ask(Hold(protocol.REDIRECT, 2), *fds[:2])
+    first.ask(Hold("steering", 1), fds[2])
     first.close()
     if exits_first == "launcher":
         launcher.exit()
@@ -70,7 +70,7 @@ def test_port_of_an_exited_launcher_ends_without_a_daemon(
     assert (len(relay.ports), relay.lines, relay.emptied) == (0, [REMOVED], 1)
     assert fd_count() == before + 1
     successor = relay.daemon()
-    assert (successor.held(Held.REDIRECT), successor.held(Held.STEERING)) == ([], inodes(fds[2:]))
+    assert (successor.held(protocol.REDIRECT), successor.held("steering")) == ([], inodes(fds[2:]))
     close_all(fds)
 
 

@@ -35,7 +35,7 @@ FOUR, SIX = "172.30.0.0/24", "fd30::/64"
         ([FOUR, SIX], ["fd30::fe", "172.30.0.254"], ["172.30.0.254", "fd30::fe"]),
     ],
 )
-def test_a_gateway_defaults_to_the_first_address(subnets: list[str], gateways: list[str], wanted: list[str]) -> None:
+def test_gateway_is_given_or_the_first_address(subnets: list[str], gateways: list[str], wanted: list[str]) -> None:
     made = NetworkRequest("web", subnets, gateways).network()
     assert made.subnets == tuple(map(ip_network, subnets))
     assert made.gateways == tuple(map(ip_address, wanted))
@@ -57,33 +57,33 @@ def test_a_gateway_defaults_to_the_first_address(subnets: list[str], gateways: l
         ([""], [], "'' is not a subnet"),
     ],
 )
-def test_an_invalid_network_is_refused(subnets: list[str], gateways: list[str], why: str) -> None:
+def test_invalid_network_is_refused(subnets: list[str], gateways: list[str], why: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         NetworkRequest("web", subnets, gateways).network()
     assert why in str(refusal.value)
 
 
-def test_the_bridge_is_named_after_the_network_by_default() -> None:
+def test_bridge_is_named_after_the_network_by_default() -> None:
     assert NetworkRequest("web", [FOUR]).network().bridge == "gw-web"
     assert NetworkRequest("web", [FOUR], bridge="br0").network().bridge == "br0"
 
 
 @pytest.mark.parametrize("network", [WEB, BACK, INNER])
-def test_a_networks_answer_can_be_sent_as_a_request(network: Network) -> None:
-    found = msgspec.to_builtins(NetworkAnswer.of(network, (endpoint(network),)))
-    assert found.pop("endpoints") == [msgspec.to_builtins(EndpointAnswer.of(endpoint(network)))]
-    assert msgspec.convert(found, NetworkRequest).network() == network
+def test_answer_can_be_sent_back_as_a_request(network: Network) -> None:
+    answer = msgspec.to_builtins(NetworkAnswer.of(network, (endpoint(network),)))
+    assert answer.pop("endpoints") == [msgspec.to_builtins(EndpointAnswer.of(endpoint(network)))]
+    assert msgspec.convert(answer, NetworkRequest).network() == network
 
 
 @pytest.mark.parametrize("kind", [NetworkRequest, AttachRequest, PublishRequest])
-def test_a_request_with_an_unknown_field_is_refused(kind: type[msgspec.Struct]) -> None:
+def test_request_with_an_unknown_field_is_refused(kind: type[msgspec.Struct]) -> None:
     least = {"name": "web", "subnets": []} if kind is NetworkRequest else {"container": "box"}
     assert msgspec.convert(least, kind) is not None
     with pytest.raises(msgspec.ValidationError, match="gatway"):
         msgspec.convert(least | {"gatway": "172.30.0.1"}, kind)
 
 
-def test_an_endpoints_answer_has_its_addresses() -> None:
+def test_endpoint_answer() -> None:
     assert msgspec.to_builtins(EndpointAnswer.of(endpoint(WEB))) == {
         "container": "box",
         "network": "web",
@@ -91,17 +91,17 @@ def test_an_endpoints_answer_has_its_addresses() -> None:
     }
 
 
-def test_a_mappings_answer_has_the_road_of_each_kind_of_client() -> None:
-    found = msgspec.to_builtins(MappingAnswer.of(planned(mapping("::", "8000-8001", "80-81"), NFTABLES)))
-    routes = found.pop("routes")
-    assert found == {
+def test_mapping_answer_has_the_road_of_each_kind_of_client() -> None:
+    answer = msgspec.to_builtins(MappingAnswer.of(planned(mapping("::", "8000-8001", "80-81"), NFTABLES)))
+    routes = answer.pop("routes")
+    assert answer == {
         "container": "box",
-        "source": "api",
         "protocol": "tcp",
         "host_address": "::",
         "host_ports": "8000-8001",
         "container_address": "fd30::2",
         "container_ports": "80-81",
+        "source": "api",
         "redirected": 0,
     }
     assert [(route["origin"], route["neighbour"]) for route in routes] == [
@@ -122,15 +122,21 @@ def test_a_mappings_answer_has_the_road_of_each_kind_of_client() -> None:
     }
 
 
-def test_a_mappings_answer_may_have_some_routes_only() -> None:
-    plan = planned(mapping("0.0.0.0"))
-    route = RouteAnswer.of(plan.routes[1], ("output: first", "published: second"))
-    assert MappingAnswer.of(plan, routes=[route]).routes == [route]
+def test_mapping_answer_of_a_lease() -> None:
+    answer = MappingAnswer.of(planned(lease("0.0.0.0", "8000", "80")))
+    assert (answer.container, answer.source, answer.container_address) == ("172.17.0.2", "lease", "172.17.0.2")
+
+
+def test_mapping_answer_may_have_some_routes_only() -> None:
+    found = planned(mapping("0.0.0.0"))
+    route = RouteAnswer.of(found.routes[1], ("output: first", "published: second"))
+    answer = MappingAnswer.of(found, routes=[route])
+    assert answer.routes == [route]
     assert route.rules == ["output: first", "published: second"]
-    assert MappingAnswer.of(plan, routes=[]).routes == []
+    assert MappingAnswer.of(found, routes=[]).routes == []
 
 
-def test_a_mappings_answer_counts_redirected_sockets() -> None:
+def test_mapping_answer_counts_redirected_sockets() -> None:
     assert msgspec.to_builtins(MappingAnswer.of(planned(mapping("0.0.0.0")), 1 << 40))["redirected"] == 1 << 40
 
 
@@ -139,12 +145,12 @@ def test_a_mappings_answer_has_its_source() -> None:
 
 
 @pytest.mark.parametrize("word", list(Origin))
-def test_an_origin_is_parsed(word: Origin) -> None:
+def test_origin_is_parsed(word: Origin) -> None:
     assert origin(word.value) is word
 
 
 @pytest.mark.parametrize("word", ["", "neighbour", "HOST", "host "])
-def test_an_unknown_origin_is_refused_with_those_that_exist(word: str) -> None:
+def test_unknown_origin_is_refused_with_the_known_ones(word: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         origin(word)
     assert str(refusal.value) == f"unknown origin {word!r}: loopback, host, remote, container"

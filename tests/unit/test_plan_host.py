@@ -13,9 +13,7 @@ from gangway.plan import (
     Origin,
     Road,
     SeenAs,
-    Wanted,
     assemble,
-    plan,
     plan_mapping,
     plan_network,
     routes_at,
@@ -74,7 +72,7 @@ def test_bridge_isolates_unless_rules_can(network: Network, filtered: frozenset[
 def test_families_that_have_to_be_forwarded(
     facts: HostFacts, networks: tuple[Network, ...], wanted: frozenset[int]
 ) -> None:
-    assert plan(Wanted(networks), facts).forwarding == wanted
+    assert assemble(networks, (), (), facts).forwarding == wanted
 
 
 @pytest.mark.parametrize("firewall", [Firewall.NFTABLES, Firewall.IPTABLES])
@@ -99,7 +97,7 @@ def test_family_that_was_not_forwarded_before_is_closed(
     firewall: Firewall,
 ) -> None:
     facts = HostFacts(firewall, forwarding=forwarding, switched_on=switched_on)
-    assert plan(Wanted(networks), facts).closed == closed
+    assert assemble(networks, (), (), facts).closed == closed
 
 
 def test_without_permission_to_forward_nothing_is_closed() -> None:

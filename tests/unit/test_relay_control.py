@@ -1,10 +1,8 @@
 """The relay's control socket: who may connect, what ends a connection, and that nothing ends the process."""
 
 import os
-import resource
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from hypothesis import example, given
@@ -25,7 +23,7 @@ from gangway.relay.protocol import (
     Remove,
     Serve,
 )
-from tests.unit.relay_doubles import Relay, close_all, fd_count, new_fds, new_socket
+from tests.unit.relay_doubles import Relay, close_all, fd_count, new_fds, new_socket, no_descriptors_left
 
 WEB = Serve(HostPorts("tcp", "0.0.0.0", 80, 80), Destination("172.17.0.2", 8000), Mode.OWN)
 REMOVE_WEB = Remove(WEB.ports)
@@ -39,19 +37,6 @@ def relay() -> Iterator[Relay]:
     yield relay
     relay.close()
     assert fd_count() == before
-
-
-@contextmanager
-def no_descriptors_left(spare: int = 0) -> Iterator[None]:
-    """This process can make only so many descriptors more."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = new_fds(1 + spare)
-    close_all(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(lowest), limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_hello_is_answered_with_the_version(relay: Relay) -> None:
@@ -209,15 +194,16 @@ def test_daemon_may_leave_before_its_answer(relay: Relay) -> None:
     assert daemon.ask(REMOVE_WEB) == "", "answered when the port is free"
     daemon.close()
     relay.server.end_connections()
+    relay.turn()
     assert (successor.is_connected(), successor.receive(), relay.emptied) == (True, "", 1)
 
 
 def test_requests_of_one_message_each_are_answered_in_order(relay: Relay) -> None:
     daemon = relay.daemon()
-    for message in (b"shared", b"list 0", b"shared 1"):
+    for message in (b"countshared", b"list 0", b"countshared 1"):
         daemon.sock.send(message)
     relay.turn()
     relay.turn()
     answers = [daemon.receive() for _ in range(3)]
-    assert answers == ["ok 0", "ok", "error malformed message b'shared 1'"]
+    assert answers == ["ok 0", "ok", "error malformed message b'countshared 1'"]
     assert not daemon.is_connected()

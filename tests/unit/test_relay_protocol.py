@@ -7,12 +7,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gangway import inet
+from gangway.inet import PROTOCOLS
 from gangway.relay import protocol
 from gangway.relay.protocol import (
     CountShared,
     Destination,
     GetHeld,
-    Held,
     Hello,
     Hold,
     HostPorts,
@@ -25,7 +26,6 @@ from gangway.relay.protocol import (
     Serve,
     Share,
 )
-from gangway.relay.sockets import PROTOCOLS
 
 LAST_PORT = 65535
 PORT_NUMBERS = st.integers(1, LAST_PORT)
@@ -45,7 +45,7 @@ def host_ports(draw: st.DrawFn, most: int = LAST_PORT) -> HostPorts:
 @st.composite
 def served(draw: st.DrawFn) -> Serve:
     """Any served ports."""
-    mode = draw(st.sampled_from(Mode))
+    mode = draw(st.sampled_from([Mode.OWN, Mode.LEASED, Mode.SHARED]))
     ports = draw(host_ports(LAST_PORT if mode is Mode.SHARED else 1))
     first = draw(st.integers(1, LAST_PORT - (ports.last - ports.first)))
     return Serve(ports, Destination(draw(ADDRESSES), first), mode)
@@ -56,15 +56,17 @@ KINDS: dict[type, st.SearchStrategy[Request]] = {
     Serve: served(),
     Remove: st.builds(Remove, host_ports()),
     List: st.builds(List, st.integers(0, 1 << 17)),
-    Share: st.builds(Share, NAMES, st.sampled_from(sorted(protocol.FAMILIES))),
+    Share: st.builds(Share, NAMES, st.sampled_from(sorted(inet.FAMILIES))),
     CountShared: st.builds(CountShared),
-    Hold: st.builds(Hold, st.sampled_from(Held), st.integers(0, protocol.MAX_DESCRIPTORS)),
-    GetHeld: st.builds(GetHeld, st.sampled_from(Held)),
+    Hold: st.builds(Hold, NAMES, st.integers(0, protocol.MAX_DESCRIPTORS)),
+    GetHeld: st.builds(GetHeld, NAMES),
     Lease: st.builds(Lease, NAMES, st.builds(Destination, ADDRESSES, PORT_NUMBERS)),
 }
 REQUESTS = st.one_of(*KINDS.values())
 # Words of messages, and others, in any order.
-VOCABULARY = "hello serve remove list share shared hold held lease tcp udp own leased 4 10.0.0.1 ::1 80 0 1 -1 65536"
+VOCABULARY = (
+    "hello serve remove list share countshared hold getheld lease tcp udp own leased 4 10.0.0.1 ::1 80 0 1 -1 65536"
+)
 WORDS = st.sampled_from(VOCABULARY.split()) | st.text(max_size=5)
 ALMOST_REQUESTS = st.lists(WORDS, max_size=9).map(" ".join).map(str.encode)
 
@@ -173,14 +175,14 @@ def test_any_line_is_a_served_port_or_refused(line: str) -> None:
         "share tcp 5",
         "share tcp 4 1",
         "share TCP 4",
-        "shared 1",
+        "countshared 1",
         "hold some",
         "hold some one",
         "hold some -2",
         f"hold some {protocol.MAX_DESCRIPTORS + 1}",
         "hold some 1 1",
-        "held",
-        "held some 0",
+        "getheld",
+        "getheld some 0",
         "lease",
         "lease 1 tcp 10.0.0.1",
         "lease 1 tcp 10.0.0.1 80 more",
@@ -193,6 +195,7 @@ def test_any_line_is_a_served_port_or_refused(line: str) -> None:
         "lease 1 tcp 10.0.0.1 8.0",
         "lease tcp 10.0.0.1 80",
         "release 1 tcp 10.0.0.1 80",
+        "serve tcp 0.0.0.0 80 80 172.17.0.2 8000 ended",
     ],
 )
 def test_malformed_message_is_shown(message: str) -> None:

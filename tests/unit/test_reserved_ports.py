@@ -279,9 +279,9 @@ def test_a_successor_releases_ports_that_are_not_published_any_more(host: Host) 
     assert (listed(host), host.warned) == ("50000", [])
 
 
-def test_restore_all_releases_our_ports(host: Host) -> None:
+def test_restoring_the_list_releases_our_ports(host: Host) -> None:
     host.kernel.listed = ports_of(parse("50000"))
     host.reserved.add([(40000, 40010)])
     host.kernel.listed = host.kernel.listed | ports_of(parse("33000"))
-    host.saved.restore_all()
-    assert (listed(host), host.saved.names()) == ("33000,50000", ())
+    host.saved.restore(RESERVED)
+    assert (listed(host), host.saved.is_changed(RESERVED)) == ("33000,50000", False)

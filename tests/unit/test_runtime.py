@@ -39,19 +39,23 @@ def test_the_socket_is_in_the_folder_of_the_namespace(base: Path) -> None:
     assert Path(runtime.folder()).parent == base
 
 
-def test_without_root_the_folder_is_the_users_unless_root_has_one(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_root_the_folder_is_the_users(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "user"))
     (tmp_path / "user").mkdir()
     own = Path(runtime.create_folder())
     assert own.parent == tmp_path / "user/gangway"
     (base / own.name).mkdir(parents=True)
-    assert runtime.folder() == f"{base}/{own.name}"
+    assert runtime.folder() == str(own)
+    assert runtime.default_socket() == f"{own}/gangway.sock"
+    of_root = base / own.name / "gangway.sock"
+    of_root.touch()
+    assert runtime.default_socket() == str(of_root)
+    (own / "gangway.sock").touch()
+    assert runtime.default_socket() == f"{own}/gangway.sock"
 
 
-def test_a_namespace_without_a_cookie_is_told_apart_by_its_inode(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_namespace_without_a_cookie_is_identified_by_its_inode(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_sock: object) -> int:
         raise OSError("Protocol not available")
 

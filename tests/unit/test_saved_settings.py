@@ -35,10 +35,10 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
 def test_a_setting_is_restored(scene: Scene) -> None:
     scene.saved.set(NAME, "1")
     assert scene.host.settings[NAME] == "1"
-    assert (scene.saved.names(), scene.saved.is_changed(NAME), scene.saved.original(NAME)) == ((NAME,), True, "2")
+    assert (scene.saved.is_changed(NAME), scene.saved.original(NAME)) == (True, "2")
     scene.saved.restore(NAME)
     assert scene.is_unchanged()
-    assert (scene.saved.names(), scene.saved.is_changed(NAME), scene.log) == ((), False, [])
+    assert (scene.saved.is_changed(NAME), scene.log) == (False, [])
 
 
 def test_a_setting_is_recorded_once(scene: Scene) -> None:
@@ -67,7 +67,7 @@ def test_a_setting_that_another_program_changed_is_left_alone(scene: Scene) -> N
     scene.host.settings[NAME] = "0"
     assert not scene.saved.is_intact(NAME)
     scene.saved.restore(NAME)
-    assert (scene.host.settings[NAME], scene.saved.names(), scene.storage.texts) == ("0", (), {})
+    assert (scene.host.settings[NAME], scene.saved.is_changed(NAME), scene.storage.texts) == ("0", False, {})
     assert scene.log == [f"{NAME} was changed by another program: left as it is"]
 
 
@@ -91,7 +91,7 @@ def test_a_value_that_gangway_overwrote_again_is_the_one_to_restore(scene: Scene
 def test_a_later_daemon_restores(scene: Scene) -> None:
     scene.saved.set(NAME, "1")
     later = scene.daemon()
-    assert later.names() == (NAME,)
+    assert later.is_changed(NAME)
     later.set(NAME, "1")
     later.restore(NAME)
     assert scene.is_unchanged()
@@ -102,31 +102,17 @@ def test_another_boot_or_namespace_forgets(scene: Scene, boot: str, cookie: int)
     scene.saved.set(NAME, "1")
     scene.host.boot, scene.host.cookie = boot, cookie
     later = scene.daemon()
-    assert later.names() == ()
-    later.restore_all()
+    assert not later.is_changed(NAME)
+    later.restore(NAME)
     assert scene.host.settings[NAME] == "1"
     later.set(OTHER, "1")
-    assert scene.daemon().names() == (OTHER,)
+    assert [scene.daemon().is_changed(name) for name in (NAME, OTHER)] == [False, True]
 
 
 ENDS = [("set", "a"), ("set", "b"), ("restore", "a"), ("restore", "b")]
 ORDERS = [
     order for order in permutations(ENDS) if all(order.index(("set", u)) < order.index(("restore", u)) for u in "ab")
 ]
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_a_setting_is_restored_with_its_last_user(scene: Scene, order: tuple[tuple[str, str], ...]) -> None:
-    users = set()
-    for verb, user in order:
-        if verb == "set":
-            scene.saved.set(NAME, "1", user)
-            users.add(user)
-        else:
-            scene.saved.restore(NAME, user)
-            users.remove(user)
-        assert scene.host.settings[NAME] == ("1" if users else "2")
-    assert scene.is_unchanged()
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -145,7 +131,7 @@ def test_a_write_that_fails_leaves_nothing_recorded(scene: Scene) -> None:
     with pytest.raises(HostRefused):
         scene.saved.set(NAME, "1", side_effects=["beside"])
     assert scene.is_unchanged()
-    assert scene.saved.names() == ()
+    assert not scene.saved.is_changed(NAME)
 
 
 def test_a_write_that_fails_leaves_the_former_record(scene: Scene) -> None:
@@ -163,29 +149,10 @@ def test_a_setting_that_cannot_be_restored_stays_recorded(scene: Scene) -> None:
     scene.host.refused = {NAME}
     with pytest.raises(HostRefused):
         scene.saved.restore(NAME)
-    assert (scene.saved.names(), scene.saved.is_intact(NAME)) == ((NAME,), True)
+    assert (scene.saved.is_changed(NAME), scene.saved.is_intact(NAME)) == (True, True)
     scene.host.refused = set()
     scene.daemon().restore(NAME)
     assert scene.is_unchanged()
-
-
-def test_restore_all_but_what_is_needed(scene: Scene) -> None:
-    scene.saved.set(NAME, "1", "a user")
-    scene.saved.set(OTHER, "1")
-    scene.saved.restore_all(needed=[NAME])
-    assert (scene.host.settings[NAME], scene.host.settings[OTHER], scene.saved.names()) == ("1", "4096", (NAME,))
-    scene.saved.restore_all()
-    assert scene.is_unchanged()
-
-
-def test_restore_all_continues_after_a_failure(scene: Scene) -> None:
-    scene.saved.set(NAME, "1")
-    scene.saved.set(OTHER, "1")
-    scene.host.refused = {OTHER}
-    scene.saved.restore_all()
-    assert (scene.host.settings[NAME], scene.saved.names()) == ("2", (OTHER,))
-    (line,) = scene.log
-    assert line.startswith(f"{OTHER} could not be restored: ")
 
 
 def other_setting(scene: Scene, dependents: list[str]) -> Setting:
@@ -225,8 +192,6 @@ def test_a_setting_with_new_dependents_is_left_alone(scene: Scene) -> None:
 def test_a_setting_is_restored_with_another_one(scene: Scene) -> None:
     scene.saved.set(OTHER, "1", restored_with=NAME)
     scene.saved.set(NAME, "1")
-    assert scene.saved.names() == (NAME,)
-    scene.saved.restore_all(needed=[NAME])
     assert scene.host.settings[OTHER] == "1"
     scene.saved.restore(NAME)
     assert scene.is_unchanged()
@@ -251,7 +216,7 @@ def test_a_daemon_that_dies_while_it_restores_is_completed_by_the_next(
         with pytest.raises(Killed):
             scene.daemon().restore(NAME)
     assert (scene.host.settings[NAME], scene.host.settings[OTHER]) == ("2", "1")
-    scene.daemon().restore_all()
+    scene.daemon().restore(NAME)
     assert scene.is_unchanged()
 
 
@@ -261,4 +226,4 @@ def test_the_real_host_has_a_namespace_and_a_boot() -> None:
     setting = Setting("mine", lambda: "0", lambda _text: None)
     saved.register(setting)
     saved.set("mine", "1")
-    assert SavedSettings(storage, lambda _text: None).names() == ("mine",)
+    assert SavedSettings(storage, lambda _text: None).is_changed("mine")

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gangway.errors import InvalidRequest
+from gangway.inet import PROTOCOLS
 from gangway.relay import protocol
 from gangway.relay.protocol import (
     PAGE,
@@ -24,7 +25,7 @@ from gangway.relay.protocol import (
     Serve,
     Share,
 )
-from gangway.relay.sockets import PROTOCOLS, Backend, PublishedRange
+from gangway.relay.sockets import Backend, PublishedRange
 from tests.unit.relay_doubles import Daemon, Launcher, Relay, close_all, fd_count, inodes, new_fds, new_socket
 
 PORT = HostPorts("tcp", "0.0.0.0", 80, 80)
@@ -83,6 +84,7 @@ def test_remove_is_answered_when_no_connection_is_left(relay: Relay, daemon: Dae
     assert daemon.ask(Remove(PORT)) == ""
     assert (len(relay.ports), relay.emptied, fd_count()) == (0, 0, before)
     relay.server.end_connections()
+    relay.turn()
     assert (daemon.receive(), relay.emptied) == ("ok", 1)
 
 

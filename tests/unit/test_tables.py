@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from gangway.cli.tables import columns, print_checks, print_mappings, print_network, print_networks, roads
+from gangway.cli.views import columns, print_checks, print_mappings, print_network, print_networks, roads
 from gangway.daemon.messages import MappingAnswer, NetworkAnswer
 from gangway.model import Protocol
 from gangway.plan import Firewall, HostFacts, Origin
@@ -12,8 +12,8 @@ from tests.unit.samples import BACK, INNER, NONE, WEB, endpoint, lease, mapping,
 
 def test_an_origin_with_two_roads_shows_both() -> None:
     docker = HostFacts(Firewall.IPTABLES, own_bridge=False)
-    told = msgspec.to_builtins(MappingAnswer.of(planned(mapping("0.0.0.0"), docker)))
-    assert [roads(told, origin) for origin in Origin] == ["redirect", "nat", "nat", "nat, relay"]
+    answered = msgspec.to_builtins(MappingAnswer.of(planned(mapping("0.0.0.0"), docker)))
+    assert [roads(answered, origin) for origin in Origin] == ["redirect", "nat", "nat", "nat, relay"]
 
 
 def _table(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:

@@ -1,11 +1,10 @@
-"""The command `gangway`: `commands` turns words into requests, `client` sends them to the daemon (which `start` starts
-if there is none), `tables` and `explain` print the answers."""
+"""The command `gangway`, a client of the daemon's API."""
 
 import gc
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command that was typed."""
     gc.disable()  # a command ends before there is anything worth collecting
     from gangway.cli import commands
 

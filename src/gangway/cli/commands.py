@@ -7,22 +7,22 @@ argparse gets the options of one command only, and what only some commands need 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 
-from gangway.cli.client import Refused, ask, socket_path
-from gangway.cli.lines import mapping_line
+from gangway.cli import views
+from gangway.cli.client import Refused, ask, daemon_command, socket_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, NoReturn
 
-    Option = tuple[tuple[str, ...], dict[str, Any]]
+    Option = tuple[list[str], dict[str, Any]]
     Function = Callable[..., None]
+    Command = tuple[Function, tuple[Option, ...]]
 
-COMMANDS: dict[str, tuple[Function, tuple[Option, ...]]] = {}
-"""Each command's function, which is called with the values of its options, and those options."""
 GROUPS = {"config": "Check the settings file.", "network": "Create, list and remove networks."}
 """The first word of commands that have two, and its help."""
 _INVALID, _FAILED = 2, 1
@@ -37,21 +37,13 @@ class _Parser(argparse.ArgumentParser):
             description=description,
             allow_abbrev=False,
             add_help=False,
-            # Its default is the terminal's width, which shutil tells, and that imports a lot.
+            # The default is the terminal's width, by shutil, which is slow to import.
             formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
         )
         self.add_argument("-h", "--help", action="help", help="Show this help.")
 
     def error(self, message: str) -> NoReturn:
         sys.exit(_fail(f"{message} (see {self.prog} --help)", _INVALID))
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from importlib.metadata import version
-
-        print(f"gangway {version('gangway')}")
-        parser.exit()
 
 
 def main() -> NoReturn:
@@ -65,7 +57,7 @@ def main() -> NoReturn:
         sys.exit(_fail(str(error), error.exit_code))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", _FAILED))
-    except BrokenPipeError:  # the reader of our output has left; without this Python would try to write again
+    except BrokenPipeError:  # the reader of our output has exited; without this Python would try to write again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_FAILED)
 
@@ -73,7 +65,7 @@ def main() -> NoReturn:
 def parse(words: Sequence[str]) -> tuple[Function, dict[str, Any]]:
     """Return the function of the command in `words`, and its arguments.
 
-    SystemExit: they are no command, but a mistake, which is reported, or a question for help, which is answered.
+    SystemExit: the words are invalid, and that was reported; or they ask for help, and that was printed.
     """
     count = 2 if words and words[0] in GROUPS else 1
     name = " ".join(words[:count])
@@ -90,10 +82,12 @@ def parse(words: Sequence[str]) -> tuple[Function, dict[str, Any]]:
 
 
 def _overview(group: str, words: Sequence[str]) -> NoReturn:
-    """Answer words that name no command: by help, the version, or an error."""
+    """Print help, the version, or an error for words that name no command."""
     parser = _Parser(group, GROUPS.get(group, "Publish the ports of containers."))
     if not group:
-        parser.add_argument("--version", action=_Version, nargs=0, help="Show the version.")
+        from importlib.metadata import version
+
+        parser.add_argument("--version", action="version", version=f"gangway {version('gangway')}", help="Show it.")
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=argparse.ArgumentParser)
     texts = {name: function.__doc__ or "" for name, (function, _) in COMMANDS.items()} | GROUPS
     for name in sorted(texts):
@@ -110,227 +104,24 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
-def _option(*names: str, **settings: Any) -> Option:
-    """Return an option, or an argument, as argparse's `add_argument` takes it."""
-    return names, settings
-
-
-def _flag(name: str, text: str) -> Option:
-    return _option(name, action="store_true", help=text)
-
-
-def _command(name: str, *options: Option) -> Callable[[Function], Function]:
-    """Add a command whose help is its function's docstring."""
-
-    def add(function: Function) -> Function:
-        COMMANDS[name] = function, options
-        return function
-
-    return add
-
-
-def _container(name: str) -> str:
-    """A path is made absolute: the daemon has another working directory."""
-    if not name:
-        raise argparse.ArgumentTypeError("a container's name cannot be empty")
-    return os.path.abspath(name) if "/" in name else name
-
-
-def _path(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("a path cannot be empty")
-    return text
-
-
-_CONTAINER = _option("container", metavar="CONTAINER", type=_container, help="A name of ip-netns, a path, or pid:PID.")
-_NAME = _option("name", metavar="NAME", help="The network's name.")
-_NETWORK = _option(
-    "--network", metavar="NAME", default="", help="The network; gangway0, which is created on demand, if left out."
-)
-_PORTS_HELP = "[HOST-IP:]HOST-PORT[-END]:PORT[-END][/PROTO]"
-_PORTS = _option("-p", "--publish", dest="ports", metavar="PORTS", action="append", default=[], help=_PORTS_HELP)
-_SOCKET = _option(
-    "--socket", dest="path", metavar="PATH", type=_path, help="The daemon's socket, if it is not the usual one."
-)
-_JSON = _option("--json", dest="as_json", action="store_true", help="Print a JSON array.")
-
-
-@_command(
-    "network create",
-    _NAME,
-    _option(
-        "--subnet",
-        dest="subnets",
-        metavar="SUBNET",
-        action="append",
-        required=True,
-        help="One of IPv4, one of IPv6, or both.",
-    ),
-    _option(
-        "--gateway",
-        dest="gateways",
-        metavar="ADDRESS",
-        action="append",
-        default=[],
-        help="The host's address in a subnet.",
-    ),
-    _option("--bridge", metavar="IF", default="", help="The bridge's name; gw-NAME if left out."),
-    _flag("--no-masquerade", "Containers reach other hosts under their own addresses."),
-    _flag("--no-icc", "Containers reach each other by published ports only."),
-    _flag("--internal", "Containers reach the host only, and only the host reaches them."),
-    _option("--mtu", type=int, default=1500, help="In bytes; 1500 if left out."),
-    _SOCKET,
-)
-def create_network(path: str, no_masquerade: bool, no_icc: bool, **given: Any) -> None:
-    """Create a network: a bridge, its subnets, and a policy."""
-    body = {**given, "masquerade": not no_masquerade, "icc": not no_icc}
-    print(ask(path, "POST", "/networks", body)["name"])
-
-
-@_command("network ls", _JSON, _SOCKET)
-def list_networks(path: str, as_json: bool) -> None:
-    """List networks."""
-    found = ask(path, "GET", "/networks")
-    _show(found, as_json, lambda: _tables().print_networks(found))
-
-
-@_command("network inspect", _NAME, _JSON, _SOCKET)
-def inspect_network(path: str, name: str, as_json: bool) -> None:
-    """Show a network and its containers."""
-    found = ask(path, "GET", f"/networks/{_quoted(name)}")
-    _show([found], as_json, lambda: _tables().print_network(found))
-
-
-@_command("network rm", _NAME, _SOCKET)
-def remove_network(path: str, name: str) -> None:
-    """Remove a network that has no containers."""
-    ask(path, "DELETE", f"/networks/{_quoted(name)}")
-
-
-@_command(
-    "attach",
-    _CONTAINER,
-    _NETWORK,
-    _option(
-        "--ip",
-        dest="addresses",
-        metavar="ADDRESS",
-        action="append",
-        default=[],
-        help="Its address; a free one if left out.",
-    ),
-    _SOCKET,
-)
-def attach(path: str, **given: Any) -> None:
-    """Attach a container to a network."""
-    print(*ask(path, "POST", "/endpoints", given)["addresses"], sep="\n")
-
-
-@_command("detach", _CONTAINER, _SOCKET)
-def detach(path: str, container: str) -> None:
-    """Detach a container from its network, and unpublish its ports."""
-    ask(path, "DELETE", f"/endpoints/{_quoted(container)}")
-
-
-@_command("publish", _CONTAINER, (_PORTS[0], {**_PORTS[1], "required": True}), _SOCKET)
-def publish(path: str, container: str, ports: list[str]) -> None:
-    """Publish ports of a container."""
-    for mapping in ask(path, "POST", "/mappings", {"container": container, "ports": ports}):
-        print(mapping_line(mapping))
-
-
-@_command("unpublish", _CONTAINER, _PORTS, _SOCKET)
-def unpublish(path: str, container: str, ports: list[str]) -> None:
-    """Unpublish ports of a container: those given by -p, or all."""
-    ask(path, "POST", "/mappings/withdraw", {"container": container, "ports": ports})
-
-
-@_command("ls", _option("container", metavar="CONTAINER", nargs="?", type=_container), _JSON, _SOCKET)
-def list_mappings(path: str, container: str | None, as_json: bool) -> None:
-    """List published ports, and the road that each kind of client takes."""
-    query = f"?container={_quoted(container)}" if container else ""
-    found = ask(path, "GET", f"/mappings{query}")
-    _show(found, as_json, lambda: _tables().print_mappings(found))
-
-
-@_command(
-    "explain",
-    _option("at", metavar="HOST-IP:PORT[/PROTO]", help="The address that a client connects to."),
-    _option("--from", dest="origin", choices=["loopback", "host", "remote", "container"], help="Only such clients."),
-    _JSON,
-    _SOCKET,
-)
-def explain(path: str, at: str, origin: str | None, as_json: bool) -> None:
-    """Explain which road a client takes to a published port, and why."""
-    query = f"at={_quoted(at)}" + (f"&from={origin}" if origin else "")
-    found = ask(path, "GET", f"/explain?{query}")
-    _show([found], as_json, lambda: _print_explanation(found))
-
-
-@_command("doctor", _JSON, _SOCKET)
-def doctor(path: str, as_json: bool) -> None:
-    """Show what this host supports, and the consequences of what it does not."""
-    found = ask(path, "GET", "/doctor")
-    _show(found, as_json, lambda: _tables().print_checks(found))
-
-
-@_command(
-    "run",
-    _option("--name", help="The container's name; run-PID if left out."),
-    _NETWORK,
-    _PORTS,
-    _SOCKET,
-    _option("command", metavar="COMMAND", nargs=argparse.PARSER, help="The command and its arguments."),
-)
-def run(path: str, name: str | None, network: str, ports: list[str], command: list[str]) -> None:
+def run(name: str | None, command: list[str], **given: Any) -> None:
     """Run a command in a network namespace of its own, attached and published while it runs."""
     from gangway.cli.run import run as run_command
 
     words = command[1:] if command[0] == "--" else command
-    container = name or f"run-{os.getpid()}"
-    attached = False
-
-    def begin(pid: int) -> None:
-        nonlocal attached
-        body = {"container": container, "network": network, "namespace": f"/proc/{pid}/ns/net"}
-        ask(path, "POST", "/endpoints", body)
-        attached = True
-        if ports:
-            for mapping in ask(path, "POST", "/mappings", {"container": container, "ports": ports}):
-                print(f"gangway: {mapping_line(mapping)}", file=sys.stderr)
-
-    try:
-        code = run_command(words, begin)
-    finally:
-        if attached:
-            _detach_if_attached(path, container)
-    sys.exit(code)
+    sys.exit(run_command(words, container=name or f"run-{os.getpid()}", **given))
 
 
-@_command(
-    "daemon",
-    _option("--firewall", metavar="auto|nftables|iptables|none", help="What the rules are written with (auto)."),
-    _flag("--no-ip-forward", "Leave forwarding as it is: traffic that needs it is relayed."),
-    _option("--chain-prefix", metavar="NAME", help="The name of iptables chains; DOCKER for Docker's own layout."),
-    _option("--state", metavar="PATH", type=_path, help="The database."),
-    _option("--config", metavar="FILE", type=_path, help="The settings, instead of /etc/gangway/gangway.toml."),
-    _SOCKET,
-)
-def daemon(path: str, config: str | None, no_ip_forward: bool, **options: Any) -> None:
+def daemon(path: str, config: str | None, **options: Any) -> None:
     """Manage the networks and published ports of this network namespace.
 
     Other commands start a daemon if there is none.  Options override the settings file.
     """
-    from gangway.cli.start import daemon_command
-
     given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
-    if no_ip_forward:
-        given["ip-forward"] = False
     words = daemon_command(path, given, config)
     os.execv(words[0], words)
 
 
-@_command("config check", _option("file", metavar="FILE", nargs="?", help="/etc/gangway/gangway.toml if left out."))
 def check_config(file: str | None) -> None:
     """Check the settings, without a daemon."""
     from pathlib import Path
@@ -347,43 +138,128 @@ def check_config(file: str | None) -> None:
     print("OK")
 
 
-def _detach_if_attached(path: str, container: str) -> None:
-    """Detach a container whose command has ended, unless the daemon has noticed that already.
+def _request(
+    request: str, options: tuple[Option, ...], text: str, show: Callable[[Any], object] | None = None
+) -> Command:
+    """Return a command that is a request of the API; its answer is printed by `show`, or as JSON.
 
-    An error is reported, but the exit code is the command's.
+    The values that are given are the body of a POST; of other methods they go into the path, or else into the query.
     """
-    try:
-        ask(path, "DELETE", f"/endpoints/{_quoted(container)}")
-    except Refused as error:
-        if error.kind != "Conflict":
-            _fail(str(error), error.exit_code)
+    method, target = request.split()
+
+    def send(path: str, as_json: bool | None = None, **values: Any) -> None:
+        given = {name: value for name, value in values.items() if value is not None}
+        answer = ask(path, method, target, given) if method == "POST" else ask(path, method, _filled(target, given))
+        if as_json:
+            print(json.dumps(answer if isinstance(answer, list) else [answer], indent=2))
+        elif show is not None:
+            show(answer)
+
+    send.__doc__ = text
+    return send, (*options, _JSON, _SOCKET) if method == "GET" else (*options, _SOCKET)
 
 
-def _show(found: list[Any], as_json: bool, print_text: Callable[[], None]) -> None:
-    """Print an answer as JSON, or as text."""
-    if as_json:
-        import json
-
-        print(json.dumps(found, indent=2))
-    else:
-        print_text()
-
-
-def _tables() -> Any:
-    """Return the module that prints tables: it imports rich, which takes longer than the daemon's answer."""
-    from gangway.cli import tables
-
-    return tables
-
-
-def _print_explanation(found: dict[str, Any]) -> None:
-    from gangway.cli.explain import explanation
-
-    print(*explanation(found), sep="\n")
-
-
-def _quoted(name: str) -> str:
-    """Return a name as a part of a path or a query."""
+def _filled(target: str, given: dict[str, str]) -> str:
+    """Return a path with these values, and those that it has no place for as its query."""
     from urllib.parse import quote
 
-    return quote(name, safe="")
+    quoted = {name: quote(value, safe="") for name, value in given.items()}
+    query = "&".join(f"{name}={value}" for name, value in quoted.items() if f"{{{name}}}" not in target)
+    return target.format(**quoted) + (f"?{query}" if query else "")
+
+
+def _option(names: str, text: str, metavar: str | None = None, **settings: Any) -> Option:
+    """Return an option, or an argument, as argparse's `add_argument` takes it."""
+    return names.split(), {"help": text, "metavar": metavar, **settings}
+
+
+def _list(names: str, text: str, metavar: str, dest: str, required: bool = False) -> Option:
+    """Return an option that may be given more than once."""
+    return _option(names, text, metavar, dest=dest, action="append", default=[], required=required)
+
+
+def _flag(name: str, text: str, dest: str, value: bool = True) -> Option:
+    """Return an option that sets `dest` to `value`."""
+    return [name], {"help": text, "dest": dest, "action": "store_const", "const": value}
+
+
+def _container(name: str) -> str:
+    """A path is made absolute: the daemon has another working directory."""
+    return os.path.abspath(name) if "/" in name else _not_empty(name)
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("cannot be empty")
+    return text
+
+
+_AT = _option("at", "The address that a client connects to.", "HOST-IP:PORT[/PROTO]")
+_BRIDGE = _option("--bridge", "The bridge's name; gw-NAME if left out.", "IF")
+_CHAINS = _option("--chain-prefix", "The name of iptables chains; DOCKER for Docker's own layout.", "NAME")
+_COMMAND = _option("command", "The command and its arguments.", "COMMAND", nargs=argparse.PARSER)
+_CONFIG = _option("--config", "The settings, instead of /etc/gangway/gangway.toml.", "FILE", type=_not_empty)
+_CONTAINER = _option("container", "A name of ip-netns, a path, or pid:PID.", "CONTAINER", type=_container)
+_FILE = _option("file", "/etc/gangway/gangway.toml if left out.", "FILE", nargs="?")
+_FIREWALL = _option("--firewall", "What the rules are written with (auto).", "auto|nftables|iptables|none")
+_FROM = _option("--from", "Only clients from there.", choices=views.ORIGINS)
+_GATEWAYS = _list("--gateway", "The host's address in a subnet.", "ADDRESS", "gateways")
+_INTERNAL = _flag("--internal", "Containers reach the host only, and only the host reaches them.", "internal")
+_IPS = _list("--ip", "Its address; a free one if left out.", "ADDRESS", "addresses")
+_JSON = _flag("--json", "Print a JSON array.", "as_json")
+_MTU = _option("--mtu", "In bytes; 1500 if left out.", type=int)
+_NAME = _option("name", "The network's name.", "NAME")
+_NETWORK = _option("--network", "The network; gangway0, which is created on demand, if left out.", "NAME")
+_NO_FORWARD = _flag("--no-ip-forward", "Do not enable forwarding; relay instead.", "ip_forward", False)
+_NO_ICC = _flag("--no-icc", "Containers reach each other by published ports only.", "icc", False)
+_NO_MASQUERADE = _flag("--no-masquerade", "Other hosts see the containers' own addresses.", "masquerade", False)
+_OPTIONAL_CONTAINER = _CONTAINER[0], {**_CONTAINER[1], "nargs": "?"}
+_PORTS_HELP = "[HOST-IP:]HOST-PORT[-END]:PORT[-END][/PROTO]"
+_PORTS, _ANY_PORTS = (_list("-p --publish", _PORTS_HELP, "PORTS", "ports", required) for required in (True, False))
+_RUN_NAME = _option("--name", "The container's name; run-PID if left out.", "NAME")
+_SOCKET = _option("--socket", "The daemon's socket, if not the usual one.", "PATH", dest="path", type=_not_empty)
+_STATE = _option("--state", "The database.", "PATH", type=_not_empty)
+_SUBNETS = _list("--subnet", "One of IPv4, one of IPv6, or both.", "SUBNET", "subnets", required=True)
+
+COMMANDS: dict[str, Command] = {
+    "network create": _request(
+        "POST /networks",
+        (_NAME, _SUBNETS, _GATEWAYS, _BRIDGE, _NO_MASQUERADE, _NO_ICC, _INTERNAL, _MTU),
+        "Create a network: a bridge, its subnets, and a policy.",
+        lambda network: print(network["name"]),
+    ),
+    "network ls": _request("GET /networks", (), "List networks.", views.print_networks),
+    "network inspect": _request("GET /networks/{name}", (_NAME,), "Show a network's details.", views.print_network),
+    "network rm": _request("DELETE /networks/{name}", (_NAME,), "Remove a network that has no containers."),
+    "attach": _request(
+        "POST /endpoints",
+        (_CONTAINER, _NETWORK, _IPS),
+        "Attach a container to a network.",
+        lambda endpoint: print(*endpoint["addresses"], sep="\n"),
+    ),
+    "detach": _request("DELETE /endpoints/{container}", (_CONTAINER,), "Detach a container, and unpublish its ports."),
+    "publish": _request("POST /mappings", (_CONTAINER, _PORTS), "Publish ports of a container.", views.print_lines),
+    "unpublish": _request(
+        "POST /mappings/withdraw",
+        (_CONTAINER, _ANY_PORTS),
+        "Unpublish ports of a container: those given by -p, or all.",
+    ),
+    "ls": _request(
+        "GET /mappings",
+        (_OPTIONAL_CONTAINER,),
+        "List published ports, and the road that each kind of client takes.",
+        views.print_mappings,
+    ),
+    "explain": _request(
+        "GET /explain",
+        (_AT, _FROM),
+        "Explain which road a client takes to a published port, and why.",
+        lambda answer: print(*views.explanation(answer), sep="\n"),
+    ),
+    "doctor": _request("GET /doctor", (), "Show what this host supports, and what it does not.", views.print_checks),
+    "run": (run, (_RUN_NAME, _NETWORK, _ANY_PORTS, _SOCKET, _COMMAND)),
+    "daemon": (daemon, (_FIREWALL, _NO_FORWARD, _CHAINS, _STATE, _CONFIG, _SOCKET)),
+    "config check": (check_config, (_FILE,)),
+}
+"""Each command's function, which is called with the values of its options, and those options.  The function's docstring
+is the command's help."""

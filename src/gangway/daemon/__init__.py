@@ -1,2 +1,2 @@
-"""The daemon: what is wanted (`store`), what is to be done about it (`reconcile`), who does it (`service`), and how to
-ask for it (`api`)."""
+"""The daemon's process: `main` runs it, `parts` puts its parts together, `api` serves commands and `leases` serves
+docker-proxy launchers."""

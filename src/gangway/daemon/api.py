@@ -1,13 +1,13 @@
 """The daemon's HTTP API, on a unix socket.
 
-`OPERATIONS` defines it: method, path, request and answer; handlers and OpenAPI document are generated from that.
-Requests are carried out one after the other in one thread, as each changes what the next one starts from; the loop
-stays free to accept connections.
+`OPERATIONS` defines it: handlers and OpenAPI document are generated from that.  Requests are carried out one after the
+other in one thread, as each changes what the next one starts from; the loop stays free to accept connections.
 
     curl --unix-socket /run/gangway/netns-COOKIE/gangway.sock http://localhost/mappings
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ import msgspec
 from aiohttp import web
 
 from gangway.daemon import messages
-from gangway.daemon.doctor import Check
 from gangway.daemon.messages import (
     AttachRequest,
     CheckAnswer,
@@ -32,6 +31,7 @@ from gangway.daemon.messages import (
 from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest, PortInUse, Unsupported
 from gangway.log import Log
 from gangway.model import PortRange, Protocol, Source, parse_address
+from gangway.plan import Firewall
 from gangway.state.requests import Requests
 
 # The version of the API, not of gangway.
@@ -43,21 +43,24 @@ class Service(NamedTuple):
     """What the API serves."""
 
     requests: Requests
-    checks: Callable[[], Iterable[Check]]
-    names: Callable[[], Awaitable[dict[str, str]]]
-    """Return the names of Docker's containers, by address."""
+    checks: Callable[[], Iterable[CheckAnswer]]
+    names: Callable[[], Awaitable[dict[str, str]]]  # return the names of Docker's containers, by address
 
 
 class Operation(NamedTuple):
     """An operation.  `call(service, request, parameters of path and query)` returns the answer."""
 
-    method: str
-    path: str
+    pattern: str  # `METHOD /PATH/{PARAMETER}?QUERY-PARAMETER&…`
     summary: str
     call: Callable[[Service, Any, dict[str, str]], Any]
-    answer: Any
+    answer: Any = None
     request: type[msgspec.Struct] | None = None
-    query: tuple[str, ...] = ()
+
+    @property
+    def route(self) -> tuple[str, str]:
+        """The method, and the path without the query."""
+        method, _, path = self.pattern.partition("?")[0].partition(" ")
+        return method, path
 
 
 def _network(service: Service, name: str) -> NetworkAnswer:
@@ -68,30 +71,14 @@ def _list_networks(service: Service, _request: None, _given: dict[str, str]) -> 
     return [_network(service, network.name) for network in service.requests.networks()]
 
 
-def _inspect_network(service: Service, _request: None, given: dict[str, str]) -> NetworkAnswer:
-    return _network(service, given["name"])
-
-
 def _create_network(service: Service, request: NetworkRequest, _given: dict[str, str]) -> NetworkAnswer:
     return _network(service, service.requests.create_network(request.network()).name)
-
-
-def _remove_network(service: Service, _request: None, given: dict[str, str]) -> None:
-    service.requests.remove_network(given["name"])
-
-
-def _list_endpoints(service: Service, _request: None, _given: dict[str, str]) -> list[EndpointAnswer]:
-    return [EndpointAnswer.of(endpoint) for endpoint in service.requests.endpoints()]
 
 
 def _attach(service: Service, request: AttachRequest, _given: dict[str, str]) -> EndpointAnswer:
     addresses = [parse_address(text) for text in request.addresses]
     endpoint = service.requests.attach(request.container, request.network or None, addresses, request.namespace or None)
     return EndpointAnswer.of(endpoint)
-
-
-def _detach(service: Service, _request: None, given: dict[str, str]) -> None:
-    service.requests.detach(given["container"])
 
 
 def _list_mappings(service: Service, _request: None, given: dict[str, str]) -> list[MappingAnswer]:
@@ -102,11 +89,7 @@ def _list_mappings(service: Service, _request: None, given: dict[str, str]) -> l
 def _publish(service: Service, request: PublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
     if not request.ports:
         raise InvalidRequest("nothing to publish: name ports with -p")
-    return [MappingAnswer.of(planned) for planned in service.requests.publish(request.container, request.ports)]
-
-
-def _unpublish(service: Service, request: PublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
-    return [MappingAnswer.of(planned) for planned in service.requests.unpublish(request.container, request.ports)]
+    return list(map(MappingAnswer.of, service.requests.publish(request.container, request.ports)))
 
 
 def _explain(service: Service, _request: None, given: dict[str, str]) -> ExplainAnswer:
@@ -121,60 +104,57 @@ def _explain(service: Service, _request: None, given: dict[str, str]) -> Explain
     origin = messages.origin(given["from"]) if "from" in given else None
     found = service.requests.explain(Protocol.parse(protocol or "tcp"), address, ports.first, origin)
     routes = [RouteAnswer.of(route, rules) for route, rules in found.routes]
-    network = found.network
-    name, gateways = (network.name, list(map(str, network.gateways))) if network else ("", [])
+    name, gateways = (found.network.name, found.network.gateways) if found.network else ("", ())
     answer = MappingAnswer.of(found.planned, service.requests.redirected(found.planned), routes)
-    return ExplainAnswer(str(address), ports.first, service.requests.firewall.value, name, gateways, answer)
-
-
-def _doctor(service: Service, _request: None, _given: dict[str, str]) -> list[CheckAnswer]:
-    return [CheckAnswer(*check) for check in service.checks()]
+    firewall = service.requests.facts.firewall if found.network else Firewall.NONE  # no rule is written for a lease
+    return ExplainAnswer(str(address), ports.first, firewall.value, name, list(map(str, gateways)), answer)
 
 
 OPERATIONS = (
-    Operation("GET", "/networks", "List networks.", _list_networks, list[NetworkAnswer]),
-    Operation("POST", "/networks", "Create a network.", _create_network, NetworkAnswer, NetworkRequest),
-    Operation("GET", "/networks/{name}", "Show a network.", _inspect_network, NetworkAnswer),
-    Operation("DELETE", "/networks/{name}", "Remove a network that has no containers.", _remove_network, None),
-    Operation("GET", "/endpoints", "List endpoints.", _list_endpoints, list[EndpointAnswer]),
-    Operation("POST", "/endpoints", "Attach a container to a network.", _attach, EndpointAnswer, AttachRequest),
+    Operation("GET /networks", "List networks.", _list_networks, list[NetworkAnswer]),
+    Operation("POST /networks", "Create a network.", _create_network, NetworkAnswer, NetworkRequest),
     Operation(
-        "DELETE",
-        "/endpoints/{container}",
+        "GET /networks/{name}",
+        "Show a network.",
+        lambda service, _, given: _network(service, given["name"]),
+        NetworkAnswer,
+    ),
+    Operation(
+        "DELETE /networks/{name}",
+        "Remove a network that has no containers.",
+        lambda service, _, given: service.requests.remove_network(given["name"]),
+    ),
+    Operation(
+        "GET /endpoints",
+        "List endpoints.",
+        lambda service, *_: list(map(EndpointAnswer.of, service.requests.endpoints())),
+        list[EndpointAnswer],
+    ),
+    Operation("POST /endpoints", "Attach a container to a network.", _attach, EndpointAnswer, AttachRequest),
+    Operation(
+        "DELETE /endpoints/{container}",
         "Detach a container, and delete its mappings.  In the path, `/` is %2F.",
-        _detach,
-        None,
+        lambda service, _, given: service.requests.detach(given["container"]),
     ),
+    Operation("GET /mappings?container", "List all mappings, or a container's.", _list_mappings, list[MappingAnswer]),
+    Operation("POST /mappings", "Publish ports.", _publish, list[MappingAnswer], PublishRequest),
     Operation(
-        "GET",
-        "/mappings",
-        "List all mappings, or a container's.",
-        _list_mappings,
-        list[MappingAnswer],
-        query=("container",),
-    ),
-    Operation("POST", "/mappings", "Publish ports.", _publish, list[MappingAnswer], PublishRequest),
-    Operation(
-        "POST",
-        "/mappings/withdraw",
+        "POST /mappings/withdraw",
         "Delete mappings of a container: those that are named, or all.",
-        _unpublish,
+        lambda service, body, _: list(map(MappingAnswer.of, service.requests.unpublish(body.container, body.ports))),
         list[MappingAnswer],
         PublishRequest,
     ),
     Operation(
-        "GET",
-        "/explain",
+        "GET /explain?at&from",
         "Explain how clients of HOST-IP:PORT[/PROTO] reach the container.",
         _explain,
         ExplainAnswer,
-        query=("at", "from"),
     ),
     Operation(
-        "GET",
-        "/doctor",
+        "GET /doctor",
         "Show what this host supports, and the consequences of what it does not.",
-        _doctor,
+        lambda service, *_: list(service.checks()),
         list[CheckAnswer],
     ),
 )
@@ -182,41 +162,39 @@ OPERATIONS = (
 
 def application(service: Service, executor: Executor, log: Log, done: Callable[[], None]) -> web.Application:
     """Return the API.  `done` is called in the loop after each request that may have changed something."""
-    app = web.Application()
-    for operation in OPERATIONS:
-        app.router.add_route(operation.method, operation.path, _handler(operation, service, executor, log, done))
     document = msgspec.json.encode(openapi())
 
     async def describe(_request: web.Request) -> web.Response:
-        return web.Response(body=document, content_type="application/json")
+        return web.json_response(body=document)
 
+    def handler(operation: Operation) -> Callable[[web.Request], Awaitable[web.Response]]:
+        decode = None if operation.request is None else msgspec.json.Decoder(operation.request).decode
+
+        async def handle(request: web.Request) -> web.Response:
+            given = {**request.query, **request.match_info}
+            loop = asyncio.get_running_loop()
+            try:
+                body = None if decode is None else decode(await request.read())
+                answer = await loop.run_in_executor(executor, operation.call, service, body, given)
+            except msgspec.MsgspecError as error:
+                return _refusal(InvalidRequest(str(error)))
+            except GangwayError as error:
+                return _refusal(error)
+            except Exception as error:
+                log.failure(error)
+                return _refusal(HostRefused(_in_one_line(error)))
+            if request.method != "GET":
+                done()
+            await _name_leases(answer, service.names)
+            return web.json_response(body=msgspec.json.encode(answer))
+
+        return handle
+
+    app = web.Application()
+    for operation in OPERATIONS:
+        app.router.add_route(*operation.route, handler(operation))
     app.router.add_get("/openapi.json", describe)
     return app
-
-
-def _handler(
-    operation: Operation, service: Service, executor: Executor, log: Log, done: Callable[[], None]
-) -> Callable[[web.Request], Awaitable[web.Response]]:
-    decode = None if operation.request is None else msgspec.json.Decoder(operation.request).decode
-
-    async def handle(request: web.Request) -> web.Response:
-        given = {**request.query, **request.match_info}
-        try:
-            body = None if decode is None else decode(await request.read())
-            answer = await asyncio.get_running_loop().run_in_executor(executor, operation.call, service, body, given)
-        except msgspec.MsgspecError as error:
-            return _refusal(400, ErrorAnswer("InvalidRequest", str(error)))
-        except GangwayError as error:
-            return _refusal(_STATUS[type(error)], ErrorAnswer(type(error).__name__, str(error)))
-        except Exception as error:
-            log.failure(error)
-            return _refusal(500, ErrorAnswer("HostRefused", _in_one_line(error)))
-        if operation.method != "GET":
-            done()
-        await _name_leases(answer, service.names)
-        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
-
-    return handle
 
 
 async def _name_leases(answer: Any, names: Callable[[], Awaitable[dict[str, str]]]) -> None:
@@ -229,8 +207,9 @@ async def _name_leases(answer: Any, names: Callable[[], Awaitable[dict[str, str]
         lease.container = f"docker:{name}" if name else ""
 
 
-def _refusal(status: int, answer: ErrorAnswer) -> web.Response:
-    return web.Response(status=status, body=msgspec.json.encode(answer), content_type="application/json")
+def _refusal(error: GangwayError) -> web.Response:
+    body = msgspec.json.encode(ErrorAnswer(type(error).__name__, str(error)))
+    return web.json_response(body=body, status=_STATUS[type(error)])
 
 
 def _in_one_line(error: Exception) -> str:
@@ -242,15 +221,14 @@ def _in_one_line(error: Exception) -> str:
 
 def openapi() -> dict[str, Any]:
     """Return the OpenAPI 3.1 document (spec.openapis.org/oas/v3.1.0)."""
-    types = [operation.answer for operation in OPERATIONS if operation.answer is not None]
-    types += [operation.request for operation in OPERATIONS if operation.request is not None]
-    schemas, components = msgspec.json.schema_components(
-        [*types, ErrorAnswer], ref_template="#/components/schemas/{name}"
-    )
-    schema = dict(zip(map(repr, [*types, ErrorAnswer]), schemas, strict=True))
+    types = [kind for operation in OPERATIONS for kind in (operation.answer, operation.request) if kind is not None]
+    types.append(ErrorAnswer)
+    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    schema = dict(zip(map(repr, types), schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation, schema)
+        method, path = operation.route
+        paths.setdefault(path, {})[method.lower()] = _described(operation, schema)
     return {
         "openapi": "3.1.0",
         "info": {"title": "gangway", "version": _VERSION},
@@ -263,13 +241,14 @@ def _described(operation: Operation, schema: dict[str, Any]) -> dict[str, Any]:
     def body(kind: Any) -> dict[str, Any]:
         return {"application/json": {"schema": {"type": "null"} if kind is None else schema[repr(kind)]}}
 
-    in_path = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
+    path, _, query = operation.pattern.partition("?")
+    in_path, in_query = re.findall(r"{(\w+)}", path), re.findall(r"\w+", query)
     text = {"schema": {"type": "string"}}
     described: dict[str, Any] = {
         "summary": operation.summary,
         "parameters": [
             *({"name": name, "in": "path", "required": True, **text} for name in in_path),
-            *({"name": name, "in": "query", **text} for name in operation.query),
+            *({"name": name, "in": "query", **text} for name in in_query),
         ],
         "responses": {
             "200": {"description": "OK", "content": body(operation.answer)},

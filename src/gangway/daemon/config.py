@@ -27,36 +27,22 @@ _RESERVED |= {"MASQUERADE", "DNAT", "SNAT", "REDIRECT", "REJECT", "LOG", "MARK",
 class Docker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The table `[docker]`."""
 
-    socket: str = "/var/run/docker.sock"
-    """The path of the engine's API socket."""
+    socket: str = "/var/run/docker.sock"  # the path of the engine's API socket
 
     def __post_init__(self) -> None:
         if not self.socket.startswith("/"):
             raise InvalidRequest(f"docker: socket must be an absolute path, not {self.socket!r}")
 
 
-class Config(
-    msgspec.Struct,
-    frozen=True,
-    forbid_unknown_fields=True,
-    rename={"ip_forward": "ip-forward", "chain_prefix": "chain-prefix"},
-):
-    """The daemon's settings."""
-
-    firewall: str = "auto"
-    """`auto`, `nftables`, `iptables` or `none`."""
-    ip_forward: bool = True
-    """Whether the daemon may turn forwarding on."""
-    chain_prefix: str = PREFIX
-    """The name of iptables chains; DOCKER gives Docker's own layout."""
-    state: str = ""
-    """The database's path; empty: it depends on the network namespace and the socket."""
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    firewall: str = "auto"  # `auto`, `nftables`, `iptables` or `none`
+    ip_forward: bool = True  # whether the daemon may turn forwarding on
+    chain_prefix: str = PREFIX  # the name of iptables chains; DOCKER gives Docker's own layout
+    state: str = ""  # the database's path; empty: it depends on the network namespace and the socket
     group: str = ""
     """The group that may use the API socket; empty: `gangway` if there is such a group, else root only."""
-    relay: dict[str, Any] = {}
-    """The relay's settings: `gangway.relay.settings`."""
-    docker: Docker = Docker()
-    """The container engine."""
+    relay: dict[str, Any] = {}  # the relay's settings: `gangway.relay.settings`
+    docker: Docker = Docker()  # the container engine
 
     @property
     def relay_settings(self) -> Settings:

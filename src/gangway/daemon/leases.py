@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from threading import Thread
 
 from gangway.errors import GangwayError, InvalidRequest
@@ -20,16 +21,16 @@ from gangway.relay.sockets import peer_credentials
 from gangway.state.leases import Lease, Leases
 
 _RETRY_S = 0.1  # after running out of descriptors
+# For an earlier daemon's leases: how often to look for launchers that have exited, and the time in which the other
+# launchers, which try twice a second, have to take new leases.
+_REAP_S, _CLAIM_S = 1.0, 30.0
 
 
 class LeaseServer:
     """Serves launchers at a listening socket; `changed` is called after a lease was granted or has ended."""
 
-    def __init__(self, listener: socket.socket, leases: Leases, log: Log, changed: Callable[[], None]) -> None:
-        self._listener = listener
-        self._leases = leases
-        self._log = log
-        self._changed = changed
+    def __init__(self, listener: socket.socket, leases: Leases, log: Log, changed: Callable[[], object]) -> None:
+        self._listener, self._leases, self._log, self._changed = listener, leases, log, changed
         self._epoll = select.epoll()
         self._wake, self._woken = os.pipe()
         self._connections: dict[int, tuple[socket.socket, Lease | None]] = {}
@@ -39,7 +40,6 @@ class LeaseServer:
         self._thread = Thread(target=self._run, name="leases", daemon=True)
 
     def start(self) -> None:
-        """Serve from now on."""
         self._thread.start()
 
     def restore(self) -> None:
@@ -57,8 +57,10 @@ class LeaseServer:
             os.close(fd)
 
     def _run(self) -> None:
+        started_s = reaped_s = time.monotonic()
         while True:
-            for fd, _events in self._epoll.poll():
+            is_waiting = self._leases.unclaimed or self._leases.is_incomplete
+            for fd, _events in self._epoll.poll(_REAP_S if is_waiting else None):
                 if fd == self._wake:
                     if b"q" in os.read(self._wake, 64):
                         return
@@ -66,14 +68,28 @@ class LeaseServer:
                 elif fd == self._listener.fileno():
                     self._guarded(self._accept)
                 elif fd in self._connections:
-                    self._guarded(lambda fd=fd: self._receive(fd))  # type: ignore[misc]
+                    self._guarded(partial(self._receive, fd))
+            now_s = time.monotonic()
+            if is_waiting and now_s - reaped_s > _REAP_S:
+                reaped_s = now_s
+                self._guarded(partial(self._leases.reap, now_s - started_s > _CLAIM_S))
+                if self._leases.is_incomplete:
+                    self._guarded(self._restore)
 
     def _guarded(self, call: Callable[[], None]) -> None:
-        """One launcher's failure is not another's."""
         try:
             call()
+        except ExceptionGroup as errors:
+            for one in errors.exceptions:
+                self._log.warning("%s: %s", errors.message, one)
         except Exception as error:
             self._log.failure(error)
+
+    def _restore(self) -> None:
+        try:
+            self._leases.restore()
+        finally:
+            self._changed()  # there is another relay to watch
 
     def _accept(self) -> None:
         try:
@@ -97,36 +113,42 @@ class LeaseServer:
         connection, lease = self._connections[fd]
         fds: list[int] = []
         try:
-            message, fds, _flags, _address = socket.recv_fds(connection, protocol.MAX_REQUEST_BYTES, 1)
+            message, fds, flags, _address = socket.recv_fds(connection, protocol.MAX_REQUEST_BYTES, 1)
         except BlockingIOError:
             return
         except OSError:
             message = b""
         try:
+            if message and lease is not None:
+                self._log.warning("lease ended: its launcher sent another message")
             if not message or lease is not None:
                 self._end(fd)
             else:
-                self._grant(fd, connection, message, fds)
+                self._grant(fd, connection, message, fds, flags)
         finally:
             for left in fds:
                 os.close(left)
 
-    def _grant(self, fd: int, connection: socket.socket, message: bytes, fds: list[int]) -> None:
+    def _grant(self, fd: int, connection: socket.socket, message: bytes, fds: list[int], flags: int) -> None:
         try:
+            if flags & socket.MSG_TRUNC or (fds and flags & socket.MSG_CTRUNC):
+                raise ProtocolError("the message is too long, or has more than one descriptor")
             wanted = protocol.parse(message)
             if not isinstance(wanted, protocol.Lease):
                 raise ProtocolError("the first message must be a lease")
             if not fds:
                 raise InvalidRequest("no socket came with the lease: the daemon has no file descriptor left")
-            with socket.socket(fileno=fds.pop()) as sock:
-                lease = self._leases.grant(wanted, sock.dup(), peer_credentials(connection).pid)
+            sock = socket.socket(fileno=fds[0])
+            del fds[0]  # it is the socket's now
+            lease = self._leases.grant(wanted, sock, peer_credentials(connection).pid)
         except (ProtocolError, GangwayError, ExceptionGroup, OSError) as error:
             self._log.warning("lease refused: %s", error)
             self._answer(connection, protocol.encode_refusal(str(error)))
-            return self._end(fd)
+            self._end(fd)
+            return
         self._connections[fd] = connection, lease
         self._answer(connection, protocol.encode_answer())
-        return self._changed()
+        self._changed()
 
     def _end(self, fd: int) -> None:
         connection, lease = self._connections.pop(fd)
@@ -135,18 +157,11 @@ class LeaseServer:
             if lease is not None:
                 self._leases.end(lease)
         except (GangwayError, ExceptionGroup) as error:
-            self._log.warning("the end of a lease failed: %s", error)
+            self._log.warning("lease ended, but not everything was removed: %s", error)
         finally:
-            connection.close()  # the launcher waits for that: the port is free
+            connection.close()  # the launcher waits for this: the port is free now
         self._changed()
 
-    def _restore(self) -> None:
-        try:
-            self._leases.restore()
-        except ExceptionGroup as errors:
-            for error in errors.exceptions:
-                self._log.warning("%s: %s", errors.message, error)
-
     def _answer(self, connection: socket.socket, answer: bytes) -> None:
-        with suppress(OSError):  # it has ended, and its end of the connection will say so
+        with suppress(OSError):  # it has exited; epoll reports the closed connection
             connection.send(answer)

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import NamedTuple
 
 from gangway.daemon.config import Config
 from gangway.daemon.home import Home
@@ -32,29 +31,17 @@ from gangway.relay.privilege import raise_descriptor_limit
 _SETTLE_S = 0.1
 # How often to check what sends no notification: legacy iptables, br_netfilter's settings, what could not be done.
 _CHECK_S = 10.0
-# How long a daemon that a command or launcher has started stays when there is nothing to look after.
+# How long the relay, and a daemon that a command or launcher has started, stay when there is nothing to look after:
+# dockerd starts launchers one after the other, and `docker restart` ends the last before it starts the next.
 _LINGER_S = 5.0
 
 
-class Start(NamedTuple):
-    """How a daemon is to run."""
-
-    config: Config
-    socket_path: str | None
-    """Where API clients connect; None: in the runtime folder."""
-    until_idle: bool
-    """It ends when there is nothing to look after."""
-    log: Log
-
-
 class Daemon:
-    """A daemon that runs until a signal, or until it is idle."""
+    """A daemon that runs until a signal or, if `until_idle`, until there is nothing to look after."""
 
-    def __init__(self, start: Start, parts: Parts, notices: Notices, worker: ThreadPoolExecutor) -> None:
-        self._start = start
-        self._parts = parts
-        self._notices = notices
-        self._worker = worker
+    def __init__(self, parts: Parts, notices: Notices, worker: ThreadPoolExecutor, log: Log, until_idle: bool) -> None:
+        self._parts, self._notices, self._worker = parts, notices, worker
+        self._log, self._until_idle = log, until_idle
         self._over = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._checks: dict[socket.socket, asyncio.TimerHandle] = {}
@@ -72,24 +59,30 @@ class Daemon:
         for sock, check in ((self._notices.links, requests.check), (self._notices.rules, requests.check_rules)):
             self._loop.add_reader(sock, self._notified, sock, check)
         self._loop.add_reader(self._hangups, self._relay_exited)
-        self._leases = LeaseServer(home.leases, requests.leases, self._start.log, self._changed_by_lease)
+        changed = partial(self._loop.call_soon_threadsafe, self._changed)
+        self._leases = LeaseServer(home.leases, requests.leases, self._log, changed)
         self._leases.start()
+        api = self._loop.create_task(self._serve_api(home.api))
         try:
-            async with self._api(home.api):
-                ready()
-                self._changed()
-                self._loop.call_later(_CHECK_S, self._check_thoroughly)
-                await self._over.wait()
+            ready()
+            self._changed()
+            self._loop.call_later(_CHECK_S, self._check_thoroughly)
+            await self._over.wait()
         finally:
+            api.cancel()
+            await asyncio.wait([api])
             self._leases.close()
             self._loop.remove_reader(self._hangups)
             self._hangups.close()
 
-    def _api(self, listener: socket.socket) -> "_LazyApi":
-        return _LazyApi(self._loop, listener, self._serve_api)
-
-    async def _serve_api(self, listener: socket.socket) -> Callable[[], object]:
-        """Serve the API at a listening socket; return what ends it."""
+    async def _serve_api(self, listener: socket.socket) -> None:
+        """Serve the API from its first client on, until cancelled."""
+        arrived = asyncio.Event()
+        self._loop.add_reader(listener, arrived.set)
+        try:
+            await arrived.wait()
+        finally:
+            self._loop.remove_reader(listener)
         from aiohttp import web  # a dozen megabytes that a daemon with leases only does not need
 
         from gangway.daemon.api import Service, application
@@ -97,11 +90,14 @@ class Daemon:
 
         names = partial(names_by_address, self._parts.config.docker.socket)
         service = Service(self._parts.requests, self._parts.checks, names)
-        app = application(service, self._worker, self._start.log, self._changed)
+        app = application(service, self._worker, self._log, self._changed)
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await runner.setup()
-        await web.SockSite(runner, listener).start()
-        return runner.cleanup
+        try:
+            await web.SockSite(runner, listener).start()
+            await self._over.wait()
+        finally:
+            await runner.cleanup()
 
     def _notified(self, sock: socket.socket, check: Callable[[], None]) -> None:
         self._notices.drain(sock)
@@ -123,31 +119,28 @@ class Daemon:
         try:
             check()
         except GangwayError as error:
-            self._start.log.warning("%s", error)
+            self._log.warning(str(error))
         except Exception as error:
-            self._start.log.failure(error)
-
-    def _changed_by_lease(self) -> None:
-        self._loop.call_soon_threadsafe(self._changed)
+            self._log.failure(error)
 
     def _changed(self) -> None:
-        """There may be another relay now, and nothing may be left to look after."""
+        """Watch the relay, which may be another one now; schedule the daemon's end if nothing is left to manage."""
         relay = self._parts.dataplane.relay
         self._watch(relay.fileno())
         if relay.exits != self._relay_exits:  # a thread may have started another one before we were notified
             self._relay_exits = relay.exits
-            self._leases.restore()
-            self._run(self._parts.requests.check)
-        if self._end is not None:
-            self._end.cancel()
-        if self._start.until_idle and self._parts.requests.is_idle:
-            self._end = self._loop.call_later(_LINGER_S, self._end_if_idle)
+            self._serve_again()
+        if not self._parts.requests.is_idle:
+            if self._end is not None:
+                self._end.cancel()
+            self._end = None
+        elif self._end is None:
+            self._end = self._loop.call_later(_LINGER_S, self._stop_if_idle)
 
     def _watch(self, relay_fd: int | None) -> None:
-        """Wait for the relay's end only: what it answers is for the threads that ask.  A new relay may have the old
-        one's descriptor number."""
+        """Watch for the relay's exit only: its answers are read by the threads that send the requests."""
         if self._relay_fd is not None:
-            with suppress(OSError):  # it is closed, and so it is not watched any more
+            with suppress(OSError):  # a closed descriptor is no longer watched
                 self._hangups.unregister(self._relay_fd)
         self._relay_fd = relay_fd
         if relay_fd is not None:
@@ -156,58 +149,42 @@ class Daemon:
 
     def _relay_exited(self) -> None:
         self._watch(None)
+        self._serve_again()
+
+    def _serve_again(self) -> None:
         self._leases.restore()
         self._run(self._parts.requests.check)
 
-    def _end_if_idle(self) -> None:
-        """Ask the worker thread: whatever is on its way there comes first."""
-        idle = self._loop.run_in_executor(self._worker, lambda: self._parts.requests.is_idle)
-        idle.add_done_callback(lambda answer: self._over.set() if answer.result() else None)
+    def _stop_if_idle(self) -> None:
+        """Stop the relay in the worker thread, after the requests that came before, and then perhaps the daemon."""
+        self._loop.run_in_executor(self._worker, self._parts.stop_if_idle).add_done_callback(self._end_if_stopped)
+
+    def _end_if_stopped(self, stopped: "asyncio.Future[bool]") -> None:
+        if not stopped.result():  # launchers may still have to take their leases again
+            self._end = None
+            self._changed()
+        elif self._until_idle:
+            self._over.set()
 
 
-class _LazyApi:
-    """A listening socket whose server is started by the first client."""
+def run(config: Config, socket_path: str | None, log: Log, until_idle: bool, ready: Callable[[], None]) -> None:
+    """Run a daemon to its end; `ready` is called when it serves.  GangwayError: it cannot run.
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        listener: socket.socket,
-        serve: Callable[[socket.socket], object],
-    ) -> None:
-        self._loop = loop
-        self._listener = listener
-        self._serve = serve
-        self._server: asyncio.Task[Callable[[], object]] | None = None
-
-    async def __aenter__(self) -> None:
-        self._loop.add_reader(self._listener, self._first_client)
-
-    async def __aexit__(self, *_: object) -> None:
-        self._loop.remove_reader(self._listener)
-        if self._server is not None:
-            await (await self._server)()  # type: ignore[misc]
-
-    def _first_client(self) -> None:
-        self._loop.remove_reader(self._listener)
-        self._server = self._loop.create_task(self._serve(self._listener))  # type: ignore[arg-type]
-
-
-def run(start: Start, ready: Callable[[], None]) -> None:
-    """Run a daemon to its end; `ready` is called when it serves.  GangwayError: it cannot run."""
+    `socket_path` is where API clients connect; None: in the runtime folder.
+    """
     raise_descriptor_limit()
     with ExitStack() as stack:
-        home = stack.enter_context(Home(start.socket_path, start.config.group_id))
+        home = stack.enter_context(Home(socket_path, config.group_id))
         worker = stack.enter_context(ThreadPoolExecutor(1, "worker"))
         notices = Notices()
         stack.callback(notices.close)
-        parts = worker.submit(Parts, start.config, home, start.log).result()
+        parts = worker.submit(Parts, config, home, log).result()
         stack.callback(lambda: worker.submit(parts.close).result())
-        stack.callback(lambda: worker.submit(parts.stop_if_idle).result())
-        if not start.until_idle and probe.is_root():  # an operator learns at once that the firewall cannot be used
-            worker.submit(lambda: parts.requests.firewall).result()
+        if not until_idle and probe.is_root():  # an operator learns at once that the firewall cannot be used
+            worker.submit(lambda: parts.requests.facts).result()
 
         async def serve() -> bool:
-            await Daemon(start, parts, notices, worker).run(home, ready)
-            return start.until_idle and parts.requests.is_idle
+            await Daemon(parts, notices, worker, log, until_idle).run(home, ready)
+            return until_idle and parts.requests.is_idle
 
         home.is_abandoned = asyncio.run(serve())

@@ -8,7 +8,7 @@ from ipaddress import ip_network
 import msgspec
 
 from gangway.errors import InvalidRequest
-from gangway.model import Endpoint, Network, PortMapping, Subnet, bridge_name, first_gateway, parse_address
+from gangway.model import Endpoint, Network, Subnet, bridge_name, first_gateway, parse_address
 from gangway.plan import MappingPlan, Origin, Route
 
 
@@ -17,15 +17,12 @@ class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True):
 
     name: str
     subnets: list[str]
-    gateways: list[str] = []
-    """One for each subnet at most; a subnet without one gets its first address."""
-    bridge: str = ""
-    """The bridge's name; empty: it is derived from the network's."""
+    gateways: list[str] = []  # one for each subnet at most; a subnet without one gets its first address
+    bridge: str = ""  # the bridge's name; empty: it is derived from the network's
     masquerade: bool = True
     icc: bool = True
     internal: bool = False
-    mtu: int = 1500
-    """Bytes."""
+    mtu: int = 1500  # bytes
 
     def network(self) -> Network:
         """Return the network.  InvalidRequest: its values do not fit together."""
@@ -46,14 +43,11 @@ class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True):
 class AttachRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Attach a container."""
 
-    container: str
-    """A name of ip-netns(8), a path, or pid:PID."""
-    network: str = ""
-    """Empty: `gangway0`, which is created on demand."""
+    container: str  # A name of ip-netns(8), a path, or pid:PID
+    network: str = ""  # empty: `gangway0`, which is created on demand
     addresses: list[str] = []
     """One for each subnet of the network at most; in the others the container gets a free one."""
-    namespace: str = ""
-    """The path of its network namespace, if `container` is a name of the client's choice."""
+    namespace: str = ""  # the path of its network namespace, if `container` is a name of the client's choice
 
 
 class PublishRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -64,8 +58,6 @@ class PublishRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class NetworkAnswer(msgspec.Struct):
-    """A network."""
-
     name: str
     bridge: str
     subnets: list[str]
@@ -78,7 +70,6 @@ class NetworkAnswer(msgspec.Struct):
 
     @classmethod
     def of(cls, network: Network, endpoints: tuple[Endpoint, ...]) -> "NetworkAnswer":
-        """Return the answer for a network with these endpoints."""
         policy = network.masquerade, network.icc, network.internal, network.mtu
         subnets, gateways = list(map(str, network.subnets)), list(map(str, network.gateways))
         attached = [EndpointAnswer.of(endpoint) for endpoint in endpoints]
@@ -86,15 +77,12 @@ class NetworkAnswer(msgspec.Struct):
 
 
 class EndpointAnswer(msgspec.Struct):
-    """An endpoint."""
-
     container: str
     network: str
     addresses: list[str]
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> "EndpointAnswer":
-        """Return the answer for an endpoint."""
         return cls(endpoint.container, endpoint.network, list(map(str, endpoint.addresses)))
 
 
@@ -102,31 +90,24 @@ class RouteAnswer(msgspec.Struct):
     """The road of one kind of client, and the reason."""
 
     origin: str
-    neighbour: bool
-    """The client is a container of the same network."""
+    neighbour: bool  # the client is a container of the same network
     road: str
     code: str
     fact: str
-    seen_as: str
-    """Whose address the container sees: `client`, `gateway`, or `nobody`."""
-    rules: list[str] = []
-    """The rules that match its first packet; filled in by `explain` only."""
+    seen_as: str  # whose address the container sees: `client`, `gateway`, or `nobody`
+    rules: list[str] = []  # the rules that match its first packet; filled in by `explain` only
 
     @classmethod
     def of(cls, route: Route, rules: tuple[str, ...] = ()) -> "RouteAnswer":
-        """Return the answer for a route."""
-        reason = route.reason
-        decision = route.origin.value, route.neighbour, route.road.value, reason.code.value, reason.fact
-        return cls(*decision, route.seen_as.value, list(rules))
+        code, fact = route.reason.code, route.reason.fact
+        return cls(route.origin, route.neighbour, route.road, code, fact, route.seen_as, list(rules))
 
 
 class MappingAnswer(msgspec.Struct):
     """A mapping, and the road of each kind of client."""
 
-    container: str
-    """For a lease `docker:NAME`, or empty if the name is not known."""
-    source: str
-    """Who asked for it: `api`, or `lease` for a docker-proxy launcher."""
+    container: str  # for a lease `docker:NAME`, or empty if the name is not known
+    source: str  # the front that requested it: `api`, or `lease` for a docker-proxy launcher
     protocol: str
     host_address: str
     host_ports: str
@@ -137,27 +118,13 @@ class MappingAnswer(msgspec.Struct):
     """How many sockets were redirected to it: connections, and peers of sockets that are not connected."""
 
     @classmethod
-    def of(
-        cls,
-        planned: MappingPlan,
-        redirected: int = 0,
-        routes: list[RouteAnswer] | None = None,
-    ) -> "MappingAnswer":
-        """Return the answer for a mapping with all its routes, or with these."""
-        mapping: PortMapping = planned.mapping
+    def of(cls, planned: MappingPlan, redirected: int = 0, routes: list[RouteAnswer] | None = None) -> "MappingAnswer":
+        mapping = planned.mapping
+        host = str(mapping.host_address), str(mapping.host_ports)
+        target = str(planned.container_address), str(mapping.container_ports)
         if routes is None:
             routes = [RouteAnswer.of(route) for route in planned.routes]
-        return cls(
-            mapping.container,
-            mapping.source.value,
-            mapping.protocol.value,
-            str(mapping.host_address),
-            str(mapping.host_ports),
-            str(planned.container_address),
-            str(mapping.container_ports),
-            routes,
-            redirected,
-        )
+        return cls(mapping.container, mapping.source, mapping.protocol, *host, *target, routes, redirected)
 
 
 class ExplainAnswer(msgspec.Struct):
@@ -166,10 +133,8 @@ class ExplainAnswer(msgspec.Struct):
     host_address: str
     host_port: int
     firewall: str
-    network: str
-    """Empty for a lease."""
-    gateways: list[str]
-    """The network's; empty for a lease."""
+    network: str  # empty for a lease
+    gateways: list[str]  # the network's; empty for a lease
     mapping: MappingAnswer
 
 
@@ -178,7 +143,7 @@ class CheckAnswer(msgspec.Struct):
 
     check: str
     holds: bool
-    note: str
+    note: str = ""
 
 
 class ErrorAnswer(msgspec.Struct):

@@ -1,17 +1,17 @@
 """Puts the daemon's parts together."""
 
-from collections.abc import Collection, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 from gangway import runtime
 from gangway.daemon.config import Config
-from gangway.daemon.doctor import Check, checks
+from gangway.daemon.doctor import checks
 from gangway.daemon.home import Home
+from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
-from gangway.errors import GangwayError
-from gangway.firewall.base import Driver, driver_for
+from gangway.firewall.base import Driver
+from gangway.firewall.choice import driver_for
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Links
 from gangway.host.reserved_ports import ReservedPorts
@@ -30,32 +30,29 @@ from gangway.state.requests import Requests
 
 
 class Parts:
-    """The parts of one daemon.  `close` leaves everything as it is: published ports go on."""
+    """The parts of one daemon.  `close` changes nothing on the host: ports stay published."""
 
     def __init__(self, config: Config, home: Home, log: Log) -> None:
-        def warn(text: str) -> None:
-            log.warning("%s", text)
-
         self.config = config
+        self._log = log
         self._database = Database(Path(config.state or runtime.default_state()))
-        self._settings = settings = SavedSettings(self._database, warn)
+        self._settings = settings = SavedSettings(self._database, log.warning)
         relay = RelayClient(home.relay_path, config.relay_settings)
         relay.connect()
-        redirect = Redirect(
-            relay,
-            enabled=config.relay_settings.redirect,
-            host_addresses=config.firewall == Firewall.NONE,
-        )
+        no_rules = config.firewall == Firewall.NONE
+        redirect = Redirect(relay, enabled=config.relay_settings.redirect, host_addresses=no_rules)
+        if redirect.unavailable and config.relay_settings.redirect:
+            log.warning(f"redirect unavailable: {redirect.unavailable}: clients of loopback addresses are relayed")
         steering = Steering(relay, lambda: redirect.auto_bound_fd, deferred=True)
         self.dataplane = DataPlane(relay, steering, redirect, settings)
         self.dataplane.reuse_ports = config.relay_settings.tcp_tw_reuse
         self._links = Links()
         self.observer = Observer(config, self._database, self._links, self.dataplane)
-        forwarding = ForwardingSwitch(settings, self._links, self._forward_filters)
+        forwarding = ForwardingSwitch(settings, self._links, lambda family: self._controller.filters(family))
         executor = Executor(self._links, self.dataplane, forwarding, self.observer.alias)
         registry = Registry(self._database)
         self._controller = controller = Controller(
-            self.observer, registry, executor, ReservedPorts(settings, warn), self._driver_for, log
+            self.observer, registry, executor, ReservedPorts(settings, log.warning), self._driver_for, log
         )
         leases = Leases(registry.index, self.dataplane, self.observer.lease_facts)
         self.requests = Requests(controller, registry, executor, leases)
@@ -64,22 +61,20 @@ class Parts:
         nft, prefix = self.observer.tools.nft, self.config.chain_prefix
         return driver_for(firewall, nft, self._database, self._settings, prefix)
 
-    def _forward_filters(self, family: int) -> Collection[str]:
-        return self._controller.filters(family)
-
-    def checks(self) -> Iterator[Check]:
-        """Yield what `gangway doctor` shows."""
+    def checks(self) -> Iterator[CheckAnswer]:
         return checks(self.observer.tools, self.requests.facts, self.dataplane, len(self.requests.leases))
 
-    def stop_if_idle(self) -> None:
-        """Stop the relay if there is nothing to look after."""
-        if self.requests.is_idle:
-            with suppress(GangwayError):
-                self.dataplane.stop_if_unused()
+    def stop_if_idle(self) -> bool:
+        """Stop the relay if there is nothing to look after.  False: there is, or it failed."""
+        try:
+            return self.requests.is_idle and self.dataplane.stop_if_unused()
+        except Exception as error:
+            self._log.warning(f"the relay could not be stopped: {error}")
+            return False
 
     def close(self) -> None:
-        """Close sockets and files."""
+        self.stop_if_idle()
         self._links.close()
         self.dataplane.close()
-        self.observer.close()
+        self.observer.tools.close()
         self._database.close()

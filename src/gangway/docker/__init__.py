@@ -1,1 +1,1 @@
-"""What is read from Docker's API."""
+"""Reads from Docker's API."""

@@ -1,1 +1,2 @@
-"""eBPF programs: the loopback redirect, and the steering of published ports to the relay's sockets."""
+"""The eBPF programs: `redirect` leads loopback clients straight to the container, `steering` leads clients of published
+ports to the relay's sockets.  `program` and `loader` do what both need."""

@@ -16,7 +16,9 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
-PROTOCOLS = {"tcp": 6, "udp": 17}
+from gangway import inet
+
+PROTOCOLS = {name: number for name, number in inet.PROTOCOLS.items() if name != "sctp"}
 """IPPROTO_TCP and IPPROTO_UDP.  The kernel runs no programs for sockets of other protocols."""
 KINDS = tuple((protocol, family) for family in (4, 6) for protocol in ("tcp", "udp"))
 """Protocols and families (4 or 6), in the order of steering's rows."""
@@ -39,8 +41,7 @@ Span = tuple[int, int, int]
 
 
 class PortBlock(NamedTuple):
-    """Ports of a host address: 2^n of them, the first one a multiple of 2^n.  0.0.0.0 and :: stand for all addresses of
-    their family."""
+    """2^n ports, the first one a multiple of 2^n.  The addresses 0.0.0.0 and :: stand for all of their family."""
 
     protocol: str
     address: str
@@ -49,18 +50,11 @@ class PortBlock(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Where the redirect leads a block: a container's address, and its port for the block's first port."""
+    """Where the redirect leads a port, or the first one of a block, and how often the entry has been used."""
 
     address: str
     port: int
-
-
-class Hit(NamedTuple):
-    """Where the redirect leads a port, and how often the entry has been used."""
-
-    address: str
-    port: int
-    uses: int
+    uses: int = 0
 
 
 def blocks(protocol: str, address: str, first: int, last: int) -> Iterator[PortBlock]:
@@ -83,16 +77,13 @@ def pack_address(text: str) -> bytes:
 @lru_cache(1024)
 def unpack_address(packed: bytes) -> str:
     """Return the address of 16 bytes, in its canonical form."""
-    if packed.startswith(_IPV4_MAPPED):
-        return str(IPv4Address(packed[-4:]))
-    return str(IPv6Address(packed))
+    return str(IPv4Address(packed[-4:]) if packed.startswith(_IPV4_MAPPED) else IPv6Address(packed))
 
 
 def pack_key(block: PortBlock) -> bytes:
     """Return the trie's key for a block: struct port_key.  KeyError: the protocol is neither TCP nor UDP."""
-    prefix_bits = _BITS_BEFORE_PORT + _PORT_BITS - (block.last - block.first).bit_length()
-    port = block.first.to_bytes(2, "big")
-    return _KEY.pack(prefix_bits, PROTOCOLS[block.protocol], pack_address(block.address), port)
+    bits = _BITS_BEFORE_PORT + _PORT_BITS - (block.last - block.first).bit_length()
+    return _KEY.pack(bits, PROTOCOLS[block.protocol], pack_address(block.address), block.first.to_bytes(2, "big"))
 
 
 def unpack_key(key: bytes) -> PortBlock:
@@ -107,27 +98,22 @@ def pack_target(block: PortBlock, target: Target) -> bytes:
     return _TARGET.pack(pack_address(target.address), (target.port - block.first) % _PORTS, 0)
 
 
-def unpack_target(value: bytes, port: int) -> Hit:
+def unpack_target(value: bytes, port: int) -> Target:
     """Return where a value of the redirect leads a host port."""
     address, shift, uses = _TARGET.unpack(value)
-    return Hit(unpack_address(address), (port + shift) % _PORTS, uses)
+    return Target(unpack_address(address), (port + shift) % _PORTS, uses)
 
 
 def redirect_spans(block: PortBlock, value: bytes) -> Iterator[Span]:
-    """Yield the container's ports and the host's ports of an entry of the redirect.
-
-    The container's come first: a socket that is redirected must find what it had asked for.
-    """
-    row = int(block.protocol == "udp")
-    first = unpack_target(value, block.first).port
+    """Yield the ports of an entry: the container's first, as a redirected socket must find the address it requested."""
+    row, first = int(block.protocol == "udp"), unpack_target(value, block.first).port
     yield _CONTAINER_ROW + row, first, first + block.last - block.first
     yield row, block.first, block.last
 
 
 def steering_spans(block: PortBlock, _value: bytes) -> Iterator[Span]:
     """Yield the ports of an entry of steering."""
-    row = _UDP_ROW * (block.protocol == "udp") + _IPV6_ROW * (":" in block.address)
-    yield row, block.first, block.last
+    yield _UDP_ROW * (block.protocol == "udp") + _IPV6_ROW * (":" in block.address), block.first, block.last
 
 
 def pack_kind(protocol: str, family: int) -> bytes:

@@ -34,39 +34,29 @@ class ProgramInfo(ctypes.Structure):
 def library() -> ctypes.CDLL:
     """Load libbpf.  Functions that return a pointer return None on failure, the others a negative errno."""
     bpf = ctypes.CDLL(LIBRARY, use_errno=True)
-    for name, result, arguments in (
-        ("bpf_object__open_file", c_void_p, [c_char_p, c_void_p]),
-        ("bpf_object__load", c_int, [c_void_p]),
-        ("bpf_object__close", None, [c_void_p]),
-        ("bpf_object__find_map_by_name", c_void_p, [c_void_p, c_char_p]),
-        ("bpf_object__find_program_by_name", c_void_p, [c_void_p, c_char_p]),
-        ("bpf_map__initial_value", c_void_p, [c_void_p, POINTER(c_size_t)]),
-        ("bpf_map__reuse_fd", c_int, [c_void_p, c_int]),
-        ("bpf_map__fd", c_int, [c_void_p]),
-        ("bpf_program__attach_cgroup", c_void_p, [c_void_p, c_int]),
-        ("bpf_program__attach_netns", c_void_p, [c_void_p, c_int]),
-        ("bpf_link__fd", c_int, [c_void_p]),
-        ("bpf_link__destroy", c_int, [c_void_p]),
-        ("bpf_map__type", c_int, [c_void_p]),
-        ("bpf_map__key_size", c_uint32, [c_void_p]),
-        ("bpf_map__value_size", c_uint32, [c_void_p]),
-        ("bpf_map__max_entries", c_uint32, [c_void_p]),
-        ("bpf_map_get_fd_by_id", c_int, [c_uint32]),
-        ("bpf_prog_get_fd_by_id", c_int, [c_uint32]),
-        ("bpf_obj_get_info_by_fd", c_int, [c_int, c_void_p, c_void_p]),
-        ("bpf_map_update_elem", c_int, [c_int, c_char_p, c_char_p, c_uint64]),
-        ("bpf_map_lookup_elem", c_int, [c_int, c_char_p, c_char_p]),
-        ("bpf_map_delete_elem", c_int, [c_int, c_char_p]),
-        ("bpf_map_get_next_key", c_int, [c_int, c_char_p, c_char_p]),
+    for result, arguments, names in (
+        (c_void_p, [c_char_p, c_void_p], ["object__open_file"]),
+        (c_int, [c_void_p], ["object__load", "map__fd", "map__type", "link__fd", "link__destroy"]),
+        (c_uint32, [c_void_p], ["map__key_size", "map__value_size", "map__max_entries"]),
+        (None, [c_void_p], ["object__close"]),
+        (c_void_p, [c_void_p, c_char_p], ["object__find_map_by_name", "object__find_program_by_name"]),
+        (c_void_p, [c_void_p, POINTER(c_size_t)], ["map__initial_value"]),
+        (c_int, [c_void_p, c_int], ["map__reuse_fd"]),
+        (c_void_p, [c_void_p, c_int], ["program__attach_cgroup", "program__attach_netns"]),
+        (c_int, [c_uint32], ["map_get_fd_by_id", "prog_get_fd_by_id"]),
+        (c_int, [c_int, c_void_p, c_void_p], ["obj_get_info_by_fd"]),
+        (c_int, [c_int, c_char_p, c_char_p, c_uint64], ["map_update_elem"]),
+        (c_int, [c_int, c_char_p, c_char_p], ["map_lookup_elem", "map_get_next_key"]),
+        (c_int, [c_int, c_char_p], ["map_delete_elem"]),
     ):
-        function = getattr(bpf, name)
-        function.restype, function.argtypes = result, arguments
+        for name in names:
+            function = getattr(bpf, f"bpf_{name}")
+            function.restype, function.argtypes = result, arguments
     bpf.libbpf_set_print(None)
     return bpf
 
 
 def reason() -> str:
-    """Return why the last call failed."""
     return os.strerror(ctypes.get_errno())
 
 

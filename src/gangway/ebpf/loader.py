@@ -4,8 +4,8 @@ What this file knows: libbpf, how programs are attached.  What it must not know:
 
 How it works.  Programs stay attached for as long as a process holds their links (bpf_link: a file descriptor), and a
 map lives as long as a program or a descriptor does.  So there is nothing to clean up: when the last process that holds
-them ends, in whatever way, the kernel is as it was before.  A process that only has to keep the programs attached gets
-`links`; with those it can end them, but change nothing.
+them ends, in whatever way, the kernel is as it was before.  A process that has only the links can keep
+the programs attached, or detach them, but change nothing.
 
 To take over, a later process is given the former links, finds the maps by them (which takes root), loads programs of
 its own with the same maps and attaches them.  For a moment both copies are attached.
@@ -13,17 +13,23 @@ its own with the same maps and attaches them.  For a moment both copies are atta
 
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from ctypes import byref, c_size_t, c_uint32
+from contextlib import ExitStack, suppress
+from ctypes import byref, c_char_p, c_long, c_size_t, c_uint32
 from pathlib import Path
 from typing import NamedTuple
 
-from gangway.ebpf import cgroup, libbpf, requirements
+from gangway.ebpf import libbpf, requirements
 from gangway.errors import HostRefused, Unsupported
 
 _MOST_MAPS = 16
+_LAYOUT = ("type", "key_size", "value_size", "max_entries")
+# include/uapi/asm-generic/unistd.h: the same on all architectures
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_CLOEXEC, _CMD_CREATE = 1, 6  # include/uapi/linux/mount.h: FSOPEN_, FSMOUNT_ and FSCONFIG_
+_MOUNTED = re.compile(r"^\S+ \S+ \S+ / (\S+) .* - cgroup2 ", re.MULTILINE)  # proc_pid_mountinfo(5)
 
 
 class ObjectFile(NamedTuple):
@@ -31,10 +37,8 @@ class ObjectFile(NamedTuple):
 
     path: Path
     maps: tuple[str, ...]
-    cgroup_programs: tuple[str, ...]
-    """Attached to the root of the cgroups."""
-    netns_programs: tuple[str, ...] = ()
-    """Attached to the calling thread's network namespace."""
+    cgroup_programs: tuple[str, ...]  # attached to the root of the cgroups
+    netns_programs: tuple[str, ...] = ()  # attached to the calling thread's network namespace
 
 
 class LoadedObject:
@@ -43,10 +47,9 @@ class LoadedObject:
     Its constants (.rodata) are the cookie of the calling thread's network namespace (8 bytes), then `settings`.
     `former_links`: another process's links, whose maps are used again.  `maps`: descriptors of maps of another object
     that are used in place of its own.  Unsupported: something is missing; the message says what.
-    """
 
-    links: Sequence[int]
-    """The descriptors that keep the programs attached."""
+    `links` are the descriptors that keep the programs attached.
+    """
 
     def __init__(
         self,
@@ -56,14 +59,11 @@ class LoadedObject:
         maps: Mapping[str, int] | None = None,
     ) -> None:
         for probe in requirements.NEEDS.values():
-            missing = probe()
-            if missing is not None:
+            if (missing := probe()) is not None:
                 raise Unsupported(missing)
         if not file.path.exists():
             raise Unsupported(f"{file.path} is missing: run make build")
-        self._bpf = libbpf.library()
-        self._file = file
-        self._given_maps = maps or {}
+        self._bpf, self._file, self._given_maps = libbpf.library(), file, maps or {}
         try:
             with ExitStack() as scope:
                 constants = requirements.own_netns_cookie().to_bytes(8, sys.byteorder) + settings
@@ -97,8 +97,7 @@ class LoadedObject:
     def lookup(self, name: str, key: bytes, value_bytes: int) -> bytes | None:
         """Return the value of a key; None if there is none."""
         value = ctypes.create_string_buffer(value_bytes)
-        is_found = self._bpf.bpf_map_lookup_elem(self._maps[name], key, value) == 0
-        return value.raw if is_found else None
+        return None if self._bpf.bpf_map_lookup_elem(self._maps[name], key, value) else value.raw
 
     def keys(self, name: str, key_bytes: int) -> list[bytes]:
         """Return all keys.  They are read at once: after a deletion the kernel would start from the beginning."""
@@ -107,13 +106,6 @@ class LoadedObject:
             former = key.raw
             found.append(former)
         return found
-
-    def entries(self, name: str, key_bytes: int, value_bytes: int) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all keys and values."""
-        for key in self.keys(name, key_bytes):
-            value = self.lookup(name, key, value_bytes)
-            if value is not None:
-                yield key, value
 
     def _load(
         self, scope: ExitStack, constants: bytes, former_links: Sequence[int]
@@ -124,24 +116,19 @@ class LoadedObject:
         if not opened:
             raise Unsupported(f"cannot read {file.path}: {libbpf.reason()}")
         try:
-            self._prepare(opened, constants, former_links)
+            size = c_size_t()
+            start = bpf.bpf_map__initial_value(self._find_map(opened, ".rodata"), byref(size))
+            ctypes.memmove(start, constants, len(constants))
+            for name, fd in self._given_maps.items():
+                bpf.bpf_map__reuse_fd(self._find_map(opened, name), fd)
+            for number in {number for link in former_links for number in self._map_ids(link)}:
+                self._reuse_map(opened, number)
             if bpf.bpf_object__load(opened):
                 raise Unsupported(f"this kernel rejects the programs of {file.path.name}: {libbpf.reason()}")
             maps = {name: _duplicate(scope, bpf.bpf_map__fd(self._find_map(opened, name))) for name in file.maps}
             return maps, [*self._attach(scope, opened)]
         finally:
             bpf.bpf_object__close(opened)
-
-    def _prepare(self, opened: int, constants: bytes, former_links: Sequence[int]) -> None:
-        """Set the constants and the maps that exist already."""
-        bpf = self._bpf
-        size = c_size_t()
-        start = bpf.bpf_map__initial_value(self._find_map(opened, ".rodata"), byref(size))
-        ctypes.memmove(start, constants, len(constants))
-        for name, fd in self._given_maps.items():
-            bpf.bpf_map__reuse_fd(self._find_map(opened, name), fd)
-        for number in {number for link in former_links for number in self._map_ids(link)}:
-            self._reuse_map(opened, number)
 
     def _find_map(self, opened: int, name: str) -> int:
         return int(self._bpf.bpf_object__find_map_by_name(opened, name.encode()))
@@ -170,11 +157,7 @@ class LoadedObject:
             name = there.name.decode()
             if name in self._file.maps and name not in self._given_maps:
                 own = self._find_map(opened, name)
-                sizes = bpf.bpf_map__key_size(own), bpf.bpf_map__value_size(own), bpf.bpf_map__max_entries(own)
-                if (there.type, there.key_size, there.value_size, there.max_entries) == (
-                    bpf.bpf_map__type(own),
-                    *sizes,
-                ):
+                if all(getattr(there, field) == getattr(bpf, f"bpf_map__{field}")(own) for field in _LAYOUT):
                     bpf.bpf_map__reuse_fd(own, fd)
         finally:
             os.close(fd)
@@ -188,9 +171,11 @@ class LoadedObject:
         bpf, file = self._bpf, self._file
         for names, attach, open_place, place_name in (
             (file.netns_programs, bpf.bpf_program__attach_netns, _open_netns, "network namespace"),
-            (file.cgroup_programs, bpf.bpf_program__attach_cgroup, cgroup.open_root, "root cgroup"),
+            (file.cgroup_programs, bpf.bpf_program__attach_cgroup, _open_root_cgroup, "root cgroup"),
         ):
-            place = open_place() if names else -1
+            if not names:
+                continue
+            place = open_place()
             try:
                 for name in names:
                     link = attach(bpf.bpf_object__find_program_by_name(opened, name.encode()), place)
@@ -199,15 +184,40 @@ class LoadedObject:
                     yield _duplicate(scope, bpf.bpf_link__fd(link))
                     bpf.bpf_link__destroy(link)  # closes libbpf's descriptor; ours keeps the link
             finally:
-                if names:
-                    os.close(place)
+                os.close(place)
 
 
 def _duplicate(scope: ExitStack, fd: int) -> int:
-    """Duplicate a descriptor that libbpf is going to close."""
-    own = os.dup(fd)
+    own = os.dup(fd)  # libbpf is going to close the other one
     scope.callback(os.close, own)
     return own
+
+
+def _open_root_cgroup() -> int:
+    """Return a descriptor of the root of cgroup v2: what is attached there runs for the sockets of every process."""
+    for path in _MOUNTED.findall(Path("/proc/self/mountinfo").read_text()):
+        with suppress(OSError):
+            root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            if os.access("cgroup.subtree_control", os.F_OK, dir_fd=root):
+                return root
+            os.close(root)  # another file system is mounted over it
+    return _mount_root_cgroup()
+
+
+def _mount_root_cgroup() -> int:
+    """Mount it for this process alone (fsmount(2))."""
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    syscall.restype = c_long
+    context = syscall(c_long(_FSOPEN), c_char_p(b"cgroup2"), c_long(_CLOEXEC))
+    if context >= 0:
+        try:
+            if syscall(c_long(_FSCONFIG), c_long(context), c_long(_CMD_CREATE), None, None, c_long(0)) == 0:
+                root = syscall(c_long(_FSMOUNT), c_long(context), c_long(_CLOEXEC), c_long(0))
+                if root >= 0:
+                    return int(root)
+        finally:
+            os.close(context)
+    raise Unsupported(f"cgroup v2 is not mounted and cannot be mounted: {libbpf.reason()}")
 
 
 def _open_netns() -> int:

@@ -1,5 +1,4 @@
-"""The life of a program: take over from the former daemon, keep attached while there is none, detect that another
-program has detached it, reattach.
+"""What both programs do: take over from the former daemon, and reattach what another program has detached.
 
 What this file knows: which process holds the links.  What it must not know: what the programs do.
 
@@ -8,11 +7,12 @@ The relay outlives the daemon, so it holds the links: the next daemon gets them 
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from threading import RLock
 from typing import Protocol
 
+from gangway.ebpf.keys import PortBlock
 from gangway.ebpf.port_map import PortMap
 from gangway.errors import HostRefused, Unsupported
 
@@ -21,15 +21,14 @@ class LinkHolder(Protocol):
     """What is needed of the relay.  HostRefused: it has ended, or refused."""
 
     def hold(self, name: str, fds: Sequence[int]) -> None:
-        """Keep these descriptors open while the relay runs, in place of the former ones of that name; a relay that is
-        started later gets them, too.  They stay the caller's."""
+        """Keep duplicates of these open, in place of the former ones of that name, in this and any later relay."""
 
     def held(self, name: str) -> list[int]:
         """Return the descriptors that it holds, the caller's to close; none if there is no relay."""
 
     def share(self, protocol: str, family: int, fds: Sequence[int]) -> None:
-        """Give it the socket that serves all steered ports of a protocol and family (4 or 6); for UDP also the map
-        `relay_binding`.  They stay the caller's."""
+        """Give it duplicates of the socket that serves all steered ports of a protocol and family (4 or 6), and for UDP
+        of the map `relay_binding`."""
 
     def shared_count(self) -> int:
         """Return how many of those sockets it has."""
@@ -39,20 +38,15 @@ class LinkHolder(Protocol):
 
 
 class Program(ABC):
-    """A program about published ports, in the calling thread's network namespace.  Thread-safe.
+    """A program for published ports, in the calling thread's network namespace.  Thread-safe.
 
     Subclasses call `_start` at the end of their constructor.
     """
 
-    unavailable: str
-    """Why the program cannot be used; empty if it can."""
-
     def __init__(self, relay: LinkHolder, name: str) -> None:
-        self.unavailable = ""
-        self._relay = relay
-        self._name = name
-        self._lock = RLock()
-        """Guards the maps and descriptors.  It is not held while the kernel's table of sockets is read."""
+        self.unavailable = ""  # why the program cannot be used; empty if it can
+        self._relay, self._name = relay, name
+        self._lock = RLock()  # it is not held while the kernel's table of sockets is read
         self._map: PortMap | None = None
 
     def is_attached(self) -> bool:
@@ -76,6 +70,12 @@ class Program(ABC):
                 self._hand_over()
                 former.close()
 
+    def remove(self, blocks: Iterable[PortBlock]) -> None:
+        """Remove entries, as far as they exist."""
+        with self._lock:
+            if self._map is not None:
+                self._map.remove(blocks)
+
     def close(self) -> None:
         """Close all descriptors; while the relay runs, the program stays attached."""
         with self._lock:
@@ -86,6 +86,10 @@ class Program(ABC):
     @abstractmethod
     def _load(self, former_links: Sequence[int]) -> PortMap:
         """Load and attach it, with the maps of the former one.  Unsupported, HostRefused: that is not possible."""
+
+    def _found(self) -> dict[PortBlock, bytes]:
+        with self._lock:
+            return {} if self._map is None else self._map.entries()
 
     def _start(self) -> None:
         former_links = self._relay.held(self._name)

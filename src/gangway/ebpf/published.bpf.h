@@ -16,7 +16,7 @@
 #include <bpf/bpf_helpers.h>
 
 enum { IPPROTO_TCP = 6, IPPROTO_UDP = 17 };
-enum { COUNT_ROWS = 4, COUNTED_PORTS = 65536 };    /* of `port_counts`: port_counts.py */
+enum { COUNT_ROWS = 4, COUNTED_PORTS = 65536 };    /* of `port_counts`: port_map.py */
 
 struct address {                                   /* network byte order */
     __u32 words[4];

@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from gangway.ebpf import keys
-from gangway.ebpf.keys import Hit, PortBlock, Target, pack_address, unpack_target
+from gangway.ebpf.keys import PortBlock, Target, pack_address, unpack_target
 from gangway.ebpf.loader import LoadedObject, ObjectFile
 from gangway.ebpf.port_map import PortMap
 from gangway.ebpf.program import LinkHolder, Program
@@ -32,13 +32,7 @@ class Redirect(Program):
     `host_addresses`: redirect also connections to the host's own addresses, not only to loopback.
     """
 
-    def __init__(
-        self,
-        relay: LinkHolder,
-        *,
-        enabled: bool = True,
-        host_addresses: bool = False,
-    ) -> None:
+    def __init__(self, relay: LinkHolder, *, enabled: bool = True, host_addresses: bool = False) -> None:
         super().__init__(relay, "redirect")
         self._host_addresses = host_addresses
         self._own_addresses: frozenset[bytes] = frozenset()
@@ -56,23 +50,14 @@ class Redirect(Program):
 
     def entries(self) -> dict[PortBlock, Target]:
         """Return all entries, as the kernel has them; none if it is unavailable."""
-        with self._lock:
-            found = {} if self._map is None else self._map.entries()
-        hits = ((block, unpack_target(value, block.first)) for block, value in found.items())
-        return {block: Target(hit.address, hit.port) for block, hit in hits}
+        return {block: unpack_target(value, block.first)._replace(uses=0) for block, value in self._found().items()}
 
     def add(self, entries: Mapping[PortBlock, Target]) -> None:
         """Add entries: all of them or none.  Unsupported: it is unavailable.  HostRefused: the kernel refused one."""
         with self._lock:
             self._require().update({block: keys.pack_target(block, target) for block, target in entries.items()})
 
-    def remove(self, blocks: Iterable[PortBlock]) -> None:
-        """Remove entries, as far as they exist."""
-        with self._lock:
-            if self._map is not None:
-                self._map.remove(blocks)
-
-    def lookup(self, protocol: str, address: str, port: int) -> Hit | None:
+    def lookup(self, protocol: str, address: str, port: int) -> Target | None:
         """Return where the kernel leads a port that is published at this address; None if it has no such entry."""
         with self._lock:
             value = None if self._map is None else self._map.lookup(PortBlock(protocol, address, port, port))

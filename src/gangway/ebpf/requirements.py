@@ -4,7 +4,6 @@ A probe returns None if the assumption holds, else why it does not, for an opera
 """
 
 import ctypes
-import mmap
 import os
 import re
 import socket
@@ -30,8 +29,7 @@ def library() -> str | None:
 
 
 def capabilities() -> str | None:
-    """CAP_NET_ADMIN and CAP_SYS_ADMIN, which finds a map by its ID and includes CAP_BPF and CAP_PERFMON
-    (capabilities(7))."""
+    """CAP_NET_ADMIN, and CAP_SYS_ADMIN: it finds maps by ID, and includes CAP_BPF and CAP_PERFMON (capabilities(7))."""
     found = re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
     effective = int(found[1], 16) if found else 0
     missing = [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
@@ -71,14 +69,9 @@ def kernel_types() -> str | None:
 
 def bind_errors() -> str | None:
     """bpf_set_retval: a program that refuses a bind() can choose the error.  Needed by steering only."""
-    name = b"\0BPF_FUNC_set_retval\0"
     if kernel_types() is not None:
         return None  # unknown; loading fails anyway
-    try:
-        with open(_BTF, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as btf:
-            is_there = btf.find(name) >= 0
-    except (OSError, ValueError):  # some kernels cannot map this file
-        is_there = name in Path(_BTF).read_bytes()
+    is_there = b"\0BPF_FUNC_set_retval\0" in Path(_BTF).read_bytes()
     return None if is_there else "this kernel has no bpf_set_retval (Linux 5.18)"
 
 

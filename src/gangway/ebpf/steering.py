@@ -1,23 +1,21 @@
 """Steering: one socket for each protocol and family serves all published ports (steering.bpf.c says how).
 
-What this file knows: steering's maps, and the sockets that the relay serves.  What it must not know: which ports are
-published, and where they lead.
+What this file knows: steering's maps, and the sockets that the relay serves.  What it must not know: where ports lead.
 
 How it works.  Each of the sockets has to be bound to some address and port, and no client must be able to reach it
 there: it has a port of the kernel's choice at an address that no packet has (RFC 7600, RFC 6666), which bind() allows
 although it is not the host's (IP_FREEBIND, ip(7)).  Daemon and relay both have the sockets: while there is no relay,
 clients wait in the kernel's queue for the next one.
 
-Ports are reserved before the kernel is asked whether they were free.  From then on no other program can bind one, so
-whoever has one had it before, and is found in the kernel's table of sockets.  A single port is tried with a socket of
-our own, which is held meanwhile: that is cheaper, and also finds a program that has bound the port and does not listen
-yet.
+Ports are reserved before it is checked that they were free.  From then on no other program can bind one, so a program
+that has one is found in the kernel's table of sockets.  A single port is tried with a socket of our own, which is held
+meanwhile: that is cheaper, and also finds a program that has bound the port and does not listen yet.
 """
 
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from gangway.ebpf import keys, requirements
@@ -41,18 +39,6 @@ _DATAGRAM_BYTES = 4 << 20
 _SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 
 
-class Reservation:
-    """Host ports that no other program can bind until it is closed."""
-
-    def __init__(self, steering: "Steering", ports: tuple[str, str, int, int]) -> None:
-        self._steering = steering
-        self._ports = ports
-
-    def close(self) -> None:
-        """Release the ports, as far as they are not served."""
-        self._steering.release(*self._ports)
-
-
 class Steering(Program):
     """The steering of a network namespace; it takes over from the one whose links and sockets the relay holds.
 
@@ -65,10 +51,10 @@ class Steering(Program):
     ) -> None:
         super().__init__(relay, "steering")
         self._auto_bound_fd = auto_bound_fd
+        # In the order of KINDS; without IPv6 only the first two.
         self._sockets = [socket.socket(fileno=fd) for fd in relay.held(_SOCKETS)]
-        """In the order of KINDS; without IPv6 only the first two."""
+        # Auto-bound ports that no socket had when they were looked at last.
         self._unused: set[bytes] = set()
-        """Auto-bound ports that no socket had when they were looked at last."""
         if self._sockets or not deferred:
             self._start()
         else:
@@ -81,37 +67,43 @@ class Steering(Program):
             self._start()
 
     def entries(self) -> dict[PortBlock, bool]:
-        """Return all entries as the kernel has them: whether each is served, or only reserved.
-
-        While the relay lacks the sockets none is served.
-        """
-        with self._lock:
-            found = {} if self._map is None else self._map.entries()
+        """Return whether each entry is served, or only reserved; while the relay lacks the sockets none is served."""
+        found = self._found()
         is_served = bool(found) and self._relay.is_running() and self._relay.shared_count() == len(self._sockets)
         return {block: is_served and value == SERVED for block, value in found.items()}
 
-    def reserve(self, protocol: str, address: str, first: int, last: int) -> Reservation:
+    def reserve(self, protocol: str, address: str, first: int, last: int) -> ExitStack:
         """Keep other programs from binding these ports.  What is reserved or served already is not checked.
 
-        PortInUse: a port is in use (of a range, the message says by which program).  Conflict: the address is not this
-        host's.  Unsupported: steering is unavailable.  On any error nothing is reserved.
+        Return what releases the ports when it is closed, as far as they are not served then.  PortInUse: a port is in
+        use (of a range, the message says by which program).  Conflict: the address is not this host's.  Unsupported:
+        steering is unavailable.  On any error nothing is reserved.
         """
         wanted = [*keys.blocks(protocol, address, first, last)]
         if ":" in address and len(self._sockets) < len(KINDS):
             self._require()
             raise Unsupported("this kernel has no IPv6 sockets")
         with self._lock:
-            is_known = all(self._require().lookup(block) for block in wanted)
+            is_known = all(map(self._require().lookup, wanted))
         if not is_known:
-            with _single_port_held(protocol, address, first, last):
-                added = self._reserve_missing(wanted)
+            # A single port is held by a socket meanwhile; a range's address is only checked.
+            with sockets.bind_port(protocol, address, first if first == last else 0) as held:
+                if first != last:
+                    held.close()
+                with self._lock:
+                    port_map = self._require()
+                    added = [block for block in wanted if port_map.lookup(block) is None]
+                    port_map.update(dict.fromkeys(added, RESERVED))
                 try:
-                    if first != last:
-                        _check_free(protocol, address, first, last)
+                    port = sockets.first_port_in_use(protocol, address, first, last) if first != last else None
+                    if port is not None:
+                        raise PortInUse(sockets.describe_holder(protocol, address, port))
                 except GangwayError:
                     self._release(added)
                     raise
-        return Reservation(self, (protocol, address, first, last))
+        reservation = ExitStack()
+        reservation.callback(self.release, protocol, address, first, last)
+        return reservation
 
     def release(self, protocol: str, address: str, first: int, last: int) -> None:
         """Let other programs bind these ports, as far as they are reserved and not served."""
@@ -128,17 +120,8 @@ class Steering(Program):
                 self._share_sockets(port_map)
             port_map.update(dict.fromkeys(blocks, SERVED))
 
-    def remove(self, blocks: Iterable[PortBlock]) -> None:
-        """Neither serve nor reserve these ports any longer."""
-        with self._lock:
-            if self._map is not None:
-                self._map.remove(blocks)
-
     def reclaim_auto_bound(self) -> None:
-        """Forget auto-bound ports that no socket has, if none had them at the last call, either.
-
-        To be called from time to time: the kernel does not report the end of every socket.
-        """
+        """Forget auto-bound ports without a socket now and at the last call: the kernel does not report every end."""
         with self._lock:
             found = [] if self._map is None else self._map.loaded.keys("auto_bound", keys.AUTO_BOUND_BYTES)
         ports = {key: keys.unpack_auto_bound(key) for key in found}
@@ -155,13 +138,6 @@ class Steering(Program):
         for sock in self._sockets:
             sock.close()
 
-    def _reserve_missing(self, wanted: Iterable[PortBlock]) -> list[PortBlock]:
-        with self._lock:
-            port_map = self._require()
-            missing = [block for block in wanted if port_map.lookup(block) is None]
-            port_map.update(dict.fromkeys(missing, RESERVED))
-        return missing
-
     def _release(self, blocks: Iterable[PortBlock]) -> None:
         with self._lock:
             if self._map is not None:
@@ -174,13 +150,15 @@ class Steering(Program):
         for protocol, _ in KINDS:  # HostRefused: without the kernel's socket table no port could be checked
             sockets.bound_ports(protocol)
         auto_bound = self._auto_bound_fd()
-        maps = {} if auto_bound is None else {"auto_bound": auto_bound}
-        loaded = LoadedObject(OBJECT, former_links, b"", maps)
+        loaded = LoadedObject(OBJECT, former_links, maps={} if auto_bound is None else {"auto_bound": auto_bound})
         port_map = PortMap(loaded, "published", keys.STATE_BYTES, keys.steering_spans)
         try:
             for protocol, family in KINDS[len(self._sockets) :]:
-                if sockets.has_family(family):
-                    self._sockets.append(_open_socket(protocol, family))
+                if sockets.has_sockets(protocol, family):
+                    self._sockets.append(sock := sockets.bind_unreachable(protocol, family))
+                    if protocol == "udp":
+                        with suppress(OSError):
+                            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _DATAGRAM_BYTES)
             for kind, sock in zip(KINDS, self._sockets, strict=False):
                 port_map.loaded.update("relay_sockets", keys.pack_kind(*kind), sock.fileno().to_bytes(8, sys.byteorder))
         except BaseException:
@@ -205,26 +183,3 @@ class Steering(Program):
         binding = port_map.loaded.map_fd("relay_binding")
         for (protocol, family), sock in zip(KINDS, self._sockets, strict=False):
             self._relay.share(protocol, family, [sock.fileno(), *([binding] if protocol == "udp" else ())])
-
-
-@contextmanager
-def _single_port_held(protocol: str, address: str, first: int, last: int) -> Iterator[None]:
-    """Hold a single port by a socket during the block; of a range, only check that the address is this host's."""
-    with sockets.bind_port(protocol, address, first if first == last else 0) as sock:
-        if first != last:
-            sock.close()
-        yield
-
-
-def _check_free(protocol: str, address: str, first: int, last: int) -> None:
-    port = sockets.first_port_in_use(protocol, address, first, last)
-    if port is not None:
-        raise PortInUse(sockets.describe_holder(protocol, address, port))
-
-
-def _open_socket(protocol: str, family: int) -> socket.socket:
-    sock = sockets.bind_unreachable(protocol, family)
-    if protocol == "udp":
-        with suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _DATAGRAM_BYTES)
-    return sock

@@ -1,1 +1,1 @@
-"""The firewall: a Plan rendered as rules (pure), and the drivers that write these rules to the kernel."""
+"""The firewall: `render` turns a Plan into rules (pure), and a driver writes them to the kernel."""

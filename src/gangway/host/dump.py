@@ -1,4 +1,4 @@
-"""Lists of links, addresses and routes, read by rtnetlink(7): only the attributes that gangway uses.
+"""Lists of the calling thread's links, addresses and routes, read by rtnetlink(7): only what gangway uses of them.
 
 pyroute2 decodes everything: a link has over a hundred values, which takes it one millisecond.  With a thousand
 containers one look at the host would take a second, and gangway looks often.
@@ -29,8 +29,10 @@ _ROUTE = struct.Struct("=8BI")  # struct rtmsg: family, lengths, tos, table, pro
 _EXT_MASK, _WITHOUT_STATISTICS = 29, 1 << 3
 _MAC, _IFNAME, _MASTER, _LINKINFO, _IFALIAS = 1, 3, 10, 18, 20
 _INFO_KIND, _INFO_SLAVE_DATA, _BRPORT_ISOLATED = 1, 5, 33
-_IFA_ADDRESS = 1
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST, _RTA_OIF = 1, 4
+
+_EMPTY = memoryview(b"")
 
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 """The families of addresses and routes.  A kernel without one of them may list the other's instead."""
@@ -49,10 +51,8 @@ class Link(NamedTuple):
 
 
 class Route(NamedTuple):
-    """A route.  `destination` is empty for a default route; `ifindex` is 0 if the route has no interface, or several.
-
-    `table` is at most 255: a route of a higher table shows another number.
-    """
+    """A route.  A default route's `destination` is empty; without an interface, or with several, `ifindex` is 0.  A
+    `table` above 255 shows as another number."""
 
     destination: str
     prefix_length: int
@@ -61,82 +61,66 @@ class Route(NamedTuple):
     protocol: int
 
 
-class Dumps:
-    """Reads lists from the network namespace in which it was made.  OSError: the kernel refuses."""
-
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._sequence = 0
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
-
-    def links(self, kind: str = "") -> list[Link]:
-        """List all links, or those of a kind."""
-        request = _LINK.pack(0, 0, 0, 0, 0) + _attribute(_EXT_MASK, _NUMBER.pack(_WITHOUT_STATISTICS))
-        if kind:
-            request += _attribute(_LINKINFO, _attribute(_INFO_KIND, kind.encode() + b"\0"))
-        links = map(parse_link, self._dump(_GET_LINK, request))
-        # A kernel that does not know the kind lists all links.
-        return [link for link in links if kind in ("", link.kind)]
-
-    def addresses(self) -> frozenset[str]:
-        """List all addresses."""
-        return frozenset(
-            parse_address(body)
-            for family in FAMILIES
-            for body in self._dump(_GET_ADDRESS, _ADDRESS.pack(family, 0, 0, 0, 0))
-            if body[0] == family
-        )
-
-    def routes(self, family: int) -> list[Route]:
-        """List the routes of one of the FAMILIES."""
-        request = _ROUTE.pack(family, *(0,) * 8)
-        return [parse_route(body) for body in self._dump(_GET_ROUTE, request) if body[0] == family]
-
-    def _dump(self, kind: int, request: bytes) -> list[memoryview]:
-        """Return the messages of a dump, without their headers.
-
-        An interrupted dump may lack objects, or have some twice: it is repeated; if changes never stop, the last one is
-        returned.
-        """
-        bodies: list[memoryview] = []
-        complete, attempts = False, _ATTEMPTS
-        while not complete and attempts:
-            self._sequence, attempts = self._sequence + 1, attempts - 1
-            length = _MESSAGE.size + len(request)
-            self._socket.send(_MESSAGE.pack(length, kind, _REQUEST_DUMP, self._sequence, 0) + request)
-            bodies, complete = self._receive()
-        return bodies
-
-    def _receive(self) -> tuple[list[memoryview], bool]:
-        """Return the messages of the current dump, and whether it is complete: not interrupted."""
-        bodies: list[memoryview] = []
-        complete = True
-        while True:
-            for kind, flags, sequence, body in parse_messages(self._socket.recv(_BUFFER_BYTES)):
-                if sequence != self._sequence:
-                    continue  # from an earlier dump that failed half-way
-                complete = complete and not flags & _INTERRUPTED
-                if kind in (_ERROR, _DONE):
-                    code = -_CODE.unpack_from(body)[0]
-                    if code:
-                        raise OSError(code, os.strerror(code))
-                    return bodies, complete
-                bodies.append(body)
+def links(kind: str = "") -> list[Link]:
+    """List all links, or those of a kind.  OSError: the kernel refuses."""
+    request = _LINK.pack(0, 0, 0, 0, 0) + _attribute(_EXT_MASK, _NUMBER.pack(_WITHOUT_STATISTICS))
+    if kind:
+        request += _attribute(_LINKINFO, _attribute(_INFO_KIND, kind.encode() + b"\0"))
+    # A kernel that does not know the kind lists all links.
+    return [link for link in map(_link, _dump(_GET_LINK, request)) if kind in ("", link.kind)]
 
 
-def parse_messages(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
-    """Yield type, flags, sequence number and body of each netlink message."""
+def addresses() -> frozenset[str]:
+    """List all addresses.  OSError: the kernel refuses."""
+    bodies = (body for family in FAMILIES for body in _dump(_GET_ADDRESS, _ADDRESS.pack(family, 0, 0, 0, 0)))
+    return frozenset(filter(None, map(_own_address, bodies)))
+
+
+def routes(family: int) -> list[Route]:
+    """List the routes of one of the FAMILIES.  OSError: the kernel refuses."""
+    return [_route(body) for body in _dump(_GET_ROUTE, _ROUTE.pack(family, *(0,) * 8)) if body[0] == family]
+
+
+def _dump(kind: int, request: bytes) -> list[memoryview]:
+    """Return the messages of a dump, without their headers.
+
+    An interrupted dump may lack objects, or have some twice: it is repeated; if changes never stop, the last one is
+    returned.
+    """
+    message = _MESSAGE.pack(_MESSAGE.size + len(request), kind, _REQUEST_DUMP, 0, 0) + request
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
+        for _ in range(_ATTEMPTS):
+            sock.send(message)
+            bodies, is_complete = _receive(sock)
+            if is_complete:
+                break
+    return bodies
+
+
+def _receive(sock: socket.socket) -> tuple[list[memoryview], bool]:
+    """Return the messages of a dump, and whether it is complete: not interrupted."""
+    bodies: list[memoryview] = []
+    is_complete = True
+    while True:
+        for kind, flags, body in _messages(sock.recv(_BUFFER_BYTES)):
+            is_complete = is_complete and not flags & _INTERRUPTED
+            if kind in (_ERROR, _DONE):
+                if code := -_CODE.unpack_from(body)[0]:
+                    raise OSError(code, os.strerror(code))
+                return bodies, is_complete
+            bodies.append(body)
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, memoryview]]:
+    """Yield type, flags and body of each netlink message."""
     start, view = 0, memoryview(data)
     while start < len(data):
-        length, kind, flags, sequence, _ = _MESSAGE.unpack_from(data, start)
-        yield kind, flags, sequence, view[start + _MESSAGE.size : start + length]
+        length, kind, flags, _, _ = _MESSAGE.unpack_from(data, start)
+        yield kind, flags, view[start + _MESSAGE.size : start + length]
         start += _aligned(length)
 
 
-def parse_attributes(data: memoryview, start: int, wanted: Collection[int]) -> dict[int, memoryview]:
+def _attributes(data: memoryview, start: int, wanted: Collection[int]) -> dict[int, memoryview]:
     """Return the values of the wanted attributes that are present."""
     found, end, unpack = {}, len(data), _ATTRIBUTE.unpack_from
     while start < end:
@@ -150,11 +134,10 @@ def parse_attributes(data: memoryview, start: int, wanted: Collection[int]) -> d
     return found
 
 
-def parse_link(body: memoryview) -> Link:
-    """Parse the body of an RTM_NEWLINK message."""
-    found = parse_attributes(body, _LINK.size, (_MAC, _IFNAME, _MASTER, _LINKINFO, _IFALIAS))
-    info = parse_attributes(found.get(_LINKINFO, _EMPTY), 0, (_INFO_KIND, _INFO_SLAVE_DATA))
-    port = parse_attributes(info.get(_INFO_SLAVE_DATA, _EMPTY), 0, (_BRPORT_ISOLATED,))
+def _link(body: memoryview) -> Link:
+    found = _attributes(body, _LINK.size, (_MAC, _IFNAME, _MASTER, _LINKINFO, _IFALIAS))
+    info = _attributes(found.get(_LINKINFO, _EMPTY), 0, (_INFO_KIND, _INFO_SLAVE_DATA))
+    port = _attributes(info.get(_INFO_SLAVE_DATA, _EMPTY), 0, (_BRPORT_ISOLATED,))
     return Link(
         ifindex=_LINK.unpack_from(body)[2],
         name=_text(found[_IFNAME]),
@@ -166,20 +149,18 @@ def parse_link(body: memoryview) -> Link:
     )
 
 
-def parse_address(body: memoryview) -> str:
-    """Parse the body of an RTM_NEWADDR message."""
-    return socket.inet_ntop(body[0], parse_attributes(body, _ADDRESS.size, (_IFA_ADDRESS,))[_IFA_ADDRESS])
+def _own_address(body: memoryview) -> str:
+    """Return the host's own address, which IFA_ADDRESS is not if the link has a peer; empty if there is none."""
+    found = _attributes(body, _ADDRESS.size, (_IFA_ADDRESS, _IFA_LOCAL))
+    address = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS))
+    return "" if address is None else socket.inet_ntop(body[0], address)
 
 
-def parse_route(body: memoryview) -> Route:
-    """Parse the body of an RTM_NEWROUTE message."""
+def _route(body: memoryview) -> Route:
     family, prefix_length, _, _, table, protocol, *_ = _ROUTE.unpack_from(body)
-    found = parse_attributes(body, _ROUTE.size, (_RTA_DST, _RTA_OIF))
+    found = _attributes(body, _ROUTE.size, (_RTA_DST, _RTA_OIF))
     destination = socket.inet_ntop(family, found[_RTA_DST]) if _RTA_DST in found else ""
     return Route(destination, prefix_length, _number(found.get(_RTA_OIF)), table, protocol)
-
-
-_EMPTY = memoryview(b"")
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

@@ -31,8 +31,7 @@ class ForwardingSwitch:
     """
 
     def __init__(self, saved: SavedSettings, links: Links, forward_filters: Callable[[int], Collection[str]]) -> None:
-        self._saved = saved
-        self._links = links
+        self._saved, self._links = saved, links
         for family, names in probe.FORWARDING.items():
             for name in names:
                 read, write = partial(sysctl.read, name), partial(sysctl.write, name)
@@ -42,9 +41,8 @@ class ForwardingSwitch:
     @property
     def enabled_by_us(self) -> frozenset[int]:
         """The families that the host forwards because gangway has enabled it."""
-        return frozenset(
-            family for family, names in probe.FORWARDING.items() if any(map(self._saved.is_changed, names))
-        )
+        switches = probe.FORWARDING.items()
+        return frozenset(family for family, names in switches if any(map(self._saved.is_changed, names)))
 
     def switch(self, families: Collection[int]) -> None:
         """Enable forwarding for these families, and restore it for the others.  On failure all is as it was before."""
@@ -71,7 +69,7 @@ class ForwardingSwitch:
                 name = f"net/ipv6/conf/{interface}/accept_ra"
                 if sysctl.read(name) == "1":
                     self._saved.set(name, "2", restored_with=main)
-        copies = [f"net/ipv{family}/conf/{name}/forwarding" for name in ("default", *sysctl.interfaces(family))]
+        copies = [f"net/ipv{family}/conf/{name}/forwarding" for name in sysctl.interfaces(family)]
         self._saved.set(main, "1", side_effects=[*copies, *([_REDIRECTS] if family == 4 else [])])
         for name in others:
             self._saved.set(name, "1")

@@ -1,8 +1,4 @@
-"""Links, addresses and routes, by rtnetlink: changed by pyroute2, listed by `dump`.
-
-What this file knows: bridges, veth pairs, bridge ports.  What it must not know: networks, endpoints, why.
-
-Facts that it leans on:
+"""Links, addresses and routes, by rtnetlink: changed by pyroute2, listed by `dump`.  Facts that it leans on:
 
 * A bridge takes the lowest MAC address of its ports unless it was given one (net/bridge/br_stp_if.c,
   br_stp_recalculate_bridge_id): as ports come and go, containers would remember a wrong one.  An interface that is
@@ -27,50 +23,41 @@ from functools import cached_property
 from hashlib import blake2s
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
 from itertools import count
-from typing import TYPE_CHECKING
+from socket import if_nametoindex
+from typing import Any
 
 from gangway.errors import HostRefused
 from gangway.host import dump, netns, sysctl
-
-if TYPE_CHECKING:
-    from pyroute2.iproute.linux import IPRoute
 
 Interface = IPv4Interface | IPv6Interface
 """An address with its subnet."""
 Link = dump.Link
 
 _NO_DUPLICATE_DETECTION = 0x02  # IFA_F_NODAD, include/uapi/linux/if_addr.h: usable at once
-_MAIN_TABLE = 254
+_MAIN_TABLE, _LOOPBACK_IFINDEX = 254, 1
 _RTPROT_RA = 9  # include/uapi/linux/rtnetlink.h: from a router advertisement
-_LOOPBACK_IFINDEX = 1
 
 
 class Links:
-    """The links of the network namespace in which this object was made."""
-
-    def __init__(self) -> None:
-        with attempting("open a netlink socket"):
-            self._dumps = dump.Dumps()
+    """The links of the calling thread's network namespace."""
 
     @cached_property
-    def _route(self) -> "IPRoute":
+    def _route(self) -> Any:
         return _open_iproute()
 
     def close(self) -> None:
-        """Close the sockets."""
         if "_route" in self.__dict__:
             self._route.close()
-        self._dumps.close()
 
     def all(self) -> dict[str, Link]:
         """Return all links, by name."""
         with attempting("list links"):
-            return {link.name: link for link in self._dumps.links()}
+            return {link.name: link for link in dump.links()}
 
     def bridges(self) -> list[Link]:
-        """Return the bridges; with a thousand containers they are a thousandth of all links."""
+        """Return the bridges: of a thousand containers' links only the few that are needed."""
         with attempting("list bridges"):
-            return self._dumps.links("bridge")
+            return dump.links("bridge")
 
     def create_bridge(self, name: str, alias: str, addresses: Iterable[Interface], mtu: int) -> None:
         """Create a bridge that is up and has these addresses; on failure there is no bridge."""
@@ -78,12 +65,12 @@ class Links:
             self._route.link("add", ifname=name, kind="bridge", address=_mac(name))
         try:
             with attempting(f"set up the bridge {name}"):
-                index = self._index(name)
+                index = if_nametoindex(name)
                 self._route.link("set", index=index, mtu=mtu)
                 for setting in ("accept_ra", "accept_dad"):
                     if sysctl.read(f"net/ipv6/conf/{name}/{setting}") is not None:
                         sysctl.write(f"net/ipv6/conf/{name}/{setting}", "0")
-                self._add_addresses(self._route, index, addresses)
+                _add_addresses(self._route, index, addresses)
                 self._route.link("set", index=index, state="up", ifalias=alias)
         except HostRefused:
             self.delete(name)
@@ -92,12 +79,11 @@ class Links:
     def delete(self, name: str) -> None:
         """Delete a link, if it exists."""
         with attempting(f"delete the interface {name}"):
-            for index in self._route.link_lookup(ifname=name):
-                try:
-                    self._route.link("del", index=index)
-                except Exception as error:
-                    if _netlink_code(error) != errno.ENODEV:  # its namespace has ended meanwhile
-                        raise
+            try:
+                self._route.link("del", ifname=name)
+            except Exception as error:
+                if _error_number(error) != errno.ENODEV:
+                    raise
 
     def delete_unfinished(self) -> None:
         """Delete the bridges that a daemon that was killed did not finish."""
@@ -127,11 +113,11 @@ class Links:
                 device = next(name for name in map("eth{}".format, count()) if name not in used)
                 address = _mac(*map(str, addresses))
                 peer = {"ifname": device, "net_ns_fd": target.fileno(), "mtu": mtu, "address": address}
-                master = self._index(bridge)
+                master = if_nametoindex(bridge)
                 self._route.link("add", ifname=name, kind="veth", master=master, mtu=mtu, peer=peer)
-                index = self._index(name)
+                index = if_nametoindex(name)
                 self._route.brport("set", index=index, mode=1)
-                self._set_up_inside(inner, device, addresses, gateways)
+                _set_up_inside(inner, device, addresses, gateways)
                 self._route.link("set", index=index, state="up", ifalias=alias)
         except HostRefused:
             self.delete(name)
@@ -142,52 +128,28 @@ class Links:
     def set_isolated(self, name: str, isolated: bool) -> None:
         """Set whether a bridge port reaches nothing but the bridge and its ports that are not isolated."""
         with attempting(f"set the isolation of the bridge port {name}"):
-            self._route.brport("set", index=self._index(name), isolated=int(isolated))
+            self._route.brport("set", index=if_nametoindex(name), isolated=int(isolated))
 
     def routed_subnets(self) -> dict[IPv4Network | IPv6Network, str]:
         """Return the subnets of the main table that are routed by an interface, and its name; no default routes."""
         with attempting("list routes"):
-            names = {link.ifindex: link.name for link in self._dumps.links()}
-            routes = [route for family in dump.FAMILIES for route in self._dumps.routes(family)]
-        return {
-            ip_network(f"{route.destination}/{route.prefix_length}", strict=False): names.get(route.ifindex, "?")
-            for route in routes
-            if route.table == _MAIN_TABLE and route.destination and route.ifindex
-        }
+            names = {link.ifindex: link.name for link in dump.links()}
+            return {
+                ip_network(f"{route.destination}/{route.prefix_length}", strict=False): names.get(route.ifindex, "?")
+                for family in dump.FAMILIES
+                for route in dump.routes(family)
+                if route.table == _MAIN_TABLE and route.destination and route.ifindex
+            }
 
     def interfaces_with_advertised_routes(self) -> frozenset[str]:
         """Return the interfaces that have a route from a router advertisement."""
         with attempting("list routes"):
-            indexes = {route.ifindex for route in self._dumps.routes(socket.AF_INET6) if route.protocol == _RTPROT_RA}
-            return frozenset(link.name for link in self._dumps.links() if link.ifindex in indexes)
+            indexes = {route.ifindex for route in dump.routes(socket.AF_INET6) if route.protocol == _RTPROT_RA}
+            return frozenset(link.name for link in dump.links() if link.ifindex in indexes)
 
     def addresses(self) -> frozenset[str]:
-        """Return all addresses of this namespace."""
         with attempting("list addresses"):
-            return self._dumps.addresses()
-
-    def _index(self, name: str) -> int:
-        indexes = self._route.link_lookup(ifname=name)
-        if not indexes:
-            raise HostRefused(f"there is no interface {name}")
-        return int(indexes[0])
-
-    def _set_up_inside(
-        self, inner: "IPRoute", device: str, addresses: Iterable[Interface], gateways: Iterable[str]
-    ) -> None:
-        index = inner.link_lookup(ifname=device)[0]
-        inner.link("set", index=_LOOPBACK_IFINDEX, state="up")
-        self._add_addresses(inner, index, addresses)
-        inner.link("set", index=index, state="up")
-        for gateway in gateways:
-            family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
-            if not any(not message["dst_len"] for message in inner.get_routes(family=family, table=_MAIN_TABLE)):
-                inner.route("add", dst="default", gateway=gateway, oif=index, family=family)
-
-    def _add_addresses(self, route: "IPRoute", index: int, addresses: Iterable[Interface]) -> None:
-        for interface in addresses:
-            flags = {"flags": _NO_DUPLICATE_DETECTION} if interface.version == 6 else {}
-            route.addr("add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen, **flags)
+            return dump.addresses()
 
 
 @contextmanager
@@ -195,31 +157,44 @@ def attempting(what: str) -> Iterator[None]:
     """Turn the kernel's refusal in the block into HostRefused: "cannot `what`: …"."""
     try:
         yield
-    except OSError as error:
-        raise HostRefused(f"cannot {what}: {error.strerror or error}{_advice(error.errno or 0)}") from None
     except Exception as error:
-        code = _netlink_code(error)
-        if code is None:
+        code = _error_number(error)
+        if code is None and not isinstance(error, OSError):
             raise
-        raise HostRefused(f"cannot {what}: {os.strerror(code)}{_advice(code)}") from None
+        advice = "; run as root" if code in (errno.EPERM, errno.EACCES) else ""
+        raise HostRefused(f"cannot {what}: {os.strerror(code) if code else error}{advice}") from None
 
 
-def _open_iproute() -> "IPRoute":
-    """Return pyroute2's interface; it is imported when it is first needed: a daemon with leases only saves 11 MB."""
-    from pyroute2.iproute.linux import IPRoute
+def _set_up_inside(inner: Any, device: str, addresses: Iterable[Interface], gateways: Iterable[str]) -> None:
+    index = inner.link_lookup(ifname=device)[0]
+    inner.link("set", index=_LOOPBACK_IFINDEX, state="up")
+    _add_addresses(inner, index, addresses)
+    inner.link("set", index=index, state="up")
+    for gateway in gateways:
+        family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
+        if all(message["dst_len"] for message in inner.get_routes(family=family, table=_MAIN_TABLE)):
+            inner.route("add", dst="default", gateway=gateway, oif=index, family=family)
+
+
+def _add_addresses(route: Any, index: int, addresses: Iterable[Interface]) -> None:
+    for interface in addresses:
+        flags = {"flags": _NO_DUPLICATE_DETECTION} if interface.version == 6 else {}
+        route.addr("add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen, **flags)
+
+
+def _open_iproute() -> Any:
+    from pyroute2.iproute.linux import IPRoute  # a daemon that has only leases saves 11 MB
 
     return IPRoute()
 
 
-def _netlink_code(error: Exception) -> int | None:
+def _error_number(error: Exception) -> int | None:
     """Return the error number that the kernel answered with; None if it is no answer of the kernel's."""
+    if isinstance(error, OSError):
+        return error.errno
     from pyroute2.netlink.exceptions import NetlinkError
 
     return int(error.code) if isinstance(error, NetlinkError) else None
-
-
-def _advice(code: int) -> str:
-    return "; run as root" if code in (errno.EPERM, errno.EACCES) else ""
 
 
 def _mac(*texts: str) -> str:

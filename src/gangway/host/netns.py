@@ -13,6 +13,8 @@ from typing import TextIO
 
 from gangway.errors import Conflict, HostRefused, InvalidRequest, Unsupported
 
+OWN = "/proc/thread-self/ns/net"
+"""The path of the calling thread's namespace."""
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 _NAMED = "/run/netns"  # where ip-netns(8) mounts them
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -33,7 +35,7 @@ def path_of(container: str) -> str:
 def inode_at(path: str) -> int:
     """Return the inode number of the namespace at `path`.  Conflict: there is none."""
     try:
-        own, found = os.stat("/proc/thread-self/ns/net"), os.stat(path)
+        own, found = os.stat(OWN), os.stat(path)
     except PermissionError:
         raise HostRefused(f"cannot read the namespace {path}: permission denied; run as root") from None
     except OSError as error:
@@ -43,31 +45,18 @@ def inode_at(path: str) -> int:
     return found.st_ino
 
 
-def leads_to(path: str, inode: int) -> bool:
-    """True if the namespace of that inode number is still at `path`."""
+def current_inode(path: str) -> int | None:
+    """Return the inode number of whatever is at `path` now; None if nothing is."""
     try:
-        return os.stat(path).st_ino == inode
+        return os.stat(path).st_ino
     except OSError:
-        return False
-
-
-def leads_elsewhere(path: str, inode: int) -> bool:
-    """True if another namespace than the one of that inode number is at `path`."""
-    try:
-        return os.stat(path).st_ino != inode
-    except OSError:
-        return False
-
-
-def own_inode() -> int:
-    """Return the inode number of the calling thread's namespace."""
-    return os.stat("/proc/thread-self/ns/net").st_ino
+        return None
 
 
 @contextmanager
 def entered(path: str) -> Iterator[None]:
     """Run a block with the calling thread in the namespace at `path`; sockets made there stay in it."""
-    with open("/proc/thread-self/ns/net") as own, _open(path) as other:
+    with open(OWN) as own, _open(path) as other:
         _setns(other.fileno(), path)
         try:
             yield

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-from functools import cache
 from pathlib import Path
 
 from gangway.host import sysctl
@@ -45,7 +44,11 @@ def forward_chains(listing: str, own_table: str) -> dict[int, dict[str, str]]:
 def drops_all(rule: list[dict[str, object]]) -> bool:
     """True if a rule in libnftables' JSON drops or rejects every packet."""
     statements = [statement for statement in rule if "counter" not in statement]
-    return len(statements) == 1 and (bool({"drop", "reject"} & statements[0].keys()) or _is_xt_drop(statements[0]))
+    if len(statements) != 1:
+        return False
+    target = statements[0].get("xt")  # iptables' targets DROP and REJECT, which libnftables does not translate
+    is_xt_drop = isinstance(target, dict) and target.get("name") in ("DROP", "REJECT")
+    return is_xt_drop or bool({"drop", "reject"} & statements[0].keys())
 
 
 def legacy_forward_policy(family: int) -> str | None:
@@ -55,10 +58,10 @@ def legacy_forward_policy(family: int) -> str | None:
     """
     program, names = _LEGACY[family]
     try:
-        in_use = "filter" in Path("/proc/thread-self/net", names).read_text().split()
+        is_used = "filter" in Path("/proc/thread-self/net", names).read_text().split()
     except OSError:
         return None
-    if not in_use or shutil.which(program) is None:
+    if not is_used or shutil.which(program) is None:
         return None
     done = subprocess.run([program, "-S", "FORWARD"], text=True, capture_output=True, check=False)
     if done.returncode:
@@ -69,18 +72,10 @@ def legacy_forward_policy(family: int) -> str | None:
     return "accept" if rules else None
 
 
-def _is_xt_drop(statement: dict[str, object]) -> bool:
-    """True for iptables' targets DROP and REJECT, which libnftables does not translate."""
-    target = statement.get("xt")
-    return isinstance(target, dict) and target.get("name") in ("DROP", "REJECT")
-
-
-@cache
 def boot_id() -> str:
     """Return the id of the current boot (random(4)): settings changed before it have been reset since."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def is_root() -> bool:
-    """True if this process runs as root."""
     return os.geteuid() == 0

@@ -2,12 +2,11 @@
 
 A program that leaves the choice to the kernel (bind() to port 0, connect(), sendto()) gets a port within
 net.ipv4.ip_local_port_range that has no socket and is not in net.ipv4.ip_local_reserved_ports (ip-sysctl.rst; both are
-for IPv6, too).  A published port that is steered has no socket; so it is listed there.  A range is not listed if fewer
+for IPv6, too).  A steered port has no socket; so it is listed there.  A range is not listed if fewer
 than `MIN_FREE_PORTS` would be left: a host that cannot connect to anything is worse off than one where a program now
 and then gets a published port for as long as it needs it (ebpf/steering.bpf.c handles that).
 
-Ports are added to the list as they are published, which takes the same time however many there are; to release some,
-the whole list is written.
+To add ports takes the same time however many are listed; to release some, the whole list is written.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -54,10 +53,8 @@ class ReservedPorts:
         foreign = self._saved.original(RESERVED) or ""
         self._listed = _bits(foreign)
         ours = ",".join(self._list(ranges))
-        if ours:
-            self._attempt(partial(self._saved.set, RESERVED, ",".join(filter(None, (foreign, ours)))))
-        else:
-            self._attempt(partial(self._saved.restore, RESERVED))
+        wanted = ",".join(filter(None, (foreign, ours)))
+        self._attempt(partial(self._saved.set, RESERVED, wanted) if ours else partial(self._saved.restore, RESERVED))
         self._range = sysctl.read(RANGE) if ours else None
 
     def is_intact(self) -> bool:
@@ -71,20 +68,16 @@ class ReservedPorts:
         for first, last in sorted(ranges):
             low, high = max(first, lowest), min(last, highest)
             added = self._listed.count(0, low, high + 1)
-            if added and free - added < MIN_FREE_PORTS:
-                self._warn_once(first, last)
-            elif added:
+            if added and free - added >= MIN_FREE_PORTS:
                 free -= added
                 self._listed[low : high + 1] = b"\1" * (high + 1 - low)
                 yield f"{low}-{high}"
-
-    def _warn_once(self, first: int, last: int) -> None:
-        if (first, last) not in self._warned:
-            self._warned.add((first, last))
-            self._warn(
-                f"ports {first}-{last} not reserved: fewer than {MIN_FREE_PORTS} of {RANGE} would be left for "
-                "the kernel to select from"
-            )
+            elif added and (first, last) not in self._warned:
+                self._warned.add((first, last))
+                self._warn(
+                    f"ports {first}-{last} not reserved: fewer than {MIN_FREE_PORTS} of {RANGE} would be left for "
+                    "the kernel to select from"
+                )
 
     def _attempt(self, change: Callable[[], None]) -> None:
         try:
@@ -104,7 +97,12 @@ def parse(text: str) -> Iterator[Range]:
 def _without_ours(before: str, written: str, now: str) -> str:
     """Remove the ports that gangway has added; those that were listed before stay, and those added by others."""
     bits_before, bits_written, bits_now = (int.from_bytes(_bits(text)) for text in (before, written, now))
-    return ",".join(_spell(bytearray((bits_now & ~(bits_written & ~bits_before)).to_bytes(_PORTS))))
+    left = (bits_now & ~(bits_written & ~bits_before)).to_bytes(_PORTS) + b"\0"
+    ranges, end = [], 0
+    while (first := left.find(1, end)) >= 0:
+        end = left.find(0, first)
+        ranges.append(f"{first}-{end - 1}")
+    return ",".join(ranges)
 
 
 def _bits(text: str) -> bytearray:
@@ -112,12 +110,3 @@ def _bits(text: str) -> bytearray:
     for first, last in parse(text):
         bits[first : last + 1] = b"\1" * (last + 1 - first)
     return bits
-
-
-def _spell(bits: bytearray) -> Iterator[str]:
-    """Yield the ranges of set bits as text."""
-    end = 0
-    while (first := bits.find(1, end)) >= 0:
-        end = bits.find(0, first)
-        end = _PORTS if end < 0 else end
-        yield f"{first}-{end - 1}"

@@ -11,16 +11,18 @@ bound and not connected (a state of its own since Linux 6.8), and of UDP sockets
 import errno
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
 from gangway.errors import Conflict, HostRefused, PortInUse, Unsupported
 from gangway.host.links import attempting
-from gangway.inet import PROTOCOLS, format_host
+from gangway.inet import FAMILIES, PROTOCOLS, format_host
 
 BACKLOG = 4096  # net.core.somaxconn's default: the kernel uses the smaller of the two
 _UNREACHABLE = {4: "192.0.0.8", 6: "100::1"}
 """Addresses that no packet has: RFC 7600 (a dummy), RFC 6666 (to be discarded)."""
-_IP_FREEBIND = 15  # include/uapi/linux/in.h
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+_REUSE, _V6ONLY = (socket.SOL_SOCKET, socket.SO_REUSEADDR), (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+_FREEBIND = (socket.IPPROTO_IP, 15)  # include/uapi/linux/in.h: IP_FREEBIND
 # include/net/tcp_states.h: TCP_LISTEN and TCP_BOUND_INACTIVE; TCP_CLOSE, which is UDP's state unless it is connected
 _BOUND_STATES = {"tcp": 1 << 10 | 1 << 13, "udp": 1 << 7}
 
@@ -30,23 +32,11 @@ def bind_port(protocol: str, address: str, port: int) -> socket.socket:
 
     PortInUse: another program has it (`describe_holder` says which).  Conflict: the address is not the host's.
     """
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        sock = socket.socket(family, _kind(protocol), PROTOCOLS[protocol])
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return _bind(protocol, family, _sockaddr(address, port), *([_REUSE] if protocol != "udp" else []))
     except OSError as error:
         raise _refusal(error, protocol, address, port) from None
-    try:
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if protocol != "udp":
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(_sockaddr(address, port))
-        if protocol != "udp":
-            sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise _refusal(error, protocol, address, port) from None
-    return sock
 
 
 def bind_unreachable(protocol: str, family: int) -> socket.socket:
@@ -54,29 +44,19 @@ def bind_unreachable(protocol: str, family: int) -> socket.socket:
 
     It listens unless it is UDP's; `family` is 4 or 6.  HostRefused: the kernel cannot bind it.
     """
-    sock = socket.socket(_FAMILIES[family], _kind(protocol))
     try:
-        if family == 6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
-        sock.bind((_UNREACHABLE[family], 0))
-        if protocol != "udp":
-            sock.listen(BACKLOG)
+        return _bind(protocol, FAMILIES[family], (_UNREACHABLE[family], 0), _REUSE, _FREEBIND)
     except OSError as error:
-        sock.close()
         raise HostRefused(f"cannot bind a socket to {_UNREACHABLE[family]}: {error.strerror}") from None
-    return sock
 
 
-def has_family(family: int) -> bool:
-    """True if the kernel has sockets of a family: 4 or 6."""
-    return _can_create(_FAMILIES[family], "udp")
-
-
-def has_sockets(protocol: str) -> bool:
-    """True if the kernel has sockets of a protocol."""
-    return _can_create(socket.AF_INET, protocol)
+def has_sockets(protocol: str, family: int = 4) -> bool:
+    """True if the kernel has sockets of a protocol in a family: 4 or 6."""
+    try:
+        socket.socket(FAMILIES[family], _kind(protocol), PROTOCOLS[protocol]).close()
+    except OSError:
+        return False
+    return True
 
 
 def first_port_in_use(protocol: str, address: str, first: int, last: int) -> int | None:
@@ -96,7 +76,7 @@ def describe_holder(protocol: str, address: str, port: int) -> str:
     This is slow: it reads all file descriptors of all processes.
     """
     holder = _holder(protocol, address, port)
-    return f"port {_format(protocol, address, port)} is in use: choose another port, or stop {holder}"
+    return f"port {format_host(address)}:{port}/{protocol} is in use: choose another port, or stop {holder}"
 
 
 def _bound(protocol: str, address: str) -> Iterator[tuple[int, str]]:
@@ -106,10 +86,9 @@ def _bound(protocol: str, address: str) -> Iterator[tuple[int, str]]:
     is_ipv4 = ":" not in address
     with attempting("list sockets"), DiagSocket() as diag:
         diag.bind()
+        wanted = {"states": _BOUND_STATES[protocol], "protocol": PROTOCOLS[protocol]}
         for family in (socket.AF_INET, socket.AF_INET6) if is_ipv4 else (socket.AF_INET6,):
-            for found in diag.get_sock_stats(
-                family=family, states=_BOUND_STATES[protocol], protocol=PROTOCOLS[protocol]
-            ):
+            for found in diag.get_sock_stats(family=family, **wanted):
                 at = found["idiag_src"].removeprefix("::ffff:")
                 is_dual = at == "::" and not found.get_attr("INET_DIAG_SKV6ONLY")
                 if at not in _UNREACHABLE.values() and (is_ipv4 is (":" not in at) or (is_ipv4 and is_dual)):
@@ -131,28 +110,27 @@ def _holder(protocol: str, address: str, port: int) -> str:
         listens = protocol == "udp" or connection.status == psutil.CONN_LISTEN
         if at and at.port == port and listens and _conflict(at.ip, address) and connection.pid is not None:
             where = "it" if at.ip == address else f"{format_host(at.ip)}:{port}"
-            return f"{_describe_process(connection.pid)}, which listens on {where}"
+            with suppress(psutil.Error):  # it has just ended
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid}), which listens on {where}"
     return "the program that listens on it (gangway cannot see which)"
-
-
-def _describe_process(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/comm") as file:
-            return f"{file.read().strip()} (pid {pid})"
-    except OSError:
-        return f"pid {pid}"
 
 
 def _kind(protocol: str) -> socket.SocketKind:
     return socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
 
 
-def _can_create(family: int, protocol: str) -> bool:
+def _bind(protocol: str, family: int, address: tuple[Any, ...], *options: tuple[int, int]) -> socket.socket:
+    sock = socket.socket(family, _kind(protocol), PROTOCOLS[protocol])
     try:
-        socket.socket(family, _kind(protocol), PROTOCOLS[protocol]).close()
+        for option in (*options, *([_V6ONLY] if family == socket.AF_INET6 else [])):
+            sock.setsockopt(*option, 1)
+        sock.bind(address)
+        if protocol != "udp":
+            sock.listen(BACKLOG)
     except OSError:
-        return False
-    return True
+        sock.close()
+        raise
+    return sock
 
 
 def _sockaddr(address: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
@@ -163,21 +141,19 @@ def _sockaddr(address: str, port: int) -> tuple[str, int] | tuple[str, int, int,
     return host, port, 0, (int(zone) if zone.isdigit() else socket.if_nametoindex(zone)) if zone else 0
 
 
-def _format(protocol: str, address: str, port: int) -> str:
-    return f"{format_host(address)}:{port}/{protocol}"
-
-
 def _refusal(error: OSError, protocol: str, address: str, port: int) -> Exception:
-    at = _format(protocol, address, port)
+    at = f"{format_host(address)}:{port}/{protocol}"
     match error.errno:
         case errno.EADDRINUSE:
             return PortInUse(f"port {at} is in use")
         case errno.EADDRNOTAVAIL:
             return Conflict(f"{address} is not an address of this host")
-        case errno.EACCES | errno.EPERM:
-            return HostRefused(f"cannot bind port {at}: permission denied; run as root")
         case errno.EPROTONOSUPPORT | errno.ESOCKTNOSUPPORT | errno.EAFNOSUPPORT:
             return Unsupported(f"cannot bind port {at}: the kernel has no {protocol} sockets of that family")
+        case errno.EACCES | errno.EPERM:
+            reason = "permission denied; run as root"
         case errno.EMFILE | errno.ENFILE:
-            return HostRefused(f"cannot bind port {at}: no file descriptor is left; raise the limit (ulimit -n)")
-    return HostRefused(f"cannot bind port {at}: {error.strerror or error}")
+            reason = "no file descriptor is left; raise the limit (ulimit -n)"
+        case _:
+            reason = error.strerror or str(error)
+    return HostRefused(f"cannot bind port {at}: {reason}")

@@ -9,9 +9,8 @@ _LIST_BYTES = 1 << 18  # only the first read returns a list, as much of it as fi
 
 
 def interfaces(family: int) -> list[str]:
-    """Return the interfaces that have settings below net.ipv4.conf or net.ipv6.conf, without `all` and `default`."""
-    names = sorted(path.name for path in (_ROOT / f"net/ipv{family}/conf").glob("*"))
-    return [name for name in names if name not in ("all", "default")]
+    """Return `default` and the interfaces that have settings below net.ipv4.conf or net.ipv6.conf."""
+    return sorted({path.name for path in (_ROOT / f"net/ipv{family}/conf").glob("*")} - {"all"})
 
 
 def read(name: str) -> str | None:

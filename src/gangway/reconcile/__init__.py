@@ -1,1 +1,2 @@
-"""What there is, what is wanted, and how the difference is carried out."""
+"""Makes the host as it should be: `observe` finds what there is, `diff` compares it with what is wanted, `executor`
+carries out the difference, and `controller` decides when."""

@@ -1,12 +1,9 @@
-"""Keeps the host as it should be: compares all that is wanted with all that there is, and repairs the difference.
+"""Keeps the host as it should be: compares everything that is wanted with the host, and repairs the difference.
 
-What this file knows: when everything is decided and compared anew.  What it must not know: what a request means, how a
-step is carried out.
-
-`reconcile` may be called at any time.  `check` only finds out whether it is needed: after a notification from the
-kernel, unless it is about our own change of rules (`check_rules`), and, `thorough`, every few seconds for what sends
-none.  Both do what they can: a failure is logged, and the next check tries again.  A request repairs first
-(`repair_before_request`), then carries out its own small difference, and records it (`record_applied`).
+`reconcile` may be called at any time.  `check` first finds out whether that is necessary: after a notification from the
+kernel, unless it is about our own change of rules (`check_rules`), and every few seconds (`thorough`), because not
+every change sends one.  Both do what they can: a failure is logged, and the next check tries again.  A request repairs
+first (`repair_before_request`), then carries out its own small difference, and records it (`record_applied`).
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -22,7 +19,7 @@ from gangway.host.reserved_ports import ReservedPorts
 from gangway.log import Log
 from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts, MappingPlan, Plan
 from gangway.reconcile.dataplane import Reserved
-from gangway.reconcile.diff import Blocks, Ports, Redirects, Step, Verb, diff
+from gangway.reconcile.diff import Ports, Redirects, Rewrite, Steered, Step, diff
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.observe import Observer, shared_chains
 from gangway.reconcile.state import State, link_name, ports_of, redirects_of, steered_of
@@ -32,14 +29,10 @@ from gangway.state.registry import Registry
 class Condition(Enum):
     """How the host compares with what is wanted."""
 
-    UNKNOWN = auto()
-    """Nothing was compared yet."""
-    APPLIED = auto()
-    """Everything wanted was applied, as far as we know."""
-    DIRTY = auto()
-    """The rules may not be those of the plan: they have to be written anew."""
-    RETRYING = auto()
-    """The rules are applied; something else failed and is tried again."""
+    UNKNOWN = auto()  # nothing has been compared yet
+    APPLIED = auto()  # everything that is wanted is applied, as far as we know
+    DIRTY = auto()  # the rules may differ from the plan: the next check rewrites them
+    RETRYING = auto()  # the rules are applied; something else failed, and the next check tries it again
 
 
 class Controller:
@@ -54,18 +47,12 @@ class Controller:
         driver_for: Callable[[Firewall], Driver],
         log: Log,
     ) -> None:
-        self._observer = observer
-        self._registry = registry
-        self._executor = executor
-        self._reserved_ports = reserved_ports
-        self._driver_for = driver_for
-        self._log = log
+        self._observer, self._registry, self._executor = observer, registry, executor
+        self._reserved_ports, self._driver_for, self._log = reserved_ports, driver_for, log
         self._condition = Condition.UNKNOWN
         self._facts: HostFacts | None = None
-        self._relay_exits = 0
-        """How many relays had exited when everything was compared last."""
-        self._failures: set[str] = set()
-        """What has failed since the last comparison began, as it was logged."""
+        self._relay_exits = 0  # how many relays had exited when everything was compared last
+        self._failures: set[str] = set()  # what has failed since the last comparison began, as it was logged
         self._former_failures: set[str] = set()
         """The same of the comparison before: what fails again is not logged again."""
 
@@ -74,9 +61,10 @@ class Controller:
         """The facts that decisions are based on."""
         if self._facts is None:
             self._executor.dataplane.steering.start()
-            self._facts = self._gather()
-            self._executor.driver = self._driver_for(self._facts.firewall)
-            self._registry.decide(self._facts)
+            facts = self._gather()
+            self._executor.driver = self._driver_for(facts.firewall)
+            self._registry.decide(facts)
+            self._facts = facts
         return self._facts
 
     @property
@@ -85,18 +73,18 @@ class Controller:
         return bool(self._registry.networks) or not self._observer.is_fresh()
 
     def repair_before_request(self, container: str | None = None) -> None:
-        """Repair what others changed before a request, perhaps about a container, adds to it."""
+        """Repair other programs' changes before a request is carried out; remove its container if that has exited."""
         _ = self.facts
         if container is not None and self._registry.has_endpoint(container) and self.is_dead(container):
             self._reap(container)
         if self._registry.networks:
             changed = events.generation() != self._executor.driver.generation
-            if changed or self._condition is not Condition.APPLIED or self._has_lost_relay():
+            if changed or self._condition in (Condition.UNKNOWN, Condition.DIRTY) or self._has_lost_relay():
                 self.check()
 
     def carry_out(self, before: State, after: State, reserved: Reserved | None = None) -> None:
         """Carry out the difference of two states, all of it or nothing."""
-        self._reserved_ports.add(_steered_ports(after.mappings.values()))  # first: the kernel may choose one any moment
+        self._reserved_ports.add(_steered_ports(after.mappings.values()))  # first: the kernel may select one any time
         try:
             self._executor.carry_out(diff(before, after), reserved)
         except BaseException as error:
@@ -107,7 +95,7 @@ class Controller:
         self._release_reserved_ports(before)
 
     def remove(self, before: State) -> None:
-        """Remove what a state has.  What is not there as it should be is repaired first: then it can be removed."""
+        """Remove everything that a state has; if that fails because something is missing, repair the host first."""
         try:
             self.carry_out(before, State())
         except HostRefused:
@@ -140,8 +128,6 @@ class Controller:
         if thorough:
             self._reattach()  # leases need that, too
         if not self._registry.networks:
-            if thorough:
-                self._attempt(self._executor.dataplane.stop_if_unused)  # leases may have ended without a daemon
             return
         if thorough:
             self._attempt(self._executor.dataplane.steering.reclaim_auto_bound)
@@ -154,9 +140,11 @@ class Controller:
             or self._is_disturbed(thorough)
         ):
             self.reconcile()
+        else:
+            self._failures, self._former_failures = set(), set()
 
     def check_rules(self) -> None:
-        """The same, unless the rules are as our last change left them: each of ours sends a notification, too."""
+        """Check, unless the rules are as we left them: the kernel notifies us of our own changes, too."""
         if self._condition is Condition.RETRYING or events.generation() != self._executor.driver.generation:
             self.check()
 
@@ -178,22 +166,25 @@ class Controller:
         are_applied = self._condition in (Condition.APPLIED, Condition.RETRYING) and self._executor.driver.is_intact(
             lambda: plan
         )
-        before = replace(
-            self._observer.found(), plan=plan if are_applied else None, forwarding=self._own_forwarding(plan)
-        )
         wanted = State() if plan is None else self._registry.state(plan)
-        failed = self._apply(diff(before, wanted), plan)
-        for mapping in self._unavailable_mappings(failed, plan):
+        # Of the families that are not wanted only those that are ours to stop, even if a daemon died while it did so.
+        forwarding = (self.facts.forwarding & wanted.forwarding) | (self.facts.switched_on - wanted.forwarding)
+        before = replace(self._observer.found(), plan=plan if are_applied else None, forwarding=forwarding)
+        failed = self._apply(diff(before, wanted))
+        for mapping in self._unavailable_mappings(failed):
             dataplane.remove_redirects(block for block, _ in redirects_of(mapping))
             dataplane.steering.remove(steered_of(mapping))
         self._reserved_ports.set(_steered_ports(self._registry.mappings()))
         if plan is None:
             is_repaired &= self._attempt(self._executor.driver.remove)
-        self._condition = _condition(failed, is_repaired)
+        if any(isinstance(step, Rewrite) for step in failed):
+            self._condition = Condition.DIRTY
+        else:
+            self._condition = Condition.APPLIED if is_repaired and not failed else Condition.RETRYING
         self.record_applied()
 
     def is_dead(self, container: str) -> bool:
-        """True if a container's namespace has ended, and the attachment with it, or its name is another one's now."""
+        """True if a container's namespace and link no longer exist, or another namespace has its name now."""
         return bool(self._dead([container]))
 
     def reap_dead_containers(self) -> bool:
@@ -204,7 +195,7 @@ class Controller:
         return bool(dead)
 
     def filters(self, family: int) -> Collection[str]:
-        """Return other programs' chains for what is forwarded; one that has only rules of ours is not another's."""
+        """Return other programs' chains that filter forwarded traffic, without a shared one that has only our rules."""
         found = set(self._observer.chains()[family])
         if self.facts.firewall is Firewall.IPTABLES:
             found -= set(shared_chains(family))
@@ -212,11 +203,11 @@ class Controller:
                 found.add(shared_chains(family)[0])
         return found
 
-    def _apply(self, steps: Iterable[Step], plan: Plan | None) -> list[Step]:
-        """Carry out steps as far as they can be; return those that failed."""
+    def _apply(self, steps: Iterable[Step]) -> list[Step]:
+        """Carry out as many steps as possible; return those that failed."""
         failed: list[Step] = []
         for step in steps:
-            for part in _parts(step, self._unavailable_mappings(failed, plan)):
+            for part in _parts(step, self._unavailable_mappings(failed)):
                 if not self._attempt(partial(self._executor.do, part)):
                     failed.append(part)
         return failed
@@ -234,12 +225,13 @@ class Controller:
 
     def _dead(self, containers: Iterable[str]) -> list[str]:
         places = {container: self._registry.place(container) for container in containers}
-        away = [container for container, place in places.items() if not netns.leads_to(*place)]
+        found = {container: netns.current_inode(place.namespace) for container, place in places.items()}
+        away = [container for container, place in places.items() if found[container] != place.inode]
         links = self._executor.links.all() if away else {}
-        return [one for one in away if netns.leads_elsewhere(*places[one]) or link_name(one) not in links]
+        return [one for one in away if found[one] is not None or link_name(one) not in links]
 
     def _reap(self, container: str) -> None:
-        self._warn(f"container {container} exited: its ports are unpublished")
+        self._log.warning(f"container {container} exited: its ports are unpublished")
         state = self._registry.state_of_container(container)
         try:
             self._executor.carry_out(diff(state, State()))
@@ -252,13 +244,13 @@ class Controller:
             self._condition = Condition.DIRTY
 
     def _release_reserved_ports(self, removed: State) -> None:
-        """Release the reserved ports of mappings that are not published any more."""
+        """Release the reserved ports of mappings that are no longer published."""
         if removed.steered:
             left = (one for one in self._registry.mappings() if str(one.mapping) not in removed.mappings)
             self._reserved_ports.set(_steered_ports(left))
 
     def _look_at_chains(self, thorough: bool = False) -> None:
-        """Read other programs' chains, if the rules were changed by somebody else or may have been unnoticed."""
+        """Read other programs' chains, if rules have changed since our last change; if `thorough`, in any case."""
         if thorough or events.generation() != self._executor.driver.generation:
             self._observer.chains(anew=True)
 
@@ -266,19 +258,19 @@ class Controller:
         return self._observer.facts(self._executor.forwarding.enabled_by_us)
 
     def _refresh_facts(self) -> None:
-        """Gather the facts anew; other facts mean that everything is decided anew, perhaps with another firewall."""
+        """Gather the facts again; if they have changed, decide everything again, perhaps with another firewall."""
         before, now = self.facts, self._gather()
         if now == before:
             return
         for text in _changes(before, now, self._registry.plan()):
-            self._warn(text)
+            self._log.warning(text)
         if now.firewall is not before.firewall:
             self._executor.driver = self._driver_for(now.firewall)
         self._facts, self._condition = now, Condition.DIRTY
         self._registry.decide(now)
 
     def _is_disturbed(self, thorough: bool) -> bool:
-        """True if something of ours is not as it was."""
+        """True if something that gangway created was changed or removed."""
         if self._condition is Condition.UNKNOWN or self._has_lost_relay():
             return True
         if not self._executor.driver.is_intact(self._registry.plan, thorough):
@@ -290,22 +282,16 @@ class Controller:
         wanted |= {link_name(one.container) for one in self._registry.endpoints()}
         return {*links.bridges, *links.attachments} != wanted
 
-    def _own_forwarding(self, plan: Plan | None) -> frozenset[int]:
-        """Return the families that are forwarded and that are ours to stop: others may need what we do not."""
-        wanted = plan.forwarding if plan is not None else frozenset()
-        return self.facts.forwarding & (self.facts.switched_on | wanted)
-
-    def _unavailable_mappings(self, failed: Sequence[Step], plan: Plan | None) -> list[MappingPlan]:
-        """Return the mappings of which a port could not be had: it is another program's, and so are its clients."""
-        lost = {one.ports for step in failed if isinstance(step.what, Ports) for one in step.what.ports}
-        if plan is None or not lost:
-            return []
-        return [planned for planned in plan.mappings if any(ports in lost for ports, _ in ports_of(planned))]
+    def _unavailable_mappings(self, failed: Sequence[Step]) -> list[MappingPlan]:
+        """Return the mappings with a port that failed: another program has the port, and keeps its clients."""
+        lost = {one.ports for step in failed if isinstance(step, Ports) for one in step.before + step.after}
+        mappings = self._registry.mappings() if lost else ()
+        return [planned for planned in mappings if any(ports in lost for ports, _ in ports_of(planned))]
 
     def _update_own_addresses(self) -> None:
         self._attempt(lambda: self._executor.dataplane.redirect.set_own_addresses(self._executor.links.addresses))
 
-    def _attempt(self, call: Callable[[], None]) -> bool:
+    def _attempt(self, call: Callable[[], object]) -> bool:
         """Try something; True if it was done.  A failure is logged, unless the last attempt failed the same way."""
         done = True
         try:
@@ -316,18 +302,9 @@ class Controller:
                 self._condition = Condition.RETRYING
             for text in map(str, _flat(errors)):
                 if text not in self._failures | self._former_failures:
-                    self._warn(text)
+                    self._log.warning(text)
                 self._failures.add(text)
         return done
-
-    def _warn(self, text: str) -> None:
-        self._log.warning(text.replace("%", "%%"))
-
-
-def _condition(failed: Sequence[Step], repaired: bool) -> Condition:
-    if any(step.verb is Verb.REWRITE for step in failed):
-        return Condition.DIRTY
-    return Condition.APPLIED if repaired and not failed else Condition.RETRYING
 
 
 def _flat(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
@@ -344,7 +321,7 @@ def _steered_ports(plans: Iterable[MappingPlan]) -> Iterator[tuple[int, int]]:
 
 
 def _changes(before: HostFacts, now: HostFacts, plan: Plan | None) -> Iterable[str]:
-    """Yield what an operator should know of a change that somebody else made."""
+    """Yield what to log about facts that another program has changed."""
     needed = plan.forwarding if plan is not None and now.may_forward else before.forwarding
     for family in sorted((before.forwarding - now.forwarding) & needed):
         then = "switched on again" if now.may_forward else "traffic that needs it is relayed"
@@ -357,16 +334,17 @@ def _changes(before: HostFacts, now: HostFacts, plan: Plan | None) -> Iterable[s
 
 
 def _parts(step: Step, unavailable: Sequence[MappingPlan]) -> Iterator[Step]:
-    """Split a step so that one port that cannot be had does not prevent the others.  Clients of an unavailable port are
-    not led to the relay or the container."""
+    """Split a step so that an unavailable port does not prevent the others.  Its clients, which are another program's,
+    are led neither to the relay nor to the container."""
     left_out = {block for one in unavailable for block in steered_of(one)}
     left_out |= {block for one in unavailable for block, _ in redirects_of(one)}
-    match step.verb, step.what:
-        case _, Ports(ports):
-            yield from (Step(step.verb, Ports((one,))) for one in ports)
-        case Verb.STEER, Blocks(blocks):
-            yield Step(step.verb, Blocks(tuple(block for block in blocks if block not in left_out)))
-        case Verb.REDIRECT, Redirects(entries):
-            yield Step(step.verb, Redirects(tuple(entry for entry in entries if entry[0] not in left_out)))
+    match step:
+        case Ports(removed, added):
+            yield from (Ports((one,), ()) for one in removed)
+            yield from (Ports((), (one,)) for one in added)
+        case Steered((), blocks):
+            yield Steered((), tuple(block for block in blocks if block not in left_out))
+        case Redirects((), entries):
+            yield Redirects((), tuple(entry for entry in entries if entry[0] not in left_out))
         case _:
             yield step

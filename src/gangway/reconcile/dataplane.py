@@ -3,10 +3,10 @@
 What this file knows: how the three go together.  What it must not know: what is published, and why.
 
 Requests and leases run in different threads, so each change of a port is made under a lock; none takes more than some
-milliseconds.  What belongs to a lease only the lease changes: the rest of gangway neither finds nor removes it.
+milliseconds.  Only leases change what belongs to leases: the rest of gangway neither finds nor removes it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from threading import RLock
 
@@ -28,6 +28,7 @@ ephemeral ports are used up in seconds.  At 1 the kernel uses such a port again 
 make that safe (ip-sysctl.rst, RFC 6191)."""
 Reserved = Mapping[HostPorts, Sequence[int]]
 """Ports that are reserved already, each with the descriptors that the relay needs to serve it."""
+_LEASED = (Mode.LEASED, Mode.ENDED)
 
 
 class DataPlane:
@@ -39,14 +40,12 @@ class DataPlane:
         self.steering = steering
         self.redirect = redirect
         self._settings = settings
-        self.reuse_ports = True
-        """Set `net.ipv4.tcp_tw_reuse` while the relay runs."""
+        self.reuse_ports = True  # set `net.ipv4.tcp_tw_reuse` while the relay runs
         self._is_reuse_set = False
-        self._leased: set[PortBlock] = set()
-        """The redirect's entries that belong to leases."""
+        self._leased: set[PortBlock] = set()  # the redirect's entries that belong to leases
 
     def close(self) -> None:
-        """Close descriptors; while a relay runs, everything goes on."""
+        """Close descriptors; while a relay runs, ports stay published."""
         self.redirect.close()
         self.steering.close()
         self.relay.close()
@@ -56,20 +55,28 @@ class DataPlane:
         with self._lock:
             redirects, steered = self.redirect.entries(), self.steering.entries()
             served = self.relay.served() if self.relay.is_running() else []
-            leased = self._leased.union(*(_blocks(one.ports) for one in served if one.mode is Mode.LEASED))
+            leased = self._leased.union(*(lease_blocks(one.ports) for one in served if one.mode in _LEASED))
         return State(
-            ports={one.ports: one for one in served if one.mode is not Mode.LEASED},
+            ports={one.ports: one for one in served if one.mode not in _LEASED},
             steered=steered,
             redirects={block: to for block, to in redirects.items() if block not in leased},
         )
 
-    def stop_if_unused(self) -> None:
-        """Stop a relay that serves nothing, and restore the setting that it needed."""
+    def leased(self) -> list[Serve]:
+        """Return the leased ports that the relay serves, those of an earlier daemon included."""
         with self._lock:
-            if not (self.relay.is_running() and self.relay.served()):
-                self._is_reuse_set = False
-                self._settings.restore(TW_REUSE)
-                self.relay.stop()
+            served = self.relay.served() if self.relay.is_running() else []
+        return [one for one in served if one.mode in _LEASED]
+
+    def stop_if_unused(self) -> bool:
+        """Stop a relay that serves nothing, and restore the setting that it needed; False if it serves something."""
+        with self._lock:
+            if self.relay.is_running() and self.relay.served():
+                return False
+            self._is_reuse_set = False
+            self._settings.restore(TW_REUSE)
+            self.relay.stop()
+        return True
 
     def serve(self, ports: Iterable[Serve], reserved: Reserved) -> None:
         """Have the relay serve ports, all or none; each is reserved first unless it is already."""
@@ -84,7 +91,7 @@ class DataPlane:
             raise
 
     def remove(self, ports: Iterable[Serve]) -> None:
-        """Have the relay serve ports no longer, and free them."""
+        """Stop serving ports by the relay, and free them."""
         for port in ports:
             with self._lock:
                 self.relay.remove(port.ports)
@@ -102,15 +109,16 @@ class DataPlane:
             self._serve(port, fds)
             self._leased |= redirects.keys()
             try:
-                self.redirect.add(redirects)
+                if redirects:
+                    self.redirect.add(redirects)
             except GangwayError:
                 self.remove_lease(port, redirects)
                 raise
 
-    def remove_lease(self, port: Serve, redirects: Mapping[PortBlock, Target]) -> None:
-        """Neither serve a lease's port nor redirect its clients any longer, even if one of the two fails."""
+    def remove_lease(self, port: Serve, redirects: Collection[PortBlock]) -> None:
+        """Stop serving a lease's port and redirecting its clients; if one of these fails, the other is done, too."""
         with self._lock:
-            self._leased -= redirects.keys()
+            self._leased.difference_update(redirects)
             try:
                 self.redirect.remove(redirects)
             finally:
@@ -132,8 +140,9 @@ class DataPlane:
 
     def _serve(self, port: Serve, reserved: Sequence[int] | None) -> None:
         if self.reuse_ports and not self._is_reuse_set:
-            with suppress(HostRefused):  # many short connections will run out of ports then, and nothing else
-                self._settings.set(TW_REUSE, "1")
+            if self._settings.is_intact(TW_REUSE):  # else another program has changed it since an earlier daemon did
+                with suppress(HostRefused):  # many short connections will run out of ports then, and nothing else
+                    self._settings.set(TW_REUSE, "1")
             self._is_reuse_set = True
         if reserved is not None:
             return self.relay.serve(port, reserved)
@@ -148,7 +157,7 @@ class DataPlane:
             raise
 
 
-def _blocks(leased: HostPorts) -> Iterator[PortBlock]:
+def lease_blocks(leased: HostPorts) -> Iterator[PortBlock]:
     """Yield the redirect's entries that a lease may have: a socket at `::` may serve IPv4 clients, too."""
     for address in (leased.address, "0.0.0.0") if leased.address == "::" else (leased.address,):
         yield from blocks(*leased._replace(address=address))

@@ -1,27 +1,26 @@
 """Carries steps out.
 
-What this file knows: what does which step.  What it must not know: why, in what order, what follows from a failure.
-
-A step may be carried out again by a daemon that does not know how far its predecessor came: what is there already
-counts as done, or is made anew.
+A step may be carried out again by a daemon that does not know how far its predecessor came: what exists already counts
+as done, or is created again.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import ip_interface
 
 from gangway.errors import Conflict
-from gangway.firewall.base import Driver, NoFirewall
+from gangway.firewall.base import Driver
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Interface, Links
-from gangway.model import Address, Network, PortMapping, Protocol, Subnet
-from gangway.plan import MappingPlan, NetworkPlan, Road, Route
+from gangway.model import Address, Network, Protocol
+from gangway.plan import MappingPlan, NetworkPlan, Plan, Road, Route
+from gangway.reconcile import diff
 from gangway.reconcile.dataplane import DataPlane, Reserved
-from gangway.reconcile.diff import Blocks, Change, Flows, Forwarding, Ports, Redirects, Rewrite, Step, Verb
+from gangway.reconcile.diff import Step
 from gangway.reconcile.state import Attachment
 
 
 class Executor:
-    """Everything that the daemon changes on the host it changes here.
+    """Makes every change of the host that a request or a repair needs.
 
     `alias` marks every link of ours; a daemon with another database has another.  `driver` is the firewall in use.
     """
@@ -29,7 +28,7 @@ class Executor:
     def __init__(
         self, links: Links, dataplane: DataPlane, forwarding: ForwardingSwitch, alias: Callable[[], str]
     ) -> None:
-        self.driver: Driver = NoFirewall()
+        self.driver = Driver()
         self.links = links
         self.dataplane = dataplane
         self.forwarding = forwarding
@@ -46,36 +45,40 @@ class Executor:
                 self.do(step, reserved)
                 done.append(step)
         except BaseException as error:
-            failures = [failure for step in reversed(done) if (failure := self._undo(step)) is not None]
+            failures: list[Exception] = []
+            for inverse in filter(None, (step.inverse() for step in reversed(done))):
+                try:
+                    self.do(inverse)
+                except Exception as failure:
+                    failures.append(failure)
             if failures and isinstance(error, Exception):
                 raise ExceptionGroup("not all of what was done already could be undone", [error, *failures]) from None
             raise
 
     def do(self, step: Step, reserved: Reserved | None = None) -> None:
         """Carry out one step: all of it or nothing.  GangwayError: it failed."""
-        match step.verb, step.what:
-            case _, Rewrite(before, after):
-                if after is None:
-                    self.driver.remove(before)
-                else:
-                    self.driver.rewrite(after, before)
-            case _, Change(removed, added):
+        match step:
+            case diff.Rewrite(before, Plan() as after):
+                self.driver.rewrite(after, before)
+            case diff.Rewrite(before):
+                self.driver.remove(before)
+            case diff.Rules(removed, added):
                 self.driver.change(removed, added)
-            case _, Forwarding(_, after):
-                self.forwarding.switch(after)
-            case _, Flows(mappings):
+            case diff.Forwarding(_, families):
+                self.forwarding.switch(families)
+            case diff.Flows(mappings):
                 self._flush(mappings)
-            case Verb.SERVE, Ports(ports):
+            case diff.Ports((), ports):
                 self.dataplane.serve(ports, reserved or {})
-            case Verb.REMOVE, Ports(ports):
+            case diff.Ports(ports):
                 self.dataplane.remove(ports)
-            case Verb.STEER, Blocks(blocks):
+            case diff.Steered((), blocks):
                 self.dataplane.steering.add(blocks)
-            case Verb.UNSTEER, Blocks(blocks):
+            case diff.Steered(blocks):
                 self.dataplane.steering.remove(blocks)
-            case Verb.REDIRECT, Redirects(entries):
+            case diff.Redirects((), entries):
                 self.dataplane.redirect.add(dict(entries))
-            case Verb.UNREDIRECT, Redirects(entries):
+            case diff.Redirects(entries):
                 self.dataplane.remove_redirects(block for block, _ in entries)
             case _:
                 self._change_link(step)
@@ -93,53 +96,33 @@ class Executor:
         """True if an address is one of this host's."""
         return str(address).partition("%")[0] in self.links.addresses()
 
-    def routed(self) -> Collection[Subnet]:
-        """Return the subnets that this host routes by its interfaces."""
-        return self.links.routed_subnets().keys()
-
     def matching(self, planned: MappingPlan, route: Route, network: Network | None, port: int) -> Iterable[str]:
         """Yield what a client of a mapping's port matches: an entry of the redirect, or rules."""
         if route.road is Road.REDIRECT:
             return (self.dataplane.matching(planned, port),)
         return () if network is None else self.driver.matching_rules(planned, route, network)
 
-    def _undo(self, step: Step) -> Exception | None:
-        """Undo a step; return what prevented it."""
-        inverse = step.inverse()
-        try:
-            if inverse is not None:
-                self.do(inverse)
-        except Exception as error:
-            return error
-        return None
-
     def _change_link(self, step: Step) -> None:
-        match step.verb, step.what:
-            case Verb.MAKE_BRIDGE, NetworkPlan(network):
+        match step:
+            case diff.Bridge(_, NetworkPlan(network)):
                 alias = f"{self._alias()} {network.name}"
-                self.links.create_bridge(network.bridge, alias, _gateways(network), network.mtu)
-            case ((Verb.DELETE_BRIDGE | Verb.DETACH), _):
-                self.links.delete(step.name)
-            case Verb.ATTACH, Attachment() as attachment:
+                self.links.create_bridge(network.bridge, alias, _interfaces(network.gateways, network), network.mtu)
+            case diff.Veth(_, Attachment() as attachment):
                 self._attach(step.name, attachment)
-            case Verb.ISOLATE, Attachment() as attachment:
-                self.links.set_isolated(step.name, attachment.isolated)
+            case diff.Isolation(_, isolated):
+                self.links.set_isolated(step.name, isolated)
+            case diff.Bridge() | diff.Veth():
+                self.links.delete(step.name)
 
     def _attach(self, name: str, attachment: Attachment) -> None:
         endpoint, network = attachment.endpoint, attachment.network
-        addresses = [
-            ip_interface(f"{address}/{subnet.prefixlen}")
-            for address in endpoint.addresses
-            for subnet in network.subnets
-            if address in subnet
-        ]
         self.links.delete(name)
         self.links.attach(
             name,
             f"{self._alias()} {endpoint.container}",
             network.bridge,
             attachment.namespace,
-            addresses,
+            _interfaces(endpoint.addresses, network),
             () if network.internal else [str(gateway) for gateway in network.gateways],
             network.mtu,
         )
@@ -147,30 +130,25 @@ class Executor:
             self.links.set_isolated(name, True)
 
     def _flush(self, planned: Iterable[MappingPlan]) -> None:
-        """Delete tracked connections that began before a change: they would go on as if it had not been made.
+        """Delete tracked connections that began before a change: they would continue on their former road.
 
         The kernel goes through all tracked connections for each request, so there is one for each protocol and family.
         """
         from gangway.host import conntrack  # as for links: it takes megabytes
 
-        kinds: dict[tuple[Protocol, int], list[PortMapping]] = {}
-        for one in planned:
-            kinds.setdefault((one.mapping.protocol, one.family), []).append(one.mapping)
         own = self.links.addresses()
-        for (protocol, family), mappings in kinds.items():
+        kinds: dict[tuple[Protocol, int], list[conntrack.Destination]] = {}
+        for one in planned:
+            address, ports = one.mapping.host_address, one.mapping.host_ports
+            to = own if address.is_unspecified else {str(address)}
+            destination = conntrack.Destination(to, range(ports.first, ports.last + 1))
+            kinds.setdefault((one.mapping.protocol, one.family), []).append(destination)
+        for (protocol, family), destinations in kinds.items():
             if protocol in conntrack.SUPPORTED:
-                destinations = [conntrack.Destination(*_destination(mapping, own)) for mapping in mappings]
                 conntrack.delete(protocol.value, family, destinations)
 
 
-def _destination(mapping: PortMapping, own: Collection[str]) -> tuple[Collection[str], range]:
-    """Return the addresses and ports that clients of a mapping connect to."""
-    address, ports = mapping.host_address, mapping.host_ports
-    return own if address.is_unspecified else {str(address)}, range(ports.first, ports.last + 1)
-
-
-def _gateways(network: Network) -> list[Interface]:
-    return [
-        ip_interface(f"{gateway}/{subnet.prefixlen}")
-        for subnet, gateway in zip(network.subnets, network.gateways, strict=True)
-    ]
+def _interfaces(addresses: Iterable[Address], network: Network) -> list[Interface]:
+    """Return addresses with their subnets."""
+    pairs = ((address, subnet) for address in addresses for subnet in network.subnets if address in subnet)
+    return [ip_interface(f"{address}/{subnet.prefixlen}") for address, subnet in pairs]

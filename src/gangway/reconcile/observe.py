@@ -1,4 +1,4 @@
-"""What there is: the facts about the host that decisions depend on, and what of ours is in the kernel.
+"""Reads the host: the facts that decisions depend on, and what gangway has in the kernel.
 
 `auto` is nftables, unless another program's FORWARD chain of iptables decides what is forwarded: a drop in any table is
 final, so what our own table accepts does not pass a chain that drops (dockerd's and ufw's do), and what such a chain
@@ -29,7 +29,6 @@ from gangway.reconcile.state import State
 from gangway.state.database import Database
 
 _FAMILIES = (4, 6)
-_WITHOUT = "--firewall none"
 _IPTABLES_CHAIN = {4: "ip filter FORWARD", 6: "ip6 filter FORWARD"}
 _LEGACY_CHAIN = {4: "iptables-legacy filter FORWARD", 6: "ip6tables-legacy filter FORWARD"}
 
@@ -64,7 +63,15 @@ class Tools:
     def unusable(self, firewall: Firewall) -> str | None:
         """Return why a firewall cannot be used here; None if it can."""
         if firewall not in self._reasons:
-            self._reasons[firewall] = _try(firewall, self.nft)
+            self._reasons[firewall] = None
+            try:
+                if firewall is Firewall.NFTABLES:
+                    (self.nft or Nftables()).chains()
+                elif firewall is Firewall.IPTABLES:
+                    for family in _FAMILIES:
+                        Iptables(family).policy()
+            except (HostRefused, Unsupported) as error:
+                self._reasons[firewall] = str(error)
         return self._reasons[firewall]
 
     def is_legacy(self, family: int) -> bool:
@@ -78,16 +85,9 @@ class Observer:
     """Looks at the host of one daemon; everything is read when it is first needed."""
 
     def __init__(self, config: Config, database: Database, links: Links, dataplane: DataPlane) -> None:
-        self._config = config
-        self._database = database
-        self._links = links
-        self._dataplane = dataplane
+        self._config, self._database, self._links, self._dataplane = config, database, links, dataplane
         self.tools = Tools()
         self._chains: Chains | None = None
-
-    def close(self) -> None:
-        """Free libnftables."""
-        self.tools.close()
 
     def alias(self) -> str:
         """Return what marks our links; a daemon with another database has another mark."""
@@ -102,7 +102,7 @@ class Observer:
         return self._database.recall("identity") is None
 
     def chains(self, anew: bool = False) -> Chains:
-        """Return other programs' chains for what is forwarded; `anew`: read them again, which takes a while."""
+        """Return other programs' chains that filter forwarded traffic; reading them `anew` takes a while."""
         if self._chains is None or anew:
             self._chains = forward_chains(self.tools.nft)
         return self._chains
@@ -110,12 +110,13 @@ class Observer:
     def facts(self, switched_on: frozenset[int]) -> HostFacts:
         """Return the facts as they are now; `switched_on`: the families that we forward.
 
-        Unsupported: the firewall that was asked for cannot be used.
+        Unsupported: the configured firewall cannot be used.
         """
         config, tools, chains = self._config, self.tools, self.chains()
         forwarding = frozenset(family for family in _FAMILIES if probe.forwards(family))
         closing = frozenset(_FAMILIES) - (forwarding - switched_on) if config.ip_forward else frozenset()
-        firewall = _choose(config.firewall, tools, chains, closing)
+        # Without root there are leases only, and no rule is written for them.
+        firewall = _choose(config.firewall, tools, chains, closing) if probe.is_root() else Firewall.NONE
         droppers = {family: _dropper(firewall, family, chains[family], tools) for family in _FAMILIES}
         filtered = frozenset(family for family in _FAMILIES if probe.bridge_filtered(family))
         return replace(
@@ -125,10 +126,10 @@ class Observer:
             forwarding=forwarding,
             may_forward=config.ip_forward,
             switched_on=switched_on,
-            forward_droppers=tuple((family, who) for family, who in droppers.items() if who is not None),
+            forward_droppers=tuple((family, chain) for family, chain in droppers.items() if chain is not None),
             own_bridge=not (firewall is Firewall.IPTABLES and config.chain_prefix == DOCKERS_PREFIX),
             bridge_filtered=filtered,
-            foreign_bridges=_nameable(self._foreign_bridges()) if filtered else (),
+            foreign_bridges=self._foreign_bridges() if filtered else (),
         )
 
     def lease_facts(self) -> HostFacts:
@@ -140,7 +141,7 @@ class Observer:
         )
 
     def found(self) -> State:
-        """Return what there is of ours: links, the relay's ports, and the entries of redirect and steering."""
+        """Return what the host has of ours: links, the relay's ports, the entries of redirect and steering."""
         links = self.found_links()
         data = self._dataplane.found()
         return replace(links, ports=data.ports, steered=data.steered, redirects=data.redirects)
@@ -148,7 +149,7 @@ class Observer:
     def found_links(self) -> State:
         """Return the links of ours that are where they should be."""
         links = self._links.all()
-        ours = {name: link for name, link in links.items() if self.is_ours(link)}
+        ours = {name: link for name, link in links.items() if self._is_ours(link)}
         bridges = {name: None for name, link in ours.items() if link.kind == "bridge"}
         numbers = {links[name].ifindex for name in bridges}
         joined = {name: link for name, link in ours.items() if link.kind == "veth" and link.master in numbers}
@@ -158,12 +159,14 @@ class Observer:
             isolated=frozenset(name for name, link in joined.items() if link.isolated),
         )
 
-    def is_ours(self, link: Link) -> bool:
+    def _is_ours(self, link: Link) -> bool:
         """True if a daemon with this database made the link."""
         return link.alias.startswith(self.alias())
 
-    def _foreign_bridges(self) -> list[Link]:
-        return [link for link in self._links.bridges() if not self.is_ours(link)]
+    def _foreign_bridges(self) -> tuple[str, ...]:
+        """Return the names of others' bridges, without those that a rule cannot contain."""
+        foreign = (link.name for link in self._links.bridges() if not self._is_ours(link))
+        return tuple(sorted(filter(is_interface_name, foreign)))
 
 
 def forward_chains(nft: Nftables | None) -> Chains:
@@ -175,45 +178,33 @@ def forward_chains(nft: Nftables | None) -> Chains:
     if nft is not None:
         with suppress(HostRefused):
             chains = probe.forward_chains(nft.chains(), nftables.TABLE)
-    for found in chains.values():
-        for name, policy in tuple(found.items()):
-            table, _, chain = name.rpartition(" ")
-            with suppress(HostRefused):
-                last = nft.last_rule(table, chain) if nft is not None else None
-                if last is None and policy == "accept":
-                    del found[name]  # it decides nothing
-                elif last is not None and probe.drops_all(last):
-                    found[name] = "drop"
+        for found in chains.values():
+            for name, policy in tuple(found.items()):
+                with suppress(HostRefused):
+                    last = nft.last_rule(*name.rsplit(" ", 1))
+                    if last is None and policy == "accept":
+                        del found[name]  # it decides nothing
+                    elif last is not None and probe.drops_all(last):
+                        found[name] = "drop"
     for family in _FAMILIES:
-        legacy = probe.legacy_forward_policy(family)
-        if legacy is not None:
+        if (legacy := probe.legacy_forward_policy(family)) is not None:
             chains[family][_LEGACY_CHAIN[family]] = legacy
     return chains
 
 
-def _nameable(bridges: Collection[Link]) -> tuple[str, ...]:
-    """Return the names of bridges, without those that a rule cannot contain."""
-    return tuple(sorted(link.name for link in bridges if is_interface_name(link.name)))
-
-
 def _choose(wanted: str, tools: Tools, chains: Chains, closing: Collection[int]) -> Firewall:
+    choices = [Firewall.NFTABLES, Firewall.IPTABLES] if wanted == "auto" else [Firewall(wanted)]
+    if any(_decides(chains[family], family, closing) for family in _FAMILIES):
+        choices.reverse()
+    for firewall in choices:
+        if tools.unusable(firewall) is None:
+            return firewall
     if wanted != "auto":
-        firewall = Firewall(wanted)
-        reason = tools.unusable(firewall)
-        if reason is not None:
-            raise Unsupported(f"the firewall {firewall} cannot be used: {reason}; or start the daemon with {_WITHOUT}")
-        return firewall
-    no_nftables = tools.unusable(Firewall.NFTABLES)
-    if no_nftables is None and not any(_decides(chains[family], family, closing) for family in _FAMILIES):
-        return Firewall.NFTABLES
-    no_iptables = tools.unusable(Firewall.IPTABLES)
-    if no_iptables is None:
-        return Firewall.IPTABLES
-    if no_nftables is None:
-        return Firewall.NFTABLES
+        reason = tools.unusable(choices[0])
+        raise Unsupported(f"the firewall {wanted} cannot be used: {reason}; or start the daemon with --firewall none")
+    reasons = "; ".join(str(tools.unusable(firewall)) for firewall in (Firewall.NFTABLES, Firewall.IPTABLES))
     raise Unsupported(
-        f"neither nftables nor iptables can be used ({no_nftables}; {no_iptables}): install one, or start the daemon "
-        f"with {_WITHOUT}"
+        f"neither nftables nor iptables can be used ({reasons}): install one, or start the daemon with --firewall none"
     )
 
 
@@ -221,19 +212,6 @@ def _decides(chains: dict[str, str], family: int, closing: Collection[int]) -> b
     """True if a FORWARD chain of iptables drops, or if a drop of ours would overrule what it accepts."""
     policies = [chains.get(names[family]) for names in (_IPTABLES_CHAIN, _LEGACY_CHAIN)]
     return "drop" in policies or (family in closing and any(policies))
-
-
-def _try(firewall: Firewall, nft: Nftables | None) -> str | None:
-    """Return why a firewall cannot be used; None if it can."""
-    try:
-        if firewall is Firewall.NFTABLES:
-            (nft or Nftables()).chains()
-        elif firewall is Firewall.IPTABLES:
-            for family in _FAMILIES:
-                Iptables(family).policy()
-    except (HostRefused, Unsupported) as error:
-        return str(error)
-    return None
 
 
 def _dropper(firewall: Firewall, family: int, chains: dict[str, str], tools: Tools) -> str | None:

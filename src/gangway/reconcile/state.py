@@ -1,7 +1,4 @@
-"""The values that are compared: what there is on the host, or should be.
-
-What this file knows: what a mapping makes of the host.  What it must not know: how anything is found or changed.
-"""
+"""The values that are compared: what the host has, or should have, and what a mapping needs of it."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -19,34 +16,27 @@ class Attachment(NamedTuple):
 
     endpoint: Endpoint
     network: Network
-    namespace: str
-    """The path of the container's network namespace."""
-    isolated: bool
-    """Its bridge port reaches the bridge only, and no other isolated port."""
+    namespace: str  # the path of the container's network namespace
+    isolated: bool  # its bridge port reaches the bridge only, and no other isolated port
 
 
 @dataclass(frozen=True)
 class State:
-    """What there is, or should be.  Of a link that was only found no more is known than its name: its value is None."""
+    """What the host has, or should have.  A link that was found on the host has the value None."""
 
-    bridges: Mapping[str, NetworkPlan | None] = field(default_factory=dict)
-    """By the bridge's name."""
+    bridges: Mapping[str, NetworkPlan | None] = field(default_factory=dict)  # by the bridge's name
     attachments: Mapping[str, Attachment | None] = field(default_factory=dict)
     """By the name of the veth's host end."""
-    isolated: frozenset[str] = frozenset()
-    """The host ends that are isolated bridge ports."""
-    ports: Mapping[HostPorts, Serve] = field(default_factory=dict)
-    """What the relay serves."""
+    isolated: frozenset[str] = frozenset()  # the host ends that are isolated bridge ports
+    ports: Mapping[HostPorts, Serve] = field(default_factory=dict)  # what the relay serves
     steered: Mapping[PortBlock, bool] = field(default_factory=dict)
     """What is steered to the relay's shared sockets; False: reserved, but not served.  A block that differs is changed
     in place: it is never free in between."""
     redirects: Mapping[PortBlock, Target] = field(default_factory=dict)
     mappings: Mapping[str, MappingPlan] = field(default_factory=dict)
     """Mappings whose rules change one by one, by their text."""
-    plan: Plan | None = None
-    """The plan whose rules are applied as a whole."""
-    forwarding: frozenset[int] = frozenset()
-    """Families (4, 6) that are forwarded."""
+    plan: Plan | None = None  # the plan whose rules are applied as a whole
+    forwarding: frozenset[int] = frozenset()  # families (4, 6) that are forwarded
 
 
 def link_name(container: str) -> str:
@@ -69,9 +59,8 @@ def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPorts, Serve]]:
 
 
 def steered_of(planned: MappingPlan) -> Iterator[PortBlock]:
-    """Yield the blocks of ports of a mapping that are steered to the relay."""
-    if planned.is_steered:
-        yield from _blocks(planned)
+    """Return the blocks of ports of a mapping that are steered to the relay."""
+    return _blocks(planned) if planned.is_steered else iter(())
 
 
 def redirects_of(planned: MappingPlan) -> Iterator[tuple[PortBlock, Target]]:

@@ -1,1 +1,2 @@
-"""The userland relay: any number of published ports in one process, for the roads that the kernel will not build."""
+"""The relay: one user-space process that serves all published ports, for clients that the kernel cannot lead to the
+container.  `client` is the daemon's end; `protocol` defines their messages."""

@@ -1,37 +1,125 @@
-"""The relay's entry point: `python -m gangway.relay SETTINGS`, SETTINGS as JSON.
+"""The relay process, `python -m gangway.relay SETTINGS` (as JSON): how its parts are put together, and when it ends.
 
-Standard input is the control socket, which listens already; on standard output goes `0\\n` when the relay serves, or
-why it cannot.
+Standard input is the control socket, which is bound.  The process gives up root, writes to standard output `0\\n` (or
+why it cannot start), and serves ports until it has had neither a port nor a daemon for `LINGER_S` seconds.  Nothing
+that it opens later (clients, backends, pipes) needs a privilege: the daemon or a launcher binds the ports' sockets, and
+the sockets that answer UDP clients of shared ports may be bound without one (core/shared.py).
 """
 
+import gc
 import json
 import os
 import socket
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 
-from gangway.log import open_log
-from gangway.relay.process import run
+from gangway.log import Log, open_log
+from gangway.relay.control import Control
+from gangway.relay.core.datagram import Datagrams, create_datagram_port
+from gangway.relay.core.loop import Loop, Timer
+from gangway.relay.core.shared import SharedSockets
+from gangway.relay.core.stream import StreamPort, Streams, create_stream_port
+from gangway.relay.core.worker import WorkerPool, run_worker
+from gangway.relay.ports import ServedPorts
+from gangway.relay.privilege import drop_privileges, raise_descriptor_limit
 from gangway.relay.settings import Settings
+from gangway.relay.sockets import Backend, PublishedPort
 
 _STDOUT = 1
+# dockerd starts launchers one after the other, and `docker restart` ends the last before it starts the next.
+LINGER_S = 3.0
+
+
+class RelayProcess:
+    """One event loop, the control socket, and what serves the ports."""
+
+    def __init__(self, control: socket.socket, settings: Settings, log: Log) -> None:
+        self.loop = Loop()
+        self.streams = Streams(self.loop, settings, log)
+        self.workers = WorkerPool(self.loop, self.streams, settings, log)
+        self._datagrams = Datagrams(self.loop, settings, log)
+        self.shared = SharedSockets(self.streams, self._datagrams)
+        self._control = Control(self.loop, control, log, self._schedule_end)
+        self._control.ports = ServedPorts(self.loop, self, log, self._control.is_connected, self._schedule_end)
+        self._end: Timer | None = None
+        self._schedule_end()
+
+    def become_worker(self) -> None:
+        """In a forked worker: close what belongs to the relay process alone."""
+        self._control.ports.forget()
+        for flow in self.streams.flows:
+            flow.client.discard()
+            flow.backend.discard()
+        self.streams.pipes.close()
+
+    def publish(self, backend: Backend, sock: socket.socket) -> PublishedPort:
+        """Serve a port by a socket of its own."""
+        if backend.protocol == socket.IPPROTO_UDP:
+            return create_datagram_port(self._datagrams, backend, sock)
+        return create_stream_port(self.streams, backend, sock)
+
+    def withdraw(self, port: PublishedPort, then: Callable[[], None]) -> None:
+        """Stop serving a port; call `then` when no process has a connection of it."""
+        port.close()
+        if isinstance(port, StreamPort):
+            self.workers.unpublish(port, then)
+        else:
+            then()
+
+    def _schedule_end(self) -> None:
+        if self._end is not None:
+            self._end.cancel()
+        self._end = self.loop.call_in(LINGER_S, self._end_if_unused)
+
+    def _end_if_unused(self) -> None:
+        if not self._control and not self._control.ports:
+            self.loop.stop()
 
 
 def main() -> int:
-    """Run the relay; report on standard output what goes wrong before it serves."""
+    """Run the relay, and return its exit status."""
     settings = Settings(**json.loads(sys.argv[1]))
     with socket.socket(fileno=os.dup(0)) as control:
         try:
+            control.listen()  # here, not in the daemon: SO_PEERCRED names the process that called it
             log = open_log(settings.log)
-            run(control, settings, log, lambda: _report("0\n"))
         except OSError as error:
             _report(str(error))
+            return 1
+        try:
+            _run(control, settings, log)
+        except Exception as error:
+            log.failure(error)
+            _report(str(error))  # the daemon reads it only if the relay was not ready yet
             return 1
     return 0
 
 
+def _run(control: socket.socket, settings: Settings, log: Log) -> None:
+    raise_descriptor_limit()
+    drop_privileges()
+    relay = RelayProcess(control, settings, log)
+    gc.collect()
+    gc.freeze()
+    _report("0\n")
+    relay.loop.run()
+    while relay.workers.start_requested:
+        role = relay.workers.start()
+        if role is not None:
+            control.close()
+            relay.become_worker()
+            del relay
+            gc.unfreeze()
+            gc.collect()  # closes every socket of the relay process
+            return run_worker(*role, settings, log)
+        relay.loop.run()
+
+
 def _report(text: str) -> None:
-    """Report, once, and close what the daemon handed over."""
-    os.write(_STDOUT, text.encode())
+    """Report to the daemon, once, and close the descriptors that it handed over."""
+    with suppress(OSError):  # the daemon has exited; another one will connect
+        os.write(_STDOUT, text.encode())
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, _STDOUT):
         os.dup2(null, fd)

@@ -1,9 +1,7 @@
 """The daemon's end of the relay's control connection: start a relay, hand ports over, remove them.
 
-The relay is a process of its own that outlives the daemon: it listens on a unix socket, and a daemon that starts
-connects there first.  One that has neither a port nor a daemon ends by itself.
-
-Calls may come from several threads: requests on the connection are made one after the other.
+The relay outlives the daemon: it listens on a unix socket, and a daemon that starts connects there first.  A relay that
+has neither a port nor a daemon ends by itself.  Calls may come from several threads: one request is made at a time.
 """
 
 import json
@@ -13,33 +11,25 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from threading import RLock
+from typing import IO
 
 from gangway.errors import HostRefused
 from gangway.relay import protocol
-from gangway.relay.protocol import (
-    CountShared,
-    GetHeld,
-    Hello,
-    Hold,
-    HostPorts,
-    List,
-    ProtocolError,
-    Remove,
-    Request,
-    Serve,
-    Share,
-)
+from gangway.relay.protocol import GetHeld, Hello, Hold, HostPorts, List, ProtocolError, Remove, Serve, Share
 from gangway.relay.settings import Settings
 from gangway.relay.sockets import peer_credentials
 
 _TIMEOUT_S = 10.0
 
 
+class _RelayExited(HostRefused):
+    """The relay closed the connection."""
+
+
 class RelayClient:
-    """The relay behind the control socket `path`.  HostRefused: it did not do what it was asked."""
+    """The relay behind the control socket `path`.  HostRefused: a request failed, or the relay refused it."""
 
     def __init__(self, path: Path, settings: Settings) -> None:
         self._path = path
@@ -51,12 +41,11 @@ class RelayClient:
         self.exits = 0
         """How often a relay has exited, or failed: one that was started since serves no port of the earlier one's."""
         self._held: dict[str, Sequence[int]] = {}
-        self._shared: int | None = None
-        """How many shared sockets the relay has; None: not known."""
 
     def connect(self) -> bool:
         """Connect to a running relay; False if there is none."""
         with self._lock:
+            self.close()
             channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             channel.settimeout(_TIMEOUT_S)
             try:
@@ -65,9 +54,11 @@ class RelayClient:
                 channel.close()
                 return False
             pid = peer_credentials(channel).pid
-            self._channel, self._exited, self._shared = channel, False, None
+            self._channel, self._exited = channel, False
             try:
                 self._ask(Hello(protocol.VERSION))
+            except _RelayExited:  # it was about to end, unused, when we connected
+                return False
             except HostRefused as error:
                 self.close()
                 raise HostRefused(
@@ -80,7 +71,7 @@ class RelayClient:
         with self._lock:
             found: list[Serve] = []
             while self._channel is not None:
-                lines = self._ask(List(len(found))).splitlines()
+                lines = self._ask(List(len(found)))[0].splitlines()
                 if not lines:
                     break
                 try:
@@ -92,9 +83,14 @@ class RelayClient:
     def serve(self, port: Serve, fds: Sequence[int] = ()) -> None:
         """Hand a port over, with the descriptors that its mode needs; start the relay if it does not run."""
         with self._lock:
-            if (self._channel is None or not self.is_running()) and not self.connect():
+            self.is_running()  # closes the connection to a relay that has exited
+            if self._channel is None and not self.connect():
                 self._start()
-            self._ask(port, fds)
+            try:
+                self._ask(port, fds)
+            except _RelayExited:
+                self._start()
+                self._ask(port, fds)
 
     def remove(self, ports: HostPorts) -> None:
         """Remove ports; their connections end.  A relay that is not running serves none."""
@@ -103,25 +99,20 @@ class RelayClient:
                 self._ask(Remove(ports))
 
     def share(self, name: str, family: int, fds: Sequence[int]) -> None:
-        """Hand over the socket that serves every port of a protocol and family (4 or 6) without one of its own; with
-        UDP also the map `binding`.  The descriptors stay the caller's, too."""
+        """Hand over the socket that serves the ports of a protocol and family (4 or 6) that have none of their own; for
+        UDP also the map `binding`.  The caller's descriptors stay open."""
         with self._lock:
             self._ask(Share(name, family), fds)
-            self._shared = None
 
     def shared_count(self) -> int:
-        """Return how many of those sockets the relay has, perhaps from an earlier daemon."""
+        """Return how many of those sockets the relay has, those from an earlier daemon included."""
         with self._lock:
-            if self._channel is None:
-                return 0
-            if self._shared is None:
-                self._shared = int(self._ask(CountShared()))
-            return self._shared
+            return 0 if self._channel is None else int(self._ask(protocol.CountShared())[0])
 
     def hold(self, name: str, fds: Sequence[int]) -> None:
-        """Have descriptors kept open under a name by this relay and each later one, in place of those held before.
+        """Have this relay and each later one keep descriptors open under a name, in place of those held before.
 
-        They stay the caller's, too.
+        The caller's descriptors must stay open: a later relay is given them again.
         """
         with self._lock:
             self._held[name] = fds
@@ -129,22 +120,18 @@ class RelayClient:
                 self._ask(Hold(name, len(fds)), fds)
 
     def held(self, name: str) -> list[int]:
-        """Return the descriptors held under a name, perhaps by an earlier daemon; the caller closes them."""
+        """Return the descriptors held under a name, an earlier daemon's included; the caller closes them."""
         with self._lock:
-            if self._channel is None:
-                return []
-            return self._exchange(GetHeld(name), ())[1]
+            return [] if self._channel is None else self._ask(GetHeld(name))[1]
 
     def is_running(self) -> bool:
-        """True unless the relay has exited; a relay that was not needed yet counts as running."""
+        """True unless the relay has exited; one that was not needed yet counts as running."""
         with self._lock:
             if self._process is not None:
                 self._process.poll()  # reaps it
             if self._channel is None:
                 return not self._exited
-            readable = select.poll()
-            readable.register(self._channel, select.POLLIN)
-            if not readable.poll(0):  # it sends nothing unasked: all that can come is its end
+            if not _is_readable(self._channel, 0):  # between answers, only its exit makes it readable
                 return True
             self._lose()
             return False
@@ -152,7 +139,7 @@ class RelayClient:
     def fileno(self) -> int | None:
         """Return a descriptor that hangs up when the relay exits; None if it does not run."""
         channel = self._channel
-        return None if channel is None else channel.fileno()
+        return None if channel is None or channel.fileno() < 0 else channel.fileno()
 
     def close(self) -> None:
         """Close the connection.  A relay without ports ends."""
@@ -162,7 +149,7 @@ class RelayClient:
                 self._channel = None
 
     def stop(self) -> None:
-        """Let a relay that has no ports end, and make sure that nothing finds it meanwhile."""
+        """Disconnect from a relay that has no ports, so that it ends; the next port starts another one."""
         with self._lock:
             self.close()
             self._exited = False
@@ -174,66 +161,71 @@ class RelayClient:
         self.exits += 1
 
     def _start(self) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        try:
+            self._process = process = self._spawn()
+        except OSError as error:
+            raise HostRefused(f"the relay failed to start: {error}") from None
+        assert process.stdout is not None
+        with process.stdout as pipe:
+            status = f"no status within {_TIMEOUT_S:g} s"
+            if _is_readable(pipe, _TIMEOUT_S):
+                status = os.read(pipe.fileno(), 4096).decode(errors="replace")
+        if status != "0\n" or not self.connect():
+            process.kill()
+            process.wait()
+            reason = status.removeprefix("0\n").strip() or "it exited without a reason"
+            raise HostRefused(f"the relay failed to start: {reason}")
+        for name, fds in self._held.items():
+            self.hold(name, fds)
+
+    def _spawn(self) -> "subprocess.Popen[bytes]":
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
             self._path.unlink(missing_ok=True)
-            listener.bind(str(self._path))
-            listener.listen()
+            control.bind(str(self._path))
             os.chmod(self._path, 0o600)
-            command = [sys.executable, "-OO", "-I", "-m", "gangway.relay", json.dumps(self._settings._asdict())]
-            self._process = process = subprocess.Popen(
-                command,
-                stdin=listener.fileno(),
+            return subprocess.Popen(
+                [sys.executable, "-OO", "-I", "-m", "gangway.relay", json.dumps(self._settings._asdict())],
+                stdin=control.fileno(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
                 cwd="/",
             )
-        status = _read_status(process)
-        if status != "0\n" or not self.connect():
-            raise HostRefused(f"the relay failed to start: {status.strip() or 'it exited without a reason'}")
-        for name, fds in self._held.items():
-            self.hold(name, fds)
 
-    def _ask(self, request: Request, fds: Sequence[int] = ()) -> str:
-        answer, received = self._exchange(request, fds)
-        for fd in received:
-            os.close(fd)
-        return answer
-
-    def _exchange(self, request: Request, fds: Sequence[int]) -> tuple[str, list[int]]:
+    def _ask(self, request: protocol.Request, fds: Sequence[int] = ()) -> tuple[str, list[int]]:
         """Send a request; return the answer's text and descriptors.  HostRefused: refused, or no answer."""
         if self._channel is None:
             raise HostRefused("the relay is not running")
+        received: list[int] = []
         try:
             socket.send_fds(self._channel, [protocol.encode(request)], fds)
-            data, received, _flags, _address = socket.recv_fds(
+            answer, received, flags, _address = socket.recv_fds(
                 self._channel, protocol.MAX_ANSWER_BYTES, protocol.MAX_DESCRIPTORS
             )
-            if not data:
-                raise ConnectionResetError("it exited")
-            done, text = protocol.parse_answer(data)
+            if not answer:
+                raise ConnectionResetError
+            done, text = protocol.parse_answer(answer)
         except (OSError, ProtocolError) as error:
+            _close_all(received)
             self._lose()
-            reason = f"no answer within {_TIMEOUT_S:.0f} s" if isinstance(error, TimeoutError) else error
+            if isinstance(error, ConnectionError):
+                raise _RelayExited("the relay exited") from None
+            reason = f"no answer within {_TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else error
             raise HostRefused(f"the relay failed: {reason}") from None
-        if not done:
-            with suppress(OSError):
-                list(map(os.close, received))
-            raise HostRefused(f"the relay refused {protocol.encode(request).decode()!r}: {text}")
-        return text, received
+        if done and not flags & socket.MSG_CTRUNC:
+            return text, received
+        _close_all(received)
+        if done:
+            raise HostRefused("out of file descriptors: not all that the relay holds arrived")
+        raise HostRefused(f"the relay refused {protocol.encode(request).decode()!r}: {text}")
 
 
-def _read_status(process: "subprocess.Popen[bytes]") -> str:
-    """Return what a starting relay reports: `0\\n`, or why it cannot start.  It is killed when it takes too long."""
-    assert process.stdout is not None
-    with process.stdout as pipe:
-        readable = select.poll()
-        readable.register(pipe, select.POLLIN)
-        parts: list[bytes] = []
-        while readable.poll(_TIMEOUT_S * 1000):
-            part = os.read(pipe.fileno(), 4096)
-            if not part:
-                return b"".join(parts).decode(errors="replace")
-            parts.append(part)
-    process.kill()
-    return f"no status within {_TIMEOUT_S:.0f} s"
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _is_readable(file: socket.socket | IO[bytes], timeout_s: float) -> bool:
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))

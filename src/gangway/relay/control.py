@@ -1,15 +1,15 @@
 """The relay's control socket: connections from daemons, and the requests that come over them.
 
-What this file knows: connections and who may make one.  What it must not know: what a request does.
+What this file must not know: what a request does.
 
-Only processes of the user that made the socket are accepted (SO_PEERCRED, unix(7)): its folder keeps others away, and
-this does should the folder not.
+Only processes of the user that made the socket are accepted (SO_PEERCRED, unix(7)), even if its folder let others in.
 """
 
 import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from gangway.errors import InvalidRequest
 from gangway.log import Log
@@ -19,21 +19,15 @@ from gangway.relay.ports import ServedPorts
 from gangway.relay.protocol import Hello, ProtocolError
 from gangway.relay.sockets import OUT_OF_DESCRIPTORS, peer_credentials
 
-_DESCRIPTORS_LOST = (
-    f"not all descriptors arrived: the relay has none left, or more than {protocol.MAX_DESCRIPTORS} came"
-)
-# After this many seconds a relay without descriptors looks again for new connections.
-RETRY_S = 0.1
+_DESCRIPTORS_LOST = f"not all descriptors arrived: the relay has none left, or over {protocol.MAX_DESCRIPTORS} came"
+RETRY_S = 0.1  # when a relay without descriptors looks again for new connections
 
 
 class Control:
     """The control connections of a relay process; `disconnected` is called when the last one has ended."""
 
     def __init__(self, loop: Loop, listener: socket.socket, log: Log, disconnected: Callable[[], None]) -> None:
-        self._loop = loop
-        self._listener = listener
-        self._log = log
-        self._disconnected = disconnected
+        self._loop, self._listener, self._log, self._disconnected = loop, listener, log, disconnected
         self._uid = peer_credentials(listener).uid
         self._greeted: dict[socket.socket, bool] = {}
         self.ports: ServedPorts
@@ -62,25 +56,23 @@ class Control:
             return
         daemon.setblocking(False)
         self._greeted[daemon] = False
-        self._loop.add(daemon.fileno(), lambda _events: self._receive(daemon), READABLE)
+        self._loop.add(daemon.fileno(), partial(self._receive, daemon), READABLE)
 
-    def _receive(self, daemon: socket.socket) -> None:
+    def _receive(self, daemon: socket.socket, _events: int) -> None:
         fds: list[int] = []
         try:
-            message, fds, flags, _address = socket.recv_fds(
-                daemon, protocol.MAX_REQUEST_BYTES, protocol.MAX_DESCRIPTORS
-            )
+            message, fds, flags, _ = socket.recv_fds(daemon, protocol.MAX_REQUEST_BYTES, protocol.MAX_DESCRIPTORS)
             if not message:
                 return self._close(daemon)
             if flags & socket.MSG_TRUNC:
                 raise ProtocolError(f"message longer than {protocol.MAX_REQUEST_BYTES} bytes")
             request = protocol.parse(message)
             if flags & socket.MSG_CTRUNC:  # the kernel has closed those that did not fit
-                return self._answer(daemon, protocol.encode_refusal(_DESCRIPTORS_LOST))
+                return self._refuse(daemon, _DESCRIPTORS_LOST)
             return self._carry_out(daemon, request, fds)
         except ProtocolError as error:
             self._log.warning("control connection closed: %s", error)
-            self._answer(daemon, protocol.encode_refusal(str(error)))
+            self._refuse(daemon, str(error))
             return self._close(daemon)
         except OSError:
             return self._close(daemon)
@@ -91,17 +83,21 @@ class Control:
     def _carry_out(self, daemon: socket.socket, request: protocol.Request, fds: list[int]) -> None:
         if isinstance(request, Hello):
             self._greeted[daemon] = True
-            return self._answer(daemon, protocol.encode_answer(str(protocol.VERSION)))
+            return self._answer(daemon, str(protocol.VERSION))
         if not self._greeted[daemon]:
             raise ProtocolError("the first message must be hello")
         try:
-            self.ports.carry_out(request, fds, lambda answer, sent: self._answer(daemon, answer, sent))
+            self.ports.carry_out(request, fds, partial(self._answer, daemon))
         except (InvalidRequest, OSError, ValueError) as error:  # ValueError: a descriptor is not what it should be
-            self._answer(daemon, protocol.encode_refusal(str(error)))
+            self._refuse(daemon, str(error))
 
-    def _answer(self, daemon: socket.socket, answer: bytes, fds: Sequence[int] = ()) -> None:
-        with suppress(OSError):  # it has ended, and its end of the connection will say so
-            socket.send_fds(daemon, [answer], fds)
+    def _answer(self, daemon: socket.socket, text: str, fds: Sequence[int] = ()) -> None:
+        with suppress(OSError):  # it has exited; the loop reports the closed connection
+            socket.send_fds(daemon, [protocol.encode_answer(text)], fds)
+
+    def _refuse(self, daemon: socket.socket, reason: str) -> None:
+        with suppress(OSError):
+            daemon.send(protocol.encode_refusal(reason))
 
     def _close(self, daemon: socket.socket) -> None:
         if self._greeted.pop(daemon, None) is not None:

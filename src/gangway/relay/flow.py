@@ -85,16 +85,14 @@ START = FlowState(Phase.CONNECTING, DirectionState.FLOWING, DirectionState.FLOWI
 OPEN = FlowState(Phase.RELAYING, DirectionState.FLOWING, DirectionState.FLOWING)
 CLOSED = FlowState(Phase.CLOSED, DirectionState.ENDED, DirectionState.ENDED)
 
-# For each event of a direction: the state that it applies to, the state after it, and the actions.
-_UP = {
-    Event.UP_STALLED: (DirectionState.FLOWING, DirectionState.STALLED, ()),
-    Event.UP_DRAINED: (DirectionState.STALLED, DirectionState.FLOWING, (Action.PUMP_UP,)),
-    Event.UP_ENDED: (DirectionState.FLOWING, DirectionState.ENDED, (Action.END_BACKEND,)),
-}
-_DOWN = {
-    Event.DOWN_STALLED: (DirectionState.FLOWING, DirectionState.STALLED, ()),
-    Event.DOWN_DRAINED: (DirectionState.STALLED, DirectionState.FLOWING, (Action.PUMP_DOWN,)),
-    Event.DOWN_ENDED: (DirectionState.FLOWING, DirectionState.ENDED, (Action.END_CLIENT,)),
+# For each event of a direction: the direction, the state that it applies to, the state after it, and the actions.
+_STEPS: dict[Event, tuple[str, DirectionState, DirectionState, tuple[Action, ...]]] = {
+    Event.UP_STALLED: ("up", DirectionState.FLOWING, DirectionState.STALLED, ()),
+    Event.UP_DRAINED: ("up", DirectionState.STALLED, DirectionState.FLOWING, (Action.PUMP_UP,)),
+    Event.UP_ENDED: ("up", DirectionState.FLOWING, DirectionState.ENDED, (Action.END_BACKEND,)),
+    Event.DOWN_STALLED: ("down", DirectionState.FLOWING, DirectionState.STALLED, ()),
+    Event.DOWN_DRAINED: ("down", DirectionState.STALLED, DirectionState.FLOWING, (Action.PUMP_DOWN,)),
+    Event.DOWN_ENDED: ("down", DirectionState.FLOWING, DirectionState.ENDED, (Action.END_CLIENT,)),
 }
 _ABORTS = {Event.CONNECT_FAILED, Event.CLIENT_RESET, Event.BACKEND_RESET, Event.UNPUBLISHED}
 
@@ -107,25 +105,12 @@ def transition(state: FlowState, event: Event) -> Transition:
         return OPEN, ()
     if event in _ABORTS and not (event is Event.CONNECT_FAILED and state.phase is Phase.RELAYING):
         return CLOSED, (Action.RESET,)
-    if state.phase is Phase.RELAYING:
-        return _direction_transition(state, event)
-    return state, ()
-
-
-def _direction_transition(state: FlowState, event: Event) -> Transition:
-    """Return the transition for an event of one direction of a relaying flow."""
-    if event in _UP:
-        required, following, actions = _UP[event]
-        after = state._replace(up=following)
-        applies = state.up is required
-    elif event in _DOWN:
-        required, following, actions = _DOWN[event]
-        after = state._replace(down=following)
-        applies = state.down is required
-    else:
+    if state.phase is not Phase.RELAYING or event not in _STEPS:
         return state, ()
-    if not applies:
+    direction, required, following, actions = _STEPS[event]
+    if getattr(state, direction) is not required:
         return state, ()
+    after = state._replace(up=following) if direction == "up" else state._replace(down=following)
     if after.up is DirectionState.ENDED and after.down is DirectionState.ENDED:
         return CLOSED, (Action.CLOSE,)
     return after, actions

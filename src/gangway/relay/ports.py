@@ -1,12 +1,11 @@
 """The ports that a relay process serves, and the descriptors that it keeps open for the daemon.
 
-What this file knows: what each request of the protocol does.  What it must not know: connections to the daemon, how
-clients are served.
+What this file must not know: connections to the daemon, how clients are served.
 
-Ports stay with the relay until the daemon removes them: the daemon may be restarted, or killed, and no published port
-may suffer.  A daemon that comes back lists what there is.  A leased port also ends with the launcher's process
-(pidfd_open(2)).  If no daemon is connected at that moment, the loopback redirect ends with it: its entries may be
-changed by root only, and one that is left would lead clients of the port's next owner to the container.
+Ports stay with the relay until a daemon removes them; one that was restarted lists them.  A leased port also ends with
+the launcher's process (pidfd_open(2)).  If no daemon is connected at that moment, the loopback redirect ends with it:
+its entries may be changed by root only, and one that is left would lead clients of the port's next owner to the
+container.
 """
 
 import os
@@ -18,26 +17,15 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 from gangway.errors import InvalidRequest
+from gangway.inet import FAMILIES, PROTOCOLS
 from gangway.log import Log
 from gangway.relay import protocol
 from gangway.relay.core.loop import READABLE, Loop
-from gangway.relay.protocol import (
-    CountShared,
-    GetHeld,
-    Held,
-    Hold,
-    HostPorts,
-    List,
-    Mode,
-    Remove,
-    Request,
-    Serve,
-    Share,
-)
-from gangway.relay.sockets import PROTOCOLS, Backend, Entrance, PublishedRange
+from gangway.relay.protocol import CountShared, GetHeld, Hold, HostPorts, List, Mode, Remove, Serve, Share
+from gangway.relay.sockets import Backend, PublishedPort, PublishedRange, family_of
 
-Answer = Callable[[bytes, Sequence[int]], None]
-"""Send an answer, with descriptors."""
+Answer = Callable[[str, Sequence[int]], None]
+"""Send the answer to a request that was carried out: its text and descriptors."""
 
 
 class Shared(Protocol):
@@ -45,31 +33,26 @@ class Shared(Protocol):
 
     def __len__(self) -> int: ...
 
-    def use(self, protocol: int, family: int, sock: socket.socket, binding_fd: int | None) -> None:
-        """Serve by this socket from now on."""
+    def use(self, protocol: int, family: int, sock: socket.socket, binding_fd: int | None) -> None: ...
 
-    def publish(self, ports: PublishedRange, backend: Backend) -> Entrance:
-        """Serve ports; clients of the first one are connected to `backend`."""
+    def publish(self, ports: PublishedRange, backend: Backend) -> PublishedPort: ...
 
 
 class Server(Protocol):
-    """What serves clients in this process."""
+    """Serves clients in this process: `RelayProcess`."""
 
     @property
     def shared(self) -> Shared: ...
 
-    def publish(self, backend: Backend, sock: socket.socket) -> Entrance:
-        """Serve a port by a socket of its own."""
+    def publish(self, backend: Backend, sock: socket.socket) -> PublishedPort: ...
 
-    def withdraw(self, port: Entrance, then: Callable[[], None]) -> None:
-        """Stop serving a port; call `then` when nothing of it is left."""
+    def withdraw(self, port: PublishedPort, then: Callable[[], None]) -> None: ...
 
 
 class _Port(NamedTuple):
     served: Serve
-    published: Entrance
-    owner: int | None
-    """The pidfd of the launcher."""
+    published: PublishedPort
+    owner: int | None  # the pidfd of the launcher
 
 
 class ServedPorts:
@@ -78,48 +61,42 @@ class ServedPorts:
     def __init__(
         self, loop: Loop, server: Server, log: Log, is_attended: Callable[[], bool], emptied: Callable[[], None]
     ) -> None:
-        self._loop = loop
-        self._server = server
-        self._log = log
-        self._is_attended = is_attended
-        self._emptied = emptied
+        self._loop, self._server, self._log, self._is_attended, self._emptied = loop, server, log, is_attended, emptied
         self._ports: dict[HostPorts, _Port] = {}
         self._held: dict[str, list[int]] = {}
         self._ownerless: set[HostPorts] = set()
-        """Leased ports whose launcher has exited, and that the connected daemon is about to remove."""
+        """Leased ports whose launcher has exited, and that the connected daemon has to remove."""
 
     def __len__(self) -> int:
         return len(self._ports)
 
-    def carry_out(self, request: Request, fds: list[int], answer: Answer) -> None:
-        """Carry out a request and answer it.  Take the descriptors that are used out of `fds`; the caller closes the
-        others.
+    def carry_out(self, request: protocol.Request, fds: list[int], answer: Answer) -> None:
+        """Carry out a request and answer it.  Take the descriptors that are used out of `fds`.
 
         InvalidRequest, OSError, ValueError: the request was refused, and nothing was changed.
         """
+        text, sent = "", list[int]()
         match request:
             case Serve():
                 self._serve(request, fds)
-                answer(protocol.encode_answer(), ())
             case Remove(ports):
-                self._remove(ports, lambda: answer(protocol.encode_answer(), ()))
+                return self._remove(ports, lambda: answer("", ()))
             case List(offset):
-                lines = map(protocol.encode_served, (port.served for port in self._ports.values()))
-                answer(protocol.encode_answer("\n".join(islice(lines, offset, offset + protocol.PAGE))), ())
+                page = islice(self._ports.values(), offset, offset + protocol.PAGE)
+                text = "\n".join(protocol.encode_served(self._listed(port)) for port in page)
             case Share():
                 self._share(request, fds)
-                answer(protocol.encode_answer(), ())
             case CountShared():
-                answer(protocol.encode_answer(str(len(self._server.shared))), ())
+                text = str(len(self._server.shared))
             case Hold(name, count):
                 if len(fds) != count:
                     raise InvalidRequest(f"wrong number of descriptors with {name}: {len(fds)}, not {count}")
                 self._held[name], fds[:] = list(fds), self._held.get(name, [])
-                answer(protocol.encode_answer(), ())
             case GetHeld(name):
-                answer(protocol.encode_answer(), self._held.get(name, ()))
+                sent = self._held.get(name, [])
             case _:
                 raise InvalidRequest(f"the relay does not serve {type(request).__name__}")
+        return answer(text, sent)
 
     def forget(self) -> None:
         """Close what is the relay process's own; for a worker process."""
@@ -129,15 +106,20 @@ class ServedPorts:
             if port.owner is not None:
                 os.close(port.owner)
 
+    def _listed(self, port: _Port) -> Serve:
+        served = port.served
+        return served._replace(mode=Mode.ENDED) if served.ports in self._ownerless else served
+
     def _serve(self, served: Serve, fds: list[int]) -> None:
         ports, is_leased = served.ports, served.mode is Mode.LEASED
         known = self._ports.get(ports)
+        # Served already: a new daemon grants the lease again, and connections go on.
         if known is not None and not (is_leased and known.served == served):
             raise InvalidRequest(f"{_name(ports)} is served already")
-        backend = Backend(PROTOCOLS[ports.protocol], _family(served.to.address), *served.to)
+        backend = Backend(PROTOCOLS[ports.protocol], family_of(served.to.address), *served.to)
         if served.mode is Mode.SHARED:
             at = protocol.canonical(ports.address)
-            reached = PublishedRange(PROTOCOLS[ports.protocol], _family(at), at, ports.first, ports.last)
+            reached = PublishedRange(PROTOCOLS[ports.protocol], family_of(at), at, ports.first, ports.last)
             self._ports[ports] = _Port(served, self._server.shared.publish(reached, backend), None)
             return
         if not 1 <= len(fds) <= 1 + is_leased:
@@ -147,8 +129,10 @@ class ServedPorts:
             if owner is not None:
                 self._loop.add(owner, lambda _events: self._owner_ended(ports, owner), READABLE)
                 undo.callback(self._loop.forget, owner)
-            # Served already: a new daemon grants the lease again, and connections go on.
-            published = self._publish(backend, fds) if known is None else known.published
+            if known is None:
+                published = self._server.publish(backend, undo.enter_context(_first_socket(fds)))
+            else:
+                published = known.published
             undo.pop_all()
         if known is not None:
             self._disown(known)
@@ -156,14 +140,6 @@ class ServedPorts:
             fds.remove(owner)
         self._ports[ports] = _Port(served, published, owner)
         self._ownerless.discard(ports)
-
-    def _publish(self, backend: Backend, fds: list[int]) -> Entrance:
-        sock = _take_socket(fds)
-        try:
-            return self._server.publish(backend, sock)
-        except BaseException:
-            sock.close()
-            raise
 
     def _disown(self, port: _Port) -> None:
         if port.owner is not None:
@@ -177,15 +153,16 @@ class ServedPorts:
             return then()
         self._disown(port)
 
-        def removed() -> None:
+        def removed(_events: int) -> None:
             then()
             if not self._ports:
                 self._emptied()
 
-        return self._server.withdraw(port.published, removed)
+        # The loop closes the port's socket at the end of a round; the port is free in the next one.
+        return self._server.withdraw(port.published, lambda: self._loop.call_soon(removed, 0))
 
     def daemon_left(self) -> None:
-        """No daemon is connected any more: remove the ports that the last one had yet to remove."""
+        """Remove the ports that the last daemon had yet to remove: no daemon is connected now."""
         for ports in tuple(self._ownerless):
             self._remove_ownerless(ports)
 
@@ -197,7 +174,7 @@ class ServedPorts:
 
     def _remove_ownerless(self, ports: HostPorts) -> None:
         self._log.warning("%s: launcher exited while no daemon is running: loopback redirect ended", _name(ports))
-        self._close_held(Held.REDIRECT)
+        self._close_held(protocol.REDIRECT)
         self._remove(ports, lambda: None)
 
     def _close_held(self, name: str) -> None:
@@ -207,24 +184,18 @@ class ServedPorts:
     def _share(self, share: Share, fds: list[int]) -> None:
         if not fds:
             raise InvalidRequest("no socket came with the request")
-        sock = _take_socket(fds)
-        number, family = PROTOCOLS[share.protocol], protocol.FAMILIES[share.family]
-        try:
-            self._server.shared.use(number, family, sock, fds[0] if fds else None)
-        except BaseException:
-            sock.close()
-            raise
+        with ExitStack() as undo:
+            sock = undo.enter_context(_first_socket(fds))
+            binding_fd = fds[0] if fds else None
+            self._server.shared.use(PROTOCOLS[share.protocol], FAMILIES[share.family], sock, binding_fd)
+            undo.pop_all()
 
 
-def _take_socket(fds: list[int]) -> socket.socket:
+def _first_socket(fds: list[int]) -> socket.socket:
     """Take the first descriptor out of `fds`.  OSError: it is not a socket's."""
     sock = socket.socket(fileno=fds[0])
     del fds[0]
     return sock
-
-
-def _family(address: str) -> int:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def _name(ports: HostPorts) -> str:

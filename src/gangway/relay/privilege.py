@@ -10,49 +10,33 @@ Kernel facts:
 import ctypes
 import os
 import resource
-import signal
 
 # include/uapi/linux/prctl.h
-_PR_SET_PDEATHSIG = 1
 _PR_CAPBSET_READ = 23
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 
-# The number of `nobody` on Debian, Fedora and Alpine: a minimal system may have no entry for the name.
-NOBODY = 65534
+NOBODY = 65534  # the number of `nobody` on Debian, Fedora and Alpine: a minimal system may have no entry for the name
 
 
 def drop_privileges() -> None:
     """Drop root and all capabilities for good.  OSError: the kernel refused."""
     if os.geteuid() == 0:
-        _drop_bounding_set()
+        capability = 0
+        # EINVAL after the last capability of this kernel
+        while _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) >= 0:
+            _prctl(_PR_CAPBSET_DROP, capability)
+            capability += 1
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
-def end_with_parent(parent: int) -> None:
-    """Let the kernel end this process when its parent ends.
-
-    `parent` is the parent's expected pid.  Call it after `drop_privileges`, which resets this setting.
-    """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 def raise_descriptor_limit() -> None:
     """Raise the limit of open file descriptors to the hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _drop_bounding_set() -> None:
-    capability = 0
-    while _libc.prctl(_PR_CAPBSET_READ, capability, 0, 0, 0) >= 0:  # EINVAL after the last capability of this kernel
-        _prctl(_PR_CAPBSET_DROP, capability)
-        capability += 1
 
 
 def _prctl(option: int, value: int) -> None:

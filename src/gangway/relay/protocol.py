@@ -1,22 +1,25 @@
 """The wire protocol: every message between the daemon and its relay, and between launchers and the daemon.
 
 Each message is one datagram of a SOCK_SEQPACKET unix socket: words separated by spaces, with descriptors attached where
-noted (SCM_RIGHTS; the pidfd is optional, as pidfd_open(2) needs Linux 5.3).  The first message of a connection carries
-the protocol's version.  A message that `parse` refuses ends its connection.
+noted (SCM_RIGHTS; the pidfd is optional, as pidfd_open(2) needs Linux 5.3).  A request's first word is the name of its
+type, the others are its fields.  The first message of a connection carries the protocol's version.  A message that
+`parse` refuses ends its connection.
 
     daemon → relay    hello VERSION
                       serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST own        with the port's socket
                       serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST leased     the same, and the launcher's pidfd
                       serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST shared     by the socket given with `share`
                       remove PROTO HOST-IP FIRST LAST        answered when the port is free
-                      list OFFSET                            the served ports, from one of them on
+                      list OFFSET                            the served ports, from one of them on; the mode of a
+                                                             leased one whose launcher has exited is `ended`
                       share PROTO FAMILY    with the socket that serves ports without one of their own; for UDP also
                                             the map `binding` of ebpf/steering.bpf.c
-                      shared                                 how many such sockets there are
+                      countshared                            how many such sockets there are
                       hold NAME COUNT                        keep COUNT descriptors open, in place of those held before
-                      held NAME                              answered with those descriptors
+                      getheld NAME                           answered with those descriptors
     relay → daemon    ok [TEXT]    or    error TEXT          to `list`, TEXT has a line for each port: the words of its
-                                                           `serve`; to `hello`, the version; to `shared`, the number
+                                                           `serve`; to `hello`, the version; to `countshared`, the
+                                                           number
 
     launcher → daemon lease VERSION PROTO CONTAINER-IP CONTAINER-PORT        with the port's socket
     daemon → launcher ok           or    error TEXT
@@ -25,10 +28,12 @@ A lease ends with its connection.  A launcher that stops shuts its side down and
 """
 
 import socket
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import NamedTuple
 
-from gangway.relay.sockets import PROTOCOLS
+from gangway.inet import PROTOCOLS
+from gangway.relay.sockets import family_of
 
 VERSION = 1
 MAX_REQUEST_BYTES = 512
@@ -36,23 +41,22 @@ MAX_ANSWER_BYTES = 1 << 16
 MAX_DESCRIPTORS = 32
 PAGE = 200
 """Ports in one answer to `list`."""
-FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+REDIRECT = "redirect"
+"""The name under which the daemon has the relay hold the loopback redirect."""
 _LAST_PORT = 65535
 
 
-class ProtocolError(ValueError):
+class ProtocolError(Exception):
     """The peer sent a malformed message, or one of another version of the protocol."""
 
 
 class Mode(StrEnum):
     """How clients reach the relay at a port."""
 
-    OWN = "own"
-    """By a socket of its own, until the daemon removes the port."""
-    LEASED = "leased"
-    """The same, but the port ends with the launcher's process, should the daemon be away then."""
-    SHARED = "shared"
-    """By the socket that the kernel steers all such ports of a protocol and family to."""
+    OWN = "own"  # by a socket of its own, until the daemon removes the port
+    LEASED = "leased"  # the same, but the port ends with the launcher's process, should the daemon be away then
+    ENDED = "ended"  # leased, but the launcher has exited; only in the answer to `list`
+    SHARED = "shared"  # by the socket that the kernel steers all such ports of a protocol and family to
 
 
 class HostPorts(NamedTuple):
@@ -69,14 +73,6 @@ class Destination(NamedTuple):
 
     address: str
     first: int
-
-
-class Held(StrEnum):
-    """What the relay keeps open for the daemon, so that it outlives the daemon."""
-
-    REDIRECT = "redirect"
-    STEERING = "steering"
-    SOCKETS = "sockets"
 
 
 class Hello(NamedTuple):
@@ -99,8 +95,7 @@ class List(NamedTuple):
 
 class Share(NamedTuple):
     protocol: str
-    family: int
-    """4 or 6."""
+    family: int  # 4 or 6
 
 
 class CountShared(NamedTuple):
@@ -109,8 +104,7 @@ class CountShared(NamedTuple):
 
 class Hold(NamedTuple):
     name: str
-    number: int
-    """Of descriptors."""
+    number: int  # of descriptors
 
 
 class GetHeld(NamedTuple):
@@ -128,70 +122,48 @@ Request = Hello | Serve | Remove | List | Share | CountShared | Hold | GetHeld |
 def canonical(address: str) -> str:
     """Return an address, perhaps with a zone, in the kernel's spelling (inet_ntop(3))."""
     plain, percent, zone = address.partition("%")
-    family = _family(plain)
+    family = family_of(plain)
     return socket.inet_ntop(family, socket.inet_pton(family, plain)) + percent + zone
 
 
 def encode(request: Request) -> bytes:
     """Return a request as the datagram that `parse` understands."""
-    match request:
-        case Hello(version):
-            return _text("hello", version)
-        case Serve(ports, to, mode):
-            return _text("serve", *ports, *to, mode)
-        case Remove(ports):
-            return _text("remove", *ports)
-        case List(offset):
-            return _text("list", offset)
-        case Share(protocol, family):
-            return _text("share", protocol, family)
-        case CountShared():
-            return _text("shared")
-        case Hold(name, count):
-            return _text("hold", name, count)
-        case GetHeld(name):
-            return _text("held", name)
-        case Lease(protocol, to):
-            return _text("lease", VERSION, protocol, *to)
+    verb = f"lease {VERSION}" if isinstance(request, Lease) else type(request).__name__.lower()
+    return " ".join((verb, *_words(request))).encode()
 
 
 def parse(data: bytes) -> Request:
     """Return the request in a datagram.  ProtocolError: it is malformed, or of another version."""
     try:
-        return _parse(data.decode().split())
-    except ValueError as error:
-        reason = error if isinstance(error, ProtocolError) else f"malformed message {data[:80]!r}"
-        raise ProtocolError(str(reason)) from None
-
-
-def _parse(words: list[str]) -> Request:
-    match words:
-        case ["hello" | "lease", version, *_] if version.isdecimal() and version != str(VERSION):
-            raise ProtocolError(f"protocol version {version} is not supported (this is version {VERSION})")
-        case ["hello", version]:
-            return Hello(_number(version))
-        case ["serve", *rest]:
-            return _serve(rest)
-        case ["remove", protocol, address, first, last]:
-            return Remove(_host_ports(protocol, address, first, last))
-        case ["list", offset]:
-            return List(_number(offset))
-        case ["share", protocol, "4" | "6" as family]:
-            return Share(_protocol(protocol), int(family))
-        case ["shared"]:
-            return CountShared()
-        case ["hold", name, count] if _number(count) <= MAX_DESCRIPTORS:
-            return Hold(name, _number(count))
-        case ["held", name]:
-            return GetHeld(name)
-        case ["lease", version, protocol, address, port] if version == str(VERSION):
-            return Lease(_protocol(protocol), Destination(_address(address), _port(port)))
-    raise ValueError(words)
+        match data.decode().split():
+            case ["hello" | "lease", version, *_] if version.isdecimal() and version != str(VERSION):
+                raise ProtocolError(f"protocol version {version} is not supported (this is version {VERSION})")
+            case ["hello", version]:
+                return Hello(_number(version))
+            case ["serve", *words] if words[-1:] != [Mode.ENDED]:
+                return _serve(words)
+            case ["remove", *words]:
+                return Remove(_host_ports(words))
+            case ["list", offset]:
+                return List(_number(offset))
+            case ["share", protocol, "4" | "6" as family]:
+                return Share(_protocol(protocol), int(family))
+            case ["countshared"]:
+                return CountShared()
+            case ["hold", name, count] if _number(count) <= MAX_DESCRIPTORS:
+                return Hold(name, _number(count))
+            case ["getheld", name]:
+                return GetHeld(name)
+            case ["lease", version, protocol, address, port] if version == str(VERSION):
+                return Lease(_protocol(protocol), Destination(_address(address), _port(port)))
+    except ValueError:
+        pass
+    raise ProtocolError(f"malformed message {data[:80]!r}")
 
 
 def encode_served(served: Serve) -> str:
     """Return a line of the answer to `list`."""
-    return " ".join(map(str, (*served.ports, *served.to, served.mode)))
+    return " ".join(_words(served))
 
 
 def parse_served(line: str) -> Serve:
@@ -208,7 +180,6 @@ def encode_answer(text: str = "") -> bytes:
 
 
 def encode_refusal(reason: str) -> bytes:
-    """Return the answer to a request that was refused."""
     return f"error {reason}".encode()
 
 
@@ -220,28 +191,29 @@ def parse_answer(data: bytes) -> tuple[bool, str]:
     return verdict == "ok", text
 
 
-def _text(*words: object) -> bytes:
-    return " ".join(map(str, words)).encode()
+def _words(fields: tuple[object, ...]) -> Iterator[str]:
+    for field in fields:
+        if isinstance(field, tuple):
+            yield from _words(field)
+        else:
+            yield str(field)
 
 
 def _serve(words: list[str]) -> Serve:
-    name, host, first, last, container, container_first, mode = words
-    to = Destination(_address(container), _port(container_first))
-    served = Serve(_host_ports(name, host, first, last), to, Mode(mode))
+    *host, address, first, mode = words
+    served = Serve(_host_ports(host), Destination(_address(address), _port(first)), Mode(mode))
     span = served.ports.last - served.ports.first
     if served.to.first + span > _LAST_PORT or (span and served.mode is not Mode.SHARED):
         raise ValueError(words)
     return served
 
 
-def _host_ports(protocol: str, address: str, first: str, last: str) -> HostPorts:
+def _host_ports(words: list[str]) -> HostPorts:
+    protocol, address, first, last = words
     plain, percent, zone = address.partition("%")
-    _address(plain)
-    if percent and not (zone and _family(plain) == socket.AF_INET6):
-        raise ValueError(address)
-    ports = HostPorts(_protocol(protocol), address, _port(first), _port(last))
-    if ports.first > ports.last:
-        raise ValueError(ports)
+    ports = HostPorts(_protocol(protocol), _address(plain) + percent + zone, _port(first), _port(last))
+    if ports.first > ports.last or (percent and not (zone and ":" in plain)):
+        raise ValueError(words)
     return ports
 
 
@@ -251,14 +223,9 @@ def _protocol(text: str) -> str:
     return text
 
 
-def _family(address: str) -> int:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
 def _address(text: str) -> str:
-    """Return an address as it is spelled, if it is one."""
     try:
-        socket.inet_pton(_family(text), text)
+        socket.inet_pton(family_of(text), text)
     except OSError:
         raise ValueError(text) from None
     return text

@@ -1,12 +1,13 @@
-"""The values that all parts of the relay describe sockets by: protocols, backends, ranges of ports, peers."""
+"""The values that all parts of the relay describe sockets by: backends, ranges of ports, peers."""
 
 import errno
 import socket
 import struct
 from typing import NamedTuple, Protocol
 
-PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP}
-PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
+from gangway.inet import PROTOCOLS, format_host
+
+_PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 """The errors that a call for a new descriptor fails with when the process or the kernel has reached a limit."""
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7)
@@ -15,15 +16,13 @@ _UCRED = struct.Struct("iII")  # struct ucred, unix(7)
 class Backend(NamedTuple):
     """The container's end of a port mapping: clients of the port are connected to it."""
 
-    protocol: int
-    """socket.IPPROTO_TCP, IPPROTO_UDP or IPPROTO_SCTP."""
-    family: int
-    """socket.AF_INET or AF_INET6."""
+    protocol: int  # socket.IPPROTO_TCP, IPPROTO_UDP or IPPROTO_SCTP
+    family: int  # socket.AF_INET or AF_INET6
     address: str
     port: int
 
     def __str__(self) -> str:
-        return f"{PROTOCOL_NAMES[self.protocol]} {bracketed(self.address)}:{self.port}"
+        return f"{_PROTOCOL_NAMES[self.protocol]} {format_host(self.address)}:{self.port}"
 
 
 class PublishedRange(NamedTuple):
@@ -31,14 +30,13 @@ class PublishedRange(NamedTuple):
 
     protocol: int
     family: int
-    address: str
-    """In the form that inet_ntop(3) writes; a link-local address may have a zone."""
+    address: str  # as inet_ntop(3) writes it; a link-local address may have a zone
     first: int
     last: int
 
 
-class Entrance(Protocol):
-    """The way that clients arrive at a port: a socket of its own, or an entry in the table of a shared one."""
+class PublishedPort(Protocol):
+    """A port, or a range of them, that the relay serves until it is closed."""
 
     def close(self) -> None: ...
 
@@ -51,9 +49,9 @@ class PeerCredentials(NamedTuple):
     gid: int
 
 
-def bracketed(address: str) -> str:
-    """Return an IP address in the form that a port can follow: an IPv6 address in brackets."""
-    return f"[{address}]" if ":" in address else address
+def family_of(address: str) -> int:
+    """Return socket.AF_INET or AF_INET6, after the form of an address."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def peer_credentials(sock: socket.socket) -> PeerCredentials:

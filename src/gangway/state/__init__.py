@@ -1,1 +1,1 @@
-"""What is wanted: requests, the registry and its database."""
+"""What is wanted: `requests` and `leases` change it, `registry` and `database` keep it."""

@@ -8,49 +8,52 @@ same for 0.0.0.0 and ::.
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
-from gangway.ebpf.steering import Reservation, Steering
+from gangway.ebpf.steering import Steering
 from gangway.errors import Conflict, GangwayError, PortInUse, Unsupported
 from gangway.host import sockets
-from gangway.model import ANY, Address, PortMapping, PortRange, PortRequest
+from gangway.model import ANY, PortMapping, PortRange, PortRequest
 from gangway.plan import MappingPlan
 from gangway.reconcile.state import ports_of
 from gangway.relay.protocol import HostPorts, Mode, Serve
 from gangway.state.port_index import PortIndex
 
-Held = dict[HostPorts, socket.socket | Reservation]
-"""What reserves ports; closed, they are free."""
+Held = dict[HostPorts, socket.socket | ExitStack]
+"""What reserves ports: closing it frees them."""
 
 # How many numbers of the kernel's choice are tried.
 _TRIES = 20
-# Where a number is looked for when the kernel has no sockets of the protocol to choose one by (RFC 6335, 6).
+# The range to choose from where the kernel has no sockets of the protocol, and so cannot choose (RFC 6335, 6).
 _DYNAMIC = PortRange(49152, 65535)
 
 
-class Allocated(NamedTuple):
-    """The mappings of one request, and what reserves their ports."""
+class Allocation:
+    """The host ports that are about to be published for a container; `decide` plans a mapping.
 
-    mappings: list[PortMapping]
-    held: Held
-
-
-class Allocator:
-    """Allocates host ports for a container.  `decide` plans a mapping."""
+    At the end of the block its reservations are closed, and `mappings` that are left in it are removed from the index.
+    """
 
     def __init__(
         self, container: str, index: PortIndex, steering: Steering, decide: Callable[[PortMapping], MappingPlan]
     ) -> None:
-        self._container = container
-        self._index = index
-        self._steering = steering
-        self._decide = decide
+        self._container, self._index, self._steering, self._decide = container, index, steering, decide
+        self.held: Held = {}  # what reserves ports: closing it frees them
+        self.mappings: list[PortMapping] = []
 
-    def allocate(self, request: PortRequest) -> Allocated:
-        """Return the mappings of a request, their ports reserved.
+    def __enter__(self) -> Self:
+        return self
 
-        PortInUse, Conflict: they are in use, and by what.
+    def __exit__(self, *_: object) -> None:
+        for mapping in self.mappings:
+            self._index.remove(mapping)
+        for held in self.held.values():
+            held.close()
+
+    def allocate(self, request: PortRequest) -> None:
+        """Reserve the ports of a request, and add its mappings.
+
+        PortInUse, Conflict: a port is in use; the message says by what.
         """
         refused: GangwayError | None = None
         for choice in self._choices(request):
@@ -63,6 +66,10 @@ class Allocator:
             raise PortInUse(f"{wanted} is free; the last one tried: {refused}")
         raise refused or PortInUse("no host port is free")
 
+    def reserved(self) -> dict[HostPorts, Sequence[int]]:
+        """Return the reserved ports, each with the descriptors that the relay needs to serve it."""
+        return {ports: [held.fileno()] if isinstance(held, socket.socket) else [] for ports, held in self.held.items()}
+
     def _choices(self, request: PortRequest) -> Iterator[PortRange]:
         """Yield the host ports to try; the kernel chooses where any will do."""
         given = request.host_ports
@@ -70,43 +77,38 @@ class Allocator:
             yield given
         elif given is None and sockets.has_sockets(request.protocol.value):
             for _ in range(_TRIES):
-                yield self._free_port(request)
+                with sockets.bind_port(request.protocol.value, str(request.host_addresses[0]), 0) as sock:
+                    number = sock.getsockname()[1]
+                yield PortRange(number, number)
         else:
             numbers = given or _DYNAMIC
             yield from (PortRange(port, port) for port in range(numbers.first, numbers.last + 1))
 
-    def _free_port(self, request: PortRequest) -> PortRange:
-        with sockets.bind_port(request.protocol.value, str(request.host_addresses[0]), 0) as sock:
-            number = sock.getsockname()[1]
-        return PortRange(number, number)
-
-    def _reserve(self, request: PortRequest, host_ports: PortRange) -> Allocated:
-        mappings: list[PortMapping] = []
-        held: Held = {}
+    def _reserve(self, request: PortRequest, host_ports: PortRange) -> None:
+        has_sockets = sockets.has_sockets(request.protocol.value)
+        mappings, held = list[PortMapping](), Held()
         with ExitStack() as undo:
             for address in request.host_addresses:
                 mapping = PortMapping(self._container, request.protocol, address, host_ports, request.container_ports)
                 self._index.require_free(mapping)
                 try:
-                    held |= self._reserve_at(mapping, request.is_choice, undo)
+                    for ports, served in ports_of(self._decide(mapping)) if has_sockets else ():
+                        held[ports] = self._hold(served, name_holder=not request.is_choice)
+                        undo.callback(held[ports].close)
                 except Unsupported:
-                    if not _is_optional(address, request):
+                    # The kernel has no IPv6; `::` may be left out if the request does not name it.
+                    if address != ANY[1] or request.host_addresses != ANY:
                         raise
                 else:
+                    self._index.add(mapping)
+                    undo.callback(self._index.remove, mapping)
                     mappings.append(mapping)
             undo.pop_all()
-        return Allocated(mappings, held)
+        self.mappings += mappings
+        self.held |= held
 
-    def _reserve_at(self, mapping: PortMapping, is_choice: bool, undo: ExitStack) -> Held:
-        held: Held = {}
-        if sockets.has_sockets(mapping.protocol.value):
-            for ports, served in ports_of(self._decide(mapping)):
-                held[ports] = self._hold(served, name_holder=not is_choice)
-                undo.callback(held[ports].close)
-        return held
-
-    def _hold(self, served: Serve, name_holder: bool) -> socket.socket | Reservation:
-        """Reserve ports.  PortInUse says what has one, if that is asked for: it takes a while to find out."""
+    def _hold(self, served: Serve, name_holder: bool) -> socket.socket | ExitStack:
+        """Reserve ports.  PortInUse says which program has one only if `name_holder`: finding out takes a while."""
         ports = served.ports
         try:
             if served.mode is Mode.SHARED:
@@ -116,41 +118,3 @@ class Allocator:
             if name_holder and ports.first == ports.last:
                 raise PortInUse(sockets.describe_holder(ports.protocol, ports.address, ports.first)) from None
             raise
-
-
-class Allocation:
-    """What a request is about to publish.  At the end of the block its reservations are closed, and `mappings` that are
-    left in it are removed from the index."""
-
-    def __init__(self, index: PortIndex) -> None:
-        self._index = index
-        self._held: Held = {}
-        self.mappings: list[PortMapping] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for mapping in self.mappings:
-            self._index.remove(mapping)
-        with ExitStack() as last:
-            for held in self._held.values():
-                last.callback(held.close)
-
-    def add(self, allocated: Allocated) -> None:
-        """Take over what was allocated.  Conflict: a mapping of this very request has the port."""
-        self._held |= allocated.held
-        for mapping in allocated.mappings:
-            self._index.add(mapping)
-            self.mappings.append(mapping)
-
-    def reserved(self) -> dict[HostPorts, Sequence[int]]:
-        """Return the reserved ports, each with the descriptors that the relay needs to serve it."""
-        return {ports: [held.fileno()] if isinstance(held, socket.socket) else [] for ports, held in self._held.items()}
-
-
-def _is_optional(address: Address, request: PortRequest) -> bool:
-    """True if `::` was not asked for by name, and may be left out where the kernel has no IPv6."""
-    return address == ANY[1] and request.host_addresses == ANY

@@ -1,11 +1,11 @@
 """What is wanted, on disk: SQLite.
 
-A row is written before anything is done about it and removed when nothing is left of it, so whatever a daemon that died
-left half done is found again.  A range is one row.  The table `memory` holds what is needed to restore the host: what a
-setting was before it was changed, which rules were written.
+A row is written before the host is changed for it, and removed when nothing of it is left on the host.  So the next
+daemon finds what a killed one has left unfinished.  A range is one row.  The table `memory` holds what is needed to
+restore the host: what a setting was before it was changed, which rules were written.
 
 WAL with synchronous=NORMAL (sqlite.org/pragma.html): a commit survives the daemon's end and costs no fsync; after a
-power cut the last ones may be missing, and so is everything that they were about.
+power failure the last commits may be missing, but then the kernel's state is lost, too.
 """
 
 import os
@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS memory (what TEXT PRIMARY KEY, value TEXT);
 
 
 class Place(NamedTuple):
-    """Where a container's namespace is: its path, and the inode number that tells it from a later one there."""
+    """Where a container's namespace is: its path, and the inode number, which a later one there does not have."""
 
     namespace: str
     inode: int
@@ -49,7 +49,7 @@ class Database:
         self._lock = RLock()  # leases use it from a thread of their own
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite's own files get its mode
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite would make it 0644
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
@@ -58,7 +58,7 @@ class Database:
             raise HostRefused(f"the database {path} cannot be opened: {error}") from None
 
     def close(self) -> None:
-        """Close the database; nothing is lost without."""
+        """Close the database.  A daemon that is killed before loses nothing."""
         self._database.close()
 
     @contextmanager
@@ -77,28 +77,14 @@ class Database:
     def networks(self) -> Iterator[tuple[Network, bool]]:
         """Yield each network, and whether it was made on demand."""
         for name, bridge, subnets, gateways, *policy, mtu, on_demand in self._all("networks"):
+            addresses = tuple(map(ip_network, subnets.split())), tuple(map(ip_address, gateways.split()))
             masquerade, icc, internal = map(bool, policy)
-            yield (
-                Network(
-                    name,
-                    bridge,
-                    tuple(map(ip_network, subnets.split())),
-                    tuple(map(ip_address, gateways.split())),
-                    masquerade,
-                    icc,
-                    internal,
-                    mtu,
-                ),
-                bool(on_demand),
-            )
+            yield Network(name, bridge, *addresses, masquerade, icc, internal, mtu), bool(on_demand)
 
     def endpoints(self) -> Iterator[tuple[Endpoint, Place]]:
         """Yield each endpoint, and where its container is."""
         for container, network, addresses, namespace, inode in self._all("endpoints"):
-            yield (
-                Endpoint(container, network, tuple(map(ip_address, addresses.split()))),
-                Place(namespace, inode),
-            )
+            yield Endpoint(container, network, tuple(map(ip_address, addresses.split()))), Place(namespace, inode)
 
     def mappings(self) -> Iterator[PortMapping]:
         """Yield each mapping."""
@@ -107,17 +93,14 @@ class Database:
             yield PortMapping(container, Protocol(protocol), _address(address), host, inner)
 
     def add_network(self, network: Network, on_demand: bool) -> None:
-        """Add a network."""
         policy = network.masquerade, network.icc, network.internal, network.mtu, on_demand
         row = network.name, network.bridge, _words(network.subnets), _words(network.gateways), *policy
         self._insert("networks", row)
 
     def remove_network(self, name: str) -> None:
-        """Remove a network."""
         self._execute("DELETE FROM networks WHERE name = ?", (name,))
 
     def add_endpoint(self, endpoint: Endpoint, place: Place) -> None:
-        """Add an endpoint."""
         self._insert("endpoints", (endpoint.container, endpoint.network, _words(endpoint.addresses), *place))
 
     def remove_endpoint(self, container: str) -> None:
@@ -127,31 +110,26 @@ class Database:
             self._execute("DELETE FROM endpoints WHERE container = ?", (container,))
 
     def add_mappings(self, mappings: Iterable[PortMapping]) -> None:
-        """Add mappings."""
         with self.transaction():
             for one in mappings:
                 ports = one.host_ports.first, one.host_ports.last, one.container_ports.first, one.container_ports.last
                 self._insert("mappings", (one.container, one.protocol.value, str(one.host_address), *ports))
 
     def remove_mappings(self, mappings: Iterable[PortMapping]) -> None:
-        """Remove mappings."""
         with self.transaction():
             for one in mappings:
                 key = one.protocol.value, str(one.host_address), one.host_ports.first
                 self._execute("DELETE FROM mappings WHERE protocol = ? AND host_address = ? AND host_first = ?", key)
 
     def remember(self, what: str, value: str) -> None:
-        """Store a text under a name."""
         self._execute("INSERT OR REPLACE INTO memory VALUES (?, ?)", (what, value))
 
     def recall(self, what: str) -> str | None:
-        """Return the text under a name, if there is one."""
         with self._lock:
             row = self._database.execute("SELECT value FROM memory WHERE what = ?", (what,)).fetchone()
         return None if row is None else str(row[0])
 
     def forget(self, what: str) -> None:
-        """Delete the text under a name."""
         self._execute("DELETE FROM memory WHERE what = ?", (what,))
 
     def _execute(self, statement: str, values: tuple[object, ...] = ()) -> None:

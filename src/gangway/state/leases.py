@@ -1,4 +1,4 @@
-"""Leases: the mappings that docker-proxy launchers state, for as long as each one's connection lasts.
+"""Leases: the mappings that docker-proxy launchers request, for as long as each one's connection lasts.
 
 What this file knows: what a launcher's socket says about its port, and that a lease is kept in memory only.  What it
 must not know: connections to launchers.
@@ -19,15 +19,16 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from gangway import runtime
+from gangway.ebpf import keys
 from gangway.ebpf.keys import PortBlock, Target
 from gangway.errors import GangwayError, InvalidRequest
+from gangway.inet import FAMILIES, PROTOCOLS
 from gangway.model import ANY, PortMapping, PortRange, Protocol, Source, lease_endpoint
 from gangway.plan import HostFacts, MappingPlan, plan_mapping
-from gangway.reconcile.dataplane import DataPlane
+from gangway.reconcile.dataplane import DataPlane, lease_blocks
 from gangway.reconcile.state import ports_of, redirects_of
 from gangway.relay import protocol
-from gangway.relay.protocol import Serve
-from gangway.relay.sockets import PROTOCOLS
+from gangway.relay.protocol import HostPorts, Mode, Serve
 from gangway.state.port_index import PortIndex
 
 
@@ -36,20 +37,19 @@ class Lease:
     """A granted lease.  Its first mapping is that of the socket's own family; a dual-stack socket has two."""
 
     mappings: tuple[PortMapping, ...]
-    sock: socket.socket
-    """The port's socket: ours, too, so that a new relay can be given it."""
-    pid: int
-    """The launcher's; 0 if it is in a pid namespace that we do not see."""
+    sock: socket.socket  # the port's socket: ours, too, so that a new relay can be given it
+    pid: int  # the launcher's; 0 if it is in a pid namespace that we do not see
 
 
 class Leases:
     """The leases of a network namespace; `facts` gathers what decisions about them depend on."""
 
     def __init__(self, index: PortIndex, dataplane: DataPlane, facts: Callable[[], HostFacts]) -> None:
-        self._index = index
-        self._dataplane = dataplane
-        self._facts = facts
+        self._index, self._dataplane, self._facts = index, dataplane, facts
         self._leases: dict[PortMapping, Lease] = {}
+        self.unclaimed = {one.ports for one in dataplane.leased()}
+        """Ports that an earlier daemon leased, and whose launchers have not taken new leases yet."""
+        self.is_incomplete = False  # a new relay could not be given all leases: `restore` has to be called again
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -70,17 +70,16 @@ class Leases:
                 self._dataplane.serve_lease(port, redirects, fds)
             undo.pop_all()
         self._leases |= dict.fromkeys(lease.mappings, lease)
+        self.unclaimed.discard(port.ports)
         return lease
 
     def end(self, lease: Lease) -> None:
-        """Unpublish a lease's port; it is free afterwards, also if part of it fails."""
+        """Unpublish a lease's port; it is free afterwards, even if a part of this fails."""
         with lease.sock, ExitStack() as last:
             for mapping in lease.mappings:
                 del self._leases[mapping]
                 last.callback(self._index.remove, mapping)
             self._dataplane.remove_lease(*self._decide(lease))
-            if not self._leases:
-                self._dataplane.stop_if_unused()
 
     def restore(self) -> None:
         """Have a new relay serve every lease.  ExceptionGroup: some could not be served."""
@@ -92,8 +91,20 @@ class Leases:
                     self._dataplane.serve([port], {port.ports: fds})
             except (GangwayError, OSError) as error:
                 failures.append(error)
+                if not self._dataplane.relay.is_running():
+                    break  # it cannot be started: the other leases would fail, too, each after a while
+        self.is_incomplete = bool(failures)
         if failures:
             raise ExceptionGroup("leases could not be served again", failures)
+
+    def reap(self, is_overdue: bool) -> None:
+        """Unpublish the unclaimed ports whose launchers have exited; all of them if they are overdue."""
+        served = self._dataplane.leased()
+        self.unclaimed &= {one.ports for one in served}  # a relay that has exited serves none
+        for one in served:
+            if one.ports in self.unclaimed and (is_overdue or one.mode is Mode.ENDED):
+                self._dataplane.remove_lease(one, list(self._unclaimed_blocks(one.ports)))
+                self.unclaimed.discard(one.ports)
 
     def planned(self) -> tuple[MappingPlan, ...]:
         """Return every lease's mappings, as they are decided now."""
@@ -110,6 +121,11 @@ class Leases:
         planned = [_plan(mapping, facts) for mapping in lease.mappings]
         ((_, port),) = ports_of(planned[0])
         return port, dict(entry for one in planned for entry in redirects_of(one))
+
+    def _unclaimed_blocks(self, ports: HostPorts) -> Iterator[PortBlock]:
+        for block in lease_blocks(ports) if ports.protocol in keys.PROTOCOLS else ():
+            if self._index.at(Protocol(ports.protocol), ip_address(block.address), block.first) is None:
+                yield block
 
 
 @contextmanager
@@ -131,7 +147,7 @@ def _plan(mapping: PortMapping, facts: HostFacts) -> MappingPlan:
 
 def _mappings(wanted: protocol.Lease, sock: socket.socket) -> Iterator[PortMapping]:
     """Yield the mappings of a launcher's socket: at its address, and at IPv4's if it takes both families."""
-    if sock.proto != PROTOCOLS[wanted.protocol] or sock.family not in protocol.FAMILIES.values():
+    if sock.proto != PROTOCOLS[wanted.protocol] or sock.family not in FAMILIES.values():
         raise InvalidRequest(f"the socket is not a {wanted.protocol} socket")
     if not _is_in_this_namespace(sock):
         raise InvalidRequest("the socket is of another network namespace")

@@ -20,9 +20,7 @@ class PortIndex:
 
     def __init__(self) -> None:
         self._lock = RLock()
-        self._by_address: dict[Protocol, dict[Address, Intervals[PortMapping]]] = {
-            protocol: {} for protocol in Protocol
-        }
+        self._by_address: dict[Protocol, dict[Address, Intervals[PortMapping]]] = {one: {} for one in Protocol}
 
     def add(self, mapping: PortMapping) -> None:
         """Add a mapping.  Conflict: another mapping has a port of it."""
@@ -44,7 +42,9 @@ class PortIndex:
         """Conflict: another mapping has a port of this one."""
         other = self.collision(mapping)
         if other is not None:
-            raise Conflict(_conflict_text(other))
+            at = f"{format_host(other.host_address)}:{other.host_ports}/{other.protocol}"
+            by = "published by Docker for" if other.source is Source.LEASE else "already published for container"
+            raise Conflict(f"{at} is {by} {other.container}: choose another port")
 
     def collision(self, mapping: PortMapping) -> PortMapping | None:
         """Return a mapping in the index that has a port of this one; None if there is none."""
@@ -66,9 +66,3 @@ class PortIndex:
             yield from (mappings for address, mappings in by_address.items() if address.version == at.version)
         else:
             yield from (by_address[one] for one in (at, any_address(at)) if one in by_address)
-
-
-def _conflict_text(other: PortMapping) -> str:
-    at = f"{format_host(other.host_address)}:{other.host_ports}/{other.protocol}"
-    by = "published by Docker for" if other.source is Source.LEASE else "already published for container"
-    return f"{at} is {by} {other.container}: choose another port"

@@ -4,7 +4,7 @@ Everything is looked up by name, so one more costs the same however many there a
 database, too.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from gangway.errors import Conflict, InvalidRequest
@@ -22,25 +22,23 @@ class Registry:
         self._database = database
         self._facts: HostFacts | None = None
         self._networks: dict[str, Network] = {}
-        self._on_demand: set[str] = set()
+        self._on_demand: dict[str, bool] = {}
         self._endpoints: dict[str, Endpoint] = {}
         self._places: dict[str, Place] = {}
         self._mappings: dict[str, dict[str, MappingPlan]] = {}
         self.index = PortIndex()
-        self._undecided: list[PortMapping] = []
+        self._undecided = list(database.mappings())
         for network, on_demand in database.networks():
-            self._insert_network(network, on_demand)
+            self._networks[network.name], self._on_demand[network.name] = network, on_demand
         for endpoint, place in database.endpoints():
             self._insert_endpoint(endpoint, place)
-        for mapping in database.mappings():
+        for mapping in self._undecided:
             self.index.add(mapping)
-            self._undecided.append(mapping)
 
     # Networks
 
     @property
     def networks(self) -> tuple[Network, ...]:
-        """Every network."""
         return tuple(self._networks.values())
 
     def network(self, name: str) -> Network:
@@ -50,23 +48,19 @@ class Registry:
         return self._networks[name]
 
     def network_of(self, container: str) -> Network:
-        """Return the network that a container is attached to."""
         return self._networks[self.endpoint(container).network]
 
     def is_unneeded(self, name: str) -> bool:
-        """True if a network was made on demand and has no containers any more."""
-        return name in self._on_demand and not self.endpoints(name)
+        """True if a network was made on demand and has no containers left."""
+        return self._on_demand[name] and not self.endpoints(name)
 
     def add_network(self, network: Network, on_demand: bool) -> None:
-        """Add a network."""
         self._database.add_network(network, on_demand)
-        self._insert_network(network, on_demand)
+        self._networks[network.name], self._on_demand[network.name] = network, on_demand
 
     def remove_network(self, name: str) -> None:
-        """Remove a network."""
         self._database.remove_network(name)
-        self._on_demand.discard(name)
-        del self._networks[name]
+        del self._networks[name], self._on_demand[name]
 
     # Endpoints
 
@@ -81,17 +75,15 @@ class Registry:
         return self._endpoints[container]
 
     def has_endpoint(self, container: str) -> bool:
-        """True if a container is attached to a network."""
         return container in self._endpoints
 
     def place(self, container: str) -> Place:
-        """Return where a container's namespace is."""
         return self._places[container]
 
-    def addresses_for(self, network: Network, asked: Sequence[Address]) -> tuple[Address, ...]:
-        """Return an address in each subnet for a new endpoint: one that was asked for, or a free one."""
+    def addresses_for(self, network: Network, requested: Sequence[Address]) -> tuple[Address, ...]:
+        """Return an address in each subnet for a new endpoint: a requested one, or a free one."""
         used = frozenset(address for one in self.endpoints(network.name) for address in one.addresses)
-        left = list(asked)
+        left = list(requested)
         found = []
         for subnet in network.subnets:
             wanted = next((address for address in left if address in subnet), None)
@@ -113,7 +105,6 @@ class Registry:
         return tuple(found)
 
     def add_endpoint(self, endpoint: Endpoint, place: Place) -> None:
-        """Add an endpoint."""
         self._database.add_endpoint(endpoint, place)
         self._insert_endpoint(endpoint, place)
 
@@ -140,10 +131,11 @@ class Registry:
         """Return the mappings of a container that a `-p` names.  Conflict: it names none."""
         request = parse_port(text)
         known = self._mappings[self.endpoint(container).container]
-        if request.is_choice:
+        if request.host_ports is None or request.is_choice:
             found = tuple(planned for planned in known.values() if _may_be_of(planned.mapping, request))
         else:
-            wanted = (str(one) for one in _mappings_of(container, request))
+            given = request.host_ports, request.container_ports
+            wanted = (str(PortMapping(container, request.protocol, at, *given)) for at in request.host_addresses)
             found = tuple(known[name] for name in wanted if name in known)
         if not found:
             raise Conflict(
@@ -157,7 +149,6 @@ class Registry:
         return tuple(self._decide_mapping(mapping) for mapping in mappings)
 
     def remove_mappings(self, planned: Iterable[MappingPlan]) -> None:
-        """Remove mappings."""
         mappings = [one.mapping for one in planned]
         self._database.remove_mappings(mappings)
         for mapping in mappings:
@@ -172,12 +163,12 @@ class Registry:
         return self._facts
 
     def decide(self, facts: HostFacts) -> None:
-        """Decide about every mapping anew, if the facts about the host are others now."""
+        """Decide about every mapping again, if the facts about the host have changed."""
         if facts == self._facts:
             return
-        self._facts = facts
-        undecided, self._undecided = self._undecided, []
-        for mapping in [*undecided, *(planned.mapping for planned in self.mappings())]:
+        mappings = [*self._undecided, *(planned.mapping for planned in self.mappings())]
+        self._facts, self._undecided = facts, []
+        for mapping in mappings:
             self._decide_mapping(mapping)
 
     def plan(self, without: str | None = None) -> Plan | None:
@@ -189,16 +180,11 @@ class Registry:
 
     def state(self, whole: Plan) -> State:
         """Return what the host should be by a plan."""
-        attachments: dict[str, Attachment | None] = {}
-        for endpoint in whole.endpoints:
-            attachments |= self.attachment(endpoint, self._places[endpoint.container])
-        published = self.state_of(whole.mappings)
-        return State(
+        return replace(
+            self.state_of(whole.mappings),
             bridges={planned.network.bridge: planned for planned in whole.networks},
-            attachments=attachments,
-            ports=published.ports,
-            steered=published.steered,
-            redirects=published.redirects,
+            attachments=self._attachments(whole.endpoints),
+            mappings={},
             plan=whole,
             forwarding=whole.forwarding,
         )
@@ -215,19 +201,16 @@ class Registry:
 
     def state_of_container(self, container: str) -> State:
         """Return what an endpoint and its mappings make of the host."""
-        attachments = self.attachment(self.endpoint(container), self._places[container])
+        attachments = self._attachments([self.endpoint(container)])
         return replace(self.state_of(self.mappings(container)), attachments=attachments)
 
-    def attachment(self, endpoint: Endpoint, place: Place) -> dict[str, Attachment]:
-        """Return what an endpoint makes of the host."""
-        network = self._networks[endpoint.network]
-        isolated = plan_network(network, self._decided_facts).isolate_ports
-        return {link_name(endpoint.container): Attachment(endpoint, network, place.namespace, isolated)}
-
-    def _insert_network(self, network: Network, on_demand: bool) -> None:
-        self._networks[network.name] = network
-        if on_demand:
-            self._on_demand.add(network.name)
+    def _attachments(self, endpoints: Iterable[Endpoint]) -> dict[str, Attachment]:
+        found = {}
+        for endpoint in endpoints:
+            network, namespace = self._networks[endpoint.network], self._places[endpoint.container].namespace
+            isolated = plan_network(network, self._decided_facts).isolate_ports
+            found[link_name(endpoint.container)] = Attachment(endpoint, network, namespace, isolated)
+        return found
 
     def _insert_endpoint(self, endpoint: Endpoint, place: Place) -> None:
         self._endpoints[endpoint.container], self._places[endpoint.container] = endpoint, place
@@ -242,13 +225,6 @@ class Registry:
         planned = self.planned(mapping)
         self._mappings[mapping.container][str(mapping)] = planned
         return planned
-
-
-def _mappings_of(container: str, request: PortRequest) -> Iterator[PortMapping]:
-    """Yield the mappings of a request that leaves no choice of host port."""
-    for address in request.host_addresses:
-        if request.host_ports is not None:
-            yield PortMapping(container, request.protocol, address, request.host_ports, request.container_ports)
 
 
 def _may_be_of(mapping: PortMapping, request: PortRequest) -> bool:

@@ -1,8 +1,5 @@
 """What each request to the daemon means.
 
-What this file knows: what is wanted, and which difference a request makes.  What it must not know: how a difference is
-carried out, where a request comes from.
-
 A request writes what is wanted to the registry, and the difference that it makes is carried out step by step; when one
 fails, those before it are undone and the registry is restored.  Removing goes the other way round: the registry comes
 last.
@@ -14,6 +11,7 @@ Everything but `leases` is for one thread.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial, wraps
 from secrets import token_bytes
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -24,7 +22,6 @@ from gangway.model import (
     Address,
     Endpoint,
     Network,
-    PortMapping,
     PortRequest,
     Protocol,
     Source,
@@ -33,21 +30,11 @@ from gangway.model import (
     parse_port,
     require_no_conflict,
 )
-from gangway.plan import (
-    Firewall,
-    HostFacts,
-    MappingPlan,
-    Origin,
-    Plan,
-    Route,
-    origins_reaching,
-    plan_network,
-    routes_at,
-)
+from gangway.plan import Firewall, HostFacts, MappingPlan, Origin, Plan, Route, origins_reaching, routes_at
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.state import State
-from gangway.state.allocate import Allocation, Allocator
+from gangway.state.allocate import Allocation
 from gangway.state.database import Place
 from gangway.state.leases import Leases
 from gangway.state.registry import Registry
@@ -57,19 +44,18 @@ ON_DEMAND = "gangway0"
 
 _Given = ParamSpec("_Given")
 _Answer = TypeVar("_Answer")
+_Method = Callable[Concatenate["Requests", _Given], _Answer]
 
 
 class Explanation(NamedTuple):
-    """What a client of an address meets: each route, with the rules on it.  A lease has no network."""
+    """The routes of an address's clients, each with the rules that match.  A lease has no network."""
 
     planned: MappingPlan
     network: Network | None
     routes: tuple[tuple[Route, tuple[str, ...]], ...]
 
 
-def retry_after_reaping(
-    method: Callable[Concatenate["Requests", _Given], _Answer],
-) -> Callable[Concatenate["Requests", _Given], _Answer]:
+def retry_after_reaping(method: "_Method[_Given, _Answer]") -> "_Method[_Given, _Answer]":
     """Try a refused request again, if what it wants belonged to a container whose namespace has ended.
 
     The kernel notifies of such an end, and it is handled within a tenth of a second; a request may come before that.
@@ -89,27 +75,19 @@ def retry_after_reaping(
 
 
 class Requests:
-    """The requests of every front.  The daemon may end at any time: published ports go on without it."""
+    """The requests of every front.  The daemon may end at any time: published ports stay published."""
 
     def __init__(self, controller: Controller, registry: Registry, executor: Executor, leases: Leases) -> None:
-        self._controller = controller
-        self._registry = registry
-        self._executor = executor
+        self._controller, self._registry, self._executor = controller, registry, executor
         self.leases = leases
-        self.check = partial(controller.check, thorough=False)
-        self.check_rules = controller.check_rules
+        self.network, self.endpoints = registry.network, registry.endpoints
+        self.redirected = executor.dataplane.redirected
+        self.check, self.check_rules = controller.check, controller.check_rules
         self.check_thoroughly = partial(controller.check, thorough=True)
         self.reconcile = controller.reconcile
         self.reap_dead_containers = controller.reap_dead_containers
         if controller.needs_start:
             self.reconcile()
-        else:
-            self.check_thoroughly()
-
-    @property
-    def firewall(self) -> Firewall:
-        """The firewall in use."""
-        return self._controller.facts.firewall
 
     @property
     def facts(self) -> HostFacts:
@@ -124,16 +102,7 @@ class Requests:
     # Questions
 
     def networks(self) -> tuple[Network, ...]:
-        """Return every network."""
         return self._registry.networks
-
-    def network(self, name: str) -> Network:
-        """Return a network.  Conflict: there is none of that name."""
-        return self._registry.network(name)
-
-    def endpoints(self, network: str | None = None) -> tuple[Endpoint, ...]:
-        """Return every endpoint, or those of a network."""
-        return self._registry.endpoints(network)
 
     def mappings(self, container: str | None = None) -> tuple[MappingPlan, ...]:
         """Return every mapping, leases included, or those of a container.  Conflict: it is not attached."""
@@ -142,20 +111,15 @@ class Requests:
         return (*self._registry.mappings(), *self.leases.planned())
 
     def explain(self, protocol: Protocol, address: Address, port: int, origin: Origin | None) -> Explanation:
-        """Return what a client of an address and port meets; an unspecified address stands for all.
+        """Return the routes of the clients of an address and port; an unspecified address stands for all.
 
         Conflict: nothing is published there.
         """
         if not (address.is_unspecified or address.is_loopback or self._executor.has_address(address)):
             raise Conflict(f"{address} is not an address of this host")
-        mapping = self._registry.index.at(protocol, address, port)
-        planned = None if mapping is None else self._planned(mapping)
-        if planned is None:
-            raise Conflict(f"nothing is published at {address} port {port}/{protocol}: list what is with gangway ls")
+        planned, network = self._published_at(protocol, address, port)
         every = tuple(Origin) if address.is_unspecified else origins_reaching(address)
         wanted = every if origin is None else (origin,)
-        is_lease = planned.mapping.source is Source.LEASE
-        network = None if is_lease else self._registry.network_of(planned.mapping.container)
         routes = tuple(
             (route, tuple(self._executor.matching(planned, route, network, port)))
             for route in routes_at(planned, address)
@@ -163,28 +127,21 @@ class Requests:
         )
         return Explanation(planned, network, routes)
 
-    def redirected(self, planned: MappingPlan) -> int:
-        """Return how often sockets were redirected to a mapping."""
-        return self._executor.dataplane.redirected(planned)
-
     # Networks
 
     @retry_after_reaping
     def create_network(self, network: Network, on_demand: bool = False) -> Network:
-        """Create a network."""
         self._repair()
         require_no_conflict(network, self._registry.networks)
-        if network.internal and self.firewall is Firewall.NONE:
+        if network.internal and self.facts.firewall is Firewall.NONE:
             raise Unsupported("an internal network needs a firewall: without one (--firewall none) it is not internal")
         self._executor.check_free(network)
         before = self._registry.plan()
         self._registry.add_network(network, on_demand)
-        try:
-            after = self._registry.plan()
-            self._controller.carry_out(_applied(before), _applied(after, network, self.facts))
-        except BaseException:
-            self._registry.remove_network(network.name)
-            raise
+        with ExitStack() as undo:
+            undo.callback(self._registry.remove_network, network.name)
+            self._controller.carry_out(_applied(before, network), _applied(self._registry.plan(), network))
+            undo.pop_all()
         self._controller.record_applied()
         return network
 
@@ -201,7 +158,7 @@ class Requests:
             raise Conflict(f"network {name} has containers ({', '.join(attached)}): detach them first")
         before = self._registry.plan()
         after = self._registry.plan(without=name)
-        self._controller.carry_out(_applied(before, network, self.facts), _applied(after))
+        self._controller.carry_out(_applied(before, network), _applied(after, network))
         with self._controller.restoring():
             self._registry.remove_network(name)
         self._controller.record_applied()
@@ -212,26 +169,22 @@ class Requests:
     def attach(
         self, container: str, network_name: str | None, addresses: Sequence[Address], namespace: str | None = None
     ) -> Endpoint:
-        """Attach a container to a network; `namespace` is the path of its namespace, if the name does not tell."""
+        """Attach a container to a network; `namespace` is the path of its namespace, if its name is not enough."""
         self._repair(container)
         if self._registry.has_endpoint(container):
-            name = self._registry.endpoint(container).network
+            name = self._registry.network_of(container).name
             raise Conflict(f"container {container} is attached to network {name} already: detach it first")
         path = namespace or netns.path_of(container)
         place = Place(path, netns.inode_at(path))
         self._check_container(container, place)
         network = self._network_for(network_name)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._remove_if_unneeded, network.name)
             endpoint = Endpoint(container, network.name, self._registry.addresses_for(network, addresses))
             self._registry.add_endpoint(endpoint, place)
-            try:
-                self._controller.carry_out(State(), State(attachments=self._registry.attachment(endpoint, place)))
-            except BaseException:
-                self._registry.remove_endpoint(container)
-                raise
-        except BaseException:
-            self._remove_if_unneeded(network.name)
-            raise
+            undo.callback(self._registry.remove_endpoint, container)
+            self._controller.carry_out(State(), self._registry.state_of_container(container))
+            undo.pop_all()
         return endpoint
 
     @retry_after_reaping
@@ -252,22 +205,17 @@ class Requests:
         self._repair(container)
         network = self._registry.network_of(container)
         requests = [request for text in texts for request in parse_port(text).split_ports()]
-        allocator = Allocator(
-            container, self._registry.index, self._executor.dataplane.steering, self._registry.planned
-        )
-        with Allocation(self._registry.index) as allocation:
+        index, steering = self._registry.index, self._executor.dataplane.steering
+        with Allocation(container, index, steering, self._registry.planned) as allocation, ExitStack() as undo:
             for request in requests:
                 _check_internal(request, network)
-                allocation.add(allocator.allocate(request))
+                allocation.allocate(request)
             planned = self._registry.add_mappings(allocation.mappings)
-            try:
-                _check_reachable(planned)
-                self._controller.carry_out(State(), self._registry.state_of(planned), allocation.reserved())
-            except BaseException:
-                self._registry.remove_mappings(planned)
-                allocation.mappings.clear()
-                raise
             allocation.mappings.clear()  # they are the registry's now
+            undo.callback(self._registry.remove_mappings, planned)
+            _check_reachable(planned)
+            self._controller.carry_out(State(), self._registry.state_of(planned), allocation.reserved())
+            undo.pop_all()
         return planned
 
     @retry_after_reaping
@@ -292,11 +240,17 @@ class Requests:
             )
         self._controller.repair_before_request(container)
 
-    def _planned(self, mapping: PortMapping) -> MappingPlan | None:
-        return self.leases.find(mapping) if mapping.source is Source.LEASE else self._registry.mapping(mapping)
+    def _published_at(self, protocol: Protocol, address: Address, port: int) -> tuple[MappingPlan, Network | None]:
+        mapping = self._registry.index.at(protocol, address, port)
+        if mapping is not None and mapping.source is not Source.LEASE:
+            return self._registry.mapping(mapping), self._registry.network_of(mapping.container)
+        planned = self.leases.find(mapping) if mapping is not None else None
+        if planned is None:
+            raise Conflict(f"nothing is published at {address} port {port}/{protocol}: list what is with gangway ls")
+        return planned, None
 
     def _check_container(self, container: str, place: Place) -> None:
-        if place.inode == netns.own_inode():
+        if place.inode == netns.current_inode(netns.OWN):
             raise Conflict(f"{container} is the host's own network namespace")
         for other in (endpoint.container for endpoint in self._registry.endpoints()):
             if self._registry.place(other).inode == place.inode and not self._controller.is_dead(other):
@@ -304,10 +258,10 @@ class Requests:
 
     def _network_for(self, name: str | None) -> Network:
         """Return the network of that name; the one on demand is created if it has to be."""
-        names = {network.name for network in self._registry.networks}
-        if (name or ON_DEMAND) in names or name not in (None, ON_DEMAND):
-            return self._registry.network(name or ON_DEMAND)
-        used = [*self._executor.routed(), *(subnet for one in self._registry.networks for subnet in one.subnets)]
+        networks, name = self._registry.networks, name or ON_DEMAND
+        if name != ON_DEMAND or any(one.name == name for one in networks):
+            return self._registry.network(name)
+        used = [*self._executor.links.routed_subnets(), *(subnet for one in networks for subnet in one.subnets)]
         subnets = free_subnets(used, token_bytes(5))
         network = Network(ON_DEMAND, ON_DEMAND, subnets, tuple(map(first_gateway, subnets)))
         return self.create_network(network, on_demand=True)
@@ -317,10 +271,12 @@ class Requests:
             self._remove_network(name)
 
 
-def _applied(plan: Plan | None, network: Network | None = None, facts: HostFacts | None = None) -> State:
-    """Return the state of a plan's rules, and perhaps of one network's bridge."""
-    bridges = {network.bridge: plan_network(network, facts)} if network is not None and facts is not None else {}
-    return State(bridges=bridges, plan=plan, forwarding=plan.forwarding if plan is not None else frozenset())
+def _applied(plan: Plan | None, network: Network) -> State:
+    """Return the state of a plan's rules, and of the network's bridge if it is in the plan."""
+    if plan is None:
+        return State()
+    bridges = {one.network.bridge: one for one in plan.networks if one.network == network}
+    return State(bridges=bridges, plan=plan, forwarding=plan.forwarding)
 
 
 def _check_reachable(planned: Sequence[MappingPlan]) -> None:

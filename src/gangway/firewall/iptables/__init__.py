@@ -1,1 +1,1 @@
-"""Rules by iptables and ip6tables."""
+"""Rules written with iptables and ip6tables."""

@@ -8,29 +8,24 @@ The layout is Docker's from the beginning, in chains that all have one name, the
 OUTPUT send packets for a local address to that chain, which has a rule for each mapping; POSTROUTING masquerades.  In
 `filter`, FORWARD jumps to the chain, which accepts packets for a container's published port; FORWARD also accepts
 established connections, what leaves a bridge, and what stays within one.  `mangle` and `raw` have what Docker's layout
-lacks: networks are isolated from each other, and a container or the host's loopback address can only be reached by a
-published port, whatever the policy of FORWARD is.  For SCTP `mangle` has two more rules for each mapping, in both
-families whatever the mapping's own is: nft/render.py says why.
+lacks: networks are isolated, and a container or the host's loopback address can only be reached by a published port.
+For SCTP `mangle` has two more rules for each mapping, in both families: nft/render.py says why.
 
 With the prefix DOCKER the rules are Docker's to the letter: connections from a container's own bridge are not
 translated but left to the relay, and a container that connects to itself is masqueraded by a rule for each port.  With
 any other prefix rules translate these, too, and one rule for each network masquerades them.
-
-Rules in built-in chains do not show which program they belong to.  So a change of them needs to know what was there
-before: `batch` takes a listing, and the rules that were written last.
 """
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from ipaddress import ip_network
+from typing import NamedTuple
 
 from gangway.inet import format_host
 from gangway.model import Network, Protocol, Subnet
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 
-TABLES = ("raw", "mangle", "nat", "filter")
-"""The tables that have rules, in the order in which they are written."""
+TABLES = ("raw", "mangle", "nat", "filter")  # that have rules, in the order in which they are written
 DEFAULT_PREFIX = "GANGWAY"
 DOCKERS_PREFIX = "DOCKER"
 """The prefix that selects Docker's layout to the letter."""
@@ -42,8 +37,7 @@ _LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
 _NEITHER_ESTABLISHED_NOR_PUBLISHED = "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """The rules in one table.  `rules` are `-A CHAIN …`; each CHAIN is either `chain` or a built-in one."""
 
     name: str
@@ -81,30 +75,27 @@ def render(plan: Plan, family: int, prefix: str) -> tuple[Table, ...]:
     )
 
 
-def rules_of(planned: MappingPlan, family: int, prefix: str) -> dict[str, tuple[str, ...]]:
+def rules_of(planned: MappingPlan, family: int, prefix: str) -> dict[str, list[str]]:
     """Return a mapping's rules in a family, by table."""
     if not planned.is_nat:
         return {}
     rules = _translation(planned, prefix) if planned.family == family else {}
     if planned.mapping.protocol is Protocol.SCTP:
-        rules["mangle"] = tuple(_associations(planned))
+        rules["mangle"] = [*_associations(planned)]
     return rules
 
 
-def _translation(planned: MappingPlan, prefix: str) -> dict[str, tuple[str, ...]]:
+def _translation(planned: MappingPlan, prefix: str) -> dict[str, list[str]]:
     mapping, bridge = planned.mapping, planned.bridge
     ports = f"-p {mapping.protocol} -m {mapping.protocol} --dport {_ports(mapping.host_ports)}"
     inner = f"-p {mapping.protocol} -m {mapping.protocol} --dport {_ports(mapping.container_ports)}"
     at = "" if mapping.host_address.is_unspecified else f" -d {ip_network(mapping.host_address)}"
     container = ip_network(planned.container_address)
     elsewhere = f" ! -i {bridge}" if prefix == DOCKERS_PREFIX else ""
-    rules: dict[str, tuple[str, ...]] = {
-        "nat": (f"-A {prefix}{at}{elsewhere} {ports} -j DNAT --to-destination {_target(planned)}",),
-        "filter": (f"-A {prefix} -d {container}{elsewhere} -o {bridge} {inner} -j ACCEPT",),
-    }
+    nat = [f"-A {prefix}{at}{elsewhere} {ports} -j DNAT --to-destination {_target(planned)}"]
     if prefix == DOCKERS_PREFIX:
-        rules["nat"] += (f"-A POSTROUTING -s {container} -d {container} {inner} -j MASQUERADE",)
-    return rules
+        nat.append(f"-A POSTROUTING -s {container} -d {container} {inner} -j MASQUERADE")
+    return {"nat": nat, "filter": [f"-A {prefix} -d {container}{elsewhere} -o {bridge} {inner} -j ACCEPT"]}
 
 
 def matching_rules(planned: MappingPlan, route: Route, network: Network, prefix: str) -> Iterator[str]:
@@ -112,8 +103,7 @@ def matching_rules(planned: MappingPlan, route: Route, network: Network, prefix:
     if route.road is not Road.NAT:
         return
     rules = _translation(planned, prefix)
-    hook = _to_output(planned.family, prefix) if route.origin is Origin.HOST else _to_prerouting(prefix)
-    yield f"nat: {hook}"
+    yield f"nat: {_to_output(planned.family, prefix) if route.origin is Origin.HOST else _to_prerouting(prefix)}"
     yield f"nat: {rules['nat'][0]}"
     if route.origin is not Origin.HOST:
         yield f"filter: -A FORWARD -o {planned.bridge} -j {prefix}"
@@ -127,23 +117,20 @@ def batch(wanted: Collection[Table], applied: Collection[Table], listed: Listing
     """Return the text for iptables-restore --noflush that replaces the rules `applied` by those `wanted`.
 
     `listed` are the rules that the kernel has, ours and other programs'.  With nothing wanted, all that was applied is
-    removed.
+    removed.  Several tables of one name count as one.
     """
     text = []
-    before, after = ({table.name: table for table in tables} for tables in (applied, wanted))
-    for name in dict.fromkeys((*before, *after)):
-        old, new = before.get(name), after.get(name)
+    for name in dict.fromkeys(table.name for table in (*applied, *wanted)):
+        old, new = _joined(name, applied), _joined(name, wanted)
         rules = listed.get(name, Counter())
-        ours = dict.fromkeys((*(old.built_in if old else ()), *(new.built_in if new else ())))
         text.append(f"*{name}")
-        if new is not None and new.has_chain:
+        if new.has_chain:
             text.append(f":{new.chain} - [0:0]")
         # A rule may be listed twice: for two mappings to the same port of a container.
+        ours = dict.fromkeys((*old.built_in, *new.built_in))
         text += [_deletion(rule) for rule in ours for _ in range(rules[rule])]
-        if new is not None:
-            text += _insertions(new.built_in)
-            text += new.own
-        if old is not None and (new is None or new.chain != old.chain) and f":{old.chain}" in rules:
+        text += [*_insertions(new.built_in), *new.own]
+        if new.chain != old.chain and f":{old.chain}" in rules:
             text += [f"-F {old.chain}", f"-X {old.chain}"]
         text.append("COMMIT")
     return "\n".join(text) + "\n"
@@ -161,7 +148,7 @@ def change(removed: Iterable[MappingPlan], added: Iterable[MappingPlan], family:
 
 def built_in(tables: Iterable[Table]) -> tuple[Table, ...]:
     """Return the tables with only their rules in built-in chains."""
-    return tuple(Table(table.name, table.chain, table.built_in) for table in tables)
+    return tuple(table._replace(rules=table.built_in) for table in tables)
 
 
 def with_mappings(
@@ -169,25 +156,24 @@ def with_mappings(
 ) -> tuple[Table, ...]:
     """Return what `built_in` returns, after a change of mappings."""
 
-    def changed(table: Table) -> Table:
-        def rules(plans: Iterable[MappingPlan]) -> tuple[str, ...]:
-            found = (rule for planned in plans for rule in rules_of(planned, family, table.chain).get(table.name, ()))
-            return Table(table.name, table.chain, tuple(found)).built_in
+    def rules(plans: Iterable[MappingPlan], table: Table) -> tuple[str, ...]:
+        found = (rule for planned in plans for rule in rules_of(planned, family, table.chain).get(table.name, ()))
+        return table._replace(rules=tuple(found)).built_in
 
+    def changed(table: Table) -> Table:
         left = list(table.rules)
-        for rule in rules(removed):
+        for rule in rules(removed, table):
             if rule in left:
                 left.remove(rule)
-        return Table(table.name, table.chain, (*left, *rules(added)))
+        return table._replace(rules=(*left, *rules(added, table)))
 
-    return tuple(changed(table) for table in tables)
+    return tuple(map(changed, tables))
 
 
 def missing(tables: Collection[Table], listed: Listing) -> tuple[str, ...]:
     """Return the rules that are not listed, or not as often as they should be."""
-    return tuple(
-        rule for table in tables for rule in (Counter(table.rules) - listed.get(table.name, Counter())).elements()
-    )
+    lacking = (Counter(table.rules) - listed.get(table.name, Counter()) for table in tables)
+    return tuple(rule for rules in lacking for rule in rules.elements())
 
 
 def parse_listing(text: str) -> dict[str, Counter[str]]:
@@ -197,16 +183,20 @@ def parse_listing(text: str) -> dict[str, Counter[str]]:
     for line in text.splitlines():
         if line.startswith("*"):
             rules = found.setdefault(line[1:], Counter())
-        elif line.startswith("-A "):
-            rules[line] += 1
-        elif line.startswith(":"):
-            rules[line.split()[0]] += 1
+        elif line.startswith(("-A ", ":")):
+            rules[line if line.startswith("-") else line.split()[0]] += 1
     return found
 
 
 def chain_of(rule: str) -> str:
     """Return CHAIN of a rule `-A CHAIN …`."""
     return rule.split(" ", 2)[1]
+
+
+def _joined(name: str, tables: Collection[Table]) -> Table:
+    found = [table for table in tables if table.name == name]
+    chain = found[-1].chain if found else ""
+    return Table(name, chain, tuple(rule for table in found for rule in table.rules))
 
 
 def _nat(plan: Plan, family: int, prefix: str) -> Iterator[str]:
@@ -219,12 +209,8 @@ def _nat(plan: Plan, family: int, prefix: str) -> Iterator[str]:
     if family == 6:
         # Clients of a link-local address have one themselves, and the kernel forwards nothing from these.
         yield f"-A {prefix} -d fe80::/10 -j RETURN"
-    subnets = [
-        (planned.network, subnet)
-        for planned in plan.networks
-        for subnet in planned.network.subnets
-        if subnet.version == family
-    ]
+    networks = [planned.network for planned in plan.networks]
+    subnets = [(network, subnet) for network in networks for subnet in network.subnets if subnet.version == family]
     if prefix != DOCKERS_PREFIX:
         for network, subnet in subnets:
             yield _hairpin(subnet, network.bridge)
@@ -284,12 +270,11 @@ def _to_output(family: int, prefix: str) -> str:
 
 def _target(planned: MappingPlan) -> str:
     mapping, address = planned.mapping, planned.container_address
-    host, container = mapping.host_ports, mapping.container_ports
-    if host.count > 1 and mapping.keeps_ports:
+    is_range = mapping.host_ports.count > 1
+    if is_range and mapping.keeps_ports:
         return str(address)
-    if host.count == 1:
-        return f"{format_host(address)}:{container}"
-    return f"{format_host(address)}:{container}/{host.first}"
+    shift = f"/{mapping.host_ports.first}" if is_range else ""
+    return f"{format_host(address)}:{mapping.container_ports}{shift}"
 
 
 def _ports(ports: object) -> str:
@@ -302,8 +287,8 @@ def _deletion(rule: str) -> str:
 
 def _insertions(rules: Iterable[str]) -> Iterator[str]:
     """Insert rules at the head of each chain, in order, before other programs' rules."""
-    places: dict[str, int] = {}
+    places: Counter[str] = Counter()
     for rule in rules:
         chain = chain_of(rule)
-        places[chain] = places.get(chain, 0) + 1
+        places[chain] += 1
         yield f"-I {chain} {places[chain]}{rule[len('-A ') + len(chain) :]}"

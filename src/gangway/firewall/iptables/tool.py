@@ -1,7 +1,6 @@
 """iptables-restore(8) and iptables-save(8): write rules to the kernel, and read them.
 
-iptables-restore carries out a transaction for each table, one after the other.  If one fails, the tables before it have
-been changed; the caller has to undo that.
+iptables-restore carries out a transaction for each table.  If one fails, the caller has to undo those before it.
 """
 
 import shutil
@@ -39,16 +38,11 @@ class Iptables:
         return self._run(self.command, "--wait", "-S", "FORWARD").split()[2]
 
     def set_policy(self, policy: str) -> None:
-        """Set the policy of FORWARD."""
         self._run(self.command, "--wait", "-P", "FORWARD", policy)
 
     def _run(self, *words: str, feed: str = "") -> str:
         done = subprocess.run(words, input=feed, text=True, capture_output=True, check=False)
         if done.returncode:
-            raise HostRefused(f"{words[0]}: {_first_line(done.stderr)}")
+            lines = [line.strip() for line in done.stderr.splitlines() if line.strip() and not line.startswith("#")]
+            raise HostRefused(f"{words[0]}: {lines[0] if lines else 'refused'}")
         return done.stdout
-
-
-def _first_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    return lines[0] if lines else "refused"

@@ -1,1 +1,1 @@
-"""Rules by nftables."""
+"""Rules written with nftables."""

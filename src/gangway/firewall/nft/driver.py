@@ -1,9 +1,10 @@
 """The driver for nftables: writes the rules through libnftables, and looks after them."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 
 from gangway.errors import HostRefused
+from gangway.firewall.base import UNKNOWN, Driver
 from gangway.firewall.nft import render
 from gangway.firewall.nft.library import Nftables
 from gangway.host import events
@@ -11,22 +12,20 @@ from gangway.host.saved_settings import Storage
 from gangway.model import Network
 from gangway.plan import MappingPlan, Plan, Route
 
-_KEY = "nftables rules"
-_UNKNOWN = -1
+KEY = "nftables rules"
+"""Remembered in the storage while there are any."""
 
 
-class NftDriver:
+class NftDriver(Driver):
     """The rules in the table `inet gangway`."""
 
     def __init__(self, library: Nftables, storage: Storage) -> None:
-        self._library = library
-        self._storage = storage
-        self.generation = events.generation()
+        super().__init__()
+        self._library, self._storage = library, storage
         self._listing: str | None = None
 
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
-        """Replace the table."""
-        self._storage.remember(_KEY, render.TABLE)
+        self._storage.remember(KEY, render.TABLE)
         self._apply(render.render(plan))
         self._listing = self._library.listing(render.TABLE)
 
@@ -38,40 +37,23 @@ class NftDriver:
                 self._apply(transaction.text())
                 done.append(transaction)
         except HostRefused:
-            self.generation = _UNKNOWN  # should a part of it be left, the next check finds that
+            self.generation = UNKNOWN  # should a part of it be left, the next check finds that
             with suppress(HostRefused):
                 for transaction in reversed(done):
                     self._apply(transaction.inverse().text())
             raise
 
-    def is_intact(self, expected: Callable[[], Plan | None], thorough: bool = False) -> bool:
-        """Compare the rules, and the number of elements; only if any rule of this namespace has changed."""
-        generation = events.generation()
-        if generation == self.generation:
-            return True
-        plan = expected()
-        intact = (
-            plan is not None
-            and self._library.listing(render.TABLE) == self._listing
-            and self._library.element_counts(render.TABLE) == render.element_counts(plan)
-        )
-        if intact:
-            self.generation = generation
-        return intact
-
-    def shares_forward_chain(self, family: int) -> bool:
-        """Return False: the table has chains of its own."""
-        return False
+    def has_rules_of(self, plan: Plan) -> bool:
+        is_listed = self._library.listing(render.TABLE) == self._listing
+        return is_listed and self._library.element_counts(render.TABLE) == render.element_counts(plan)
 
     def remove(self, before: Plan | None = None) -> None:
-        """Delete the table."""
         self._apply(render.remove())
         self._listing = None
         with suppress(HostRefused):  # then the table is deleted once more by a driver of another firewall
-            self._storage.forget(_KEY)
+            self._storage.forget(KEY)
 
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
-        """Return the rules that match the first packet of a client, in order."""
         return render.matching_rules(planned, route, network)
 
     def _apply(self, text: str) -> None:
@@ -85,8 +67,3 @@ class NftDriver:
         after = events.generation()
         if before == self.generation and after - before <= 1:
             self.generation = after
-
-
-def has_rules(storage: Storage) -> bool:
-    """True if a driver with this storage has written rules and not removed them."""
-    return storage.recall(_KEY) is not None

@@ -1,7 +1,6 @@
-"""libnftables, called in this process.
+"""libnftables, called in this process: to start nft(8), which only calls it, takes twenty times as long as a change.
 
-nftables carries out a text as one transaction: all of it or nothing (libnftables(3)).  nft(8) does no more than call
-the library, and starting a program takes twenty times as long as a change.
+nftables carries out a text as one transaction: all of it or nothing (libnftables(3)).
 """
 
 import ctypes
@@ -47,7 +46,6 @@ class Nftables:
             return None
 
     def close(self) -> None:
-        """Free the library's context."""
         self._library.nft_ctx_free(self._context)
 
     def apply(self, text: str) -> None:
@@ -76,12 +74,9 @@ class Nftables:
 
     def element_counts(self, table: str) -> dict[str, int]:
         """Return the number of elements of each set and map of a table, without those that are empty."""
-        counts = {}
-        for entry in json.loads(self._run(f"list table {table}", _JSON))["nftables"]:
-            found = entry.get("set") or entry.get("map") or {}
-            if found.get("elem"):
-                counts[found["name"]] = len(found["elem"])
-        return counts
+        entries = json.loads(self._run(f"list table {table}", _JSON))["nftables"]
+        sets = [entry.get("set") or entry.get("map") or {} for entry in entries]
+        return {one["name"]: len(one["elem"]) for one in sets if one.get("elem")}
 
     def _run(self, text: str, flags: int = 0) -> str:
         self._library.nft_ctx_output_set_flags(self._context, flags)
@@ -89,6 +84,6 @@ class Nftables:
         output = self._library.nft_ctx_get_output_buffer(self._context) or b""
         errors = self._library.nft_ctx_get_error_buffer(self._context) or b""
         if failed:
-            lines = errors.decode(errors="replace").splitlines()
-            raise HostRefused(f"nftables: {lines[0].removeprefix('Error: ') if lines else 'refused'}")
+            lines = [*errors.decode(errors="replace").splitlines(), "refused"]
+            raise HostRefused(f"nftables: {lines[0].removeprefix('Error: ')}")
         return bytes(output).decode(errors="replace")

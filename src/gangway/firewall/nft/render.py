@@ -1,12 +1,11 @@
 """A Plan as nftables rules: text for nft(8).
 
-What this file knows: nft's language, and what a rule costs a packet.  What it must not know: why a road was chosen, how
-the text gets into the kernel.
+What this file knows: nft's language, and what a rule costs.  What it must not know: why a road was chosen.
 
-All rules are in one table, `inet gangway`.  They depend on the networks and on the families that are forwarded, and on
-nothing else: mappings are elements of the table's maps.  So a packet passes the same few rules however many mappings
-there are, and another mapping is another element.  Only the first packet of a connection passes the chains of type nat.
-All others pass `forward`, whose first rule accepts them: bulk transfers show each lookup that a packet is spared.
+All rules are in one table, `inet gangway`.  They depend on the networks and on the families that are forwarded only:
+mappings are elements of the table's maps, so a packet passes the same few rules however many there are.  Only the first
+packet of a connection passes the chains of type nat.  All others pass `forward`, whose first rule accepts them: bulk
+transfers show each lookup that a packet is spared.
 
 A family has three maps; each kind of mapping has the form that is cheapest for it:
 
@@ -19,7 +18,7 @@ change of it (net/netfilter/nft_set_pipapo.c, commit), which suits a few long ra
 `th dport` requires that nft knows the transport protocol to have ports, hence the first rule of `published`.
 
 `input` protects the host's loopback addresses.  They cannot be reached from outside while route_localnet is off, but
-another program may have set it.  The rule compares the address that the client asked for: a translation to 127.0.0.1 by
+another program may have set it.  The rule compares the address that the client requested: a translation to 127.0.0.1 by
 another program is intended.
 
 `associations` keeps translated SCTP associations alive.  The two ends of one know all of each other's addresses and
@@ -59,11 +58,13 @@ _SETS = """\
 	set together { type ifname . ifname; }
 	map to { type ifname : verdict; }
 """
+_KINDS = ("ports", "addresses", "ranges")
 _WORD = {4: "ip", 6: "ip6"}
 # Never translated: the kernel routes no loopback address, and forwards nothing from a link-local one.
 _UNTRANSLATED = {4: "127.0.0.0/8", 6: "{ ::1, fe80::/10 }"}
 _ANY = {4: "0.0.0.0/0", 6: "::/0"}
 
+_HAS_PORTS = "meta l4proto != { tcp, udp, sctp } return"
 _LEAVING = "oifname vmap @to"
 _TRANSLATED = "oifname @bridges ct status dnat accept"
 # The type of the first chunk, read at its offset: nft's `sctp chunk` needs Linux 5.14.
@@ -89,30 +90,22 @@ class Transaction(NamedTuple):
 
         Between them some ports of a long range are not translated; the relay serves their clients.
         """
-        part, size = Transaction({}, {}), 0
-        for source, target in ((self.deletes, 0), (self.adds, 1)):
-            for name, elements in source.items():
-                for chunk in _chunks(elements, limit):
-                    if size and size + len(chunk) > limit:
-                        yield part
-                        part, size = Transaction({}, {}), 0
-                    part[target].setdefault(name, []).extend(chunk)
-                    size += len(chunk)
-        if size:
+        single = [(verb, name, one) for verb in (0, 1) for name, found in self[verb].items() for one in found]
+        for at in range(0, len(single), limit):
+            part = Transaction({}, {})
+            for verb, name, element in single[at : at + limit]:
+                part[verb].setdefault(name, []).append(element)
             yield part
 
 
 def render(plan: Plan) -> str:
     """Return the text of one transaction that replaces the whole table."""
-    lines = [f"table {TABLE}", f"delete table {TABLE}", f"table {TABLE} {{"]
+    lines = [f"{remove()}table {TABLE} {{"]
     lines += [_MAPS.format(f=family) for family in (4, 6)]
     lines.append(_SETS)
     for name, (head, rules) in chains(plan).items():
-        lines.append(f"\tchain {name} {{")
-        lines += [f"\t\t{line}" for line in (head, *rules) if line]
-        lines.append("\t}")
-    lines.append("}")
-    return "\n".join(lines) + "\n" + Transaction({}, _all_elements(plan)).text()
+        lines += [f"\tchain {name} {{", *(f"\t\t{line}" for line in (head, *rules) if line), "\t}"]
+    return "\n".join((*lines, "}\n")) + Transaction({}, _all_elements(plan)).text()
 
 
 def element_counts(plan: Plan) -> dict[str, int]:
@@ -132,13 +125,7 @@ def remove() -> str:
 
 def chains(plan: Plan) -> dict[str, tuple[str, list[str]]]:
     """Return each chain's hook and rules; a chain without a hook is jumped to."""
-    found = {
-        f"published{family}": (
-            "",
-            ["meta l4proto != { tcp, udp, sctp } return", *(_lookup(family, kind) for kind in _KINDS)],
-        )
-        for family in (4, 6)
-    }
+    found = {f"published{family}": ("", [_HAS_PORTS, *(_lookup(family, kind) for kind in _KINDS)]) for family in (4, 6)}
     for number, planned in enumerate(plan.networks):
         found[_to(number)] = "", [_hairpin(subnet) for subnet in planned.network.subnets]
     found["associations"] = "", [f"{_HEARTBEAT} ct state new drop", f"{_ABORT} ct state invalid drop"]
@@ -178,16 +165,13 @@ def matching_rules(planned: MappingPlan, route: Route, network: Network) -> Iter
     hook = "output" if route.origin is Origin.HOST else "prerouting"
     yield f"{hook}: {_translation(planned.family)}"
     name, elements = _elements(planned)
-    kind = name.rstrip("46")
-    yield f"published{planned.family}: {_lookup(planned.family, kind)} {{ {_abbreviated(elements)} }}"
+    matched = elements[0] if len(elements) == 1 else f"{elements[0]}, … {elements[-1]}"
+    yield f"published{planned.family}: {_lookup(planned.family, name.rstrip('46'))} {{ {matched} }}"
     if route.origin is not Origin.HOST:
         yield f"forward: {_TRANSLATED}"
     if route.neighbour:
         own = next(subnet for subnet in network.subnets if planned.container_address in subnet)
         yield f"postrouting: {_LEAVING}, {_hairpin(own)}"
-
-
-_KINDS = ("ports", "addresses", "ranges")
 
 
 def _prerouting(plan: Plan) -> Iterator[str]:
@@ -217,7 +201,7 @@ def _hairpin(subnet: Subnet) -> str:
 
 
 def _all_elements(plan: Plan) -> Elements:
-    return _join(_networks(plan), _mappings(plan.mappings))
+    return _networks(plan) | _mappings(plan.mappings)
 
 
 def _networks(plan: Plan) -> Elements:
@@ -243,7 +227,10 @@ def _networks(plan: Plan) -> Elements:
 
 
 def _mappings(plans: Iterable[MappingPlan]) -> Elements:
-    return _join(*(dict([_elements(planned)]) for planned in plans if planned.is_nat))
+    found: Elements = defaultdict(list)
+    for name, elements in (_elements(planned) for planned in plans if planned.is_nat):
+        found[name] += elements
+    return found
 
 
 def _elements(planned: MappingPlan) -> tuple[str, list[str]]:
@@ -253,30 +240,12 @@ def _elements(planned: MappingPlan) -> tuple[str, list[str]]:
     if mapping.host_ports.count > 1 and mapping.keeps_ports:
         at = _ANY[family] if mapping.host_address.is_unspecified else ip_network(mapping.host_address)
         return f"ranges{family}", [f"{mapping.protocol} . {at} . {mapping.host_ports} : {to}"]
-    if mapping.host_address.is_unspecified:
-        name, key = f"ports{family}", mapping.protocol.value
-    else:
-        name, key = f"addresses{family}", f"{mapping.protocol} . {mapping.host_address}"
-    return name, [f"{key} . {host} : {to} . {container}" for host, container in mapping.pairs()]
-
-
-def _join(*many: Elements) -> Elements:
-    joined: Elements = defaultdict(list)
-    for elements in many:
-        for name, found in elements.items():
-            joined[name] += found
-    return joined
+    name, at = ("ports", "") if mapping.host_address.is_unspecified else ("addresses", f" . {mapping.host_address}")
+    pairs = mapping.pairs()
+    return f"{name}{family}", [f"{mapping.protocol}{at} . {host} : {to} . {container}" for host, container in pairs]
 
 
 def _statements(verb: str, elements: Elements) -> Iterator[str]:
     for name, found in elements.items():
-        for chunk in _chunks(found, MOST_ELEMENTS):
-            yield f"{verb} element {TABLE} {name} {{ {', '.join(chunk)} }}\n"
-
-
-def _chunks(elements: list[str], limit: int) -> Iterator[list[str]]:
-    return (elements[at : at + limit] for at in range(0, len(elements), limit))
-
-
-def _abbreviated(elements: list[str]) -> str:
-    return elements[0] if len(elements) == 1 else f"{elements[0]}, … {elements[-1]}"
+        for at in range(0, len(found), MOST_ELEMENTS):
+            yield f"{verb} element {TABLE} {name} {{ {', '.join(found[at : at + MOST_ELEMENTS])} }}\n"

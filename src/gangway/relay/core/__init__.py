@@ -1,1 +1,1 @@
-"""The relay data plane: sockets, streams, datagrams."""
+"""The relay's data plane: event loop, TCP and SCTP streams, UDP datagrams."""

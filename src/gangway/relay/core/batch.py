@@ -1,10 +1,10 @@
 """Receives and sends datagrams in batches: recvmmsg(2) and sendmmsg(2), which Python's socket module does not have.
 
-It knows how the kernel lays out a datagram's header, its sender and its ancillary data; it does not know clients or
-ports.
+Ancillary data (cmsg(3)) says which host address and port a datagram was sent to, and where an answer leaves from.  A
+*destination* is a host address as `destination4` and `destination6` return it.
 
 How it works.  An `Inbox` and an `Outbox` have room for `BATCH` datagrams each, and serve the whole process.  A *label*
-is a datagram's sender (a struct sockaddr) followed by its ancillary data (cmsg(3)), as the kernel wrote them.  Labels
+is a datagram's sender (a struct sockaddr) followed by its ancillary data, as the kernel wrote them.  Labels
 are compared as bytes; only a new one has to be parsed.  A receive that finds nothing costs as much as one datagram, so
 an `Inbox` asks for `BATCH` at once, and epoll reports if there are more.
 
@@ -16,6 +16,15 @@ Kernel facts:
   if that was the first one.
 * A datagram has at most 65,507 bytes over IPv4 and 65,527 over IPv6.  Memory for one is allocated when a datagram of
   its size arrives (an anonymous mapping has no pages before), and stays: 4 MiB at most, if all had the largest size.
+* ip(7), struct in_pktinfo: `ipi_spec_dst` is the local address of the datagram: its destination or, for a broadcast,
+  the address of the interface.  Given to sendmsg it is the source of the answer.  With `ipi_ifindex` 0 routing chooses
+  the interface.
+* ipv6(7), struct in6_pktinfo: address and interface; the interface matters for link-local addresses only.  A multicast
+  address cannot be a source: the kernel chooses one.
+* A dual-stack socket also reports IPv4's struct (IP_PKTINFO) on request; only that has the interface's address for a
+  broadcast (net/ipv6/udp.c, udpv6_recvmsg and udpv6_sendmsg support both).
+* IP_RECVORIGDSTADDR and IPV6_RECVORIGDSTADDR report the address and port that a datagram was sent to, as a struct
+  sockaddr (net/ipv4/ip_sockglue.c, net/ipv6/datagram.c): a socket that serves many ports needs the port.
 """
 
 import ctypes
@@ -23,19 +32,26 @@ import mmap
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 BATCH = 32
 _DATAGRAM_BYTES = 65536
 _CMSGHDR = struct.Struct("@Nii")
-_FAMILY = struct.Struct("@H")
 # struct sockaddr_in6 (28 bytes) with padding; then in6_pktinfo and either in_pktinfo (dual-stack sockets) or struct
 # sockaddr_in6 (sockets that serve many ports), each with its header.
 _NAME_BYTES = 32
 _CONTROL_BYTES = socket.CMSG_SPACE(20) + max(socket.CMSG_SPACE(12), socket.CMSG_SPACE(28))
 _LABEL_BYTES = _NAME_BYTES + _CONTROL_BYTES
 _SOCKADDR_BYTES: dict[int, int] = {socket.AF_INET: 16, socket.AF_INET6: 28}
+IP_PKTINFO = 8  # include/uapi/linux/in.h; Python 3.11 does not name it
+_PKTINFO4 = socket.IPPROTO_IP, IP_PKTINFO
+_PKTINFO6 = socket.IPPROTO_IPV6, socket.IPV6_PKTINFO
+_ORIGDSTADDR4 = socket.IPPROTO_IP, 20
+_ORIGDSTADDR6 = socket.IPPROTO_IPV6, 74  # include/uapi/linux/in6.h
+_LINK_LOCAL = 0xFE80 >> 6
+_MULTICAST = 0xFF
 
 Ancillary = list[tuple[int, int, bytes]]
 """Control messages: level, type, data."""
@@ -85,8 +101,7 @@ def read_label(text: bytes) -> tuple[bytes, Ancillary]:
             break
         found.append((level, kind, text[at + _CMSGHDR.size : at + size]))
         at += socket.CMSG_SPACE(size - _CMSGHDR.size)
-    (family,) = _FAMILY.unpack_from(text)
-    return text[: _SOCKADDR_BYTES[family]], found
+    return text[: _SOCKADDR_BYTES[int.from_bytes(text[:2], sys.byteorder)]], found
 
 
 def write_label(sockaddr: bytes, ancillary: Ancillary) -> Label:
@@ -97,6 +112,50 @@ def write_label(sockaddr: bytes, ancillary: Ancillary) -> Label:
     )
     text = sockaddr.ljust(_NAME_BYTES, b"\0") + control.ljust(_CONTROL_BYTES, b"\0")
     return Label(text, len(sockaddr), len(control))
+
+
+def request_address(sock: socket.socket) -> None:
+    """Have the kernel report each datagram's destination address."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+
+
+def request_port(sock: socket.socket) -> None:
+    """Have the kernel report each datagram's destination port."""
+    sock.setsockopt(*(_ORIGDSTADDR6 if sock.family == socket.AF_INET6 else _ORIGDSTADDR4), 1)
+
+
+def destination_port(ancillary: Ancillary) -> int:
+    """Return the destination port, or 0 if it was not requested.  (sockaddr_in and sockaddr_in6 begin alike.)"""
+    return int.from_bytes(_find(ancillary, _ORIGDSTADDR4, _ORIGDSTADDR6)[2:4])
+
+
+def destination4(ancillary: Ancillary) -> bytes:
+    """Return the destination address of a datagram of an IPv4 socket (ipi_spec_dst): 4 bytes."""
+    return _find(ancillary, _PKTINFO4)[4:8]
+
+
+def destination6(ancillary: Ancillary) -> bytes:
+    """Return the destination address of a datagram of an IPv6 socket.
+
+    16 bytes and, for a link-local address, the interface's index (4 bytes); 4 bytes from an IPv4 client.
+    """
+    info = _find(ancillary, _PKTINFO6)
+    return destination4(ancillary) or (info if int.from_bytes(info[:2]) >> 6 == _LINK_LOCAL else info[:16])
+
+
+def reply_ancillary(destination: bytes) -> Ancillary:
+    """Return the ancillary data that sends an answer from the address that a datagram was sent to."""
+    if len(destination) == 4:
+        return [(*_PKTINFO4, struct.pack("=i4s4s", 0, destination, b"\0\0\0\0"))]
+    if not destination or destination[0] == _MULTICAST:
+        return []
+    return [(*_PKTINFO6, destination.ljust(20, b"\0"))]
+
+
+def _find(ancillary: Ancillary, *kinds: tuple[int, int]) -> bytes:
+    return next((data for level, kind, data in ancillary if (level, kind) in kinds), b"")
 
 
 class _Buffers:

@@ -1,17 +1,13 @@
 """Relays datagrams: UDP.
 
-It knows sockets, clients, and when a client expires.  It does not know where its sockets come from, or that there are
-other processes.
+It does not know where its sockets come from, or that there are other processes.
 
 How it works.  Datagrams arrive at a `Receiver`, a socket that serves one `DatagramPort` or many.  For each client the
 relay has a `Client`: a socket connected to the backend, whose port identifies the client to the backend, and the label
-for answers to it.  Datagrams of clients are received in batches, and the answers of a round of the loop are sent in
-batches, through memory that serves the whole process (`batch.py`): a silent client costs a socket and some hundred
-bytes.
-
-Answers are sent from an `Outlet`: a socket bound to the port that the client sent to, as no other socket can send from
-there.  A port with a socket of its own answers from that; a port that shares its receiver has an outlet for as long as
-it has clients.
+for answers to it.  Datagrams are received and sent in batches, through memory that serves the whole process
+(`batch.py`): a silent client costs a socket and some hundred bytes.  Answers are sent from an `Outlet`: a socket bound
+to the port that the client sent to, as no other socket can send from there.  A port with a socket of its own answers
+from that; a port that shares its receiver has an outlet for as long as it has clients.
 
 Identity.  A client is identified by its address (with the zone, if that is link-local) *and* the destination address
 and port: a client that sends to two of the host's addresses from one port must get each answer from the address that
@@ -19,8 +15,8 @@ it belongs to.  The destination comes with each datagram (IP_PKTINFO, IPV6_RECVP
 with a shared receiver the port comes, too (IP_RECVORIGDSTADDR).
 
 Expiry.  `Datagrams.clients` is ordered by the last second in which a datagram was moved, in either direction: the first
-client is the one that was idle longest.  Time is counted in ticks of one second, so a datagram costs a comparison and
-does not read the clock; a busy client is moved to the end of the order once a second.
+client is the one that was idle longest.  Time is counted in ticks of one second, so that a datagram does not read the
+clock, and moves its client to the end of the order once a second only.
 
 Kernel facts:
 
@@ -35,11 +31,11 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from gangway.log import Log
-from gangway.relay.core import pktinfo
+from gangway.relay.core import batch
 from gangway.relay.core.batch import BATCH, Inbox, Outbox, read_label, write_label
 from gangway.relay.core.loop import READABLE, Loop
 from gangway.relay.settings import Settings
-from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend, Entrance
+from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend
 
 # A client is recognized by this many labels: it has one for each interface and broadcast address that it sends to.
 _LABELS = 8
@@ -48,12 +44,9 @@ _LABELS = 8
 class ClientKey(NamedTuple):
     """The identity of a client."""
 
-    sockaddr: bytes
-    """Its struct sockaddr."""
-    destination: bytes
-    """The host address that it sends to, as `pktinfo.destination4` and `pktinfo.destination6` return it."""
-    port: int
-    """The host port that it sends to, if its receiver serves many; else 0."""
+    sockaddr: bytes  # its struct sockaddr
+    destination: bytes  # the host address that it sends to, as `batch.destination4` and `batch.destination6` return it
+    port: int  # the host port that it sends to, if its receiver serves many; else 0
 
 
 class Outlet:
@@ -81,7 +74,7 @@ class Client:
         self.receiver = receiver
         self.outlet = outlet
         self.labels: list[bytes] = []
-        self.reply_label = write_label(key.sockaddr, pktinfo.reply_ancillary(key.destination))
+        self.reply_label = write_label(key.sockaddr, batch.reply_ancillary(key.destination))
         self.backend = backend
         self.send = backend.send
         self.receive = backend.recv_into
@@ -128,8 +121,7 @@ class Datagrams:
         self.clients: dict[Client, None] = {}
         self.inbox = Inbox()
         self.outbox = Outbox()
-        self.answering: Outlet | None = None
-        """The outlet for the answers in the outbox."""
+        self.answering: Outlet | None = None  # the outlet for the answers in the outbox
         self._ticking = False
 
     def touch(self, client: Client) -> None:
@@ -148,7 +140,6 @@ class Datagrams:
             self.loop.call_in(1.0, self._tick)
 
     def send_answers(self) -> None:
-        """Send the answers in the outbox."""
         outlet, self.answering = self.answering, None
         if outlet is not None:
             self.outbox.send(outlet.fd, lambda error: self.report_loss(error, "a client", outlet.backend))
@@ -156,8 +147,7 @@ class Datagrams:
     def open_socket(self, family: int) -> socket.socket:
         """Return a new socket; without free descriptors, remove the client that was idle longest to get one.
 
-        That closes a socket within a batch.  But the new UDP socket gets its number at once, and an event of the old
-        socket does no harm there.
+        That closes a socket within a batch.  But the new one gets its number at once, and an old event does no harm.
         """
         kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
         try:
@@ -198,17 +188,15 @@ class Receiver:
     ) -> None:
         self.datagrams = datagrams
         self.fd = sock.fileno()
-        self.known: dict[bytes, Client] = {}
-        """The clients by the labels of their datagrams."""
+        self.known: dict[bytes, Client] = {}  # the clients by the labels of their datagrams
         self._sock = sock
         self._find_port = find_port
-        self._destination = pktinfo.destination6 if sock.family == socket.AF_INET6 else pktinfo.destination4
+        self._destination = batch.destination6 if sock.family == socket.AF_INET6 else batch.destination4
         sock.setblocking(False)
-        pktinfo.request_address(sock)
+        batch.request_address(sock)
         datagrams.loop.add(self.fd, self._ready, READABLE)
 
     def close(self) -> None:
-        """Stop receiving, and close the socket."""
         self.datagrams.loop.forget(self.fd)
         self.datagrams.loop.close_later(self._sock)
 
@@ -237,7 +225,7 @@ class Receiver:
     def _recognize(self, label: bytes) -> Client | None:
         """Return the client for a new label; mostly it is a new client."""
         sockaddr, ancillary = read_label(label)
-        key = ClientKey(sockaddr, self._destination(ancillary), pktinfo.destination_port(ancillary))
+        key = ClientKey(sockaddr, self._destination(ancillary), batch.destination_port(ancillary))
         port = self._find_port(key.destination, key.port)
         client = None if port is None else port.clients.get(key) or port.add_client(key, self)
         if client is not None:
@@ -253,8 +241,7 @@ class Receiver:
 class DatagramPort:
     """A published UDP port, or a range of them: its backend and its clients.
 
-    `first` is the host port that is connected to the backend's port; `bind` returns a socket to answer from for a port
-    of the range.
+    `first` is the host port that leads to the backend's port; `bind` returns a socket to answer from, for a host port.
     """
 
     def __init__(
@@ -263,40 +250,35 @@ class DatagramPort:
         self.datagrams = datagrams
         self.backend = backend
         self.clients: dict[ClientKey, Client] = {}
-        self.entrance: Entrance | None = None
+        self.close_entrance: Callable[[], None]
         self._first = first
         self._bind = bind
         self._outlets: dict[int, Outlet] = {}
 
     def close(self) -> None:
         """Stop receiving, and remove all clients: the port is unpublished."""
-        if self.entrance is not None:
-            self.entrance.close()
+        self.close_entrance()
         for client in tuple(self.clients.values()):
             client.remove()
 
     def add_client(self, key: ClientKey, receiver: Receiver) -> Client | None:
         """Return a new client; None if the backend cannot be reached, or if no descriptor can be freed for it."""
-        backend = self.backend._replace(port=self.backend.port + key.port - self._first)
+        datagrams, backend = self.datagrams, self.backend._replace(port=self.backend.port + key.port - self._first)
         try:
-            client = self._create_client(key, receiver, backend)
+            outlet = self.outlet(key.port)
+            outlet.clients += 1  # before the next call, which may remove the outlet's last client to free a descriptor
+            try:
+                sock = self._connect(backend)
+            except OSError:
+                outlet.clients -= 1
+                self.release_outlet(key.port)
+                raise
         except OSError as error:
-            self.datagrams.log.warning("cannot reach %s: %s", backend, error.strerror)
+            datagrams.log.warning("cannot reach %s: %s", backend, error.strerror)
             return None
-        self.datagrams.register(client)
-        self.datagrams.loop.add(client.backend.fileno(), client.answer, READABLE)
-        return client
-
-    def _create_client(self, key: ClientKey, receiver: Receiver, backend: Backend) -> Client:
-        outlet = self.outlet(key.port)
-        outlet.clients += 1  # before the next call, which may remove the outlet's last client to free a descriptor
-        try:
-            sock = self._connect(backend)
-        except OSError:
-            outlet.clients -= 1
-            self.release_outlet(key.port)
-            raise
         client = self.clients[key] = Client(self, key, receiver, sock, outlet)
+        datagrams.register(client)
+        datagrams.loop.add(sock.fileno(), client.answer, READABLE)
         return client
 
     def release_outlet(self, port: int) -> None:
@@ -326,6 +308,6 @@ class DatagramPort:
 def create_datagram_port(datagrams: Datagrams, backend: Backend, sock: socket.socket) -> DatagramPort:
     """Return a port that has a socket of its own, and answers from it."""
     port = DatagramPort(datagrams, backend, 0, lambda _port: sock)
-    port.outlet(0).clients += 1  # the socket is the entrance, too, which closes it
-    port.entrance = Receiver(datagrams, sock, lambda _destination, _port: port)
+    port.outlet(0).clients += 1  # the receiver closes the socket
+    port.close_entrance = Receiver(datagrams, sock, lambda _destination, _port: port).close
     return port

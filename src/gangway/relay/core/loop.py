@@ -1,13 +1,10 @@
 """The event loop of a relay process: epoll, timers, deferred calls, and sockets to close.
 
-It knows descriptors and their handlers; it does not know flows, ports or protocols.
-
 Kernel facts (epoll(7), fs/eventpoll.c):
 
 * Sockets of flows are registered once, edge-triggered, for all events.  With level triggering, epoll_wait would check
-  each reported socket a second time in the next call, and a flow would need an epoll_ctl each time that it stalls and
-  continues.  The price is that a handler must consume the edge: read until the kernel has no more data, or ask to be
-  called again with `call_soon`.
+  each reported socket a second time, and a flow would need an epoll_ctl each time that it stalls and continues.  The
+  price is that a handler must read until the kernel has no more data, or ask to be called again with `call_soon`.
 * EAGAIN is not the only sign that the queue is empty.  A read from a stream that returns less than was requested has
   emptied it, and whatever arrives later makes a new edge (epoll(7), Q9).  Such a read can leave one thing behind: an
   end that arrived together with the data and made no edge of its own.  EPOLLRDHUP shows it: the flag is in the event
@@ -21,8 +18,7 @@ Kernel facts (epoll(7), fs/eventpoll.c):
   closes the socket after the batch.
 * Waking up costs more than polling again: some 20 µs until a core that was idle runs the process, more on a virtual
   machine, and twice for every request and answer.  So after a short wait the loop polls for up to `AWAKE_S` before it
-  sleeps, and yields the core to other processes in between (sched_yield(2)).  That takes less processor time for an
-  exchange than sleeping does, and a relay without traffic never does it.
+  sleeps, and yields the core in between (sched_yield(2)).  A relay without traffic never does it.
 * Listening sockets are level-triggered: one accept for each report, no accept that only finds EAGAIN, and a listener
   with a long queue shares the loop with all other sockets.
 """
@@ -33,7 +29,7 @@ import select
 import time
 from collections.abc import Callable
 from itertools import count
-from typing import Protocol
+from socket import SocketType
 
 Handler = Callable[[int], None]
 """Called with the epoll event mask of a descriptor."""
@@ -48,14 +44,6 @@ EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI |
 AWAKE_S = 100e-6
 # The number of events that one epoll_wait returns.  Descriptors of ended flows stay open until the batch is handled.
 BATCH = 128
-
-
-class Closable(Protocol):
-    """A socket that the loop is to close."""
-
-    def close(self) -> None: ...
-
-    def fileno(self) -> int: ...
 
 
 class Timer:
@@ -82,15 +70,15 @@ class Loop:
         self._order = count()
         self._soon: list[tuple[Handler, int]] = []
         self._at_end: list[Callable[[], None]] = []
-        self._closing: list[Closable] = []
+        self._closing: list[SocketType] = []
         self._stopped = False
         self.chatty = False
         """True if the last wait was short.  Bulk transfers set it to False: they do not wait for answers."""
 
     def add(self, fd: int, handler: Handler, events: int = EDGES) -> None:
         """Call `handler` with the event mask whenever one of `events` occurs on `fd`."""
-        self._handlers[fd] = handler
         self._epoll.register(fd, events)
+        self._handlers[fd] = handler
 
     def set_handler(self, fd: int, handler: Handler) -> None:
         """Replace the handler of `fd`, without a system call."""
@@ -105,10 +93,10 @@ class Loop:
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def close_later(self, closable: Closable) -> None:
+    def close_later(self, sock: SocketType) -> None:
         """Remove a socket's handler at once, and close it after the batch (see the head of this file)."""
-        self._handlers.pop(closable.fileno(), None)
-        self._closing.append(closable)
+        self._handlers.pop(sock.fileno(), None)
+        self._closing.append(sock)
 
     def call_soon(self, handler: Handler, events: int) -> None:
         """Call `handler(events)` in the next round, after the handlers of that round's events."""
@@ -145,7 +133,9 @@ class Loop:
         for handler, events in soon:
             handler(events)
         if self._at_end:
-            self._call_end_of_round()
+            at_end, self._at_end = self._at_end, []
+            for callback in at_end:
+                callback()
         if self._timers:
             self._call_due_timers()
         if self._closing:
@@ -174,11 +164,6 @@ class Loop:
         """Return the seconds until the first timer is due, or -1 (no limit) without timers."""
         return max(0.0, self._timers[0][0] - self.clock()) if self._timers else -1
 
-    def _call_end_of_round(self) -> None:
-        at_end, self._at_end = self._at_end, []
-        for callback in at_end:
-            callback()
-
     def _call_due_timers(self) -> None:
         now = self.clock()
         while self._timers and self._timers[0][0] <= now:
@@ -188,5 +173,5 @@ class Loop:
 
     def _close(self) -> None:
         closing, self._closing = self._closing, []
-        for closable in closing:
-            closable.close()
+        for sock in closing:
+            sock.close()

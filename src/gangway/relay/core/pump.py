@@ -1,17 +1,15 @@
 """Moves the bytes of one direction of a stream from a socket to its peer.
 
-It knows sockets and pipes, and when a transfer has to wait.  It does not know what follows from an end or a reset
-(`flow.py`), nor where the sockets come from (`stream.py`).
+It does not know what follows from an end or a reset (`flow.py`), nor where the sockets come from (`stream.py`).
 
 How it works.  A `Half` moves the data that its own socket receives to its peer's socket, in one of two ways.  `_pump`
 moves data that fits a small buffer with recv and send: two system calls for a message, which no other way beats.  When
-several reads in a row fill the buffer, the flow is bulky, and `_pour` moves pages from socket to socket with splice(2)
-through a pipe, without copying them to user space.  A pipe belongs to a flow only while bytes are stuck in it;
-otherwise all flows use the same one.
+several reads in a row fill the buffer, the flow is bulky, and `_pour` moves pages from socket to socket with splice(2),
+without copying them to user space.  A pipe belongs to a flow only while bytes are stuck in it.
 
-Stalls.  A half that cannot send the data that it has read holds it (at most one small buffer or one pipe full),
-reports that it is stalled, and does not read until the peer's socket has accepted all of it.  So a client that does not
-read stalls its own flow only: TCP's window closes behind it, and memory does not grow.
+Stalls.  A half that cannot send the data that it has read holds it (at most one small buffer or one pipe full), and
+does not read until the peer's socket has accepted all of it.  So a client that does not read stalls its own flow only:
+TCP's window closes behind it, and memory does not grow.
 
 Kernel facts:
 
@@ -39,12 +37,9 @@ SMALL_BYTES = 16 * 1024
 # The largest message that one SCTP send passed (kernel 6.1: 212,992 bytes); larger ones are EMSGSIZE at the sender.
 MESSAGE_BYTES = 256 * 1024
 PIPE_BYTES = 256 * 1024
-# A flow is bulky after this many full reads in a row.
-BULKY_READS = 4
-# Transfers of one flow before the others get a turn.
-TURN = 16
-# Pipes kept for the next bulky flow; F_SETPIPE_SZ of an unprivileged user is limited by fs.pipe-user-pages-soft
-# (64 MiB).
+BULKY_READS = 4  # a flow is bulky after this many full reads in a row
+TURN = 16  # transfers of one flow before the others get a turn
+# Pipes kept for the next bulky flow: an unprivileged user's are limited by fs.pipe-user-pages-soft (64 MiB).
 SPARE_PIPES = 4
 
 _DONTWAIT = socket.MSG_DONTWAIT
@@ -75,14 +70,12 @@ class PipePool:
 
     def acquire(self) -> Pipe | None:
         """Return an empty pipe, or None when the process has no descriptors left for one."""
-        if self._spare:
-            return self._spare.pop()
         try:
-            return Pipe()
+            return self._spare.pop() if self._spare else Pipe()
         except OSError as error:
-            if error.errno in OUT_OF_DESCRIPTORS:
-                return None
-            raise
+            if error.errno not in OUT_OF_DESCRIPTORS:
+                raise
+            return None
 
     def release(self, pipe: Pipe) -> None:
         """Take back a pipe, which must be empty."""
@@ -92,7 +85,6 @@ class PipePool:
             pipe.close()
 
     def close(self) -> None:
-        """Close the spare pipes."""
         while self._spare:
             self._spare.pop().close()
 
@@ -113,11 +105,8 @@ DOWN = HalfEvents(Event.DOWN_STALLED, Event.DOWN_DRAINED, Event.DOWN_ENDED, Even
 class PumpedFlow(Protocol):
     """What a half needs of its flow."""
 
-    @property
-    def loop(self) -> Loop: ...
-
-    @property
-    def pipes(self) -> PipePool: ...
+    loop: Loop
+    pipes: PipePool
 
     def on(self, event: Event) -> None: ...
 
@@ -144,8 +133,7 @@ class Half:
         self.pipe: Pipe | None = None
         self.full_reads = 0
         self.bulky = False
-        self.was_bulky = False
-        """True once the half has been bulky."""
+        self.was_bulky = False  # true once the half has been bulky
 
     def ready(self, events: int) -> None:
         """Handle the epoll events of this half's socket."""
@@ -228,7 +216,6 @@ class Half:
                 return self._pump(ENDED)
         pipes.release(pipe)
         self.flow.loop.call_soon(self.ready, READABLE | ENDED)
-        return None
 
     def drain(self) -> None:
         """Send held data, now that the peer's socket has buffer space again."""

@@ -1,12 +1,10 @@
 """Serves ports that have no socket of their own: one socket for each protocol and family serves them all.
 
-The kernel steers all traffic for these ports to that socket.  This file finds the port that a client asked for; it does
-not know how the client is served, or how the kernel is set up.
+The kernel steers all traffic for these ports to that socket.
 
 How it works.  The ranges are published first and the sockets are passed after them, as clients may be waiting there.
-The local address of a connection is the address and port that the client connected to; for a datagram the kernel
-reports both.  The lookup tries the range at that very address, then the one at the unspecified address (0.0.0.0, ::).
-If neither matches, the port was unpublished while the client waited in the queue.
+The lookup tries the range at the address that the client connected or sent to, then the one at the unspecified address
+(0.0.0.0, ::).  If neither matches, the port was unpublished while the client waited in the queue.
 
 A UDP answer has to leave from the port that the client sent to, so from a socket bound to it.  The program
 `ebpf/steering.bpf.c` refuses to bind a socket to a published port, except the one whose cookie is in `binding` at that
@@ -16,27 +14,22 @@ moment: memory that the daemon shares with this process.
 import errno
 import mmap
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from socket import SocketType
-from typing import Generic, TypeVar
 
 from gangway.errors import InvalidRequest
 from gangway.intervals import Intervals
-from gangway.relay.core import pktinfo
+from gangway.relay.core.batch import request_port
 from gangway.relay.core.datagram import DatagramPort, Datagrams, Receiver
-from gangway.relay.core.listener import Listener
-from gangway.relay.core.stream import StreamPort, Streams
-from gangway.relay.sockets import Backend, Entrance, PublishedRange
+from gangway.relay.core.stream import Listener, StreamPort, Streams
+from gangway.relay.sockets import Backend, PublishedRange
 
 _SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 _COOKIE_BYTES = 8
 _UNSPECIFIED: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
-_ADDRESS_BYTES: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
 _MIN_BUFFER_BYTES = 1  # the kernel raises it to its minimum: a socket that only sends needs no receive buffer
-
-_PortT = TypeVar("_PortT")
 
 
 class Binding:
@@ -56,61 +49,71 @@ class Binding:
 
 
 class SharedSockets:
-    """The shared sockets, and the ranges that they serve.
+    """The shared sockets, and the ranges that they serve."""
 
-    `new_key` returns a new key for a `StreamPort`.
-    """
-
-    def __init__(self, streams: Streams, datagrams: Datagrams, new_key: Callable[[], int]) -> None:
+    def __init__(self, streams: Streams, datagrams: Datagrams) -> None:
         self._streams = streams
         self._datagrams = datagrams
-        self._new_key = new_key
-        self._entrances: dict[tuple[int, int], Entrance] = {}
+        self._receivers: dict[tuple[int, int], Listener | Receiver] = {}
         self._bindings: dict[int, Binding] = {}
-        self._stream_ports: _RangeTable[StreamPort] = _RangeTable()
-        self._datagram_ports: _RangeTable[DatagramPort] = _RangeTable()
+        self._ranges: dict[tuple[int, int, str], Intervals[StreamPort | DatagramPort]] = {}
 
     def __len__(self) -> int:
-        return len(self._entrances)
+        return len(self._receivers)
 
     def use(self, protocol: int, family: int, sock: socket.socket, binding_fd: int | None) -> None:
         """Serve a protocol and family by `sock`, in place of the socket before it.
 
         UDP needs the descriptor of `binding`, too.  InvalidRequest: it is missing.
         """
-        former = self._entrances.get((protocol, family))
+        former = self._receivers.get((protocol, family))
         if protocol == socket.IPPROTO_UDP:
             if binding_fd is None:
                 raise InvalidRequest("no map came with the socket: the relay is out of file descriptors")
             self._bindings[family] = Binding(binding_fd)
-            pktinfo.request_port(sock)
+            request_port(sock)
             find_datagram_port = partial(self._find_datagram_port, family)
-            self._entrances[protocol, family] = Receiver(self._datagrams, sock, find_datagram_port)
+            self._receivers[protocol, family] = Receiver(self._datagrams, sock, find_datagram_port)
         else:
-            find_stream_port = partial(self._find_stream_port, family)
-            self._entrances[protocol, family] = Listener(self._streams, sock, family, find_stream_port)
+            find_stream_port = partial(self._find_stream_port, protocol, family)
+            self._receivers[protocol, family] = Listener(self._streams, sock, family, find_stream_port)
         if former is not None:
             former.close()
 
     def publish(self, ports: PublishedRange, backend: Backend) -> StreamPort | DatagramPort:
         """Publish a range; clients of its first port are connected to `backend`, those of the next to its next port."""
+        port: StreamPort | DatagramPort
         if ports.protocol == socket.IPPROTO_UDP:
-            datagram_port = DatagramPort(self._datagrams, backend, ports.first, partial(self._bind, ports))
-            datagram_port.entrance = self._datagram_ports.add(ports, datagram_port)
-            return datagram_port
-        stream_port = StreamPort(self._streams, backend, self._new_key())
-        stream_port.entrance = self._stream_ports.add(ports, stream_port)
-        return stream_port
+            port = DatagramPort(self._datagrams, backend, ports.first, partial(self._bind, ports))
+        else:
+            port = StreamPort(self._streams, backend, ports.first)
+        self._ranges.setdefault(ports[:3], Intervals()).add(ports.first, ports.last, port)
+        port.close_entrance = partial(self._remove, ports)
+        return port
 
-    def _find_stream_port(self, family: int, client: SocketType) -> tuple[StreamPort, int] | None:
+    def _remove(self, ports: PublishedRange) -> None:
+        ranges = self._ranges[ports[:3]]
+        ranges.remove(ports.first)
+        if not ranges:
+            del self._ranges[ports[:3]]
+
+    def _find(self, protocol: int, family: int, address: str, port: int) -> StreamPort | DatagramPort | None:
+        for at in (address, _UNSPECIFIED[family]):
+            ranges = self._ranges.get((protocol, family, at))
+            found = None if ranges is None else ranges.at(port)
+            if found is not None:
+                return found
+        return None
+
+    def _find_stream_port(self, protocol: int, family: int, client: SocketType) -> tuple[StreamPort, int] | None:
         address, number = client.getsockname()[:2]
-        found = self._stream_ports.find(family, address, number)
-        return None if found is None else (found[1], found[1].backend.port + number - found[0])
+        port = self._find(protocol, family, address, number)
+        return (port, port.backend.port + number - port.first) if isinstance(port, StreamPort) else None
 
-    def _find_datagram_port(self, family: int, destination: bytes, port: int) -> DatagramPort | None:
-        address = socket.inet_ntop(family, destination[: _ADDRESS_BYTES[family]])
-        found = self._datagram_ports.find(family, address, port)
-        return None if found is None else found[1]
+    def _find_datagram_port(self, family: int, destination: bytes, number: int) -> DatagramPort | None:
+        address = socket.inet_ntop(family, destination[:16])
+        port = self._find(socket.IPPROTO_UDP, family, address, number)
+        return port if isinstance(port, DatagramPort) else None
 
     def _bind(self, ports: PublishedRange, port: int) -> socket.socket:
         """Return a socket that is bound to a port of a range, to answer from."""
@@ -128,40 +131,3 @@ class SharedSockets:
                 raise OSError(error.errno, f"cannot answer from port {port}: another program uses it") from None
             raise
         return sock
-
-
-class _RangeTable(Generic[_PortT]):
-    """The published ranges by family and address, each with its port object."""
-
-    def __init__(self) -> None:
-        self._ranges: dict[tuple[int, str], Intervals[tuple[int, _PortT]]] = {}
-
-    def add(self, ports: PublishedRange, port: _PortT) -> Entrance:
-        """Add a range; return its entrance, which removes it when it is closed."""
-        intervals = self._ranges.setdefault((ports.family, ports.address), Intervals())
-        intervals.add(ports.first, ports.last, (ports.first, port))
-        return _RangeEntrance(partial(self._remove, ports))
-
-    def find(self, family: int, address: str, port: int) -> tuple[int, _PortT] | None:
-        """Return the first port and the object of the range that contains `port` at `address` or at all addresses."""
-        for key in ((family, address), (family, _UNSPECIFIED[family])):
-            intervals = self._ranges.get(key)
-            found = None if intervals is None else intervals.at(port)
-            if found is not None:
-                return found
-        return None
-
-    def _remove(self, ports: PublishedRange) -> None:
-        intervals = self._ranges[ports.family, ports.address]
-        intervals.remove(ports.first)
-        if not intervals:
-            del self._ranges[ports.family, ports.address]
-
-
-class _RangeEntrance:
-    """The entrance of a range that is served by a shared socket."""
-
-    __slots__ = ("close",)
-
-    def __init__(self, close: Callable[[], None]) -> None:
-        self.close = close

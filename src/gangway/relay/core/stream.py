@@ -1,14 +1,17 @@
 """Relays byte streams: TCP, and SCTP in its one-to-one style.
 
-It knows how a backend is reached and how a flow's actions are carried out.  It does not know what follows from an event
-(`flow.py`), how bytes move (`pump.py`), how clients are accepted (`listener.py`), or that there are other processes.
+It does not know what follows from an event (`flow.py`), how bytes move (`pump.py`), or that there are other processes.
 
-How it works.  A `StreamPort` takes accepted clients and opens a connection to the backend for each: the pair is a
-`Flow` of two `Half`s.  Whenever a half, or the connection attempt, reports an event, the flow looks up the actions in
-`flow.TABLE`.
+How it works.  A `Listener` accepts clients for one port or many.  A `StreamPort` opens a connection to the backend for
+each client: the pair is a `Flow` of two `Half`s.  Whenever a half, or the connection attempt, reports an event, the
+flow looks up the actions in `flow.TABLE`.
 
 Kernel facts:
 
+* An accepted socket inherits TCP_NODELAY and the keepalive settings of its listener (net/ipv4/tcp.c, sk_clone): they
+  are set once for all clients.
+* A client that is not accepted waits in the kernel's queue and loses nothing.  So the backend's socket is made first:
+  if the process is out of descriptors, the client keeps waiting.
 * A client may send data, and end, before its backend has answered.  Nothing is read from it until then; the edges that
   epoll reports meanwhile are recorded (`client_events`) and handled afterwards.
 * The connecting side of TCP's handshake ends it with an acknowledgement.  With TCP_QUICKACK off (tcp(7)) that waits for
@@ -23,21 +26,23 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from itertools import count
 from socket import SocketType
 
 from gangway.log import Log
-from gangway.relay.core.loop import FAILED, WRITABLE, Loop
+from gangway.relay.core.loop import FAILED, READABLE, WRITABLE, Loop
 from gangway.relay.core.pump import DOWN, MESSAGE_BYTES, SMALL_BYTES, UP, Half, PipePool
 from gangway.relay.flow import OPEN, START, TABLE, Action, DirectionState, Event, FlowState, Phase
 from gangway.relay.settings import Settings
-from gangway.relay.sockets import Backend, Entrance
+from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend
 
-# Listeners that ran out of descriptors try again after this time, if no flow has ended before.
-RETRY_S = 0.1
+RETRY_S = 0.1  # listeners that ran out of descriptors try again after this time, if no flow has ended before
 
-SCTP_NODELAY = 3  # include/uapi/linux/sctp.h
-RESET = struct.pack("ii", 1, 0)  # struct linger: close at once, with a reset
+_SCTP_NODELAY = 3  # include/uapi/linux/sctp.h
+_RESET = struct.pack("ii", 1, 0)  # struct linger: close at once, with a reset
 
+FindPort = Callable[[SocketType], tuple["StreamPort", int] | None]
+"""Returns the port that an accepted client connected to, and the backend's port for it; None if it is unpublished."""
 Delegate = Callable[["StreamPort", int, SocketType], None]
 """Takes over an accepted client: its port, the backend's port to connect to, the client's socket."""
 
@@ -56,10 +61,10 @@ class Flow:
         self.loop = port.streams.loop
         self.pipes = port.streams.pipes
         self.state = state
-        self.client_events = 0
-        """The epoll events of the client while the backend is being connected to."""
+        self.client_events = 0  # the epoll events of the client while the backend is being connected to
         size = MESSAGE_BYTES if port.backend.protocol == socket.IPPROTO_SCTP else SMALL_BYTES
-        self.client, self.backend = Half(self, client, size, UP), Half(self, backend, size, DOWN)
+        self.client: Half = Half(self, client, size, UP)
+        self.backend: Half = Half(self, backend, size, DOWN)
         self.client.peer, self.backend.peer = self.backend, self.client
         port.flows.add(self)
         self.streams.flows.add(self)
@@ -73,13 +78,6 @@ class Flow:
         # The client first: its events must be known when the backend's answer is handled.
         self.loop.add(self.client.fd, self._on_client_events)
         self.loop.add(self.backend.fd, self._on_backend_events)
-        return None
-
-    def relay(self) -> None:
-        """Relay between two connected sockets that are not in the loop yet."""
-        self._enter(self.state)
-        for half in (self.client, self.backend):
-            self.loop.add(half.fd, half.ready)
 
     def on(self, event: Event) -> None:
         """Handle an event: enter the next state and carry out the actions."""
@@ -90,15 +88,12 @@ class Flow:
             _ACTIONS[action](self)
 
     def on_tick(self, late: bool) -> bool:
-        """Handle the passing of a second; True if the flow needs no more ticks.
-
-        `late`: the time for the connection attempt is over.
-        """
+        """Handle a tick; True if the flow needs no more ticks.  `late`: the time for the connection attempt is over."""
         if self.state.phase is Phase.CONNECTING:
             if late:
                 self._on_connect_error(errno.ETIMEDOUT)
             return late
-        self.port.enable_keepalive(self.backend.sock)
+        _enable_keepalive(self.backend.sock, self.streams.settings.keepalive_s)
         return True
 
     def is_idle(self) -> bool:
@@ -109,14 +104,13 @@ class Flow:
         """True if the flow has been bulky in at least one direction."""
         return self.client.was_bulky or self.backend.was_bulky
 
-    def detach(self) -> tuple[SocketType, SocketType]:
-        """Remove an idle flow from this process; return its two sockets, which stay open."""
+    def detach(self) -> None:
+        """Remove an idle flow from this process; its two sockets stay open."""
         self._remove()
-        self.port.enable_keepalive(self.backend.sock)
+        _enable_keepalive(self.backend.sock, self.streams.settings.keepalive_s)
         for half in (self.client, self.backend):
             self.loop.forget(half.fd)
             half.discard()
-        return self.client.sock, self.backend.sock
 
     def _remove(self) -> None:
         self.port.flows.remove(self)
@@ -147,24 +141,11 @@ class Flow:
             self.port.set_quick_ack(self.backend.sock, 1)
         if events & ~WRITABLE:
             self.backend.ready(events)
-        return None
 
     def _on_connect_error(self, error: int) -> None:
         backend = self.port.backend._replace(port=self.backend_port)
         self.streams.log.warning("cannot connect to %s: %s", backend, os.strerror(error))
         self.on(Event.CONNECT_FAILED)
-
-    def _pump_up(self) -> None:
-        self.client.resume()
-
-    def _pump_down(self) -> None:
-        self.backend.resume()
-
-    def _end_backend(self) -> None:
-        _shut_down(self.backend.sock)
-
-    def _end_client(self) -> None:
-        _shut_down(self.client.sock)
 
     def _close(self) -> None:
         self._remove()
@@ -175,15 +156,15 @@ class Flow:
 
     def _reset(self) -> None:
         for half in (self.client, self.backend):
-            half.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            half.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._close()
 
 
 _ACTIONS: dict[Action, Callable[[Flow], None]] = {
-    Action.PUMP_UP: Flow._pump_up,
-    Action.PUMP_DOWN: Flow._pump_down,
-    Action.END_BACKEND: Flow._end_backend,
-    Action.END_CLIENT: Flow._end_client,
+    Action.PUMP_UP: lambda flow: flow.client.resume(),
+    Action.PUMP_DOWN: lambda flow: flow.backend.resume(),
+    Action.END_BACKEND: lambda flow: _shut_down(flow.backend.sock),
+    Action.END_CLIENT: lambda flow: _shut_down(flow.client.sock),
     Action.CLOSE: Flow._close,
     Action.RESET: Flow._reset,
 }
@@ -197,9 +178,9 @@ class Streams:
         self.settings = settings
         self.log = log
         self.pipes = PipePool()
+        self.keys = count(1)
         self.deadlines: dict[Flow, float] = {}
-        """The flows that need the next tick (new ones, and those that are connecting), and when connecting times
-        out."""
+        """The new and the connecting flows, which need the next tick, and when connecting times out."""
         self.flows: set[Flow] = set()
         self.find_delegate: Callable[[], Delegate | None] | None = None
         """Called before each accept; returns a function to take over the client, or None."""
@@ -237,48 +218,51 @@ class Streams:
 
 
 class StreamPort:
-    """A published port, or a range of them: its backend and its flows; and its entrance, in the process that accepts.
+    """A published port, or a range of them: its backend and its flows.
 
-    `key` identifies it in messages to other processes.
+    `first` is the host port that is connected to the backend's port.  `key` identifies the port in messages to other
+    processes; 0 assigns a new one.
     """
 
-    __slots__ = ("backend", "entrance", "flows", "key", "streams")
+    __slots__ = ("backend", "close_entrance", "first", "flows", "key", "streams")
 
-    def __init__(self, streams: Streams, backend: Backend, key: int) -> None:
+    def __init__(self, streams: Streams, backend: Backend, first: int = 0, key: int = 0) -> None:
         self.streams = streams
         self.backend = backend
-        self.key = key
+        self.first = first
+        self.key = key or next(streams.keys)
         self.flows: set[Flow] = set()
-        self.entrance: Entrance | None = None
+        self.close_entrance: Callable[[], None] = lambda: None  # stop accepting; set in the process that accepts
 
     def serve(self, client: SocketType, backend_port: int, spare: SocketType | None = None) -> None:
-        """Connect an accepted client to the backend's port `backend_port`.
+        """Connect an accepted client to the backend's port `backend_port`, by the socket `spare` if its family fits.
 
-        `spare` is a socket for the connection to the backend, if its family fits.  The client is dropped if no socket
-        can be made.
+        The client is dropped if no socket can be made.
         """
         if spare is not None and spare.family != self.backend.family:
             spare.close()
             spare = None
         try:
-            backend = spare or open_backend(self.backend.family, self.backend.protocol)
+            backend = spare or _open_backend(self.backend.family, self.backend.protocol)
         except OSError as error:
             self.streams.log.warning("cannot open a socket: a connection was dropped: %s", error.strerror)
             client.close()
             return
-        disable_delay(backend)
+        _disable_delay(backend)
         self.set_quick_ack(backend, 0)
         self.streams.start_ticking()
         Flow(self, backend_port, client, backend, START).connect()
 
     def adopt(self, client: SocketType, backend: SocketType) -> None:
         """Relay between two sockets that are already connected."""
-        Flow(self, self.backend.port, client, backend, OPEN).relay()
+        flow = Flow(self, self.backend.port, client, backend, OPEN)
+        for half in (flow.client, flow.backend):
+            half.reading = True
+            flow.loop.add(half.fd, half.ready)
 
     def close(self) -> None:
         """Stop accepting, and reset all connections: the port is unpublished."""
-        if self.entrance is not None:
-            self.entrance.close()
+        self.close_entrance()
         for flow in tuple(self.flows):
             flow.on(Event.UNPUBLISHED)
 
@@ -287,17 +271,79 @@ class StreamPort:
         if self.backend.protocol != socket.IPPROTO_SCTP:
             backend.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, enabled)
 
-    def enable_keepalive(self, sock: SocketType) -> None:
-        """Detect a peer that has disappeared, after the time in the settings."""
-        enable_keepalive(sock, self.streams.settings.keepalive_s)
+
+class Listener:
+    """Accepts clients from a listening socket for the ports that `find_port` returns.
+
+    `family` is that of most of their backends.
+    """
+
+    def __init__(self, streams: Streams, sock: socket.socket, family: int, find_port: FindPort) -> None:
+        self._streams, self._sock, self._family, self._find_port = streams, sock, family, find_port
+        self._is_closed = False
+        _disable_delay(sock)
+        _enable_keepalive(sock, streams.settings.keepalive_s)
+        sock.setblocking(False)
+        streams.loop.add(sock.fileno(), self._accept, READABLE)
+
+    def resume(self) -> None:
+        """Accept again after a pause."""
+        if not self._is_closed:
+            self._streams.loop.modify(self._sock.fileno(), READABLE)
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._streams.loop.forget(self._sock.fileno())
+        self._streams.loop.close_later(self._sock)
+
+    def _accept(self, _events: int) -> None:
+        find_delegate = self._streams.find_delegate
+        delegate = find_delegate() if find_delegate is not None else None
+        backend = None
+        try:
+            backend = _open_backend(self._family, self._sock.proto) if delegate is None else None
+            client = accept(self._sock)
+        except OSError as error:
+            if backend is not None:
+                backend.close()
+            if error.errno in OUT_OF_DESCRIPTORS:
+                self._streams.loop.modify(self._sock.fileno(), 0)
+                self._streams.pause_accepting(self.resume)
+            return
+        found = self._find_port(client)
+        if found is None:  # the port was unpublished while the client waited: as if nothing had listened
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            for sock in (client, backend):
+                if sock is not None:
+                    sock.close()
+        elif delegate is None:
+            found[0].serve(client, found[1], backend)
+        else:
+            delegate(*found, client)
 
 
-def open_backend(family: int, protocol: int) -> SocketType:
-    """Return a socket to connect to a backend with."""
+def accept(sock: socket.socket) -> SocketType:
+    """Accept a client, as `sock.accept()` does, with the method of CPython's C type that it is built on.
+
+    The Python code of `accept` and its socket class costs another 4 µs for each connection, 4 % of the relay's work.
+    `tests/unit/test_listener.py` checks everything that this relies on.
+    """
+    fd, _address = sock._accept()  # type: ignore[attr-defined]
+    return SocketType(sock.family, socket.SOCK_STREAM, sock.proto, fd)
+
+
+def create_stream_port(streams: Streams, backend: Backend, sock: socket.socket) -> StreamPort:
+    """Return a port that accepts from a listening socket of its own."""
+    port = StreamPort(streams, backend)
+    port.close_entrance = Listener(streams, sock, backend.family, lambda _client: (port, backend.port)).close
+    return port
+
+
+def _open_backend(family: int, protocol: int) -> SocketType:
     return SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, protocol)
 
 
-def enable_keepalive(sock: SocketType, idle_s: int) -> None:
+def _enable_keepalive(sock: SocketType, idle_s: int) -> None:
     """Detect a peer that has disappeared.  SCTP does so by its own heartbeats."""
     if sock.proto != socket.IPPROTO_SCTP:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -305,10 +351,10 @@ def enable_keepalive(sock: SocketType, idle_s: int) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, idle_s)
 
 
-def disable_delay(sock: SocketType) -> None:
+def _disable_delay(sock: SocketType) -> None:
     """Send data at once instead of waiting for more (Nagle's algorithm)."""
     if sock.proto == socket.IPPROTO_SCTP:
-        sock.setsockopt(socket.IPPROTO_SCTP, SCTP_NODELAY, 1)
+        sock.setsockopt(socket.IPPROTO_SCTP, _SCTP_NODELAY, 1)
     else:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 

@@ -1,31 +1,25 @@
 """More than one process for TCP and SCTP under load.
 
-It knows processes, and how flows are passed from one to another; it does not know leases, or what a flow does.
-
 How it works.  The relay process accepts all clients and, as long as it is alone, relays them all.  When it uses more
 than `BUSY_SHARE` of a core, it forks the workers and passes flows to them, existing and new ones, so that all processes
 have about as many.  A flow is passed as its sockets: one (a client, whose backend the worker has yet to connect to) or
 two (a connected pair that is idle).  A flow never comes back.  Workers without flows end after a while.
 
-Bulky flows are passed on later: a process that only moves pages is not the bottleneck of a transfer until it has used a
-whole core for a while (`FULL_SHARE`, `FULL_SLICES`).  Before that, a second process only takes time away from the two
-ends: about a tenth of the throughput where cores are few.  (New clients are distributed in any case: how they will
-behave is not known.)
+Bulky flows are passed on only when the process has used a whole core for a while (`FULL_SHARE`, `FULL_SLICES`): before,
+it is not the bottleneck, and a second process takes a tenth of the throughput away where cores are few.
 
     relay → worker   flow KEY PROTO FAMILY ADDRESS PORT   with one socket or two (SCM_RIGHTS)
                      unpublish KEY                        reset all flows of the port
-    worker → relay   up                                   it holds no descriptor of the relay any more
+    worker → relay   up                                   it has closed all descriptors of the relay
                      unpublished KEY
 
-The number of flows that a worker has ended so far is in a page of memory that the processes share: the relay reads it
-each time that it passes a client on, and that must not cost a message.
+The number of flows that a worker has ended is in memory that the processes share: the relay reads it for each client.
 
 Kernel facts:
 
 * setitimer(2), ITIMER_PROF: SIGPROF comes after each `SLICE_S` seconds of processor time, user and system.  So a busy
   process reads the clock 20 times a second, and an idle one never wakes up.
-* The two ends of a socketpair(2) of SOCK_SEQPACKET preserve messages and their order; a message that does not fit is
-  EAGAIN.
+* A socketpair(2) of SOCK_SEQPACKET preserves messages and their order; a message that does not fit is EAGAIN.
 * A worker is a fork, not a new interpreter: the relay may have given up the right to read its own files.
 """
 
@@ -36,7 +30,7 @@ import signal
 import socket
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from socket import SocketType
 
@@ -50,12 +44,10 @@ SLICE_S = 0.05
 BUSY_SHARE = 0.5
 FULL_SHARE = 0.9
 FULL_SLICES = 10
-# Descriptors that a worker needs besides two for each flow: its own, and pipes.
-SPARE_DESCRIPTORS = 48
+SPARE_DESCRIPTORS = 48  # descriptors that a worker needs besides two for each flow: its own, and pipes
 # The workers are checked for flows at this interval; they end when they have none at two checks in a row.
 RETIRE_S = 5.0
-# Messages that a worker handles before its flows get a turn.
-TURN = 32
+TURN = 32  # messages that a worker handles before its flows get a turn
 _MESSAGE_BYTES = 256
 _RIGHTS_BYTES = socket.CMSG_SPACE(2 * array("i").itemsize)
 
@@ -78,7 +70,7 @@ class Worker:
         backend = port.backend
         text = f"flow {port.key} {backend.protocol:d} {backend.family:d} {backend.address} {backend_port}"
         try:
-            self.channel.sendmsg([text.encode()], [_rights(socks)], socket.MSG_DONTWAIT)
+            socket.send_fds(self.channel, [text.encode()], [sock.fileno() for sock in socks])
         except OSError:
             return False
         self.keys.add(port.key)
@@ -91,7 +83,7 @@ class WorkerPool:
 
     def __init__(self, loop: Loop, streams: Streams, settings: Settings, log: Log) -> None:
         self.start_requested = False
-        """True if the loop was stopped so that `start` can be called: a fork must not happen within a round."""
+        """The loop was stopped so that `start` can be called: a fork must not happen within a round."""
         self._loop = loop
         self._streams = streams
         self._count = settings.workers - 1
@@ -110,10 +102,7 @@ class WorkerPool:
             signal.setitimer(signal.ITIMER_PROF, SLICE_S, SLICE_S)
 
     def start(self) -> tuple[socket.socket, memoryview] | None:
-        """Fork the workers.
-
-        Returns its channel and its counter of ended flows in each worker, and None in the relay process.
-        """
+        """Fork the workers; return None, and in each worker its channel and its counter of ended flows."""
         self.start_requested = False
         counters = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
         for number in range(self._count):
@@ -125,13 +114,12 @@ class WorkerPool:
                 self._log.warning("cannot start a worker process: %s", error.strerror)
                 break
             if pid == 0:
-                signal.signal(
-                    signal.SIGPROF, signal.SIG_DFL
-                )  # the handler belongs to objects that the worker is about to free
+                signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the worker is about to free the handler's objects
                 return theirs, counter
             theirs.close()
             # Until it says "up", it holds all descriptors of the relay, and an unpublished port would stay in use.
             ours.recv(_MESSAGE_BYTES)
+            ours.setblocking(False)
             worker = Worker(ours, counter)
             self._workers.append(worker)
             self._loop.add(ours.fileno(), partial(self._receive, worker), READABLE)
@@ -160,7 +148,7 @@ class WorkerPool:
     def _send_unpublish(self, worker: Worker, key: int, _events: int = 0) -> None:
         """Send without waiting: the worker may be waiting for the relay to read its messages."""
         try:
-            worker.channel.send(b"unpublish %d" % key, socket.MSG_DONTWAIT)
+            worker.channel.send(b"unpublish %d" % key)
         except BlockingIOError:
             self._loop.call_soon(partial(self._send_unpublish, worker, key), 0)
         except OSError:
@@ -187,17 +175,14 @@ class WorkerPool:
 
     def _balance(self, full: bool) -> None:
         """Pass idle flows on until no worker has fewer flows than the relay process."""
-        for flow in self._shareable_flows(full):
-            if flow.is_idle() and not self._send_flow(flow):
+        for flow in filter(Flow.is_idle, self._shareable_flows(full)):
+            socks = flow.client.sock, flow.backend.sock
+            worker = self._least_loaded()
+            if worker is None or not worker.send_flow(flow.port, flow.backend_port, *socks):
                 return
-
-    def _send_flow(self, flow: Flow) -> bool:
-        worker = self._least_loaded()
-        if worker is None or not worker.send_flow(flow.port, flow.backend_port, flow.client.sock, flow.backend.sock):
-            return False
-        for sock in flow.detach():
-            sock.close()
-        return True
+            flow.detach()
+            for sock in socks:
+                sock.close()
 
     def _find_delegate(self) -> Delegate | None:
         worker = self._least_loaded()
@@ -232,7 +217,6 @@ class WorkerPool:
             done()
 
     def _on_worker_exit(self, worker: Worker) -> None:
-        """Handle the unexpected end of a worker, which ended its connections, too.  The other processes go on."""
         self._log.warning("a worker process ended unexpectedly: its connections are lost")
         self._remove(worker)
         for key in [key for key, (pending, _) in self._unpublishing.items() if worker in pending]:
@@ -257,8 +241,6 @@ class WorkerPool:
 
 
 class _WorkerProcess:
-    """The state of a worker process."""
-
     def __init__(self, channel: socket.socket, settings: Settings, log: Log) -> None:
         self.loop = Loop()
         self.streams = Streams(self.loop, settings, log)
@@ -282,26 +264,21 @@ class _WorkerProcess:
                 return
             verb, key, *backend = message.decode().split()
             if verb == "flow":
-                self.received_flows += 1
-                port = self._port(int(key), *backend)
-                self._receive_flow(port, int(backend[-1]), rights, whole=not flags & socket.MSG_CTRUNC)
+                fds = array("i", b"".join(data for _, _, data in rights))
+                self._receive_flow(int(key), *backend, fds=fds, whole=not flags & socket.MSG_CTRUNC)
             else:
                 self._unpublish(int(key))
 
-    def _port(self, key: int, protocol: str, family: str, address: str, number: str) -> StreamPort:
+    def _receive_flow(
+        self, key: int, protocol: str, family: str, address: str, number: str, *, fds: "array[int]", whole: bool
+    ) -> None:
+        """Start to relay; `whole` is false if the process had no descriptors for all sockets of the message."""
+        self.received_flows += 1
         port = self._ports.get(key)
         if port is None:
             backend = Backend(int(protocol), int(family), address, int(number))
-            port = self._ports[key] = StreamPort(self.streams, backend, key)
-        return port
-
-    def _receive_flow(
-        self, port: StreamPort, backend_port: int, rights: list[tuple[int, int, bytes]], whole: bool
-    ) -> None:
-        """Start to relay; `whole` is false if the process had no descriptors for all sockets of the message."""
-        backend = port.backend
-        fds = array("i", b"".join(data for _, _, data in rights))
-        socks = [SocketType(backend.family, socket.SOCK_STREAM, backend.protocol, fd) for fd in fds]
+            port = self._ports[key] = StreamPort(self.streams, backend, key=key)
+        socks = [SocketType(port.backend.family, socket.SOCK_STREAM, port.backend.protocol, fd) for fd in fds]
         if not whole:
             self._log.warning("out of file descriptors: a connection passed to a worker was dropped")
             for sock in socks:
@@ -309,18 +286,13 @@ class _WorkerProcess:
         elif len(socks) == 2:
             port.adopt(*socks)
         else:
-            port.serve(socks[0], backend_port)
+            port.serve(socks[0], int(number))
 
     def _unpublish(self, key: int) -> None:
         port = self._ports.pop(key, None)
         if port is not None:
             port.close()
         self._channel.send(b"unpublished %d" % key)
-
-
-def _rights(socks: Iterable[SocketType]) -> tuple[int, int, bytes]:
-    """Return the ancillary data that passes sockets (socket.send_fds of Python 3.11 ignores its flags)."""
-    return socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [sock.fileno() for sock in socks]).tobytes()
 
 
 def run_worker(channel: socket.socket, counter: memoryview, settings: Settings, log: Log) -> None:

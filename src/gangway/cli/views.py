@@ -1,0 +1,181 @@
+"""What commands print: tables, and the sentences of `explain`.
+
+Every command imports this module, so it imports almost nothing: rich alone takes longer than the daemon's answer.
+"""
+
+from __future__ import annotations
+
+from gangway.inet import format_host
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Any
+
+    Answer = dict[str, Any]
+
+ORIGINS = "loopback", "host", "remote", "container"
+_REASONS = {
+    "translated": "A rule translates the destination to {fact}; the kernel does the rest.",
+    "masqueraded": "A rule translates the destination to {fact}, and another one the source to the gateway's address: "
+    "otherwise the container would answer its neighbour directly, from an address that the neighbour did not connect "
+    "to.",
+    "redirected": "When a socket connects or sends, the kernel replaces the destination with {fact}, before there is a "
+    "packet.  Sockets that are bound to an address or a device are left to the relay.",
+    "redirected_as_ipv4": "When a socket connects, the kernel replaces the destination with {fact}, before there is a "
+    "packet.  Sockets that are IPv6 only, send without being connected, or are bound to an address or a device are "
+    "left to the relay.",
+    "no_redirect": "The kernel does not route packets of loopback addresses, and sockets cannot be redirected: "
+    "{fact}.  The relay answers.",
+    "loopback": "The kernel does not route packets of {fact}, so a process on the host has to answer: the relay.",
+    "link_local": "The kernel does not forward packets from link-local addresses, and clients of {fact} have one: the "
+    "relay answers.",
+    "family": "The container's address is {fact}, of the other family, and no rule translates between the two: the "
+    "relay answers.",
+    "no_firewall": "The daemon writes no rules (--firewall none): the relay answers.",
+    "not_forwarded": "{fact} is off, and the daemon may not turn it on (--no-ip-forward): the relay answers.",
+    "forward_dropped": "Another program's chain drops forwarded traffic ({fact}), and no rule can override that: the "
+    "relay answers.",
+    "own_bridge": "Docker's layout does not translate traffic from {fact}, the container's own bridge: the relay "
+    "answers.",
+    "loopback_only": "The port is published on the loopback address {fact} only.",
+    "elsewhere": "The port is published on {fact} only.",
+    "isolated": "The network is --no-icc and br_netfilter handles one family only.  So the bridge {fact} itself "
+    "isolates the containers, and traffic between them is not translated: the relay answers.",
+    "no_sockets": "This kernel has no {fact} sockets, so the relay cannot answer.",
+    "lease": "Docker's own rules may carry the connection first; whatever they leave is relayed.",
+}
+"""A sentence for each of `gangway.plan.Code`."""
+
+
+def mapping_line(mapping: Answer) -> str:
+    """Return a mapping on one line: `0.0.0.0:8000 -> 172.30.0.2:80/tcp`."""
+    return " -> ".join(_sides(mapping))
+
+
+def print_lines(mappings: Sequence[Answer]) -> None:
+    print(*map(mapping_line, mappings), sep="\n")
+
+
+def print_networks(networks: Sequence[Answer]) -> None:
+    """Print the table of `network ls`."""
+    rows = (
+        (
+            network["name"],
+            network["bridge"],
+            ", ".join(network["subnets"]),
+            ", ".join(network["gateways"]),
+            ", ".join(_policy(network)) or "-",
+            str(len(network["endpoints"])),
+        )
+        for network in networks
+    )
+    _print_table(("NETWORK", "BRIDGE", "SUBNETS", "GATEWAYS", "POLICY", "CONTAINERS"), rows)
+
+
+def print_network(network: Answer) -> None:
+    """Print the tables of `network inspect`."""
+    print_networks([network])
+    if network["endpoints"]:
+        print()
+        rows = ((endpoint["container"], ", ".join(endpoint["addresses"])) for endpoint in network["endpoints"])
+        _print_table(("CONTAINER", "ADDRESSES"), rows)
+
+
+def print_mappings(mappings: Sequence[Answer]) -> None:
+    """Print the table of `ls`."""
+    rows = (
+        (one["container"] or "-", one["source"], *_sides(one), *(roads(one, origin) for origin in ORIGINS))
+        for one in mappings
+    )
+    _print_table(("CONTAINER", "SOURCE", "PUBLISHED", "TARGET", *map(str.upper, ORIGINS)), rows)
+
+
+def print_checks(checks: Sequence[Answer]) -> None:
+    """Print the table of `doctor`."""
+    rows = ((one["check"], "yes" if one["holds"] else "no", one["note"]) for one in checks)
+    _print_table(("CHECK", "HOLDS", "NOTE"), rows)
+
+
+def explanation(answer: Answer) -> Iterator[str]:
+    """Yield the lines of `explain`."""
+    mapping = answer["mapping"]
+    at = f"{format_host(answer['host_address'])}:{answer['host_port']}"
+    yield f"{at}/{mapping['protocol']} is {mapping_line(mapping)}"
+    network = f"network {answer['network']}" if answer["network"] else f"source {mapping['source']}"
+    yield f"container {mapping['container'] or '-'}, {network}, firewall {answer['firewall']}"
+    for route in mapping["routes"]:
+        near = ", of the same network" if route["neighbour"] else ", of another network"
+        yield ""
+        yield f"{route['origin']}{near if route['origin'] == 'container' else ''}: {route['road']}"
+        yield f"  {_REASONS[route['code']].format(fact=route['fact'])}"
+        if route["seen_as"] != "nobody":
+            yield f"  The container sees {_seen_address(route, answer)}."
+        yield from (f"    {rule}" for rule in route["rules"])
+
+
+def roads(mapping: Answer, origin: str) -> str:
+    """Return the road of an origin's clients; both, if those on the container's own network take another one."""
+    return ", ".join(dict.fromkeys(route["road"] for route in mapping["routes"] if route["origin"] == origin))
+
+
+def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield rows as lines, with each column as wide as its widest cell."""
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+
+
+def _sides(mapping: Answer) -> tuple[str, str]:
+    """Return the host's and the container's side of a mapping."""
+    return (
+        f"{format_host(mapping['host_address'])}:{mapping['host_ports']}",
+        f"{format_host(mapping['container_address'])}:{mapping['container_ports']}/{mapping['protocol']}",
+    )
+
+
+def _policy(network: Answer) -> Iterator[str]:
+    if network["internal"]:
+        yield "internal"
+    elif not network["masquerade"]:
+        yield "no masquerade"
+    if not network["icc"]:
+        yield "no icc"
+    if network["mtu"] != 1500:
+        yield f"mtu {network['mtu']}"
+
+
+def _seen_address(route: Answer, answer: Answer) -> str:
+    """Return whose address the container sees as the client's."""
+    if route["seen_as"] != "gateway":
+        return "the host's address" if route["origin"] == "host" else "the client's own address"
+    if not answer["gateways"]:
+        return "the gateway of its network"
+    is_ipv6 = ":" in answer["mapping"]["container_address"]
+    return f"the gateway, {next((one for one in answer['gateways'] if (':' in one) == is_ipv6), answer['gateways'][0])}"
+
+
+def _print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows as wide as they are; fold cells if the terminal is narrower.  Nothing is ever cut off.
+
+    rich needs half a millisecond for a row, so it only prints the head and folds.
+    """
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [head, *rows]
+    first, *others = columns(cells)
+    console = Console(highlight=False)
+    if not console.is_terminal or cell_len(first) <= console.width:
+        console.print(Text(first, style="bold"), soft_wrap=True)
+        return print("".join(f"{line}\n" for line in others), end="")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in head:
+        table.add_column(title, overflow="fold", no_wrap=False)
+    for row in cells[1:]:
+        table.add_row(*map(Text, row))  # brackets are an address's, not markup
+    console.print(table)
