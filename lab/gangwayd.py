@@ -55,7 +55,8 @@ class Gangway:
         self.host = host
         self._flags = flags
         self._within = within
-        self._environment = {**os.environ, **(environment or {})}
+        own = {name: value for name, value in os.environ.items() if name != "GANGWAY_SOCKET"}
+        self._environment = own | (environment or {})
         self.daemon: subprocess.Popen[Any] | None = None
 
     def __enter__(self) -> Self:

@@ -77,7 +77,7 @@ def test_every_operation_answers_as_documented(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "body", "status", "kind", "said"),
+    ("method", "path", "body", "status", "kind", "message"),
     [
         ("POST", "/networks", {"name": "web"}, 400, "InvalidRequest", "subnets"),
         ("POST", "/networks", {"name": "web", "subnets": ["10.0.0.0/24"], "more": 1}, 400, "InvalidRequest", "more"),
@@ -89,10 +89,10 @@ def test_every_operation_answers_as_documented(api: Api) -> None:
     ],
 )
 def test_an_error_names_its_cause(
-    api: Api, method: str, path: str, body: object, status: int, kind: str, said: str
+    api: Api, method: str, path: str, body: object, status: int, kind: str, message: str
 ) -> None:
     found, answer = api.ask(method, path, body)
     assert (found, answer["kind"]) == (status, kind)
-    assert said in answer["error"]
+    assert message in answer["error"]
     described = "/networks/{name}" if path.startswith("/networks/") else path.partition("?")[0]
     api.check(described, method.lower(), answer, "default")

@@ -67,7 +67,7 @@ def _named(street: Quiet, words: tuple[str, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ((*_BAD, "--subnet", "172.40.0.0/33"), "172.40.0.0/33"),
         ((*_BAD, "--subnet", "172.40.0.1/24"), "172.40.0.1/24.*host bits"),
@@ -98,12 +98,12 @@ def _named(street: Quiet, words: tuple[str, ...]) -> list[str]:
     ],
     ids=lambda value: "-".join(value[:2] + value[-1:]) if isinstance(value, tuple) else "",
 )
-def test_an_invalid_request_is_refused(street: Quiet, words: tuple[str, ...], said: str) -> None:
-    assert re.search(said, _refused(street, words, INVALID))
+def test_an_invalid_request_is_refused(street: Quiet, words: tuple[str, ...], message: str) -> None:
+    assert re.search(message, _refused(street, words, INVALID))
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ((*_BAD, "--subnet", "172.30.0.0/25"), "172.30.0.0/25 overlaps 172.30.0.0/24 of network web"),
         ((*_BAD, "--subnet", "172.40.0.0/24", "--subnet", "fd30::/48"), "fd30::/48 overlaps fd30::/64 of network web"),
@@ -136,8 +136,8 @@ def test_an_invalid_request_is_refused(street: Quiet, words: tuple[str, ...], sa
     ],
     ids=lambda value: "-".join(value[:2] + value[-1:]) if isinstance(value, tuple) else "",
 )
-def test_a_conflicting_request_is_refused(street: Quiet, words: tuple[str, ...], said: str) -> None:
-    assert re.search(said, _refused(street, words, FAILED))
+def test_a_conflicting_request_is_refused(street: Quiet, words: tuple[str, ...], message: str) -> None:
+    assert re.search(message, _refused(street, words, FAILED))
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,11 @@ class Shared(Street):
 
     def dockers_port_works(self, *more: Namespace) -> None:
         """Assert that Docker's port is reached from wherever Docker serves it."""
-        asked = [
+        questions = [
             Question(self.host, "tcp", "127.0.0.1", DOCKERS_PORT),
             *(Question(space, "tcp", HOST4, DOCKERS_PORT) for space in (self.host, self.neighbour, *more)),
         ]
-        wait_until(lambda: reached(self, asked) == list(map(str, asked)), f"{[*map(str, asked)]}", 5)
+        wait_until(lambda: reached(self, questions) == list(map(str, questions)), f"{[*map(str, questions)]}", 5)
 
     def seen_by_docker(self, address: str, port: int) -> str:
         """Connect from Docker's container; return the address that the server sees."""

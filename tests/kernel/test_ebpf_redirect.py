@@ -82,15 +82,15 @@ def links(holder: Holder) -> set[int]:
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize(
-    ("at", "asked", "to"),
+    ("at", "requested", "to"),
     [("0.0.0.0", "127.0.0.1", BOX4), ("127.0.0.5", "127.0.0.5", BOX4), ("::", "::1", BOX6), ("::1", "::1", BOX6)],
 )
 def test_ports_of_an_entry_are_redirected_and_no_others(
-    redirect: Redirect, protocol: str, at: str, asked: str, to: str
+    redirect: Redirect, protocol: str, at: str, requested: str, to: str
 ) -> None:
     redirect.add({block: Target(to, block.first - 7000) for block in blocks(protocol, at, 8001, 8006)})
-    aims = {port: aim(asked, port, protocol) for port in range(8000, 8008)}
-    assert aims == {port: (to, port - 7000) if 8001 <= port <= 8006 else (asked, port) for port in aims}
+    aims = {port: aim(requested, port, protocol) for port in range(8000, 8008)}
+    assert aims == {port: (to, port - 7000) if 8001 <= port <= 8006 else (requested, port) for port in aims}
 
 
 def test_entries_are_what_was_added_and_not_removed(redirect: Redirect) -> None:

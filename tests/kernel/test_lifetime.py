@@ -15,6 +15,7 @@ from lab.netns import Namespace, end, ip
 from lab.waiting import wait_until
 from tests.kernel.crossings import arrives, client_of, listening
 from tests.kernel.load import Client, under_load
+from tests.kernel.snapshot import snapshot, wait_until_restored
 from tests.kernel.street import HOST4, HOST6, Box, Street
 
 pytestmark = pytest.mark.any_kernel
@@ -44,7 +45,7 @@ def test_restarting_the_daemon_fails_no_client(street: Street, how: str) -> None
         for space, address in ((street.host, "127.0.0.1"), (street.neighbour, HOST4)):
             client = stack.enter_context(closing(client_of(space, "tcp", address, 8081)))
             pairs.append((client, stack.enter_context(closing(at.accept()[0]))))
-        relays, listed = gangway.relays(), _listed(gangway)
+        relays, listed, before = gangway.relays(), _listed(gangway), snapshot(street.host)
         with under_load(clients(street, port)) as load:
             for _ in range(2):
                 gangway.kill() if how == "killed" else gangway.stop()
@@ -52,6 +53,7 @@ def test_restarting_the_daemon_fails_no_client(street: Street, how: str) -> None
                 gangway.start()
         assert set(relays) <= set(gangway.relays())
         assert _listed(gangway) == listed
+        wait_until_restored(street.host, before)
         for client, served in pairs:
             served.sendall(b"still here")
             assert client.recv(100) == b"still here"

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ def host() -> Iterator[Namespace]:
         folder = runtime_folder(made)
         yield made
         for pid in pids_running("gangway.daemon", made):
-            os.kill(pid, 15)
+            os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not pids_running("gangway.daemon", made), "the daemon's end")
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -95,7 +96,13 @@ def test_commands_find_a_daemon_with_a_socket_elsewhere(host: Namespace, tmp_pat
         assert Path(os.readlink(gangway.socket)) == path
         done = _gangway(host, "network", "create", "web", "--subnet", "172.30.0.0/24")
         assert (done.returncode, done.stderr) == (0, "")
-        gangway.stop()
+        gangway.kill()
+        done = _gangway(host, "network", "rm", "web")  # starts a daemon as the last one was started
+        assert "started a daemon" in done.stderr
+        assert Path(os.readlink(gangway.socket)) == path
+        for pid in pids_running("gangway.daemon", host):
+            os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not pids_running("gangway.daemon", host), "the daemon's end")
         assert not path.exists()
         assert not gangway.socket.is_symlink()
 

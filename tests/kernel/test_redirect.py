@@ -67,12 +67,12 @@ def test_connected_sockets_are_redirected_and_see_the_requested_peer(
     with client(street.host, address, kind) as sock:
         sock.connect((address, port))
         assert aim(street.host, sock) == (WEB6 if address == "::1" else WEB4)
-        asked = (address, port, *_SCOPE_AND_FLOW[sock.family])
-        assert sock.getpeername() == asked
+        requested = (address, port, *_SCOPE_AND_FLOW[sock.family])
+        assert sock.getpeername() == requested
         assert echo_server.request_over(sock).peer in (GATEWAY, "fd30::1")
         if kind == socket.SOCK_STREAM:
             assert sock.recv(1) == b""  # the server has closed its half, and the peer is the same still
-            assert sock.getpeername() == asked
+            assert sock.getpeername() == requested
 
 
 def test_datagrams_come_from_the_requested_address(street: Street) -> None:
@@ -310,9 +310,9 @@ def test_uses_are_counted(street: Street) -> None:
             for one in street.gangway.json("ls", street.near.name)
         }
         assert counts == {("tcp", "0.0.0.0"): 3, ("tcp", "::"): 0, ("udp", "0.0.0.0"): 1, ("udp", "::"): 0}
-        told = street.gangway("explain", "127.0.0.1:8095", "--from", "loopback")
+        text = street.gangway("explain", "127.0.0.1:8095", "--from", "loopback")
         assert (
-            f"redirect map: tcp 0.0.0.0:8095 -> {street.near.address4}:80; the mapping was used 3 times so far" in told
+            f"redirect map: tcp 0.0.0.0:8095 -> {street.near.address4}:80; the mapping was used 3 times so far" in text
         )
 
 

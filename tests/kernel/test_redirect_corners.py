@@ -122,29 +122,29 @@ def test_a_udp_socket_may_be_connected_again_and_disconnected(street: Street) ->
         street.published(street.far, "80/udp") as other,
         _client("udp") as sock,
     ):
-        for asked in (port, other, port):  # the first connect() sets its source address for good
-            sock.connect(("127.0.0.1", asked))
-            assert sock.getpeername() == ("127.0.0.1", asked)
+        for target in (port, other, port):  # the first connect() sets its source address for good
+            sock.connect(("127.0.0.1", target))
+            assert sock.getpeername() == ("127.0.0.1", target)
             echo_server.request_over(sock)
         assert ctypes.CDLL(None).connect(sock.fileno(), bytes(16), 16) == 0  # AF_UNSPEC, connect(2)
-        for asked in (port, other):
-            _check_answer(sock, "127.0.0.1", asked)
+        for target in (port, other):
+            _check_answer(sock, "127.0.0.1", target)
 
 
 def test_one_socket_reaches_one_mapping_at_two_addresses(street: Street) -> None:
     with street.published(street.server, "80/udp") as port, _client("udp") as sock:
-        asked = [("127.0.0.1", port), ("127.0.0.2", port)]
-        for at in asked:
+        target = [("127.0.0.1", port), ("127.0.0.2", port)]
+        for at in target:
             sock.sendto(at[0].encode(), at)
-        answers = [sock.recvfrom(100) for _ in asked]
-        assert sorted((data.split()[1].decode(), peer) for data, peer in answers) == [(at[0], at) for at in asked]
+        answers = [sock.recvfrom(100) for _ in target]
+        assert sorted((data.split()[1].decode(), peer) for data, peer in answers) == [(at[0], at) for at in target]
 
 
 def test_one_udp_socket_uses_both_families(street: Street) -> None:
     with street.published(street.server, "80/udp") as port, _client("udp", "::1") as sock:
-        for asked in ("::1", "::ffff:127.0.0.1", "::1"):
-            with _goes_by(street, "redirect", asked, port):
-                _check_answer(sock, asked, port)
+        for target in ("::1", "::ffff:127.0.0.1", "::1"):
+            with _goes_by(street, "redirect", target, port):
+                _check_answer(sock, target, port)
 
 
 def test_an_unconnected_ipv6_socket_reaches_an_ipv4_container_by_relay(street: Street) -> None:
@@ -179,38 +179,38 @@ def test_a_datagram_with_a_loopback_source_is_relayed(street: Street, address: s
 
 
 @BY_PROTOCOL
-@pytest.mark.parametrize(("asked", "loopback"), [("0.0.0.0", "127.0.0.1"), ("::", "::1")])
+@pytest.mark.parametrize(("target", "loopback"), [("0.0.0.0", "127.0.0.1"), ("::", "::1")])
 def test_the_unspecified_address_is_answered_by_loopback(
-    street: Street, protocol: str, asked: str, loopback: str
+    street: Street, protocol: str, target: str, loopback: str
 ) -> None:
     """The kernel replaces it by loopback, but for a connection only after the programs have run."""
-    with street.published(street.server, f"80/{protocol}") as port, _client(protocol, asked) as sock:
-        sock.connect((asked, port))
+    with street.published(street.server, f"80/{protocol}") as port, _client(protocol, target) as sock:
+        sock.connect((target, port))
         assert sock.getpeername()[:2] == (loopback, port)
         assert echo_server.request_over(sock).peer == _GATEWAY[loopback]
 
 
 @BY_PROTOCOL
-@pytest.mark.parametrize(("bound", "asked"), [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("::", "::ffff:127.0.0.1")])
-def test_a_socket_bound_to_a_port_only_is_redirected(street: Street, protocol: str, bound: str, asked: str) -> None:
+@pytest.mark.parametrize(("bound", "target"), [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("::", "::ffff:127.0.0.1")])
+def test_a_socket_bound_to_a_port_only_is_redirected(street: Street, protocol: str, bound: str, target: str) -> None:
     with street.published(street.server, f"80/{protocol}") as port, _client(protocol, bound) as sock:
         sock.bind((bound, 0))
-        with _goes_by(street, "redirect", asked, port):
+        with _goes_by(street, "redirect", target, port):
             if protocol == "udp":
-                _check_answer(sock, asked, port)
-            sock.connect((asked, port))
-            assert echo_server.request_over(sock).peer == _GATEWAY[asked]
+                _check_answer(sock, target, port)
+            sock.connect((target, port))
+            assert echo_server.request_over(sock).peer == _GATEWAY[target]
 
 
 @BY_PROTOCOL
-@pytest.mark.parametrize(("bound", "asked"), [(HOST4, "127.0.0.1"), (HOST6, "::1")])
+@pytest.mark.parametrize(("bound", "target"), [(HOST4, "127.0.0.1"), (HOST6, "::1")])
 def test_a_socket_bound_to_another_host_address_reaches_an_internal_container(
-    street: Street, inner: Box, protocol: str, bound: str, asked: str
+    street: Street, inner: Box, protocol: str, bound: str, target: str
 ) -> None:
     """The container has no route to that address; it can answer the relay's."""
-    with street.published(inner, f"{host_port(asked, 0)}:80/{protocol}") as port, _client(protocol, bound) as sock:
+    with street.published(inner, f"{host_port(target, 0)}:80/{protocol}") as port, _client(protocol, bound) as sock:
         sock.bind((bound, 0))
-        sock.connect((asked, port))
+        sock.connect((target, port))
         echo_server.request_over(sock)
 
 

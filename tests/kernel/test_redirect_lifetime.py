@@ -173,7 +173,7 @@ _MOUNTS = ("unshare", "--mount", "--propagation", "slave", "sh", "-c")
 
 
 @pytest.mark.parametrize(
-    ("within", "check", "said"),
+    ("within", "check", "message"),
     [
         pytest.param(
             (*_MOUNTS, f'mount --bind /dev/null {_LIBRARY} && exec "$0" "$@"'),
@@ -187,19 +187,19 @@ _MOUNTS = ("unshare", "--mount", "--propagation", "slave", "sh", "-c")
     ids=["libbpf", "cgroups", "types"],
 )
 def test_without_a_requirement_the_relay_serves_and_doctor_names_it(
-    within: tuple[str, ...], check: str, said: str
+    within: tuple[str, ...], check: str, message: str
 ) -> None:
     with Street(within=within) as street, street.published(street.server, "8080:80", "8080:80/udp") as port:
         for protocol in ("tcp", "udp"):
             assert road(street, port, protocol) == "relay"
-        (told,) = street.gangway.json("explain", f"127.0.0.1:{port}", "--from", "loopback")
-        (route,) = told["mapping"]["routes"]
+        (answer,) = street.gangway.json("explain", f"127.0.0.1:{port}", "--from", "loopback")
+        (route,) = answer["mapping"]["routes"]
         assert (route["road"], route["code"]) == ("relay", "no_redirect")
-        assert said in route["fact"]
+        assert message in route["fact"]
         failing = {one["check"]: one["note"] for one in street.gangway.json("doctor") if not one["holds"]}
-        assert said in failing[f"eBPF: {check}"]
-        assert said in failing["redirect: attached"]
-        assert said in failing["steering: attached"]
+        assert message in failing[f"eBPF: {check}"]
+        assert message in failing["redirect: attached"]
+        assert message in failing["steering: attached"]
 
 
 def test_unmounted_cgroups_are_mounted_for_the_daemon_alone() -> None:

@@ -172,21 +172,21 @@ def test_the_command_shares_all_but_the_network_with_the_host(used: Bare, tmp_pa
 def test_the_first_command_starts_a_daemon_and_reports_it(bare: Bare) -> None:
     done = bare.run("network", "ls", "--json")
     assert done.stdout == "[]\n"
-    said = re.fullmatch(r"gangway: started a daemon \(pid (\d+)\), which listens on (\S+)\n", done.stderr)
-    assert said
-    assert said[2] == bare.socket
+    started = re.fullmatch(r"gangway: started a daemon \(pid (\d+)\), which listens on (\S+)\n", done.stderr)
+    assert started
+    assert started[2] == bare.socket
     again = bare.run("network", "ls", "--json")
     assert (again.stdout, again.stderr) == ("[]\n", "")
-    wait_until(lambda: not Path(f"/proc/{said[1]}").exists(), "its end", _LINGER_S)
+    wait_until(lambda: not Path(f"/proc/{started[1]}").exists(), "its end", _LINGER_S)
 
 
 def test_commands_at_the_same_time_start_one_daemon(bare: Bare) -> None:
     commands = [bare.popen("network", "ls", "--json") for _ in range(4)]
-    said = [command.communicate(timeout=30) for command in commands]
+    outputs = [command.communicate(timeout=30) for command in commands]
     assert [command.returncode for command in commands] == [0] * 4
-    assert {out for out, _ in said} == {"[]\n"}
-    assert len([err for _, err in said if "started a daemon" in err]) == 1
-    assert {err for _, err in said if "started a daemon" not in err} <= {""}
+    assert {out for out, _ in outputs} == {"[]\n"}
+    assert len([err for _, err in outputs if "started a daemon" in err]) == 1
+    assert {err for _, err in outputs if "started a daemon" not in err} <= {""}
 
 
 def test_a_command_does_not_wait_for_ever_for_the_folders_lock(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +242,6 @@ def test_the_next_daemon_takes_over_from_one_that_was_killed(bare: Bare) -> None
 
 def _started(done: subprocess.CompletedProcess[str]) -> Path:
     """Return the process of the daemon that a command has started."""
-    said = re.search(r"started a daemon \(pid (\d+)\)", done.stderr)
-    assert said, done
-    return Path("/proc", said[1])
+    started = re.search(r"started a daemon \(pid (\d+)\)", done.stderr)
+    assert started, done
+    return Path("/proc", started[1])

@@ -56,8 +56,8 @@ def test_datagrams_of_one_socket_to_two_ports_of_a_range_are_two_flows(steered: 
         for port in (9001, 9000):
             data, peer = at[port].recvfrom(100)
             at[port].sendto(data, peer)
-            answer, asked = client.recvfrom(100)
-            assert (answer, asked[:2]) == (b"to %d" % port, (HOST6, port))
+            answer, peer = client.recvfrom(100)
+            assert (answer, peer[:2]) == (b"to %d" % port, (HOST6, port))
 
 
 def test_a_published_port_that_the_kernel_chose_for_a_socket_is_its_own_until_it_is_closed(steered: Street) -> None:

@@ -40,9 +40,9 @@ def links(street: Street) -> set[int]:
 
 
 def _links_of(pid: int) -> Iterable[int]:
-    for told in Path(f"/proc/{pid}/fdinfo").iterdir():
+    for info in Path(f"/proc/{pid}/fdinfo").iterdir():
         with suppress(FileNotFoundError):
-            yield from map(int, re.findall(r"^link_id:\s*(\d+)", told.read_text(), re.MULTILINE))
+            yield from map(int, re.findall(r"^link_id:\s*(\d+)", info.read_text(), re.MULTILINE))
 
 
 def _kill(pids: Iterable[int]) -> None:

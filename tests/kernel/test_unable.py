@@ -59,9 +59,9 @@ def test_without_access_to_the_socket_a_command_says_to_run_as_root(host: Namesp
             ("publish", "box", "-p", "80"),
         ):
             command = (*_AS_NOBODY, str(GANGWAY), *words, "--socket", str(gangway.socket))
-            said = _line(host.run(*command, check=False))
-            assert str(gangway.socket) in said
-            assert re.search("ermission denied.*root", said)
+            message = _line(host.run(*command, check=False))
+            assert str(gangway.socket) in message
+            assert re.search("ermission denied.*root", message)
         assert gangway.json("network", "ls") == []
 
 
@@ -76,12 +76,12 @@ def test_a_command_that_starts_the_daemon_must_be_root(host: Namespace, before: 
 
 def test_root_without_capabilities_is_refused(host: Namespace, tmp_path: Path, before: Snapshot) -> None:
     within = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--")
-    said = _daemon(host, tmp_path, within=within)
-    assert re.search("root|CAP_NET_ADMIN|ermitted", said)
+    message = _daemon(host, tmp_path, within=within)
+    assert re.search("root|CAP_NET_ADMIN|ermitted", message)
 
 
 @pytest.mark.parametrize(
-    ("text", "words", "said"),
+    ("text", "words", "message"),
     [
         ("", ("--firewall", "pf"), "'pf'.*auto, nftables, iptables, none"),
         ("", ("--chain-prefix", "a b"), "invalid chain-prefix 'a b'"),
@@ -92,7 +92,7 @@ def test_root_without_capabilities_is_refused(host: Namespace, tmp_path: Path, b
     ],
 )
 def test_an_invalid_setting_is_named(
-    host: Namespace, tmp_path: Path, before: Snapshot, text: str, words: tuple[str, ...], said: str
+    host: Namespace, tmp_path: Path, before: Snapshot, text: str, words: tuple[str, ...], message: str
 ) -> None:
     config = tmp_path / "config.toml"
     config.write_text(text)
@@ -101,7 +101,7 @@ def test_an_invalid_setting_is_named(
         check=False,
         timeout=20,
     )
-    assert re.search(said, _line(done, 2))
+    assert re.search(message, _line(done, 2))
 
 
 def test_a_database_that_cannot_be_opened_is_named(host: Namespace, tmp_path: Path, before: Snapshot) -> None:
@@ -127,7 +127,7 @@ def _without(directory: Path, *missing: str) -> tuple[str, ...]:
 
 @_NEEDS_LIBRARY
 @pytest.mark.parametrize(
-    ("flags", "missing", "said"),
+    ("flags", "missing", "message"),
     [
         ((), ("nftables", "iptables"), "neither nftables nor iptables.*--firewall none"),
         (("--firewall", "nftables"), ("nftables",), "nftables cannot be used.*libnftables.*--firewall none"),
@@ -136,9 +136,9 @@ def _without(directory: Path, *missing: str) -> tuple[str, ...]:
     ids=["neither", "nftables", "iptables"],
 )
 def test_a_missing_firewall_is_named_with_an_alternative(
-    host: Namespace, tmp_path: Path, before: Snapshot, flags: tuple[str, ...], missing: tuple[str, ...], said: str
+    host: Namespace, tmp_path: Path, before: Snapshot, flags: tuple[str, ...], missing: tuple[str, ...], message: str
 ) -> None:
-    assert re.search(said, _daemon(host, tmp_path, *flags, within=_without(tmp_path, *missing)))
+    assert re.search(message, _daemon(host, tmp_path, *flags, within=_without(tmp_path, *missing)))
 
 
 @_NEEDS_LIBRARY
@@ -151,8 +151,8 @@ def test_auto_uses_the_firewall_that_is_installed(
     tmp_path: Path, missing: tuple[str, ...], firewall: str, road: str
 ) -> None:
     with Street(within=_without(tmp_path, *missing)) as street, street.published(street.server, "8080:80") as port:
-        told = street.gangway.json("explain", f"{HOST4}:{port}", "--from", "remote")[0]
-        assert told["firewall"] == firewall
+        answer = street.gangway.json("explain", f"{HOST4}:{port}", "--from", "remote")[0]
+        assert answer["firewall"] == firewall
         assert street.road(street.neighbour, "tcp", HOST4, port)[0] == road
 
 
