@@ -35,7 +35,7 @@ test: build
 	$(BIN)/python3 -m pytest -n 2 --dist loadfile tests
 
 # Debian's kernel under qemu, which is slow: only tests whose outcome depends on the kernel. tests/unit/conftest.py lists
-# the unit tests among them; tests that pass or fail alike on every kernel are marked any_kernel.
+# the unit tests among them; tests with the same outcome on every kernel are marked any_kernel.
 test-vm: build
 	@scripts/apt-need $(APT_TEST) $(APT_VM)
 	GANGWAY_VM_LIMIT=3600 tests/vm/run $(abspath $(BIN))/python3 -m pytest -p no:cacheprovider -o timeout=600 \

@@ -2,7 +2,7 @@
 
 Two hosts are measured in short, alternating slices: one with the range published, one with that port only. After half
 of the slices two new hosts replace them, created in the opposite order, so that the age of a host affects both figures
-alike.
+equally.
 """
 
 from collections.abc import Iterator

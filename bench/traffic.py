@@ -17,7 +17,7 @@ DATAGRAMS = (Port("udp", ECHO, ECHO),)
 NEEDED = {"rr": STREAMS[0], "crr": STREAMS[0], "up": STREAMS[1], "down": STREAMS[2], "udp": DATAGRAMS[0]}  # by mode
 _UNPUBLISHED_PORT = 1
 _PATIENCE_S = 60
-_SOURCE = Path(__file__).with_name("load.c")
+_SOURCES = [Path(__file__).with_name(name) for name in ("load.c", "load_server.c", "load.h")]
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Load:
 
     @classmethod
     def built(cls, directory: Path) -> "Load":
-        """Compile load.c, unless the program is newer."""
+        """Compile the generator, unless the program is newer than its sources."""
         program = directory / "load"
-        if program.exists() and program.stat().st_mtime >= _SOURCE.stat().st_mtime:
+        if program.exists() and program.stat().st_mtime >= max(one.stat().st_mtime for one in _SOURCES):
             return cls(program)
         directory.mkdir(exist_ok=True)
         made = directory / f"load.{os.getpid()}"
-        command = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-o", str(made), str(_SOURCE)]
+        command = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-o", str(made), *map(str, _SOURCES[:2])]
         done = subprocess.run(command, text=True, capture_output=True, check=False)
         if done.returncode:
             raise CannotMeasure(f"compiling load.c failed: {done.stderr.strip()}")

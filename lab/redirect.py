@@ -47,7 +47,7 @@ def link_exists(link_id: int) -> bool:
 
 
 def detach_link(link_id: int) -> None:
-    """Detach the program of a BPF link, like `bpftool link detach id`: it no longer runs, whoever holds the link."""
+    """Detach the program of a BPF link, like `bpftool link detach id`: it no longer runs, though the link is held."""
     bpf = _libbpf()
     fd = bpf.bpf_link_get_fd_by_id(link_id)
     assert fd >= 0, f"there is no BPF link {link_id}"

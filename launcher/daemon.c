@@ -28,7 +28,7 @@ static bool name_namespace(char *name, size_t size) {
     return snprintf(name, size, "netns-inode-%lu", (unsigned long)namespace.st_ino) > 0;
 }
 
-/* True if nobody else can put a socket into a folder. */
+/* True if no other user can create a socket in a folder. */
 static bool is_safe(int fd, const char *path) {
     struct stat folder;
     if (fd < 0 || fstat(fd, &folder)) return fails("%s: %s", path, strerror(errno));
@@ -49,8 +49,10 @@ int open_folder(void) {
     int parent = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), fd = -1;
     if (is_safe(parent, path)) {
         snprintf(path, sizeof path, "%s/gangway/%s", base, name);
-        mkdirat(parent, name, 0750);
-        fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        for (int tries = 3; fd < 0 && tries; tries--) {          /* a daemon that ends may remove the folder in between */
+            mkdirat(parent, name, 0750);
+            fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        }
         if (!is_safe(fd, path) && fd >= 0) close(fd), fd = -1;
     }
     if (parent >= 0) close(parent);
@@ -78,7 +80,7 @@ static bool is_absent(int error) {
     return error == ENOENT || error == ECONNREFUSED;
 }
 
-/* Becomes the daemon: descriptor 3 is its status pipe; nothing else of ours goes along. */
+/* Becomes the daemon: descriptor 3 is its status pipe; it inherits no other descriptor of ours. */
 static void become_daemon(int status) {
     char python[PATH_MAX], runtime[PATH_MAX] = "", *environment[] = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", NULL, NULL };
     sigset_t none;
@@ -92,7 +94,7 @@ static void become_daemon(int status) {
     strcpy(name ? name + 1 : python, "python3");
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     if (chdir("/") || null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 || dup2(status, 3) < 0) _exit(1);
-    syscall(SYS_close_range, 4, ~0U, 0);           /* Linux 5.9; before it, what our parent forgot to mark CLOEXEC goes along */
+    syscall(SYS_close_range, 4, ~0U, 0);           /* Linux 5.9; before it, descriptors that our parent did not mark CLOEXEC are inherited */
     execve(python, (char *[]){ python, "-I", "-OO", "-m", "gangway.daemon", "{\"until_idle\":true,\"ready_fd\":3}", NULL }, environment);
     dprintf(3, "HostRefused cannot start gangway's daemon: %s: %s", python, strerror(errno));
     _exit(1);
@@ -121,7 +123,7 @@ static bool start_daemon(void) {
     is_busy = false;
     if (pipe2(status, O_CLOEXEC)) return fails("pipe: %s", strerror(errno));
     pid_t child = fork();
-    if (!child) {                                  /* twice, so that the daemon is nobody's child that has to be waited for */
+    if (!child) {                                  /* twice: init reaps the daemon, so the launcher need not wait for it */
         setsid();
         if (fork()) _exit(0);
         become_daemon(fcntl(status[1], F_DUPFD_CLOEXEC, 10));    /* out of the way of the descriptors put in place there */

@@ -10,9 +10,9 @@
  *     launcher → daemon   lease VERSION PROTO CONTAINER-IP CONTAINER-PORT     with the port's socket (SCM_RIGHTS)
  *     daemon → launcher   ok        or        error TEXT
  *
- * A lease ends with its connection.  A launcher that is told to stop shuts its side down and waits for the daemon to close,
- * so the port is free when it exits; one that is killed loses its port all the same.  When the daemon dies, the relay goes
- * on serving the port, and the launcher takes its lease from the next daemon.
+ * A lease ends with its connection.  A launcher that gets a signal to stop shuts its side down and waits for the daemon to
+ * close, so the port is free when it exits; the port of a killed launcher is unpublished, too.  When the daemon exits, the
+ * relay keeps serving the port, and the launcher takes a lease from the next daemon.
  *
  * Starting the daemon.  Its sockets are in a runtime folder, one for each network namespace (src/gangway/runtime.py).  A
  * launcher that finds no daemon locks the folder, looks again, and if there is still none starts one: two at once start
@@ -39,13 +39,13 @@ bool fails(const char *format, ...) {
     return false;
 }
 
-/* Waits until `fd` can be read; false after `limit_ms` milliseconds, or when told to stop. */
+/* Waits until `fd` can be read; false after `limit_ms` milliseconds, or after a signal to stop. */
 bool readable(int fd, int limit_ms) {
     struct pollfd wait[] = { { fd, POLLIN, 0 }, { signals, POLLIN, 0 } };
     return poll(wait, 2, limit_ms) > 0 && !wait[1].revents;
 }
 
-/* Waits for `wait_ms` milliseconds, or until told to stop. */
+/* Waits for `wait_ms` milliseconds; true at once after a signal to stop. */
 bool told_to_stop(int wait_ms) {
     return poll(&(struct pollfd){ signals, POLLIN, 0 }, 1, wait_ms) > 0;
 }
@@ -64,7 +64,7 @@ static int refuse(void) {
     return 1;
 }
 
-/* Hands the port's socket over and waits for the answer.  1: granted, 0: refused, -1: the daemon went away. */
+/* Hands the port's socket over and waits for the answer.  1: granted, 0: refused, -1: the daemon exited. */
 static int hand_over(int daemon, int port) {
     char text[sizeof reason], control[CMSG_SPACE(sizeof(int))] = { 0 };
     int length = snprintf(text, sizeof text, "lease " LEASE_VERSION " %s %s %d", options.proto, options.container_ip, options.container_port);
@@ -84,7 +84,7 @@ static int hand_over(int daemon, int port) {
     return fails("%s", strncmp(text, "error ", 6) ? text : text + 6), 0;
 }
 
-/* A lease for the port, or -1.  A daemon that ends just now is no reason to fail: the next attempt starts another. */
+/* A lease for the port, or -1.  If the daemon is just exiting, the next attempt starts another one. */
 static int take_lease(int port) {
     for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
         int daemon = find_daemon();
@@ -112,7 +112,7 @@ static void hold(int port, int lease) {
 
 int main(int count, char **arguments) {
     sigset_t stop;
-    for (int fd = 0; fd <= STATUS_FD; fd++)        /* so that no descriptor of ours gets a number with a meaning */
+    for (int fd = 0; fd <= STATUS_FD; fd++)        /* so that no descriptor that we open gets one of these numbers */
         if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
     fcntl(STATUS_FD, F_SETFD, FD_CLOEXEC);
     bool good = parse_flags(arguments + (count > 0));

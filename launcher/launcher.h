@@ -20,7 +20,7 @@ struct options {                                   /* the command line: the flag
     bool use_listen_fd, version, help;
 };
 extern struct options options;
-extern char reason[512];                           /* why the last call that failed did */
+extern char reason[512];                           /* why the last failed call failed */
 extern int signals;                                /* signalfd: SIGINT or SIGTERM came */
 
 bool fails(const char *format, ...);

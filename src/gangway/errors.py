@@ -1,4 +1,4 @@
-"""What can go wrong, named by who has to act.  The text is for a person: what failed, on what, what to do."""
+"""The errors, named by who has to act.  Their text is for a person: what failed, on what, what to do."""
 
 
 class GangwayError(Exception):

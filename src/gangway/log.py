@@ -1,7 +1,7 @@
 """The log: lines to syslog or a file, with a limit of one warning of each kind per second.
 
-It does not use the logging module: that and its imports would be a fifth of the memory of the relay, which logs a line
-a day; and it reopens its file, which a process without privileges cannot.
+It does not use the logging module: with its imports that would take a fifth of the relay's memory.  Also, logging
+reopens its file, which a process without privileges cannot.
 """
 
 import os

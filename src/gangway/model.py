@@ -1,11 +1,11 @@
 """What can be requested: networks, endpoints, port mappings, and the syntax of `-p`.
 
-What this file knows: which values make sense, alone and beside one another.  What it must not know: roads, rules, the
+What this file knows: which values are valid, alone and in combination.  What it must not know: roads, rules, the
 host.
 
-Each class refuses, when it is made, what makes no sense alone; so no other code has to check again.  `parse_port` reads
-one `-p` as Docker does (github.com/docker/go-connections, nat.ParsePortSpec), corner cases included: the text is split
-at its last two colons, so an IPv6 address needs no brackets; the protocol's case does not matter; a host range for one
+Each class checks its values when it is created, so no other code has to check them again.  `parse_port` reads one `-p`
+as Docker does (github.com/docker/go-connections, nat.ParsePortSpec), corner cases included: the text is split at its
+last two colons, so an IPv6 address needs no brackets; the protocol's case does not matter; a host range for one
 container port means "one of these".
 """
 
@@ -168,7 +168,7 @@ def is_interface_name(text: str) -> bool:
 class PortMapping:
     """Ports of one host address that lead to ports of a container."""
 
-    container: str  # the container's name; of a lease, its address: Docker's launcher knows no more
+    container: str  # the container's name; for a lease its address: Docker's launchers do not have the name
     protocol: Protocol
     host_address: Address
     host_ports: PortRange

@@ -92,7 +92,7 @@ class Reason:
 
 
 class SeenAs(StrEnum):
-    """Whose address the container sees as its client's; nobody's if it sees no client."""
+    """Whose address the container sees as its client's; NOBODY if no client reaches it."""
 
     CLIENT = "client"
     GATEWAY = "gateway"
@@ -197,7 +197,7 @@ class MappingPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All decisions, and the facts that they rest on."""
+    """All decisions, and the facts that they depend on."""
 
     facts: HostFacts
     networks: tuple[NetworkPlan, ...]
@@ -207,7 +207,7 @@ class Plan:
 
     @property
     def closed(self) -> frozenset[int]:
-        """Families that nothing forwarded before gangway: there, only what gangway allows is forwarded."""
+        """Families that were not forwarded before gangway: there, only what gangway allows is forwarded."""
         return self.facts.switched_on | (self.forwarding - self.facts.forwarding)
 
     @property

@@ -9,9 +9,9 @@
         start.json                  0600   the options with which an operator last started the daemon
         state.db                    0600   the database, unless this is the machine's own network namespace
 
-A namespace is told apart by its cookie (SO_NETNS_COOKIE, Linux 5.14), which is not reused before the next boot;
-by its inode number on older kernels.  Without root the base is $XDG_RUNTIME_DIR/gangway.  launcher/docker-proxy.c
-computes the same paths and creates a missing folder with the same modes.
+A namespace is identified by its cookie (SO_NETNS_COOKIE, Linux 5.14), which is not reused before the next boot; on
+older kernels by its inode number.  Without root the base is $XDG_RUNTIME_DIR/gangway.  launcher/daemon.c computes the
+same paths and creates a missing folder with the same modes.
 
 This module is imported by every command, so it imports almost nothing.
 """
@@ -53,23 +53,23 @@ def create_folder() -> str:
 
 
 def default_socket() -> str:
-    """Return the path of this network namespace's API socket: root's, if this user may see it and has no daemon."""
+    """Return the path of this network namespace's API socket: root's, if there is one and this user has no daemon."""
     own = os.path.join(folder(), API_SOCKET)
     of_root = os.path.join(BASE, os.path.basename(folder()), API_SOCKET)
-    return of_root if os.path.exists(of_root) and not os.path.exists(own) else own
+    return own if os.path.exists(own) or not os.path.isdir(os.path.dirname(of_root)) else of_root
 
 
 def default_state() -> str:
     """Return the path of this network namespace's database."""
     try:
         is_host = os.path.samefile("/proc/1/ns/net", _OWN_NETNS)
-    except OSError:  # not ours to look at: we are not root
+    except OSError:  # only root may look at that of pid 1
         is_host = False
     return HOST_STATE if is_host else os.path.join(folder(), STATE)
 
 
 def netns_identity() -> str:
-    """Return what tells the calling thread's network namespace from any other until the next boot."""
+    """Return what identifies the calling thread's network namespace until the next boot."""
     with socket.socket(socket.AF_UNIX) as sock:
         try:
             return str(netns_cookie(sock))

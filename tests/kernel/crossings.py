@@ -1,4 +1,4 @@
-"""Many connection attempts at once, and servers in containers that tell which port a client reached."""
+"""Many connection attempts at once, and servers in containers that show which port a client reached."""
 
 import socket
 from collections.abc import Iterable, Iterator
@@ -49,7 +49,7 @@ def everywhere(
 
 @contextmanager
 def listening(box: Box, protocol: str, ports: Iterable[int]) -> Iterator[dict[int, socket.socket]]:
-    """A socket in a container for each port, for clients of both families."""
+    """Listen on each port in a container, for clients of both families."""
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     with ExitStack() as stack:
         found = {}

@@ -106,6 +106,11 @@ class Trap:
                 self._spring()
 
 
+def _copy(path: Path, to: Path) -> None:
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(to)) as target:
+        source.backup(target)
+
+
 def _next(path: Path) -> Path:
     return path.with_name(f"{path.name}+")
 
@@ -126,7 +131,7 @@ class Ground:
         self.host = host
         self.boxes = boxes
         self._firewall = firewall
-        self._home = Home(None, -1)  # not entered: nobody connects to this daemon
+        self._home = Home(None, -1)  # not entered: no client connects to this daemon
         self._home.relay_path = directory / "relay"
         self._path = directory / "state"
         self._daemons: list[Parts] = []
@@ -143,21 +148,33 @@ class Ground:
     def start(self) -> None:
         """Start a daemon in the state that the last one left."""
         config = Config(firewall=self._firewall, state=str(self._path))
-        self._daemons.append(Parts(config, self._home, Log(lambda _level, _line: None)))
+        self._daemons.append(Parts.__new__(Parts))  # to be closed though it is killed while it starts
+        Parts.__init__(self._parts, config, self._home, Log(lambda _level, _line: None))
 
     def is_killed(self, act: Act, left: int) -> bool:
         """Kill the daemon after `left` operations of an act, and start another; False if the act ended before."""
+        return self._is_killed(lambda: act(self.requests), left)
 
+    def is_killed_while_it_starts(self, state: Path, left: int) -> bool:
+        """Start a daemon with the database `state`, on a host where nothing of it is left, and kill it."""
+        self._parts.close()
+        self._path = self._path.with_name(f"{self._path.name}=")
+        _copy(state, self._path)
+        return self._is_killed(self.start, left)
+
+    def save(self, state: Path) -> None:
+        """Copy the database."""
+        _copy(self._path, state)
+
+    def _is_killed(self, call: Callable[[], object], left: int) -> bool:
         def kill() -> None:
-            after = _next(self._path)
-            if not after.exists():
-                with closing(sqlite3.connect(self._path)) as now, closing(sqlite3.connect(after)) as then:
-                    now.backup(then)
+            if not _next(self._path).exists():
+                _copy(self._path, _next(self._path))
             raise Killed
 
         trap = Trap(left, self._is_under_test, kill, stays=True)
         with suppress(Killed), trap.laid():
-            act(self.requests)
+            call()
         self._parts.close()
         if trap.was_reached:
             self._path = _next(self._path)

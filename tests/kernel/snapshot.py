@@ -1,4 +1,4 @@
-"""All that a daemon can change on a host, as text: what was before can be compared with what is after."""
+"""All that a daemon can change on a host, as text, to compare the host before a test with the host after it."""
 
 import re
 from contextlib import suppress
@@ -6,9 +6,9 @@ from contextlib import suppress
 from lab.netns import Namespace
 from lab.waiting import wait_until
 
-# Timers of bridges, the packets that a rule has seen, duplicate address detection: nobody changes these but time.
+# Timers of bridges, counters of rules, duplicate address detection: these change by themselves.
 _PASSING = re.compile(r" \S+_timer +[\d.]+| ?\[\d+:\d+\]| tentative| optimistic")
-# So with what an interface gives itself once it is up.
+# So do the addresses that an interface gives itself once it is up.
 _OWN = re.compile(r"fe80::|^anycast |^multicast |^ *valid_lft ")
 _LISTINGS = {
     "nftables": ("nft", "--stateless", "list", "ruleset"),
@@ -22,34 +22,34 @@ _IPTABLES = ("iptables-save", "ip6tables-save")
 _LEGACY = ("iptables-legacy-save", "ip6tables-legacy-save")
 
 Snapshot = dict[str, list[str]]
-"""Lines by what they are about."""
+"""The lines of each listing."""
 
 
 def snapshot(host: Namespace, *, iptables: bool = False, legacy: bool = False) -> Snapshot:
-    """What there is now.  To list the rules of iptables makes its tables, where there are none: so only if asked."""
+    """Return the state of a host.  Listing iptables' rules creates its tables: they are listed only on request."""
     listings = {**_LISTINGS}
     for name in (*(_IPTABLES if iptables else ()), *(_LEGACY if legacy else ())):
         listings[name] = (name,)
     return {name: _lines(host, words) for name, words in listings.items()}
 
 
-def is_as(host: Namespace, before: Snapshot, *, iptables: bool = False, legacy: bool = False) -> None:
-    """Nothing differs from what was before, though some of it may take a moment to go; AssertionError tells it."""
+def wait_until_restored(host: Namespace, before: Snapshot, *, iptables: bool = False, legacy: bool = False) -> None:
+    """Wait until the host is as it was before.  AssertionError: it is not; the message is the difference."""
 
     def difference() -> list[str]:
         return compare(before, snapshot(host, iptables=iptables, legacy=legacy))
 
     with suppress(AssertionError):
-        wait_until(lambda: not difference(), "what was before", 5)
+        wait_until(lambda: not difference(), "the state of before", 5)
     if left := difference():
-        raise AssertionError("\n".join(["it is not as it was before:", *left]))
+        raise AssertionError("\n".join(["the host is not as it was before:", *left]))
 
 
 def compare(before: Snapshot, after: Snapshot) -> list[str]:
-    """What was before and is not now, and the other way round."""
+    """Return the lines that are in one of two snapshots only."""
     found = []
     for name, lines in before.items():
-        found += [f"{name}: gone: {line}" for line in lines if line not in after[name]]
+        found += [f"{name}: missing: {line}" for line in lines if line not in after[name]]
         found += [f"{name}: new: {line}" for line in after[name] if line not in lines]
         if not found and lines != after[name]:
             found.append(f"{name}: in another order")
@@ -57,8 +57,8 @@ def compare(before: Snapshot, after: Snapshot) -> list[str]:
 
 
 def _lines(host: Namespace, words: tuple[str, ...]) -> list[str]:
-    said = host.run(*words, check=False).stdout  # sysctl(8) fails where a setting cannot be read
-    lines = [_PASSING.sub("", line).rstrip() for line in said.splitlines() if not line.startswith("#")]
+    output = host.run(*words, check=False).stdout  # sysctl(8) fails where a setting cannot be read
+    lines = [_PASSING.sub("", line).rstrip() for line in output.splitlines() if not line.startswith("#")]
     return [line for line in lines if line and not _OWN.search(line)]
 
 
@@ -71,7 +71,7 @@ _BUILT_IN = {
 
 
 def make_tables(host: Namespace) -> None:
-    """Those of iptables come when they are first needed, and stay."""
+    """Create the tables of iptables: they would be created when they are first used, and stay."""
     lines = []
     for table, chains in _BUILT_IN.items():
         rules = [f"{verb} {chain} -j ACCEPT" for chain in chains.split() for verb in ("-A", "-D")]

@@ -11,7 +11,7 @@ from lab.dockerd import DOCKERD, Dockerd
 from lab.netns import Namespace
 from lab.waiting import wait_until
 from tests.kernel.crossings import Question, everywhere, reached
-from tests.kernel.snapshot import Snapshot, is_as, make_tables, snapshot
+from tests.kernel.snapshot import Snapshot, make_tables, snapshot, wait_until_restored
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, PORT, Street
 
 pytestmark = [
@@ -142,7 +142,7 @@ def test_a_subnet_of_dockers_is_refused(docker_first: Shared) -> None:
 def test_removing_our_last_network_restores_everything(docker_first: Shared) -> None:
     """This has to be the last test with this fixture."""
     docker_first.leave()
-    is_as(docker_first.host, docker_first.before, iptables=True)
+    wait_until_restored(docker_first.host, docker_first.before, iptables=True)
     docker_first.dockers_port_works()
 
 

@@ -43,6 +43,7 @@ def test_links(host: Host) -> None:
             link.get("ifalias", ""),
             numbers.get(link.get("master"), 0),
             link.get("linkinfo", {}).get("info_slave_data", {}).get("isolated", False),
+            link.get("address", ""),
         )
         for link in expected
     ]

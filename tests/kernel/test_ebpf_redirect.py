@@ -58,7 +58,7 @@ def entries(protocol: str, address: str, first: int, last: int, to: str = BOX4) 
 
 
 def aim(address: str, port: int, protocol: str = "tcp") -> tuple[str, int]:
-    """Where a new client sends to."""
+    """Return the address and port that a new client sends to."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, KINDS[protocol]) as client:
         client.setblocking(False)
         if client.connect_ex((address, port)) == 0 or protocol == "udp":

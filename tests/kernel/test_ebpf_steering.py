@@ -1,129 +1,33 @@
-"""Steering by itself, in a namespace: reserved and served ports, the sockets, takeover, reattachment, and failures."""
+"""Steering by itself, in a namespace: the sockets, takeover, reattachment, and failures."""
 
-import errno
 import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
-from threading import Thread
+from collections.abc import Callable
 
 import pytest
 
-from gangway.ebpf import libbpf
-from gangway.ebpf.keys import AUTO_BOUND_BYTES, KINDS, PortBlock, blocks, unpack_auto_bound
+from gangway.ebpf.keys import KINDS, blocks
 from gangway.ebpf.steering import Steering
-from gangway.errors import Conflict, HostRefused, PortInUse, Unsupported
+from gangway.errors import HostRefused, Unsupported
 from gangway.host import sockets
-from lab.holder import Holder
-from lab.netns import Namespace
 from lab.redirect import detach_link, link_exists
 from lab.waiting import wait_until
 from tests.kernel.libbpf_calls import Calls, calls
+from tests.kernel.steering_place import (
+    LOOPBACKS,
+    RANGE,
+    REJECTED,
+    SIX,
+    Place,
+    bindable,
+    entries,
+    is_served,
+    place,
+    publish,
+    steering,
+)
 
-__all__ = ["calls"]
-
-Ports = tuple[str, str, int, int]
-RANGE: Ports = ("tcp", "0.0.0.0", 8000, 8010)
-SIX: Ports = ("udp", "::", 8000, 8010)
-TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
-LOOPBACKS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-REJECTED = "this kernel rejects the programs of steering.bpf.o: Invalid argument"
-
-
-class Place:
-    """A namespace, the relay's place in it, and the daemons' steering, one after the other.  The test is in it."""
-
-    def __init__(self, host: Namespace, stack: ExitStack) -> None:
-        self.host = host
-        self.relay = Holder()
-        self._stack = stack
-
-    def steering(self) -> Steering:
-        """A daemon's steering, which takes over from the one before."""
-        made = Steering(self.relay)
-        self._stack.callback(made.close)
-        return made
-
-    def link_ids(self) -> set[int]:
-        """The IDs of the links that the relay holds."""
-        return {libbpf.fdinfo(fd, "link_id") for fd in self.relay.fds["steering"]}
-
-    def held_sockets(self) -> list[int]:
-        """The sockets that the relay holds, by inode."""
-        return [os.fstat(fd).st_ino for fd in self.relay.fds["sockets"]]
-
-    def shared_sockets(self) -> list[int]:
-        """The sockets that the relay serves, by inode, in the order of KINDS."""
-        return [os.fstat(self.relay.shared[kind][0]).st_ino for kind in KINDS if kind in self.relay.shared]
-
-    def shared_socket(self, protocol: str, family: int) -> socket.socket:
-        """One of them."""
-        made = socket.socket(fileno=os.dup(self.relay.shared[protocol, family][0]))
-        made.settimeout(5)
-        return made
-
-
-@pytest.fixture
-def place() -> Iterator[Place]:
-    with Namespace("host") as host, host.entered(), ExitStack() as stack:
-        made = Place(host, stack)
-        stack.callback(made.relay.stop)
-        yield made
-
-
-@pytest.fixture
-def steering(place: Place) -> Steering:
-    made = place.steering()
-    assert made.unavailable == ""
-    return made
-
-
-def publish(steering: Steering, ports: Ports) -> None:
-    steering.reserve(*ports)
-    steering.add(blocks(*ports))
-
-
-def entries(ports: Ports, served: bool) -> dict[PortBlock, bool]:
-    return dict.fromkeys(blocks(*ports), served)
-
-
-def can_bind(protocol: str, address: str, port: int) -> bool:
-    """Whether another program can bind a port."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, TYPES[protocol]) as sock:
-        if sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        try:
-            sock.bind((address, port))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            return False
-    return True
-
-
-def bindable(ports: Ports) -> list[int]:
-    """The ports of a range, and of those beside it, that another program can bind."""
-    protocol, address, first, last = ports
-    return [port for port in range(first - 1, last + 2) if can_bind(protocol, address, port)]
-
-
-def is_served(place: Place, protocol: str, address: str, port: int) -> bool:
-    """Whether a client of a port reaches the relay's socket, which sees the port that it asked."""
-    family = 6 if ":" in address else 4
-    with place.shared_socket(protocol, family) as server, socket.socket(server.family, TYPES[protocol]) as client:
-        client.settimeout(5)
-        try:
-            client.connect((address, port))
-            client.send(b"hello")
-        except ConnectionRefusedError:
-            return False
-        if protocol == "udp":
-            server.settimeout(0.3)
-            with suppress(TimeoutError):
-                return server.recv(100) == b"hello"
-            return False
-        with server.accept()[0] as connection:
-            return bool(connection.getsockname()[1] == port)
+__all__ = ["calls", "place", "steering"]
 
 
 # The sockets
@@ -334,159 +238,6 @@ def test_a_kernel_without_ipv6_steers_ipv4(place: Place, monkeypatch: pytest.Mon
     successor = place.steering()  # the module was loaded meanwhile
     assert (successor.unavailable, len(place.shared_sockets())) == ("", 4)
     successor.reserve(*SIX)
-
-
-# The ports
-
-
-@pytest.mark.parametrize("ports", [RANGE, SIX, ("udp", "127.0.0.1", 8003, 8003), ("tcp", "::1", 8000, 8001)])
-def test_reserved_ports_cannot_be_bound_until_they_are_released(steering: Steering, ports: Ports) -> None:
-    reservation = steering.reserve(*ports)
-    assert steering.entries() == entries(ports, False)
-    assert bindable(ports) == [ports[2] - 1, ports[3] + 1]
-    reservation.close()
-    assert steering.entries() == {}
-    assert len(bindable(ports)) == ports[3] - ports[2] + 3
-
-
-def test_every_port_can_be_reserved(steering: Steering) -> None:
-    reservation = steering.reserve("udp", "127.0.0.1", 1, 65535)
-    assert not any(can_bind("udp", "127.0.0.1", port) for port in (1, 2, 80, 32768, 65535))
-    reservation.close()
-    assert can_bind("udp", "127.0.0.1", 65535)
-
-
-def test_ports_are_reserved_before_they_are_checked(steering: Steering, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken, found = sockets.first_port_in_use, []
-
-    def look(*ports: object) -> int | None:
-        found.append(bindable(RANGE))
-        return taken(*RANGE)
-
-    monkeypatch.setattr(sockets, "first_port_in_use", look)
-    steering.reserve(*RANGE)
-    assert found == [[7999, 8011]]
-
-
-def test_a_range_with_a_port_in_use_is_not_reserved(steering: Steering) -> None:
-    with socket.create_server(("0.0.0.0", 8003)), pytest.raises(PortInUse, match="8003"):
-        steering.reserve(*RANGE)
-    assert steering.entries() == {}
-
-
-@pytest.mark.parametrize("protocol", ["tcp", "udp"])
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_a_single_port_that_is_bound_is_not_reserved(steering: Steering, protocol: str, address: str) -> None:
-    """Also if nothing listens there yet."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, TYPES[protocol]) as other:
-        other.bind((address, 8000))
-        with pytest.raises(PortInUse, match=f"8000/{protocol}"):
-            steering.reserve(protocol, address, 8000, 8000)
-        assert steering.entries() == {}
-    steering.reserve(protocol, address, 8000, 8000)
-    assert not can_bind(protocol, address, 8000)
-
-
-def test_a_single_port_is_held_by_a_socket_while_it_is_reserved(place: Place, calls: Calls) -> None:
-    steering, found = place.steering(), []
-    calls.before_update = lambda: found.append(can_bind("tcp", "127.0.0.1", 8000))
-    steering.reserve("tcp", "127.0.0.1", 8000, 8000)
-    assert found == [False]
-
-
-@pytest.mark.parametrize("last", [8000, 8010])
-def test_ports_of_an_address_that_is_not_the_hosts_are_not_reserved(steering: Steering, last: int) -> None:
-    with pytest.raises(Conflict, match=r"192\.0\.2\.77"):
-        steering.reserve("tcp", "192.0.2.77", 8000, last)
-    assert steering.entries() == {}
-
-
-@pytest.mark.parametrize("failing", range(3))
-def test_a_failed_reservation_leaves_what_was_there(place: Place, calls: Calls, failing: int) -> None:
-    steering = place.steering()
-    steering.reserve(*SIX)
-    calls.failing_update = failing
-    with pytest.raises(HostRefused, match="cannot add an entry to the eBPF map published: No space left on device"):
-        steering.reserve(*RANGE)
-    assert steering.entries() == entries(SIX, False)
-    assert (len(bindable(RANGE)), bindable(SIX)) == (13, [7999, 8011])
-
-
-def test_served_ports_are_reserved_again_without_a_check(steering: Steering, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relay that was started anew is to have them."""
-    publish(steering, RANGE)
-    monkeypatch.setattr(sockets, "first_port_in_use", lambda *_: pytest.fail("checked"))
-    steering.reserve(*RANGE).close()
-    assert steering.entries() == entries(RANGE, True)
-
-
-def test_only_reserved_ports_are_released(steering: Steering) -> None:
-    publish(steering, RANGE)
-    steering.reserve(*SIX)
-    for ports in (RANGE, SIX):
-        steering.release(*ports)
-    assert steering.entries() == entries(RANGE, True)
-    for _ in range(2):
-        steering.remove(blocks(*RANGE))
-    assert steering.entries() == {}
-
-
-@pytest.mark.parametrize("failing", range(3))
-def test_a_failed_add_leaves_what_was_there(place: Place, calls: Calls, failing: int) -> None:
-    steering = place.steering()
-    publish(steering, SIX)
-    steering.reserve(*RANGE)
-    calls.failing_update = failing
-    with pytest.raises(HostRefused, match="cannot add an entry"):
-        steering.add(blocks(*RANGE))
-    assert steering.entries() == entries(SIX, True) | entries(RANGE, False)
-    assert bindable(RANGE) == [7999, 8011]
-
-
-def test_two_threads_leave_the_right_ports_reserved(place: Place, steering: Steering) -> None:
-    def work(first: int) -> None:
-        with place.host.entered():
-            for _ in range(20):
-                steering.reserve("tcp", "0.0.0.0", first, first).close()
-                steering.reserve("tcp", "0.0.0.0", first + 1, first + 1)
-                steering.add(blocks("tcp", "0.0.0.0", first + 1, first + 1))
-                steering.entries()
-
-    threads = [Thread(target=work, args=(first,)) for first in (8000, 8002)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(block.first for block in steering.entries()) == [8001, 8003]
-    assert [port for port in range(8000, 8004) if can_bind("tcp", "0.0.0.0", port)] == [8000, 8002]
-
-
-# Auto-bound ports
-
-
-def _auto_bound(steering: Steering) -> list[tuple[str, int]]:
-    """What the kernel has recorded."""
-    assert steering._map is not None
-    return [unpack_auto_bound(key) for key in steering._map.loaded.keys("auto_bound", AUTO_BOUND_BYTES)]
-
-
-def test_an_auto_bound_port_is_reclaimed_when_no_socket_has_it(place: Place, steering: Steering) -> None:
-    place.host.sysctl("net.ipv4.ip_local_port_range", "8000 8001")
-    publish(steering, ("udp", "0.0.0.0", 8000, 8001))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.bind(("127.0.0.1", 0))
-        port = client.getsockname()[1]
-        place.host.sysctl("net.ipv4.ip_local_port_range", "40000 50000")  # for the clients that ask below
-        for _ in range(3):
-            steering.reclaim_auto_bound()
-        assert (_auto_bound(steering), is_served(place, "udp", "127.0.0.1", port)) == ([("udp", port)], False)
-        client.recv(100)
-    assert is_served(place, "udp", "127.0.0.1", port)
-    for _ in range(2):
-        assert ("udp", port) in _auto_bound(steering)
-        steering.reclaim_auto_bound()
-    assert ("udp", port) not in _auto_bound(steering)
 
 
 # Detached by another program

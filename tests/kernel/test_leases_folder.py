@@ -1,4 +1,4 @@
-"""The runtime folder: its modes, whoever creates it, and who may use its sockets; daemons without root."""
+"""The runtime folder: its modes, which process creates it, and who may use its sockets; daemons without root."""
 
 import grp
 import os
@@ -128,7 +128,7 @@ def test_folder_of_another_user_is_refused(scene: tuple[Host, Container]) -> Non
 
 @pytest.mark.any_kernel
 def test_no_socket_has_an_abstract_name(scene: tuple[Host, Container]) -> None:
-    """Any user could take such a name before gangway does."""
+    """Any user could bind such a name before gangway does."""
     host, box = scene
     publish(host, box, PORT)
     assert "@" not in host.run("cat", "/proc/net/unix").stdout
@@ -179,7 +179,7 @@ def rootless() -> Iterator[Rootless]:
 
 
 def is_redirected(host: Host, port: int) -> bool:
-    """True if a client is connected to another address than it asked for."""
+    """True if a client is connected to another address than it requested."""
     with host.entered(), socket.create_connection(("127.0.0.1", port)) as client:
         return actual_peer(client) != ("127.0.0.1", port)
 
@@ -213,7 +213,7 @@ def test_doctor_says_what_is_missing_without_root(scene: tuple[Host, Container],
     done = rootless.run(host, "doctor")
     assert done.returncode == 0, done.stderr
     lines = {line.split("  ")[0]: " ".join(line.split()) for line in done.stdout.splitlines()}
-    assert lines["root"] == "root no not running as root: only docker-proxy's ports, all by relay"
+    assert lines["root"] == "root no not root: only docker-proxy's ports, all by relay"
     assert " no this process lacks CAP_NET_ADMIN" in lines["redirect: attached"]
     assert " no " in lines["firewall: nftables"]
     assert lines["docker-proxy launchers"].endswith("yes 1 port published by a lease")

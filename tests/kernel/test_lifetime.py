@@ -1,4 +1,4 @@
-"""The end of the daemon, its relay, or a container: what goes on without it, and what ends with it."""
+"""The end of the daemon, its relay, or a container: what continues without it, and what ends with it."""
 
 import os
 import signal

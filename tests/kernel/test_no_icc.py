@@ -68,6 +68,6 @@ def test_other_clients_are_not_affected(street: Isolated) -> None:
         assert street.road(street.host, "tcp", "127.0.0.1", port) == ("redirect", GATEWAY4)
 
 
-def test_they_reach_the_outside(street: Isolated) -> None:
+def test_containers_reach_the_outside(street: Isolated) -> None:
     outside = everywhere([street.one.space], [NEIGHBOUR4, NEIGHBOUR6], PORT)
     assert reached(street, outside) == list(map(str, outside))

@@ -91,7 +91,7 @@ def test_with_ufw_published_ports_work_and_others_stay_closed() -> None:
                 assert line.partition(" [")[0] in left
 
 
-def test_with_firewalld_that_drops_the_relay_serves_and_explain_says_why() -> None:
+def test_relay_serves_beside_a_firewalld_that_drops() -> None:
     with Street(prepare=_FIREWALLD) as street:
         before = street.host.run("nft", "list", "table", "inet", "firewalld").stdout
         firewall, road, text = _explained(street)

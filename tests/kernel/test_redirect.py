@@ -100,7 +100,7 @@ def test_one_unconnected_socket_reaches_several_mappings(street: Street) -> None
                 sock.sendto(b"hello\n", ("127.0.0.1", port))
         came = [sock.recvfrom(1000) for _ in range(9)]
         assert sorted(peer for _, peer in came) == sorted([("127.0.0.1", port) for port in (8090, UDP_PORT, 8091)] * 3)
-        sock.sendto(b"hello\n", ("127.0.0.1", 8090))  # answers are also told apart by the container
+        sock.sendto(b"hello\n", ("127.0.0.1", 8090))  # answers are also distinguished by the container
         sock.sendto(b"hello\n", (street.near.address4, 80))
         assert {sock.recvfrom(1000)[1] for _ in range(2)} == {("127.0.0.1", 8090)}
 

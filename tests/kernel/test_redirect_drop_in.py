@@ -105,7 +105,7 @@ def test_redirect_ends_with_the_launcher_and_begins_with_the_next(ground: tuple[
 
 
 @pytest.mark.parametrize("victim", ["daemon", "relay"])
-def test_redirect_goes_on_when_a_process_is_killed_and_nothing_is_left(ground: tuple[Site, Ports], victim: str) -> None:
+def test_redirect_survives_killed_processes_and_leaves_nothing_behind(ground: tuple[Site, Ports], victim: str) -> None:
     site, ports = ground
     port = ports.tcp("0.0.0.0", "127.0.0.1")
     daemon, relay = site.daemon(), site.relay()
@@ -123,7 +123,7 @@ def test_redirect_goes_on_when_a_process_is_killed_and_nothing_is_left(ground: t
 
 
 def test_relay_holds_links_only(ground: tuple[Site, Ports]) -> None:
-    """By a link it can end the redirect; what it redirects, it can neither see nor change."""
+    """With a link the relay can end the redirect, but neither read nor change its entries."""
     site, ports = ground
     assert is_redirected(ports.tcp("0.0.0.0", "127.0.0.1"), "127.0.0.1")
     relay = site.relay()
@@ -133,7 +133,7 @@ def test_relay_holds_links_only(ground: tuple[Site, Ports]) -> None:
 
 
 @pytest.mark.skipif(not _LIBRARY.exists(), reason="libbpf is not where Debian has it")
-def test_relay_serves_and_the_log_says_why_where_the_redirect_is_impossible(tmp_path: Path) -> None:
+def test_unavailable_redirect_is_logged_and_the_relay_serves(tmp_path: Path) -> None:
     before = ("sh", "-c", f'mount --bind /dev/null {_LIBRARY} && exec "$0" "$@"')
     with site_and_ports(tmp_path, before, redirect=True) as (site, ports):
         port = ports.tcp("0.0.0.0", "127.0.0.1")

@@ -17,7 +17,7 @@ from lab.netns import Namespace
 from lab.processes import pids_running, processes_in
 from lab.waiting import wait_until
 from tests.kernel import published
-from tests.kernel.snapshot import Snapshot, is_as, make_tables, snapshot
+from tests.kernel.snapshot import Snapshot, make_tables, snapshot, wait_until_restored
 
 pytestmark = pytest.mark.any_kernel
 
@@ -27,7 +27,7 @@ FOREIGN = {RESERVED: "1000,2000-2010", "net.ipv4.conf.all.accept_redirects": "0"
 
 
 class Site:
-    """A host with every user of settings: a network, a published range and a lease; and what can end."""
+    """A host with everything that changes settings: a network, a published range and a lease."""
 
     def __init__(self, host: Namespace, box: Namespace, gangway: Gangway) -> None:
         self._host = host
@@ -118,7 +118,7 @@ def test_settings_are_restored_in_every_order_of_ends(
     assert _settings(host) == ["1", f"{FOREIGN[RESERVED]},40000-40009", "1", "1", "1", "-P FORWARD DROP"]
     for what in order:
         site.end(what)
-    is_as(host, before, iptables=True)
+    wait_until_restored(host, before, iptables=True)
 
 
 def test_a_setting_is_restored_by_the_next_daemon_if_all_were_killed(
@@ -128,7 +128,7 @@ def test_a_setting_is_restored_by_the_next_daemon_if_all_were_killed(
     site.kill_all()
     assert host.sysctl(TW_REUSE) == "1"
     site.start()
-    is_as(host, before, iptables=True)
+    wait_until_restored(host, before, iptables=True)
 
 
 def test_a_setting_that_another_program_has_changed_is_left_alone(host: Namespace, site: Site) -> None:

@@ -3,9 +3,7 @@
 import fcntl
 import os
 import re
-import shutil
 import signal
-import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from gangway import runtime
-from gangway.cli import start
+from gangway.cli import client
 from gangway.cli.client import Refused
-from lab.gangwayd import GANGWAY
+from lab.gangwayd import GANGWAY, runtime_folder
 from lab.netns import Namespace
 from lab.processes import processes_in
 from lab.waiting import wait_until
-from tests.kernel.snapshot import Snapshot, is_as, snapshot
+from tests.kernel.snapshot import Snapshot, snapshot, wait_until_restored
 
 pytestmark = pytest.mark.any_kernel
 
@@ -29,23 +27,24 @@ _LINGER_S = 20
 
 
 class Bare:
-    """A host without a daemon, and the path of a socket for one."""
+    """A host without a daemon, and the runtime folder of one that a command starts."""
 
-    def __init__(self, host: Namespace, directory: Path) -> None:
+    def __init__(self, host: Namespace) -> None:
         self.host = host
-        self.directory = directory
-        self.environment = {**os.environ, "GANGWAY_SOCKET": str(directory / "gangway.sock")}
+        self.folder = runtime_folder(host)
+        self.socket = str(self.folder / runtime.API_SOCKET)
+        self._environment = {name: value for name, value in os.environ.items() if name != "GANGWAY_SOCKET"}
         self.before: Snapshot = snapshot(host)
 
     def run(self, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, whether it fails or not."""
-        return self.host.run(str(GANGWAY), *words, check=False, env=self.environment, timeout=30, cwd=cwd)
+        return self.host.run(str(GANGWAY), *words, check=False, env=self._environment, timeout=30, cwd=cwd)
 
     def popen(self, *words: str) -> subprocess.Popen[str]:
         """Start a command in a session of its own, as a terminal would."""
         pipe = subprocess.PIPE
         options = {"stdout": pipe, "stderr": pipe, "text": True, "start_new_session": True}
-        return self.host.popen(str(GANGWAY), *words, env=self.environment, **options)
+        return self.host.popen(str(GANGWAY), *words, env=self._environment, **options)
 
     def ask(self, port: int) -> str:
         """Return the answer of a web server on the host's loopback."""
@@ -53,7 +52,7 @@ class Bare:
         return self.host.run(*words, check=False).stdout
 
     def processes(self) -> dict[int, str]:
-        """The command lines of all that runs in the host's namespace, by pid."""
+        """Return the command lines of all that runs in the host's namespace, by pid."""
         return {pid: " ".join(words) for pid, words in processes_in(self.host.path).items() if words}
 
     def end_daemon(self) -> None:
@@ -63,27 +62,27 @@ class Bare:
                 os.kill(pid, signal.SIGTERM)
 
     def nothing_is_left(self) -> None:
-        """Check that no processes, kernel objects or files remain, except the (empty) database."""
+        """Check that no processes, kernel objects or files remain."""
         wait_until(lambda: self.processes() == {}, "the daemon's end", _LINGER_S)
-        is_as(self.host, self.before)
-        assert {path.suffix for path in self.directory.iterdir()} <= {".db", ".db-wal", ".db-shm"}
+        wait_until_restored(self.host, self.before)
+        assert not self.folder.exists()
 
 
 @pytest.fixture
-def bare(tmp_path: Path) -> Iterator[Bare]:
+def bare() -> Iterator[Bare]:
     """A host for one test."""
     with Namespace("host") as host:
-        made = Bare(host, tmp_path)
+        made = Bare(host)
         yield made
         made.end_daemon()
         made.nothing_is_left()
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
+def shared() -> Iterator[Bare]:
     """A host for many tests, so that only the last one has to wait for the daemon's end."""
     with Namespace("host") as host:
-        made = Bare(host, tmp_path_factory.mktemp("shared"))
+        made = Bare(host)
         yield made
         made.nothing_is_left()
 
@@ -93,7 +92,7 @@ def used(shared: Bare) -> Iterator[Bare]:
     """That host; a test leaves nothing there except a daemon that lingers."""
     yield shared
     wait_until(lambda: all("gangway.daemon" in words for words in shared.processes().values()), "the end of all others")
-    is_as(shared.host, shared.before)
+    wait_until_restored(shared.host, shared.before)
 
 
 def _port(line: str) -> int:
@@ -163,10 +162,10 @@ def test_the_command_does_not_run_if_a_port_cannot_be_published(used: Bare, tmp_
     assert not mark.exists()
 
 
-def test_the_command_shares_all_but_the_network_with_the_host(used: Bare) -> None:
-    done = used.run("run", "--name", "box", "--", "sh", "-c", "ip -o -4 address; pwd", cwd=used.directory)
+def test_the_command_shares_all_but_the_network_with_the_host(used: Bare, tmp_path: Path) -> None:
+    done = used.run("run", "--name", "box", "--", "sh", "-c", "ip -o -4 address; pwd", cwd=tmp_path)
     assert "eth0" in done.stdout
-    assert str(used.directory) in done.stdout
+    assert str(tmp_path) in done.stdout
     assert "127.0.0.1" in done.stdout
 
 
@@ -175,7 +174,7 @@ def test_the_first_command_starts_a_daemon_and_reports_it(bare: Bare) -> None:
     assert done.stdout == "[]\n"
     said = re.fullmatch(r"gangway: started a daemon \(pid (\d+)\), which listens on (\S+)\n", done.stderr)
     assert said
-    assert said[2] == bare.environment["GANGWAY_SOCKET"]
+    assert said[2] == bare.socket
     again = bare.run("network", "ls", "--json")
     assert (again.stdout, again.stderr) == ("[]\n", "")
     wait_until(lambda: not Path(f"/proc/{said[1]}").exists(), "its end", _LINGER_S)
@@ -190,31 +189,15 @@ def test_commands_at_the_same_time_start_one_daemon(bare: Bare) -> None:
     assert {err for _, err in said if "started a daemon" not in err} <= {""}
 
 
-def test_a_command_finds_its_namespaces_daemon_without_options(bare: Bare) -> None:
-    del bare.environment["GANGWAY_SOCKET"]
-    with bare.host.entered():
-        folder, path = Path(runtime.folder()), runtime.default_socket()
-    try:
-        done = bare.run("network", "ls", "--json")
-        assert f"which listens on {path}\n" in done.stderr
-        assert stat.S_IMODE(folder.stat().st_mode) == runtime.FOLDER_MODE
-        again = bare.run("network", "ls", "--json")
-        assert (again.stdout, again.stderr) == ("[]\n", "")
-        bare.end_daemon()
-        wait_until(lambda: bare.processes() == {}, "the daemon's end")
-    finally:
-        shutil.rmtree(folder)
-
-
 def test_a_command_does_not_wait_for_ever_for_the_folders_lock(bare: Bare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "_START_S", 0.2)
+    monkeypatch.setattr(client, "_START_S", 0.2)
     with bare.host.entered():
         folder = runtime.create_folder()
         try:
             locked = os.open(folder, os.O_RDONLY)
             fcntl.flock(locked, fcntl.LOCK_EX)
             with pytest.raises(Refused, match=f"another process has been starting a daemon .*{folder} locked"):
-                start.start_daemon(bare.environment["GANGWAY_SOCKET"])
+                client.start_daemon(bare.socket)
             os.close(locked)
         finally:
             os.rmdir(folder)
@@ -224,18 +207,18 @@ def test_a_daemon_that_does_not_start_in_time_is_ended(
     bare: Bare, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     program = tmp_path / "slow"
-    program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid.db\nexec sleep 30\n")
+    program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 30\n")
     program.chmod(0o755)
-    monkeypatch.setattr(start, "_START_S", 1.0)
-    monkeypatch.setattr(start, "daemon_command", lambda *_, **__: [str(program)])
+    monkeypatch.setattr(client, "_START_S", 1.0)
+    monkeypatch.setattr(client, "daemon_command", lambda *_, **__: [str(program)])
     with bare.host.entered():
         try:
             with pytest.raises(Refused, match="did not start within 1 s"):
-                start.start_daemon(bare.environment["GANGWAY_SOCKET"])
+                client.start_daemon(bare.socket)
         finally:
             os.rmdir(runtime.folder())
     program.unlink()
-    _, status = os.waitpid(int((tmp_path / "pid.db").read_text()), 0)
+    _, status = os.waitpid(int((tmp_path / "pid").read_text()), 0)
     assert os.WTERMSIG(status) == signal.SIGTERM
 
 

@@ -15,9 +15,9 @@ from lab.netns import Namespace
 from lab.redirect import detach_link, link_exists
 from lab.waiting import wait_until
 from tests.kernel.crossings import listening
+from tests.kernel.host_ports import PROTOCOLS, is_refused, relayed
 from tests.kernel.load import Client, under_load
 from tests.kernel.street import Street, without_redirect
-from tests.kernel.test_ranges import PROTOCOLS, is_refused, relayed
 
 pytestmark = pytest.mark.any_kernel
 

@@ -50,7 +50,7 @@ def _daemon(host: Namespace, directory: Path, *words: str, within: tuple[str, ..
     return _line(done, 2 if done.returncode == 2 else 1)
 
 
-def test_a_user_without_access_to_the_socket_is_told_to_be_root(host: Namespace) -> None:
+def test_without_access_to_the_socket_a_command_says_to_run_as_root(host: Namespace) -> None:
     with Gangway(host) as gangway:
         gangway.directory.chmod(0o755)
         for words in (
@@ -74,7 +74,7 @@ def test_a_command_that_starts_the_daemon_must_be_root(host: Namespace, before: 
     assert "root" in _line(host.run(*words, check=False))
 
 
-def test_root_without_capabilities_is_told_what_is_missing(host: Namespace, tmp_path: Path, before: Snapshot) -> None:
+def test_root_without_capabilities_is_refused(host: Namespace, tmp_path: Path, before: Snapshot) -> None:
     within = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--")
     said = _daemon(host, tmp_path, within=within)
     assert re.search("root|CAP_NET_ADMIN|ermitted", said)

@@ -246,7 +246,7 @@ def new_fds(count: int) -> list[int]:
 
 
 def inodes(fds: Sequence[int]) -> list[int]:
-    """Return what tells the files of descriptors apart."""
+    """Return what identifies the files of descriptors."""
     return [os.fstat(fd).st_ino for fd in fds]
 
 
@@ -263,7 +263,7 @@ def fd_count() -> int:
 
 @contextmanager
 def no_descriptors_left(spare: int = 0) -> Iterator[None]:
-    """This process can make only so many descriptors more."""
+    """Limit the number of further descriptors of this process."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = new_fds(1 + spare)
     close_all(lowest)

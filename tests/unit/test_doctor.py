@@ -1,11 +1,12 @@
-"""`gangway doctor`: what this host lacks, and what follows from it."""
+"""`gangway doctor`: what this host lacks, and the consequences."""
 
 from dataclasses import replace
 from typing import cast
 
 import pytest
 
-from gangway.daemon.doctor import Check, checks
+from gangway.daemon.doctor import checks
+from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf import requirements
 from gangway.host import probe
 from gangway.model import Protocol
@@ -54,22 +55,24 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "is_root", lambda: True)
 
 
-def report(facts: HostFacts = NFTABLES, programs: FakeDataPlane = ALL_ATTACHED, leases: int = 0) -> dict[str, Check]:
+def report(
+    facts: HostFacts = NFTABLES, programs: FakeDataPlane = ALL_ATTACHED, leases: int = 0
+) -> dict[str, CheckAnswer]:
     """Return the checks by their names."""
     dataplane = cast(DataPlane, programs)
     found = list(checks(NoIptables(), facts, dataplane, leases))
-    assert len({check.what for check in found}) == len(found)
-    return {check.what: check for check in found}
+    assert len({check.check for check in found}) == len(found)
+    return {check.check: check for check in found}
 
 
-def changes(found: dict[str, Check]) -> dict[str, Check]:
+def changes(found: dict[str, CheckAnswer]) -> dict[str, CheckAnswer]:
     """Return the checks that differ from those of a host where all is well."""
     usual = report()
     assert found.keys() == usual.keys()
     return {what: check for what, check in found.items() if check != usual[what]}
 
 
-def test_met_requirements_need_no_note() -> None:
+def test_available_requirements_have_no_note() -> None:
     found = report()
     failed = {what: check.note for what, check in found.items() if not check.holds}
     assert failed == {"firewall: iptables": "iptables is not installed", "eBPF: another": "there is no other"}
@@ -78,7 +81,7 @@ def test_met_requirements_need_no_note() -> None:
 
 def test_without_root_only_launchers_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "is_root", lambda: False)
-    assert report()["root"] == Check("root", False, "not running as root: only docker-proxy's ports, all by relay")
+    assert report()["root"] == CheckAnswer("root", False, "not root: only docker-proxy's ports, all by relay")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def test_without_root_only_launchers_are_served(monkeypatch: pytest.MonkeyPatch)
 def test_unavailable_program_is_reported_with_the_consequence(
     what: str, programs: FakeDataPlane, consequence: str
 ) -> None:
-    assert changes(report(programs=programs)) == {what: Check(what, False, f"{NO_CGROUPS}: {consequence}")}
+    assert changes(report(programs=programs)) == {what: CheckAnswer(what, False, f"{NO_CGROUPS}: {consequence}")}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +118,7 @@ def test_protocol_without_sockets_is_reported() -> None:
 
 def test_leases_are_counted() -> None:
     what = "docker-proxy launchers"
-    assert changes(report(leases=3)) == {what: Check(what, True, "3 ports published by leases")}
+    assert changes(report(leases=3)) == {what: CheckAnswer(what, True, "3 ports published by leases")}
 
 
 @pytest.mark.parametrize(

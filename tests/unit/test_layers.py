@@ -1,4 +1,4 @@
-"""Who may import whom, from the syntax trees: what is not allowed here is forbidden."""
+"""The imports that are allowed; the syntax trees show the actual ones."""
 
 import ast
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "plan": {"model"},
     "host": {"errors", "inet", "runtime"},
     "ebpf": {"errors", "host.sockets", "runtime"},
-    "ebpf.keys": set(),
+    "ebpf.keys": {"inet"},
     "firewall": {"errors", "host.events", "host.saved_settings", *PLANNING},
     "firewall.nft.render": PLANNING,
     "firewall.iptables.render": {"inet", *PLANNING},

@@ -52,7 +52,7 @@ def test_daemon_removes_the_port_of_an_exited_launcher(relay: Relay, sock: socke
 def test_port_of_an_exited_launcher_ends_without_a_daemon(
     relay: Relay, sock: socket.socket, launcher: Launcher, exits_first: str
 ) -> None:
-    """The redirect ends, too: nobody could delete its entries."""
+    """The redirect ends, too: the relay cannot delete its entries."""
     fds, before = new_fds(3), fd_count()
     first, second = relay.daemon(), relay.daemon()
     first.ask(LEASED, sock.fileno(), launcher.pidfd)

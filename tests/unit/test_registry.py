@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
@@ -82,13 +83,14 @@ def test_removed_things_are_removed_from_the_database(database: Database, regist
 
 @given(APART)
 def test_any_mappings_are_stored(many: list[PortMapping]) -> None:
-    database = Database(Path(":memory:"))
-    registry = decided(database)
-    registry.add_network(WEB, on_demand=False)
-    registry.add_endpoint(endpoint(WEB), PLACE)
-    add(registry, *many)
-    assert {one.mapping for one in decided(database).mappings("box")} == set(many)
-    database.close()
+    with TemporaryDirectory() as folder:
+        database = Database(Path(folder, "state.db"))
+        registry = decided(database)
+        registry.add_network(WEB, on_demand=False)
+        registry.add_endpoint(endpoint(WEB), PLACE)
+        add(registry, *many)
+        assert {one.mapping for one in decided(database).mappings("box")} == set(many)
+        database.close()
 
 
 def test_mapping_that_cannot_be_stored_is_not_in_the_registry(database: Database, registry: Registry) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gangway import inet
 from gangway.inet import PROTOCOLS
 from gangway.relay import protocol
 from gangway.relay.protocol import (
@@ -55,7 +56,7 @@ KINDS: dict[type, st.SearchStrategy[Request]] = {
     Serve: served(),
     Remove: st.builds(Remove, host_ports()),
     List: st.builds(List, st.integers(0, 1 << 17)),
-    Share: st.builds(Share, NAMES, st.sampled_from(sorted(protocol.FAMILIES))),
+    Share: st.builds(Share, NAMES, st.sampled_from(sorted(inet.FAMILIES))),
     CountShared: st.builds(CountShared),
     Hold: st.builds(Hold, NAMES, st.integers(0, protocol.MAX_DESCRIPTORS)),
     GetHeld: st.builds(GetHeld, NAMES),

@@ -55,7 +55,7 @@ def test_without_root_the_folder_is_the_users(base: Path, tmp_path: Path, monkey
     assert runtime.default_socket() == f"{own}/gangway.sock"
 
 
-def test_a_namespace_without_a_cookie_is_told_apart_by_its_inode(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_namespace_without_a_cookie_is_identified_by_its_inode(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_sock: object) -> int:
         raise OSError("Protocol not available")
 

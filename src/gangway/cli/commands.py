@@ -12,7 +12,7 @@ import os
 import sys
 
 from gangway.cli import views
-from gangway.cli.client import Refused, ask, socket_path
+from gangway.cli.client import Refused, ask, daemon_command, socket_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class _Parser(argparse.ArgumentParser):
             description=description,
             allow_abbrev=False,
             add_help=False,
-            # Its default is the terminal's width, which shutil tells, and that imports a lot.
+            # The default is the terminal's width, by shutil, which is slow to import.
             formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
         )
         self.add_argument("-h", "--help", action="help", help="Show this help.")
@@ -57,7 +57,7 @@ def main() -> NoReturn:
         sys.exit(_fail(str(error), error.exit_code))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", _FAILED))
-    except BrokenPipeError:  # the reader of our output has left; without this Python would try to write again
+    except BrokenPipeError:  # the reader of our output has exited; without this Python would try to write again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_FAILED)
 
@@ -65,7 +65,7 @@ def main() -> NoReturn:
 def parse(words: Sequence[str]) -> tuple[Function, dict[str, Any]]:
     """Return the function of the command in `words`, and its arguments.
 
-    SystemExit: they are no command, but a mistake, which is reported, or a question for help, which is answered.
+    SystemExit: the words are invalid, and that was reported; or they ask for help, and that was printed.
     """
     count = 2 if words and words[0] in GROUPS else 1
     name = " ".join(words[:count])
@@ -82,7 +82,7 @@ def parse(words: Sequence[str]) -> tuple[Function, dict[str, Any]]:
 
 
 def _overview(group: str, words: Sequence[str]) -> NoReturn:
-    """Answer words that name no command: by help, the version, or an error."""
+    """Print help, the version, or an error for words that name no command."""
     parser = _Parser(group, GROUPS.get(group, "Publish the ports of containers."))
     if not group:
         from importlib.metadata import version
@@ -117,8 +117,6 @@ def daemon(path: str, config: str | None, **options: Any) -> None:
 
     Other commands start a daemon if there is none.  Options override the settings file.
     """
-    from gangway.cli.start import daemon_command
-
     given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
     words = daemon_command(path, given, config)
     os.execv(words[0], words)
@@ -204,7 +202,7 @@ _CONFIG = _option("--config", "The settings, instead of /etc/gangway/gangway.tom
 _CONTAINER = _option("container", "A name of ip-netns, a path, or pid:PID.", "CONTAINER", type=_container)
 _FILE = _option("file", "/etc/gangway/gangway.toml if left out.", "FILE", nargs="?")
 _FIREWALL = _option("--firewall", "What the rules are written with (auto).", "auto|nftables|iptables|none")
-_FROM = _option("--from", "Only such clients.", choices=views.ORIGINS)
+_FROM = _option("--from", "Only clients from there.", choices=views.ORIGINS)
 _GATEWAYS = _list("--gateway", "The host's address in a subnet.", "ADDRESS", "gateways")
 _INTERNAL = _flag("--internal", "Containers reach the host only, and only the host reaches them.", "internal")
 _IPS = _list("--ip", "Its address; a free one if left out.", "ADDRESS", "addresses")
@@ -212,7 +210,7 @@ _JSON = _flag("--json", "Print a JSON array.", "as_json")
 _MTU = _option("--mtu", "In bytes; 1500 if left out.", type=int)
 _NAME = _option("name", "The network's name.", "NAME")
 _NETWORK = _option("--network", "The network; gangway0, which is created on demand, if left out.", "NAME")
-_NO_FORWARD = _flag("--no-ip-forward", "Leave forwarding off: what needs it is relayed.", "ip_forward", False)
+_NO_FORWARD = _flag("--no-ip-forward", "Do not enable forwarding; relay instead.", "ip_forward", False)
 _NO_ICC = _flag("--no-icc", "Containers reach each other by published ports only.", "icc", False)
 _NO_MASQUERADE = _flag("--no-masquerade", "Other hosts see the containers' own addresses.", "masquerade", False)
 _OPTIONAL_CONTAINER = _CONTAINER[0], {**_CONTAINER[1], "nargs": "?"}
@@ -234,7 +232,10 @@ COMMANDS: dict[str, Command] = {
     "network inspect": _request("GET /networks/{name}", (_NAME,), "Show a network's details.", views.print_network),
     "network rm": _request("DELETE /networks/{name}", (_NAME,), "Remove a network that has no containers."),
     "attach": _request(
-        "POST /endpoints", (_CONTAINER, _NETWORK, _IPS), "Attach a container to a network.", views.print_addresses
+        "POST /endpoints",
+        (_CONTAINER, _NETWORK, _IPS),
+        "Attach a container to a network.",
+        lambda endpoint: print(*endpoint["addresses"], sep="\n"),
     ),
     "detach": _request("DELETE /endpoints/{container}", (_CONTAINER,), "Detach a container, and unpublish its ports."),
     "publish": _request("POST /mappings", (_CONTAINER, _PORTS), "Publish ports of a container.", views.print_lines),

@@ -57,10 +57,6 @@ def print_lines(mappings: Sequence[Answer]) -> None:
     print(*map(mapping_line, mappings), sep="\n")
 
 
-def print_addresses(endpoint: Answer) -> None:
-    print(*endpoint["addresses"], sep="\n")
-
-
 def print_networks(networks: Sequence[Answer]) -> None:
     """Print the table of `network ls`."""
     rows = (

@@ -7,7 +7,7 @@ START is JSON; every key may be left out:
 
 `until_idle`: the daemon ends when there is nothing to look after; it is started with the socket, options and file with
 which an operator last started one here (start.json in the runtime folder), unless it is given others.  `ready_fd` is a
-pipe to whoever waits: `0\\n` when the daemon serves, or the error's kind and text.
+pipe to the process that waits: `0\\n` when the daemon serves, or the error's kind and text.
 """
 
 import ctypes
@@ -22,15 +22,13 @@ import msgspec
 
 from gangway import runtime
 from gangway.daemon import config, main
-from gangway.errors import GangwayError, InvalidRequest
+from gangway.errors import GangwayError, HostRefused, InvalidRequest
 from gangway.log import Log, open_log
 
 _STDERR = 2
 
 
 class Start(msgspec.Struct):
-    """How the daemon is to be started."""
-
     socket: str | None = None
     options: dict[str, str | bool] = {}
     config: str | None = None
@@ -40,20 +38,26 @@ class Start(msgspec.Struct):
 
 def run() -> int:
     """Run a daemon to its end; return its exit status."""
-    gc.disable()  # until it serves, almost all that is made stays
+    gc.disable()  # almost every object that is created before it serves is kept
     start = msgspec.json.decode(sys.argv[1] if len(sys.argv) > 1 else "{}", type=Start)
     if start.until_idle:
         _detach(start.ready_fd)
         _apply_last_start(start)
+    log = Log(_write_stderr)
     try:
         settings, warnings = config.load(Path(start.config) if start.config else None, start.options)
-        log = open_log(settings.relay_settings.log) if start.until_idle else Log(_write_stderr)
+        if start.until_idle:
+            log = open_log(settings.relay_settings.log)
         for text in warnings:
             log.warning(text)
         main.run(settings, start.socket, log, start.until_idle, lambda: _ready(start))
     except (GangwayError, OSError) as error:
         _report_failure(start.ready_fd, error)
         return 2 if isinstance(error, InvalidRequest) else 1
+    except Exception as error:
+        log.failure(error)
+        _report_failure(start.ready_fd, HostRefused(f"internal error: {error!r}; the log has the details"))
+        return 1
     return 0
 
 
@@ -82,7 +86,7 @@ def _apply_last_start(start: Start) -> None:
 def _ready(start: Start) -> None:
     """Record how an operator has started the daemon, and report that it serves.
 
-    What was needed to come this far is not needed again: it goes back to the kernel.
+    Memory that only the start has used is returned to the kernel.
     """
     if not start.until_idle:
         with suppress(OSError), open(os.open(_start_path(), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -104,7 +108,8 @@ def _report_failure(ready_fd: int | None, error: Exception) -> None:
         print(f"gangway: {error}", file=sys.stderr)
         return
     with suppress(OSError):  # the starting process has exited
-        os.write(ready_fd, f"{type(error).__name__} {error}".encode())
+        at = getattr(error, "filename", None)
+        os.write(ready_fd, f"{type(error).__name__} {f'{at}: ' if at else ''}{error}".encode())
 
 
 def _write_stderr(_level: int, line: str) -> None:

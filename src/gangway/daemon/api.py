@@ -16,7 +16,6 @@ import msgspec
 from aiohttp import web
 
 from gangway.daemon import messages
-from gangway.daemon.doctor import Check
 from gangway.daemon.messages import (
     AttachRequest,
     CheckAnswer,
@@ -44,7 +43,7 @@ class Service(NamedTuple):
     """What the API serves."""
 
     requests: Requests
-    checks: Callable[[], Iterable[Check]]
+    checks: Callable[[], Iterable[CheckAnswer]]
     names: Callable[[], Awaitable[dict[str, str]]]  # return the names of Docker's containers, by address
 
 
@@ -155,7 +154,7 @@ OPERATIONS = (
     Operation(
         "GET /doctor",
         "Show what this host supports, and the consequences of what it does not.",
-        lambda service, *_: [CheckAnswer(*check) for check in service.checks()],
+        lambda service, *_: list(service.checks()),
         list[CheckAnswer],
     ),
 )

@@ -35,8 +35,6 @@ class Docker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
-    """The daemon's settings."""
-
     firewall: str = "auto"  # `auto`, `nftables`, `iptables` or `none`
     ip_forward: bool = True  # whether the daemon may turn forwarding on
     chain_prefix: str = PREFIX  # the name of iptables chains; DOCKER gives Docker's own layout

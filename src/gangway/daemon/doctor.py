@@ -1,8 +1,8 @@
 """`gangway doctor`: what this host can do, and what follows from what it cannot."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
+from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf import requirements
 from gangway.host import probe
 from gangway.model import Protocol
@@ -13,51 +13,43 @@ from gangway.reconcile.observe import Tools
 _DETACHED = "another program detached it: it is attached again within seconds"
 
 
-class Check(NamedTuple):
-    """One requirement: whether it holds; if not, why and what follows."""
-
-    what: str
-    holds: bool
-    note: str = ""
-
-
-def checks(tools: Tools, facts: HostFacts, dataplane: DataPlane, leases: int) -> Iterator[Check]:
+def checks(tools: Tools, facts: HostFacts, dataplane: DataPlane, leases: int) -> Iterator[CheckAnswer]:
     """Yield every check; `leases` is how many there are."""
     is_root = probe.is_root()
-    yield Check("root", is_root, "" if is_root else "not running as root: only docker-proxy's ports, all by relay")
+    yield CheckAnswer("root", is_root, "" if is_root else "not root: only docker-proxy's ports, all by relay")
     for firewall in (Firewall.NFTABLES, Firewall.IPTABLES):
         reason = tools.unusable(firewall)
         in_use = "in use" if facts.firewall is firewall else ""
-        yield Check(f"firewall: {firewall}", reason is None, in_use if reason is None else reason)
+        yield CheckAnswer(f"firewall: {firewall}", reason is None, in_use if reason is None else reason)
     for family, setting in FORWARDING_SETTING.items():
         yield _forwarding(facts, family, setting)
     for protocol in Protocol:
         is_there = protocol not in facts.missing_protocols
         note = "" if is_there else "this kernel has no such sockets: clients that no rule serves are not served"
-        yield Check(f"relay: {protocol}", is_there, note)
+        yield CheckAnswer(f"relay: {protocol}", is_there, note)
     for what, reason_of in requirements.NEEDS.items():
         reason = reason_of()
-        yield Check(f"eBPF: {what}", reason is None, reason or "")
+        yield CheckAnswer(f"eBPF: {what}", reason is None, reason or "")
     reason = dataplane.redirect.unavailable or ("" if dataplane.redirect.is_attached() else _DETACHED)
-    yield Check(
+    yield CheckAnswer(
         "redirect: attached", not reason, f"{reason}: clients of loopback addresses are relayed" if reason else ""
     )
     reason = dataplane.steering.unavailable
     note = f"{reason}: each published port takes a socket" if reason else ""
     if not reason and not dataplane.steering.is_attached():
         note = f"{_DETACHED}: clients of the relay wait until then"
-    yield Check("steering: attached", not note, note)
+    yield CheckAnswer("steering: attached", not note, note)
     published = "1 port published by a lease" if leases == 1 else f"{leases} ports published by leases"
-    yield Check("docker-proxy launchers", True, published if leases else "none")
+    yield CheckAnswer("docker-proxy launchers", True, published if leases else "none")
 
 
-def _forwarding(facts: HostFacts, family: int, setting: str) -> Check:
+def _forwarding(facts: HostFacts, family: int, setting: str) -> CheckAnswer:
     what = f"forwarding: IPv{family}"
     dropper = facts.dropper(family)
     if dropper is not None:
-        return Check(what, False, f"{dropper} drops forwarded traffic: it is relayed")
+        return CheckAnswer(what, False, f"{dropper} drops forwarded traffic: it is relayed")
     if family in facts.forwarding:
-        return Check(what, True)
+        return CheckAnswer(what, True)
     if facts.may_forward and facts.firewall is not Firewall.NONE:
-        return Check(what, True, f"{setting} is off: it is switched on when a network needs it")
-    return Check(what, False, f"{setting} is off: traffic that needs it is relayed")
+        return CheckAnswer(what, True, f"{setting} is off: it is switched on when a network needs it")
+    return CheckAnswer(what, False, f"{setting} is off: traffic that needs it is relayed")

@@ -29,14 +29,17 @@ class Home:
         self.folder = Path(runtime.folder())
         self.api_path = Path(socket_path).absolute() if socket_path else self.folder / runtime.API_SOCKET
         self.relay_path = self.folder / runtime.RELAY_SOCKET
-        self.is_abandoned = False  # nothing is left to look after: the folder goes with the daemon
+        self.is_abandoned = False  # nothing is left to manage: the daemon removes the folder when it ends
         self._group = group if os.geteuid() == 0 else -1
         self._scope = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as scope:
-            self._make_folder()
-            self._lock(scope)
+            try:
+                self._make_folder()
+                self._lock(scope)
+            except FileNotFoundError:
+                raise Conflict(f"a daemon that ends has just removed {self.folder}: try again") from None
             scope.callback(self._remove_folder)  # while it is locked
             self._unlink_former_link()
             self.api = scope.enter_context(_listen(self.api_path, socket.SOCK_STREAM))
@@ -66,6 +69,8 @@ class Home:
                     raise HostRefused(f"{folder} belongs to another user (uid {found.st_uid}): {advice}")
                 os.chmod(folder, mode)
             os.chown(self.folder, -1, self._group)
+        except FileNotFoundError:
+            raise
         except OSError as error:
             advice = "; run as root" if isinstance(error, PermissionError) else ""
             raise HostRefused(f"the runtime folder {self.folder} cannot be used: {error.strerror}{advice}") from None
@@ -87,13 +92,13 @@ class Home:
         lock.flush()
 
     def _unlink_former_link(self) -> None:
-        """Remove the link of a daemon that was killed: what it leads to may be another daemon's by now."""
+        """Remove the link of a daemon that was killed: another daemon may use its target by now."""
         here = self.folder / runtime.API_SOCKET
         if here.is_symlink():
             here.unlink()
 
     def _link(self, scope: ExitStack) -> None:
-        """Have clients that look in the folder find a socket that is elsewhere."""
+        """Create a link in the folder, where clients look, to a socket that is elsewhere."""
         here = self.folder / runtime.API_SOCKET
         if self.api_path != here:
             here.unlink(missing_ok=True)
@@ -111,7 +116,7 @@ class Home:
 
 
 def _listen(path: Path, kind: int) -> socket.socket:
-    """Return a listening socket.  Conflict: somebody listens there already."""
+    """Return a listening socket.  Conflict: another process listens there already."""
     sock = socket.socket(socket.AF_UNIX, kind)
     try:
         with socket.socket(socket.AF_UNIX, kind) as probing:
@@ -133,7 +138,7 @@ def _listen(path: Path, kind: int) -> socket.socket:
 
 
 def _unlink_socket(path: Path) -> None:
-    """Remove a socket that nobody listens on; anything else is not ours to remove."""
+    """Remove a socket that no process listens on; any other file is left alone."""
     with suppress(FileNotFoundError):
         if stat.S_ISSOCK(path.lstat().st_mode):
             path.unlink()

@@ -21,8 +21,8 @@ from gangway.relay.sockets import peer_credentials
 from gangway.state.leases import Lease, Leases
 
 _RETRY_S = 0.1  # after running out of descriptors
-# An earlier daemon's leases: how often to look for launchers that have exited, and after what time the others, which
-# ask twice a second, have to have taken theirs again.
+# For an earlier daemon's leases: how often to look for launchers that have exited, and the time in which the other
+# launchers, which try twice a second, have to take new leases.
 _REAP_S, _CLAIM_S = 1.0, 30.0
 
 
@@ -59,19 +59,22 @@ class LeaseServer:
     def _run(self) -> None:
         started_s = reaped_s = time.monotonic()
         while True:
-            for fd, _events in self._epoll.poll(_REAP_S if self._leases.unclaimed else None):
+            is_waiting = self._leases.unclaimed or self._leases.is_incomplete
+            for fd, _events in self._epoll.poll(_REAP_S if is_waiting else None):
                 if fd == self._wake:
                     if b"q" in os.read(self._wake, 64):
                         return
-                    self._guarded(self._leases.restore)
+                    self._guarded(self._restore)
                 elif fd == self._listener.fileno():
                     self._guarded(self._accept)
                 elif fd in self._connections:
                     self._guarded(partial(self._receive, fd))
             now_s = time.monotonic()
-            if self._leases.unclaimed and now_s - reaped_s > _REAP_S:
+            if is_waiting and now_s - reaped_s > _REAP_S:
                 reaped_s = now_s
                 self._guarded(partial(self._leases.reap, now_s - started_s > _CLAIM_S))
+                if self._leases.is_incomplete:
+                    self._guarded(self._restore)
 
     def _guarded(self, call: Callable[[], None]) -> None:
         try:
@@ -81,6 +84,12 @@ class LeaseServer:
                 self._log.warning("%s: %s", errors.message, one)
         except Exception as error:
             self._log.failure(error)
+
+    def _restore(self) -> None:
+        try:
+            self._leases.restore()
+        finally:
+            self._changed()  # there is another relay to watch
 
     def _accept(self) -> None:
         try:
@@ -104,22 +113,26 @@ class LeaseServer:
         connection, lease = self._connections[fd]
         fds: list[int] = []
         try:
-            message, fds, _flags, _address = socket.recv_fds(connection, protocol.MAX_REQUEST_BYTES, 1)
+            message, fds, flags, _address = socket.recv_fds(connection, protocol.MAX_REQUEST_BYTES, 1)
         except BlockingIOError:
             return
         except OSError:
             message = b""
         try:
+            if message and lease is not None:
+                self._log.warning("lease ended: its launcher sent another message")
             if not message or lease is not None:
                 self._end(fd)
             else:
-                self._grant(fd, connection, message, fds)
+                self._grant(fd, connection, message, fds, flags)
         finally:
             for left in fds:
                 os.close(left)
 
-    def _grant(self, fd: int, connection: socket.socket, message: bytes, fds: list[int]) -> None:
+    def _grant(self, fd: int, connection: socket.socket, message: bytes, fds: list[int], flags: int) -> None:
         try:
+            if flags & socket.MSG_TRUNC or (fds and flags & socket.MSG_CTRUNC):
+                raise ProtocolError("the message is too long, or has more than one descriptor")
             wanted = protocol.parse(message)
             if not isinstance(wanted, protocol.Lease):
                 raise ProtocolError("the first message must be a lease")
@@ -144,11 +157,11 @@ class LeaseServer:
             if lease is not None:
                 self._leases.end(lease)
         except (GangwayError, ExceptionGroup) as error:
-            self._log.warning("the end of a lease failed: %s", error)
+            self._log.warning("lease ended, but not everything was removed: %s", error)
         finally:
-            connection.close()  # the launcher waits for that: the port is free
+            connection.close()  # the launcher waits for this: the port is free now
         self._changed()
 
     def _answer(self, connection: socket.socket, answer: bytes) -> None:
-        with suppress(OSError):  # it has ended, and its end of the connection will say so
+        with suppress(OSError):  # it has exited; epoll reports the closed connection
             connection.send(answer)

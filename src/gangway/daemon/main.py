@@ -50,10 +50,9 @@ class Daemon:
         self._relay_exits = 0
         self._hangups = select.epoll()
         self._leases: LeaseServer
-        self._ended_idle = False
 
-    async def run(self, home: Home, ready: Callable[[], None]) -> bool:
-        """Serve; `ready` is called when it does.  Return True if it ended because there is nothing to look after."""
+    async def run(self, home: Home, ready: Callable[[], None]) -> None:
+        """Serve; `ready` is called when it does."""
         requests = self._parts.requests
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._over.set)
@@ -75,7 +74,6 @@ class Daemon:
             self._leases.close()
             self._loop.remove_reader(self._hangups)
             self._hangups.close()
-        return self._ended_idle and requests.is_idle
 
     async def _serve_api(self, listener: socket.socket) -> None:
         """Serve the API from its first client on, until cancelled."""
@@ -126,7 +124,7 @@ class Daemon:
             self._log.failure(error)
 
     def _changed(self) -> None:
-        """There may be another relay now, and nothing may be left to look after."""
+        """Watch the relay, which may be another one now; schedule the daemon's end if nothing is left to manage."""
         relay = self._parts.dataplane.relay
         self._watch(relay.fileno())
         if relay.exits != self._relay_exits:  # a thread may have started another one before we were notified
@@ -140,9 +138,9 @@ class Daemon:
             self._end = self._loop.call_later(_LINGER_S, self._stop_if_idle)
 
     def _watch(self, relay_fd: int | None) -> None:
-        """Wait for the relay's end only: its answers are for the threads that ask."""
+        """Watch for the relay's exit only: its answers are read by the threads that send the requests."""
         if self._relay_fd is not None:
-            with suppress(OSError):  # it is closed, and so it is not watched any more
+            with suppress(OSError):  # a closed descriptor is no longer watched
                 self._hangups.unregister(self._relay_fd)
         self._relay_fd = relay_fd
         if relay_fd is not None:
@@ -166,7 +164,6 @@ class Daemon:
             self._end = None
             self._changed()
         elif self._until_idle:
-            self._ended_idle = True
             self._over.set()
 
 
@@ -187,6 +184,7 @@ def run(config: Config, socket_path: str | None, log: Log, until_idle: bool, rea
             worker.submit(lambda: parts.requests.facts).result()
 
         async def serve() -> bool:
-            return await Daemon(parts, notices, worker, log, until_idle).run(home, ready)
+            await Daemon(parts, notices, worker, log, until_idle).run(home, ready)
+            return until_idle and parts.requests.is_idle
 
         home.is_abandoned = asyncio.run(serve())

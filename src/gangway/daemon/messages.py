@@ -107,7 +107,7 @@ class MappingAnswer(msgspec.Struct):
     """A mapping, and the road of each kind of client."""
 
     container: str  # for a lease `docker:NAME`, or empty if the name is not known
-    source: str  # who asked for it: `api`, or `lease` for a docker-proxy launcher
+    source: str  # the front that requested it: `api`, or `lease` for a docker-proxy launcher
     protocol: str
     host_address: str
     host_ports: str
@@ -143,7 +143,7 @@ class CheckAnswer(msgspec.Struct):
 
     check: str
     holds: bool
-    note: str
+    note: str = ""
 
 
 class ErrorAnswer(msgspec.Struct):

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from gangway import runtime
 from gangway.daemon.config import Config
-from gangway.daemon.doctor import Check, checks
+from gangway.daemon.doctor import checks
 from gangway.daemon.home import Home
+from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
-from gangway.errors import GangwayError
 from gangway.firewall.base import Driver
 from gangway.firewall.choice import driver_for
 from gangway.host.forwarding import ForwardingSwitch
@@ -30,7 +30,7 @@ from gangway.state.requests import Requests
 
 
 class Parts:
-    """The parts of one daemon.  `close` leaves everything as it is: published ports go on."""
+    """The parts of one daemon.  `close` changes nothing on the host: ports stay published."""
 
     def __init__(self, config: Config, home: Home, log: Log) -> None:
         self.config = config
@@ -61,15 +61,15 @@ class Parts:
         nft, prefix = self.observer.tools.nft, self.config.chain_prefix
         return driver_for(firewall, nft, self._database, self._settings, prefix)
 
-    def checks(self) -> Iterator[Check]:
+    def checks(self) -> Iterator[CheckAnswer]:
         return checks(self.observer.tools, self.requests.facts, self.dataplane, len(self.requests.leases))
 
     def stop_if_idle(self) -> bool:
         """Stop the relay if there is nothing to look after.  False: there is, or it failed."""
         try:
             return self.requests.is_idle and self.dataplane.stop_if_unused()
-        except GangwayError as error:
-            self._log.warning(str(error))
+        except Exception as error:
+            self._log.warning(f"the relay could not be stopped: {error}")
             return False
 
     def close(self) -> None:

@@ -16,7 +16,9 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
-PROTOCOLS = {"tcp": 6, "udp": 17}
+from gangway import inet
+
+PROTOCOLS = {name: number for name, number in inet.PROTOCOLS.items() if name != "sctp"}
 """IPPROTO_TCP and IPPROTO_UDP.  The kernel runs no programs for sockets of other protocols."""
 KINDS = tuple((protocol, family) for family in (4, 6) for protocol in ("tcp", "udp"))
 """Protocols and families (4 or 6), in the order of steering's rows."""
@@ -103,7 +105,7 @@ def unpack_target(value: bytes, port: int) -> Target:
 
 
 def redirect_spans(block: PortBlock, value: bytes) -> Iterator[Span]:
-    """Yield the ports of an entry: the container's first, as a redirected socket must find what it had asked for."""
+    """Yield the ports of an entry: the container's first, as a redirected socket must find the address it requested."""
     row, first = int(block.protocol == "udp"), unpack_target(value, block.first).port
     yield _CONTAINER_ROW + row, first, first + block.last - block.first
     yield row, block.first, block.last

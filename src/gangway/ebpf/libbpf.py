@@ -57,7 +57,6 @@ def library() -> ctypes.CDLL:
 
 
 def reason() -> str:
-    """Return why the last call failed."""
     return os.strerror(ctypes.get_errno())
 
 

@@ -4,8 +4,8 @@ What this file knows: libbpf, how programs are attached.  What it must not know:
 
 How it works.  Programs stay attached for as long as a process holds their links (bpf_link: a file descriptor), and a
 map lives as long as a program or a descriptor does.  So there is nothing to clean up: when the last process that holds
-them ends, in whatever way, the kernel is as it was before.  With the links a process can keep the programs attached,
-and end them, but change nothing.
+them ends, in whatever way, the kernel is as it was before.  A process that has only the links can keep
+the programs attached, or detach them, but change nothing.
 
 To take over, a later process is given the former links, finds the maps by them (which takes root), loads programs of
 its own with the same maps and attaches them.  For a moment both copies are attached.

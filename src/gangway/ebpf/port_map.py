@@ -1,7 +1,7 @@
 """The published ports of one program: a longest-prefix trie, and the number of its entries for each port.
 
 A lookup by a block's own key finds that block or nothing, because the blocks of one protocol and address never overlap:
-the port index sees to that before anything is published.
+the port index prevents that before anything is published.
 
 The programs look at the numbers first.  They are an array map that is shared memory (BPF_F_MMAPABLE): rows of 65,536
 bytes, one for each port.  Counting a range is one slice assignment, however long the range is.

@@ -1,4 +1,4 @@
-"""The life of a program: take over from the former daemon, and reattach what another program has detached.
+"""What both programs do: take over from the former daemon, and reattach what another program has detached.
 
 What this file knows: which process holds the links.  What it must not know: what the programs do.
 
@@ -38,7 +38,7 @@ class LinkHolder(Protocol):
 
 
 class Program(ABC):
-    """A program about published ports, in the calling thread's network namespace.  Thread-safe.
+    """A program for published ports, in the calling thread's network namespace.  Thread-safe.
 
     Subclasses call `_start` at the end of their constructor.
     """

@@ -1,6 +1,6 @@
 /* The socket redirect: a connection to a published port at a loopback address goes straight to the container.
  *
- * What this file knows: how to find the container's address and port for an address and port, and what a socket had asked for.
+ * What this file knows: how to find the container's address and port for an address and port, and what a socket requested.
  * What it must not know: which ports are published, and why.
  *
  * Theory of operation.  The kernel routes no packet of 127.0.0.0/8 or ::1, so no rule can carry one to a container.  But
@@ -9,7 +9,7 @@
  * to the container like any other: no proxy, no translation, no cost for each packet.
  *
  *     connect, sendmsg           127.0.0.1:8000 -> 172.17.0.2:80      and a map remembers the requested address
- *     getpeername, recvmsg       172.17.0.2:80 -> 127.0.0.1:8000      so that the client sees the peer that it asked for
+ *     getpeername, recvmsg       172.17.0.2:80 -> 127.0.0.1:8000      so that the client sees the peer that it requested
  *
  * Not redirected:
  * - Processes in other network namespaces: their loopback is their own.  (Programs are not separated by namespace, so each copy
@@ -29,7 +29,7 @@
  * have several destinations.  At most 8,192 TCP and 16,384 UDP entries are kept; the least recently used one is dropped, and that
  * socket then sees the container's address.  (Storage that lives and ends with the socket makes a connection 3 % more expensive,
  * a map four times as large 2 %: it does not stay in the processor's caches.)  An unconnected socket that reaches one container
- * port by two addresses is redirected for the first one only, because the answers could not be told apart.  One that was
+ * port by two addresses is redirected for the first one only, because the answers could not be distinguished.  One that was
  * redirected and then sends to the container's own address gets its answers from the address that it requested before.
  *
  * Sources: net/ipv4/af_inet.c, net/ipv{4,6}/udp.c, net/core/filter.c (sock_addr_func_proto).
@@ -153,7 +153,7 @@ static bool find_redirect(struct bpf_sock_addr *ctx, const struct address *sourc
 
     struct flow flow = { bpf_get_socket_cookie(ctx), *to };
     struct peer *known = connects ? NULL : bpf_map_lookup_elem(&requested_udp, &flow);
-    if (known) return is_same(known, at);          /* the relay can tell two addresses of one container port apart */
+    if (known) return is_same(known, at);          /* the relay distinguishes two addresses of one container port */
     if (is_udp(ctx) ? bpf_map_update_elem(&requested_udp, &flow, at, BPF_ANY) : bpf_map_update_elem(&requested_tcp, &flow, at, BPF_ANY))
         return false;
     __sync_fetch_and_add(&target->uses, 1);

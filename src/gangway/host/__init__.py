@@ -17,7 +17,7 @@ def _load(name: str) -> Any:  # called for attributes that the package does not 
     assert _spec is not None
     assert _spec.loader is not None
     if name.startswith("__") and name != "__version__":
-        raise AttributeError(name)  # asked of every module by `inspect` and `warnings`: no reason to load it
+        raise AttributeError(name)  # `inspect` and `warnings` read these of every module: no reason to load it
     if find_spec(f"pyroute2.{name}") is not None:
         return import_module(f"pyroute2.{name}")
     if vars(_package).pop("__getattr__", None):

@@ -4,7 +4,6 @@ Rules of type nat see only a connection's first packet; the entry that it create
 lives as long as datagrams arrive, so a client that keeps sending would never reach a new rule.
 """
 
-import socket
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from typing import NamedTuple
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
-from gangway.inet import PROTOCOLS
+from gangway.inet import FAMILIES, PROTOCOLS
 
 SUPPORTED = ("tcp", "udp")
 """The protocols whose ports pyroute2 can read from an entry."""
@@ -30,7 +29,7 @@ def delete(protocol: str, family: int, destinations: Sequence[Destination]) -> N
 
     `protocol` is one of SUPPORTED, `family` is 4 or 6.
     """
-    number, proto = {4: socket.AF_INET, 6: socket.AF_INET6}[family], PROTOCOLS[protocol]
+    number, proto = FAMILIES[family], PROTOCOLS[protocol]
     one_port = len(destinations) == 1 and len(destinations[0].ports) == 1
     port = {"dport": destinations[0].ports[0]} if one_port else {}
     filtered = NFCTAttrTuple(family=number, proto=proto, **port)

@@ -27,9 +27,9 @@ _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags
 _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=8BI")  # struct rtmsg: family, lengths, tos, table, protocol, scope, type, flags
 _EXT_MASK, _WITHOUT_STATISTICS = 29, 1 << 3
-_IFNAME, _MASTER, _LINKINFO, _IFALIAS = 3, 10, 18, 20
+_MAC, _IFNAME, _MASTER, _LINKINFO, _IFALIAS = 1, 3, 10, 18, 20
 _INFO_KIND, _INFO_SLAVE_DATA, _BRPORT_ISOLATED = 1, 5, 33
-_IFA_ADDRESS = 1
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST, _RTA_OIF = 1, 4
 
 _EMPTY = memoryview(b"")
@@ -39,7 +39,7 @@ FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 class Link(NamedTuple):
-    """An interface; without an alias `alias` is empty, without a master `master` is 0."""
+    """An interface; without an alias `alias` is empty, without a master `master` is 0.  `mac` is as in ip(8)."""
 
     ifindex: int
     name: str
@@ -47,6 +47,7 @@ class Link(NamedTuple):
     alias: str
     master: int
     isolated: bool
+    mac: str
 
 
 class Route(NamedTuple):
@@ -71,12 +72,8 @@ def links(kind: str = "") -> list[Link]:
 
 def addresses() -> frozenset[str]:
     """List all addresses.  OSError: the kernel refuses."""
-    return frozenset(
-        socket.inet_ntop(family, _attributes(body, _ADDRESS.size, (_IFA_ADDRESS,))[_IFA_ADDRESS])
-        for family in FAMILIES
-        for body in _dump(_GET_ADDRESS, _ADDRESS.pack(family, 0, 0, 0, 0))
-        if body[0] == family
-    )
+    bodies = (body for family in FAMILIES for body in _dump(_GET_ADDRESS, _ADDRESS.pack(family, 0, 0, 0, 0)))
+    return frozenset(filter(None, map(_own_address, bodies)))
 
 
 def routes(family: int) -> list[Route]:
@@ -138,7 +135,7 @@ def _attributes(data: memoryview, start: int, wanted: Collection[int]) -> dict[i
 
 
 def _link(body: memoryview) -> Link:
-    found = _attributes(body, _LINK.size, (_IFNAME, _MASTER, _LINKINFO, _IFALIAS))
+    found = _attributes(body, _LINK.size, (_MAC, _IFNAME, _MASTER, _LINKINFO, _IFALIAS))
     info = _attributes(found.get(_LINKINFO, _EMPTY), 0, (_INFO_KIND, _INFO_SLAVE_DATA))
     port = _attributes(info.get(_INFO_SLAVE_DATA, _EMPTY), 0, (_BRPORT_ISOLATED,))
     return Link(
@@ -148,7 +145,15 @@ def _link(body: memoryview) -> Link:
         alias=_text(found.get(_IFALIAS, _EMPTY)),
         master=_number(found.get(_MASTER)),
         isolated=any(port.get(_BRPORT_ISOLATED, _EMPTY)),
+        mac=found.get(_MAC, _EMPTY).hex(":"),
     )
+
+
+def _own_address(body: memoryview) -> str:
+    """Return the host's own address, which IFA_ADDRESS is not if the link has a peer; empty if there is none."""
+    found = _attributes(body, _ADDRESS.size, (_IFA_ADDRESS, _IFA_LOCAL))
+    address = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS))
+    return "" if address is None else socket.inet_ntop(body[0], address)
 
 
 def _route(body: memoryview) -> Route:

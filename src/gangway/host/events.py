@@ -1,7 +1,7 @@
-"""Notices that the kernel's links, addresses, settings or rules have changed.
+"""The kernel's notifications that links, addresses, settings or rules have changed.
 
-A notice is never parsed.  It says "look again", and the controller compares the host with the plan; so a lost notice
-(ENOBUFS: they came too fast) does no harm.
+A notification is never parsed: after it the controller compares the host with the plan.  So a lost one (ENOBUFS: they
+came too fast) does no harm.
 """
 
 import errno

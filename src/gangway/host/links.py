@@ -10,8 +10,8 @@
   isolated port (bridge(8)).
 * Deleting a bridge frees its ports; deleting one end of a veth pair deletes the other, and so does the end of the
   namespace that it is in (veth(4)).
-* An alias (ip-link(8)) marks the links that gangway created; it changes no others.  It is set last: a link without one
-  was not finished by a daemon that was killed, and is created anew.
+* An alias (ip-link(8)) marks the links that gangway created; it changes no others.  It is set last, so a link without
+  one was not finished by a daemon that was killed.
 """
 
 import errno
@@ -62,7 +62,6 @@ class Links:
     def create_bridge(self, name: str, alias: str, addresses: Iterable[Interface], mtu: int) -> None:
         """Create a bridge that is up and has these addresses; on failure there is no bridge."""
         with attempting(f"create the bridge {name}"):
-            self._delete_unfinished(name, _mac(name))
             self._route.link("add", ifname=name, kind="bridge", address=_mac(name))
         try:
             with attempting(f"set up the bridge {name}"):
@@ -85,6 +84,12 @@ class Links:
             except Exception as error:
                 if _error_number(error) != errno.ENODEV:
                     raise
+
+    def delete_unfinished(self) -> None:
+        """Delete the bridges that a daemon that was killed did not finish."""
+        for link in self.bridges():
+            if link.mac == _mac(link.name) and not link.alias:
+                self.delete(link.name)
 
     def attach(
         self,
@@ -143,15 +148,8 @@ class Links:
             return frozenset(link.name for link in dump.links() if link.ifindex in indexes)
 
     def addresses(self) -> frozenset[str]:
-        """Return all addresses of this namespace."""
         with attempting("list addresses"):
             return dump.addresses()
-
-    def _delete_unfinished(self, name: str, mac: str) -> None:
-        for index in self._route.link_lookup(ifname=name):
-            (link,) = self._route.get_links(index)
-            if link.get_attr("IFLA_ADDRESS") == mac and not link.get_attr("IFLA_IFALIAS"):
-                self._route.link("del", index=index)
 
 
 @contextmanager

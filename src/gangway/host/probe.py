@@ -78,5 +78,4 @@ def boot_id() -> str:
 
 
 def is_root() -> bool:
-    """True if this process runs as root."""
     return os.geteuid() == 0

@@ -87,7 +87,8 @@ class SavedSettings:
         """
         setting = self._setting(name)
         with self._exclusively(name):
-            if setting.read() not in (None, value):
+            now = setting.read()
+            if now is not None and (now != value or not self.is_intact(name)):
                 self._change(name, value, partial(setting.write, value), tuple(side_effects), restored_with)
 
     def extend(self, name: str, text: str) -> None:
@@ -101,9 +102,9 @@ class SavedSettings:
         with self._exclusively(name):
             names = [other for other in self._records if name in (other, self._records[other].restored_with)]
             names.sort(key=lambda other: other != name)
-            if not self._has_new_dependents(name):
-                self._write_back(names)
             if names:
+                if not self._has_new_dependents(name):
+                    self._write_back(names)
                 self._record(dict.fromkeys(names))
 
     def is_changed(self, name: str) -> bool:
@@ -112,7 +113,7 @@ class SavedSettings:
 
     def is_intact(self, name: str) -> bool:
         """True if no other program has changed the setting since gangway did, if it did."""
-        return name not in self._records or self._setting(name).read() == self._records[name].written
+        return name not in self._records or self._records[name].written in (None, self._setting(name).read())
 
     def original(self, name: str) -> str | None:
         """Return the value that the setting would have without gangway; None if the host has no such setting."""
@@ -163,7 +164,7 @@ class SavedSettings:
 
     @contextmanager
     def _recording(self, records: dict[str, _Record]) -> Iterator[None]:
-        """Store records before the block changes what they are about; discard them if that fails."""
+        """Store records before the block changes the settings; discard them if that fails."""
         former = {name: self._records.get(name) for name in records}
         try:
             self._record(records)

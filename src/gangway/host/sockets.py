@@ -16,14 +16,13 @@ from typing import Any
 
 from gangway.errors import Conflict, HostRefused, PortInUse, Unsupported
 from gangway.host.links import attempting
-from gangway.inet import PROTOCOLS, format_host
+from gangway.inet import FAMILIES, PROTOCOLS, format_host
 
 BACKLOG = 4096  # net.core.somaxconn's default: the kernel uses the smaller of the two
 _UNREACHABLE = {4: "192.0.0.8", 6: "100::1"}
 """Addresses that no packet has: RFC 7600 (a dummy), RFC 6666 (to be discarded)."""
 _REUSE, _V6ONLY = (socket.SOL_SOCKET, socket.SO_REUSEADDR), (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 _FREEBIND = (socket.IPPROTO_IP, 15)  # include/uapi/linux/in.h: IP_FREEBIND
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 # include/net/tcp_states.h: TCP_LISTEN and TCP_BOUND_INACTIVE; TCP_CLOSE, which is UDP's state unless it is connected
 _BOUND_STATES = {"tcp": 1 << 10 | 1 << 13, "udp": 1 << 7}
 
@@ -46,7 +45,7 @@ def bind_unreachable(protocol: str, family: int) -> socket.socket:
     It listens unless it is UDP's; `family` is 4 or 6.  HostRefused: the kernel cannot bind it.
     """
     try:
-        return _bind(protocol, _FAMILIES[family], (_UNREACHABLE[family], 0), _REUSE, _FREEBIND)
+        return _bind(protocol, FAMILIES[family], (_UNREACHABLE[family], 0), _REUSE, _FREEBIND)
     except OSError as error:
         raise HostRefused(f"cannot bind a socket to {_UNREACHABLE[family]}: {error.strerror}") from None
 
@@ -54,7 +53,7 @@ def bind_unreachable(protocol: str, family: int) -> socket.socket:
 def has_sockets(protocol: str, family: int = 4) -> bool:
     """True if the kernel has sockets of a protocol in a family: 4 or 6."""
     try:
-        socket.socket(_FAMILIES[family], _kind(protocol), PROTOCOLS[protocol]).close()
+        socket.socket(FAMILIES[family], _kind(protocol), PROTOCOLS[protocol]).close()
     except OSError:
         return False
     return True

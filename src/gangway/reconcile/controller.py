@@ -61,9 +61,10 @@ class Controller:
         """The facts that decisions are based on."""
         if self._facts is None:
             self._executor.dataplane.steering.start()
-            self._facts = self._gather()
-            self._executor.driver = self._driver_for(self._facts.firewall)
-            self._registry.decide(self._facts)
+            facts = self._gather()
+            self._executor.driver = self._driver_for(facts.firewall)
+            self._registry.decide(facts)
+            self._facts = facts
         return self._facts
 
     @property
@@ -72,18 +73,18 @@ class Controller:
         return bool(self._registry.networks) or not self._observer.is_fresh()
 
     def repair_before_request(self, container: str | None = None) -> None:
-        """Repair what others changed before a request, perhaps about a container, adds to it."""
+        """Repair other programs' changes before a request is carried out; remove its container if that has exited."""
         _ = self.facts
         if container is not None and self._registry.has_endpoint(container) and self.is_dead(container):
             self._reap(container)
         if self._registry.networks:
             changed = events.generation() != self._executor.driver.generation
-            if changed or self._condition is not Condition.APPLIED or self._has_lost_relay():
+            if changed or self._condition in (Condition.UNKNOWN, Condition.DIRTY) or self._has_lost_relay():
                 self.check()
 
     def carry_out(self, before: State, after: State, reserved: Reserved | None = None) -> None:
         """Carry out the difference of two states, all of it or nothing."""
-        self._reserved_ports.add(_steered_ports(after.mappings.values()))  # first: the kernel may choose one any moment
+        self._reserved_ports.add(_steered_ports(after.mappings.values()))  # first: the kernel may select one any time
         try:
             self._executor.carry_out(diff(before, after), reserved)
         except BaseException as error:
@@ -153,6 +154,7 @@ class Controller:
         self._former_failures, self._failures = self._failures, set()
         self._relay_exits = dataplane.relay.exits
         is_repaired = self._reattach()
+        self._attempt(self._executor.links.delete_unfinished)
         _ = self.facts
         self._look_at_chains()
         self._refresh_facts()
@@ -165,8 +167,8 @@ class Controller:
             lambda: plan
         )
         wanted = State() if plan is None else self._registry.state(plan)
-        # Families that are forwarded and that are ours to stop: others may need what we do not.
-        forwarding = self.facts.forwarding & (self.facts.switched_on | wanted.forwarding)
+        # Of the families that are not wanted only those that are ours to stop, even if a daemon died while it did so.
+        forwarding = (self.facts.forwarding & wanted.forwarding) | (self.facts.switched_on - wanted.forwarding)
         before = replace(self._observer.found(), plan=plan if are_applied else None, forwarding=forwarding)
         failed = self._apply(diff(before, wanted))
         for mapping in self._unavailable_mappings(failed):
@@ -242,7 +244,7 @@ class Controller:
             self._condition = Condition.DIRTY
 
     def _release_reserved_ports(self, removed: State) -> None:
-        """Release the reserved ports of mappings that are not published any more."""
+        """Release the reserved ports of mappings that are no longer published."""
         if removed.steered:
             left = (one for one in self._registry.mappings() if str(one.mapping) not in removed.mappings)
             self._reserved_ports.set(_steered_ports(left))
@@ -268,7 +270,7 @@ class Controller:
         self._registry.decide(now)
 
     def _is_disturbed(self, thorough: bool) -> bool:
-        """True if something of ours is not as it was."""
+        """True if something that gangway created was changed or removed."""
         if self._condition is Condition.UNKNOWN or self._has_lost_relay():
             return True
         if not self._executor.driver.is_intact(self._registry.plan, thorough):
@@ -281,7 +283,7 @@ class Controller:
         return {*links.bridges, *links.attachments} != wanted
 
     def _unavailable_mappings(self, failed: Sequence[Step]) -> list[MappingPlan]:
-        """Return the mappings with a port that failed: another program has it, and so it gets the clients."""
+        """Return the mappings with a port that failed: another program has the port, and keeps its clients."""
         lost = {one.ports for step in failed if isinstance(step, Ports) for one in step.before + step.after}
         mappings = self._registry.mappings() if lost else ()
         return [planned for planned in mappings if any(ports in lost for ports, _ in ports_of(planned))]

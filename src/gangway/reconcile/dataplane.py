@@ -3,7 +3,7 @@
 What this file knows: how the three go together.  What it must not know: what is published, and why.
 
 Requests and leases run in different threads, so each change of a port is made under a lock; none takes more than some
-milliseconds.  What belongs to a lease only the lease changes: the rest of gangway neither finds nor removes it.
+milliseconds.  Only leases change what belongs to leases: the rest of gangway neither finds nor removes it.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -45,7 +45,7 @@ class DataPlane:
         self._leased: set[PortBlock] = set()  # the redirect's entries that belong to leases
 
     def close(self) -> None:
-        """Close descriptors; while a relay runs, everything goes on."""
+        """Close descriptors; while a relay runs, ports stay published."""
         self.redirect.close()
         self.steering.close()
         self.relay.close()
@@ -91,7 +91,7 @@ class DataPlane:
             raise
 
     def remove(self, ports: Iterable[Serve]) -> None:
-        """Have the relay serve ports no longer, and free them."""
+        """Stop serving ports by the relay, and free them."""
         for port in ports:
             with self._lock:
                 self.relay.remove(port.ports)
@@ -116,7 +116,7 @@ class DataPlane:
                 raise
 
     def remove_lease(self, port: Serve, redirects: Collection[PortBlock]) -> None:
-        """Neither serve a lease's port nor redirect its clients any longer, even if one of the two fails."""
+        """Stop serving a lease's port and redirecting its clients; if one of these fails, the other is done, too."""
         with self._lock:
             self._leased.difference_update(redirects)
             try:

@@ -31,15 +31,15 @@ class Change(Generic[_Value]):
     before: _Value
     after: _Value
     name: str = ""
-    """Of the link, in a step about one.  Of a link that was only found no more is known: None is deleted."""
+    """The name of the link, in a step about a link: a link that was found has no value, and is deleted by its name."""
 
     def inverse(self) -> Self | None:
-        """Return the step that undoes it; None where nothing does, or need."""
+        """Return the step that undoes this one; None if nothing can undo it, or nothing has to."""
         return None if self.before == self.after else replace(self, before=self.after, after=self.before)
 
 
 Step = Change[Any]
-"""One thing to do."""
+"""One change of the host."""
 
 
 class Bridge(Change[NetworkPlan | None]):
@@ -75,7 +75,7 @@ class Rules(Change[tuple[MappingPlan, ...]]):
 
 
 class Flows(Change[tuple[MappingPlan, ...]]):
-    """Tracked connections by the rules of mappings: they are deleted, and nothing adds them again."""
+    """Tracked connections of mappings' rules: they can be deleted, but not restored."""
 
     def inverse(self) -> Self | None:
         """Return None."""

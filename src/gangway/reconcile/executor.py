@@ -20,7 +20,7 @@ from gangway.reconcile.state import Attachment
 
 
 class Executor:
-    """Everything that the daemon changes on the host it changes here.
+    """Makes every change of the host that a request or a repair needs.
 
     `alias` marks every link of ours; a daemon with another database has another.  `driver` is the firewall in use.
     """
@@ -130,7 +130,7 @@ class Executor:
             self.links.set_isolated(name, True)
 
     def _flush(self, planned: Iterable[MappingPlan]) -> None:
-        """Delete tracked connections that began before a change: they would go on as if it had not been made.
+        """Delete tracked connections that began before a change: they would continue on their former road.
 
         The kernel goes through all tracked connections for each request, so there is one for each protocol and family.
         """

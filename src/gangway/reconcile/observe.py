@@ -1,4 +1,4 @@
-"""What there is: the facts about the host that decisions depend on, and what of ours is in the kernel.
+"""Reads the host: the facts that decisions depend on, and what gangway has in the kernel.
 
 `auto` is nftables, unless another program's FORWARD chain of iptables decides what is forwarded: a drop in any table is
 final, so what our own table accepts does not pass a chain that drops (dockerd's and ufw's do), and what such a chain
@@ -110,7 +110,7 @@ class Observer:
     def facts(self, switched_on: frozenset[int]) -> HostFacts:
         """Return the facts as they are now; `switched_on`: the families that we forward.
 
-        Unsupported: the firewall that was asked for cannot be used.
+        Unsupported: the configured firewall cannot be used.
         """
         config, tools, chains = self._config, self.tools, self.chains()
         forwarding = frozenset(family for family in _FAMILIES if probe.forwards(family))

@@ -1,2 +1,2 @@
 """The relay: one user-space process that serves all published ports, for clients that the kernel cannot lead to the
-container.  `client` is the daemon's end; `protocol` is what the two say to each other."""
+container.  `client` is the daemon's end; `protocol` defines their messages."""

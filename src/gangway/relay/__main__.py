@@ -82,7 +82,7 @@ def main() -> int:
     settings = Settings(**json.loads(sys.argv[1]))
     with socket.socket(fileno=os.dup(0)) as control:
         try:
-            control.listen()  # here, not in the daemon: clients are told the pid of the process that did (SO_PEERCRED)
+            control.listen()  # here, not in the daemon: SO_PEERCRED names the process that called it
             log = open_log(settings.log)
         except OSError as error:
             _report(str(error))
@@ -91,7 +91,7 @@ def main() -> int:
             _run(control, settings, log)
         except Exception as error:
             log.failure(error)
-            _report(str(error))  # heard only if the relay was not ready yet
+            _report(str(error))  # the daemon reads it only if the relay was not ready yet
             return 1
     return 0
 

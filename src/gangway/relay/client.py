@@ -86,7 +86,11 @@ class RelayClient:
             self.is_running()  # closes the connection to a relay that has exited
             if self._channel is None and not self.connect():
                 self._start()
-            self._ask(port, fds)
+            try:
+                self._ask(port, fds)
+            except _RelayExited:
+                self._start()
+                self._ask(port, fds)
 
     def remove(self, ports: HostPorts) -> None:
         """Remove ports; their connections end.  A relay that is not running serves none."""

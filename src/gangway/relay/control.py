@@ -92,7 +92,7 @@ class Control:
             self._refuse(daemon, str(error))
 
     def _answer(self, daemon: socket.socket, text: str, fds: Sequence[int] = ()) -> None:
-        with suppress(OSError):  # it has ended, and its end of the connection will say so
+        with suppress(OSError):  # it has exited; the loop reports the closed connection
             socket.send_fds(daemon, [protocol.encode_answer(text)], fds)
 
     def _refuse(self, daemon: socket.socket, reason: str) -> None:

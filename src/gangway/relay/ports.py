@@ -17,7 +17,7 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 from gangway.errors import InvalidRequest
-from gangway.inet import PROTOCOLS
+from gangway.inet import FAMILIES, PROTOCOLS
 from gangway.log import Log
 from gangway.relay import protocol
 from gangway.relay.core.loop import READABLE, Loop
@@ -162,7 +162,7 @@ class ServedPorts:
         return self._server.withdraw(port.published, lambda: self._loop.call_soon(removed, 0))
 
     def daemon_left(self) -> None:
-        """Remove the ports that the last daemon had yet to remove: none is connected any more."""
+        """Remove the ports that the last daemon had yet to remove: no daemon is connected now."""
         for ports in tuple(self._ownerless):
             self._remove_ownerless(ports)
 
@@ -187,7 +187,7 @@ class ServedPorts:
         with ExitStack() as undo:
             sock = undo.enter_context(_first_socket(fds))
             binding_fd = fds[0] if fds else None
-            self._server.shared.use(PROTOCOLS[share.protocol], protocol.FAMILIES[share.family], sock, binding_fd)
+            self._server.shared.use(PROTOCOLS[share.protocol], FAMILIES[share.family], sock, binding_fd)
             undo.pop_all()
 
 

@@ -43,7 +43,6 @@ PAGE = 200
 """Ports in one answer to `list`."""
 REDIRECT = "redirect"
 """The name under which the daemon has the relay hold the loopback redirect."""
-FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _LAST_PORT = 65535
 
 

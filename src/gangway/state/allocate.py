@@ -20,11 +20,11 @@ from gangway.relay.protocol import HostPorts, Mode, Serve
 from gangway.state.port_index import PortIndex
 
 Held = dict[HostPorts, socket.socket | ExitStack]
-"""What reserves ports; closed, they are free."""
+"""What reserves ports: closing it frees them."""
 
 # How many numbers of the kernel's choice are tried.
 _TRIES = 20
-# Where a number is looked for when the kernel has no sockets of the protocol to choose one by (RFC 6335, 6).
+# The range to choose from where the kernel has no sockets of the protocol, and so cannot choose (RFC 6335, 6).
 _DYNAMIC = PortRange(49152, 65535)
 
 
@@ -38,7 +38,7 @@ class Allocation:
         self, container: str, index: PortIndex, steering: Steering, decide: Callable[[PortMapping], MappingPlan]
     ) -> None:
         self._container, self._index, self._steering, self._decide = container, index, steering, decide
-        self.held: Held = {}  # what reserves ports; closed, they are free
+        self.held: Held = {}  # what reserves ports: closing it frees them
         self.mappings: list[PortMapping] = []
 
     def __enter__(self) -> Self:
@@ -53,7 +53,7 @@ class Allocation:
     def allocate(self, request: PortRequest) -> None:
         """Reserve the ports of a request, and add its mappings.
 
-        PortInUse, Conflict: they are in use, and by what.
+        PortInUse, Conflict: a port is in use; the message says by what.
         """
         refused: GangwayError | None = None
         for choice in self._choices(request):
@@ -96,7 +96,7 @@ class Allocation:
                         held[ports] = self._hold(served, name_holder=not request.is_choice)
                         undo.callback(held[ports].close)
                 except Unsupported:
-                    # The kernel has no IPv6; `::` may be left out if it was not asked for by name.
+                    # The kernel has no IPv6; `::` may be left out if the request does not name it.
                     if address != ANY[1] or request.host_addresses != ANY:
                         raise
                 else:
@@ -108,7 +108,7 @@ class Allocation:
         self.held |= held
 
     def _hold(self, served: Serve, name_holder: bool) -> socket.socket | ExitStack:
-        """Reserve ports.  PortInUse says what has one, if that is asked for: it takes a while to find out."""
+        """Reserve ports.  PortInUse says which program has one only if `name_holder`: finding out takes a while."""
         ports = served.ports
         try:
             if served.mode is Mode.SHARED:

@@ -1,11 +1,11 @@
 """What is wanted, on disk: SQLite.
 
-A row is written before anything is done about it and removed when nothing is left of it, so whatever a daemon that died
-left half done is found again.  A range is one row.  The table `memory` holds what is needed to restore the host: what a
-setting was before it was changed, which rules were written.
+A row is written before the host is changed for it, and removed when nothing of it is left on the host.  So the next
+daemon finds what a killed one has left unfinished.  A range is one row.  The table `memory` holds what is needed to
+restore the host: what a setting was before it was changed, which rules were written.
 
 WAL with synchronous=NORMAL (sqlite.org/pragma.html): a commit survives the daemon's end and costs no fsync; after a
-power cut the last ones may be missing, and so is everything that they were about.
+power failure the last commits may be missing, but then the kernel's state is lost, too.
 """
 
 import os
@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS memory (what TEXT PRIMARY KEY, value TEXT);
 
 
 class Place(NamedTuple):
-    """Where a container's namespace is: its path, and the inode number that tells it from a later one there."""
+    """Where a container's namespace is: its path, and the inode number, which a later one there does not have."""
 
     namespace: str
     inode: int
@@ -58,7 +58,7 @@ class Database:
             raise HostRefused(f"the database {path} cannot be opened: {error}") from None
 
     def close(self) -> None:
-        """Close the database; nothing is lost without."""
+        """Close the database.  A daemon that is killed before loses nothing."""
         self._database.close()
 
     @contextmanager

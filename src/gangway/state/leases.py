@@ -1,4 +1,4 @@
-"""Leases: the mappings that docker-proxy launchers state, for as long as each one's connection lasts.
+"""Leases: the mappings that docker-proxy launchers request, for as long as each one's connection lasts.
 
 What this file knows: what a launcher's socket says about its port, and that a lease is kept in memory only.  What it
 must not know: connections to launchers.
@@ -22,7 +22,7 @@ from gangway import runtime
 from gangway.ebpf import keys
 from gangway.ebpf.keys import PortBlock, Target
 from gangway.errors import GangwayError, InvalidRequest
-from gangway.inet import PROTOCOLS
+from gangway.inet import FAMILIES, PROTOCOLS
 from gangway.model import ANY, PortMapping, PortRange, Protocol, Source, lease_endpoint
 from gangway.plan import HostFacts, MappingPlan, plan_mapping
 from gangway.reconcile.dataplane import DataPlane, lease_blocks
@@ -48,7 +48,8 @@ class Leases:
         self._index, self._dataplane, self._facts = index, dataplane, facts
         self._leases: dict[PortMapping, Lease] = {}
         self.unclaimed = {one.ports for one in dataplane.leased()}
-        """Ports that an earlier daemon leased, and whose launchers have not taken their leases again yet."""
+        """Ports that an earlier daemon leased, and whose launchers have not taken new leases yet."""
+        self.is_incomplete = False  # a new relay could not be given all leases: `restore` has to be called again
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -73,7 +74,7 @@ class Leases:
         return lease
 
     def end(self, lease: Lease) -> None:
-        """Unpublish a lease's port; it is free afterwards, also if part of it fails."""
+        """Unpublish a lease's port; it is free afterwards, even if a part of this fails."""
         with lease.sock, ExitStack() as last:
             for mapping in lease.mappings:
                 del self._leases[mapping]
@@ -90,6 +91,9 @@ class Leases:
                     self._dataplane.serve([port], {port.ports: fds})
             except (GangwayError, OSError) as error:
                 failures.append(error)
+                if not self._dataplane.relay.is_running():
+                    break  # it cannot be started: the other leases would fail, too, each after a while
+        self.is_incomplete = bool(failures)
         if failures:
             raise ExceptionGroup("leases could not be served again", failures)
 
@@ -143,7 +147,7 @@ def _plan(mapping: PortMapping, facts: HostFacts) -> MappingPlan:
 
 def _mappings(wanted: protocol.Lease, sock: socket.socket) -> Iterator[PortMapping]:
     """Yield the mappings of a launcher's socket: at its address, and at IPv4's if it takes both families."""
-    if sock.proto != PROTOCOLS[wanted.protocol] or sock.family not in protocol.FAMILIES.values():
+    if sock.proto != PROTOCOLS[wanted.protocol] or sock.family not in FAMILIES.values():
         raise InvalidRequest(f"the socket is not a {wanted.protocol} socket")
     if not _is_in_this_namespace(sock):
         raise InvalidRequest("the socket is of another network namespace")

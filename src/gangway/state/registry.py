@@ -48,11 +48,10 @@ class Registry:
         return self._networks[name]
 
     def network_of(self, container: str) -> Network:
-        """Return the network that a container is attached to."""
         return self._networks[self.endpoint(container).network]
 
     def is_unneeded(self, name: str) -> bool:
-        """True if a network was made on demand and has no containers any more."""
+        """True if a network was made on demand and has no containers left."""
         return self._on_demand[name] and not self.endpoints(name)
 
     def add_network(self, network: Network, on_demand: bool) -> None:
@@ -76,17 +75,15 @@ class Registry:
         return self._endpoints[container]
 
     def has_endpoint(self, container: str) -> bool:
-        """True if a container is attached to a network."""
         return container in self._endpoints
 
     def place(self, container: str) -> Place:
-        """Return where a container's namespace is."""
         return self._places[container]
 
-    def addresses_for(self, network: Network, asked: Sequence[Address]) -> tuple[Address, ...]:
-        """Return an address in each subnet for a new endpoint: one that was asked for, or a free one."""
+    def addresses_for(self, network: Network, requested: Sequence[Address]) -> tuple[Address, ...]:
+        """Return an address in each subnet for a new endpoint: a requested one, or a free one."""
         used = frozenset(address for one in self.endpoints(network.name) for address in one.addresses)
-        left = list(asked)
+        left = list(requested)
         found = []
         for subnet in network.subnets:
             wanted = next((address for address in left if address in subnet), None)

@@ -75,7 +75,7 @@ def retry_after_reaping(method: "_Method[_Given, _Answer]") -> "_Method[_Given, 
 
 
 class Requests:
-    """The requests of every front.  The daemon may end at any time: published ports go on without it."""
+    """The requests of every front.  The daemon may end at any time: published ports stay published."""
 
     def __init__(self, controller: Controller, registry: Registry, executor: Executor, leases: Leases) -> None:
         self._controller, self._registry, self._executor = controller, registry, executor

@@ -18,7 +18,7 @@ change of it (net/netfilter/nft_set_pipapo.c, commit), which suits a few long ra
 `th dport` requires that nft knows the transport protocol to have ports, hence the first rule of `published`.
 
 `input` protects the host's loopback addresses.  They cannot be reached from outside while route_localnet is off, but
-another program may have set it.  The rule compares the address that the client asked for: a translation to 127.0.0.1 by
+another program may have set it.  The rule compares the address that the client requested: a translation to 127.0.0.1 by
 another program is intended.
 
 `associations` keeps translated SCTP associations alive.  The two ends of one know all of each other's addresses and

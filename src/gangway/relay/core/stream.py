@@ -88,7 +88,7 @@ class Flow:
             _ACTIONS[action](self)
 
     def on_tick(self, late: bool) -> bool:
-        """Handle a tick; True if the flow needs no more.  `late`: the time for the connection attempt is over."""
+        """Handle a tick; True if the flow needs no more ticks.  `late`: the time for the connection attempt is over."""
         if self.state.phase is Phase.CONNECTING:
             if late:
                 self._on_connect_error(errno.ETIMEDOUT)

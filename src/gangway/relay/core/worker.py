@@ -10,7 +10,7 @@ it is not the bottleneck, and a second process takes a tenth of the throughput a
 
     relay → worker   flow KEY PROTO FAMILY ADDRESS PORT   with one socket or two (SCM_RIGHTS)
                      unpublish KEY                        reset all flows of the port
-    worker → relay   up                                   it holds no descriptor of the relay any more
+    worker → relay   up                                   it has closed all descriptors of the relay
                      unpublished KEY
 
 The number of flows that a worker has ended is in memory that the processes share: the relay reads it for each client.

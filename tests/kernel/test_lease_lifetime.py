@@ -1,4 +1,4 @@
-"""Leases of docker-proxy launchers, seen by gangway's commands, and after the death of any process."""
+"""Leases of docker-proxy launchers: what gangway's commands show, and what happens when a process is killed."""
 
 import json
 import re
@@ -157,7 +157,7 @@ def test_launcher_finds_a_port_that_gangway_published_in_use(scene: Scene) -> No
 # Deaths
 
 
-def test_connection_goes_on_when_the_daemon_is_killed(scene: Scene) -> None:
+def test_connection_survives_a_killed_daemon(scene: Scene) -> None:
     host, box = scene
     launcher = publish(host, box, PORT)
     daemon, relay = daemon_and_relay(host)
@@ -188,7 +188,7 @@ def test_relay_frees_the_port_of_a_launcher_that_is_killed_after_the_daemon(scen
 
 
 def test_next_daemon_frees_the_port_of_a_launcher_that_is_killed_meanwhile(scene: Scene) -> None:
-    """The lease is the former daemon's, and the launcher has not taken it again."""
+    """The former daemon granted the lease, and the launcher has not taken a new one."""
     host, box = scene
     publish(host, box, OTHER)
     launcher = publish(host, box, PORT)
@@ -205,7 +205,7 @@ def test_next_daemon_frees_the_port_of_a_launcher_that_is_killed_meanwhile(scene
 
 
 def test_slow_launcher_takes_its_lease_again(scene: Scene) -> None:
-    """Its connections go on, although another launcher's daemon was there long before."""
+    """Its connections survive, although the next daemon has run for some time."""
     host, box = scene
     publish(host, box, OTHER)
     launcher = publish(host, box, PORT)
@@ -219,7 +219,7 @@ def test_slow_launcher_takes_its_lease_again(scene: Scene) -> None:
         exchange(client)
 
 
-def test_leases_go_on_when_an_operators_daemon_takes_over(scene: Scene) -> None:
+def test_leases_survive_the_takeover_by_an_operators_daemon(scene: Scene) -> None:
     host, box = scene
     launcher = publish(host, box, PORT)
     said = host.run(str(GANGWAY), "daemon", check=False).stderr

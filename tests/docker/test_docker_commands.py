@@ -37,7 +37,7 @@ def test_ls_shows_published_port_with_its_roads(shared_site: Site) -> None:
     assert leases(shared_site, 8006) == []
 
 
-def test_explain_and_doctor_know_published_ports(shared_site: Site) -> None:
+def test_explain_and_doctor_show_published_ports(shared_site: Site) -> None:
     name = shared_site.container("-p", "8007:80")
     said = shared_site.host.run(str(GANGWAY), "explain", "127.0.0.1:8007").stdout
     assert "loopback: redirect" in said
@@ -90,7 +90,7 @@ def test_docker_and_gangway_respect_each_others_ports(site: tuple[Site, Gangway]
     made.remove(name)
 
 
-def test_daemon_of_launchers_knows_the_operators_settings(site: tuple[Site, Gangway]) -> None:
+def test_daemon_of_launchers_uses_the_operators_settings(site: tuple[Site, Gangway]) -> None:
     """The operator's daemon is killed: the one that a launcher starts uses the same settings file."""
     made, gangway = site
     name = made.container("-p", "8003:80", serving=(80,))

@@ -1,0 +1,161 @@
+"""A relay whose ports share sockets, in the test's own process.
+
+No traffic is steered here: a socket bound to one port replaces the one to which the kernel steers many.
+"""
+
+import gc
+import os
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
+from gangway.log import Log
+from gangway.relay.core import datagram, stream
+from gangway.relay.core.datagram import Datagrams
+from gangway.relay.core.loop import Loop
+from gangway.relay.core.shared import SharedSockets
+from gangway.relay.core.stream import Streams
+from gangway.relay.flow import Event
+from gangway.relay.protocol import canonical
+from gangway.relay.settings import Settings
+from gangway.relay.sockets import Backend, PublishedRange
+
+TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
+_SO_COOKIE = 57
+
+_Result = TypeVar("_Result")
+
+
+class Clock:
+    """A clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class SharedRelay:
+    """A relay's shared sockets, in this process.  All sockets are closed at the end."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self.clock = Clock()
+        self.loop = Loop(self.clock)
+        self.log_lines: list[str] = []
+        settings, log = Settings(workers=1), Log(lambda _level, line: self.log_lines.append(line), self.clock)
+        self.streams = Streams(self.loop, settings, log)
+        self.datagrams = Datagrams(self.loop, settings, log)
+        self.shared = SharedSockets(self.streams, self.datagrams)
+        self.binding_fd = os.memfd_create("binding")
+        stack.callback(os.close, self.binding_fd)
+        os.truncate(self.binding_fd, os.sysconf("SC_PAGESIZE"))
+
+    def turn(self) -> None:
+        """Run one round without waiting."""
+        self.loop.call_soon(lambda _events: None, 0)
+        self.loop.turn()
+
+    def wait_for(self, get: Callable[[], _Result]) -> _Result:
+        """Run rounds until a non-blocking call succeeds; return its result."""
+        while True:
+            try:
+                return get()
+            except BlockingIOError:
+                self.turn()
+
+    def bound(self, protocol: int, address: str, port: int = 0) -> socket.socket:
+        """Return a bound, non-blocking socket; for TCP it listens."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_DGRAM if protocol == UDP else socket.SOCK_STREAM, protocol)
+        self._stack.enter_context(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address, port))
+        if protocol == TCP:
+            sock.listen()
+        sock.setblocking(False)
+        return sock
+
+    def use(self, sock: socket.socket) -> int:
+        """Share a socket; return its port."""
+        self.shared.use(sock.proto, sock.family, sock, self.binding_fd if sock.proto == UDP else None)
+        return port_of(sock)
+
+    def duplicate(self, sock: socket.socket) -> socket.socket:
+        """Return a duplicate, as it comes with another message."""
+        return self._stack.enter_context(sock.dup())
+
+    def publish(
+        self, at: str, ports: tuple[int, int], to: socket.socket, shift: int = 0
+    ) -> stream.StreamPort | datagram.DatagramPort:
+        """Publish a range; clients of its first port + `shift` are connected to the socket `to`."""
+        address, port = to.getsockname()[:2]
+        family = socket.AF_INET6 if ":" in at else socket.AF_INET
+        published = PublishedRange(to.proto, family, canonical(at), *ports)
+        found = self.shared.publish(published, Backend(to.proto, to.family, address, port - shift))
+        assert isinstance(found, stream.StreamPort | datagram.DatagramPort)
+        return found
+
+    def client(self, address: str, port: int) -> socket.socket:
+        """Return a TCP client, which the kernel connects before the relay accepts it."""
+        sock = self._stack.enter_context(socket.create_connection((address, port), 5))
+        sock.setblocking(False)
+        return sock
+
+    def accepted(self, server: socket.socket) -> socket.socket:
+        """Wait for a connection to a backend, and accept it."""
+        sock = self._stack.enter_context(self.wait_for(lambda: server.accept()[0]))
+        sock.setblocking(False)
+        return sock
+
+    def receive(self, sock: socket.socket) -> tuple[bytes, tuple[str, int]]:
+        """Wait for a datagram; return it and its sender."""
+        data, address = self.wait_for(lambda: sock.recvfrom(100))
+        return data, address[:2]
+
+    def pass_seconds(self, seconds: float) -> None:
+        """Let seconds pass, with a round for each."""
+        for _ in range(round(seconds)):
+            self.clock.now_s += 1
+            self.turn()
+
+    def close(self) -> None:
+        """Remove all flows and clients."""
+        for flow in tuple(self.streams.flows):
+            flow.on(Event.UNPUBLISHED)
+        for client in tuple(self.datagrams.clients):
+            client.remove()
+        self.loop.close()
+
+
+def port_of(sock: socket.socket) -> int:
+    return int(sock.getsockname()[1])
+
+
+@contextmanager
+def free_descriptors(count: int) -> Iterator[None]:
+    """Allow this many new descriptors in the block."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(count + 1)]
+    for fd in fds:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(fds), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextmanager
+def running_relay() -> Iterator[SharedRelay]:
+    """Provide a relay."""
+    gc.collect()  # garbage of earlier tests must not free descriptors later, while a test limits them
+    with ExitStack() as stack:
+        made = SharedRelay(stack)
+        yield made
+        made.close()

@@ -1,0 +1,172 @@
+"""TCP ports that share a socket: which port a client asked for, and what unpublishing removes."""
+
+import socket
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from gangway.relay.core import stream
+from tests.unit.descriptors import socket_count
+from tests.unit.shared_relay import TCP, SharedRelay, port_of, running_relay
+
+_SO_COOKIE = 57
+
+
+@pytest.fixture
+def relay() -> Iterator[SharedRelay]:
+    with running_relay() as made:
+        yield made
+
+
+def test_client_is_connected_to_the_backend_port_at_the_same_offset(relay: SharedRelay) -> None:
+    server = relay.bound(TCP, "127.0.0.1")
+    host_port = relay.use(relay.bound(TCP, "127.0.0.1"))
+    relay.publish("127.0.0.1", (host_port - 3, host_port + 2), server, shift=3)
+    client = relay.client("127.0.0.1", host_port)
+    backend = relay.accepted(server)
+    client.send(b"request")
+    assert relay.wait_for(lambda: backend.recv(100)) == b"request"
+    backend.send(b"answer")
+    assert relay.wait_for(lambda: client.recv(100)) == b"answer"
+
+
+def test_exact_address_is_preferred_to_unspecified(relay: SharedRelay) -> None:
+    exact, unspecified, other = (relay.bound(TCP, "127.0.0.1") for _ in range(3))
+    host_port = relay.use(relay.bound(TCP, "0.0.0.0"))
+    relay.publish("0.0.0.0", (host_port, host_port), unspecified)
+    relay.publish("127.0.0.1", (host_port - 1, host_port + 1), exact, shift=1)
+    relay.publish("127.0.0.2", (host_port + 1, host_port + 1), other)
+    for address, server in (("127.0.0.1", exact), ("127.0.0.2", unspecified), ("127.0.0.3", unspecified)):
+        client = relay.client(address, host_port)
+        assert relay.accepted(server).getpeername()[0] == "127.0.0.1"
+        assert client.getpeername() == (address, host_port)
+    for server in (exact, unspecified, other):
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+@pytest.mark.parametrize("touching", [-1, 1])
+def test_adjacent_ranges_do_not_overlap(relay: SharedRelay, touching: int) -> None:
+    server, other = relay.bound(TCP, "127.0.0.1"), relay.bound(TCP, "127.0.0.1")
+    host_port = relay.use(relay.bound(TCP, "127.0.0.1"))
+    relay.publish("127.0.0.1", (host_port, host_port), server)
+    relay.publish("127.0.0.1", (host_port + touching, host_port + touching), other)
+    relay.client("127.0.0.1", host_port)
+    relay.accepted(server)
+    with pytest.raises(BlockingIOError):
+        other.accept()
+
+
+@pytest.mark.parametrize("at", ["::1", "0:0::0001", "::", "0:0:0:0::"])
+def test_ipv6_address_matches_in_any_notation(relay: SharedRelay, at: str) -> None:
+    """And its container may have IPv4 only."""
+    server = relay.bound(TCP, "127.0.0.1")
+    host_port = relay.use(relay.bound(TCP, "::1"))
+    relay.publish(at, (host_port, host_port), server)
+    relay.client("::1", host_port)
+    relay.accepted(server)
+
+
+def test_client_that_waited_while_its_port_was_unpublished_is_refused(relay: SharedRelay) -> None:
+    """As if nobody had listened; clients of other ports of the same socket are not."""
+    server = relay.bound(TCP, "127.0.0.1")
+    host_port = relay.use(relay.bound(TCP, "0.0.0.0"))
+    unpublished = relay.publish("127.0.0.1", (host_port - 1, host_port), server, shift=1)
+    relay.publish("127.0.0.2", (host_port, host_port), server)
+    waiting = relay.client("127.0.0.1", host_port)
+    unpublished.close()
+    stays = relay.client("127.0.0.2", host_port)
+    with pytest.raises(ConnectionResetError):
+        relay.wait_for(lambda: waiting.recv(1))
+    backend = relay.accepted(server)
+    stays.send(b"here")
+    assert relay.wait_for(lambda: backend.recv(100)) == b"here"
+    with pytest.raises(BlockingIOError):
+        server.accept()
+    assert relay.log_lines == []
+
+
+def test_refused_client_leaves_no_socket(relay: SharedRelay) -> None:
+    host_port = relay.use(relay.bound(TCP, "127.0.0.1"))
+    client = relay.client("127.0.0.1", host_port)
+    before = socket_count()
+    with pytest.raises(ConnectionResetError):
+        relay.wait_for(lambda: client.recv(1))
+    assert socket_count() == before
+
+
+def test_unpublishing_ends_only_the_connections_of_its_range(relay: SharedRelay) -> None:
+    server = relay.bound(TCP, "127.0.0.1")
+    host_port = relay.use(relay.bound(TCP, "0.0.0.0"))
+    unpublished, _ = (relay.publish(f"127.0.0.{number}", (host_port, host_port), server) for number in (1, 2))
+    ends, stays = relay.client("127.0.0.1", host_port), relay.client("127.0.0.2", host_port)
+    backends = [relay.accepted(server) for _ in range(2)]
+    unpublished.close()
+    for sock in (ends, backends[0]):
+        with pytest.raises(ConnectionResetError):
+            relay.wait_for(partial(sock.recv, 1))
+    stays.send(b"here")
+    assert relay.wait_for(lambda: backends[1].recv(100)) == b"here"
+
+
+def test_ports_of_an_unpublished_range_can_be_published_again(relay: SharedRelay) -> None:
+    before, after = relay.bound(TCP, "127.0.0.1"), relay.bound(TCP, "127.0.0.1")
+    host_port = relay.use(relay.bound(TCP, "127.0.0.1"))
+    relay.publish("127.0.0.1", (host_port - 5, host_port + 5), before).close()
+    relay.publish("127.0.0.1", (host_port, host_port), after)
+    relay.client("127.0.0.1", host_port)
+    relay.accepted(after)
+
+
+def test_clients_that_waited_for_the_shared_socket_are_served(relay: SharedRelay) -> None:
+    """Ranges come first: with a relay that comes after another, clients are waiting already."""
+    server, sock = relay.bound(TCP, "127.0.0.1"), relay.bound(TCP, "127.0.0.1")
+    client = relay.client("127.0.0.1", port_of(sock))
+    relay.publish("127.0.0.1", (port_of(sock), port_of(sock)), server)
+    assert len(relay.shared) == 0
+    relay.use(sock)
+    assert len(relay.shared) == 1
+    backend = relay.accepted(server)
+    client.send(b"still here")
+    assert relay.wait_for(lambda: backend.recv(100)) == b"still here"
+
+
+def test_socket_passed_again_replaces_the_former(relay: SharedRelay) -> None:
+    server, sock = relay.bound(TCP, "127.0.0.1"), relay.bound(TCP, "127.0.0.1")
+    again = relay.duplicate(sock)
+    host_port = relay.use(sock)
+    relay.publish("127.0.0.1", (host_port, host_port), server)
+    before = relay.client("127.0.0.1", host_port)
+    backends = [relay.accepted(server)]
+    relay.use(again)
+    relay.turn()
+    assert (len(relay.shared), sock.fileno()) == (1, -1)
+    after = relay.client("127.0.0.1", host_port)
+    backends.append(relay.accepted(server))
+    for client, backend in zip((before, after), backends, strict=True):
+        client.send(b"here")
+        assert relay.wait_for(partial(backend.recv, 100)) == b"here"
+
+
+def test_delegate_gets_the_backend_port(relay: SharedRelay) -> None:
+    server = relay.bound(TCP, "127.0.0.1")
+    host_port = relay.use(relay.bound(TCP, "127.0.0.1"))
+    port = relay.publish("127.0.0.1", (host_port - 3, host_port), server, shift=3)
+    delegated: list[tuple[object, int]] = []
+
+    def delegate(of: stream.StreamPort, number: int, client: socket.SocketType) -> None:
+        delegated.append((of, number))
+        client.close()
+
+    relay.streams.find_delegate = lambda: delegate
+    client = relay.client("127.0.0.1", host_port)
+    assert relay.wait_for(lambda: client.recv(1)) == b""
+    assert delegated == [(port, port_of(server))]
+
+
+def test_stream_ports_are_numbered(relay: SharedRelay) -> None:
+    """Other processes know them by that."""
+    server = relay.bound(TCP, "127.0.0.1")
+    ports = [relay.publish("127.0.0.1", (number, number), server) for number in (8000, 8001)]
+    assert [port.key for port in ports if isinstance(port, stream.StreamPort)] == [1, 2]
