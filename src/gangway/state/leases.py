@@ -14,7 +14,7 @@ from any thread.
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -58,6 +58,7 @@ class Leases:
         """Publish the port of a launcher's socket, which is the lease's from now on; it is closed if that fails.
 
         InvalidRequest: the socket cannot be published.  Conflict: the port is published already.
+        ProcessLookupError: the launcher has exited.
         """
         with ExitStack() as undo:
             undo.enter_context(sock)
@@ -89,6 +90,8 @@ class Leases:
             try:
                 with _descriptors(lease) as fds:
                     self._dataplane.serve([port], {port.ports: fds})
+            except ProcessLookupError:  # the launcher has exited, and the lease is about to end
+                continue
             except (GangwayError, OSError) as error:
                 failures.append(error)
                 if not self._dataplane.relay.is_running():
@@ -130,15 +133,21 @@ class Leases:
 
 @contextmanager
 def _descriptors(lease: Lease) -> Iterator[list[int]]:
-    """Provide what the relay needs to serve a lease: its socket, and the launcher's pidfd where there is one."""
+    """Provide what the relay needs to serve a lease: its socket, and the launcher's pidfd where there is one.
+
+    ProcessLookupError: the launcher has exited.  Without its pidfd the relay would not notice that, should the daemon
+    end before.
+    """
     fds = [lease.sock.fileno()]
-    try:
-        with suppress(OSError):  # it has exited, or the kernel has no pidfd_open (before 5.3)
+    with ExitStack() as opened:
+        try:
             fds.append(os.pidfd_open(lease.pid))
+            opened.callback(os.close, fds[1])
+        except ProcessLookupError:
+            raise
+        except OSError:  # its number is not known, or the kernel has no pidfd_open (before 5.3)
+            pass
         yield fds
-    finally:
-        for fd in fds[1:]:
-            os.close(fd)
 
 
 def _plan(mapping: PortMapping, facts: HostFacts) -> MappingPlan:
