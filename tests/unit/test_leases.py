@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -217,6 +218,21 @@ def test_new_relay_serves_every_lease(daemon: Daemon) -> None:
     daemon.leases.restore()
     assert daemon.relay.ports == served
     assert not daemon.leases.is_incomplete
+
+
+def test_exited_launcher_gets_no_lease_and_no_port_of_a_new_relay(daemon: Daemon) -> None:
+    """The relay could not notice its end, should the daemon end before."""
+    launcher = subprocess.Popen(["sleep", "60"])
+    wanted = protocol.Lease("tcp", Destination(BOX4, 80))
+    daemon.leases.grant(wanted, listening("127.0.0.1", 8000), launcher.pid)
+    launcher.kill()
+    launcher.wait()
+    with pytest.raises(ProcessLookupError):
+        daemon.leases.grant(wanted, listening("127.0.0.1", 8001), launcher.pid)
+    assert len(daemon.relay.ports) == len(daemon.redirect.targets) == 1
+    daemon.relay.kill()
+    daemon.leases.restore()
+    assert daemon.relay.ports == {}
 
 
 # A comparison in another thread

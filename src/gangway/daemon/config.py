@@ -25,8 +25,6 @@ _RESERVED |= {"MASQUERADE", "DNAT", "SNAT", "REDIRECT", "REJECT", "LOG", "MARK",
 
 
 class Docker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The table `[docker]`."""
-
     socket: str = "/var/run/docker.sock"  # the path of the engine's API socket
 
     def __post_init__(self) -> None:

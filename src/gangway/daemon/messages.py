@@ -13,8 +13,6 @@ from gangway.plan import MappingPlan, Origin, Route
 
 
 class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Create a network."""
-
     name: str
     subnets: list[str]
     gateways: list[str] = []  # one for each subnet at most; a subnet without one gets its first address
@@ -41,8 +39,6 @@ class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class AttachRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Attach a container."""
-
     container: str  # A name of ip-netns(8), a path, or pid:PID
     network: str = ""  # empty: `gangway0`, which is created on demand
     addresses: list[str] = []

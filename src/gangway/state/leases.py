@@ -14,8 +14,9 @@ from any thread.
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 
 from gangway import runtime
@@ -28,7 +29,7 @@ from gangway.plan import HostFacts, MappingPlan, plan_mapping
 from gangway.reconcile.dataplane import DataPlane, lease_blocks
 from gangway.reconcile.state import ports_of, redirects_of
 from gangway.relay import protocol
-from gangway.relay.protocol import HostPorts, Mode, Serve
+from gangway.relay.protocol import Mode, Serve
 from gangway.state.port_index import PortIndex
 
 
@@ -57,7 +58,7 @@ class Leases:
     def grant(self, wanted: protocol.Lease, sock: socket.socket, pid: int) -> Lease:
         """Publish the port of a launcher's socket, which is the lease's from now on; it is closed if that fails.
 
-        InvalidRequest: the socket cannot be published.  Conflict: the port is published already.
+        InvalidRequest: the socket cannot be published.  Conflict: the port is.  ProcessLookupError: it has exited.
         """
         with ExitStack() as undo:
             undo.enter_context(sock)
@@ -91,6 +92,8 @@ class Leases:
             try:
                 with _descriptors(lease) as fds:
                     self._dataplane.serve([port], {port.ports: fds})
+            except ProcessLookupError:  # the launcher has exited, and the lease is about to end
+                continue
             except (GangwayError, OSError) as error:
                 failures.append(error)
                 if not self._dataplane.relay.is_running():
@@ -105,7 +108,10 @@ class Leases:
         self.unclaimed &= {one.ports for one in served}  # a relay that has exited serves none
         for one in served:
             if one.ports in self.unclaimed and (is_overdue or one.mode is Mode.ENDED):
-                self._dataplane.remove_lease(one, list(self._unclaimed_blocks(one.ports)))
+                found = lease_blocks(one.ports) if one.ports.protocol in keys.PROTOCOLS else ()
+                at = partial(self._index.at, Protocol(one.ports.protocol))
+                blocks = [block for block in found if at(ip_address(block.address), block.first) is None]
+                self._dataplane.remove_lease(one, blocks)
                 self.unclaimed.discard(one.ports)
 
     def planned(self) -> tuple[MappingPlan, ...]:
@@ -124,23 +130,23 @@ class Leases:
         ((_, port),) = ports_of(planned[0])
         return port, dict(entry for one in planned for entry in redirects_of(one))
 
-    def _unclaimed_blocks(self, ports: HostPorts) -> Iterator[PortBlock]:
-        for block in lease_blocks(ports) if ports.protocol in keys.PROTOCOLS else ():
-            if self._index.at(Protocol(ports.protocol), ip_address(block.address), block.first) is None:
-                yield block
-
 
 @contextmanager
 def _descriptors(lease: Lease) -> Iterator[list[int]]:
-    """Provide what the relay needs to serve a lease: its socket, and the launcher's pidfd where there is one."""
+    """Provide what the relay needs to serve a lease: its socket and, so that it notices its end, the launcher's pidfd.
+
+    ProcessLookupError: the launcher has exited.
+    """
     fds = [lease.sock.fileno()]
-    try:
-        with suppress(OSError):  # it has exited, or the kernel has no pidfd_open (before 5.3)
+    with ExitStack() as opened:
+        try:
             fds.append(os.pidfd_open(lease.pid))
+            opened.callback(os.close, fds[1])
+        except ProcessLookupError:
+            raise
+        except OSError:  # its number is not known, or the kernel has no pidfd_open (before 5.3)
+            pass
         yield fds
-    finally:
-        for fd in fds[1:]:
-            os.close(fd)
 
 
 def _plan(mapping: PortMapping, facts: HostFacts) -> MappingPlan:
