@@ -47,8 +47,9 @@ class Allocation:
     def __exit__(self, *_: object) -> None:
         for mapping in self.mappings:
             self._index.remove(mapping)
-        for held in self.held.values():
-            held.close()
+        with ExitStack() as last:  # a failure keeps no port reserved but its own
+            for held in self.held.values():
+                last.callback(held.close)
 
     def allocate(self, request: PortRequest) -> None:
         """Reserve the ports of a request, and add its mappings.
