@@ -83,7 +83,6 @@ def print_network(network: Answer) -> None:
 
 
 def print_mappings(mappings: Sequence[Answer]) -> None:
-    """Print the table of `ls`."""
     rows = (
         (one["container"] or "-", one["source"], *_sides(one), *(roads(one, origin) for origin in ORIGINS))
         for one in mappings
@@ -92,7 +91,6 @@ def print_mappings(mappings: Sequence[Answer]) -> None:
 
 
 def print_checks(checks: Sequence[Answer]) -> None:
-    """Print the table of `doctor`."""
     rows = ((one["check"], "yes" if one["holds"] else "no", one["note"]) for one in checks)
     _print_table(("CHECK", "HOLDS", "NOTE"), rows)
 

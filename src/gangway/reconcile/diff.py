@@ -78,7 +78,6 @@ class Flows(Change[tuple[MappingPlan, ...]]):
     """Tracked connections of mappings' rules: they can be deleted, but not restored."""
 
     def inverse(self) -> Self | None:
-        """Return None."""
         return None
 
 
