@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 enum { STATUS_FD = 3, PASSED_FD = 4 };             /* cmd/docker-proxy: fd 3 is the status pipe, fd 4 the socket */
-enum { ANSWER_MS = 10000 };                        /* dockerd waits 16 s for the status */
+enum { ANSWER_MS = 60000 };                        /* as long as a command waits; dockerd gives up after 16 s */
 
 struct options {                                   /* the command line: the flags that dockerd gives */
     const char *proto, *host_ip, *container_ip;
