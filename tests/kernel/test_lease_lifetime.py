@@ -30,6 +30,8 @@ from tests.kernel.launcher.launchers import (
 )
 from tests.kernel.published import processes
 
+pytestmark = pytest.mark.any_kernel  # processes, not the kernel, decide
+
 PORT, OTHER = 8000, 8001
 
 

@@ -28,6 +28,8 @@ from tests.kernel.launcher.launchers import (
 )
 from tests.kernel.published import descriptors
 
+pytestmark = pytest.mark.any_kernel  # processes, not the kernel, decide
+
 MANY = 3_000
 FIRST = 20_000
 _MOMENT_S = 10.0 if SLOW_MACHINE else 1.0

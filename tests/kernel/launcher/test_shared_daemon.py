@@ -34,6 +34,8 @@ from tests.kernel.launcher.launchers import (
 )
 from tests.kernel.published import processes, status_of
 
+pytestmark = pytest.mark.any_kernel  # processes, not the kernel, decide
+
 NOBODY = 65534
 
 

@@ -21,6 +21,8 @@ from tests.kernel.launcher.launchers import (
 )
 from tests.kernel.published import processes
 
+pytestmark = pytest.mark.any_kernel  # processes, not the kernel, decide
+
 TW_REUSE = "net.ipv4.tcp_tw_reuse"
 
 
