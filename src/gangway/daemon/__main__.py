@@ -105,8 +105,7 @@ def _report_failure(ready_fd: int | None, error: Exception) -> None:
         print(f"gangway: {error}", file=sys.stderr)
         return
     with suppress(OSError):  # the starting process has exited
-        at = getattr(error, "filename", None)
-        os.write(ready_fd, f"{type(error).__name__} {f'{at}: ' if at else ''}{error}".encode())
+        os.write(ready_fd, f"{type(error).__name__} {error}".encode())
 
 
 if __name__ == "__main__":

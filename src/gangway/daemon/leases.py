@@ -72,7 +72,8 @@ class LeaseServer:
             now_s = time.monotonic()
             if is_waiting and now_s - reaped_s > _REAP_S:
                 reaped_s = now_s
-                self._guarded(partial(self._leases.reap, now_s - started_s > _CLAIM_S))
+                if self._leases.unclaimed:
+                    self._guarded(partial(self._leases.reap, now_s - started_s > _CLAIM_S))
                 if self._leases.is_incomplete:
                     self._guarded(self._restore)
 

@@ -24,7 +24,7 @@ from gangway.relay.protocol import HostPorts, Mode, Serve
 
 TW_REUSE = "net.ipv4.tcp_tw_reuse"
 """The relay's connections to a container come from one address, and its side keeps TIME_WAIT for 60 s: 28,000
-ephemeral ports are used up in seconds.  At 1 the kernel uses such a port again after a second, where TCP timestamps
+local ports are used up in seconds.  At 1 the kernel uses such a port again after a second, where TCP timestamps
 make that safe (ip-sysctl.rst, RFC 6191)."""
 Reserved = Mapping[HostPorts, Sequence[int]]
 """Ports that are reserved already, each with the descriptors that the relay needs to serve it."""
