@@ -44,3 +44,10 @@ def own_namespace() -> Iterator[Namespace]:
         pytest.skip("network namespaces need root")
     with Namespace("unit") as namespace, namespace.entered():
         yield namespace
+
+
+@pytest.fixture
+def box() -> Iterator[Namespace]:
+    """A network namespace for a container."""
+    with Namespace("box") as found:
+        yield found

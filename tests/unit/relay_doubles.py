@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
+import pytest
+
 from gangway.log import Log
 from gangway.relay import protocol, sockets
 from gangway.relay.control import Control
@@ -272,3 +274,13 @@ def no_descriptors_left(spare: int = 0) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.fixture
+def relay() -> Iterator[Relay]:
+    """A relay, which leaves no descriptor open."""
+    before = fd_count()
+    made = Relay()
+    yield made
+    made.close()
+    assert fd_count() == before

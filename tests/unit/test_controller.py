@@ -25,12 +25,6 @@ pytestmark = pytest.mark.usefixtures("own_namespace")
 
 
 @pytest.fixture
-def box() -> Iterator[Namespace]:
-    with Namespace("box") as found:
-        yield found
-
-
-@pytest.fixture
 def daemon(tmp_path: Path, box: Namespace) -> Iterator[Daemon]:
     """A daemon with a network, and a container whose ports are published."""
     found = Daemon(tmp_path)

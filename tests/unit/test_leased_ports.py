@@ -7,20 +7,13 @@ import pytest
 
 from gangway.relay import protocol
 from gangway.relay.protocol import Destination, Hold, HostPorts, Mode, Remove, Serve
-from tests.unit.relay_doubles import Launcher, Relay, close_all, fd_count, inodes, new_fds, new_socket
+from tests.unit.relay_doubles import Launcher, Relay, close_all, fd_count, inodes, new_fds, new_socket, relay
+
+__all__ = ["relay"]
 
 PORT = HostPorts("tcp", "0.0.0.0", 80, 80)
 LEASED = Serve(PORT, Destination("172.17.0.2", 8000), Mode.LEASED)
 REMOVED = "tcp 0.0.0.0 80 80: launcher exited while no daemon is running: loopback redirect ended"
-
-
-@pytest.fixture
-def relay() -> Iterator[Relay]:
-    before = fd_count()
-    relay = Relay()
-    yield relay
-    relay.close()
-    assert fd_count() == before
 
 
 @pytest.fixture

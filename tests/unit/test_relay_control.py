@@ -2,7 +2,6 @@
 
 import os
 import socket
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import example, given
@@ -23,20 +22,14 @@ from gangway.relay.protocol import (
     Remove,
     Serve,
 )
-from tests.unit.relay_doubles import Relay, close_all, fd_count, new_fds, new_socket, no_descriptors_left
+from tests.unit.relay_doubles import Relay, close_all, fd_count, new_fds, new_socket, no_descriptors_left, relay
+
+__all__ = ["relay"]
+
 
 WEB = Serve(HostPorts("tcp", "0.0.0.0", 80, 80), Destination("172.17.0.2", 8000), Mode.OWN)
 REMOVE_WEB = Remove(WEB.ports)
 NOBODY = 65534
-
-
-@pytest.fixture
-def relay() -> Iterator[Relay]:
-    before = fd_count()
-    relay = Relay()
-    yield relay
-    relay.close()
-    assert fd_count() == before
 
 
 def test_hello_is_answered_with_the_version(relay: Relay) -> None:

@@ -26,12 +26,6 @@ pytestmark = pytest.mark.usefixtures("own_namespace")
 
 
 @pytest.fixture
-def box() -> Iterator[Namespace]:
-    with Namespace("box") as found:
-        yield found
-
-
-@pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     found = Daemon(tmp_path)
     yield found

@@ -26,22 +26,15 @@ from gangway.relay.protocol import (
     Share,
 )
 from gangway.relay.sockets import Backend, PublishedRange
-from tests.unit.relay_doubles import Daemon, Launcher, Relay, close_all, fd_count, inodes, new_fds, new_socket
+from tests.unit.relay_doubles import Daemon, Launcher, Relay, close_all, fd_count, inodes, new_fds, new_socket, relay
+
+__all__ = ["relay"]
 
 PORT = HostPorts("tcp", "0.0.0.0", 80, 80)
 OWN = Serve(PORT, Destination("172.17.0.2", 8000), Mode.OWN)
 LEASED, SHARED = OWN._replace(mode=Mode.LEASED), OWN._replace(mode=Mode.SHARED)
 RANGE = Serve(HostPorts("tcp", "0.0.0.0", 8000, 8010), Destination("172.17.0.2", 80), Mode.SHARED)
 BACKEND = Backend(socket.IPPROTO_TCP, socket.AF_INET, "172.17.0.2", 8000)
-
-
-@pytest.fixture
-def relay() -> Iterator[Relay]:
-    before = fd_count()
-    relay = Relay()
-    yield relay
-    relay.close()
-    assert fd_count() == before
 
 
 @pytest.fixture
