@@ -110,14 +110,19 @@ def _preferred(relay: int) -> Iterator[None]:
     With autogroups (sched(7)) the kernel compares nice values within a session only, and the relay has its own.
     """
     os.setpriority(os.PRIO_PROCESS, relay, -15)
-    groups = [path for path in (Path(f"/proc/{pid}/autogroup") for pid in (relay, "self")) if path.exists()]
-    for group in groups:
-        group.write_text("-10")
+    for pid in (relay, os.getpid()):
+        _prefer_session(pid, -10)
     try:
         yield
     finally:
-        for group in groups:
-            group.write_text("0")
+        for pid in (relay, os.getpid()):
+            _prefer_session(pid, 0)
+
+
+def _prefer_session(pid: int, nice: int) -> None:
+    """Set the nice value of a process's session, if it has one: a session older than autogroups has none (EINVAL)."""
+    with suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
 
 
 @contextmanager
