@@ -29,7 +29,7 @@ class Home:
         self.folder = Path(runtime.folder())
         self.api_path = Path(socket_path).absolute() if socket_path else self.folder / runtime.API_SOCKET
         self.relay_path = self.folder / runtime.RELAY_SOCKET
-        self.is_abandoned = False  # nothing is left to manage: the daemon removes the folder when it ends
+        self.is_abandoned = False  # nothing is left to manage: the folder is removed, unless an operator's options stay
         self._group = group if os.geteuid() == 0 else -1
         self._scope = ExitStack()
 
@@ -108,10 +108,10 @@ class Home:
     def _remove_folder(self) -> None:
         if self.is_abandoned:
             state = (f"{runtime.STATE}{end}" for end in ("", "-wal", "-shm"))
-            for name in (runtime.LOCK, runtime.START, runtime.RELAY_SOCKET, *state):
+            for name in (runtime.LOCK, runtime.RELAY_SOCKET, *state):
                 with suppress(OSError):
                     (self.folder / name).unlink()
-            with suppress(OSError):  # a launcher is about to start another daemon
+            with suppress(OSError):  # start.json stays; or a launcher is about to start another daemon
                 self.folder.rmdir()
 
 
