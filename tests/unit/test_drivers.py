@@ -56,6 +56,9 @@ class FakeLibrary:
     def __init__(self) -> None:
         self.applied: list[str] = []
 
+    def accepts(self, text: str) -> bool:
+        return True
+
     def apply(self, text: str) -> None:
         self.applied.append(text)
 

@@ -21,6 +21,9 @@ class Kernel:
         self.elements: set[str] = set()
         self._left = refused
 
+    def accepts(self, text: str) -> bool:
+        return True
+
     def apply(self, text: str) -> None:
         self._left -= 1
         if self._left == -1:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gangway.firewall.nft.render import (
     MOST_ELEMENTS,
     TABLE,
+    Features,
     chains,
     change,
     matching_rules,
@@ -202,6 +203,21 @@ def test_closed_families_accept_frames_within_other_programs_bridges(closed: boo
     text = render(whole(facts))
     assert ('"docker0" . "docker0"' in text) is closed
     assert ('"virbr0" . "virbr0"' in text) is closed
+
+
+WITHOUT_LOOKUPS = Features(map_as_set=False)
+
+
+@given(APART, FACTS)
+def test_where_maps_are_no_sets_the_keys_of_tcp_mappings_are_in_sets(many: list[PortMapping], facts: HostFacts) -> None:
+    found = whole(facts, *many)
+    adds = change((), found.mappings, WITHOUT_LOOKUPS).adds
+    maps = {name: elements for name, elements in adds.items() if not name.endswith("_keys")}
+    assert maps == change((), found.mappings).adds
+    for name, elements in maps.items():
+        keys = [element.partition(" : ")[0] for element in elements if element.startswith("tcp")]
+        assert keys == adds.get(f"{name}_keys", [])
+    assert render(found, WITHOUT_LOOKUPS).count("_keys drop") == 6
 
 
 @given(APART, FACTS)

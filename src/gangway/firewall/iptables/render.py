@@ -8,7 +8,8 @@ The layout is Docker's from the beginning, in chains that all have one name, the
 OUTPUT send packets for a local address to that chain, which has a rule for each mapping; POSTROUTING masquerades.  In
 `filter`, FORWARD jumps to the chain, which accepts packets for a container's published port; FORWARD also accepts
 established connections, what leaves a bridge, and what stays within one.  `mangle` and `raw` have what Docker's layout
-lacks: networks are isolated, and a container or the host's loopback address can only be reached by a published port.
+lacks: networks are isolated, a container or the host's loopback address can only be reached by a published port, and
+invalid segments are dropped (nft/render.py says why).
 For SCTP `mangle` has two more rules for each mapping, in both families: nft/render.py says why.
 
 With the prefix DOCKER the rules are Docker's to the letter: connections from a container's own bridge are not
@@ -35,6 +36,7 @@ Listing = Mapping[str, Counter[str]]
 
 _LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
 _NEITHER_ESTABLISHED_NOR_PUBLISHED = "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"
+_INVALID = "-m conntrack --ctstate INVALID"
 
 
 class Table(NamedTuple):
@@ -80,6 +82,8 @@ def rules_of(planned: MappingPlan, family: int, prefix: str) -> dict[str, list[s
     if not planned.is_nat:
         return {}
     rules = _translation(planned, prefix) if planned.family == family else {}
+    if planned.mapping.protocol is Protocol.TCP and planned.family == family:
+        rules["mangle"] = [f"-A {prefix}{_requested(planned)} -j DROP"]
     if planned.mapping.protocol is Protocol.SCTP:
         rules["mangle"] = [*_associations(planned)]
     return rules
@@ -87,15 +91,20 @@ def rules_of(planned: MappingPlan, family: int, prefix: str) -> dict[str, list[s
 
 def _translation(planned: MappingPlan, prefix: str) -> dict[str, list[str]]:
     mapping, bridge = planned.mapping, planned.bridge
-    ports = f"-p {mapping.protocol} -m {mapping.protocol} --dport {_ports(mapping.host_ports)}"
     inner = f"-p {mapping.protocol} -m {mapping.protocol} --dport {_ports(mapping.container_ports)}"
-    at = "" if mapping.host_address.is_unspecified else f" -d {ip_network(mapping.host_address)}"
     container = ip_network(planned.container_address)
     elsewhere = f" ! -i {bridge}" if prefix == DOCKERS_PREFIX else ""
-    nat = [f"-A {prefix}{at}{elsewhere} {ports} -j DNAT --to-destination {_target(planned)}"]
+    nat = [f"-A {prefix}{_requested(planned, elsewhere)} -j DNAT --to-destination {_target(planned)}"]
     if prefix == DOCKERS_PREFIX:
         nat.append(f"-A POSTROUTING -s {container} -d {container} {inner} -j MASQUERADE")
     return {"nat": nat, "filter": [f"-A {prefix} -d {container}{elsewhere} -o {bridge} {inner} -j ACCEPT"]}
+
+
+def _requested(planned: MappingPlan, elsewhere: str = "") -> str:
+    """Match the host's address and ports of a mapping."""
+    mapping = planned.mapping
+    at = "" if mapping.host_address.is_unspecified else f" -d {ip_network(mapping.host_address)}"
+    return f"{at}{elsewhere} -p {mapping.protocol} -m {mapping.protocol} --dport {_ports(mapping.host_ports)}"
 
 
 def matching_rules(planned: MappingPlan, route: Route, network: Network, prefix: str) -> Iterator[str]:
@@ -235,14 +244,17 @@ def _filter(plan: Plan, family: int, prefix: str) -> Iterator[str]:
 
 
 def _isolation(plan: Plan, prefix: str) -> Iterator[str]:
-    yield f"-A FORWARD -j {prefix}"
+    yield f"-A FORWARD {_NEITHER_ESTABLISHED_NOR_PUBLISHED} -j {prefix}"
+    yield f"-A INPUT -p tcp {_INVALID} -j {prefix}"
     for network in (planned.network for planned in plan.networks):
         bridge = network.bridge
-        yield f"-A {prefix} ! -i {bridge} -o {bridge} {_NEITHER_ESTABLISHED_NOR_PUBLISHED} -j DROP"
-        if network.internal:
-            yield f"-A {prefix} -i {bridge} ! -o {bridge} {_NEITHER_ESTABLISHED_NOR_PUBLISHED} -j DROP"
+        yield f"-A {prefix} ! -i {bridge} -o {bridge} -j DROP"
+        yield f"-A {prefix} -i {bridge} ! -o {bridge}{'' if network.internal else f' {_INVALID}'} -j DROP"
         if not network.icc:
-            yield f"-A {prefix} -i {bridge} -o {bridge} {_NEITHER_ESTABLISHED_NOR_PUBLISHED} -j DROP"
+            yield f"-A {prefix} -i {bridge} -o {bridge} -j DROP"
+    # What follows, a rule for each mapping, is for invalid segments to the host itself.
+    yield f"-A {prefix} -m conntrack ! --ctstate INVALID -j RETURN"
+    yield f"-A {prefix} -m addrtype ! --dst-type LOCAL -j RETURN"
 
 
 def _hairpin(subnet: Subnet, bridge: str) -> str:

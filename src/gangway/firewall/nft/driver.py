@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from contextlib import suppress
+from functools import cached_property
 
 from gangway.errors import HostRefused
 from gangway.firewall.base import UNKNOWN, Driver
@@ -24,16 +25,20 @@ class NftDriver(Driver):
         self._library, self._storage = library, storage
         self._listing: str | None = None
 
+    @cached_property
+    def _features(self) -> render.Features:
+        return render.probe_features(self._library.accepts)
+
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
         self._storage.remember(KEY, render.TABLE)
-        self._apply(render.render(plan))
+        self._apply(render.render(plan, self._features))
         self._listing = self._library.listing(render.TABLE)
 
     def change(self, removed: Collection[MappingPlan], added: Collection[MappingPlan]) -> None:
         """Delete elements of the table's maps, and add others: a long list takes several transactions."""
         done: list[render.Transaction] = []
         try:
-            for transaction in render.change(removed, added).split():
+            for transaction in render.change(removed, added, self._features).split():
                 self._apply(transaction.text())
                 done.append(transaction)
         except HostRefused:
@@ -45,7 +50,7 @@ class NftDriver(Driver):
 
     def has_rules_of(self, plan: Plan) -> bool:
         is_listed = self._library.listing(render.TABLE) == self._listing
-        return is_listed and self._library.element_counts(render.TABLE) == render.element_counts(plan)
+        return is_listed and self._library.element_counts(render.TABLE) == render.element_counts(plan, self._features)
 
     def remove(self, before: Plan | None = None) -> None:
         self._apply(render.remove())

@@ -6,7 +6,7 @@ nftables carries out a text as one transaction: all of it or nothing (libnftable
 import ctypes
 import json
 from contextlib import suppress
-from ctypes import c_char_p, c_int, c_uint, c_void_p
+from ctypes import c_bool, c_char_p, c_int, c_uint, c_void_p
 
 from gangway.errors import HostRefused, Unsupported
 
@@ -27,6 +27,7 @@ class Nftables:
         library.nft_ctx_new.restype, library.nft_ctx_new.argtypes = c_void_p, [c_uint]
         library.nft_run_cmd_from_buffer.argtypes = [c_void_p, c_char_p]
         library.nft_ctx_output_set_flags.argtypes = [c_void_p, c_uint]
+        library.nft_ctx_set_dry_run.argtypes = [c_void_p, c_bool]
         for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error", "nft_ctx_free"):
             getattr(library, name).argtypes = [c_void_p]
         for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
@@ -54,6 +55,17 @@ class Nftables:
         if len(text) > _LONG_TEXT:
             with suppress(AttributeError):  # glibc has malloc_trim, musl does not
                 ctypes.CDLL(None).malloc_trim(0)  # while it works, libnftables needs a hundred times the text's size
+
+    def accepts(self, text: str) -> bool:
+        """True if the kernel would carry out a transaction; it is not carried out."""
+        self._library.nft_ctx_set_dry_run(self._context, True)
+        try:
+            self._run(text)
+        except HostRefused:
+            return False
+        finally:
+            self._library.nft_ctx_set_dry_run(self._context, False)
+        return True
 
     def listing(self, table: str) -> str:
         """Return a table's rules, and its sets without their elements; empty if there is no such table."""

@@ -27,15 +27,20 @@ Between any other pair the receiver knows of no association and answers by an AB
 the end of the association that it has (8.5.1; kernel 6.1: after 1 to 5 s).  So a container's HEARTBEAT to the host gets
 no answer; and a container's ABORT that conntrack cannot assign, because it answers such a HEARTBEAT, is dropped.
 
+`invalid` drops TCP segments that conntrack assigns to no connection (`ct state invalid`: outside of the window, for
+example).  Nothing translates them (net/netfilter/nf_nat_core.c, nf_nat_inet_fn), so such a segment for a published port
+would reach the host itself, whose reset ends the connection; one of a container would leave with the container's own
+address.  If they are dropped, TCP retransmits what was lost.  Other segments to the host are left alone.
+
 Only the verdict `drop` is final: what is accepted here passes other programs' chains, too, and these may drop it.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_network
 from typing import NamedTuple
 
-from gangway.model import Network, Subnet
+from gangway.model import Network, Protocol, Subnet
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 
 TABLE = "inet gangway"
@@ -45,6 +50,16 @@ MOST_ELEMENTS = 4000
 Elements = dict[str, list[str]]
 """The elements of each set or map, by its name."""
 
+
+class Features(NamedTuple):
+    """What the kernel's nftables can do."""
+
+    map_as_set: bool = True  # a rule can test whether a map has a key (6.1: no; then the keys are in sets, too)
+
+
+ALL = Features()
+_PROBES = {"map_as_set": "\tmap m { type inet_service : ipv4_addr; }\n\tchain c { tcp dport @m drop; }"}
+
 _MAPS = """\
 	map ports{f} {{ type inet_proto . inet_service : ipv{f}_addr . inet_service; }}
 	map addresses{f} {{ type inet_proto . ipv{f}_addr . inet_service : ipv{f}_addr . inet_service; }}
@@ -52,12 +67,18 @@ _MAPS = """\
 	set masqueraded{f} {{ type ipv{f}_addr; flags interval; }}
 	set untranslated{f} {{ type ifname; }}
 """
+_KEYS = """\
+	set ports{f}_keys {{ type inet_proto . inet_service; }}
+	set addresses{f}_keys {{ type inet_proto . ipv{f}_addr . inet_service; }}
+	set ranges{f}_keys {{ type inet_proto . ipv{f}_addr . inet_service; flags interval; }}
+"""
 _SETS = """\
 	set bridges { type ifname; }
 	set internal { type ifname; }
 	set together { type ifname . ifname; }
 	map to { type ifname : verdict; }
 """
+_SUFFIX = "_keys"
 _KINDS = ("ports", "addresses", "ranges")
 _WORD = {4: "ip", 6: "ip6"}
 # Never translated: the kernel routes no loopback address, and forwards nothing from a link-local one.
@@ -98,24 +119,30 @@ class Transaction(NamedTuple):
             yield part
 
 
-def render(plan: Plan) -> str:
+def probe_features(accepts: Callable[[str], bool]) -> Features:
+    """Return the features of a kernel; `accepts` says whether it would carry a text out."""
+    return Features(*(accepts(f"table {TABLE}_probe {{\n{_PROBES[name]}\n}}\n") for name in Features._fields))
+
+
+def render(plan: Plan, features: Features = ALL) -> str:
     """Return the text of one transaction that replaces the whole table."""
     lines = [f"{remove()}table {TABLE} {{"]
-    lines += [_MAPS.format(f=family) for family in (4, 6)]
+    for family in (4, 6):
+        lines.append(_MAPS.format(f=family) + ("" if features.map_as_set else _KEYS.format(f=family)))
     lines.append(_SETS)
-    for name, (head, rules) in chains(plan).items():
+    for name, (head, rules) in chains(plan, features).items():
         lines += [f"\tchain {name} {{", *(f"\t\t{line}" for line in (head, *rules) if line), "\t}"]
-    return "\n".join((*lines, "}\n")) + Transaction({}, _all_elements(plan)).text()
+    return "\n".join((*lines, "}\n")) + Transaction({}, _all_elements(plan, features)).text()
 
 
-def element_counts(plan: Plan) -> dict[str, int]:
+def element_counts(plan: Plan, features: Features = ALL) -> dict[str, int]:
     """Return the number of elements of each set and map."""
-    return {name: len(found) for name, found in _all_elements(plan).items()}
+    return {name: len(found) for name, found in _all_elements(plan, features).items()}
 
 
-def change(removed: Iterable[MappingPlan], added: Iterable[MappingPlan]) -> Transaction:
+def change(removed: Iterable[MappingPlan], added: Iterable[MappingPlan], features: Features = ALL) -> Transaction:
     """Return the transaction that removes mappings and adds others."""
-    return Transaction(_mappings(removed), _mappings(added))
+    return Transaction(_mappings(removed, features), _mappings(added, features))
 
 
 def remove() -> str:
@@ -123,11 +150,12 @@ def remove() -> str:
     return f"table {TABLE}\ndelete table {TABLE}\n"
 
 
-def chains(plan: Plan) -> dict[str, tuple[str, list[str]]]:
+def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[str]]]:
     """Return each chain's hook and rules; a chain without a hook is jumped to."""
     found = {f"published{family}": ("", [_HAS_PORTS, *(_lookup(family, kind) for kind in _KINDS)]) for family in (4, 6)}
     for number, planned in enumerate(plan.networks):
         found[_to(number)] = "", [_hairpin(subnet) for subnet in planned.network.subnets]
+    found["invalid"] = "", ["iifname @bridges drop", *_published_invalid(features)]
     found["associations"] = "", [f"{_HEARTBEAT} ct state new drop", f"{_ABORT} ct state invalid drop"]
     return found | {
         "prerouting": ("type nat hook prerouting priority dstnat;", list(_prerouting(plan))),
@@ -140,6 +168,7 @@ def chains(plan: Plan) -> dict[str, tuple[str, list[str]]]:
             "type filter hook input priority filter;",
             [
                 'iifname != "lo" ip daddr 127.0.0.0/8 ct original ip daddr 127.0.0.0/8 drop',
+                "meta l4proto tcp ct state invalid jump invalid",
                 "meta l4proto sctp iifname @bridges jump associations",
             ],
         ),
@@ -148,6 +177,7 @@ def chains(plan: Plan) -> dict[str, tuple[str, list[str]]]:
             [
                 "ct state established,related accept",
                 "iifname . oifname @together accept",
+                "iifname @bridges ct state invalid drop",
                 _TRANSLATED,
                 "iifname @internal drop",
                 "oifname @bridges drop",
@@ -186,8 +216,21 @@ def _translation(family: int) -> str:
 
 
 def _lookup(family: int, kind: str) -> str:
-    key = "th dport" if kind == "ports" else f"{_WORD[family]} daddr . th dport"
-    return f"dnat {_WORD[family]} to meta l4proto . {key} map @{kind}{family}"
+    return f"dnat {_WORD[family]} to {_key(family, kind)} map @{kind}{family}"
+
+
+def _key(family: int, kind: str) -> str:
+    address = "" if kind == "ports" else f"{_WORD[family]} daddr . "
+    return f"meta l4proto . {address}th dport"
+
+
+def _published_invalid(features: Features) -> Iterator[str]:
+    """Drop what is sent to a published port; `ports` does not say for which family a packet is."""
+    suffix = "" if features.map_as_set else _SUFFIX
+    for family in (4, 6):
+        for kind in _KINDS:
+            of_family = f"meta nfproto ipv{family} " if kind == "ports" else ""
+            yield f"{of_family}{_key(family, kind)} @{kind}{family}{suffix} drop"
 
 
 def _to(number: int) -> str:
@@ -200,8 +243,8 @@ def _hairpin(subnet: Subnet) -> str:
     return f"{_WORD[subnet.version]} saddr {subnet} ct status dnat masquerade"
 
 
-def _all_elements(plan: Plan) -> Elements:
-    return _networks(plan) | _mappings(plan.mappings)
+def _all_elements(plan: Plan, features: Features) -> Elements:
+    return _networks(plan) | _mappings(plan.mappings, features)
 
 
 def _networks(plan: Plan) -> Elements:
@@ -226,10 +269,14 @@ def _networks(plan: Plan) -> Elements:
     return found
 
 
-def _mappings(plans: Iterable[MappingPlan]) -> Elements:
+def _mappings(plans: Iterable[MappingPlan], features: Features) -> Elements:
     found: Elements = defaultdict(list)
-    for name, elements in (_elements(planned) for planned in plans if planned.is_nat):
-        found[name] += elements
+    for planned in plans:
+        if planned.is_nat:
+            name, elements = _elements(planned)
+            found[name] += elements
+            if planned.mapping.protocol is Protocol.TCP and not features.map_as_set:
+                found[f"{name}{_SUFFIX}"] += [element.partition(" : ")[0] for element in elements]
     return found
 
 
