@@ -1,9 +1,18 @@
-"""The kernel's connection tracking table: it shows whether a connection was translated (DNAT)."""
+"""The kernel's connection tracking table: it shows whether a connection was translated (DNAT).
+
+Entries can also be made, so that a test needs no clients: those of TCP wait for the end of their time.
+"""
 
 import socket
+import struct
+from collections.abc import Iterator
+from itertools import count as numbers
+from pathlib import Path
+from typing import NamedTuple
 
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
+from gangway.host import netlink
 from lab.netns import Namespace
 
 _NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
@@ -30,3 +39,91 @@ def was_translated(host: Namespace, protocol: str, address: str, port: int) -> b
                     conntrack.entry("del", tuple_orig=NFCTAttrTuple.from_netlink(family, original))
     assert len(translated) <= 1, f"some flows to {protocol} {address} port {port} were translated and some were not"
     return translated == {True}
+
+
+class Flow(NamedTuple):
+    """A client's connection to an address and port, and where it leads."""
+
+    protocol: str
+    address: str
+    port: int
+    to: str
+
+
+_clients = numbers()
+_NETFILTER = 12  # NETLINK_NETFILTER
+_NEW, _DELETE, _CREATE = (
+    1 << 8,
+    1 << 8 | 2,
+    netlink.REQUEST | 0x600,
+)  # IPCTNL_MSG_CT_NEW, …_DELETE; NLM_F_CREATE, NLM_F_EXCL
+_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _PROTOINFO, _TIMEOUT = 1, 2, 3, 4, 7
+_IS_ESTABLISHED = 1 << 1 | 1 << 2 | 1 << 3  # IPS_SEEN_REPLY, IPS_ASSURED, IPS_CONFIRMED
+_TIME_WAIT = netlink.pack_attribute(1, b"\7")  # CTA_PROTOINFO_TCP_STATE
+
+
+def track(*flows: Flow) -> None:
+    """Make entries in this thread's network namespace, each with another client."""
+    messages = [netlink.pack_message(_NEW, _CREATE, _entry(flow, next(_clients))) for flow in flows]
+    with netlink.connect(_NETFILTER) as sock:
+        for first in range(0, len(messages), 100):
+            *before, last = messages[first : first + 100]
+            acknowledged = netlink.pack_message(_NEW, _CREATE | netlink.ACK, last[netlink.MESSAGE.size :])
+            sock.send(b"".join([*before, acknowledged]))
+            assert not [*netlink.errors(sock)]
+
+
+def tracked() -> set[Flow]:
+    """Return the flows of this thread's network namespace."""
+    return {flow for family, kind in ((2, "V4"), (10, "V6")) for flow in _flows(family, kind)}
+
+
+def flush() -> None:
+    """Delete all entries of this thread's network namespace."""
+    with netlink.connect(_NETFILTER) as sock:
+        sock.send(netlink.pack_message(_DELETE, netlink.REQUEST | netlink.ACK, bytes(4)))
+        assert not [*netlink.errors(sock)]
+
+
+def count() -> int:
+    """Return the number of entries in this thread's network namespace."""
+    return int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
+
+
+def _flows(family: int, kind: str) -> Iterator[Flow]:
+    names = {number: name for name, number in _NUMBERS.items()}
+    with NFCTSocket(nfgen_family=family) as conntrack:
+        for message in list(conntrack.dump()):
+            original, reply = message.get_attr("CTA_TUPLE_ORIG"), message.get_attr("CTA_TUPLE_REPLY")
+            ports, addresses = original.get_attr("CTA_TUPLE_PROTO"), original.get_attr("CTA_TUPLE_IP")
+            source = reply.get_attr("CTA_TUPLE_IP").get_attr(f"CTA_IP_{kind}_SRC")
+            name = names[ports.get_attr("CTA_PROTO_NUM")]
+            yield Flow(name, addresses.get_attr(f"CTA_IP_{kind}_DST"), ports.get_attr("CTA_PROTO_DST_PORT"), source)
+
+
+def _entry(flow: Flow, client: int) -> bytes:
+    family = socket.AF_INET6 if ":" in flow.address else socket.AF_INET
+    source = f"fd88::{client // 60000:x}" if ":" in flow.address else f"10.88.0.{client // 60000}"
+    back = _tuple(_TUPLE_REPLY, flow.protocol, family, (flow.to, 80), (source, client % 60000))
+    parts = [
+        _tuple(_TUPLE_ORIG, flow.protocol, family, (source, client % 60000), (flow.address, flow.port)),
+        back,
+        netlink.pack_attribute(_STATUS, struct.pack("!I", _IS_ESTABLISHED)),
+        netlink.pack_attribute(_TIMEOUT, struct.pack("!I", 300)),
+    ]
+    if flow.protocol == "tcp":
+        parts.append(netlink.pack_nested(_PROTOINFO, netlink.pack_nested(1, _TIME_WAIT)))
+    return struct.pack("!BBH", family, 0, 0) + b"".join(parts)
+
+
+def _tuple(kind: int, protocol: str, family: int, source: tuple[str, int], to: tuple[str, int]) -> bytes:
+    first = 3 if family == socket.AF_INET6 else 1  # CTA_IP_V6_SRC, CTA_IP_V4_SRC; the destination is the next one
+    addresses = [
+        netlink.pack_attribute(first + number, socket.inet_pton(family, host))
+        for number, (host, _) in enumerate((source, to))
+    ]
+    ports = [
+        netlink.pack_attribute(2 + number, struct.pack("!H", port)) for number, (_, port) in enumerate((source, to))
+    ]
+    proto = netlink.pack_attribute(1, bytes([_NUMBERS[protocol]]))
+    return netlink.pack_nested(kind, netlink.pack_nested(1, *addresses), netlink.pack_nested(2, proto, *ports))

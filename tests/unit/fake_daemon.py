@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -243,7 +244,8 @@ class Daemon:
         self.executor = Executor(self.links, self.dataplane, forwarding, self.observer.alias)
         self.registry = Registry(self.database)
         self.reserved_ports = ReservedPorts(settings, self.log.append)
-        self.leases = Leases(self.registry.index, self.dataplane, self.observer.lease_facts)
+        former_flows = partial(self.executor.delete_flows, former=True)
+        self.leases = Leases(self.registry.index, self.dataplane, self.observer.lease_facts, former_flows)
         # A clock on which every line is long after the last one: nothing is suppressed.
         log = Log(lambda _level, line: self.log.append(line), clock=iter(range(0, 1 << 30, 100)).__next__)
         self.controller = Controller(

@@ -133,7 +133,7 @@ def test_order_of_adding_everything() -> None:
     # Sockets are redirected when all is there; until then the relay listens.
     assert verbs(steps) == [*links, "+Ports", "+Steered", "Rules", "Flows", "Forwarding", "+Redirects"]
     # Only UDP clients can have a tracked connection from before the port was published.
-    assert [step for step in steps if isinstance(step, Flows)] == [Flows((PLANNED["0.0.0.0:53:53/udp"],), ())]
+    assert [step for step in steps if isinstance(step, Flows)] == [Flows((), (PLANNED["0.0.0.0:53:53/udp"],))]
 
 
 def test_order_of_removing_everything() -> None:

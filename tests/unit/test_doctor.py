@@ -8,7 +8,7 @@ import pytest
 from gangway.daemon.doctor import checks
 from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf import requirements
-from gangway.host import probe
+from gangway.host import conntrack, probe
 from gangway.model import Protocol
 from gangway.plan import Firewall, HostFacts
 from gangway.reconcile.dataplane import DataPlane
@@ -53,6 +53,7 @@ ALL_ATTACHED = FakeDataPlane()
 def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requirements, "NEEDS", {"one thing": lambda: None, "another": lambda: "there is no other"})
     monkeypatch.setattr(probe, "is_root", lambda: True)
+    monkeypatch.setattr(conntrack, "unavailable", lambda: "")
 
 
 def report(
@@ -135,3 +136,10 @@ def test_forwarding_is_reported(facts: HostFacts, holds: bool, note: str) -> Non
     check = report(facts)["forwarding: IPv4"]
     assert check.holds is holds
     assert check.note.startswith(note)
+
+
+def test_tracked_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert report()["tracked connections"].holds
+    monkeypatch.setattr(conntrack, "unavailable", lambda: "no access")
+    expected = "no access: connections by nat survive unpublish; UDP clients keep their former road"
+    assert report()["tracked connections"] == CheckAnswer("tracked connections", False, expected)

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from gangway.ebpf.keys import PortBlock, Target
-from gangway.errors import Conflict, HostRefused
+from gangway.errors import Conflict, HostRefused, Unsupported
 from gangway.host import conntrack, probe, sockets, sysctl
 from gangway.model import Network, Protocol
 from gangway.plan import NetworkPlan
@@ -126,9 +127,25 @@ def test_flows_are_flushed_once_for_each_protocol_and_family(daemon: Daemon, mon
     daemon.executor.do(Flows(tuple(map(planned, many)), ()))
     own = daemon.links.addresses()
     assert flushed == {
-        ("tcp", 4): [(own, range(80, 81)), ({"192.0.2.5"}, range(81, 83))],
-        ("udp", 6): [(own, range(53, 54))],
+        ("tcp", 4): [(own, range(80, 81), ""), ({"192.0.2.5"}, range(81, 83), "")],
+        ("udp", 6): [(own, range(53, 54), "")],
     }
+
+
+def test_flows_that_lead_to_an_added_container_are_kept(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[conntrack.Destination] = []
+    monkeypatch.setattr(conntrack, "delete", lambda _name, _family, to: flushed.extend(to))
+    one = planned(mapping("192.0.2.5", "81"))
+    daemon.executor.do(Flows((), (one,)))
+    assert flushed == [({"192.0.2.5"}, range(81, 82), str(one.container_address))]
+
+
+def test_a_kernel_without_access_to_flows_is_no_failure(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conntrack, "delete", Mock(side_effect=Unsupported("no access")))
+    daemon.executor.do(Flows((ONE,), ()))
+    monkeypatch.setattr(conntrack, "delete", Mock(side_effect=HostRefused("refused")))
+    with pytest.raises(HostRefused):
+        daemon.executor.do(Flows((ONE,), ()))
 
 
 def test_links_are_created_and_deleted(daemon: Daemon) -> None:

@@ -270,3 +270,20 @@ def test_step_from_before_a_lease_does_not_remove_its_redirect(daemon: Daemon) -
     assert daemon.redirect.targets == entries
     daemon.leases.end(lease)
     assert not daemon.redirect.targets
+
+
+def test_former_flows_of_new_udp_leases_are_deleted_once(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    deleted: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        daemon.leases,
+        "_delete_former_flows",
+        lambda found: deleted.extend((str(one.mapping.host_address), str(one.container_address)) for one in found),
+    )
+    ended = grant(daemon, listening("127.0.0.3", protocol="udp"), name="udp")
+    grant(daemon, listening("127.0.0.4", protocol="udp"), name="udp")
+    grant(daemon, listening("127.0.0.5"))
+    daemon.leases.end(ended)
+    assert daemon.leases.is_settling
+    daemon.leases.settle()
+    assert not daemon.leases.is_settling
+    assert deleted == [("127.0.0.4", BOX4)]

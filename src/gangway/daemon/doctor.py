@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf import requirements
-from gangway.host import probe
+from gangway.host import conntrack, probe
 from gangway.model import Protocol
 from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts
 from gangway.reconcile.dataplane import DataPlane
@@ -39,6 +39,9 @@ def checks(tools: Tools, facts: HostFacts, dataplane: DataPlane, leases: int) ->
     if not reason and not dataplane.steering.is_attached():
         note = f"{_DETACHED}: clients of the relay wait until then"
     yield CheckAnswer("steering: attached", not note, note)
+    reason = conntrack.unavailable()
+    note = f"{reason}: connections by nat survive unpublish; UDP clients keep their former road" if reason else ""
+    yield CheckAnswer("tracked connections", not reason, note)
     published = "1 port published by a lease" if leases == 1 else f"{leases} ports published by leases"
     yield CheckAnswer("docker-proxy launchers", True, published if leases else "none")
 

@@ -21,6 +21,7 @@ from gangway.relay.sockets import peer_credentials
 from gangway.state.leases import Lease, Leases
 
 _RETRY_S = 0.1  # after running out of descriptors
+_SETTLE_S = 0.1  # after the last lease of a burst, until the tracked connections of its clients are deleted
 # For an earlier daemon's leases: how often to look for launchers that have exited, and the time in which the other
 # launchers, which try twice a second, have to take new leases.
 _REAP_S, _CLAIM_S = 1.0, 30.0
@@ -60,7 +61,11 @@ class LeaseServer:
         started_s = reaped_s = time.monotonic()
         while True:
             is_waiting = self._leases.unclaimed or self._leases.is_incomplete
-            for fd, _events in self._epoll.poll(_REAP_S if is_waiting else None):
+            is_settling = self._leases.is_settling
+            found = self._epoll.poll(_SETTLE_S if is_settling else _REAP_S if is_waiting else None)
+            if is_settling and not found:
+                self._guarded(self._leases.settle)
+            for fd, _events in found:
                 if fd == self._wake:
                     if b"q" in os.read(self._wake, 64):
                         return
@@ -83,6 +88,8 @@ class LeaseServer:
         except ExceptionGroup as errors:
             for one in errors.exceptions:
                 self._log.warning("%s: %s", errors.message, one)
+        except GangwayError as error:
+            self._log.warning("%s", error)
         except Exception as error:
             self._log.failure(error)
 

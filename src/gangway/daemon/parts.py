@@ -1,6 +1,7 @@
 """Puts the daemon's parts together."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from gangway import runtime
@@ -54,7 +55,8 @@ class Parts:
         self._controller = controller = Controller(
             self.observer, registry, executor, ReservedPorts(settings, log.warning), self._driver_for, log
         )
-        leases = Leases(registry.index, self.dataplane, self.observer.lease_facts)
+        former_flows = partial(executor.delete_flows, former=True)
+        leases = Leases(registry.index, self.dataplane, self.observer.lease_facts, former_flows)
         self.requests = Requests(controller, registry, executor, leases)
 
     def _driver_for(self, firewall: Firewall) -> Driver:

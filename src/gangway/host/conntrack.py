@@ -1,44 +1,180 @@
-"""Deletes connection tracking entries that lead where a port no longer leads, by ctnetlink (pyroute2).
+"""Deletes connection tracking entries that lead where a port no longer leads, by ctnetlink.
 
 Rules of type nat see only a connection's first packet; the entry that it creates decides for the rest.  A UDP entry
 lives as long as datagrams arrive, so a client that keeps sending would never reach a new rule.
+
+There may be hundreds of thousands of entries.  Facts that this file leans on (net/netfilter/nf_conntrack_netlink.c):
+
+* The kernel lists only what a filter matches (CTA_FILTER, Linux 5.8; before, it lists all).  But it compares the ports
+  of TCP and UDP only, and of IPv6 addresses it matches the wrong ones (ctnetlink_filter_match_tuple).
+* Since Linux 6.9 it also deletes by a filter, which takes a fifth of the time that listing and deleting take.  Before,
+  the request fails with EINVAL, because it lacks the source address: it never deletes anything else.
+* An entry begins with the client's tuple and the container's (ctnetlink_fill_info): always the same attributes in the
+  same order, so a few bytes at fixed places are enough.
 """
 
+import errno
+import os
+import socket
+import struct
+import sys
+from collections import Counter
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
-
+from gangway.errors import HostRefused, Unsupported
+from gangway.host import netlink
 from gangway.inet import FAMILIES, PROTOCOLS
 
-SUPPORTED = ("tcp", "udp")
-"""The protocols whose ports pyroute2 can read from an entry."""
+_NETFILTER = 12  # include/uapi/linux/netlink.h: NETLINK_NETFILTER
+_FAMILY = struct.Struct("!BBH")  # struct nfgenmsg: family, version, resource
+# include/uapi/linux/netfilter/nfnetlink_conntrack.h, nfnetlink.h
+_GET, _DELETE, _STATISTICS = (1 << 8 | kind for kind in (1, 2, 5))
+_TUPLE_ORIG, _TUPLE_IP, _TUPLE_PROTO, _FILTER, _FILTER_ORIG_FLAGS = 1, 1, 2, 25, 1
+_IP_V4_DST, _PROTO_NUMBER, _PROTO_DST_PORT = 2, 1, 3
+# net/netfilter/nf_internals.h: CTA_FILTER_F_…, the parts of a tuple that are compared
+_BY_DST_ADDRESS, _BY_PROTOCOL, _BY_DST_PORT = 1 << 1, 1 << 3, 1 << 5
+# An entry: its length, the length of the client's tuple, which begins at _TUPLE_AT, its destination address and port.
+_ENTRY = {4: struct.Struct("=I16xHxx4x8x4x4s4x8x8x4x2s"), 6: struct.Struct("=I16xHxx4x20x4x16s4x8x8x4x2s")}
+_ADDRESS_BYTES = {4: 4, 6: 16}
+_TUPLE_AT, _SOURCE_IN_TUPLE = netlink.MESSAGE.size + _FAMILY.size, 12
+_BATCH = 128  # so few that the errors of a batch fit into the socket's queue
+_MANY = 4096  # entries, from which on deleting by a filter is worth another walk through the table
+_Key = tuple[bytes, bytes]
+"""An address and a port that clients connect to, in network byte order."""
 
 
 class Destination(NamedTuple):
-    """The addresses and ports that clients connect to: any of each."""
+    """The addresses and ports that clients connect to, any of each, and the container that they should be led to.
+
+    Entries that lead to the container are kept; without one none are.
+    """
 
     addresses: Collection[str]
     ports: range
+    container: str = ""
+
+
+def unavailable() -> str:
+    """Return why entries cannot be deleted; empty if they can."""
+    try:
+        with netlink.connect(_NETFILTER) as sock:
+            sock.send(netlink.pack_message(_STATISTICS, netlink.REQUEST | netlink.ACK, _FAMILY.pack(0, 0, 0)))
+            code = next(iter([*netlink.errors(sock)]), 0)
+    except OSError as error:
+        code = error.errno or errno.EIO
+    if code in (errno.EINVAL, errno.EPROTONOSUPPORT):
+        return "this kernel has no access to tracked connections (CONFIG_NF_CT_NETLINK)"
+    return os.strerror(code) if code else ""
 
 
 def delete(protocol: str, family: int, destinations: Sequence[Destination]) -> None:
-    """Delete the entries of clients that connected to one of `destinations`, where the kernel can list entries.
+    """Delete the entries of clients that connected to one of `destinations`; `family` is 4 or 6.
 
-    `protocol` is one of SUPPORTED, `family` is 4 or 6.
+    Unsupported: this kernel cannot.  HostRefused: it failed, and some entries may be left.
     """
-    number, proto = FAMILIES[family], PROTOCOLS[protocol]
-    one_port = len(destinations) == 1 and len(destinations[0].ports) == 1
-    port = {"dport": destinations[0].ports[0]} if one_port else {}
-    filtered = NFCTAttrTuple(family=number, proto=proto, **port)
-    with suppress(NetlinkError, OSError), NFCTSocket(nfgen_family=number) as conntrack:
-        # The client's direction, before translation.  A kernel before 5.8 ignores the filter.
-        tuples = [message.get_attr("CTA_TUPLE_ORIG") for message in conntrack.dump(tuple_orig=filtered)]
-        for entry in [NFCTAttrTuple.from_netlink(number, one) for one in tuples]:
-            if entry.proto == proto and any(
-                entry.dport in to.ports and entry.daddr in to.addresses for to in destinations
-            ):
-                with suppress(NetlinkError):  # it may have ended meanwhile
-                    conntrack.entry("del", tuple_orig=entry)
+    try:
+        with netlink.connect(_NETFILTER) as sock:
+            sock.setsockopt(netlink.SOL_NETLINK, netlink.CAP_ACK, 1)
+            _Entries(sock, protocol, family, destinations).delete()
+    except OSError as error:
+        if reason := unavailable():
+            raise Unsupported(f"tracked connections cannot be deleted: {reason}") from None
+        ports = ", ".join(f"{one.ports[0]}-{one.ports[-1]}" for one in destinations)
+        what = f"tracked connections of {protocol} ports {ports} (IPv{family})"
+        raise HostRefused(f"cannot delete {what}: {error.strerror}: try again") from None
+
+
+class _Entries(dict[_Key, bytes | None]):
+    """The entries of one protocol and family that lead to one of `destinations`; `sock` is for deleting them.
+
+    As a dictionary it says of an address and port which container's entries are kept: b"" is none of them, None means
+    that it is not among the destinations.
+    """
+
+    def __init__(self, sock: socket.socket, protocol: str, family: int, destinations: Sequence[Destination]) -> None:
+        self._sock, self._protocol, self._destinations = sock, PROTOCOLS[protocol], destinations
+        self._family, self._version = FAMILIES[family], family
+        self._can_filter = family == 4 and protocol != "sctp" and not any(one.container for one in destinations)
+
+    def __missing__(self, key: _Key) -> bytes | None:
+        address, port = socket.inet_ntop(self._family, key[0]), int.from_bytes(key[1], "big")
+        found = (one for one in self._destinations if port in one.ports and address in one.addresses)
+        to = next(found, None)
+        self[key] = None if to is None else self._packed(to.container)
+        return self[key]
+
+    def delete(self) -> None:
+        """Delete the entries.  If many are of one address and port, the kernel is asked to find them, if it can."""
+        while self._can_filter:
+            found = self._delete_listed(_MANY)
+            if found.total() < _MANY:
+                return
+            many = [key for key, number in found.items() if number > _MANY // 4]
+            self._can_filter = bool(many) and all(map(self._delete_filtered, many))
+        self._delete_listed()
+
+    def _packed(self, container: str) -> bytes:
+        is_same_family = (":" in container) is (self._version == 6)
+        return socket.inet_pton(self._family, container) if container and is_same_family else b""
+
+    def _delete_listed(self, most: int | None = None) -> Counter[_Key]:
+        """List entries and delete them, until `most` are found; return how many were found, by address and port."""
+        unpack, address_bytes = _ENTRY[self._version].unpack_from, _ADDRESS_BYTES[self._version]
+        found, batch = Counter[_Key](), list[bytes]()
+        with netlink.connect(_NETFILTER) as listing:
+            for data in netlink.dump(listing, self._request()):
+                at, end = 0, len(data)
+                while at < end:  # there may be a quarter of a million
+                    length, size, address, port = unpack(data, at)
+                    original, at = at + _TUPLE_AT, at + length
+                    kept = self[address, port]
+                    source = original + size + _SOURCE_IN_TUPLE
+                    if kept is not None and (not kept or data[source : source + address_bytes] != kept):
+                        found[address, port] += 1
+                        batch.append(data[original : original + size])
+                self._delete_batch(batch)
+                if most is not None and found.total() >= most:
+                    break
+                batch.clear()
+        return found
+
+    def _delete_batch(self, tuples: Sequence[bytes]) -> None:
+        """Delete the entries with these tuples, many with one call; some may have ended meanwhile."""
+        for first in range(0, len(tuples), _BATCH):
+            *before, last = (self._body(one) for one in tuples[first : first + _BATCH])
+            batch = [netlink.pack_message(_DELETE, netlink.REQUEST, body) for body in before]
+            self._sock.send(b"".join([*batch, netlink.pack_message(_DELETE, netlink.REQUEST | netlink.ACK, last)]))
+            for code in netlink.errors(self._sock):
+                if code != errno.ENOENT:
+                    raise OSError(code, os.strerror(code))
+
+    def _delete_filtered(self, key: _Key) -> bool:
+        """Have the kernel delete all entries of an address and port; False if it cannot."""
+        body = self._body(*_filter(self._protocol, key[1], key[0]))
+        self._sock.send(netlink.pack_message(_DELETE, netlink.REQUEST | netlink.ACK, body))
+        return not [*netlink.errors(self._sock)]
+
+    def _request(self) -> bytes:
+        """Return the request for a list of the entries, with a filter by what the destinations have in common."""
+        ports = {port for one in self._destinations for port in (one.ports[0], one.ports[-1])}
+        port = next(iter(ports)).to_bytes(2, "big") if len(ports) == 1 else None
+        return netlink.pack_message(_GET, netlink.REQUEST | netlink.DUMP, self._body(*_filter(self._protocol, port)))
+
+    def _body(self, *attributes: bytes) -> bytes:
+        return _FAMILY.pack(self._family, 0, 0) + b"".join(attributes)
+
+
+def _filter(protocol: int, port: bytes | None = None, address: bytes | None = None) -> tuple[bytes, bytes]:
+    """Return the attributes of a filter by the client's tuple: by the destination port and IPv4 address, if given."""
+    proto, flags = [netlink.pack_attribute(_PROTO_NUMBER, bytes([protocol]))], _BY_PROTOCOL
+    parts = []
+    if address is not None:
+        parts.append(netlink.pack_nested(_TUPLE_IP, netlink.pack_attribute(_IP_V4_DST, address)))
+        flags |= _BY_DST_ADDRESS
+    if port is not None:
+        proto.append(netlink.pack_attribute(_PROTO_DST_PORT, port))
+        flags |= _BY_DST_PORT
+    parts.append(netlink.pack_nested(_TUPLE_PROTO, *proto))
+    packed_flags = netlink.pack_attribute(_FILTER_ORIG_FLAGS, flags.to_bytes(4, sys.byteorder))
+    return netlink.pack_nested(_TUPLE_ORIG, *parts), netlink.pack_nested(_FILTER, packed_flags)

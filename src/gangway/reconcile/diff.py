@@ -75,7 +75,8 @@ class Rules(Change[tuple[MappingPlan, ...]]):
 
 
 class Flows(Change[tuple[MappingPlan, ...]]):
-    """Tracked connections of mappings' rules: they can be deleted, but not restored."""
+    """Tracked connections of mappings that are removed, and former ones of those that are added: they can be deleted,
+    but not restored."""
 
     def inverse(self) -> Self | None:
         return None
@@ -140,7 +141,7 @@ def _add(before: State, after: State) -> Iterator[Step]:
     elif added:
         yield Rules((), added)
     if stale := tuple(planned for planned in added if planned.mapping.protocol == "udp"):
-        yield Flows(stale, ())
+        yield Flows((), stale)
     if after.forwarding - before.forwarding:
         yield Forwarding(before.forwarding & after.forwarding, after.forwarding)
     if redirects := _differing(after.redirects, before.redirects):

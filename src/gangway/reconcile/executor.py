@@ -5,10 +5,12 @@ as done, or is created again.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from ipaddress import ip_interface
 
-from gangway.errors import Conflict
+from gangway.errors import Conflict, Unsupported
 from gangway.firewall.base import Driver
+from gangway.host import conntrack
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Interface, Links
 from gangway.model import Address, Network, Protocol
@@ -66,8 +68,9 @@ class Executor:
                 self.driver.change(removed, added)
             case diff.Forwarding(_, families):
                 self.forwarding.switch(families)
-            case diff.Flows(mappings):
-                self._flush(mappings)
+            case diff.Flows(removed, added):
+                self.delete_flows(removed)
+                self.delete_flows(added, former=True)
             case diff.Ports((), ports):
                 self.dataplane.serve(ports, reserved or {})
             case diff.Ports(ports):
@@ -129,22 +132,23 @@ class Executor:
         if attachment.isolated:
             self.links.set_isolated(name, True)
 
-    def _flush(self, planned: Iterable[MappingPlan]) -> None:
-        """Delete tracked connections that began before a change: they would continue on their former road.
+    def delete_flows(self, planned: Iterable[MappingPlan], former: bool = False) -> None:
+        """Delete tracked connections to ports of mappings, or those `former` ones that do not lead to the container.
 
-        The kernel goes through all tracked connections for each request, so there is one for each protocol and family.
+        They began before a change, and would continue on their former road.  The kernel goes through all tracked
+        connections for each request, so there is one for each protocol and family.  Where it has no access to them,
+        `doctor` says so.
         """
-        from gangway.host import conntrack  # as for links: it takes megabytes
-
         own = self.links.addresses()
         kinds: dict[tuple[Protocol, int], list[conntrack.Destination]] = {}
         for one in planned:
             address, ports = one.mapping.host_address, one.mapping.host_ports
             to = own if address.is_unspecified else {str(address)}
-            destination = conntrack.Destination(to, range(ports.first, ports.last + 1))
+            container = str(one.container_address) if former else ""
+            destination = conntrack.Destination(to, range(ports.first, ports.last + 1), container)
             kinds.setdefault((one.mapping.protocol, one.family), []).append(destination)
         for (protocol, family), destinations in kinds.items():
-            if protocol in conntrack.SUPPORTED:
+            with suppress(Unsupported):
                 conntrack.delete(protocol.value, family, destinations)
 
 

@@ -13,7 +13,7 @@ from any thread.
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -43,11 +43,22 @@ class Lease:
 
 
 class Leases:
-    """The leases of a network namespace; `facts` gathers what decisions about them depend on."""
+    """The leases of a network namespace; `facts` gathers what decisions about them depend on.
 
-    def __init__(self, index: PortIndex, dataplane: DataPlane, facts: Callable[[], HostFacts]) -> None:
+    `delete_former_flows` deletes tracked connections to a mapping's ports that do not lead to its container.
+    """
+
+    def __init__(
+        self,
+        index: PortIndex,
+        dataplane: DataPlane,
+        facts: Callable[[], HostFacts],
+        delete_former_flows: Callable[[Iterable[MappingPlan]], None],
+    ) -> None:
         self._index, self._dataplane, self._facts = index, dataplane, facts
+        self._delete_former_flows = delete_former_flows
         self._leases: dict[PortMapping, Lease] = {}
+        self._settling: set[PortMapping] = set()  # new ones whose clients' flows are still to be deleted
         self.unclaimed = {one.ports for one in dataplane.leased()}
         """Ports that an earlier daemon leased, and whose launchers have not taken new leases yet."""
         self.is_incomplete = False  # a new relay could not be given all leases: `restore` has to be called again
@@ -71,8 +82,24 @@ class Leases:
                 self._dataplane.serve_lease(port, redirects, fds)
             undo.pop_all()
         self._leases |= dict.fromkeys(lease.mappings, lease)
+        self._settling.update(one for one in lease.mappings if one.protocol is Protocol.UDP)
         self.unclaimed.discard(port.ports)
         return lease
+
+    @property
+    def is_settling(self) -> bool:
+        """True if `settle` has to be called: soon, but once for all leases of a burst."""
+        return bool(self._settling)
+
+    def settle(self) -> None:
+        """Let dockerd's rules serve the UDP clients of new leases that sent datagrams before these rules existed.
+
+        The kernel would lead them to the relay, or nowhere, as long as they send.  dockerd writes a port's rules before
+        it starts the launcher.
+        """
+        mappings, facts = self._settling & self._leases.keys(), self._facts()
+        self._settling = set()
+        self._delete_former_flows([_plan(mapping, facts) for mapping in mappings])
 
     def end(self, lease: Lease) -> None:
         """Unpublish a lease's port; it is free afterwards, even if a part of this fails."""
