@@ -30,6 +30,7 @@ _MAX_PORT = 65535
 _INTERFACE_NAME_BYTES = 15  # include/uapi/linux/if.h: IFNAMSIZ counts the closing zero
 _MIN_MTU = {4: 68, 6: 1280}  # RFC 791, RFC 8200
 _MAX_MTU = 65535  # net/bridge: ETH_MAX_MTU
+_ETHERNET_MTU = 1500
 _NUMBER = re.compile(r"[0-9]+")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 # The kernel allows more (net/core/dev.c, dev_valid_name).  But rules contain interface names, and there a quote ends a
@@ -205,7 +206,7 @@ class Network:
     masquerade: bool = True
     icc: bool = True
     internal: bool = False
-    mtu: int = 1500  # bytes
+    mtu: int = _ETHERNET_MTU  # bytes
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -219,7 +220,7 @@ class Network:
             raise InvalidRequest(f"network {self.name} needs one subnet of IPv4, one of IPv6, or both")
         for subnet, gateway in zip(self.subnets, self.gateways, strict=True):
             _check_subnet(subnet, gateway)
-        smallest = max(_MIN_MTU[version] for version in versions)
+        smallest = _smallest_mtu(self.subnets)
         if not smallest <= self.mtu <= _MAX_MTU:
             raise InvalidRequest(f"MTU {self.mtu} is out of range for network {self.name} ({smallest} to {_MAX_MTU})")
 
@@ -247,6 +248,11 @@ def bridge_name(network: str) -> str:
     """Return the default name of a network's bridge; a long one is cut, and made unique by a digest."""
     name, digest = f"gw-{network}", blake2s(network.encode(), digest_size=3).hexdigest()
     return name if len(name) <= _INTERFACE_NAME_BYTES else f"{name[: _INTERFACE_NAME_BYTES - 7]}-{digest}"
+
+
+def default_mtu(uplink: int | None, subnets: Collection[Subnet]) -> int:
+    """Return a new network's MTU: that of the host's uplink, if it has one and the subnets allow it."""
+    return min(max(uplink or _ETHERNET_MTU, _smallest_mtu(subnets)), _MAX_MTU)
 
 
 def first_gateway(subnet: Subnet) -> Address:
@@ -288,6 +294,10 @@ def require_no_conflict(network: Network, others: Iterable[Network]) -> None:
 def any_address(address: Address) -> Address:
     """Return the unspecified address of the same family."""
     return ANY[address.version == 6]
+
+
+def _smallest_mtu(subnets: Collection[Subnet]) -> int:
+    return max((_MIN_MTU[subnet.version] for subnet in subnets), default=0)
 
 
 def _check_subnet(subnet: Subnet, gateway: Address) -> None:

@@ -44,6 +44,7 @@ def test_links(host: Host) -> None:
             numbers.get(link.get("master"), 0),
             link.get("linkinfo", {}).get("info_slave_data", {}).get("isolated", False),
             link.get("address", ""),
+            link["mtu"],
         )
         for link in expected
     ]

@@ -78,3 +78,18 @@ def test_a_containers_stray_segment_does_not_leave_the_host(street: Street, port
         exchange(client, served)
         segments = list(recorder.segments())
     assert {one.source[0] for one in segments} == {HOST4, NEIGHBOUR4}
+
+
+@pytest.mark.parametrize(("address", "headers"), [(HOST4, 40), (HOST6, 60)])
+def test_segments_fit_the_route_of_the_client(
+    street: Street, port: int, listener: socket.socket, address: str, headers: int
+) -> None:
+    """The client's own link does not show what the host's route to it carries."""
+    street.host.ip("link", "set", "eth0", "mtu", "1400")
+    try:
+        with connection(street.neighbour, address, port, listener) as ends:
+            sizes = [end.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) for end in ends]
+    finally:
+        street.host.ip("link", "set", "eth0", "mtu", "1500")
+    timestamps = 12
+    assert sizes == [1400 - headers - timestamps] * 2

@@ -81,7 +81,7 @@ def _command(chains: dict[str, list[str]], line: str) -> None:
 
 
 def _check_jumps(chains: dict[str, list[str]]) -> None:
-    known = {*chains, "ACCEPT", "DROP", "RETURN", "MASQUERADE", "DNAT"}
+    known = {*chains, "ACCEPT", "DROP", "RETURN", "MASQUERADE", "DNAT", "REJECT", "TCPMSS"}
     for found in chains.values():
         for rule in found:
             target = f" {rule}".split(" -j ", 1)[1].split(" ")[0]

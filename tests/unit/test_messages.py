@@ -75,6 +75,13 @@ def test_answer_can_be_sent_back_as_a_request(network: Network) -> None:
     assert msgspec.convert(answer, NetworkRequest).network() == network
 
 
+@pytest.mark.parametrize(
+    ("uplink", "given", "mtu"), [(None, None, 1500), (1400, None, 1400), (1400, 9000, 9000), (70000, None, 65535)]
+)
+def test_mtu_is_the_uplinks_unless_it_is_given(uplink: int | None, given: int | None, mtu: int) -> None:
+    assert NetworkRequest("web", [FOUR], mtu=given).network(uplink).mtu == mtu
+
+
 @pytest.mark.parametrize("kind", [NetworkRequest, AttachRequest, PublishRequest])
 def test_request_with_an_unknown_field_is_refused(kind: type[msgspec.Struct]) -> None:
     least = {"name": "web", "subnets": []} if kind is NetworkRequest else {"container": "box"}

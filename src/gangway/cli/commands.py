@@ -207,7 +207,7 @@ _GATEWAYS = _list("--gateway", "The host's address in a subnet.", "ADDRESS", "ga
 _INTERNAL = _flag("--internal", "Containers reach the host only, and only the host reaches them.", "internal")
 _IPS = _list("--ip", "Its address; a free one if left out.", "ADDRESS", "addresses")
 _JSON = _flag("--json", "Print a JSON array.", "as_json")
-_MTU = _option("--mtu", "In bytes; 1500 if left out.", type=int)
+_MTU = _option("--mtu", "In bytes; that of the default route's interface if left out.", type=int)
 _NAME = _option("name", "The network's name.", "NAME")
 _NETWORK = _option("--network", "The network; gangway0, which is created on demand, if left out.", "NAME")
 _NO_FORWARD = _flag("--no-ip-forward", "Do not enable forwarding; relay instead.", "ip_forward", False)

@@ -72,7 +72,8 @@ def _list_networks(service: Service, _request: None, _given: dict[str, str]) -> 
 
 
 def _create_network(service: Service, request: NetworkRequest, _given: dict[str, str]) -> NetworkAnswer:
-    return _network(service, service.requests.create_network(request.network()).name)
+    network = request.network(service.requests.uplink_mtu())
+    return _network(service, service.requests.create_network(network).name)
 
 
 def _attach(service: Service, request: AttachRequest, _given: dict[str, str]) -> EndpointAnswer:

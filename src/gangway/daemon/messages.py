@@ -8,7 +8,7 @@ from ipaddress import ip_network
 import msgspec
 
 from gangway.errors import InvalidRequest
-from gangway.model import Endpoint, Network, Subnet, bridge_name, first_gateway, parse_address
+from gangway.model import Endpoint, Network, Subnet, bridge_name, default_mtu, first_gateway, parse_address
 from gangway.plan import MappingPlan, Origin, Route
 
 
@@ -20,9 +20,9 @@ class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True):
     masquerade: bool = True
     icc: bool = True
     internal: bool = False
-    mtu: int = 1500  # bytes
+    mtu: int | None = None  # bytes; without a value it is the uplink's
 
-    def network(self) -> Network:
+    def network(self, uplink_mtu: int | None = None) -> Network:
         """Return the network.  InvalidRequest: its values do not fit together."""
         subnets = tuple(map(_subnet, self.subnets))
         unused = list(map(parse_address, self.gateways))
@@ -34,7 +34,8 @@ class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True):
                 unused.remove(chosen)
         if unused:
             raise InvalidRequest(f"the gateway {unused[0]} is not in any of the subnets")
-        policy = self.masquerade, self.icc, self.internal, self.mtu
+        mtu = default_mtu(uplink_mtu, subnets) if self.mtu is None else self.mtu
+        policy = self.masquerade, self.icc, self.internal, mtu
         return Network(self.name, self.bridge or bridge_name(self.name), subnets, tuple(gateways), *policy)
 
 

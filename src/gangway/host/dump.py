@@ -27,7 +27,7 @@ _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags
 _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=8BI")  # struct rtmsg: family, lengths, tos, table, protocol, scope, type, flags
 _EXT_MASK, _WITHOUT_STATISTICS = 29, 1 << 3
-_MAC, _IFNAME, _MASTER, _LINKINFO, _IFALIAS = 1, 3, 10, 18, 20
+_MAC, _IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS = 1, 3, 4, 10, 18, 20
 _INFO_KIND, _INFO_SLAVE_DATA, _BRPORT_ISOLATED = 1, 5, 33
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST, _RTA_OIF = 1, 4
@@ -48,6 +48,7 @@ class Link(NamedTuple):
     master: int
     isolated: bool
     mac: str
+    mtu: int
 
 
 class Route(NamedTuple):
@@ -135,7 +136,7 @@ def _attributes(data: memoryview, start: int, wanted: Collection[int]) -> dict[i
 
 
 def _link(body: memoryview) -> Link:
-    found = _attributes(body, _LINK.size, (_MAC, _IFNAME, _MASTER, _LINKINFO, _IFALIAS))
+    found = _attributes(body, _LINK.size, (_MAC, _IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS))
     info = _attributes(found.get(_LINKINFO, _EMPTY), 0, (_INFO_KIND, _INFO_SLAVE_DATA))
     port = _attributes(info.get(_INFO_SLAVE_DATA, _EMPTY), 0, (_BRPORT_ISOLATED,))
     return Link(
@@ -146,6 +147,7 @@ def _link(body: memoryview) -> Link:
         master=_number(found.get(_MASTER)),
         isolated=any(port.get(_BRPORT_ISOLATED, _EMPTY)),
         mac=found.get(_MAC, _EMPTY).hex(":"),
+        mtu=_number(found.get(_MTU)),
     )
 
 

@@ -141,6 +141,17 @@ class Links:
                 if route.table == _MAIN_TABLE and route.destination and route.ifindex
             }
 
+    def uplink_mtu(self) -> int | None:
+        """Return the smallest MTU of the interfaces that have a default route; None if no interface has one."""
+        with attempting("list routes"):
+            default = {
+                route.ifindex
+                for family in dump.FAMILIES
+                for route in dump.routes(family)
+                if route.table == _MAIN_TABLE and not route.destination
+            }
+            return min((link.mtu for link in dump.links() if link.ifindex in default), default=None)
+
     def interfaces_with_advertised_routes(self) -> frozenset[str]:
         """Return the interfaces that have a route from a router advertisement."""
         with attempting("list routes"):

@@ -25,6 +25,7 @@ from gangway.model import (
     PortRequest,
     Protocol,
     Source,
+    default_mtu,
     first_gateway,
     free_subnets,
     parse_port,
@@ -86,6 +87,7 @@ class Requests:
         self.check_thoroughly = partial(controller.check, thorough=True)
         self.reconcile = controller.reconcile
         self.reap_dead_containers = controller.reap_dead_containers
+        self.uplink_mtu = executor.links.uplink_mtu
         if controller.needs_start:
             self.reconcile()
 
@@ -263,7 +265,8 @@ class Requests:
             return self._registry.network(name)
         used = [*self._executor.links.routed_subnets(), *(subnet for one in networks for subnet in one.subnets)]
         subnets = free_subnets(used, token_bytes(5))
-        network = Network(ON_DEMAND, ON_DEMAND, subnets, tuple(map(first_gateway, subnets)))
+        mtu = default_mtu(self.uplink_mtu(), subnets)
+        network = Network(ON_DEMAND, ON_DEMAND, subnets, tuple(map(first_gateway, subnets)), mtu=mtu)
         return self.create_network(network, on_demand=True)
 
     def _remove_if_unneeded(self, name: str) -> None:

@@ -8,8 +8,8 @@ The layout is Docker's from the beginning, in chains that all have one name, the
 OUTPUT send packets for a local address to that chain, which has a rule for each mapping; POSTROUTING masquerades.  In
 `filter`, FORWARD jumps to the chain, which accepts packets for a container's published port; FORWARD also accepts
 established connections, what leaves a bridge, and what stays within one.  `mangle` and `raw` have what Docker's layout
-lacks: networks are isolated, a container or the host's loopback address can only be reached by a published port, and
-invalid segments are dropped (nft/render.py says why).
+lacks: networks are isolated, a container or the host's loopback address can only be reached by a published port,
+invalid segments are dropped, and the size of segments is limited to what the routes carry (nft/render.py says why).
 For SCTP `mangle` has two more rules for each mapping, in both families: nft/render.py says why.
 
 With the prefix DOCKER the rules are Docker's to the letter: connections from a container's own bridge are not
@@ -36,6 +36,7 @@ Listing = Mapping[str, Counter[str]]
 
 _LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
 _NEITHER_ESTABLISHED_NOR_PUBLISHED = "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"
+_SYN = "-p tcp -m tcp --tcp-flags SYN,RST SYN"
 _INVALID = "-m conntrack --ctstate INVALID"
 
 
@@ -246,6 +247,9 @@ def _filter(plan: Plan, family: int, prefix: str) -> Iterator[str]:
 def _isolation(plan: Plan, prefix: str) -> Iterator[str]:
     yield f"-A FORWARD {_NEITHER_ESTABLISHED_NOR_PUBLISHED} -j {prefix}"
     yield f"-A INPUT -p tcp {_INVALID} -j {prefix}"
+    for way in ("-i", "-o"):
+        for network in (planned.network for planned in plan.networks):
+            yield f"-A FORWARD {way} {network.bridge} {_SYN} -j TCPMSS --clamp-mss-to-pmtu"
     for network in (planned.network for planned in plan.networks):
         bridge = network.bridge
         yield f"-A {prefix} ! -i {bridge} -o {bridge} -j DROP"

@@ -4,7 +4,7 @@ What this file knows: nft's language, and what a rule costs.  What it must not k
 
 All rules are in one table, `inet gangway`.  They depend on the networks and on the families that are forwarded only:
 mappings are elements of the table's maps, so a packet passes the same few rules however many there are.  Only the first
-packet of a connection passes the chains of type nat.  All others pass `forward`, whose first rule accepts them: bulk
+packet of a connection passes the chains of type nat.  All others pass `forward`, whose second rule accepts them: bulk
 transfers show each lookup that a packet is spared.
 
 A family has three maps; each kind of mapping has the form that is cheapest for it:
@@ -31,6 +31,10 @@ no answer; and a container's ABORT that conntrack cannot assign, because it answ
 example).  Nothing translates them (net/netfilter/nf_nat_core.c, nf_nat_inet_fn), so such a segment for a published port
 would reach the host itself, whose reset ends the connection; one of a container would leave with the container's own
 address.  If they are dropped, TCP retransmits what was lost.  Other segments to the host are left alone.
+
+`syn` lowers the segment size that both ends announce to what the routes to both carry (net/netfilter/nft_rt.c,
+get_tcpmss).  Otherwise an upload over a path with a small MTU depends on ICMP, which some networks drop.  SYN-ACK
+belongs to an established connection, so the rule is the first one.
 
 Only the verdict `drop` is final: what is accepted here passes other programs' chains, too, and these may drop it.
 """
@@ -87,6 +91,7 @@ _ANY = {4: "0.0.0.0/0", 6: "::/0"}
 
 _HAS_PORTS = "meta l4proto != { tcp, udp, sctp } return"
 _LEAVING = "oifname vmap @to"
+_CLAMPED = "tcp flags & (syn | rst) == syn jump syn"
 _TRANSLATED = "oifname @bridges ct status dnat accept"
 # The type of the first chunk, read at its offset: nft's `sctp chunk` needs Linux 5.14.
 _HEARTBEAT, _ABORT = "@th,96,8 4", "@th,96,8 6"
@@ -156,6 +161,7 @@ def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[st
     for number, planned in enumerate(plan.networks):
         found[_to(number)] = "", [_hairpin(subnet) for subnet in planned.network.subnets]
     found["invalid"] = "", ["iifname @bridges drop", *_published_invalid(features)]
+    found["syn"] = "", [f"{way} @bridges tcp option maxseg size set rt mtu" for way in ("iifname", "oifname")]
     found["associations"] = "", [f"{_HEARTBEAT} ct state new drop", f"{_ABORT} ct state invalid drop"]
     return found | {
         "prerouting": ("type nat hook prerouting priority dstnat;", list(_prerouting(plan))),
@@ -175,6 +181,7 @@ def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[st
         "forward": (
             "type filter hook forward priority filter;",
             [
+                _CLAMPED,
                 "ct state established,related accept",
                 "iifname . oifname @together accept",
                 "iifname @bridges ct state invalid drop",
