@@ -151,10 +151,11 @@ def exchange(client: socket.socket) -> None:
 
 
 def serves(host: Host, port: int, address: str = "127.0.0.1", kind: int = TCP) -> bool:
-    """True if the port's server echoes."""
-    with connect(host, port, address, kind) as client:
+    """True if the port's server echoes within a while."""
+    with suppress(TimeoutError), connect(host, port, address, kind) as client:
         client.sendall(b"hello")
         return client.recv(64) == b"hello"
+    return False
 
 
 def ends(client: socket.socket) -> bool:
