@@ -97,8 +97,9 @@ def _flows(family: int, kind: str) -> Iterator[Flow]:
             original, reply = message.get_attr("CTA_TUPLE_ORIG"), message.get_attr("CTA_TUPLE_REPLY")
             ports, addresses = original.get_attr("CTA_TUPLE_PROTO"), original.get_attr("CTA_TUPLE_IP")
             source = reply.get_attr("CTA_TUPLE_IP").get_attr(f"CTA_IP_{kind}_SRC")
-            name = names[ports.get_attr("CTA_PROTO_NUM")]
-            yield Flow(name, addresses.get_attr(f"CTA_IP_{kind}_DST"), ports.get_attr("CTA_PROTO_DST_PORT"), source)
+            name = names.get(ports.get_attr("CTA_PROTO_NUM"))
+            if name is not None:
+                yield Flow(name, addresses.get_attr(f"CTA_IP_{kind}_DST"), ports.get_attr("CTA_PROTO_DST_PORT"), source)
 
 
 def _entry(flow: Flow, client: int) -> bytes:

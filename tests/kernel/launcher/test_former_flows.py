@@ -13,12 +13,12 @@ from tests.kernel.launcher.launchers import UDP, Echo, publish
 
 pytestmark = pytest.mark.any_kernel
 
-TRANSLATION = "table ip nat { chain prerouting { type nat hook prerouting priority dstnat; %s }; }"
+TRANSLATION = "table ip nat { chain prerouting { type nat hook prerouting priority dstnat; %s; }; }"
 
 
 @pytest.fixture
 def neighbour(host: Host) -> Iterator[Neighbour]:
-    host.run("nft", TRANSLATION % "")  # connections are tracked from now on
+    host.run("nft", TRANSLATION % "ct state invalid drop")  # connections are tracked from now on
     host.sysctl("net.ipv4.ip_forward", 1)
     with Neighbour(host) as neighbour:
         yield neighbour
@@ -33,7 +33,7 @@ def test_sender_that_is_older_than_the_port(host: Host, box: Container, neighbou
         sender.sendto(b"early", (neighbour.host4, port))
         wait_until(lambda: flow in tracked(), "the sender to be tracked", 3)
         to = f"{box.address4}:{Echo.port}"
-        host.run("nft", TRANSLATION % f"ip daddr {neighbour.host4} udp dport {port} dnat to {to};")
+        host.run("nft", TRANSLATION % f"ip daddr {neighbour.host4} udp dport {port} dnat to {to}")
         publish(host, box, port, proto="udp")
 
         def is_translated() -> bool:
