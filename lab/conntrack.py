@@ -48,6 +48,7 @@ class Flow(NamedTuple):
     address: str
     port: int
     to: str
+    client: tuple[str, int] | None = None  # any
 
 
 _clients = numbers()
@@ -102,13 +103,13 @@ def _flows(family: int, kind: str) -> Iterator[Flow]:
                 yield Flow(name, addresses.get_attr(f"CTA_IP_{kind}_DST"), ports.get_attr("CTA_PROTO_DST_PORT"), source)
 
 
-def _entry(flow: Flow, client: int) -> bytes:
+def _entry(flow: Flow, number: int) -> bytes:
     family = socket.AF_INET6 if ":" in flow.address else socket.AF_INET
-    source = f"fd88::{client // 60000:x}" if ":" in flow.address else f"10.88.0.{client // 60000}"
-    back = _tuple(_TUPLE_REPLY, flow.protocol, family, (flow.to, 80), (source, client % 60000))
+    host = f"fd88::{number // 60000:x}" if ":" in flow.address else f"10.88.0.{number // 60000}"
+    client = flow.client or (host, number % 60000)
     parts = [
-        _tuple(_TUPLE_ORIG, flow.protocol, family, (source, client % 60000), (flow.address, flow.port)),
-        back,
+        _tuple(_TUPLE_ORIG, flow.protocol, family, client, (flow.address, flow.port)),
+        _tuple(_TUPLE_REPLY, flow.protocol, family, (flow.to, 80), client),
         netlink.pack_attribute(_STATUS, struct.pack("!I", _IS_ESTABLISHED)),
         netlink.pack_attribute(_TIMEOUT, struct.pack("!I", 300)),
     ]

@@ -72,6 +72,16 @@ def test_entries_that_lead_to_the_container_are_kept(addresses: tuple[str, str, 
     assert tracked() == {left}
 
 
+def test_entries_of_late_answers_are_deleted(addresses: tuple[str, str, str, str]) -> None:
+    at, other, box, _ = addresses
+    left = Flow("udp", other, 7, other, (at, 54))
+    track(left, Flow("udp", other, 7, other, (at, 53)))
+    wanted = [Destination({at}, range(53, 54), box)]
+    assert conntrack.delete("udp", family(at), wanted)
+    assert tracked() == {left._replace(client=None)}
+    assert not conntrack.delete("udp", family(at), wanted)
+
+
 @pytest.mark.parametrize("can_filter", [True, False])
 def test_many_entries(can_filter: bool, addresses: tuple[str, str, str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     at, other, box, _ = addresses
@@ -87,7 +97,7 @@ def test_an_older_kernel_deletes_nothing_by_a_filter() -> None:
     """Without the attribute that it does not know, the request must be invalid: it must not mean all entries."""
     track(Flow("tcp", HOST, 8000, BOX))
     port, address = (8000).to_bytes(2, "big"), socket.inet_aton(HOST)
-    original, _ = conntrack._filter(6, port, address)
+    original, _ = conntrack._filter(6, conntrack._DESTINATION, port, address)
     body = conntrack._FAMILY.pack(socket.AF_INET, 0, 0) + original
     with netlink.connect(conntrack._NETFILTER) as sock:
         sock.send(netlink.pack_message(conntrack._DELETE, netlink.REQUEST | netlink.ACK, body))

@@ -31,15 +31,28 @@ _FAMILY = struct.Struct("!BBH")  # struct nfgenmsg: family, version, resource
 # include/uapi/linux/netfilter/nfnetlink_conntrack.h, nfnetlink.h
 _GET, _DELETE, _STATISTICS = (1 << 8 | kind for kind in (1, 2, 5))
 _TUPLE_ORIG, _TUPLE_IP, _TUPLE_PROTO, _FILTER, _FILTER_ORIG_FLAGS = 1, 1, 2, 25, 1
-_IP_V4_DST, _PROTO_NUMBER, _PROTO_DST_PORT = 2, 1, 3
+_IP_V4_DST, _PROTO_NUMBER = 2, 1
 # net/netfilter/nf_internals.h: CTA_FILTER_F_…, the parts of a tuple that are compared
-_BY_DST_ADDRESS, _BY_PROTOCOL, _BY_DST_PORT = 1 << 1, 1 << 3, 1 << 5
-# An entry: its length, the length of the client's tuple, which begins at _TUPLE_AT, its destination address and port.
-_ENTRY = {4: struct.Struct("=I16xHxx4x8x4x4s4x8x8x4x2s"), 6: struct.Struct("=I16xHxx4x20x4x16s4x8x8x4x2s")}
+_BY_DST_ADDRESS, _BY_PROTOCOL = 1 << 1, 1 << 3
 _ADDRESS_BYTES = {4: 4, 6: 16}
 _TUPLE_AT, _SOURCE_IN_TUPLE = netlink.MESSAGE.size + _FAMILY.size, 12
 _BATCH = 128  # so few that the errors of a batch fit into the socket's queue
 _MANY = 4096  # entries, from which on deleting by a filter is worth another walk through the table
+
+
+class _End(NamedTuple):
+    """One of the ends in the tuple of an entry's first packet."""
+
+    layout: dict[int, struct.Struct]
+    """By IP version: an entry's length, the length of the tuple, which begins at _TUPLE_AT, an address and a port."""
+    port_attribute: int
+    port_flag: int  # CTA_FILTER_F_…
+
+
+# Attributes: CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT.
+_SOURCE_LAYOUT = {4: struct.Struct("=I16xHxx4x4x4s8x4x8x4x2s"), 6: struct.Struct("=I16xHxx4x4x16s20x4x8x4x2s")}
+_DESTINATION_LAYOUT = {4: struct.Struct("=I16xHxx4x8x4x4s4x8x8x4x2s"), 6: struct.Struct("=I16xHxx4x20x4x16s4x8x8x4x2s")}
+_SOURCE, _DESTINATION = _End(_SOURCE_LAYOUT, 2, 1 << 4), _End(_DESTINATION_LAYOUT, 3, 1 << 5)
 _Key = tuple[bytes, bytes]
 """An address and a port that clients connect to, in network byte order."""
 
@@ -47,7 +60,8 @@ _Key = tuple[bytes, bytes]
 class Destination(NamedTuple):
     """The addresses and ports that clients connect to, any of each, and the container that they should be led to.
 
-    Entries that lead to the container are kept; without one none are.
+    Entries that lead to the container are kept; without one none are.  With one, entries that an answer from there has
+    created are deleted, too: if it was sent after the client's own entry had been deleted, it leads the client back.
     """
 
     addresses: Collection[str]
@@ -68,15 +82,16 @@ def unavailable() -> str:
     return os.strerror(code) if code else ""
 
 
-def delete(protocol: str, family: int, destinations: Sequence[Destination]) -> None:
+def delete(protocol: str, family: int, destinations: Sequence[Destination]) -> bool:
     """Delete the entries of clients that connected to one of `destinations`; `family` is 4 or 6.
 
+    Return whether there were any.
     Unsupported: this kernel cannot.  HostRefused: it failed, and some entries may be left.
     """
     try:
         with netlink.connect(_NETFILTER) as sock:
             sock.setsockopt(netlink.SOL_NETLINK, netlink.CAP_ACK, 1)
-            _Entries(sock, protocol, family, destinations).delete()
+            return _Entries(sock, protocol, family, destinations).delete()
     except OSError as error:
         if reason := unavailable():
             raise Unsupported(f"tracked connections cannot be deleted: {reason}") from None
@@ -104,28 +119,39 @@ class _Entries(dict[_Key, bytes | None]):
         self[key] = None if to is None else self._packed(to.container)
         return self[key]
 
-    def delete(self) -> None:
-        """Delete the entries.  If many are of one address and port, the kernel is asked to find them, if it can."""
+    def delete(self) -> bool:
+        """Delete the entries; return whether there were any.
+
+        If many are of one address and port, the kernel is asked to find them, if it can.
+        """
+        found, is_any = Counter[_Key](), False
         while self._can_filter:
-            found = self._delete_listed(_MANY)
+            found = self._delete_listed(_DESTINATION, _MANY)
+            is_any = is_any or bool(found)
             if found.total() < _MANY:
-                return
+                return is_any
             many = [key for key, number in found.items() if number > _MANY // 4]
             self._can_filter = bool(many) and all(map(self._delete_filtered, many))
-        self._delete_listed()
+        is_any = bool(self._delete_listed(_DESTINATION)) or is_any
+        if any(one.container for one in self._destinations):
+            is_any = bool(self._delete_listed(_SOURCE)) or is_any
+        return is_any
 
     def _packed(self, container: str) -> bytes:
         is_same_family = (":" in container) is (self._version == 6)
         return socket.inet_pton(self._family, container) if container and is_same_family else b""
 
-    def _delete_listed(self, most: int | None = None) -> Counter[_Key]:
-        """List entries and delete them, until `most` are found; return how many were found, by address and port."""
-        unpack, address_bytes = _ENTRY[self._version].unpack_from, _ADDRESS_BYTES[self._version]
+    def _delete_listed(self, end: _End, most: int | None = None) -> Counter[_Key]:
+        """List entries that have a destination at an end, and delete them, until `most` are found.
+
+        Return how many were found, by address and port.
+        """
+        unpack, address_bytes = end.layout[self._version].unpack_from, _ADDRESS_BYTES[self._version]
         found, batch = Counter[_Key](), list[bytes]()
         with netlink.connect(_NETFILTER) as listing:
-            for data in netlink.dump(listing, self._request()):
-                at, end = 0, len(data)
-                while at < end:  # there may be a quarter of a million
+            for data in netlink.dump(listing, self._request(end)):
+                at = 0
+                while at < len(data):  # there may be a quarter of a million
                     length, size, address, port = unpack(data, at)
                     original, at = at + _TUPLE_AT, at + length
                     kept = self[address, port]
@@ -151,30 +177,33 @@ class _Entries(dict[_Key, bytes | None]):
 
     def _delete_filtered(self, key: _Key) -> bool:
         """Have the kernel delete all entries of an address and port; False if it cannot."""
-        body = self._body(*_filter(self._protocol, key[1], key[0]))
+        body = self._body(*_filter(self._protocol, _DESTINATION, key[1], key[0]))
         self._sock.send(netlink.pack_message(_DELETE, netlink.REQUEST | netlink.ACK, body))
         return not [*netlink.errors(self._sock)]
 
-    def _request(self) -> bytes:
+    def _request(self, end: _End) -> bytes:
         """Return the request for a list of the entries, with a filter by what the destinations have in common."""
         ports = {port for one in self._destinations for port in (one.ports[0], one.ports[-1])}
         port = next(iter(ports)).to_bytes(2, "big") if len(ports) == 1 else None
-        return netlink.pack_message(_GET, netlink.REQUEST | netlink.DUMP, self._body(*_filter(self._protocol, port)))
+        body = self._body(*_filter(self._protocol, end, port))
+        return netlink.pack_message(_GET, netlink.REQUEST | netlink.DUMP, body)
 
     def _body(self, *attributes: bytes) -> bytes:
         return _FAMILY.pack(self._family, 0, 0) + b"".join(attributes)
 
 
-def _filter(protocol: int, port: bytes | None = None, address: bytes | None = None) -> tuple[bytes, bytes]:
-    """Return the attributes of a filter by the client's tuple: by the destination port and IPv4 address, if given."""
+def _filter(
+    protocol: int, end: _End, port: bytes | None = None, destination: bytes | None = None
+) -> tuple[bytes, bytes]:
+    """Return the attributes of a filter: by the port at an end, and by the destination's IPv4 address, if given."""
     proto, flags = [netlink.pack_attribute(_PROTO_NUMBER, bytes([protocol]))], _BY_PROTOCOL
     parts = []
-    if address is not None:
-        parts.append(netlink.pack_nested(_TUPLE_IP, netlink.pack_attribute(_IP_V4_DST, address)))
+    if destination is not None:
+        parts.append(netlink.pack_nested(_TUPLE_IP, netlink.pack_attribute(_IP_V4_DST, destination)))
         flags |= _BY_DST_ADDRESS
     if port is not None:
-        proto.append(netlink.pack_attribute(_PROTO_DST_PORT, port))
-        flags |= _BY_DST_PORT
+        proto.append(netlink.pack_attribute(end.port_attribute, port))
+        flags |= end.port_flag
     parts.append(netlink.pack_nested(_TUPLE_PROTO, *proto))
     packed_flags = netlink.pack_attribute(_FILTER_ORIG_FLAGS, flags.to_bytes(4, sys.byteorder))
     return netlink.pack_nested(_TUPLE_ORIG, *parts), netlink.pack_nested(_FILTER, packed_flags)

@@ -4,6 +4,7 @@ A step may be carried out again by a daemon that does not know how far its prede
 as done, or is created again.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from ipaddress import ip_interface
@@ -19,6 +20,8 @@ from gangway.reconcile import diff
 from gangway.reconcile.dataplane import DataPlane, Reserved
 from gangway.reconcile.diff import Step
 from gangway.reconcile.state import Attachment
+
+_ANSWER_S = 0.05  # how long a container's answer may be on its way to the relay's client
 
 
 class Executor:
@@ -135,7 +138,8 @@ class Executor:
     def delete_flows(self, planned: Iterable[MappingPlan], former: bool = False) -> None:
         """Delete tracked connections to ports of mappings, or those `former` ones that do not lead to the container.
 
-        They began before a change, and would continue on their former road.  The kernel goes through all tracked
+        They began before a change, and would continue on their former road.  An answer that is on its way may lead one
+        back: so it is looked a second time if there were any.  The kernel goes through all tracked
         connections for each request, so there is one for each protocol and family.  Where it has no access to them,
         `doctor` says so.
         """
@@ -149,7 +153,9 @@ class Executor:
             kinds.setdefault((one.mapping.protocol, one.family), []).append(destination)
         for (protocol, family), destinations in kinds.items():
             with suppress(Unsupported):
-                conntrack.delete(protocol.value, family, destinations)
+                if conntrack.delete(protocol.value, family, destinations) and former:
+                    time.sleep(_ANSWER_S)
+                    conntrack.delete(protocol.value, family, destinations)
 
 
 def _interfaces(addresses: Iterable[Address], network: Network) -> list[Interface]:
