@@ -23,3 +23,7 @@ class HostRefused(GangwayError):
 
 class Unsupported(GangwayError):
     """The host lacks something that this needs: a kernel feature, a program, a privilege."""
+
+
+class TimedOut(HostRefused):
+    """A tool, or a lock that another program holds, has kept the request waiting for too long."""

@@ -1,11 +1,13 @@
 """The legacy variant of iptables: as the firewall, and with another program's rules that drop."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lab.gangwayd import CommandFailed
 from lab.netns import Namespace
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, Street
 
@@ -29,11 +31,11 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def legacy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Return an environment in which iptables is the legacy variant."""
+    """Return an environment in which iptables is the legacy variant, with a lock of its own (iptables(8))."""
     directory = tmp_path_factory.mktemp("legacy")
     for name in _NAMES:
         (directory / name).symlink_to(_MULTI)
-    return {"PATH": f"{directory}:{os.environ['PATH']}"}
+    return {"PATH": f"{directory}:{os.environ['PATH']}", "XTABLES_LOCKFILE": str(directory / "lock")}
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,24 @@ def test_each_client_is_served_by_its_road(street: Street, host_ip: str, protoco
             ]
         for space, address, road, source in expected:
             assert street.road(space, protocol, address, port) == (road, source), f"{space.name} to {address}"
+
+
+def test_a_lock_that_another_program_keeps_is_named(street: Street, legacy: dict[str, str]) -> None:
+    """Neither requests nor checks wait for ever, what is published is served, and nothing is left of what failed."""
+    server, lock = street.server, Path(legacy["XTABLES_LOCKFILE"])
+    with street.published(server, "8080:80") as port:
+        before = _rules(street)
+        with lock.open("a") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            holder = rf"{Path('/proc/self/comm').read_text().strip()} \(pid {os.getpid()}\) holds the lock {lock}"
+            for request in (("publish", server.name, "-p", "8081:80"), ("unpublish", server.name)):
+                with pytest.raises(CommandFailed, match=holder):
+                    street.gangway(*request)
+            assert len(street.gangway.json("ls")) == 2
+            assert street.road(street.neighbour, "tcp", HOST4, port)[0] == "nat"
+            assert _rules(street) == before
+        street.gangway("publish", server.name, "-p", "8081:80")
+        assert street.road(street.neighbour, "tcp", HOST4, 8081)[0] == "nat"
 
 
 def test_all_rules_are_removed(street: Street) -> None:

@@ -26,17 +26,25 @@ CLOSED_PLAN = whole(CLOSED, mapping("0.0.0.0", "8000", "80"))
 
 
 class FakeTool:
-    """iptables of one family; `refuses` counts the calls until one is refused."""
+    """iptables of one family; `refuses` counts the calls until one is refused, after it has written some tables."""
 
     refuses = -1
+    broken = False  # from then on, every call for that family is refused
+    writes = 0
 
     def __init__(self, family: int) -> None:
         self.command = {4: "iptables", 6: "ip6tables"}[family]
         self.kernel, self.forward = HOST[family], POLICIES
+        self.is_refused = False
 
     def apply(self, text: str) -> None:
         FakeTool.refuses -= 1
-        if FakeTool.refuses == 0:
+        self.is_refused = self.is_refused if FakeTool.broken else False
+        if FakeTool.refuses == 0 or self.is_refused:
+            tables = text.split("COMMIT\n")[:-1]
+            for table in tables[: 0 if self.is_refused else FakeTool.writes]:
+                restore(self.kernel, f"{table}COMMIT\n")
+            self.is_refused = True
             raise HostRefused("iptables-restore: refused")
         restore(self.kernel, text)
 
@@ -92,7 +100,7 @@ class Scene:
 def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
     HOST.update({4: bare(), 6: bare()})
     POLICIES.update({"iptables": "ACCEPT", "ip6tables": "ACCEPT"})
-    FakeTool.refuses = -1
+    FakeTool.refuses, FakeTool.writes, FakeTool.broken = -1, 0, False
     monkeypatch.setattr(driver, "Iptables", FakeTool)
     return Scene()
 
@@ -128,19 +136,57 @@ def test_the_policy_stays_if_another_program_has_added_a_rule(scene: Scene) -> N
     assert line.endswith("left at DROP: other programs have added rules to it: -A FORWARD -i docker0 -j ACCEPT")
 
 
+@pytest.mark.parametrize("writes", [0, 1, 2, 4])
 @pytest.mark.parametrize("refused", [1, 2])
 @pytest.mark.parametrize("before", [None, PLAN])
-def test_a_rewrite_that_fails_is_rolled_back(scene: Scene, before: Any, refused: int) -> None:
+def test_a_rewrite_that_fails_is_rolled_back(scene: Scene, before: Any, refused: int, writes: int) -> None:
     first = scene.driver(Firewall.IPTABLES)
     if before is not None:
         first.rewrite(before, None)
     host, policies = copy.deepcopy(HOST), dict(POLICIES)
-    FakeTool.refuses = refused
+    FakeTool.refuses, FakeTool.writes = refused, writes
     with pytest.raises(HostRefused):
-        first.rewrite(CLOSED_PLAN, before)
+        first.rewrite(CLOSED_PLAN, None)
     assert (host, policies) == (HOST, POLICIES)
     first.remove()
     assert scene.is_bare()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("writes", [0, 1, 2])
+@pytest.mark.parametrize("refused", [1, 2])
+@pytest.mark.parametrize("prefix", ["GANGWAY", "DOCKER"])
+def test_a_change_that_fails_is_undone(scene: Scene, prefix: str, refused: int, writes: int, broken: bool) -> None:
+    """A tool may have written tables before it failed; one that goes on failing has not written any."""
+    old = [planned(mapping("0.0.0.0", "8000", "80"), OPEN), planned(mapping("::", "8000", "80"), OPEN)]
+    new = [planned(mapping("0.0.0.0", "9000", "80"), OPEN), planned(mapping("::", "9000", "80"), OPEN)]
+    first = scene.driver(Firewall.IPTABLES, prefix)
+    first.rewrite(whole(OPEN, *(one.mapping for one in old)), None)
+    for removed, added in (((), new), (old, ()), (old, new)):
+        host = copy.deepcopy(HOST)
+        FakeTool.refuses, FakeTool.broken, FakeTool.writes = refused, broken, 0 if broken else writes
+        with pytest.raises(HostRefused, match="refused"):
+            first.change(removed, added)
+        assert host == HOST
+        FakeTool.broken = False
+    first.change(old, new)
+    first.change(new, ())
+    first.remove()
+    assert scene.is_bare()
+
+
+def test_rules_that_cannot_be_restored_are_found_by_the_next_check(scene: Scene) -> None:
+    first = scene.driver(Firewall.IPTABLES)
+    first.rewrite(PLAN, None)
+    FakeTool.refuses, FakeTool.writes, FakeTool.broken = 1, 1, True
+    with pytest.raises(HostRefused, match="could not be restored"):
+        first.change((), [planned(mapping("0.0.0.0", "9000", "80"), OPEN)])
+    assert any("--dport 9000" in rule for rule in rules(HOST[4], "nat", PREFIX))
+    assert not first.is_intact(lambda: PLAN)
+    FakeTool.broken = False
+    first.rewrite(PLAN, None)
+    assert not any("--dport 9000" in rule for rule in rules(HOST[4], "nat", PREFIX))
+    assert first.is_intact(lambda: PLAN)
 
 
 def test_a_change_is_remembered(scene: Scene) -> None:

@@ -28,7 +28,7 @@ from gangway.daemon.messages import (
     PublishRequest,
     RouteAnswer,
 )
-from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest, PortInUse, Unsupported
+from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest, PortInUse, TimedOut, Unsupported
 from gangway.log import Log
 from gangway.model import PortRange, Protocol, Source, parse_address
 from gangway.plan import Firewall
@@ -36,7 +36,7 @@ from gangway.state.requests import Requests
 
 # The version of the API, not of gangway.
 _VERSION = "1.0"
-_STATUS = {InvalidRequest: 400, Conflict: 409, PortInUse: 409, HostRefused: 500, Unsupported: 501}
+_STATUS = {InvalidRequest: 400, Conflict: 409, PortInUse: 409, HostRefused: 500, Unsupported: 501, TimedOut: 503}
 
 
 class Service(NamedTuple):

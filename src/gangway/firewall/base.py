@@ -6,7 +6,9 @@ has written rules, so that a daemon that uses another firewall than the last one
 """
 
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 
+from gangway.errors import HostRefused
 from gangway.host import events
 from gangway.model import Network
 from gangway.plan import MappingPlan, Plan, Route
@@ -23,6 +25,8 @@ class Driver:
         self.generation = events.generation()
         """The generation of the host's rules (`events.generation`) after our last change or check.  With any other one,
         another program has changed rules."""
+        self._plan: Plan | None = None  # whose rules were written last; its mappings have changed since
+        self._mappings: dict[str, MappingPlan] = {}
 
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
         """Replace all rules by a plan's; `before` is the plan whose rules are known to be there."""
@@ -59,3 +63,22 @@ class Driver:
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
         """Return the rules that match the first packet of a client, in order."""
         return ()
+
+    def _record(self, plan: Plan | None) -> None:
+        """Record that all rules have been written."""
+        self._plan = plan
+        self._mappings = {} if plan is None else {str(one.mapping): one for one in plan.mappings}
+        self.generation = events.generation()
+
+    def _record_change(self, removed: Iterable[MappingPlan], added: Iterable[MappingPlan]) -> None:
+        """Record that rules of mappings have been written."""
+        for one in removed:
+            self._mappings.pop(str(one.mapping), None)
+        self._mappings.update((str(one.mapping), one) for one in added)
+        self.generation = events.generation()
+
+    def _written(self) -> Plan:
+        """Return the plan whose rules should be there.  HostRefused: there is none."""
+        if self._plan is None:
+            raise HostRefused("the firewall's rules are missing: the daemon's log says why they could not be written")
+        return replace(self._plan, mappings=tuple(self._mappings.values()))

@@ -6,13 +6,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from gangway.errors import TimedOut
 from gangway.host import sysctl
 
 FORWARDING = {4: ("net.ipv4.ip_forward",), 6: ("net.ipv6.conf.default.forwarding", "net.ipv6.conf.all.forwarding")}
 """The settings that make the kernel forward a family; the last one says whether it does.  The order matters: `all` sets
 every interface that exists, `default` every later one."""
 _FAMILIES = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
-_LEGACY = {4: ("iptables-legacy", "ip_tables_names"), 6: ("ip6tables-legacy", "ip6_tables_names")}
+_LEGACY = {4: ("iptables-legacy-save", "ip_tables_names"), 6: ("ip6tables-legacy-save", "ip6_tables_names")}
+_LIMIT_S = 10.0
+_DROPS_ALL = ("-A FORWARD -j DROP", "-A FORWARD -j REJECT")
 
 
 def forwards(family: int) -> bool:
@@ -54,7 +57,7 @@ def drops_all(rule: list[dict[str, object]]) -> bool:
 def legacy_forward_policy(family: int) -> str | None:
     """Return what legacy iptables' FORWARD does with packets that no rule accepts: `accept` or `drop`.
 
-    None: it is not in use, or has no rules and accepts everything.
+    None: it is not in use, or has no rules and accepts everything.  TimedOut: it could not be read.
     """
     program, names = _LEGACY[family]
     try:
@@ -63,11 +66,14 @@ def legacy_forward_policy(family: int) -> str | None:
         return None
     if not is_used or shutil.which(program) is None:
         return None
-    done = subprocess.run([program, "-S", "FORWARD"], text=True, capture_output=True, check=False)
+    try:  # unlike iptables -S it does not wait for the lock, which another program may hold
+        done = subprocess.run([program, "-t", "filter"], text=True, capture_output=True, check=False, timeout=_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        raise TimedOut(f"{program} timed out after {_LIMIT_S:.0f} s and was ended") from None
     if done.returncode:
         return None
-    policy, *rules = done.stdout.splitlines()
-    if policy.endswith("DROP") or (rules and rules[-1].startswith(("-A FORWARD -j DROP", "-A FORWARD -j REJECT"))):
+    policy, *rules = [line for line in done.stdout.splitlines() if line.startswith((":FORWARD ", "-A FORWARD "))]
+    if policy.startswith(":FORWARD DROP") or (rules and rules[-1].startswith(_DROPS_ALL)):
         return "drop"
     return "accept" if rules else None
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
 
-from gangway.errors import GangwayError, HostRefused
+from gangway.errors import GangwayError, HostRefused, TimedOut
 from gangway.firewall.base import Driver
 from gangway.host import events, netns
 from gangway.host.reserved_ports import ReservedPorts
@@ -98,6 +98,8 @@ class Controller:
         """Remove everything that a state has; if that fails because something is missing, repair the host first."""
         try:
             self.carry_out(before, State())
+        except TimedOut:
+            raise  # nothing is missing, and a repair would wait as long
         except HostRefused:
             self._condition = Condition.DIRTY
             self.reconcile()

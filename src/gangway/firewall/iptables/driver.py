@@ -9,13 +9,13 @@ is restored if no program has added a rule to FORWARD since gangway set it; one 
 import json
 from collections.abc import Collection, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from gangway.errors import Conflict, GangwayError, HostRefused
 from gangway.firewall.base import UNKNOWN, Driver
 from gangway.firewall.iptables import render as iptables
 from gangway.firewall.iptables.tool import Iptables
-from gangway.host import events
 from gangway.host.saved_settings import SavedSettings, Setting, Storage
 from gangway.model import Network
 from gangway.plan import MappingPlan, Plan, Route
@@ -30,7 +30,11 @@ Tables = dict[int, tuple[iptables.Table, ...]]
 
 
 class IptablesDriver(Driver):
-    """The rules of both families, and the policy of FORWARD."""
+    """The rules of both families, and the policy of FORWARD.
+
+    A change takes a transaction for each family and table.  If one fails, all are undone: the rules are listed and
+    compared with those from before, because a tool that was ended may have written its rules nevertheless.
+    """
 
     has_silent_rules = True  # the legacy tables, and policies
 
@@ -39,7 +43,7 @@ class IptablesDriver(Driver):
         self.generation = UNKNOWN
         self._tools = {family: Iptables(family) for family in _FAMILIES}
         self._storage, self._saved, self._prefix = storage, saved, prefix
-        self._built_in: Tables = {}  # the rules in built-in chains
+        self._built_in: Tables = dict.fromkeys(_FAMILIES, ())  # the rules in built-in chains
         for family, tool in self._tools.items():
             foreign = partial(self._foreign_rules, family)
             saved.register(
@@ -47,84 +51,104 @@ class IptablesDriver(Driver):
             )
 
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
+        self._check_chains()
         wanted = self._render(plan)
-        built_in = {family: iptables.built_in(tables) for family, tables in wanted.items()}
-        former = self._remembered()
-        self._check_chains(former)
-        # Both are remembered until the new ones are written: a daemon that dies in between finds either.
-        both = {family: (*former[family], *built_in[family]) for family in _FAMILIES}
-        self._remember(both)
-        try:
-            self._close(plan.closed)  # before the rules that allow some packets
-            for family in _FAMILIES:
-                self._replace(family, wanted[family], former[family])
-        except GangwayError:
-            self._roll_back(before, former, both)  # as far as that is possible
-            raise
-        self._remember_less(built_in)
-        self._built_in = built_in
-        self.generation = events.generation()
+        self._replace(wanted, plan.closed)
+        self._built_in = {family: iptables.built_in(tables) for family, tables in wanted.items()}
+        self._remember_less(self._built_in)
+        self._record(plan)
 
     def change(self, removed: Collection[MappingPlan], added: Collection[MappingPlan]) -> None:
-        before = self._built_in
-        after = {family: iptables.with_mappings(tables, removed, added, family) for family, tables in before.items()}
-        if after != before:
-            self._remember({family: (*before[family], *after[family]) for family in _FAMILIES})
-        tried = []
+        former = self._built_in
+        built_in = {family: iptables.with_mappings(rules, removed, added, family) for family, rules in former.items()}
+        if built_in != former:
+            self._remember(former, built_in)
+        texts = {family: iptables.change(removed, added, family, self._prefix) for family in _FAMILIES}
         try:
-            for family in _FAMILIES:
-                text = iptables.change(removed, added, family, self._prefix)
+            for family, text in texts.items():
                 if text:
-                    tried.append(family)
                     self._tools[family].apply(text)
-        except HostRefused:
-            self.generation = UNKNOWN
-            for family in reversed(tried):
-                with suppress(HostRefused):  # of the one that failed, only the tables before that which was refused
-                    self._tools[family].apply(iptables.change(added, removed, family, self._prefix))
-            self._remember_less(before)
+        except HostRefused as error:
+            expected = self._written()
+            self._undo(self._render(expected), self._render(replace(expected, mappings=tuple(added))), error)
+            self._remember_less(former)
             raise
-        if after != before:
-            self._remember_less(after)
-        self._built_in = after
-        self.generation = events.generation()
+        if built_in != former:
+            self._remember_less(built_in)
+        self._built_in = built_in
+        self._record_change(removed, added)
 
     def has_rules_of(self, plan: Plan) -> bool:
-        missing = any(
-            iptables.missing(tables, self._listed(family, [table.name for table in tables]))
+        former = self._remembered()
+        intact = (
+            iptables.are_listed(tables, former[family], self._listed(family, iptables.TABLES))
             for family, tables in self._render(plan).items()
         )
-        return not missing and all(self._tools[family].policy() == _CLOSED for family in plan.closed)
+        return all(intact) and all(self._tools[family].policy() == _CLOSED for family in plan.closed)
 
     def shares_forward_chain(self, family: int) -> bool:
         return bool(self._foreign_rules(family))
 
     def remove(self, before: Plan | None = None) -> None:
-        former = self._remembered()
-        try:
-            for family in _FAMILIES:
-                self._replace(family, (), former[family])
-            self._close(())
-        except GangwayError:
-            self._roll_back(before, former, former)
-            raise
-        self._built_in = {}
+        self._replace(dict.fromkeys(_FAMILIES, ()), ())
+        self._built_in = dict.fromkeys(_FAMILIES, ())
+        self._record(None)
         with suppress(HostRefused):  # then they are removed once more by a driver of another firewall
             self._storage.forget(_KEY)
 
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
         return iptables.matching_rules(planned, route, network, self._prefix)
 
-    def _replace(self, family: int, wanted: Collection[iptables.Table], former: Collection[iptables.Table]) -> None:
-        names = {table.name for table in (*wanted, *former)}
-        if names:
-            self._tools[family].apply(iptables.batch(wanted, former, self._listed(family, names)))
+    def _replace(self, wanted: Tables, closed: Collection[int]) -> None:
+        """Replace all rules, and the policies of FORWARD: all or nothing."""
+        former, was_closed = self._remembered(), self._closed()
+        listed = {family: self._listed(family, iptables.TABLES) for family in _FAMILIES}
+        before = {
+            family: iptables.listed_rules((*wanted[family], *former[family]), listed[family]) for family in _FAMILIES
+        }
+        # Both are remembered until the new ones are written: a daemon that dies in between finds either.
+        self._remember(former, wanted)
+        try:
+            self._close(closed)  # before the rules that allow some packets
+            for family, tool in self._tools.items():
+                if wanted[family] or former[family]:
+                    tool.apply(iptables.batch(wanted[family], former[family], listed[family]))
+        except GangwayError as error:
+            self._undo(before, wanted, error, was_closed)
+            self._remember_less(former)
+            raise
+
+    def _undo(
+        self, before: Tables, written: Tables, error: GangwayError, closed: Collection[int] | None = None
+    ) -> None:
+        """Restore the rules from before a failed change, which may have written some of its own, and the policies.
+
+        HostRefused: some were not restored; then both remain remembered.
+        """
+        self.generation = UNKNOWN
+        failures = []
+        for family, tool in self._tools.items():
+            try:
+                listed = self._listed(family, iptables.TABLES)
+                if not iptables.are_listed(before[family], written[family], listed):
+                    tool.apply(iptables.batch(before[family], (*before[family], *written[family]), listed))
+            except HostRefused as failure:
+                failures.append(failure)
+        if closed is not None:
+            with suppress(GangwayError):
+                self._close(closed)
+        if failures:
+            raise HostRefused(f"{error}; rules from before this change could not be restored: {failures[0]}") from None
 
     def _listed(self, family: int, tables: Collection[str]) -> iptables.Listing:
         return iptables.parse_listing(self._tools[family].listing(tables))
 
     def _render(self, plan: Plan) -> Tables:
         return {family: iptables.render(plan, family, self._prefix) for family in _FAMILIES}
+
+    def _closed(self) -> list[int]:
+        """Return the families whose policy of FORWARD is DROP because of us."""
+        return [family for family, tool in self._tools.items() if self._saved.is_changed(_policy(tool))]
 
     def _close(self, families: Collection[int]) -> None:
         """Set the policy of FORWARD to DROP for these families, and restore that of the others."""
@@ -140,11 +164,11 @@ class IptablesDriver(Driver):
         listed = self._listed(family, ["filter"]).get("filter", ())
         return [rule for rule in listed if rule.startswith("-A FORWARD ") and rule not in own]
 
-    def _check_chains(self, former: Tables) -> None:
+    def _check_chains(self) -> None:
         """Raise Conflict if a chain of the prefix's name is another program's.  The default name is always ours."""
         if self._prefix == iptables.DEFAULT_PREFIX:
             return
-        for family, tables in former.items():
+        for family, tables in self._remembered().items():
             listed = self._listed(family, iptables.TABLES)
             known = {table.name for table in tables if table.chain == self._prefix}
             for name in iptables.TABLES:
@@ -154,17 +178,12 @@ class IptablesDriver(Driver):
                         "--chain-prefix, or remove the chain"
                     )
 
-    def _roll_back(self, before: Plan | None, former: Tables, both: Tables) -> None:
-        """Restore the rules and policies from before a failed change, as far as that is possible."""
-        rules = self._render(before) if before is not None else former
-        for family in _FAMILIES:
-            with suppress(GangwayError):
-                self._replace(family, rules[family], both[family])
-        with suppress(GangwayError):
-            self._close(before.closed if before is not None else ())
-        self._remember_less(former)
-
-    def _remember(self, tables: Tables) -> None:
+    def _remember(self, *alternatives: Tables) -> None:
+        """Remember the rules in built-in chains: those of all alternatives, of which one is written."""
+        tables = {
+            family: [table for found in alternatives for table in iptables.built_in(found[family])]
+            for family in _FAMILIES
+        }
         self._storage.remember(_KEY, json.dumps({"prefix": self._prefix, "tables": tables}))
 
     def _remember_less(self, tables: Tables) -> None:

@@ -180,10 +180,25 @@ def with_mappings(
     return tuple(map(changed, tables))
 
 
-def missing(tables: Collection[Table], listed: Listing) -> tuple[str, ...]:
-    """Return the rules that are not listed, or not as often as they should be."""
-    lacking = (Counter(table.rules) - listed.get(table.name, Counter()) for table in tables)
-    return tuple(rule for rules in lacking for rule in rules.elements())
+def listed_rules(tables: Collection[Table], listed: Listing) -> tuple[Table, ...]:
+    """Return what is listed of some tables: every rule in our own chains, and the other rules that the tables have."""
+    found = []
+    for name in dict.fromkeys(table.name for table in tables):
+        table = _joined(name, tables)
+        known = set(table.built_in)
+        rules = Counter(
+            {rule: n for rule, n in listed.get(name, {}).items() if rule in known or _is_in(rule, table.chain)}
+        )
+        if rules:
+            found.append(Table(name, table.chain, tuple(rules.elements())))
+    return tuple(found)
+
+
+def are_listed(tables: Collection[Table], former: Collection[Table], listed: Listing) -> bool:
+    """True if the rules of some tables are listed, as often as they should be, and none of former ones besides."""
+    found = {table.name: Counter(table.rules) for table in listed_rules((*former, *tables), listed)}
+    names = {table.name for table in tables}
+    return found == {name: rules for name in names if (rules := Counter(_joined(name, tables).rules))}
 
 
 def parse_listing(text: str) -> dict[str, Counter[str]]:
@@ -201,6 +216,10 @@ def parse_listing(text: str) -> dict[str, Counter[str]]:
 def chain_of(rule: str) -> str:
     """Return CHAIN of a rule `-A CHAIN …`."""
     return rule.split(" ", 2)[1]
+
+
+def _is_in(rule: str, chain: str) -> bool:
+    return rule.startswith(f"-A {chain} ")
 
 
 def _joined(name: str, tables: Collection[Table]) -> Table:

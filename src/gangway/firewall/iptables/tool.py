@@ -1,13 +1,25 @@
 """iptables-restore(8) and iptables-save(8): write rules to the kernel, and read them.
 
 iptables-restore carries out a transaction for each table.  If one fails, the caller has to undo those before it.
+
+Every program that changes legacy iptables' rules takes the same lock (iptables(8), --wait), and one that hangs keeps it
+from all others.  So a change waits for it for a limited time.  Rules and policies are read by iptables-save, which
+needs no lock.
 """
 
+import os
 import shutil
 import subprocess
 from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
 
-from gangway.errors import HostRefused, Unsupported
+from gangway.errors import HostRefused, TimedOut, Unsupported
+
+_LOCK_S = 3  # how long to wait for the lock
+_LIMIT_S = 10.0  # how long a tool may take: longer than the lock, and than 10,000 rules on a slow machine
+_LOCK_FILE = "/run/xtables.lock"  # iptables/xshared.h: or what the environment's XTABLES_LOCKFILE says
+_RESOURCE_PROBLEM = 4  # include/xtables.h, enum xtables_exittype: also if the lock is held
 
 
 class Iptables:
@@ -21,8 +33,8 @@ class Iptables:
                 raise Unsupported(f"iptables cannot be used: {program} is not installed (Debian: iptables)")
 
     def apply(self, text: str) -> None:
-        """Feed iptables-restore.  HostRefused: the table that failed, and those after it, were not changed."""
-        self._run(self._restore, "--noflush", "--wait", feed=text)
+        """Feed iptables-restore.  HostRefused: tables before the one that failed may have been changed."""
+        self._run(self._restore, "--noflush", f"--wait={_LOCK_S}", feed=text)
 
     def listing(self, tables: Collection[str]) -> str:
         """Return what iptables-save prints of some tables."""
@@ -35,14 +47,37 @@ class Iptables:
 
     def policy(self) -> str:
         """Return the policy of FORWARD: ACCEPT or DROP."""
-        return self._run(self.command, "--wait", "-S", "FORWARD").split()[2]
+        heads = [line.split() for line in self.listing(["filter"]).splitlines() if line.startswith(":FORWARD ")]
+        return heads[0][1] if heads else "ACCEPT"  # nft's variant has no chain yet
 
     def set_policy(self, policy: str) -> None:
-        self._run(self.command, "--wait", "-P", "FORWARD", policy)
+        self._run(self.command, f"--wait={_LOCK_S}", "-P", "FORWARD", policy)
 
     def _run(self, *words: str, feed: str = "") -> str:
-        done = subprocess.run(words, input=feed, text=True, capture_output=True, check=False)
+        try:
+            done = subprocess.run(words, input=feed, text=True, capture_output=True, check=False, timeout=_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise TimedOut(f"{words[0]} timed out after {_LIMIT_S:.0f} s and was ended") from None
+        except OSError as error:
+            raise HostRefused(f"{words[0]} failed to start: {error.strerror}") from None
+        if done.returncode == _RESOURCE_PROBLEM and "lock" in done.stderr:
+            raise TimedOut(f"{words[0]} timed out after {_LOCK_S} s: {_held(_lock_file())}; end it, or try again later")
         if done.returncode:
             lines = [line.strip() for line in done.stderr.splitlines() if line.strip() and not line.startswith("#")]
             raise HostRefused(f"{words[0]}: {lines[0] if lines else 'refused'}")
         return done.stdout
+
+
+def _lock_file() -> Path:
+    return Path(os.environ.get("XTABLES_LOCKFILE", _LOCK_FILE))
+
+
+def _held(lock: Path) -> str:
+    """Name the program that holds a lock, as far as that can be seen: proc_locks(5)."""
+    with suppress(OSError):
+        inode = lock.stat().st_ino
+        for line in Path("/proc/locks").read_text().splitlines():
+            _, kind, *_, pid, place, _, _ = line.split()
+            if kind == "FLOCK" and int(place.rpartition(":")[2]) == inode and int(pid) > 0:
+                return f"{Path('/proc', pid, 'comm').read_text().strip()} (pid {pid}) holds the lock {lock}"
+    return f"another program holds the lock {lock}"
