@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from gangway.firewall.iptables.render import (
     Table,
+    are_listed,
     batch,
     built_in,
     chain_of,
     matching_rules,
-    missing,
     parse_listing,
     render,
 )
@@ -191,9 +191,21 @@ def test_parse_listing() -> None:
     assert parse_listing("") == {}
 
 
-def test_missing_rules() -> None:
+def test_rules_are_listed_exactly() -> None:
+    """Neither fewer nor more: of other rules only those in our own chain, and our former ones, count."""
     tables = (Table("nat", "X", ("-A OUTPUT -j X", "-A X -j RETURN")), Table("raw", "X", ("-A PREROUTING -j DROP",)))
-    assert missing(tables, {}) == ("-A OUTPUT -j X", "-A X -j RETURN", "-A PREROUTING -j DROP")
-    listed = parse_listing("*nat\n-A X -j RETURN\nCOMMIT\n*raw\n-A PREROUTING -j DROP\n")
-    assert missing(tables, listed) == ("-A OUTPUT -j X",)
-    assert missing(tables, parse_listing("*filter\n-A OUTPUT -j X\n")) == missing(tables, {})
+    former = (Table("nat", "X", ("-A OUTPUT -j X", "-A POSTROUTING -j MASQUERADE")),)
+
+    def listed(nat: str) -> bool:
+        listing = parse_listing(f"*nat\n:X - [0:0]\n{nat}-A Y -j X\nCOMMIT\n*raw\n-A PREROUTING -j DROP\n")
+        return are_listed(tables, former, listing)
+
+    whole = "-A OUTPUT -j X\n-A X -j RETURN\n"
+    assert listed(whole)
+    assert listed(whole + "-A OUTPUT -j Y\n")
+    assert not listed("-A OUTPUT -j X\n")
+    assert not listed(whole + "-A X -j DROP\n")
+    assert not listed(whole + "-A X -j RETURN\n")
+    assert not listed(whole + "-A POSTROUTING -j MASQUERADE\n")
+    assert not are_listed(tables, (), {})
+    assert are_listed((), (), parse_listing("*filter\n-A OUTPUT -j X\n"))

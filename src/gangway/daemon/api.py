@@ -1,7 +1,8 @@
 """The daemon's HTTP API, on a unix socket.
 
-`OPERATIONS` defines it: handlers and OpenAPI document are generated from that.  Requests are carried out one after the
-other in one thread, as each changes what the next one starts from; the loop stays free to accept connections.
+`OPERATIONS` defines it: handlers and OpenAPI document are generated from that.  Requests that change something are
+carried out one after the other in one thread, as each changes what the next one starts from; questions (GET) in another
+one, so that they are answered meanwhile.  The loop stays free to accept connections.
 
     curl --unix-socket /run/gangway/netns-COOKIE/gangway.sock http://localhost/mappings
 """
@@ -161,8 +162,13 @@ OPERATIONS = (
 )
 
 
-def application(service: Service, executor: Executor, log: Log, done: Callable[[], None]) -> web.Application:
-    """Return the API.  `done` is called in the loop after each request that may have changed something."""
+def application(
+    service: Service, worker: Executor, reader: Executor, log: Log, done: Callable[[], None]
+) -> web.Application:
+    """Return the API.  The worker carries out requests, and the reader answers questions.
+
+    `done` is called in the loop after each request that may have changed something.
+    """
     document = msgspec.json.encode(openapi())
 
     async def describe(_request: web.Request) -> web.Response:
@@ -174,6 +180,8 @@ def application(service: Service, executor: Executor, log: Log, done: Callable[[
         async def handle(request: web.Request) -> web.Response:
             given = {**request.query, **request.match_info}
             loop = asyncio.get_running_loop()
+            is_question = request.method == "GET" and service.requests.is_ready
+            executor = reader if is_question else worker
             try:
                 body = None if decode is None else decode(await request.read())
                 answer = await loop.run_in_executor(executor, operation.call, service, body, given)

@@ -2,10 +2,11 @@
 
 What this file knows: what the daemon's parts are, and when it ends.  What it must not know: what the parts do.
 
-One event loop waits for API clients, signals and the kernel's notifications; one worker thread carries requests out;
-another one serves docker-proxy launchers (`leases`).  After a notification, and after the last of a burst of them, the
-worker checks whether something has to be repaired; so it does when the relay has exited.  What few daemons need is
-loaded when it is first needed: the HTTP server by the first API client, netlink and nftables by the first network.
+One event loop waits for API clients, signals and the kernel's notifications; one worker thread carries requests out,
+another one answers questions, and one serves docker-proxy launchers (`leases`).  After a notification, and after the
+last of a burst of them, the worker checks whether something has to be repaired; so it does when the relay has exited.
+What few daemons need is loaded when it is first needed: the HTTP server by the first API client, netlink and nftables
+by the first network.
 """
 
 import asyncio
@@ -90,7 +91,8 @@ class Daemon:
 
         names = partial(names_by_address, self._parts.config.docker.socket)
         service = Service(self._parts.requests, self._parts.checks, names)
-        app = application(service, self._worker, self._log, self._changed)
+        reader = ThreadPoolExecutor(1, "reader")
+        app = application(service, self._worker, reader, self._log, self._changed)
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await runner.setup()
         try:
@@ -98,6 +100,7 @@ class Daemon:
             await self._over.wait()
         finally:
             await runner.cleanup()
+            reader.shutdown()
 
     def _notified(self, sock: socket.socket, check: Callable[[], None]) -> None:
         self._notices.drain(sock)

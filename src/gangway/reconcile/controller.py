@@ -68,6 +68,11 @@ class Controller:
         return self._facts
 
     @property
+    def is_ready(self) -> bool:
+        """True if the facts are known: then questions are answered without a change of anything."""
+        return self._facts is not None
+
+    @property
     def needs_start(self) -> bool:
         """True if a daemon that starts has something to compare: networks, or what an earlier daemon changed."""
         return bool(self._registry.networks) or not self._observer.is_fresh()

@@ -1,7 +1,8 @@
 """What is wanted, in memory: networks, endpoints and mappings, each mapping with what was decided about it.
 
 Everything is looked up by name, so one more costs the same however many there are.  Each change is written to the
-database, too.
+database, too.  One thread makes all changes; others may read meanwhile, as no method iterates over a dictionary that
+may change: `tuple(dictionary.values())` is one step of the interpreter.
 """
 
 from collections.abc import Iterable, Sequence
@@ -66,7 +67,7 @@ class Registry:
 
     def endpoints(self, network: str | None = None) -> tuple[Endpoint, ...]:
         """Return every endpoint, or those of a network."""
-        return tuple(one for one in self._endpoints.values() if network in (None, one.network))
+        return tuple(one for one in tuple(self._endpoints.values()) if network in (None, one.network))
 
     def endpoint(self, container: str) -> Endpoint:
         """Return a container's endpoint.  Conflict: it has none."""
@@ -120,8 +121,9 @@ class Registry:
     def mappings(self, container: str | None = None) -> tuple[MappingPlan, ...]:
         """Return every mapping, or those of a container.  Conflict: the container is not attached."""
         if container is not None:
-            return tuple(self._mappings[self.endpoint(container).container].values())
-        return tuple(planned for found in self._mappings.values() for planned in found.values())
+            mappings = self._mappings.get(self.endpoint(container).container, {})
+            return tuple(mappings.values())
+        return tuple(planned for found in tuple(self._mappings.values()) for planned in tuple(found.values()))
 
     def mapping(self, mapping: PortMapping) -> MappingPlan:
         """Return what was decided about a mapping."""

@@ -7,11 +7,11 @@ last.
 A port is reserved before it is written: which one it is may be known only then.  A daemon that dies in between leaves
 nothing behind, as the reservation ends with it.
 
-Everything but `leases` is for one thread.
+Everything but `leases` is for one thread; the questions may be asked in another one, if `is_ready`.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial, wraps
 from secrets import token_bytes
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -95,6 +95,11 @@ class Requests:
     def facts(self) -> HostFacts:
         """The facts about the host that decisions are based on."""
         return self._controller.facts
+
+    @property
+    def is_ready(self) -> bool:
+        """True if questions can be answered while another thread carries out a request."""
+        return self._controller.is_ready
 
     @property
     def is_idle(self) -> bool:
@@ -244,8 +249,9 @@ class Requests:
 
     def _published_at(self, protocol: Protocol, address: Address, port: int) -> tuple[MappingPlan, Network | None]:
         mapping = self._registry.index.at(protocol, address, port)
-        if mapping is not None and mapping.source is not Source.LEASE:
-            return self._registry.mapping(mapping), self._registry.network_of(mapping.container)
+        with suppress(KeyError, Conflict):  # it is being published or unpublished, or its container detached
+            if mapping is not None and mapping.source is not Source.LEASE:
+                return self._registry.mapping(mapping), self._registry.network_of(mapping.container)
         planned = self.leases.find(mapping) if mapping is not None else None
         if planned is None:
             raise Conflict(f"nothing is published at {address} port {port}/{protocol}: list what is with gangway ls")
