@@ -31,8 +31,11 @@ _INTERFACE_NAME_BYTES = 15  # include/uapi/linux/if.h: IFNAMSIZ counts the closi
 _MIN_MTU = {4: 68, 6: 1280}  # RFC 791, RFC 8200
 _MAX_MTU = 65535  # net/bridge: ETH_MAX_MTU
 _ETHERNET_MTU = 1500
-_NUMBER = re.compile(r"[0-9]+")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_MAX_NAME_LENGTH = 128
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{_MAX_NAME_LENGTH - 1}}}")
+_MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 4095  # include/uapi/linux/limits.h; PATH_MAX counts the closing zero
+_IPV4_BROADCAST = IPv4Address("255.255.255.255")
 # The kernel allows more (net/core/dev.c, dev_valid_name).  But rules contain interface names, and there a quote ends a
 # name, and + and * are wildcards.
 _INTERFACE_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.][A-Za-z0-9_.@-]*")
@@ -109,6 +112,8 @@ class PortRequest:
     container_ports: PortRange
 
     def __post_init__(self) -> None:
+        for address in self.host_addresses:
+            _check_host_address(address)
         host, container = self.host_ports, self.container_ports
         if host is not None and container.count not in (1, host.count):
             last = host.first + container.count - 1
@@ -149,11 +154,14 @@ def parse_port(text: str) -> PortRequest:
 
 
 def parse_address(text: str) -> Address:
-    """Read an address, in brackets or not."""
+    """Read an address; one of IPv6 may be in brackets."""
+    is_bracketed = text.startswith("[") and text.endswith("]")
     try:
-        address = ip_address(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
+        address = ip_address(text[1:-1] if is_bracketed else text)
     except ValueError:
         raise InvalidRequest(f"{text!r} is not an IP address") from None
+    if is_bracketed and address.version == 4:
+        raise InvalidRequest(f"{text!r} is not an IPv6 address: write {address} without brackets")
     zone = getattr(address, "scope_id", None)
     if zone is not None and not (address.is_link_local and is_interface_name(zone)):
         raise InvalidRequest(f"{text!r} is not an IP address: only a link-local address has a zone, an interface")
@@ -177,6 +185,7 @@ class PortMapping:
     source: Source = Source.API
 
     def __post_init__(self) -> None:
+        _check_host_address(self.host_address)
         if self.host_ports.count != self.container_ports.count:
             raise InvalidRequest(f"{self}: host ports and container ports differ in number")
 
@@ -210,7 +219,8 @@ class Network:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise InvalidRequest(f"invalid network name {self.name!r}: use letters, digits, '_', '.' and '-'")
+            rule = "use letters, digits, '_', '.' and '-'" + ", at most 128" * (len(self.name) > _MAX_NAME_LENGTH)
+            raise InvalidRequest(f"invalid network name {self.name!r}: {rule}")
         if len(self.bridge.encode()) > _INTERFACE_NAME_BYTES:
             raise InvalidRequest(f"invalid bridge name {self.bridge!r}: longer than {_INTERFACE_NAME_BYTES} bytes")
         if not is_interface_name(self.bridge):
@@ -291,6 +301,20 @@ def require_no_conflict(network: Network, others: Iterable[Network]) -> None:
                 raise Conflict(f"subnet {own} overlaps {foreign} of network {other.name}")
 
 
+def check_container(container: str, namespace: str | None) -> None:
+    """InvalidRequest: these cannot be a container's name and the path of its network namespace."""
+    names_place = "/" in container or container.startswith("pid:")
+    limit = _MAX_PATH_BYTES if names_place else _MAX_NAME_BYTES
+    if not _is_printable(container, limit) or (" " in container and not names_place):
+        rule = f"use at most {limit} bytes, no spaces and no control characters"
+        raise InvalidRequest(f"invalid container {container!r}: {rule}")
+    if namespace is not None and names_place:
+        raise InvalidRequest(f"invalid container name {container!r}: it names another namespace than {namespace}")
+    if namespace is not None and not _is_printable(namespace, _MAX_PATH_BYTES):
+        rule = f"use at most {_MAX_PATH_BYTES} bytes, and no control characters"
+        raise InvalidRequest(f"invalid path of a namespace {namespace!r}: {rule}")
+
+
 def any_address(address: Address) -> Address:
     """Return the unspecified address of the same family."""
     return ANY[address.version == 6]
@@ -298,6 +322,18 @@ def any_address(address: Address) -> Address:
 
 def _smallest_mtu(subnets: Collection[Subnet]) -> int:
     return max((_MIN_MTU[subnet.version] for subnet in subnets), default=0)
+
+
+def _is_printable(text: str, limit: int) -> bool:
+    return bool(text) and text.isprintable() and len(text.encode(errors="replace")) <= limit
+
+
+def _check_host_address(address: Address) -> None:
+    if address.is_multicast or address == _IPV4_BROADCAST:
+        kind = "multicast" if address.is_multicast else "broadcast"
+        raise InvalidRequest(f"{address} is a {kind} address: publish on an address of this host")
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        raise InvalidRequest(f"{address} is an IPv4 address in IPv6 notation: write {address.ipv4_mapped}")
 
 
 def _check_subnet(subnet: Subnet, gateway: Address) -> None:

@@ -5,7 +5,8 @@
         gangway.sock                0660   the HTTP API, for root and the group
         relay.sock                  0600   the relay's control socket
         lease.sock                  0600   where docker-proxy launchers take leases
-        daemon.lock                 0600   locked by the daemon for as long as it runs; holds its pid and API socket
+        daemon.lock                 0600   locked by the daemon for as long as it runs; holds its pid and API socket,
+                                           and after its death shows which stale socket was ours
         start.json                  0600   the options with which an operator last started the daemon
         state.db                    0600   the database, unless this is the machine's own network namespace
 
@@ -18,6 +19,7 @@ This module is imported by every command, so it imports almost nothing.
 
 import os
 import socket
+import stat
 import sys
 
 BASE = "/run/gangway"
@@ -27,6 +29,7 @@ LOCK, START, STATE = "daemon.lock", "start.json", "state.db"
 HOST_STATE = "/var/lib/gangway/state.db"
 """The database of the daemon in the machine's own network namespace (that of pid 1): it survives a reboot."""
 
+_MAX_PATH_BYTES = 107  # unix(7): sun_path has 108, one of them the closing zero
 _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h
 _OWN_NETNS = "/proc/thread-self/ns/net"
 
@@ -57,6 +60,21 @@ def default_socket() -> str:
     own = os.path.join(folder(), API_SOCKET)
     of_root = os.path.join(BASE, os.path.basename(folder()), API_SOCKET)
     return own if os.path.exists(own) or not os.path.isdir(os.path.dirname(of_root)) else of_root
+
+
+def socket_path_error(path: str) -> str | None:
+    """Return why a socket cannot be at `path`; None if it can, or if only its folder can tell."""
+    size = len(os.fsencode(path))
+    if size > _MAX_PATH_BYTES:
+        return f"the socket's path is too long ({size} bytes, at most {_MAX_PATH_BYTES}): {path}"
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return None
+    if stat.S_ISSOCK(mode):
+        return None
+    kind = "folder" if stat.S_ISDIR(mode) else "file"
+    return f"{path} is a {kind}, not a socket: name another one with --socket or GANGWAY_SOCKET"
 
 
 def default_state() -> str:

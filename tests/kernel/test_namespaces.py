@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -135,6 +136,21 @@ def test_a_stale_link_to_another_daemons_socket_is_replaced(host: Namespace, tmp
         assert _gangway(other, "network", "ls", "--json").stdout == "[]\n"
 
 
+def test_another_programs_socket_is_never_deleted(host: Namespace, tmp_path: Path) -> None:
+    path = tmp_path / "program.sock"
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with socket.socket(socket.AF_UNIX, kind) as program:
+            program.bind(str(path))
+            before = path.lstat().st_ino
+            for _ in range(2):
+                for words in (("ls",), ("daemon",)):
+                    done = _gangway(host, *words, GANGWAY_SOCKET=str(path))
+                    assert done.returncode == 1
+                    assert done.stderr.startswith(f"gangway: the socket {path} ") or "cannot be reached" in done.stderr
+                    assert path.lstat().st_ino == before
+        path.unlink()
+
+
 @pytest.mark.parametrize("is_link", [False, True])
 def test_a_file_in_the_sockets_place_is_never_deleted(host: Namespace, tmp_path: Path, is_link: bool) -> None:
     file = tmp_path / "notes"
@@ -145,8 +161,9 @@ def test_a_file_in_the_sockets_place_is_never_deleted(host: Namespace, tmp_path:
         path.symlink_to(file)
     for words in (("ls",), ("network", "create", "web", "--subnet", "172.30.0.0/24"), ("daemon",)):
         done = _gangway(host, *words, GANGWAY_SOCKET=str(path))
-        assert done.returncode == 1
-        assert done.stderr == f"gangway: the socket {path} cannot be created: Address already in use\n"
+        assert done.returncode == 2
+        advice = "name another one with --socket or GANGWAY_SOCKET"
+        assert done.stderr == f"gangway: {path} is a file, not a socket: {advice}\n"
     assert file.read_text() == "important"
     assert Path(f"{file}.relay").read_text() == "important, too"
     assert path.is_symlink() == is_link

@@ -127,6 +127,16 @@ def test_sigterm_is_passed_to_the_command(used: Bare) -> None:
     assert used.ask(port) == ""
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])
+def test_a_signal_ends_gangway_the_command_and_the_publication(used: Bare, number: signal.Signals) -> None:
+    process, port = _serving(used)
+    (server,) = map(int, used.host.run("pgrep", "-P", str(process.pid)).stdout.split())
+    process.send_signal(number)
+    process.wait(10)
+    wait_until(lambda: not Path(f"/proc/{server}").exists(), "the command's end")
+    wait_until(lambda: not used.ask(port), "the end of the publication")
+
+
 def test_a_command_is_unpublished_at_its_end_though_gangway_run_was_killed(used: Bare) -> None:
     process, port = _serving(used)
     server = int(used.host.run("pgrep", "-P", str(process.pid), "-f", "http.server").stdout)

@@ -226,3 +226,24 @@ def test_config_check_names_file_and_key(
 
 def test_an_error_of_the_daemons_is_its_exit_code() -> None:
     assert [Refused(kind, "").exit_code for kind in ("InvalidRequest", "Conflict", "HostRefused")] == [2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("redirection", "message"), [("> /dev/full", "cannot write the output: No space left"), (">&-", "")]
+)
+def test_output_that_cannot_be_written_is_one_line(redirection: str, message: str) -> None:
+    command = f"exec {Path(sys.executable).parent}/gangway config check /dev/null {redirection}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == (1 if message else 0)
+    assert done.stderr.count("\n") == (1 if message else 0), done.stderr
+    assert message in done.stderr
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_refused_with_its_length(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gangway", "ls", "--socket", "/run/" + "s" * 103])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "gangway: the socket's path is too long (108 bytes, at most 107): /run/sss" in capsys.readouterr().err

@@ -50,11 +50,11 @@ def test_gateway_is_given_or_the_first_address(subnets: list[str], gateways: lis
         ([FOUR], ["first"], "'first' is not an IP address"),
         ([], [], "network web needs one subnet of IPv4, one of IPv6, or both"),
         ([FOUR, "172.31.0.0/24"], [], "one subnet of IPv4, one of IPv6, or both"),
-        (["172.30.0.1/24"], [], "'172.30.0.1/24' is not a subnet: 172.30.0.1/24 has host bits set"),
-        (["172.30.0.0/33"], [], "'172.30.0.0/33' is not a subnet"),
+        (["172.30.0.1/24"], [], "invalid subnet '172.30.0.1/24': it has host bits set; write 172.30.0.0/24"),
+        (["172.30.0.0/33"], [], "invalid subnet '172.30.0.0/33'"),
         (["172.30.0.0"], [], "no room"),
-        (["web"], [], "'web' is not a subnet"),
-        ([""], [], "'' is not a subnet"),
+        (["web"], [], "invalid subnet 'web'"),
+        ([""], [], "invalid subnet ''"),
     ],
 )
 def test_invalid_network_is_refused(subnets: list[str], gateways: list[str], why: str) -> None:

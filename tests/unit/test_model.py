@@ -1,10 +1,11 @@
 """Valid port mappings; `-p` as Docker reads it; the address that a mapping leads to."""
 
+import re
 from contextlib import suppress
 from ipaddress import ip_address
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gangway.errors import InvalidRequest
@@ -17,6 +18,7 @@ from gangway.model import (
     PortRange,
     PortRequest,
     Protocol,
+    Source,
     parse_address,
     parse_port,
 )
@@ -102,6 +104,8 @@ def test_printed_mapping_can_be_parsed(
     protocol: Protocol, address: object, host: PortRange, container: PortRange
 ) -> None:
     host_address = ip_address(str(address).partition("%")[0])
+    assume(not host_address.is_multicast and not getattr(host_address, "ipv4_mapped", None))
+    assume(host_address != ip_address("255.255.255.255"))
     container = PortRange(container.first, min(container.last, container.first + host.count - 1))
     host = PortRange(host.first, host.first + container.count - 1)
     made = PortMapping("c", protocol, host_address, host, container)
@@ -148,7 +152,23 @@ def test_unknown_protocol_is_refused_with_the_known_ones(text: str) -> None:
 
 @given(ADDRESSES.map(lambda address: ip_address(str(address).partition("%")[0])), st.booleans())
 def test_address_is_parsed_with_or_without_brackets(address: Address, bracketed: bool) -> None:
+    bracketed = bracketed and address.version == 6
     assert parse_address(f"[{address}]" if bracketed else str(address)) == address
+
+
+@pytest.mark.parametrize("address", ["224.0.0.1", "239.255.255.255", "255.255.255.255", "ff02::1", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize("source", Source)
+def test_no_front_publishes_on_an_address_that_is_not_a_hosts(address: str, source: Source) -> None:
+    port = PortRange(80, 80)
+    with pytest.raises(InvalidRequest, match=f"{re.escape(str(ip_address(address)))} is an? "):
+        PortMapping("c", Protocol.UDP, ip_address(address), port, port, source)
+    with pytest.raises(InvalidRequest, match=f"invalid -p .*{re.escape(str(ip_address(address)))} is an? "):
+        parse_port(f"[{address}]:80:80" if ":" in address else f"{address}:80:80")
+
+
+def test_ipv4_addresses_have_no_brackets() -> None:
+    with pytest.raises(InvalidRequest, match=r"write 0\.0\.0\.0 without brackets"):
+        parse_port("[0.0.0.0]:80:80")
 
 
 # A zone says which link an address is on; only link-local addresses need one (RFC 4007, 6).  It has to be an

@@ -96,6 +96,9 @@ def connect(path: str) -> socket.socket:
     Time limits are the kernel's: a Python socket with a timeout does not block, and connecting such a one to a unix
     socket fails at once when the queue of connections is full (net/unix/af_unix.c, unix_stream_connect).
     """
+    reason = runtime.socket_path_error(path)
+    if reason is not None:
+        raise Refused("InvalidRequest", reason)
     sock = socket.socket(socket.AF_UNIX)
     try:
         for limit in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):

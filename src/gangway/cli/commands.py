@@ -51,14 +51,17 @@ def main() -> NoReturn:
     try:
         function, given = parse(sys.argv[1:])
         function(**given)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is None if the command was started with it closed
+            sys.stdout.flush()
         os._exit(0)  # Python would free each object first, which takes as long as the daemon's answer
     except Refused as error:
         sys.exit(_fail(str(error), error.exit_code))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", _FAILED))
-    except BrokenPipeError:  # the reader of our output has exited; without this Python would try to write again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # of our own output: other errors are turned into Refused where they arise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try to write again at its end
+        if not isinstance(error, BrokenPipeError):  # else its reader has exited, and wants no more
+            _fail(f"cannot write the output: {error.strerror}", _FAILED)
         sys.exit(_FAILED)
 
 
@@ -109,6 +112,8 @@ def run(name: str | None, command: list[str], **given: Any) -> None:
     from gangway.cli.run import run as run_command
 
     words = command[1:] if command[0] == "--" else command
+    if not words[0]:
+        raise Refused("InvalidRequest", "the command to run cannot be empty")
     sys.exit(run_command(words, container=name or f"run-{os.getpid()}", **given))
 
 
@@ -194,13 +199,13 @@ def _not_empty(text: str) -> str:
     return text
 
 
-_AT = _option("at", "The address that a client connects to.", "HOST-IP:PORT[/PROTO]")
-_BRIDGE = _option("--bridge", "The bridge's name; gw-NAME if left out.", "IF")
+_AT = _option("at", "The address that a client connects to.", "HOST-IP:PORT[/PROTO]", type=_not_empty)
+_BRIDGE = _option("--bridge", "The bridge's name; gw-NAME if left out.", "IF", type=_not_empty)
 _CHAINS = _option("--chain-prefix", "The name of iptables chains; DOCKER for Docker's own layout.", "NAME")
 _COMMAND = _option("command", "The command and its arguments.", "COMMAND", nargs=argparse.PARSER)
 _CONFIG = _option("--config", "The settings, instead of /etc/gangway/gangway.toml.", "FILE", type=_not_empty)
 _CONTAINER = _option("container", "A name of ip-netns, a path, or pid:PID.", "CONTAINER", type=_container)
-_FILE = _option("file", "/etc/gangway/gangway.toml if left out.", "FILE", nargs="?")
+_FILE = _option("file", "/etc/gangway/gangway.toml if left out.", "FILE", nargs="?", type=_not_empty)
 _FIREWALL = _option("--firewall", "What the rules are written with (auto).", "auto|nftables|iptables|none")
 _FROM = _option("--from", "Only clients from there.", choices=views.ORIGINS)
 _GATEWAYS = _list("--gateway", "The host's address in a subnet.", "ADDRESS", "gateways")
@@ -208,15 +213,17 @@ _INTERNAL = _flag("--internal", "Containers reach the host only, and only the ho
 _IPS = _list("--ip", "Its address; a free one if left out.", "ADDRESS", "addresses")
 _JSON = _flag("--json", "Print a JSON array.", "as_json")
 _MTU = _option("--mtu", "In bytes; that of the default route's interface if left out.", type=int)
-_NAME = _option("name", "The network's name.", "NAME")
-_NETWORK = _option("--network", "The network; gangway0, which is created on demand, if left out.", "NAME")
+_NAME = _option("name", "The network's name.", "NAME", type=_not_empty)
+_NETWORK = _option(
+    "--network", "The network; gangway0, which is created on demand, if left out.", "NAME", type=_not_empty
+)
 _NO_FORWARD = _flag("--no-ip-forward", "Do not enable forwarding; relay instead.", "ip_forward", False)
 _NO_ICC = _flag("--no-icc", "Containers reach each other by published ports only.", "icc", False)
 _NO_MASQUERADE = _flag("--no-masquerade", "Other hosts see the containers' own addresses.", "masquerade", False)
 _OPTIONAL_CONTAINER = _CONTAINER[0], {**_CONTAINER[1], "nargs": "?"}
 _PORTS_HELP = "[HOST-IP:]HOST-PORT[-END]:PORT[-END][/PROTO]"
 _PORTS, _ANY_PORTS = (_list("-p --publish", _PORTS_HELP, "PORTS", "ports", required) for required in (True, False))
-_RUN_NAME = _option("--name", "The container's name; run-PID if left out.", "NAME")
+_RUN_NAME = _option("--name", "The container's name; run-PID if left out.", "NAME", type=_not_empty)
 _SOCKET = _option("--socket", "The daemon's socket, if not the usual one.", "PATH", dest="path", type=_not_empty)
 _STATE = _option("--state", "The database.", "PATH", type=_not_empty)
 _SUBNETS = _list("--subnet", "One of IPv4, one of IPv6, or both.", "SUBNET", "subnets", required=True)

@@ -3,8 +3,12 @@
 The command's process is created first, in a new network namespace, and waits; the daemon attaches that namespace and
 publishes its ports; then the process becomes the command.  When the process ends, so does the namespace, and the daemon
 notices that by itself; a request of ours makes it notice at once, so that the ports are free.
+
+Signals are passed on to the command, which decides what to do.  If this process ends before the command, the kernel
+kills the command.
 """
 
+import ctypes
 import os
 import signal
 import socket
@@ -18,6 +22,10 @@ from gangway.errors import GangwayError
 from gangway.host import netns
 
 _NOT_FOUND, _FAILED = 127, 126  # as in sh(1)
+_FROM_TERMINAL = {signal.SIGINT, signal.SIGQUIT}
+_PASSED_ON = {signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, *_FROM_TERMINAL}
+_PATIENCE_S = 1.0
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
 def run(command: Sequence[str], path: str, container: str, network: str | None, ports: Sequence[str]) -> int:
@@ -26,11 +34,11 @@ def run(command: Sequence[str], path: str, container: str, network: str | None, 
     Refused: the daemon at `path` refused to attach or to publish, and the command was not run.
     """
     ours, theirs = socket.socketpair()
-    sys.stdout.flush()
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         ours.close()
-        _become(command, theirs)
+        _become(command, theirs, parent)
     theirs.close()
     attached = False
     try:
@@ -41,6 +49,7 @@ def run(command: Sequence[str], path: str, container: str, network: str | None, 
                 if ports:
                     for mapping in ask(path, "POST", "/mappings", {"container": container, "ports": ports}):
                         print(f"gangway: {mapping_line(mapping)}", file=sys.stderr)
+                signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
                 ours.send(b"0")
     finally:
         code = _wait(pid)
@@ -58,13 +67,14 @@ def _detach(path: str, container: str) -> None:
             print(f"gangway: {error}", file=sys.stderr)
 
 
-def _become(command: Sequence[str], parent: socket.socket) -> None:
+def _become(command: Sequence[str], channel: socket.socket, parent: int) -> None:
     """In the child: create a namespace, wait for a byte, and become the command; exit if none comes."""
     code = 1
     try:
+        _die_with(parent)
         netns.unshare()
-        parent.send(b"0")
-        if parent.recv(1):
+        channel.send(b"0")
+        if channel.recv(1):
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and the command would inherit that
             os.execvp(command[0], list(command))
     except OSError as error:
@@ -78,16 +88,32 @@ def _become(command: Sequence[str], parent: socket.socket) -> None:
         os._exit(code)
 
 
-def _wait(pid: int) -> int:
-    """Wait for a process and return its exit code; pass SIGTERM on to it.
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, whatever ends it (prctl(2), PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)  # it ended before
 
-    Ctrl-C at a terminal reaches the process as well, which decides what to do; so it is ignored here.
-    """
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
-    _, status = os.waitpid(pid, 0)
-    signal.signal(signal.SIGINT, before[0])
-    signal.signal(signal.SIGTERM, before[1])
-    code = os.waitstatus_to_exitcode(status)
+
+def _wait(pid: int) -> int:
+    """Wait for a process and return its exit code; pass signals on to it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_PASSED_ON, signal.SIGCHLD})
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        received = signal.sigwaitinfo({*_PASSED_ON, signal.SIGCHLD})
+        if received.si_signo != signal.SIGCHLD and not _reaches_both(received):
+            os.kill(pid, received.si_signo)
+    while signal.sigtimedwait(_PASSED_ON, 0):
+        pass  # it came too late for the command
+    signal.pthread_sigmask(signal.SIG_SETMASK, before - _PASSED_ON)
+    code = os.waitstatus_to_exitcode(ended[1])
     return code if code >= 0 else 128 - code
+
+
+def _reaches_both(received: signal.struct_siginfo) -> bool:
+    """True if a signal was sent to the command, too: a terminal sends Ctrl-C to the whole process group.
+
+    What another process sends may be for the group or for us alone: that shows when the command does not end by it.
+    """
+    if received.si_signo not in _FROM_TERMINAL:
+        return False
+    return received.si_code > 0 or signal.sigtimedwait({signal.SIGCHLD}, _PATIENCE_S) is not None

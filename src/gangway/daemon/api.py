@@ -37,7 +37,11 @@ from gangway.state.requests import Requests
 
 # The version of the API, not of gangway.
 _VERSION = "1.0"
+_MAX_ERROR_CHARACTERS = 1000
 _STATUS = {InvalidRequest: 400, Conflict: 409, PortInUse: 409, HostRefused: 500, Unsupported: 501, TimedOut: 503}
+
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Service(NamedTuple):
@@ -189,6 +193,8 @@ def application(
                 return _refusal(InvalidRequest(str(error)))
             except GangwayError as error:
                 return _refusal(error)
+            except web.HTTPException:
+                raise
             except Exception as error:
                 log.failure(error)
                 return _refusal(HostRefused(_in_one_line(error)))
@@ -199,7 +205,7 @@ def application(
 
         return handle
 
-    app = web.Application()
+    app = web.Application(middlewares=[_refuse_in_json])
     for operation in OPERATIONS:
         app.router.add_route(*operation.route, handler(operation))
     app.router.add_get("/openapi.json", describe)
@@ -216,9 +222,44 @@ async def _name_leases(answer: Any, names: Callable[[], Awaitable[dict[str, str]
         lease.container = f"docker:{name}" if name else ""
 
 
-def _refusal(error: GangwayError) -> web.Response:
-    body = msgspec.json.encode(ErrorAnswer(type(error).__name__, str(error)))
-    return web.json_response(body=body, status=_STATUS[type(error)])
+@web.middleware
+async def _refuse_in_json(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """Answer what the HTTP server refuses, such as an unknown path, as every other error."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        text = f"{request.method} {request.path}: {error.reason}; GET /openapi.json describes the API"
+        refused = _refusal(InvalidRequest(text), error.status)
+        if "Allow" in error.headers:
+            refused.headers["Allow"] = error.headers["Allow"]
+        return refused
+
+
+class Connection(web.RequestHandler):
+    """A client's connection: a request that is not valid HTTP is answered as every other error."""
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was sent already")
+        if status < 500:
+            refused = _refusal(InvalidRequest(f"invalid HTTP request: {message or exc}"), status)
+        else:
+            self.log_exception("internal error", exc_info=exc)
+            refused = _refusal(HostRefused(f"internal error: {exc!r}; the daemon's log has the details"), status)
+        refused.force_close()
+        return refused
+
+
+def _refusal(error: GangwayError, status: int | None = None) -> web.Response:
+    """Return the answer to a request that failed: one line, however long the request's values are."""
+    text = " ".join(str(error).splitlines())
+    if len(text) > _MAX_ERROR_CHARACTERS:
+        half = _MAX_ERROR_CHARACTERS // 2
+        text = f"{text[:half]} … {text[-half:]}"
+    body = msgspec.json.encode(ErrorAnswer(type(error).__name__, text))
+    return web.json_response(body=body, status=status or _STATUS[type(error)])
 
 
 def _in_one_line(error: Exception) -> str:

@@ -7,12 +7,13 @@ import stat
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from gangway import runtime
-from gangway.errors import Conflict, HostRefused
+from gangway.errors import Conflict, HostRefused, InvalidRequest
+from gangway.relay.sockets import unlink_socket
 
-_BACKLOG = 4096
+BACKLOG = 4096
 
 
 class Home:
@@ -37,15 +38,15 @@ class Home:
         with ExitStack() as scope:
             try:
                 self._make_folder()
-                self._lock(scope)
+                lock = self._lock(scope)
             except FileNotFoundError:
                 raise Conflict(f"a daemon that ends has just removed {self.folder}: try again") from None
             scope.callback(self._remove_folder)  # while it is locked
-            self._unlink_former_link()
-            self.api = scope.enter_context(_listen(self.api_path, socket.SOCK_STREAM))
-            scope.callback(_unlink_socket, self.api_path)
-            self.leases = scope.enter_context(_listen(self.folder / runtime.LEASE_SOCKET, socket.SOCK_SEQPACKET))
-            scope.callback(_unlink_socket, self.folder / runtime.LEASE_SOCKET)
+            _unlink_link(self.folder / runtime.API_SOCKET)  # another daemon may use its target by now
+            former = _former_sockets(self.folder.parent)
+            self.api = self._listen(scope, self.api_path, socket.SOCK_STREAM, former)
+            self._record(lock, former)
+            self.leases = self._listen(scope, self.folder / runtime.LEASE_SOCKET, socket.SOCK_SEQPACKET, former)
             os.chmod(self.folder / runtime.LEASE_SOCKET, 0o600)
             os.chown(self.api_path, -1, self._group)
             os.chmod(self.api_path, 0o660)
@@ -75,35 +76,70 @@ class Home:
             advice = "; run as root" if isinstance(error, PermissionError) else ""
             raise HostRefused(f"the runtime folder {self.folder} cannot be used: {error.strerror}{advice}") from None
 
-    def _lock(self, scope: ExitStack) -> None:
+    def _lock(self, scope: ExitStack) -> TextIO:
         path = self.folder / runtime.LOCK
         while True:
             lock = scope.enter_context(os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                pid, _, at = lock.read().strip().partition(" ")
+                pid, _, at = lock.readline().strip().partition(" ")
                 raise Conflict(f"a daemon (pid {pid}, socket {at}) already manages this network namespace") from None
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                     break  # else its last owner removed the file in between
-        lock.truncate(0)
-        lock.write(f"{os.getpid()} {self.api_path}\n")
+        return lock
+
+    def _record(self, lock: TextIO, former: dict[Path, str]) -> None:
+        """Record this daemon's pid and API socket in place of the last daemon's.
+
+        If that one's socket is stale, it is removed: from now on nothing shows that it was ours.
+        """
+        lock.seek(0)
+        at = Path(lock.readline().strip().partition(" ")[2])
+        with suppress(Conflict, HostRefused):
+            if at != self.api_path and former.get(at) == _identity(at) and _is_stale(at):
+                unlink_socket(at)
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f"{os.getpid()} {self.api_path}\n{_identity(self.api_path)}\n")
         lock.flush()
 
-    def _unlink_former_link(self) -> None:
-        """Remove the link of a daemon that was killed: another daemon may use its target by now."""
-        here = self.folder / runtime.API_SOCKET
-        if here.is_symlink():
-            here.unlink()
+    def _listen(self, scope: ExitStack, path: Path, kind: int, former: dict[Path, str]) -> socket.socket:
+        """Return a socket that listens at `path` until the end of `scope`, which removes it.
+
+        Conflict: another process listens there.  InvalidRequest, HostRefused: something else is there; it stays.
+        """
+        reason = runtime.socket_path_error(str(path))
+        if reason is not None:
+            raise InvalidRequest(reason)
+        if _is_stale(path, kind):
+            if path.parent != self.folder and former.get(path) != _identity(path):
+                raise HostRefused(
+                    f"the socket {path} was left by another program: remove it, or choose another --socket"
+                )
+            unlink_socket(path)
+        sock = scope.enter_context(socket.socket(socket.AF_UNIX, kind))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sock.bind(str(path))
+            sock.listen(BACKLOG)
+        except OSError as error:
+            raise HostRefused(f"the socket {path} cannot be created: {error.strerror or error}") from None
+        scope.callback(_unlink_unchanged, path, _identity(path))
+        return sock
 
     def _link(self, scope: ExitStack) -> None:
         """Create a link in the folder, where clients look, to a socket that is elsewhere."""
         here = self.folder / runtime.API_SOCKET
-        if self.api_path != here:
-            here.unlink(missing_ok=True)
+        if self.api_path == here:
+            return
+        unlink_socket(here)  # of a daemon that was killed: the folder is locked
+        try:
             here.symlink_to(self.api_path)
-            scope.callback(here.unlink, missing_ok=True)
+        except OSError as error:
+            raise HostRefused(f"the link {here} cannot be created: {error.strerror}") from None
+        scope.callback(_unlink_link, here)
 
     def _remove_folder(self) -> None:
         if self.is_abandoned:
@@ -115,30 +151,49 @@ class Home:
                 self.folder.rmdir()
 
 
-def _listen(path: Path, kind: int) -> socket.socket:
-    """Return a listening socket.  Conflict: another process listens there already."""
-    sock = socket.socket(socket.AF_UNIX, kind)
+def _is_stale(path: Path, kind: int = socket.SOCK_STREAM) -> bool:
+    """True if there is a socket at `path` that no process listens on.
+
+    Conflict: a process listens on it.  HostRefused: it cannot be told.
+    """
     try:
         with socket.socket(socket.AF_UNIX, kind) as probing:
             probing.connect(str(path))
-        raise Conflict(f"another daemon listens on {path}: choose another --socket")
-    except (FileNotFoundError, ConnectionRefusedError):
-        _unlink_socket(path)
+    except FileNotFoundError:
+        return False
+    except ConnectionRefusedError:
+        return True
     except OSError as error:
-        sock.close()
         raise HostRefused(f"the socket {path} cannot be used: {error.strerror or error}") from None
+    raise Conflict(f"another daemon listens on {path}: choose another --socket")
+
+
+def _former_sockets(base: Path) -> dict[Path, str]:
+    """Return the API sockets of the daemons of all network namespaces that were recorded, and their identities."""
+    found = {}
+    for lock in base.glob(f"netns-*/{runtime.LOCK}"):
+        with suppress(OSError, UnicodeDecodeError):
+            first, _, identity = lock.read_text().strip().partition("\n")
+            found[Path(first.partition(" ")[2])] = identity
+    return found
+
+
+def _identity(path: Path) -> str:
+    """Return what tells a file from another one with its name; empty if there is none."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sock.bind(str(path))
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise HostRefused(f"the socket {path} cannot be created: {error.strerror or error}") from None
-    return sock
+        found = path.lstat()
+    except OSError:
+        return ""
+    return f"{found.st_dev} {found.st_ino}"
 
 
-def _unlink_socket(path: Path) -> None:
-    """Remove a socket that no process listens on; any other file is left alone."""
-    with suppress(FileNotFoundError):
-        if stat.S_ISSOCK(path.lstat().st_mode):
-            path.unlink()
+def _unlink_unchanged(path: Path, identity: str) -> None:
+    """Remove our socket, unless another program has put its own there."""
+    if _identity(path) == identity:
+        unlink_socket(path)
+
+
+def _unlink_link(path: Path) -> None:
+    """Remove a link; any other file is left alone."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 
 from gangway.daemon.config import Config
-from gangway.daemon.home import Home
+from gangway.daemon.home import BACKLOG, Home
 from gangway.daemon.leases import LeaseServer
 from gangway.daemon.parts import Parts
 from gangway.errors import GangwayError
@@ -86,7 +86,7 @@ class Daemon:
             self._loop.remove_reader(listener)
         from aiohttp import web  # a dozen megabytes that a daemon with leases only does not need
 
-        from gangway.daemon.api import Service, application
+        from gangway.daemon.api import Connection, Service, application
         from gangway.docker.containers import names_by_address
 
         names = partial(names_by_address, self._parts.config.docker.socket)
@@ -96,8 +96,12 @@ class Daemon:
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await runner.setup()
         try:
-            await web.SockSite(runner, listener).start()
-            await self._over.wait()
+            create = partial(Connection, runner.server, loop=self._loop, access_log=None)  # type: ignore[arg-type]
+            server = await self._loop.create_server(create, sock=listener, backlog=BACKLOG)
+            try:
+                await self._over.wait()
+            finally:
+                server.close()
         finally:
             await runner.cleanup()
             reader.shutdown()

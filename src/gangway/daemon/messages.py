@@ -3,13 +3,16 @@
 Addresses, subnets and ports are text, as a person writes them; ranges are `8000-8010`.
 """
 
-from ipaddress import ip_network
+from ipaddress import ip_interface, ip_network
+from typing import Annotated
 
 import msgspec
 
 from gangway.errors import InvalidRequest
 from gangway.model import Endpoint, Network, Subnet, bridge_name, default_mtu, first_gateway, parse_address
 from gangway.plan import MappingPlan, Origin, Route
+
+_MAX_INT = (1 << 31) - 1
 
 
 class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -20,7 +23,7 @@ class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True):
     masquerade: bool = True
     icc: bool = True
     internal: bool = False
-    mtu: int | None = None  # bytes; without a value it is the uplink's
+    mtu: Annotated[int, msgspec.Meta(ge=0, le=_MAX_INT)] | None = None  # bytes; without a value it is the uplink's
 
     def network(self, uplink_mtu: int | None = None) -> Network:
         """Return the network.  InvalidRequest: its values do not fit together."""
@@ -160,6 +163,9 @@ def origin(text: str) -> Origin:
 
 def _subnet(text: str) -> Subnet:
     try:
-        return ip_network(text)
-    except ValueError as error:
-        raise InvalidRequest(f"{text!r} is not a subnet: {error}") from None
+        subnet = ip_network(text, strict=False)
+    except ValueError:
+        raise InvalidRequest(f"invalid subnet {text!r}: write ADDRESS/PREFIX-LENGTH, as in 172.30.0.0/24") from None
+    if ip_interface(text).ip != subnet.network_address:
+        raise InvalidRequest(f"invalid subnet {text!r}: it has host bits set; write {subnet}")
+    return subnet

@@ -7,6 +7,7 @@ which no other namespace has while it lives (namespaces(7)).
 
 import ctypes
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
@@ -24,7 +25,7 @@ def path_of(container: str) -> str:
     """Return the path of a container's namespace, given as `pid:PID`, a path, or a name of ip-netns(8)."""
     kind, colon, pid = container.partition(":")
     if colon and kind == "pid":
-        if not pid.isdigit():
+        if not re.fullmatch("[0-9]{1,9}", pid):
             raise InvalidRequest(f"invalid container {container!r}: {pid!r} is not a process id")
         return f"/proc/{pid}/ns/net"
     if "/" in container:

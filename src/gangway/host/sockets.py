@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from gangway.errors import Conflict, HostRefused, PortInUse, Unsupported
+from gangway.errors import Conflict, HostRefused, InvalidRequest, PortInUse, Unsupported
 from gangway.host.links import attempting
 from gangway.inet import FAMILIES, PROTOCOLS, format_host
 
@@ -57,6 +57,19 @@ def has_sockets(protocol: str, family: int = 4) -> bool:
     except OSError:
         return False
     return True
+
+
+def require_no_broadcast(address: str) -> None:
+    """InvalidRequest: packets to an address are broadcast, by its route.
+
+    The kernel refuses to connect a socket to such an address, unless SO_BROADCAST is set (net/ipv4/datagram.c,
+    __ip4_datagram_connect).  Connecting a UDP socket sends nothing.
+    """
+    if ":" in address:
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        if sock.connect_ex((address, 9)) == errno.EACCES:
+            raise InvalidRequest(f"{address} is a broadcast address: publish on an address of this host")
 
 
 def first_port_in_use(protocol: str, address: str, first: int, last: int) -> int | None:

@@ -19,7 +19,7 @@ from gangway.errors import HostRefused
 from gangway.relay import protocol
 from gangway.relay.protocol import GetHeld, Hello, Hold, HostPorts, List, ProtocolError, Remove, Serve, Share
 from gangway.relay.settings import Settings
-from gangway.relay.sockets import peer_credentials
+from gangway.relay.sockets import peer_credentials, unlink_socket
 
 _TIMEOUT_S = 10.0
 
@@ -153,7 +153,7 @@ class RelayClient:
         with self._lock:
             self.close()
             self._exited = False
-            self._path.unlink(missing_ok=True)
+            unlink_socket(self._path)
 
     def _lose(self) -> None:
         self.close()
@@ -180,7 +180,7 @@ class RelayClient:
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
-            self._path.unlink(missing_ok=True)
+            unlink_socket(self._path)
             control.bind(str(self._path))
             os.chmod(self._path, 0o600)
             return subprocess.Popen(

@@ -2,7 +2,10 @@
 
 import errno
 import socket
+import stat
 import struct
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from gangway.inet import PROTOCOLS, format_host
@@ -57,3 +60,10 @@ def family_of(address: str) -> int:
 def peer_credentials(sock: socket.socket) -> PeerCredentials:
     """Return the peer of a connected unix socket (SO_PEERCRED); for a listening socket, the process that listens."""
     return PeerCredentials(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
+
+
+def unlink_socket(path: Path) -> None:
+    """Remove a socket's file; any other kind of file is left alone."""
+    with suppress(FileNotFoundError):
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            path.unlink()

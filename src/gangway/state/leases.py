@@ -23,6 +23,7 @@ from gangway import runtime
 from gangway.ebpf import keys
 from gangway.ebpf.keys import PortBlock, Target
 from gangway.errors import GangwayError, InvalidRequest
+from gangway.host import sockets
 from gangway.inet import FAMILIES, PROTOCOLS
 from gangway.model import ANY, PortMapping, PortRange, Protocol, Source, lease_endpoint
 from gangway.plan import HostFacts, MappingPlan, plan_mapping
@@ -192,6 +193,7 @@ def _mappings(wanted: protocol.Lease, sock: socket.socket) -> Iterator[PortMappi
         raise InvalidRequest("the socket is not bound to a port, or does not listen")
     zone = f"%{socket.if_indextoname(more[1])}" if more and more[1] else ""
     address = ip_address(host.partition("%")[0] + zone)
+    sockets.require_no_broadcast(host)
     container, ports = PortRange(wanted.to.first, wanted.to.first), PortRange(port, port)
     yield PortMapping(wanted.to.address, Protocol(wanted.protocol), address, ports, container, Source.LEASE)
     if address == ANY[1] and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):

@@ -17,7 +17,7 @@ from secrets import token_bytes
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from gangway.errors import Conflict, PortInUse, Unsupported
-from gangway.host import netns, probe
+from gangway.host import netns, probe, sockets
 from gangway.model import (
     Address,
     Endpoint,
@@ -25,6 +25,7 @@ from gangway.model import (
     PortRequest,
     Protocol,
     Source,
+    check_container,
     default_mtu,
     first_gateway,
     free_subnets,
@@ -177,6 +178,7 @@ class Requests:
         self, container: str, network_name: str | None, addresses: Sequence[Address], namespace: str | None = None
     ) -> Endpoint:
         """Attach a container to a network; `namespace` is the path of its namespace, if its name is not enough."""
+        check_container(container, namespace)
         self._repair(container)
         if self._registry.has_endpoint(container):
             name = self._registry.network_of(container).name
@@ -212,6 +214,8 @@ class Requests:
         self._repair(container)
         network = self._registry.network_of(container)
         requests = [request for text in texts for request in parse_port(text).split_ports()]
+        for address in {address for request in requests for address in request.host_addresses}:
+            sockets.require_no_broadcast(str(address))
         index, steering = self._registry.index, self._executor.dataplane.steering
         with Allocation(container, index, steering, self._registry.planned) as allocation, ExitStack() as undo:
             for request in requests:
