@@ -1,7 +1,6 @@
 """The choice of a driver, and the iptables driver on rules in memory: what is left by others, and after a failure."""
 
 import copy
-from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -48,8 +47,8 @@ class FakeTool:
             raise HostRefused("iptables-restore: refused")
         restore(self.kernel, text)
 
-    def listing(self, tables: Collection[str]) -> str:
-        return save({name: self.kernel[name] for name in tables})
+    def listing(self, table: str | None = None) -> str:
+        return save(self.kernel if table is None else {table: self.kernel[table]})
 
     def policy(self) -> str:
         return self.forward[self.command]

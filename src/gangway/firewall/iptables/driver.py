@@ -81,7 +81,7 @@ class IptablesDriver(Driver):
     def has_rules_of(self, plan: Plan) -> bool:
         former = self._remembered()
         intact = (
-            iptables.are_listed(tables, former[family], self._listed(family, iptables.TABLES))
+            iptables.are_listed(tables, former[family], self._listed(family))
             for family, tables in self._render(plan).items()
         )
         return all(intact) and all(self._tools[family].policy() == _CLOSED for family in plan.closed)
@@ -102,7 +102,7 @@ class IptablesDriver(Driver):
     def _replace(self, wanted: Tables, closed: Collection[int]) -> None:
         """Replace all rules, and the policies of FORWARD: all or nothing."""
         former, was_closed = self._remembered(), self._closed()
-        listed = {family: self._listed(family, iptables.TABLES) for family in _FAMILIES}
+        listed = {family: self._listed(family) for family in _FAMILIES}
         before = {
             family: iptables.listed_rules((*wanted[family], *former[family]), listed[family]) for family in _FAMILIES
         }
@@ -129,7 +129,7 @@ class IptablesDriver(Driver):
         failures = []
         for family, tool in self._tools.items():
             try:
-                listed = self._listed(family, iptables.TABLES)
+                listed = self._listed(family)
                 if not iptables.are_listed(before[family], written[family], listed):
                     tool.apply(iptables.batch(before[family], (*before[family], *written[family]), listed))
             except HostRefused as failure:
@@ -140,8 +140,8 @@ class IptablesDriver(Driver):
         if failures:
             raise HostRefused(f"{error}; rules from before this change could not be restored: {failures[0]}") from None
 
-    def _listed(self, family: int, tables: Collection[str]) -> iptables.Listing:
-        return iptables.parse_listing(self._tools[family].listing(tables))
+    def _listed(self, family: int, table: str | None = None) -> iptables.Listing:
+        return iptables.parse_listing(self._tools[family].listing(table))
 
     def _render(self, plan: Plan) -> Tables:
         return {family: iptables.render(plan, family, self._prefix) for family in _FAMILIES}
@@ -161,7 +161,7 @@ class IptablesDriver(Driver):
     def _foreign_rules(self, family: int) -> list[str]:
         """Return other programs' rules in FORWARD of the table `filter`."""
         own = {rule for table in self._remembered()[family] if table.name == "filter" for rule in table.rules}
-        listed = self._listed(family, ["filter"]).get("filter", ())
+        listed = self._listed(family, "filter").get("filter", ())
         return [rule for rule in listed if rule.startswith("-A FORWARD ") and rule not in own]
 
     def _check_chains(self) -> None:
@@ -169,7 +169,7 @@ class IptablesDriver(Driver):
         if self._prefix == iptables.DEFAULT_PREFIX:
             return
         for family, tables in self._remembered().items():
-            listed = self._listed(family, iptables.TABLES)
+            listed = self._listed(family)
             known = {table.name for table in tables if table.chain == self._prefix}
             for name in iptables.TABLES:
                 if name not in known and f":{self._prefix}" in listed.get(name, ()):

@@ -10,7 +10,6 @@ needs no lock.
 import os
 import shutil
 import subprocess
-from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,9 +35,9 @@ class Iptables:
         """Feed iptables-restore.  HostRefused: tables before the one that failed may have been changed."""
         self._run(self._restore, "--noflush", f"--wait={_LOCK_S}", feed=text)
 
-    def listing(self, tables: Collection[str]) -> str:
-        """Return what iptables-save prints of some tables."""
-        return "".join(self._run(self._save, "-t", table) for table in tables)
+    def listing(self, table: str | None = None) -> str:
+        """Return what iptables-save prints of a table, or of all tables that there are."""
+        return self._run(self._save, *(() if table is None else ("-t", table)))
 
     @property
     def is_legacy(self) -> bool:
@@ -47,7 +46,7 @@ class Iptables:
 
     def policy(self) -> str:
         """Return the policy of FORWARD: ACCEPT or DROP."""
-        heads = [line.split() for line in self.listing(["filter"]).splitlines() if line.startswith(":FORWARD ")]
+        heads = [line.split() for line in self.listing("filter").splitlines() if line.startswith(":FORWARD ")]
         return heads[0][1] if heads else "ACCEPT"  # nft's variant has no chain yet
 
     def set_policy(self, policy: str) -> None:
