@@ -2,12 +2,13 @@
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 
 import pytest
 
-from gangway.ebpf import libbpf
+from gangway.ebpf import keys, libbpf
 from gangway.ebpf.keys import PortBlock, Target, blocks
 from gangway.ebpf.redirect import DISABLED, Redirect
 from gangway.ebpf.steering import Steering
@@ -22,6 +23,7 @@ __all__ = ["calls"]
 
 HOST4, BOX4, BOX6 = "172.30.0.1", "172.30.0.2", "fd30::2"
 PORT, UNCHANGED = 8000, ("127.0.0.1", 8000)
+_SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 
@@ -73,6 +75,16 @@ def _aim_of_connecting(client: socket.socket, address: str, port: int) -> tuple[
         return actual_peer(client)
     except (StopIteration, IndexError):
         return address, port
+
+
+def recorded(redirect: Redirect, protocol: str) -> list[tuple[bytes, bytes]]:
+    """The map's entries about redirected sockets."""
+    assert redirect._map is not None
+    return [*redirect._map.loaded.entries(f"requested_{protocol}", keys.FLOW_BYTES, keys.PEER_BYTES)]
+
+
+def cookie_of(sock: socket.socket) -> int:
+    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), sys.byteorder)
 
 
 def links(holder: Holder) -> set[int]:
@@ -251,6 +263,42 @@ def test_auto_bound_ports_are_not_redirected(host: Namespace, holder: Holder) ->
             assert aim("127.0.0.1", port, "udp") == ("127.0.0.1", port)
             detach_link(min(links(holder)))
             redirect.reattach()
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+def test_closed_sockets_are_forgotten(redirect: Redirect, protocol: str, address: str) -> None:
+    """Else the connections of a day would displace a long-lived one, which would then survive unpublish."""
+    redirect.add(entries(protocol, "0.0.0.0", PORT, PORT) | entries(protocol, "::", PORT, PORT, BOX6))
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, KINDS[protocol]) as client:
+        client.setblocking(False)
+        client.connect_ex((address, PORT))
+        assert len(recorded(redirect, protocol)) == 1
+    assert not recorded(redirect, protocol)
+
+
+def test_sockets_become_stale_when_their_entry_leads_elsewhere(redirect: Redirect) -> None:
+    for protocol in ("tcp", "udp"):
+        redirect.add(entries(protocol, "0.0.0.0", PORT, PORT + 9) | entries(protocol, "::1", PORT, PORT, BOX6))
+    with ExitStack() as stack:
+        cookies = {}
+        for protocol, kind in KINDS.items():
+            for address, port in (("127.0.0.1", PORT), ("127.0.0.1", PORT + 5), ("::1", PORT)):
+                client = stack.enter_context(socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind))
+                client.setblocking(False)
+                client.connect_ex((address, port))
+                cookies[protocol, address, port] = cookie_of(client)
+        assert redirect.take_stale() == []
+        redirect.add(entries("tcp", "0.0.0.0", PORT, PORT + 9))  # again
+        assert redirect.take_stale() == []
+        redirect.add(entries("tcp", "0.0.0.0", PORT + 4, PORT + 5, "172.30.0.3"))
+        redirect.remove(entries("udp", "::1", PORT, PORT))
+        stale = redirect.take_stale()
+        assert {(one.protocol, *one.requested): one.cookie for one in stale} == {
+            key: cookie for key, cookie in cookies.items() if key[1:] == ("127.0.0.1", PORT + 5) and key[0] == "tcp"
+        } | {("udp", "::1", PORT): cookies["udp", "::1", PORT]}
+        assert {one.to for one in stale} == {(BOX4, PORT + 5), (BOX6, PORT)}
+        assert redirect.take_stale() == []
 
 
 def test_descriptors_are_closed(host: Namespace, holder: Holder) -> None:

@@ -19,6 +19,7 @@ from gangway.ebpf.steering import Steering
 from gangway.errors import GangwayError, HostRefused, Unsupported
 from gangway.firewall.base import Driver
 from gangway.host import events
+from gangway.host.connected import Redirected
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Links
 from gangway.host.reserved_ports import ReservedPorts
@@ -130,6 +131,9 @@ class FakeRedirect(Redirect):
 
     def count(self, blocks: Iterable[PortBlock]) -> int:
         return len([block for block in blocks if block in self.targets])
+
+    def take_stale(self) -> list[Redirected]:
+        return []
 
     def set_own_addresses(self, addresses: Callable[[], Collection[str]]) -> None:
         self._calls.record("redirect.set_own_addresses")

@@ -8,7 +8,7 @@ import pytest
 from gangway.daemon.doctor import checks
 from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf import requirements
-from gangway.host import conntrack, probe
+from gangway.host import connected, conntrack, probe
 from gangway.model import Protocol
 from gangway.plan import Firewall, HostFacts
 from gangway.reconcile.dataplane import DataPlane
@@ -54,6 +54,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requirements, "NEEDS", {"one thing": lambda: None, "another": lambda: "there is no other"})
     monkeypatch.setattr(probe, "is_root", lambda: True)
     monkeypatch.setattr(conntrack, "unavailable", lambda: "")
+    monkeypatch.setattr(connected, "unavailable", lambda: "")
 
 
 def report(
@@ -143,3 +144,9 @@ def test_tracked_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conntrack, "unavailable", lambda: "no access")
     expected = "no access: connections by nat survive unpublish; UDP clients keep their former road"
     assert report()["tracked connections"] == CheckAnswer("tracked connections", False, expected)
+
+
+def test_redirected_connections_that_cannot_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connected, "unavailable", lambda: "no SOCK_DESTROY")
+    expected = "no SOCK_DESTROY: a redirected connection may survive unpublish"
+    assert report()["redirect: connections end"] == CheckAnswer("redirect: connections end", False, expected)

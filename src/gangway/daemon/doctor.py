@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf import requirements
-from gangway.host import conntrack, probe
+from gangway.host import connected, conntrack, probe
 from gangway.model import Protocol
 from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts
 from gangway.reconcile.dataplane import DataPlane
@@ -34,6 +34,9 @@ def checks(tools: Tools, facts: HostFacts, dataplane: DataPlane, leases: int) ->
     yield CheckAnswer(
         "redirect: attached", not reason, f"{reason}: clients of loopback addresses are relayed" if reason else ""
     )
+    reason = connected.unavailable()
+    note = f"{reason}: a redirected connection may survive unpublish" if reason else ""
+    yield CheckAnswer("redirect: connections end", not reason, note)
     reason = dataplane.steering.unavailable
     note = f"{reason}: each published port takes a socket" if reason else ""
     if not reason and not dataplane.steering.is_attached():

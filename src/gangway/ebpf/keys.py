@@ -28,6 +28,9 @@ RESERVED, SERVED = b"\1", b"\2"
 _KEY = struct.Struct("=II16s2s")  # prefix_bits, protocol, address, port
 _TARGET = struct.Struct("=16sHxxxxxxQ")  # address, shift, unused, uses
 KEY_BYTES, TARGET_BYTES, STATE_BYTES, ADDRESS_BYTES, AUTO_BOUND_BYTES = _KEY.size, _TARGET.size, len(SERVED), 16, 4
+_FLOW = struct.Struct("=Q16s2sxx")  # struct flow: a socket's cookie, and an address and port in network byte order
+_PEER = struct.Struct("=16s2sxx")
+FLOW_BYTES, PEER_BYTES = _FLOW.size, _PEER.size
 _PORT_BITS = 16
 _PORTS = 1 << _PORT_BITS
 _BITS_BEFORE_PORT = 8 * (_KEY.size - 4) - _PORT_BITS
@@ -55,6 +58,17 @@ class Target(NamedTuple):
     address: str
     port: int
     uses: int = 0
+
+
+Peer = tuple[str, int]
+"""An address and a port."""
+
+
+class Flow(NamedTuple):
+    """A redirected socket, by its cookie, and an address and port that it has to do with."""
+
+    cookie: int
+    peer: Peer
 
 
 def blocks(protocol: str, address: str, first: int, last: int) -> Iterator[PortBlock]:
@@ -102,6 +116,26 @@ def unpack_target(value: bytes, port: int) -> Target:
     """Return where a value of the redirect leads a host port."""
     address, shift, uses = _TARGET.unpack(value)
     return Target(unpack_address(address), (port + shift) % _PORTS, uses)
+
+
+def pack_flow(flow: Flow) -> bytes:
+    """Return a key of the maps of redirected sockets."""
+    return _FLOW.pack(flow.cookie, pack_address(flow.peer[0]), flow.peer[1].to_bytes(2, "big"))
+
+
+def unpack_flow(key: bytes) -> Flow:
+    cookie, address, port = _FLOW.unpack(key)
+    return Flow(cookie, (unpack_address(address), int.from_bytes(port, "big")))
+
+
+def unpack_peer(value: bytes) -> Peer:
+    address, port = _PEER.unpack(value)
+    return unpack_address(address), int.from_bytes(port, "big")
+
+
+def unspecified(address: str) -> str:
+    """Return the address that stands for all of an address's family."""
+    return "::" if ":" in address else "0.0.0.0"
 
 
 def redirect_spans(block: PortBlock, value: bytes) -> Iterator[Span]:

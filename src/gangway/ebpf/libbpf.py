@@ -48,6 +48,7 @@ def library() -> ctypes.CDLL:
         (c_int, [c_int, c_char_p, c_char_p, c_uint64], ["map_update_elem"]),
         (c_int, [c_int, c_char_p, c_char_p], ["map_lookup_elem", "map_get_next_key"]),
         (c_int, [c_int, c_char_p], ["map_delete_elem"]),
+        (c_int, [c_int, *[c_void_p] * 4, POINTER(c_uint32), c_void_p], ["map_lookup_batch"]),
     ):
         for name in names:
             function = getattr(bpf, f"bpf_{name}")

@@ -12,6 +12,7 @@ its own with the same maps and attaches them.  For a moment both copies are atta
 """
 
 import ctypes
+import errno
 import os
 import re
 import sys
@@ -25,6 +26,7 @@ from gangway.ebpf import libbpf, requirements
 from gangway.errors import HostRefused, Unsupported
 
 _MOST_MAPS = 16
+_MOST_ENTRIES = 4096  # that are read with one call
 _LAYOUT = ("type", "key_size", "value_size", "max_entries")
 # include/uapi/asm-generic/unistd.h: the same on all architectures
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
@@ -106,6 +108,25 @@ class LoadedObject:
             former = key.raw
             found.append(former)
         return found
+
+    def entries(self, name: str, key_bytes: int, value_bytes: int) -> Iterator[tuple[bytes, bytes]]:
+        """Return all entries of a hash table, which are read with few calls however many there are."""
+        fd, info = self._maps[name], libbpf.MapInfo()
+        self._read_info(fd, info)
+        most = min(info.max_entries, _MOST_ENTRIES)
+        keys, values = (ctypes.create_string_buffer(size * most) for size in (key_bytes, value_bytes))
+        position, count, former = c_uint32(), c_uint32(most), None
+        while True:
+            error = self._bpf.bpf_map_lookup_batch(fd, former, byref(position), keys, values, byref(count), None)
+            read = count.value if error in (0, -errno.ENOENT) else 0
+            packed_keys = ctypes.string_at(keys, read * key_bytes)
+            packed_values = ctypes.string_at(values, read * value_bytes)
+            for number in range(read):
+                key, value = number * key_bytes, number * value_bytes
+                yield packed_keys[key : key + key_bytes], packed_values[value : value + value_bytes]
+            if error or not read:
+                return
+            former, count = byref(position), c_uint32(most)
 
     def _load(
         self, scope: ExitStack, constants: bytes, former_links: Sequence[int]

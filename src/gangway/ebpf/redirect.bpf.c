@@ -10,6 +10,10 @@
  *
  *     connect, sendmsg           127.0.0.1:8000 -> 172.17.0.2:80      and a map remembers the requested address
  *     getpeername, recvmsg       172.17.0.2:80 -> 127.0.0.1:8000      so that the client sees the peer that it requested
+ *     close                                                           the map forgets it
+ *
+ * A server may answer from another port, as TFTP's do.  An unconnected socket then sees that port at the address that it requested,
+ * and what it sends there, or a connect(), goes to that port of the container.
  *
  * Not redirected:
  * - Processes in other network namespaces: their loopback is their own.  (Programs are not separated by namespace, so each copy
@@ -26,16 +30,20 @@
  * from a port with such a number also pays for a comparison of the namespace.
  *
  * The requested address is stored by the socket's cookie and the container's address and port, because an unconnected socket may
- * have several destinations.  At most 8,192 TCP and 16,384 UDP entries are kept; the least recently used one is dropped, and that
- * socket then sees the container's address.  (Storage that lives and ends with the socket makes a connection 3 % more expensive,
- * a map four times as large 2 %: it does not stay in the processor's caches.)  An unconnected socket that reaches one container
- * port by two addresses is redirected for the first one only, because the answers could not be distinguished.  One that was
- * redirected and then sends to the container's own address gets its answers from the address that it requested before.
+ * have several destinations.  The same entries tell the daemon which sockets to end when a port is unpublished.  Those of connected
+ * sockets are removed when the socket is closed; all connected sockets pay for that by a lookup in `port_counts`.  At most 32,768
+ * TCP and 16,384 UDP entries are kept; the least recently used one is dropped, and that socket then sees the container's address.
+ * (Storage that lives and ends with the socket makes a connection 3 % more expensive.)
+ *
+ * An unconnected socket that reaches one container port by two addresses is redirected for the first one only, because the answers
+ * could not be distinguished.  One that was redirected and then sends to the container's own address gets its answers from the
+ * address that it requested before.
  *
  * Sources: net/ipv4/af_inet.c, net/ipv{4,6}/udp.c, net/core/filter.c (sock_addr_func_proto).
  */
 #include "published.bpf.h"
 
+enum { AF_INET = 2 };
 enum { PASS = 1 };                                 /* the return value; 0 would refuse the call */
 enum rows { HOST_PORTS, CONTAINER_PORTS = 2 };     /* of `port_counts`: for each kind a row for TCP, then one for UDP */
 
@@ -66,7 +74,7 @@ struct {
 
 struct {
     __uint(type, BPF_MAP_TYPE_LRU_HASH);
-    __uint(max_entries, 1 << 13);
+    __uint(max_entries, 1 << 15);
     __type(key, struct flow);
     __type(value, struct peer);
 } requested_tcp SEC(".maps");
@@ -77,6 +85,22 @@ struct {                                           /* separate, because a UDP an
     __type(key, struct flow);
     __type(value, struct peer);
 } requested_udp SEC(".maps");
+
+struct {                                           /* marks a socket that was redirected without being connected */
+    __uint(type, BPF_MAP_TYPE_SK_STORAGE);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, int);
+    __type(value, __u32);
+} unconnected SEC(".maps");
+
+/* Of marked sockets.  A container's address, with the port 0 -> the address that the socket requested, with the port 0.  And a
+ * requested address, with a port that the container has answered from -> the container's address, with that port. */
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, 1 << 12);
+    __type(key, struct flow);
+    __type(value, struct peer);
+} other_ports SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);               /* the host's own addresses, if they are redirected, too */
@@ -140,6 +164,18 @@ static struct target *find_target(struct bpf_sock_addr *ctx, const struct peer *
     return found && !is_auto_bound(is_udp(ctx), bpf_ntohs(at->port)) ? found : NULL;
 }
 
+/* Whether an unconnected socket of the host's namespace has been redirected before. */
+static bool is_marked(struct bpf_sock_addr *ctx) {
+    return is_udp(ctx) && ctx->sk && bpf_sk_storage_get(&unconnected, ctx->sk, NULL, 0);
+}
+
+static void mark_unconnected(struct bpf_sock_addr *ctx, const struct peer *at, const struct peer *to) {
+    struct flow flow = { bpf_get_socket_cookie(ctx), { to->address, 0 } };
+    struct peer host = { at->address, 0 };
+    if (ctx->sk && bpf_sk_storage_get(&unconnected, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE))
+        bpf_map_update_elem(&other_ports, &flow, &host, BPF_ANY);
+}
+
 /* Whether a socket with this source that is about to connect or send to `at` is redirected, and where `to`. */
 static bool find_redirect(struct bpf_sock_addr *ctx, const struct address *source, const struct peer *at, struct peer *to,
                           bool connects) {
@@ -157,14 +193,47 @@ static bool find_redirect(struct bpf_sock_addr *ctx, const struct address *sourc
     if (is_udp(ctx) ? bpf_map_update_elem(&requested_udp, &flow, at, BPF_ANY) : bpf_map_update_elem(&requested_tcp, &flow, at, BPF_ANY))
         return false;
     __sync_fetch_and_add(&target->uses, 1);
+    if (!connects) mark_unconnected(ctx, at, to);
     return true;
 }
 
-/* The address that the socket had requested when it was redirected to `peer`; NULL if it was not. */
-static const struct peer *requested_by(struct bpf_sock_addr *ctx, const struct peer *peer) {
-    if (!is_in_host_netns(ctx)) return NULL;
-    struct flow flow = { bpf_get_socket_cookie(ctx), *peer };
-    return is_udp(ctx) ? bpf_map_lookup_elem(&requested_udp, &flow) : bpf_map_lookup_elem(&requested_tcp, &flow);
+/* Whether a socket that is about to connect or send to `at` has got an answer from there, and where it came from. */
+static bool find_answered(struct bpf_sock_addr *ctx, const struct peer *at, struct peer *to) {
+    if (!is_marked(ctx)) return false;
+    struct flow flow = { bpf_get_socket_cookie(ctx), *at };
+    struct peer *found = bpf_map_lookup_elem(&other_ports, &flow);
+    if (found) *to = *found;
+    return found;
+}
+
+static bool find_destination(struct bpf_sock_addr *ctx, const struct address *source, const struct peer *at, struct peer *to,
+                             bool connects) {
+    return (is_candidate(ctx, HOST_PORTS) && find_redirect(ctx, source, at, to, connects)) || find_answered(ctx, at, to);
+}
+
+/* What a marked socket sees as the source of an answer from another port of a container. */
+static bool find_requested_host(struct bpf_sock_addr *ctx, const struct peer *peer, struct peer *requested) {
+    if (!is_marked(ctx)) return false;
+    struct flow flow = { bpf_get_socket_cookie(ctx), { peer->address, 0 } };
+    struct peer *found = bpf_map_lookup_elem(&other_ports, &flow);
+    if (!found) return false;
+    *requested = (struct peer){ found->address, peer->port };
+    flow.target = *requested;
+    return !bpf_map_update_elem(&other_ports, &flow, peer, BPF_ANY);
+}
+
+/* Whether the socket was redirected to `peer`, and the address that it had requested. */
+static bool find_requested(struct bpf_sock_addr *ctx, const struct peer *peer, struct peer *requested) {
+    if (is_candidate(ctx, CONTAINER_PORTS)) {
+        if (!is_in_host_netns(ctx)) return false;
+        struct flow flow = { bpf_get_socket_cookie(ctx), *peer };
+        struct peer *found = is_udp(ctx) ? bpf_map_lookup_elem(&requested_udp, &flow) : bpf_map_lookup_elem(&requested_tcp, &flow);
+        if (found) {
+            *requested = *found;
+            return true;
+        }
+    }
+    return find_requested_host(ctx, peer, requested);
 }
 
 static struct peer peer4(struct bpf_sock_addr *ctx) {
@@ -192,67 +261,78 @@ static int set_peer6(struct bpf_sock_addr *ctx, const struct peer *peer) {
 
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx) {
-    if (!is_candidate(ctx, HOST_PORTS) || !ctx->sk) return PASS;
+    if (!ctx->sk) return PASS;
     struct address source = map_ipv4(ctx->sk->src_ip4);
     struct peer at = peer4(ctx), to;
-    return find_redirect(ctx, &source, &at, &to, true) ? set_peer4(ctx, &to) : PASS;
+    return find_destination(ctx, &source, &at, &to, true) ? set_peer4(ctx, &to) : PASS;
 }
 
 SEC("cgroup/connect6")
 int connect6(struct bpf_sock_addr *ctx) {
     struct bpf_sock *sk = ctx->sk;
-    if (!is_candidate(ctx, HOST_PORTS) || !sk) return PASS;
+    if (!sk) return PASS;
     struct address source = { { sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3] } };
     struct peer at = peer6(ctx), to;
-    return find_redirect(ctx, &source, &at, &to, true) ? set_peer6(ctx, &to) : PASS;
+    return find_destination(ctx, &source, &at, &to, true) ? set_peer6(ctx, &to) : PASS;
 }
 
 /* Also runs for an AF_INET6 socket that sends to an IPv4-mapped address (udpv6_sendmsg). */
 SEC("cgroup/sendmsg4")
 int sendmsg4(struct bpf_sock_addr *ctx) {
-    if (!is_candidate(ctx, HOST_PORTS)) return PASS;
     struct address source = map_ipv4(ctx->msg_src_ip4);
     struct peer at = peer4(ctx), to;
-    return find_redirect(ctx, &source, &at, &to, false) ? set_peer4(ctx, &to) : PASS;
+    return find_destination(ctx, &source, &at, &to, false) ? set_peer4(ctx, &to) : PASS;
 }
 
 SEC("cgroup/sendmsg6")
 int sendmsg6(struct bpf_sock_addr *ctx) {
-    if (!is_candidate(ctx, HOST_PORTS)) return PASS;
     struct address source = { { ctx->msg_src_ip6[0], ctx->msg_src_ip6[1], ctx->msg_src_ip6[2], ctx->msg_src_ip6[3] } };
     struct peer at = peer6(ctx), to;
-    return find_redirect(ctx, &source, &at, &to, false) ? set_peer6(ctx, &to) : PASS;
+    return find_destination(ctx, &source, &at, &to, false) ? set_peer6(ctx, &to) : PASS;
 }
 
 /* recvmsg and getpeername: report the requested address as the peer. */
 static int restore_peer4(struct bpf_sock_addr *ctx) {
-    struct peer peer = peer4(ctx);
-    const struct peer *found = requested_by(ctx, &peer);
-    return found ? set_peer4(ctx, found) : PASS;
+    struct peer peer = peer4(ctx), requested;
+    return find_requested(ctx, &peer, &requested) ? set_peer4(ctx, &requested) : PASS;
 }
 
 static int restore_peer6(struct bpf_sock_addr *ctx) {
-    struct peer peer = peer6(ctx);
-    const struct peer *found = requested_by(ctx, &peer);
-    return found ? set_peer6(ctx, found) : PASS;
+    struct peer peer = peer6(ctx), requested;
+    return find_requested(ctx, &peer, &requested) ? set_peer6(ctx, &requested) : PASS;
 }
 
 SEC("cgroup/recvmsg4")
 int recvmsg4(struct bpf_sock_addr *ctx) {
-    return is_candidate(ctx, CONTAINER_PORTS) ? restore_peer4(ctx) : PASS;
+    return restore_peer4(ctx);
 }
 
 SEC("cgroup/recvmsg6")
 int recvmsg6(struct bpf_sock_addr *ctx) {
-    return is_candidate(ctx, CONTAINER_PORTS) ? restore_peer6(ctx) : PASS;
+    return restore_peer6(ctx);
 }
 
 SEC("cgroup/getpeername4")
 int getpeername4(struct bpf_sock_addr *ctx) {
-    return is_candidate(ctx, CONTAINER_PORTS) ? restore_peer4(ctx) : PASS;
+    return restore_peer4(ctx);
 }
 
 SEC("cgroup/getpeername6")
 int getpeername6(struct bpf_sock_addr *ctx) {
-    return is_candidate(ctx, CONTAINER_PORTS) ? restore_peer6(ctx) : PASS;
+    return restore_peer6(ctx);
+}
+
+SEC("cgroup/sock_release")
+int release(struct bpf_sock *sk) {
+    bool is_udp = sk->protocol == IPPROTO_UDP;
+    __be16 port = sk->dst_port;
+    if (!port || !is_counted(CONTAINER_PORTS + is_udp, bpf_ntohs(port)) || bpf_get_netns_cookie(sk) != settings.netns_cookie) return PASS;
+    struct flow flow = { bpf_get_socket_cookie(sk), { map_ipv4(sk->dst_ip4), port } };
+    if (sk->family != AF_INET)
+        flow.target.address = (struct address){ { sk->dst_ip6[0], sk->dst_ip6[1], sk->dst_ip6[2], sk->dst_ip6[3] } };
+    if (is_udp)
+        bpf_map_delete_elem(&requested_udp, &flow);
+    else
+        bpf_map_delete_elem(&requested_tcp, &flow);
+    return PASS;
 }

@@ -6,7 +6,7 @@ While one daemon takes over from another, the programs of both are attached; the
 is no longer one to be redirected.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -15,12 +15,17 @@ from gangway.ebpf.keys import PortBlock, Target, pack_address, unpack_target
 from gangway.ebpf.loader import LoadedObject, ObjectFile
 from gangway.ebpf.port_map import PortMap
 from gangway.ebpf.program import LinkHolder, Program
+from gangway.host.connected import Redirected
 
 OBJECT = ObjectFile(
     path=Path(__file__).with_name("redirect.bpf.o"),
-    maps=("port_counts", "targets", "requested_tcp", "requested_udp", "own_addresses", "auto_bound"),
-    cgroup_programs=tuple(
-        f"{hook}{family}" for hook in ("connect", "sendmsg", "recvmsg", "getpeername") for family in "46"
+    maps=(
+        *("port_counts", "targets", "requested_tcp", "requested_udp", "unconnected", "other_ports"),
+        *("own_addresses", "auto_bound"),
+    ),
+    cgroup_programs=(
+        *(f"{hook}{family}" for hook in ("connect", "sendmsg", "recvmsg", "getpeername") for family in "46"),
+        "release",
     ),
 )
 DISABLED = "disabled by the configuration (redirect = false)"
@@ -69,6 +74,32 @@ class Redirect(Program):
             values = [] if self._map is None else [self._map.lookup(block) for block in blocks]
         return sum(unpack_target(value, 0).uses for value in values if value is not None)
 
+    def take_stale(self) -> list[Redirected]:
+        """Return the sockets that lead where the requested address does not lead any more, and forget them."""
+        with self._lock:
+            if self._map is None:
+                return []
+            stale = [*self._find_stale(self._map)]
+            lost = {(one.cookie, one.to[0]) for one in stale}
+            for key, value in (
+                [*self._map.loaded.entries("other_ports", keys.FLOW_BYTES, keys.PEER_BYTES)] if stale else ()
+            ):
+                flow, peer = keys.unpack_flow(key), keys.unpack_peer(value)
+                if (flow.cookie, peer[0] if flow.peer[1] else flow.peer[0]) in lost:
+                    self._map.loaded.delete("other_ports", key)
+        return stale
+
+    def _find_stale(self, port_map: PortMap) -> Iterator[Redirected]:
+        leads_to: dict[tuple[str, bytes], keys.Peer | None] = {}
+        for protocol in keys.PROTOCOLS:
+            name = f"requested_{protocol}"
+            for key, value in [*port_map.loaded.entries(name, keys.FLOW_BYTES, keys.PEER_BYTES)]:
+                if (protocol, value) not in leads_to:
+                    leads_to[protocol, value] = _find_target(port_map, protocol, keys.unpack_peer(value))
+                flow = keys.unpack_flow(key)
+                if flow.peer != leads_to[protocol, value] and port_map.loaded.delete(name, key):
+                    yield Redirected(protocol, flow.cookie, flow.peer, keys.unpack_peer(value))
+
     def set_own_addresses(self, addresses: Callable[[], Collection[str]]) -> None:
         """Update the list of the host's own addresses; `addresses` is called only if they are redirected."""
         if self._map is None or not self._host_addresses:
@@ -87,6 +118,16 @@ class Redirect(Program):
         loaded = LoadedObject(OBJECT, former_links, bytes([self._host_addresses]))
         self._own_addresses = frozenset()
         return PortMap(loaded, "targets", keys.TARGET_BYTES, keys.redirect_spans)
+
+
+def _find_target(port_map: PortMap, protocol: str, requested: keys.Peer) -> keys.Peer | None:
+    """Return where an address and port lead, as the program finds it."""
+    address, port = requested
+    for at in (keys.unspecified(address), address):
+        value = port_map.lookup(PortBlock(protocol, at, port, port))
+        if value is not None:
+            return unpack_target(value, port)[:2]
+    return None
 
 
 def _can_be_redirected(text: str) -> bool:

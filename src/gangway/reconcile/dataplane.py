@@ -14,7 +14,7 @@ from gangway.ebpf.keys import PortBlock, Target, blocks
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
 from gangway.errors import GangwayError, HostRefused
-from gangway.host import sockets
+from gangway.host import connected, sockets
 from gangway.host.saved_settings import SavedSettings
 from gangway.inet import format_host
 from gangway.plan import MappingPlan
@@ -105,10 +105,19 @@ class DataPlane:
                 if port.mode is Mode.SHARED:
                     self.steering.release(*port.ports)
 
+    def add_redirects(self, redirects: Mapping[PortBlock, Target]) -> None:
+        """Add or change entries of the redirect; sockets that were redirected to a former target are ended."""
+        self.redirect.add(redirects)
+        self._end_stale_sockets()
+
     def remove_redirects(self, redirects: Iterable[PortBlock]) -> None:
-        """Remove entries of the redirect, except those of leases: one may have been granted since they were found."""
+        """Remove entries of the redirect, except those of leases: one may have been granted since they were found.
+
+        Sockets that were redirected by them are ended.
+        """
         with self._lock:
             self.redirect.remove(block for block in redirects if block not in self._leased)
+        self._end_stale_sockets()
 
     def serve_lease(self, port: Serve, redirects: Mapping[PortBlock, Target], fds: Sequence[int]) -> None:
         """Serve a lease's port by the socket in `fds`, and redirect its clients: both or neither."""
@@ -130,6 +139,7 @@ class DataPlane:
                 self.redirect.remove(redirects)
             finally:
                 self.relay.remove(port.ports)
+        self._end_stale_sockets()
 
     def matching(self, planned: MappingPlan, port: int) -> str:
         """Describe the entry of the redirect that a client of a mapping's port matches, as the kernel has it."""
@@ -144,6 +154,14 @@ class DataPlane:
     def redirected(self, planned: MappingPlan) -> int:
         """Return how often sockets were redirected to a mapping: connections, and peers of unconnected sockets."""
         return self.redirect.count(block for block, _ in redirects_of(planned))
+
+    def _end_stale_sockets(self) -> None:
+        """End the sockets that lead where they would not be redirected any more.
+
+        Without the lock: it takes milliseconds to find the processes that have them.
+        """
+        if stale := self.redirect.take_stale():
+            connected.end(stale)
 
     def _serve(self, port: Serve, reserved: Sequence[int] | None) -> None:
         if self.reuse_ports and not self._is_reuse_set:

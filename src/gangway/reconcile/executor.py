@@ -83,7 +83,7 @@ class Executor:
             case diff.Steered(blocks):
                 self.dataplane.steering.remove(blocks)
             case diff.Redirects((), entries):
-                self.dataplane.redirect.add(dict(entries))
+                self.dataplane.add_redirects(dict(entries))
             case diff.Redirects(entries):
                 self.dataplane.remove_redirects(block for block, _ in entries)
             case _:

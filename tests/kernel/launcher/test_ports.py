@@ -3,14 +3,17 @@
 import fcntl
 import os
 import signal
+import socket
 
 import pytest
 
 from lab.netns import Container, Host
+from lab.redirect import actual_peer
 from lab.waiting import wait_until
 from tests.kernel.launcher.launchers import (
     BRIEF_S,
     KINDS,
+    Echo,
     bound,
     connect,
     daemon_and_relay,
@@ -105,6 +108,21 @@ def test_port_ends_with_a_killed_launcher(host: Host, box: Container, port: int,
         if proto == "tcp":
             assert ends(client)
         wait_until(lambda: is_free(host, port, kind), "the killed launcher's port to be free", BRIEF_S)
+
+
+@pytest.mark.parametrize("proto", KINDS)
+def test_redirected_sockets_end_with_the_port(host: Host, box: Container, port: int, proto: str) -> None:
+    launcher = publish(host, box, port, proto=proto)
+    with host.entered(), socket.socket(socket.AF_INET, KINDS[proto]) as client:
+        client.settimeout(BRIEF_S)
+        client.connect(("127.0.0.1", port))
+        assert actual_peer(client) == (box.address4, Echo.port)
+        exchange(client)
+        assert stop(launcher) == 0
+        if proto == "tcp":
+            assert ends(client)
+        else:
+            assert actual_peer(client) == ("127.0.0.1", port)
 
 
 def test_stopped_launcher_leaves_other_ports_alone(host: Host, box: Container, port: int, ports: list[int]) -> None:
