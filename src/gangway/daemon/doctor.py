@@ -34,7 +34,7 @@ def checks(tools: Tools, facts: HostFacts, dataplane: DataPlane, leases: int) ->
     yield CheckAnswer(
         "redirect: attached", not reason, f"{reason}: clients of loopback addresses are relayed" if reason else ""
     )
-    reason = connected.unavailable()
+    reason = connected.unavailable() if is_root else ""
     note = f"{reason}: a redirected connection may survive unpublish" if reason else ""
     yield CheckAnswer("redirect: connections end", not reason, note)
     reason = dataplane.steering.unavailable
@@ -42,7 +42,7 @@ def checks(tools: Tools, facts: HostFacts, dataplane: DataPlane, leases: int) ->
     if not reason and not dataplane.steering.is_attached():
         note = f"{_DETACHED}: clients of the relay wait until then"
     yield CheckAnswer("steering: attached", not note, note)
-    reason = conntrack.unavailable()
+    reason = conntrack.unavailable() if is_root else ""
     note = f"{reason}: connections by nat survive unpublish; UDP clients keep their former road" if reason else ""
     yield CheckAnswer("tracked connections", not reason, note)
     published = "1 port published by a lease" if leases == 1 else f"{leases} ports published by leases"

@@ -17,6 +17,7 @@ import os
 import re
 import socket
 import struct
+import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from ctypes import c_long
@@ -41,6 +42,7 @@ _ANY_COOKIE = (0xFFFFFFFF, 0xFFFFFFFF)  # INET_DIAG_NOCOOKIE
 _CONNECTED = sum(1 << state for state in (1, 2, 3, 4, 5, 8, 9, 11))
 _SYS_PIDFD_GETFD = 438  # include/uapi/asm-generic/unistd.h: the same on all architectures
 _UNSPECIFIED = bytes(16)  # struct sockaddr of the family AF_UNSPEC
+_CONNECTING_S = 0.01  # how long a socket that is redirected may take until the kernel lists it
 _NO_DESTROY = "this kernel cannot end another program's socket (CONFIG_INET_DIAG_DESTROY)"
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 
@@ -75,13 +77,10 @@ def end(sockets: Collection[Redirected]) -> None:
     """
     try:
         with netlink.connect(_SOCK_DIAG) as diag:
-            left = {one.inode: one for one in _find(diag, sockets)}
-            for inode, duplicate in _duplicates(left.keys()):
-                with duplicate:
-                    if _disconnect(duplicate, left[inode]):
-                        del left[inode]
-            for one in left.values():
-                _destroy(diag, one.redirected.protocol, one.family, one.packed_id)
+            missing = {*sockets} - _end_connected(diag, sockets)
+            if missing:
+                time.sleep(_CONNECTING_S)
+                _end_connected(diag, missing)
     except OSError as error:
         raise HostRefused(f"cannot end redirected connections: {error.strerror}: unpublish again") from None
 
@@ -93,6 +92,19 @@ def unavailable() -> str:
             return "" if all(_can_destroy(diag, protocol) for protocol in ("tcp", "udp")) else _NO_DESTROY
     except OSError as error:
         return error.strerror or str(error)
+
+
+def _end_connected(diag: socket.socket, sockets: Collection[Redirected]) -> set[Redirected]:
+    """End those that are connected, and return them."""
+    left = {one.inode: one for one in _find(diag, sockets)}
+    found = {one.redirected for one in left.values()}
+    for inode, duplicate in _duplicates(left.keys()):
+        with duplicate:
+            if _disconnect(duplicate, left[inode]):
+                del left[inode]
+    for one in left.values():
+        _destroy(diag, one.redirected.protocol, one.family, one.packed_id)
+    return found
 
 
 def _find(diag: socket.socket, sockets: Collection[Redirected]) -> Iterator[_Connected]:
