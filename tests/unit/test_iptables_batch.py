@@ -125,15 +125,28 @@ def test_a_batch_removes_only_our_rules(made: Plan, family: int, prefix: str) ->
 def test_a_listed_rule_is_deleted_before_it_is_inserted() -> None:
     wanted = (Table("nat", "X", ("-A OUTPUT -j X", "-A POSTROUTING -j ACCEPT", "-A X -j RETURN")),)
     assert batch(wanted, (), {}) == (
-        "*nat\n:X - [0:0]\n-I OUTPUT 1 -j X\n-I POSTROUTING 1 -j ACCEPT\n-A X -j RETURN\nCOMMIT\n"
+        "*nat\n:X - [0:0]\n-A OUTPUT -j X\n-I POSTROUTING 1 -j ACCEPT\n-A X -j RETURN\nCOMMIT\n"
     )
     listed = parse_listing("*nat\n:OUTPUT ACCEPT [0:0]\n:X - [0:0]\n-A OUTPUT -j X\n-A X -j RETURN\nCOMMIT\n")
-    assert batch(wanted, wanted, listed) == (
-        "*nat\n:X - [0:0]\n-D OUTPUT -j X\n-I OUTPUT 1 -j X\n-I POSTROUTING 1 -j ACCEPT\n-A X -j RETURN\nCOMMIT\n"
+    other = (Table("nat", "X", ("-A OUTPUT -p tcp -j X", *wanted[0].rules[1:])),)
+    assert batch(other, wanted, listed) == (
+        "*nat\n:X - [0:0]\n-D OUTPUT -j X\n-A OUTPUT -p tcp -j X\n-I POSTROUTING 1 -j ACCEPT\n-A X -j RETURN\nCOMMIT\n"
     )
     assert batch((), wanted, listed) == "*nat\n-D OUTPUT -j X\n-F X\n-X X\nCOMMIT\n"
     assert batch((), wanted, {}) == "*nat\nCOMMIT\n"
     assert batch((), (), listed) == "\n"
+
+
+def test_listed_rules_keep_their_places() -> None:
+    """Another program's rule may have been inserted before or between ours."""
+    rules = ("-A OUTPUT -j X", "-A POSTROUTING -p tcp -j ACCEPT", "-A POSTROUTING -j ACCEPT", "-A X -j RETURN")
+    wanted = (Table("nat", "X", rules),)
+    listed = parse_listing("\n".join(("*nat", ":X - [0:0]", *rules[:2], "-A POSTROUTING -j LOG", *rules[2:], "COMMIT")))
+    assert batch(wanted, wanted, listed) == "*nat\n:X - [0:0]\n-A X -j RETURN\nCOMMIT\n"
+    assert batch((wanted[0]._replace(rules=rules[:2]),), wanted, listed) == (
+        "*nat\n:X - [0:0]\n-D POSTROUTING -p tcp -j ACCEPT\n-D POSTROUTING -j ACCEPT\n"
+        "-I POSTROUTING 1 -p tcp -j ACCEPT\nCOMMIT\n"
+    )
 
 
 @given(APART, APART, FACTS, NETWORKS.filter(lambda network: network is not INNER), FAMILY, PREFIXES)

@@ -136,10 +136,11 @@ def batch(wanted: Collection[Table], applied: Collection[Table], listed: Listing
         text.append(f"*{name}")
         if new.has_chain:
             text.append(f":{new.chain} - [0:0]")
+        moved = [*_out_of_place(old.built_in, new.built_in, rules)]
         # A rule may be listed twice: for two mappings to the same port of a container.
-        ours = dict.fromkeys((*old.built_in, *new.built_in))
+        ours = dict.fromkeys(rule for rule in (*old.built_in, *new.built_in) if chain_of(rule) in moved)
         text += [_deletion(rule) for rule in ours for _ in range(rules[rule])]
-        text += [*_insertions(new.built_in), *new.own]
+        text += [*_insertions(name, (rule for rule in new.built_in if chain_of(rule) in moved)), *new.own]
         if new.chain != old.chain and f":{old.chain}" in rules:
             text += [f"-F {old.chain}", f"-X {old.chain}"]
         text.append("COMMIT")
@@ -320,10 +321,23 @@ def _deletion(rule: str) -> str:
     return f"-D{rule[2:]}"
 
 
-def _insertions(rules: Iterable[str]) -> Iterator[str]:
-    """Insert rules at the head of each chain, in order, before other programs' rules."""
+def _out_of_place(old: Collection[str], new: Collection[str], listed: Counter[str]) -> Iterator[str]:
+    """Yield the built-in chains where our rules have to be written anew: others keep their place in the chain."""
+    ours = {*old, *new}
+    for chain in dict.fromkeys(map(chain_of, (*old, *new))):
+        found = [rule for rule in listed.elements() if rule in ours and chain_of(rule) == chain]
+        if found != [rule for rule in new if chain_of(rule) == chain]:
+            yield chain
+
+
+def _insertions(table: str, rules: Iterable[str]) -> Iterator[str]:
+    """Insert rules at the head of each chain, in order, before other programs' rules.
+
+    What translates destinations is appended: other programs' translations are for an address and a port.
+    """
     places: Counter[str] = Counter()
     for rule in rules:
         chain = chain_of(rule)
         places[chain] += 1
-        yield f"-I {chain} {places[chain]}{rule[len('-A ') + len(chain) :]}"
+        is_last = table == "nat" and chain in ("PREROUTING", "OUTPUT")
+        yield rule if is_last else f"-I {chain} {places[chain]}{rule[len('-A ') + len(chain) :]}"

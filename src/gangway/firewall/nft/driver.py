@@ -31,7 +31,7 @@ class NftDriver(Driver):
 
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
         self._storage.remember(KEY, render.TABLE)
-        self._apply(render.render(plan, self._features))
+        self._replace(plan)
         self._listing = self._library.listing(render.TABLE)
 
     def change(self, removed: Collection[MappingPlan], added: Collection[MappingPlan]) -> None:
@@ -60,6 +60,12 @@ class NftDriver(Driver):
 
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
         return render.matching_rules(planned, route, network)
+
+    def _replace(self, plan: Plan) -> None:
+        try:
+            self._apply(render.render(plan, self._features, self._library.listing(render.TABLE)))
+        except HostRefused:  # the table has something of these names that cannot be changed in place
+            self._apply(render.render(plan, self._features))
 
     def _apply(self, text: str) -> None:
         """Carry out a transaction, which increments the generation by one.

@@ -39,6 +39,7 @@ belongs to an established connection, so the rule is the first one.
 Only the verdict `drop` is final: what is accepted here passes other programs' chains, too, and these may drop it.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_network
@@ -69,6 +70,7 @@ _MAPS = """\
 	map addresses{f} {{ type inet_proto . ipv{f}_addr . inet_service : ipv{f}_addr . inet_service; }}
 	map ranges{f} {{ type inet_proto . ipv{f}_addr . inet_service : ipv{f}_addr; flags interval; }}
 	set masqueraded{f} {{ type ipv{f}_addr; flags interval; }}
+	set neighbours{f} {{ type ifname . ipv{f}_addr; flags interval; }}
 	set untranslated{f} {{ type ifname; }}
 """
 _KEYS = """\
@@ -80,17 +82,18 @@ _SETS = """\
 	set bridges { type ifname; }
 	set internal { type ifname; }
 	set together { type ifname . ifname; }
-	map to { type ifname : verdict; }
 """
+# After other programs, whose translations are for an address and a port, and before any filter (netfilter_ipv4.h).
+_AFTER_OTHERS = -50
 _SUFFIX = "_keys"
 _KINDS = ("ports", "addresses", "ranges")
 _WORD = {4: "ip", 6: "ip6"}
 # Never translated: the kernel routes no loopback address, and forwards nothing from a link-local one.
 _UNTRANSLATED = {4: "127.0.0.0/8", 6: "{ ::1, fe80::/10 }"}
+_NAMES = re.compile(r"^\t(set|map|chain) (\w+) ", re.MULTILINE)
 _ANY = {4: "0.0.0.0/0", 6: "::/0"}
 
 _HAS_PORTS = "meta l4proto != { tcp, udp, sctp } return"
-_LEAVING = "oifname vmap @to"
 _CLAMPED = "tcp flags & (syn | rst) == syn jump syn"
 _TRANSLATED = "oifname @bridges ct status dnat accept"
 # The type of the first chunk, read at its offset: nft's `sctp chunk` needs Linux 5.14.
@@ -129,15 +132,34 @@ def probe_features(accepts: Callable[[str], bool]) -> Features:
     return Features(*(accepts(f"table {TABLE}_probe {{\n{_PROBES[name]}\n}}\n") for name in Features._fields))
 
 
-def render(plan: Plan, features: Features = ALL) -> str:
-    """Return the text of one transaction that replaces the whole table."""
-    lines = [f"{remove()}table {TABLE} {{"]
+def render(plan: Plan, features: Features = ALL, listing: str = "") -> str:
+    """Return the text of one transaction that makes the table a plan's, whatever it was before.
+
+    `listing` is the table as it is.  If it has the same sets, maps and chains, these stay and get other content: so our
+    base chains keep their places among other programs' of the same priority.  Else the table is deleted first.
+    """
+    declared = _declarations(plan, features)
+    names = _NAMES.findall(declared)
+    if set(names) == set(_NAMES.findall(listing)):
+        flushed = (f"flush {kind} {TABLE} {name}\n" for kind, name in names if kind != "chain")
+        head = "".join((declared, f"flush table {TABLE}\n", *flushed))  # all rules, and all elements
+    else:
+        head = remove() + declared
+    lines = [f"table {TABLE} {{"]
+    for name, (_, rules) in chains(plan, features).items():
+        lines += [f"\tchain {name} {{", *(f"\t\t{rule}" for rule in rules), "\t}"]
+    return head + "\n".join((*lines, "}\n")) + Transaction({}, _all_elements(plan, features)).text()
+
+
+def _declarations(plan: Plan, features: Features) -> str:
+    """Return the table with all of its sets, maps and chains; all of them are empty."""
+    lines = [f"table {TABLE} {{"]
     for family in (4, 6):
         lines.append(_MAPS.format(f=family) + ("" if features.map_as_set else _KEYS.format(f=family)))
     lines.append(_SETS)
-    for name, (head, rules) in chains(plan, features).items():
-        lines += [f"\tchain {name} {{", *(f"\t\t{line}" for line in (head, *rules) if line), "\t}"]
-    return "\n".join((*lines, "}\n")) + Transaction({}, _all_elements(plan, features)).text()
+    for name, (head, _) in chains(plan, features).items():
+        lines.append(f"\tchain {name} {{ {head and f'{head} policy accept;'} }}")
+    return "\n".join((*lines, "}\n"))
 
 
 def element_counts(plan: Plan, features: Features = ALL) -> dict[str, int]:
@@ -158,17 +180,19 @@ def remove() -> str:
 def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[str]]]:
     """Return each chain's hook and rules; a chain without a hook is jumped to."""
     found = {f"published{family}": ("", [_HAS_PORTS, *(_lookup(family, kind) for kind in _KINDS)]) for family in (4, 6)}
-    for number, planned in enumerate(plan.networks):
-        found[_to(number)] = "", [_hairpin(subnet) for subnet in planned.network.subnets]
     found["invalid"] = "", ["iifname @bridges drop", *_published_invalid(features)]
     found["syn"] = "", [f"{way} @bridges tcp option maxseg size set rt mtu" for way in ("iifname", "oifname")]
     found["associations"] = "", [f"{_HEARTBEAT} ct state new drop", f"{_ABORT} ct state invalid drop"]
     return found | {
-        "prerouting": ("type nat hook prerouting priority dstnat;", list(_prerouting(plan))),
-        "output": ("type nat hook output priority -100;", [_translation(family) for family in (4, 6)]),
+        "prerouting": (f"type nat hook prerouting priority {_AFTER_OTHERS};", list(_prerouting(plan))),
+        "output": (f"type nat hook output priority {_AFTER_OTHERS};", [_translation(family) for family in (4, 6)]),
         "postrouting": (
             "type nat hook postrouting priority srcnat;",
-            [_LEAVING, *(f"{_WORD[family]} saddr @masqueraded{family} masquerade" for family in (4, 6))],
+            [
+                *map(_hairpin, (4, 6)),
+                "oifname @bridges accept",
+                *(f"{_WORD[family]} saddr @masqueraded{family} masquerade" for family in (4, 6)),
+            ],
         ),
         "input": (
             "type filter hook input priority filter;",
@@ -208,7 +232,7 @@ def matching_rules(planned: MappingPlan, route: Route, network: Network) -> Iter
         yield f"forward: {_TRANSLATED}"
     if route.neighbour:
         own = next(subnet for subnet in network.subnets if planned.container_address in subnet)
-        yield f"postrouting: {_LEAVING}, {_hairpin(own)}"
+        yield f"postrouting: {_hairpin(planned.family)} {{ {_neighbours(network, own)} }}"
 
 
 def _prerouting(plan: Plan) -> Iterator[str]:
@@ -240,14 +264,13 @@ def _published_invalid(features: Features) -> Iterator[str]:
             yield f"{of_family}{_key(family, kind)} @{kind}{family}{suffix} drop"
 
 
-def _to(number: int) -> str:
-    """Name the chain for packets that leave towards a network: it ends before the rules that masquerade."""
-    return f"to_{number}"
-
-
-def _hairpin(subnet: Subnet) -> str:
+def _hairpin(family: int) -> str:
     """Masquerade a neighbour: the container would answer it directly, from an address that it did not connect to."""
-    return f"{_WORD[subnet.version]} saddr {subnet} ct status dnat masquerade"
+    return f"oifname . {_WORD[family]} saddr @neighbours{family} ct status dnat masquerade"
+
+
+def _neighbours(network: Network, subnet: Subnet) -> str:
+    return f'"{network.bridge}" . {subnet}'
 
 
 def _all_elements(plan: Plan, features: Features) -> Elements:
@@ -256,18 +279,18 @@ def _all_elements(plan: Plan, features: Features) -> Elements:
 
 def _networks(plan: Plan) -> Elements:
     found: Elements = defaultdict(list)
-    for number, planned in enumerate(plan.networks):
+    for planned in plan.networks:
         network = planned.network
         bridge = f'"{network.bridge}"'
         found["bridges"].append(bridge)
         for family in sorted(planned.untranslated):
             found[f"untranslated{family}"].append(bridge)
-        found["to"].append(f"{bridge} : goto {_to(number)}")
         if network.internal:
             found["internal"].append(bridge)
         if network.icc:
             found["together"].append(f"{bridge} . {bridge}")
         for subnet in network.subnets:
+            found[f"neighbours{subnet.version}"].append(_neighbours(network, subnet))
             if network.masquerade and not network.internal:
                 found[f"masqueraded{subnet.version}"].append(str(subnet))
     if plan.closed and plan.facts.foreign_bridges:

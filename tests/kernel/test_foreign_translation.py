@@ -1,0 +1,86 @@
+"""A port at every address leaves alone what another program translates, as a program that listens there does."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.kernel.crossings import arrives, listening
+from tests.kernel.street import Street
+
+pytestmark = pytest.mark.any_kernel
+
+_VIP = "198.51.100.7"
+_PORT = 81
+_NFT = """nft -f - <<'END'
+table ip foreign {{
+    chain pre {{ type nat hook prerouting priority {priority}; ip daddr {vip} tcp dport {port} dnat to {target}; }}
+    chain out {{ type nat hook output priority {priority}; ip daddr {vip} tcp dport {port} dnat to {target}; }}
+}}
+END
+"""
+_IPTABLES = "iptables -t nat -I {chain} -d {vip} -p tcp --dport {port} -j DNAT --to-destination {target}"
+
+
+@pytest.fixture(scope="module", params=["nftables", "iptables"])
+def firewall(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def street(firewall: str) -> Iterator[Street]:
+    with Street("--firewall", firewall) as made:
+        made.host.ip("address", "add", f"{_VIP}/32", "dev", "lo")
+        yield made
+
+
+@contextmanager
+def translated(street: Street, firewall: str, port: int, priority: int) -> Iterator[None]:
+    """Have another program translate a port of the VIP to the container `far`."""
+    words = {"vip": _VIP, "port": port, "target": f"{street.far.address4}:{_PORT}", "priority": priority}
+    if firewall == "nftables":
+        street.host.run("sh", "-ec", _NFT.format(**words))
+        yield
+        street.host.run("nft", "delete", "table", "ip", "foreign")
+    else:
+        rules = [_IPTABLES.format(chain=chain, **words) for chain in ("PREROUTING", "OUTPUT")]
+        street.host.run("sh", "-ec", "\n".join(rules))
+        yield
+        street.host.run("sh", "-ec", "\n".join(rules).replace(" -I ", " -D "))
+
+
+def is_left_alone(street: Street, port: int, listener: socket.socket) -> bool:
+    clients = street.neighbour, street.host
+    return all(arrives(client, "tcp", _VIP, port, listener) for client in clients)
+
+
+def test_another_programs_translation_goes_first(street: Street, firewall: str) -> None:
+    priorities = (-100, -99) if firewall == "nftables" else (-100,)  # iptables' table has one priority
+    with (
+        street.published(street.server, str(_PORT)) as port,
+        street.published(street.far, str(_PORT)),  # iptables' rules forward nothing to other ports
+        listening(street.far, "tcp", [_PORT]) as found,
+    ):
+        for priority in priorities:
+            with translated(street, firewall, port, priority):
+                assert is_left_alone(street, port, found[_PORT])
+                street.gangway("network", "create", "more", "--subnet", "172.28.0.0/24")  # writes all rules anew
+                try:
+                    assert is_left_alone(street, port, found[_PORT])
+                finally:
+                    street.gangway("network", "rm", "more")
+
+
+def test_base_chains_stay_when_rules_are_written(street: Street, firewall: str) -> None:
+    if firewall != "nftables":
+        pytest.skip("iptables' base chains are the system's")
+
+    def handles() -> list[str]:
+        listed = street.host.run("nft", "--handle", "--terse", "list", "table", "inet", "gangway").stdout
+        return [line for line in listed.splitlines() if line.startswith("\tchain ")]
+
+    before = handles()
+    street.gangway("network", "create", "more", "--subnet", "172.28.0.0/24")
+    street.gangway("network", "rm", "more")
+    assert handles() == before
