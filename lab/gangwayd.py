@@ -140,6 +140,8 @@ class Gangway:
         """True if the daemon answers requests. A gangway command is of no use here: it would start a daemon."""
         try:
             ask_running(str(self.socket), "GET", "/networks")
-        except (NoDaemon, Refused):
+        except NoDaemon:
             return False
+        except Refused as error:
+            return error.kind == "Conflict"  # it serves, but its database is lost
         return True

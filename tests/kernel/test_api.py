@@ -66,6 +66,7 @@ def test_every_operation_answers_as_documented(api: Api) -> None:
         ("POST", "/mappings/withdraw", "/mappings/withdraw", {"container": api.box.path, "ports": ["8000:80"]}),
         ("DELETE", "/endpoints/{container}", f"/endpoints/{api.box.path.replace('/', '%2F')}", None),
         ("DELETE", "/networks/{name}", "/networks/web", None),
+        ("POST", "/cleanup", "/cleanup", None),
     ]
     for method, described, path, body in steps:
         status, answer = api.ask(method, path, body)

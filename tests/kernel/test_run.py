@@ -130,7 +130,7 @@ def test_sigterm_is_passed_to_the_command(used: Bare) -> None:
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])
 def test_a_signal_ends_gangway_the_command_and_the_publication(used: Bare, number: signal.Signals) -> None:
     process, port = _serving(used)
-    (server,) = map(int, used.host.run("pgrep", "-P", str(process.pid)).stdout.split())
+    server = int(used.host.run("pgrep", "-P", str(process.pid), "-f", "http.server").stdout)
     process.send_signal(number)
     process.wait(10)
     wait_until(lambda: not Path(f"/proc/{server}").exists(), "the command's end")

@@ -263,6 +263,12 @@ COMMANDS: dict[str, Command] = {
         "Explain which road a client takes to a published port, and why.",
         lambda answer: print(*views.explanation(answer), sep="\n"),
     ),
+    "cleanup": _request(
+        "POST /cleanup",
+        (),
+        "Delete links, rules and ports of a daemon whose database is lost.",
+        lambda names: print(*(f"deleted {name}" for name in names), sep="\n", end="\n" * bool(names)),
+    ),
     "doctor": _request("GET /doctor", (), "Show what this host supports, and what it does not.", views.print_checks),
     "run": (run, (_RUN_NAME, _NETWORK, _ANY_PORTS, _SOCKET, _COMMAND)),
     "daemon": (daemon, (_FIREWALL, _NO_FORWARD, _CHAINS, _STATE, _CONFIG, _SOCKET)),

@@ -5,7 +5,7 @@ publishes its ports; then the process becomes the command.  When the process end
 notices that by itself; a request of ours makes it notice at once, so that the ports are free.
 
 Signals are passed on to the command, which decides what to do.  If this process ends before the command, the kernel
-kills the command.
+kills the command, and the daemon detaches what the command may have left running.
 """
 
 import ctypes
@@ -44,7 +44,8 @@ def run(command: Sequence[str], path: str, container: str, network: str | None, 
     try:
         with ours:
             if ours.recv(1):
-                body = {"container": container, "network": network or "", "namespace": f"/proc/{pid}/ns/net"}
+                place = {"namespace": f"/proc/{pid}/ns/net", "owner": parent}
+                body = {"container": container, "network": network or "", **place}
                 attached = bool(ask(path, "POST", "/endpoints", body))
                 if ports:
                     for mapping in ask(path, "POST", "/mappings", {"container": container, "ports": ports}):

@@ -83,7 +83,8 @@ def _create_network(service: Service, request: NetworkRequest, _given: dict[str,
 
 def _attach(service: Service, request: AttachRequest, _given: dict[str, str]) -> EndpointAnswer:
     addresses = [parse_address(text) for text in request.addresses]
-    endpoint = service.requests.attach(request.container, request.network or None, addresses, request.namespace or None)
+    network, namespace = request.network or None, request.namespace or None
+    endpoint = service.requests.attach(request.container, network, addresses, namespace, request.owner)
     return EndpointAnswer.of(endpoint)
 
 
@@ -135,6 +136,12 @@ OPERATIONS = (
         "List endpoints.",
         lambda service, *_: list(map(EndpointAnswer.of, service.requests.endpoints())),
         list[EndpointAnswer],
+    ),
+    Operation(
+        "POST /cleanup",
+        "Delete the links of daemons whose database is lost, their rules and ports; the answer is the links' names.",
+        lambda service, *_: service.requests.clean_up(),
+        list[str],
     ),
     Operation("POST /endpoints", "Attach a container to a network.", _attach, EndpointAnswer, AttachRequest),
     Operation(

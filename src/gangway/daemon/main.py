@@ -21,6 +21,7 @@ from functools import partial
 from gangway.daemon.config import Config
 from gangway.daemon.home import BACKLOG, Home
 from gangway.daemon.leases import LeaseServer
+from gangway.daemon.owners import OwnerWatch
 from gangway.daemon.parts import Parts
 from gangway.errors import GangwayError
 from gangway.host import probe
@@ -50,6 +51,7 @@ class Daemon:
         self._relay_fd: int | None = None
         self._relay_exits = 0
         self._hangups = select.epoll()
+        self._owners = OwnerWatch(self._loop, lambda: self._run(self._parts.requests.check))
         self._leases: LeaseServer
 
     async def run(self, home: Home, ready: Callable[[], None]) -> None:
@@ -75,6 +77,7 @@ class Daemon:
             self._leases.close()
             self._loop.remove_reader(self._hangups)
             self._hangups.close()
+            self._owners.close()
 
     async def _serve_api(self, listener: socket.socket) -> None:
         """Serve the API from its first client on, until cancelled."""
@@ -131,12 +134,14 @@ class Daemon:
             self._log.failure(error)
 
     def _changed(self) -> None:
-        """Watch the relay, which may be another one now; schedule the daemon's end if nothing is left to manage."""
+        """Watch the relay, which may be another one now, and the owners of containers; schedule the daemon's end if
+        nothing is left to manage."""
         relay = self._parts.dataplane.relay
         self._watch(relay.fileno())
         if relay.exits != self._relay_exits:  # a thread may have started another one before we were notified
             self._relay_exits = relay.exits
             self._serve_again()
+        self._owners.update(self._parts.requests.owners())
         if not self._parts.requests.is_idle:
             if self._end is not None:
                 self._end.cancel()

@@ -48,6 +48,8 @@ class AttachRequest(msgspec.Struct, forbid_unknown_fields=True):
     addresses: list[str] = []
     """One for each subnet of the network at most; in the others the container gets a free one."""
     namespace: str = ""  # the path of its network namespace, if `container` is a name of the client's choice
+    owner: Annotated[int, msgspec.Meta(ge=1, le=_MAX_INT)] | None = None
+    """The pid of a process at whose end the container is detached."""
 
 
 class PublishRequest(msgspec.Struct, forbid_unknown_fields=True):

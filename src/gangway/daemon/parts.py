@@ -36,7 +36,7 @@ class Parts:
     def __init__(self, config: Config, home: Home, log: Log) -> None:
         self.config = config
         self._log = log
-        self._database = Database(Path(config.state or runtime.default_state()))
+        self._database = Database(Path(config.state or runtime.default_state()), log.warning)
         self._settings = settings = SavedSettings(self._database, log.warning)
         relay = RelayClient(home.relay_path, config.relay_settings)
         relay.connect()
@@ -64,7 +64,10 @@ class Parts:
         return driver_for(firewall, nft, self._database, self._settings, prefix)
 
     def checks(self) -> Iterator[CheckAnswer]:
-        return checks(self.observer.tools, self.requests.facts, self.dataplane, len(self.requests.leases))
+        yield from checks(self.observer.tools, self.requests.facts, self.dataplane, len(self.requests.leases))
+        orphans = self.observer.orphaned_links()
+        note = f"{', '.join(orphans)}: gangway cleanup deletes them" if orphans else ""
+        yield CheckAnswer("no links of a daemon whose database is lost", not orphans, note)
 
     def stop_if_idle(self) -> bool:
         """Stop the relay if there is nothing to look after.  False: there is, or it failed."""

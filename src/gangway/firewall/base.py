@@ -60,6 +60,9 @@ class Driver:
     def remove(self, before: Plan | None = None) -> None:
         """Remove all rules; `before` is the plan whose rules are known to be there."""
 
+    def claim(self, interfaces: Collection[str]) -> None:
+        """Regard rules about these interfaces as ours, so that they are removed with the others."""
+
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
         """Return the rules that match the first packet of a client, in order."""
         return ()

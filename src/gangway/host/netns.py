@@ -2,21 +2,26 @@
 
 A namespace lives as long as a process is in it, or a mount or an open descriptor refers to it.  So no descriptor stays
 open here, or the namespace of a container that has ended would live on.  It is recognized by its inode number on nsfs,
-which no other namespace has while it lives (namespaces(7)).
+which no other namespace has while it lives (namespaces(7)), and where that number may have been used again, by its
+cookie (SO_NETNS_COOKIE, Linux 5.14), which is unique until the next boot.
 """
 
 import ctypes
 import os
 import re
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
+from gangway import runtime
 from gangway.errors import Conflict, HostRefused, InvalidRequest, Unsupported
+from gangway.host import probe
 
 OWN = "/proc/thread-self/ns/net"
 """The path of the calling thread's namespace."""
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
+_OF_PROCESS = re.compile(r"/proc/[0-9]+/(task/[0-9]+/)?ns/net")
 _NAMED = "/run/netns"  # where ip-netns(8) mounts them
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -52,6 +57,42 @@ def current_inode(path: str) -> int | None:
         return os.stat(path).st_ino
     except OSError:
         return None
+
+
+def cookie_at(path: str) -> str:
+    """Return what no other namespace than that at `path` ever has: boot and cookie; on older kernels the boot only.
+
+    Conflict: there is none.
+    """
+    cookie = ""
+    with entered(path), socket.socket(socket.AF_UNIX) as sock, suppress(OSError):
+        cookie = str(runtime.netns_cookie(sock))
+    return f"{probe.boot_id()} {cookie}"
+
+
+def is_of_process(path: str) -> bool:
+    """True if a path names the namespace by a process, whose number may be another process's later."""
+    return _OF_PROCESS.fullmatch(path) is not None
+
+
+def process_identity(pid: int) -> str:
+    """Return what no other process ever has: boot, pid and start time (proc_pid_stat(5)).  Conflict: it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()  # from the third one on
+            state, start = fields[0], fields[19]  # in ticks since boot
+    except (OSError, IndexError):
+        state = start = ""
+    if state in ("", "Z", "X"):  # a zombie has ended, though its parent has not noticed
+        raise Conflict(f"there is no process {pid}")
+    return f"{probe.boot_id()} {pid} {start}"
+
+
+def has_process_ended(identity: str) -> bool:
+    """True unless the process with this identity still runs."""
+    with suppress(Conflict):
+        return process_identity(int(identity.split()[1])) != identity
+    return True
 
 
 @contextmanager

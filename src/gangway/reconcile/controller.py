@@ -12,17 +12,19 @@ from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
 
-from gangway.errors import GangwayError, HostRefused, TimedOut
+from gangway.errors import Conflict, GangwayError, HostRefused, TimedOut
 from gangway.firewall.base import Driver
 from gangway.host import events, netns
 from gangway.host.reserved_ports import ReservedPorts
 from gangway.log import Log
 from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts, MappingPlan, Plan
+from gangway.reconcile import orphans
 from gangway.reconcile.dataplane import Reserved
 from gangway.reconcile.diff import Ports, Redirects, Rewrite, Steered, Step, diff
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.observe import Observer, shared_chains
 from gangway.reconcile.state import State, link_name, ports_of, redirects_of, steered_of
+from gangway.state.database import Place
 from gangway.state.registry import Registry
 
 
@@ -190,13 +192,36 @@ class Controller:
             self._condition = Condition.APPLIED if is_repaired and not failed else Condition.RETRYING
         self.record_applied()
 
+    def orphaned_links(self) -> list[str]:
+        """Return the links that daemons with other databases have made."""
+        return orphans.find(self._observer, self._log)
+
+    def clean_up(self) -> list[str]:
+        """Delete those links, and all rules and ports that are not wanted; return the links' names."""
+        deleted = orphans.delete(self._observer, self._executor.links, self._driver_for, self._log)
+        self._condition = Condition.DIRTY
+        self.reconcile()
+        return deleted
+
     def is_dead(self, container: str) -> bool:
-        """True if a container's namespace and link no longer exist, or another namespace has its name now."""
-        return bool(self._dead([container]))
+        """True if a container's namespace and link no longer exist, if another namespace has its name now, or if the
+        process that it belongs to has ended.
+
+        A link shows that the namespace lives.  Without one, the namespace at the container's path may be a later one
+        with the same inode number.  A path that names a process says nothing once that process has ended.
+        """
+        place = self._registry.place(container)
+        if place.owner and netns.has_process_ended(place.owner):
+            return True
+        has_link = self._executor.links.exists(link_name(container))
+        found = netns.current_inode(place.namespace)
+        if found == place.inode:
+            return not has_link and _is_another(place)
+        return not has_link or (found is not None and not netns.is_of_process(place.namespace))
 
     def reap_dead_containers(self) -> bool:
         """Remove the containers whose namespace has ended; True if there was one."""
-        dead = self._dead([one.container for one in self._registry.endpoints()])
+        dead = [one.container for one in self._registry.endpoints() if self.is_dead(one.container)]
         for container in dead:
             self._reap(container)
         return bool(dead)
@@ -229,13 +254,6 @@ class Controller:
         """True if a relay has exited since everything was compared; another one may run already, without our ports."""
         relay = self._executor.dataplane.relay
         return not relay.is_running() or relay.exits != self._relay_exits
-
-    def _dead(self, containers: Iterable[str]) -> list[str]:
-        places = {container: self._registry.place(container) for container in containers}
-        found = {container: netns.current_inode(place.namespace) for container, place in places.items()}
-        away = [container for container, place in places.items() if found[container] != place.inode]
-        links = self._executor.links.all() if away else {}
-        return [one for one in away if found[one] is not None or link_name(one) not in links]
 
     def _reap(self, container: str) -> None:
         self._log.warning(f"container {container} exited: its ports are unpublished")
@@ -312,6 +330,14 @@ class Controller:
                     self._log.warning(text)
                 self._failures.add(text)
         return done
+
+
+def _is_another(place: Place) -> bool:
+    """True if the namespace at a place is not the container's, though it has the same inode number."""
+    try:
+        return bool(place.cookie) and netns.cookie_at(place.namespace) != place.cookie
+    except Conflict:
+        return True
 
 
 def _flat(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

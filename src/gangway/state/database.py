@@ -6,56 +6,131 @@ restore the host: what a setting was before it was changed, which rules were wri
 
 WAL with synchronous=NORMAL (sqlite.org/pragma.html): a commit survives the daemon's end and costs no fsync; after a
 power failure the last commits may be missing, but then the kernel's state is lost, too.
+
+A file that is damaged is renamed, and a new one takes its place; the kernel's state stays until somebody decides about
+it (`gangway cleanup`).  A row that makes no sense is removed, after the file was copied.  Both are logged.
 """
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
+from itertools import count
 from pathlib import Path
 from threading import RLock
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from gangway.errors import HostRefused
+from gangway.errors import GangwayError, HostRefused
 from gangway.model import Endpoint, Network, PortMapping, PortRange, Protocol
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS networks (
-    name TEXT PRIMARY KEY, bridge TEXT, subnets TEXT, gateways TEXT,
-    masquerade INTEGER, icc INTEGER, internal INTEGER, mtu INTEGER, on_demand INTEGER);
-CREATE TABLE IF NOT EXISTS endpoints (
-    container TEXT PRIMARY KEY, network TEXT, addresses TEXT, namespace TEXT, inode INTEGER);
-CREATE TABLE IF NOT EXISTS mappings (
-    container TEXT, protocol TEXT, host_address TEXT, host_first INTEGER, host_last INTEGER,
-    container_first INTEGER, container_last INTEGER,
-    PRIMARY KEY (protocol, host_address, host_first)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS memory (what TEXT PRIMARY KEY, value TEXT);
-"""
+_APPLICATION = 0x676E6777  # "gngw", in the file's header (sqlite.org/pragma.html: application_id)
+_MAGIC = b"SQLite format 3\0"
+_MIGRATIONS = (
+    # Version 1, which was not numbered at first.
+    """
+    CREATE TABLE IF NOT EXISTS networks (
+        name TEXT PRIMARY KEY, bridge TEXT, subnets TEXT, gateways TEXT,
+        masquerade INTEGER, icc INTEGER, internal INTEGER, mtu INTEGER, on_demand INTEGER);
+    CREATE TABLE IF NOT EXISTS endpoints (
+        container TEXT PRIMARY KEY, network TEXT, addresses TEXT, namespace TEXT, inode INTEGER);
+    CREATE TABLE IF NOT EXISTS mappings (
+        container TEXT, protocol TEXT, host_address TEXT, host_first INTEGER, host_last INTEGER,
+        container_first INTEGER, container_last INTEGER,
+        PRIMARY KEY (protocol, host_address, host_first)) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS memory (what TEXT PRIMARY KEY, value TEXT);
+    """,
+    """
+    ALTER TABLE endpoints ADD COLUMN cookie TEXT DEFAULT '';
+    ALTER TABLE endpoints ADD COLUMN owner TEXT DEFAULT '';
+    """,
+)
+"""What makes each version (`user_version`) of the one before."""
+_COLUMNS = {
+    "networks": "name, bridge, subnets, gateways, masquerade, icc, internal, mtu, on_demand",
+    "endpoints": "container, network, addresses, namespace, inode, cookie, owner",
+    "mappings": "container, protocol, host_address, host_first, host_last, container_first, container_last",
+    "memory": "what, value",
+}
+# Rows that belong to nothing.
+_STRAYS = {"endpoints": "network NOT IN (SELECT name FROM networks)"}
+_STRAYS["mappings"] = "container NOT IN (SELECT container FROM endpoints)"
+# SQLITE_ERROR: a table or column is missing.
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR}
+
+
+_Made = TypeVar("_Made")
+
+
+class _Damaged(Exception):
+    """The file is no database, or not all of it can be read."""
 
 
 class Place(NamedTuple):
-    """Where a container's namespace is: its path, and the inode number, which a later one there does not have."""
+    """Where a container's network namespace is, and what a later one there does not have."""
 
-    namespace: str
+    namespace: str  # its path
     inode: int
+    cookie: str = ""  # `netns.cookie_at`; empty: not known
+    owner: str = ""  # the process at whose end the container is detached (`netns.process_identity`); empty: none
 
 
 class Database:
-    """The database at `path`, created if it does not exist.  HostRefused: it cannot be opened."""
+    """The database at `path`, created if it does not exist.  `warn` logs what was damaged.
 
-    def __init__(self, path: Path) -> None:
+    HostRefused: it cannot be opened, or it is not gangway's.
+    """
+
+    def __init__(self, path: Path, warn: Callable[[str], None] = lambda _text: None) -> None:
+        self._path, self._warn = path, warn
+        self._copy: Path | None = None  # of the file, before invalid rows were removed
         self._lock = RLock()  # leases use it from a thread of their own
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite would make it 0644
-            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=NORMAL")
-            self._database.executescript(_TABLES)
-        except (OSError, sqlite3.Error) as error:
-            raise HostRefused(f"the database {path} cannot be opened: {error}") from None
+            try:
+                self._database = _opened(path)
+            except _Damaged as error:
+                kept = self._set_aside()
+                warn(f"database {path} is damaged ({error}): kept as {kept}, started with an empty one")
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                self._database = _opened(path)
+            self._remove_strays()
+        except (OSError, sqlite3.Error, _Damaged) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise HostRefused(f"the database {path} cannot be opened: {reason}") from None
+
+    def _set_aside(self) -> Path:
+        """Rename a damaged file of gangway's, with what SQLite keeps beside it; return the new name."""
+        found = self._path.stat()
+        if found.st_mode & 0o077 or found.st_uid != os.geteuid():  # gangway makes its file private
+            raise HostRefused(f"{self._path} is not a database of gangway's: name another one with --state")
+        kept = _unused(self._path)
+        for end in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                os.rename(f"{self._path}{end}", f"{kept}{end}")
+        return kept
+
+    def _remove_strays(self) -> None:
+        for convert in (self.networks, self.endpoints):  # the registry reads the mappings
+            deque(convert(), 0)  # which removes rows that make no sense
+        for table, condition in _STRAYS.items():
+            for row in self._all(table, f"WHERE {condition}"):
+                self._discard(table, row, "it belongs to nothing")
+
+    def _discard(self, table: str, row: tuple[object, ...], reason: object) -> None:
+        """Remove a row that makes no sense; before the first one, copy the file."""
+        if self._copy is None:
+            self._copy = _unused(self._path)
+            os.close(os.open(self._copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            with closing(sqlite3.connect(self._copy)) as copy:
+                self._database.backup(copy)
+        self._warn(f"database {self._path}: removed an invalid row of {table} ({reason}): {row}; copy: {self._copy}")
+        condition = " AND ".join(f"{name} IS ?" for name in _COLUMNS[table].split(", "))
+        self._execute(f"DELETE FROM {table} WHERE {condition}", row)
 
     def close(self) -> None:
         """Close the database.  A daemon that is killed before loses nothing."""
@@ -76,21 +151,24 @@ class Database:
 
     def networks(self) -> Iterator[tuple[Network, bool]]:
         """Yield each network, and whether it was made on demand."""
-        for name, bridge, subnets, gateways, *policy, mtu, on_demand in self._all("networks"):
-            addresses = tuple(map(ip_network, subnets.split())), tuple(map(ip_address, gateways.split()))
-            masquerade, icc, internal = map(bool, policy)
-            yield Network(name, bridge, *addresses, masquerade, icc, internal, mtu), bool(on_demand)
+        return self._converted("networks", _network)
 
     def endpoints(self) -> Iterator[tuple[Endpoint, Place]]:
         """Yield each endpoint, and where its container is."""
-        for container, network, addresses, namespace, inode in self._all("endpoints"):
-            yield Endpoint(container, network, tuple(map(ip_address, addresses.split()))), Place(namespace, inode)
+        return self._converted("endpoints", _endpoint)
 
     def mappings(self) -> Iterator[PortMapping]:
         """Yield each mapping."""
-        for container, protocol, address, *ports in self._all("mappings"):
-            host, inner = PortRange(*ports[:2]), PortRange(*ports[2:])
-            yield PortMapping(container, Protocol(protocol), _address(address), host, inner)
+        return self._converted("mappings", _mapping)
+
+    def _converted(self, table: str, convert: Callable[..., _Made]) -> Iterator[_Made]:
+        for row in self._all(table):
+            try:
+                made = convert(*row)
+            except (GangwayError, ValueError, TypeError, AttributeError) as error:
+                self._discard(table, row, error)
+            else:
+                yield made
 
     def add_network(self, network: Network, on_demand: bool) -> None:
         policy = network.masquerade, network.icc, network.internal, network.mtu, on_demand
@@ -125,7 +203,7 @@ class Database:
         self._execute("INSERT OR REPLACE INTO memory VALUES (?, ?)", (what, value))
 
     def recall(self, what: str) -> str | None:
-        with self._lock:
+        with self._reading(), self._lock:
             row = self._database.execute("SELECT value FROM memory WHERE what = ?", (what,)).fetchone()
         return None if row is None else str(row[0])
 
@@ -137,13 +215,100 @@ class Database:
             with self._lock:
                 self._database.execute(statement, values)
         except sqlite3.Error as error:
-            raise HostRefused(f"the database cannot be written: {error}") from None
+            raise HostRefused(f"the database {self._path} cannot be written: {error}") from None
 
-    def _all(self, table: str) -> Iterator[tuple]:  # type: ignore[type-arg]  # whatever the columns are
-        return iter(self._database.execute(f"SELECT * FROM {table}").fetchall())
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise HostRefused(f"the database {self._path} cannot be read: {error}") from None
+
+    def _all(self, table: str, condition: str = "") -> list[tuple]:  # type: ignore[type-arg]  # whatever the columns are
+        with self._reading():
+            return self._database.execute(f"SELECT {_COLUMNS[table]} FROM {table} {condition}").fetchall()
 
     def _insert(self, table: str, row: tuple[object, ...]) -> None:
-        self._execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+        self._execute(f"INSERT INTO {table} ({_COLUMNS[table]}) VALUES ({', '.join('?' * len(row))})", row)
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """Open a database, and bring it to the current version.  HostRefused: it is not ours to change."""
+    with open(path, "rb") as file:
+        if file.read(len(_MAGIC)) not in (b"", _MAGIC):
+            raise _Damaged("not a database")
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    database.text_factory = lambda text: text.decode(errors="replace")
+    try:
+        (check,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        if check != "ok":
+            raise _Damaged(check.splitlines()[-1])
+        _check_version(database, path)
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=NORMAL")
+        _migrate(database)
+        for table, columns in _COLUMNS.items():
+            database.execute(f"SELECT {columns} FROM {table} LIMIT 0")
+    except (sqlite3.Error, _Damaged, HostRefused) as error:
+        database.close()
+        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF in _DAMAGE:  # without the extended code
+            raise _Damaged(error) from None
+        raise
+    return database
+
+
+def _check_version(database: sqlite3.Connection, path: Path) -> None:
+    (application,) = database.execute("PRAGMA application_id").fetchone()
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    tables = {name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    is_foreign = application not in (0, _APPLICATION) or (application == 0 and tables - set(_COLUMNS))
+    if is_foreign:
+        raise HostRefused(f"{path} is another program's database: name another one with --state")
+    if version > len(_MIGRATIONS):
+        raise HostRefused(
+            f"database {path} has version {version}, and this gangway knows {len(_MIGRATIONS)}: install the newer one "
+            "that wrote it, or name another database with --state"
+        )
+
+
+def _migrate(database: sqlite3.Connection) -> None:
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    for number, statements in enumerate(_MIGRATIONS[version:], version + 1):
+        database.executescript(
+            f"BEGIN; {statements} PRAGMA user_version = {number}; PRAGMA application_id = {_APPLICATION}; COMMIT;"
+        )
+
+
+def _unused(path: Path) -> Path:
+    """Return a name beside `path` that no file has."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    names = (Path(f"{path}.damaged-{stamp}-{number}") for number in count(1))
+    return next(name for name in names if not name.exists())
+
+
+def _network(
+    name: str,
+    bridge: str,
+    subnets: str,
+    gateways: str,
+    *values: int,  # policy, MTU, on demand
+) -> tuple[Network, bool]:
+    addresses = tuple(map(ip_network, subnets.split())), tuple(map(ip_address, gateways.split()))
+    *policy, mtu, on_demand = values
+    masquerade, icc, internal = map(bool, policy)
+    return Network(name, bridge, *addresses, masquerade, icc, internal, mtu), bool(on_demand)
+
+
+def _endpoint(
+    container: str, network: str, addresses: str, namespace: str, inode: int, cookie: str, owner: str
+) -> tuple[Endpoint, Place]:
+    place = Place(namespace, int(inode), str(cookie), str(owner))
+    return Endpoint(container, network, tuple(map(ip_address, addresses.split()))), place
+
+
+def _mapping(container: str, protocol: str, host_address: str, *ports: int) -> PortMapping:
+    host, inner = PortRange(*ports[:2]), PortRange(*ports[2:])
+    return PortMapping(container, Protocol(protocol), _address(host_address), host, inner)
 
 
 # Most mappings are of 0.0.0.0 or ::.

@@ -78,6 +78,10 @@ class Registry:
     def has_endpoint(self, container: str) -> bool:
         return container in self._endpoints
 
+    def owners(self) -> set[str]:
+        """Return the processes at whose end a container is detached.  It may be called from any thread."""
+        return {place.owner for place in list(self._places.values()) if place.owner}
+
     def place(self, container: str) -> Place:
         return self._places[container]
 

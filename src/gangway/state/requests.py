@@ -82,14 +82,19 @@ class Requests:
     def __init__(self, controller: Controller, registry: Registry, executor: Executor, leases: Leases) -> None:
         self._controller, self._registry, self._executor = controller, registry, executor
         self.leases = leases
-        self.network, self.endpoints = registry.network, registry.endpoints
+        self.network = registry.network
         self.redirected = executor.dataplane.redirected
         self.check, self.check_rules = controller.check, controller.check_rules
         self.check_thoroughly = partial(controller.check, thorough=True)
         self.reconcile = controller.reconcile
         self.reap_dead_containers = controller.reap_dead_containers
         self.uplink_mtu = executor.links.uplink_mtu
-        if controller.needs_start:
+        self.owners = registry.owners
+        self.orphans: Sequence[str] = controller.orphaned_links()
+        """The links of a daemon whose database is lost.  The kernel's state is left as it is until they are deleted."""
+        if registry.networks:
+            self.orphans = ()
+        if controller.needs_start and not self.orphans:
             self.reconcile()
 
     @property
@@ -105,15 +110,30 @@ class Requests:
     @property
     def is_idle(self) -> bool:
         """True if there is nothing to look after."""
-        return not self._registry.networks and not self.leases
+        return not self._registry.networks and not self.leases and not self.orphans
 
     # Questions
 
     def networks(self) -> tuple[Network, ...]:
+        self.check_database()
         return self._registry.networks
+
+    def endpoints(self, network: str | None = None) -> tuple[Endpoint, ...]:
+        """Return every endpoint, or those of a network."""
+        self.check_database()
+        return self._registry.endpoints(network)
+
+    def check_database(self) -> None:
+        """Conflict: the database is lost, and the host has more than it says."""
+        if self.orphans:
+            raise Conflict(
+                f"{', '.join(self.orphans)} were left by a daemon whose database is lost: restore it and restart the "
+                "daemon, or delete these links, their rules and their ports: gangway cleanup"
+            )
 
     def mappings(self, container: str | None = None) -> tuple[MappingPlan, ...]:
         """Return every mapping, leases included, or those of a container.  Conflict: it is not attached."""
+        self.check_database()
         if container is not None:
             return self._registry.mappings(container)
         return (*self._registry.mappings(), *self.leases.planned())
@@ -171,20 +191,38 @@ class Requests:
             self._registry.remove_network(name)
         self._controller.record_applied()
 
+    def clean_up(self) -> list[str]:
+        """Delete the links of daemons whose database is lost, their rules and ports; return the links' names."""
+        if not probe.is_root():
+            raise Unsupported("deleting links and rules needs root")
+        deleted = self._controller.clean_up()
+        self.orphans = ()
+        return deleted
+
     # Endpoints
 
     @retry_after_reaping
     def attach(
-        self, container: str, network_name: str | None, addresses: Sequence[Address], namespace: str | None = None
+        self,
+        container: str,
+        network_name: str | None,
+        addresses: Sequence[Address],
+        namespace: str | None = None,
+        owner: int | None = None,
     ) -> Endpoint:
-        """Attach a container to a network; `namespace` is the path of its namespace, if its name is not enough."""
+        """Attach a container to a network.
+
+        `namespace` is the path of its namespace, if its name is not enough; `owner` the pid of a process at whose end
+        the container is detached.
+        """
         check_container(container, namespace)
         self._repair(container)
         if self._registry.has_endpoint(container):
             name = self._registry.network_of(container).name
             raise Conflict(f"container {container} is attached to network {name} already: detach it first")
         path = namespace or netns.path_of(container)
-        place = Place(path, netns.inode_at(path))
+        owned_by = "" if owner is None else netns.process_identity(owner)
+        place = Place(path, netns.inode_at(path), netns.cookie_at(path), owned_by)
         self._check_container(container, place)
         network = self._network_for(network_name)
         with ExitStack() as undo:
@@ -213,6 +251,7 @@ class Requests:
         """Publish a container's ports; each text is as after Docker's `-p`.  All of them or none."""
         self._repair(container)
         network = self._registry.network_of(container)
+        _check_same_process(container, self._registry.place(container))
         requests = [request for text in texts for request in parse_port(text).split_ports()]
         for address in {address for request in requests for address in request.host_addresses}:
             sockets.require_no_broadcast(str(address))
@@ -249,6 +288,7 @@ class Requests:
             raise Unsupported(
                 "networks, containers and rules need root: without it, only docker-proxy's ports are served"
             )
+        self.check_database()
         self._controller.repair_before_request(container)
 
     def _published_at(self, protocol: Protocol, address: Address, port: int) -> tuple[MappingPlan, Network | None]:
@@ -290,6 +330,14 @@ def _applied(plan: Plan | None, network: Network) -> State:
         return State()
     bridges = {one.network.bridge: one for one in plan.networks if one.network == network}
     return State(bridges=bridges, plan=plan, forwarding=plan.forwarding)
+
+
+def _check_same_process(container: str, place: Place) -> None:
+    if netns.is_of_process(place.namespace) and netns.current_inode(place.namespace) not in (None, place.inode):
+        raise Conflict(
+            f"container {container} lives, but its process has ended, and {place.namespace} is another namespace now: "
+            f"gangway detach {container}, and attach it by another name"
+        )
 
 
 def _check_reachable(planned: Sequence[MappingPlan]) -> None:

@@ -96,6 +96,17 @@ class IptablesDriver(Driver):
         with suppress(HostRefused):  # then they are removed once more by a driver of another firewall
             self._storage.forget(_KEY)
 
+    def claim(self, interfaces: Collection[str]) -> None:
+        words = {*interfaces, self._prefix}
+        found: Tables = {}
+        for family in _FAMILIES:
+            listed = self._listed(family)
+            found[family] = tuple(
+                iptables.Table(name, self._prefix, tuple(rule for rule in rules if words & set(rule.split()[2:])))
+                for name, rules in listed.items()
+            )
+        self._remember(self._remembered(), found)
+
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
         return iptables.matching_rules(planned, route, network, self._prefix)
 
