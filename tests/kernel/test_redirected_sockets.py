@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -15,6 +16,7 @@ from tests.kernel.street import HOST4, Street
 PORT, PATIENCE_S = 8080, 5
 BOX, BOX6, GATEWAY = "172.30.0.2", "fd30::2", b"172.30.0.1"
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
+_SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 LOOPBACKS = ["127.0.0.1", "::1", "::ffff:127.0.0.1"]
 
 
@@ -51,6 +53,10 @@ def is_reset(sock: socket.socket) -> bool:
         return not sock.recv(1)
     except ConnectionResetError:
         return True
+
+
+def cookie_of(sock: socket.socket) -> int:
+    return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), sys.byteorder)
 
 
 def aim(street: Street, sock: socket.socket) -> tuple[str, int]:
@@ -108,6 +114,19 @@ def test_sockets_of_many_mappings_are_listed_once(street: Street, monkeypatch: p
     assert len(lists) == 4  # for both families, and again: such a socket may be about to connect
 
 
+def test_processes_and_descriptors_that_end_meanwhile(
+    street: Street, clients: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers, no_such = connected._numbers, 1 << 22  # no process or descriptor has such a number
+    monkeypatch.setattr(connected, "_numbers", lambda folder: [no_such, *numbers(folder)])
+    sock = client(street, clients, BOX, TCP, 80)
+    with street.host.entered():
+        # The same socket was also redirected elsewhere, before it was connected.
+        former = [Redirected("tcp", cookie_of(sock), (to, 80), ("127.0.0.1", PORT)) for to in (HOST4, BOX, HOST4 + "9")]
+        connected.end(former)
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+
+
 @pytest.mark.parametrize("kind", [TCP, UDP])
 @pytest.mark.parametrize("address", [BOX, BOX6, "::ffff:" + BOX])
 def test_kernel_ends_sockets_whose_process_is_not_found(
@@ -116,7 +135,7 @@ def test_kernel_ends_sockets_whose_process_is_not_found(
     sock, other = (client(street, clients, address, kind, 80) for _ in range(2))
     monkeypatch.setattr(connected, "_duplicates", lambda _inodes: ())
     protocol = "tcp" if kind == TCP else "udp"
-    cookie = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, 57, 8), "little")
+    cookie = cookie_of(sock)
     to = address.removeprefix("::ffff:")
     with street.host.entered():
         assert not connected.unavailable()

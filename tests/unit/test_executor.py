@@ -124,11 +124,13 @@ def test_flows_are_flushed_once_for_each_protocol_and_family(daemon: Daemon, mon
     flushed: dict[tuple[str, int], list[conntrack.Destination]] = {}
     monkeypatch.setattr(conntrack, "delete", lambda name, family, to: flushed.update({(name, family): to}))
     many = [mapping("0.0.0.0", "80"), mapping("192.0.2.5", "81-82"), mapping("::", "53", protocol=Protocol.UDP)]
+    many.append(mapping("192.0.2.5", "9", protocol=Protocol.SCTP))
     daemon.executor.do(Flows(tuple(map(planned, many)), ()))
     own = daemon.links.addresses()
     assert flushed == {
         ("tcp", 4): [(own, range(80, 81), ""), ({"192.0.2.5"}, range(81, 83), "")],
         ("udp", 6): [(own, range(53, 54), "")],
+        ("sctp", 4): [({"192.0.2.5"}, range(9, 10), "")],
     }
 
 

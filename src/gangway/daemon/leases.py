@@ -21,7 +21,8 @@ from gangway.relay.sockets import peer_credentials
 from gangway.state.leases import Lease, Leases
 
 _RETRY_S = 0.1  # after running out of descriptors
-_SETTLE_S = 0.1  # after the last lease of a burst, until the tracked connections of its clients are deleted
+# Tracked connections of a new lease's clients are deleted after the last lease of a burst, or of a long burst's part.
+_SETTLE_S, _SETTLE_AT_LEAST_S = 0.1, 1.0
 # For an earlier daemon's leases: how often to look for launchers that have exited, and the time in which the other
 # launchers, which try twice a second, have to take new leases.
 _REAP_S, _CLAIM_S = 1.0, 30.0
@@ -58,13 +59,14 @@ class LeaseServer:
             os.close(fd)
 
     def _run(self) -> None:
-        started_s = reaped_s = time.monotonic()
+        started_s = reaped_s = settled_s = time.monotonic()
         while True:
             is_waiting = self._leases.unclaimed or self._leases.is_incomplete
             is_settling = self._leases.is_settling
             found = self._epoll.poll(_SETTLE_S if is_settling else _REAP_S if is_waiting else None)
-            if is_settling and not found:
+            if is_settling and (not found or time.monotonic() - settled_s > _SETTLE_AT_LEAST_S):
                 self._guarded(self._leases.settle)
+                settled_s = time.monotonic()
             for fd, _events in found:
                 if fd == self._wake:
                     if b"q" in os.read(self._wake, 64):

@@ -4,8 +4,9 @@ Facts that this file leans on:
 
 * A process with CAP_SYS_PTRACE gets a duplicate of another process's descriptor (pidfd_getfd(2), Linux 5.6).  What is
   done to the duplicate is done to the socket.
-* connect() to AF_UNSPEC dissolves the association: a TCP connection is reset at both ends (net/ipv4/tcp.c,
-  tcp_disconnect; EBUSY on some kernels while a thread waits for data), and a UDP socket may be connected again.
+* connect() to AF_UNSPEC dissolves the association.  A TCP connection is reset at both ends (net/ipv4/tcp.c,
+  tcp_disconnect); a thread that waits for data gets EPIPE, or on some kernels prevents it (EBUSY).  A UDP socket may be
+  connected again.
 * SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY) needs no descriptor.  The process gets ECONNABORTED, and a UDP socket is not
   connected any more: a program that ignores errors would never reach anybody again.
 * A socket has a number for life, its cookie, which is the same for eBPF programs and for sock_diag.
@@ -22,7 +23,6 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from ctypes import c_long
 from ipaddress import IPv6Address
-from pathlib import Path
 from typing import NamedTuple
 
 from gangway.errors import HostRefused
@@ -109,15 +109,19 @@ def _end_connected(diag: socket.socket, sockets: Collection[Redirected]) -> set[
 
 def _find(diag: socket.socket, sockets: Collection[Redirected]) -> Iterator[_Connected]:
     """Yield those that are connected: there is one list for each protocol and family, however many are wanted."""
-    wanted = {one.cookie: one for one in sockets}
+    wanted = {(one.cookie, one.to[0]): one for one in sockets}
+    cookies = {one.cookie for one in sockets}
     for protocol in {one.protocol for one in sockets}:
         for family in FAMILIES.values():
             body = _REQUEST.pack(family, PROTOCOLS[protocol], 0, _CONNECTED) + bytes(_ID.size)
             for data in netlink.dump(diag, netlink.pack_message(_BY_FAMILY, netlink.REQUEST | netlink.DUMP, body)):
                 for at, _, _ in netlink.messages(data):
-                    _, port, _, address, _, *cookie, inode = _FOUND.unpack_from(data, at)
-                    one = wanted.get(cookie[0] | cookie[1] << 32)
-                    if one is not None and inode and _text(family, address) == one.to[0]:
+                    _, port, _, address, _, low, high, inode = _FOUND.unpack_from(data, at)
+                    cookie = low | high << 32
+                    if cookie not in cookies or not inode:
+                        continue
+                    one = wanted.get((cookie, _text(family, address)))
+                    if one is not None:
                         packed_id = data[at + _ID_AT : at + _ID_AT + _ID.size]
                         yield _Connected(one, family, packed_id, int.from_bytes(port, "big"), inode)
 
@@ -133,19 +137,32 @@ def _text(family: int, address: bytes) -> str:
 def _duplicates(inodes: Collection[int]) -> Iterator[tuple[int, socket.socket]]:
     """Yield a duplicate of each of these sockets that a process has, where it can be had."""
     left = set(inodes)
-    for process in Path("/proc").iterdir() if left else ():
-        if not process.name.isdigit() or not left:
-            continue
-        with suppress(OSError):  # it has ended
-            for entry in os.scandir(process / "fd"):
-                found = _SOCKET.fullmatch(os.readlink(entry.path))
-                if found is not None and (inode := int(found[1])) in left:
-                    duplicate = _duplicate(int(process.name), int(entry.name))
-                    if duplicate is not None and os.fstat(duplicate.fileno()).st_ino == inode:
-                        left.discard(inode)
-                        yield inode, duplicate
-                    elif duplicate is not None:
-                        duplicate.close()
+    for pid in _numbers("/proc") if left else ():
+        for fd in _numbers(f"/proc/{pid}/fd") if left else ():
+            inode = _inode(pid, fd)
+            if inode in left and (duplicate := _duplicate(pid, fd)) is not None:
+                if os.fstat(duplicate.fileno()).st_ino == inode:
+                    left.discard(inode)
+                    yield inode, duplicate
+                else:
+                    duplicate.close()
+
+
+def _numbers(folder: str) -> list[int]:
+    """Return the entries of a folder that are numbers; none if it does not exist any more."""
+    try:
+        return [int(name) for name in os.listdir(folder) if name.isdigit()]
+    except OSError:
+        return []
+
+
+def _inode(pid: int, fd: int) -> int | None:
+    """Return the inode of a process's socket; None if the descriptor is of something else, or closed."""
+    try:
+        found = _SOCKET.fullmatch(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    except OSError:
+        return None
+    return None if found is None else int(found[1])
 
 
 def _duplicate(pid: int, fd: int) -> socket.socket | None:
