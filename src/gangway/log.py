@@ -21,24 +21,38 @@ def open_log(target: str) -> "Log":
     if target == "syslog":
         syslog.openlog(_NAME, syslog.LOG_PID, syslog.LOG_DAEMON)
         return Log(syslog.syslog)
-    fd = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    fd = open_file(target)
 
     def write(level: int, line: str) -> None:
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         with suppress(OSError):  # connections go on when the disk is full
             os.write(fd, f"{when} {_NAME}[{os.getpid()}] {_LEVELS[level]}: {line}\n".encode())
 
-    return Log(write)
+    return Log(write, fd=fd)
+
+
+def open_file(path: str) -> int:
+    """Open the file to append to it, created if it does not exist; return the descriptor.  OSError: it cannot be."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
 
 
 class Log:
     """Writes lines with `write(level, line)`, where the levels are syslog's.  `clock` returns monotonic seconds."""
 
-    def __init__(self, write: Callable[[int, str], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, write: Callable[[int, str], None], clock: Callable[[], float] = time.monotonic, fd: int | None = None
+    ) -> None:
+        """`fd` is the descriptor of the file that `write` writes to."""
         self._write = write
+        self._fd = fd
         self._clock = clock
         self._written: dict[str, tuple[float, int]] = {}
         """For each text: when it was last written, and how many lines were suppressed since."""
+
+    def use(self, fd: int) -> None:
+        """Write to the file that is open as `fd`, if this log is a file: it was renamed, and there is a new one."""
+        if self._fd is not None:
+            os.dup2(fd, self._fd, inheritable=False)
 
     def info(self, text: str, *args: object) -> None:
         """Log `text % args`."""

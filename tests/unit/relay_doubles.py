@@ -80,11 +80,16 @@ class Server:
         self.has_connections = False
         """Withdrawn ports still have connections: `end_connections` ends them."""
         self._withdrawn: list[Callable[[], None]] = []
+        self.log_files: list[int] = []
+        """The inodes of the log files that were to be used."""
 
     def publish(self, backend: Backend, sock: socket.socket) -> PublishedPort:
         self.fail()
         self.ports.append(PublishedPort(backend, sock))
         return self.ports[-1]
+
+    def use_log(self, fd: int) -> None:
+        self.log_files.append(os.fstat(fd).st_ino)
 
     def withdraw(self, port: sockets.PublishedPort, then: Callable[[], None]) -> None:
         port.close()

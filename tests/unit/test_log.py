@@ -1,12 +1,13 @@
 """The log: one warning of each kind per second, and the number of suppressed ones."""
 
+import os
 import re
 import syslog
 from pathlib import Path
 
 import pytest
 
-from gangway.log import Log, open_log
+from gangway.log import Log, open_file, open_log
 
 
 class Written:
@@ -86,3 +87,17 @@ def test_file_is_appended_to(tmp_path: Path) -> None:
 def test_file_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         open_log(str(tmp_path / "nowhere" / "log"))
+
+
+def test_a_renamed_log_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = open_log(str(path))
+    log.info("one")
+    path.rename(tmp_path / "log.1")
+    fd = open_file(str(path))
+    log.use(fd)
+    os.close(fd)
+    log.info("two")
+    assert (tmp_path / "log.1").read_text().endswith(" info: one\n")
+    assert path.read_text().endswith(" info: two\n")
+    assert path.read_text().count("\n") == 1

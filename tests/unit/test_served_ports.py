@@ -206,6 +206,12 @@ def test_held_descriptors_are_replaced_under_their_name(daemon: Daemon, fds: lis
     assert fd_count() == before + count
 
 
+def test_log_file_is_used_and_not_held(relay: Relay, daemon: Daemon, fds: list[int]) -> None:
+    before = fd_count()
+    assert daemon.ask(Hold(protocol.LOG, 1), fds[0]) == "ok"
+    assert (relay.server.log_files, daemon.held(protocol.LOG), fd_count()) == (inodes(fds[:1]), [], before)
+
+
 @pytest.mark.parametrize("said", [0, 1, 3, protocol.MAX_DESCRIPTORS])
 def test_refused_hold_leaves_what_was_held(daemon: Daemon, fds: list[int], said: int) -> None:
     daemon.ask(Hold("some", 2), *fds[:2])

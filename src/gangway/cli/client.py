@@ -159,7 +159,7 @@ def _start(path: str) -> None:
     os.set_inheritable(writing, True)
     command = daemon_command(path, {}, until_idle=True, ready_fd=writing)
     actions = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
-    pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True)
+    pid = os.posix_spawn(command[0], command, _environment(), file_actions=actions, setsid=True)
     os.close(writing)
     in_time = bool(select.select([reading], [], [], _START_S)[0])
     status = os.read(reading, 65536).decode(errors="replace") if in_time else ""  # the daemon writes it at once
@@ -171,6 +171,12 @@ def _start(path: str) -> None:
         kind, _, text = status.partition(" ")
         raise Refused(kind or "HostRefused", text.strip() or "the daemon exited while it started")
     print(f"gangway: started a daemon (pid {pid}), which listens on {path}", file=sys.stderr)
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a daemon: the same whoever starts it.  launcher/daemon.c has the same."""
+    kept = {name: os.environ[name] for name in ("XDG_RUNTIME_DIR",) if name in os.environ}
+    return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **kept}
 
 
 def _lock(folder: int) -> None:

@@ -14,18 +14,18 @@ import ctypes
 import gc
 import json
 import os
+import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from gangway import runtime
-from gangway.daemon import config, main
+from gangway.daemon import config, detach, main
 from gangway.errors import GangwayError, HostRefused, InvalidRequest
 from gangway.log import Log, open_log
-
-_STDERR = 2
 
 
 class Start(msgspec.Struct):
@@ -40,17 +40,21 @@ def run() -> int:
     """Run a daemon to its end; return its exit status."""
     gc.disable()  # almost every object that is created before it serves is kept
     start = msgspec.json.decode(sys.argv[1] if len(sys.argv) > 1 else "{}", type=Start)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it serves
+    name = f"gangway-{os.path.basename(runtime.folder())}"
     if start.until_idle:
-        _detach(start.ready_fd)
+        detach.detach(name, start.ready_fd)
         _apply_last_start(start)
+    is_abandoned = False
     log = Log(lambda _level, line: print(f"gangway: {line}", file=sys.stderr, flush=True))
     try:
-        settings, warnings = config.load(Path(start.config) if start.config else None, start.options)
+        load = partial(config.load, Path(start.config) if start.config else None, start.options)
+        settings, warnings = load()
         if start.until_idle:
             log = open_log(settings.relay_settings.log)
         for text in warnings:
             log.warning(text)
-        main.run(settings, start.socket, log, start.until_idle, lambda: _ready(start))
+        is_abandoned = main.run(settings, start.socket, log, start.until_idle, lambda: _ready(start), load)
     except (GangwayError, OSError) as error:
         _report_failure(start.ready_fd, error)
         return 2 if isinstance(error, InvalidRequest) else 1
@@ -58,16 +62,10 @@ def run() -> int:
         log.failure(error)
         _report_failure(start.ready_fd, HostRefused(f"internal error: {error!r}; the log has the details"))
         return 1
+    finally:
+        if start.until_idle:
+            detach.remove_groups(name, is_abandoned)
     return 0
-
-
-def _detach(ready_fd: int | None) -> None:
-    """Close what the starting process had open: it may hold a lock, or keep a folder from being unmounted."""
-    os.chdir("/")
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        if fd > _STDERR and fd != ready_fd:
-            with suppress(OSError):
-                os.close(fd)
 
 
 def _apply_last_start(start: Start) -> None:

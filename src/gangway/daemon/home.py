@@ -59,6 +59,12 @@ class Home:
     ) -> None:
         self._scope.close()
 
+    def set_group(self, group: int) -> None:
+        """Let another group use the API socket."""
+        if os.geteuid() == 0:
+            for path in (self.folder, self.api_path):
+                os.chown(path, -1, group)
+
     def _make_folder(self) -> None:
         """Create the folder, or give an existing one (a launcher may have made it) its modes."""
         try:

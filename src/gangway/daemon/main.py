@@ -13,7 +13,7 @@ import asyncio
 import select
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -37,13 +37,18 @@ _CHECK_S = 10.0
 # dockerd starts launchers one after the other, and `docker restart` ends the last before it starts the next.
 _LINGER_S = 5.0
 
+Load = Callable[[], tuple[Config, list[str]]]
+"""Reads the settings; returns them, and warnings for the log."""
+
 
 class Daemon:
     """A daemon that runs until a signal or, if `until_idle`, until there is nothing to look after."""
 
-    def __init__(self, parts: Parts, notices: Notices, worker: ThreadPoolExecutor, log: Log, until_idle: bool) -> None:
+    def __init__(
+        self, parts: Parts, notices: Notices, worker: ThreadPoolExecutor, log: Log, until_idle: bool, load: Load
+    ) -> None:
         self._parts, self._notices, self._worker = parts, notices, worker
-        self._log, self._until_idle = log, until_idle
+        self._log, self._until_idle, self._load = log, until_idle, load
         self._over = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._checks: dict[socket.socket, asyncio.TimerHandle] = {}
@@ -59,6 +64,7 @@ class Daemon:
         requests = self._parts.requests
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._over.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._run, self._reload)
         for sock, check in ((self._notices.links, requests.check), (self._notices.rules, requests.check_rules)):
             self._loop.add_reader(sock, self._notified, sock, check)
         self._loop.add_reader(self._hangups, self._relay_exited)
@@ -92,7 +98,9 @@ class Daemon:
         from gangway.daemon.api import Connection, Service, application
         from gangway.docker.containers import names_by_address
 
-        names = partial(names_by_address, self._parts.config.docker.socket)
+        def names() -> Awaitable[dict[str, str]]:
+            return names_by_address(self._parts.config.docker.socket)
+
         service = Service(self._parts.requests, self._parts.checks, names)
         reader = ThreadPoolExecutor(1, "reader")
         app = application(service, self._worker, reader, self._log, self._changed)
@@ -108,6 +116,17 @@ class Daemon:
         finally:
             await runner.cleanup()
             reader.shutdown()
+
+    def _reload(self) -> None:
+        """Read the settings again, and open the log files again, which may have been renamed."""
+        try:
+            config, warnings = self._load()
+            self._parts.reload(config)
+        except (GangwayError, OSError) as error:
+            self._log.warning(f"settings not reloaded: {error}")
+            return
+        for text in warnings:
+            self._log.warning(text)
 
     def _notified(self, sock: socket.socket, check: Callable[[], None]) -> None:
         self._notices.drain(sock)
@@ -179,10 +198,15 @@ class Daemon:
             self._over.set()
 
 
-def run(config: Config, socket_path: str | None, log: Log, until_idle: bool, ready: Callable[[], None]) -> None:
-    """Run a daemon to its end; `ready` is called when it serves.  GangwayError: it cannot run.
+def run(
+    config: Config, socket_path: str | None, log: Log, until_idle: bool, ready: Callable[[], None], load: Load
+) -> bool:
+    """Run a daemon to its end; `ready` is called when it serves.  Return True if it ended because it was idle.
 
-    `socket_path` is where API clients connect; None: in the runtime folder.
+    GangwayError: it cannot run.
+
+    `socket_path` is where API clients connect; None: in the runtime folder.  `load` reads the settings again, after a
+    SIGHUP.
     """
     raise_descriptor_limit()
     with ExitStack() as stack:
@@ -196,7 +220,8 @@ def run(config: Config, socket_path: str | None, log: Log, until_idle: bool, rea
             worker.submit(lambda: parts.requests.facts).result()
 
         async def serve() -> bool:
-            await Daemon(parts, notices, worker, log, until_idle).run(home, ready)
+            await Daemon(parts, notices, worker, log, until_idle, load).run(home, ready)
             return until_idle and parts.requests.is_idle
 
         home.is_abandoned = asyncio.run(serve())
+    return home.is_abandoned

@@ -1,5 +1,6 @@
 """Puts the daemon's parts together."""
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,13 +12,14 @@ from gangway.daemon.home import Home
 from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
+from gangway.errors import GangwayError
 from gangway.firewall.base import Driver
 from gangway.firewall.choice import driver_for
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Links
 from gangway.host.reserved_ports import ReservedPorts
 from gangway.host.saved_settings import SavedSettings
-from gangway.log import Log
+from gangway.log import Log, open_file
 from gangway.plan import Firewall
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.dataplane import DataPlane
@@ -35,7 +37,7 @@ class Parts:
 
     def __init__(self, config: Config, home: Home, log: Log) -> None:
         self.config = config
-        self._log = log
+        self._home, self._log = home, log
         self._database = Database(Path(config.state or runtime.default_state()), log.warning)
         self._settings = settings = SavedSettings(self._database, log.warning)
         relay = RelayClient(home.relay_path, config.relay_settings)
@@ -63,6 +65,28 @@ class Parts:
         nft, prefix = self.observer.tools.nft, self.config.chain_prefix
         return driver_for(firewall, nft, self._database, self._settings, prefix)
 
+    def reload(self, config: Config) -> None:
+        """Use other settings, and open the log files again.  GangwayError, OSError: the former settings are in use."""
+        former = self.config
+        self.observer.use(config)
+        try:
+            self._controller.reload()
+        except GangwayError:
+            self.observer.use(former)
+            raise
+        self.config = config
+        self._home.set_group(config.group_id)
+        self.dataplane.relay.settings = config.relay_settings
+        self.dataplane.reuse_ports = config.relay_settings.tcp_tw_reuse
+        if config.relay_settings.log == former.relay_settings.log != "syslog":
+            fd = open_file(config.relay_settings.log)
+            try:
+                self._log.use(fd)
+                self.dataplane.relay.use_log(fd)
+            finally:
+                os.close(fd)
+        self._log.info("settings reloaded" + "".join(_later(former, config)).replace("%", "%%"))
+
     def checks(self) -> Iterator[CheckAnswer]:
         yield from checks(self.observer.tools, self.requests.facts, self.dataplane, len(self.requests.leases))
         orphans = self.observer.orphaned_links()
@@ -83,3 +107,14 @@ class Parts:
         self.dataplane.close()
         self.observer.tools.close()
         self._database.close()
+
+
+def _later(former: Config, now: Config) -> Iterator[str]:
+    """Yield what to log about changed settings that take effect later."""
+    names = [name for name in ("chain_prefix", "state") if getattr(former, name) != getattr(now, name)]
+    if former.firewall != now.firewall and Firewall.NONE in (former.firewall, now.firewall):
+        names.append("firewall")
+    if names:
+        yield f"; {' and '.join(names).replace('_', '-')}: from the daemon's next start"
+    if former.relay_settings != now.relay_settings:
+        yield "; [relay]: from the relay's next start"

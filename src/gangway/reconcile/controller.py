@@ -192,6 +192,14 @@ class Controller:
             self._condition = Condition.APPLIED if is_repaired and not failed else Condition.RETRYING
         self.record_applied()
 
+    def reload(self) -> None:
+        """Decide by other settings.  Unsupported: the firewall that they name cannot be used."""
+        _ = self._gather()
+        if self._registry.networks:
+            self.check()
+        else:
+            self._facts = None
+
     def orphaned_links(self) -> list[str]:
         """Return the links that daemons with other databases have made."""
         return orphans.find(self._observer, self._log)

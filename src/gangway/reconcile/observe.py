@@ -14,6 +14,8 @@ from dataclasses import replace
 from functools import cached_property
 from secrets import token_hex
 
+import msgspec
+
 from gangway.daemon.config import Config
 from gangway.errors import HostRefused, Unsupported
 from gangway.firewall.iptables.render import DOCKERS_PREFIX
@@ -90,6 +92,17 @@ class Observer:
         self._config, self._database, self._links, self._dataplane = config, database, links, dataplane
         self.tools = Tools()
         self._chains: Chains | None = None
+
+    def use(self, config: Config) -> None:
+        """Gather facts by other settings from now on.
+
+        The name of chains stays, as the rules that are there have it; so does `firewall` if one of them is `none`,
+        which has other redirects.
+        """
+        former = self._config
+        has_none = Firewall.NONE.value in (former.firewall, config.firewall)
+        firewall = former.firewall if has_none else config.firewall
+        self._config = msgspec.structs.replace(config, chain_prefix=former.chain_prefix, firewall=firewall)
 
     def alias(self) -> str:
         """Return what marks our links; a daemon with another database has another mark."""

@@ -9,6 +9,7 @@ the sockets that answer UDP clients of shared ports may be bound without one (co
 import gc
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -35,6 +36,7 @@ class RelayProcess:
     """One event loop, the control socket, and what serves the ports."""
 
     def __init__(self, control: socket.socket, settings: Settings, log: Log) -> None:
+        self._log = log
         self.loop = Loop()
         self.streams = Streams(self.loop, settings, log)
         self.workers = WorkerPool(self.loop, self.streams, settings, log)
@@ -67,6 +69,11 @@ class RelayProcess:
         else:
             then()
 
+    def use_log(self, fd: int) -> None:
+        """Write the log, and have the workers write it, to a file that is open as `fd`."""
+        self._log.use(fd)
+        self.workers.use_log(fd)
+
     def _schedule_end(self) -> None:
         if self._end is not None:
             self._end.cancel()
@@ -97,6 +104,7 @@ def main() -> int:
 
 
 def _run(control: socket.socket, settings: Settings, log: Log) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the daemon reopens the log
     raise_descriptor_limit()
     drop_privileges()
     relay = RelayProcess(control, settings, log)

@@ -33,7 +33,7 @@ class RelayClient:
 
     def __init__(self, path: Path, settings: Settings) -> None:
         self._path = path
-        self._settings = settings
+        self.settings = settings  # of the next relay
         self._lock = RLock()
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -119,6 +119,12 @@ class RelayClient:
             if self._channel is not None:
                 self._ask(Hold(name, len(fds)), fds)
 
+    def use_log(self, fd: int) -> None:
+        """Have the relay write its log to an open file from now on; a relay that starts later opens its own."""
+        with self._lock:
+            if self.is_running() and self._channel is not None:
+                self._ask(Hold(protocol.LOG, 1), [fd])
+
     def held(self, name: str) -> list[int]:
         """Return the descriptors held under a name, an earlier daemon's included; the caller closes them."""
         with self._lock:
@@ -184,7 +190,7 @@ class RelayClient:
             control.bind(str(self._path))
             os.chmod(self._path, 0o600)
             return subprocess.Popen(
-                [sys.executable, "-OO", "-I", "-m", "gangway.relay", json.dumps(self._settings._asdict())],
+                [sys.executable, "-OO", "-I", "-m", "gangway.relay", json.dumps(self.settings._asdict())],
                 stdin=control.fileno(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -48,6 +48,8 @@ class Server(Protocol):
 
     def withdraw(self, port: PublishedPort, then: Callable[[], None]) -> None: ...
 
+    def use_log(self, fd: int) -> None: ...
+
 
 class _Port(NamedTuple):
     served: Serve
@@ -91,7 +93,10 @@ class ServedPorts:
             case Hold(name, count):
                 if len(fds) != count:
                     raise InvalidRequest(f"wrong number of descriptors with {name}: {len(fds)}, not {count}")
-                self._held[name], fds[:] = list(fds), self._held.get(name, [])
+                if name == protocol.LOG and fds:
+                    self._server.use_log(fds[0])
+                else:
+                    self._held[name], fds[:] = list(fds), self._held.get(name, [])
             case GetHeld(name):
                 sent = self._held.get(name, [])
             case _:

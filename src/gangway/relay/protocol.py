@@ -42,6 +42,7 @@ MAX_DESCRIPTORS = 32
 PAGE = 200
 """Ports in one answer to `list`."""
 REDIRECT = "redirect"
+LOG = "log"  # the name under which the relay is given its log file, which it does not hold but uses
 """The name under which the daemon has the relay hold the loopback redirect."""
 _LAST_PORT = 65535
 

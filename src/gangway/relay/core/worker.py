@@ -31,6 +31,7 @@ import socket
 import time
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from socket import SocketType
 
@@ -144,6 +145,12 @@ class WorkerPool:
             self._unpublishing[port.key] = (pending, done)
         else:
             done()
+
+    def use_log(self, fd: int) -> None:
+        """Have the workers write the log to a file open as `fd`.  One whose channel is full keeps the former."""
+        for worker in self._workers:
+            with suppress(OSError):
+                socket.send_fds(worker.channel, [b"log 0"], [fd])
 
     def _send_unpublish(self, worker: Worker, key: int, _events: int = 0) -> None:
         """Send without waiting: the worker may be waiting for the relay to read its messages."""
@@ -266,8 +273,15 @@ class _WorkerProcess:
             if verb == "flow":
                 fds = array("i", b"".join(data for _, _, data in rights))
                 self._receive_flow(int(key), *backend, fds=fds, whole=not flags & socket.MSG_CTRUNC)
+            elif verb == "log":
+                self._use_log(array("i", b"".join(data for _, _, data in rights)))
             else:
                 self._unpublish(int(key))
+
+    def _use_log(self, fds: "array[int]") -> None:
+        for fd in fds:
+            self._log.use(fd)
+            os.close(fd)
 
     def _receive_flow(
         self, key: int, protocol: str, family: str, address: str, number: str, *, fds: "array[int]", whole: bool
