@@ -1,6 +1,7 @@
 """Each step goes to the part that carries it out; of several steps all are carried out, or none."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from unittest.mock import Mock
@@ -30,7 +31,7 @@ from gangway.reconcile.state import Attachment
 from gangway.relay.protocol import Destination, HostPorts, Mode, Serve
 from lab.netns import Namespace
 from tests.unit.fake_daemon import Daemon
-from tests.unit.samples import NFTABLES, WEB, endpoint, mapping, network, planned, whole
+from tests.unit.samples import NFTABLES, WEB, endpoint, lease, mapping, network, planned, whole
 
 PORT, SECOND = HostPorts("tcp", "127.0.0.1", 8000, 8000), HostPorts("tcp", "127.0.0.1", 8001, 8001)
 OWN, OWN2 = (Serve(ports, Destination("172.30.0.2", 80), Mode.OWN) for ports in (PORT, SECOND))
@@ -137,9 +138,21 @@ def test_flows_are_flushed_once_for_each_protocol_and_family(daemon: Daemon, mon
 def test_flows_that_lead_to_an_added_container_are_kept(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[conntrack.Destination] = []
     monkeypatch.setattr(conntrack, "delete", lambda _name, _family, to: flushed.extend(to))
-    one = planned(mapping("192.0.2.5", "81"))
-    daemon.executor.do(Flows((), (one,)))
-    assert flushed == [({"192.0.2.5"}, range(81, 82), str(one.container_address))]
+    one, leased = planned(mapping("192.0.2.5", "81")), planned(lease("192.0.2.5", "82"))
+    daemon.executor.do(Flows((), (one, leased)))
+    assert flushed == [
+        ({"192.0.2.5"}, range(81, 82), str(one.container_address)),
+        ({"192.0.2.5"}, range(82, 83), str(leased.container_address)),
+    ]
+
+
+def test_flows_by_nat_are_not_kept_if_clients_are_relayed(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when another program's chain begins to drop what is forwarded: they would be dropped while they last."""
+    flushed: list[conntrack.Destination] = []
+    monkeypatch.setattr(conntrack, "delete", lambda _name, _family, to: flushed.extend(to))
+    dropping = replace(NFTABLES, forward_droppers=((4, "ip other forward"),))
+    daemon.executor.do(Flows((), (planned(mapping("192.0.2.5", "81"), dropping),)))
+    assert flushed == [({"192.0.2.5"}, range(81, 82), "")]
 
 
 def test_a_kernel_without_access_to_flows_is_no_failure(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from gangway.firewall.base import Driver
 from gangway.host import conntrack
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Interface, Links
-from gangway.model import Address, Network, Protocol
-from gangway.plan import MappingPlan, NetworkPlan, Plan, Road, Route
+from gangway.model import Address, Network, Protocol, Source
+from gangway.plan import MappingPlan, NetworkPlan, Origin, Plan, Road, Route
 from gangway.reconcile import diff
 from gangway.reconcile.dataplane import DataPlane, Reserved
 from gangway.reconcile.diff import Step
@@ -136,19 +136,19 @@ class Executor:
             self.links.set_isolated(name, True)
 
     def delete_flows(self, planned: Iterable[MappingPlan], former: bool = False) -> None:
-        """Delete tracked connections to ports of mappings, or those `former` ones that do not lead to the container.
+        """Delete tracked connections to ports of mappings; `former`: only those on another road than the plan's.
 
-        They began before a change, and would continue on their former road.  An answer that is on its way may lead one
-        back: so it is looked a second time if there were any.  The kernel goes through all tracked
-        connections for each request, so there is one for each protocol and family.  Where it has no access to them,
-        `doctor` says so.
+        They began before a change, and would continue on their former road.  An answer that is on its way may lead a
+        client back to it, so former ones are deleted a second time if there were any.  The kernel goes through all
+        tracked connections for each request, so there is one for each protocol and family.  Where it has no access to
+        them, `doctor` says so.
         """
         own = self.links.addresses()
         kinds: dict[tuple[Protocol, int], list[conntrack.Destination]] = {}
         for one in planned:
             address, ports = one.mapping.host_address, one.mapping.host_ports
             to = own if address.is_unspecified else {str(address)}
-            container = str(one.container_address) if former else ""
+            container = str(one.container_address) if former and _is_translated(one) else ""
             destination = conntrack.Destination(to, range(ports.first, ports.last + 1), container)
             kinds.setdefault((one.mapping.protocol, one.family), []).append(destination)
         for (protocol, family), destinations in kinds.items():
@@ -156,6 +156,14 @@ class Executor:
                 if conntrack.delete(protocol.value, family, destinations) and former:
                     time.sleep(_ANSWER_S)
                     conntrack.delete(protocol.value, family, destinations)
+
+
+def _is_translated(planned: MappingPlan) -> bool:
+    """True if rules, which are dockerd's for a lease, lead all clients that do not use loopback to the container."""
+    is_lease = planned.mapping.source is Source.LEASE
+    return is_lease or all(
+        route.road is Road.NAT for route in planned.roads.routes if route.origin is not Origin.LOOPBACK
+    )
 
 
 def _interfaces(addresses: Iterable[Address], network: Network) -> list[Interface]:
