@@ -48,10 +48,13 @@ def test_a_daemon_on_demand_inherits_nothing(host: Namespace, group: Path) -> No
         f'export SECRET=1; cd /tmp; exec nice -n 7 "$@"'
     )
     folder = runtime_folder(host)
+    stale = group.parent / "gangway-netns-0"  # of a daemon that was killed
+    stale.mkdir()
     words = (str(GANGWAY), "network", "create", "web", "--subnet", "172.30.0.0/24")
     host.run("sh", "-c", script, "sh", *words)
     (daemon,) = pids_running("gangway.daemon", host)
     name = f"gangway-{folder.name}"
+    assert not stale.exists()
     assert f"0::/{name}\n" in Path(f"/proc/{daemon}/cgroup").read_text()
     assert os.getpriority(os.PRIO_PROCESS, daemon) == 0
     assert _status(daemon, "Umask") == "0022"

@@ -22,6 +22,7 @@ _STDERR = 2
 _SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
 _SYSTEMD_S = 10.0
 _MOUNTS = Path("/proc/self/mountinfo")
+_GROUPS = "gangway-netns-*"  # those of all network namespaces
 _LEAVE_S, _LOOK_S = 5.0, 0.1  # how long the relay may take to end, and how often to look
 _LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 
@@ -59,7 +60,8 @@ def detach(name: str, ready_fd: int | None) -> None:
 def remove_groups(name: str, is_relay_ending: bool) -> None:
     """Leave the cgroups that `detach` has created, and remove those without other processes.
 
-    A relay that is ending is waited for; another one stays in them, and the next daemon joins it.
+    A relay that is ending is waited for; another one stays in them, and the next daemon joins it.  A group that is left
+    empty later is removed by the next daemon of any network namespace.
     """
     deadline_s = time.monotonic() + (_LEAVE_S if is_relay_ending else 0)
     for hierarchy in _hierarchies():
@@ -105,6 +107,9 @@ def _start_scope(unit: str) -> bool:
 
 def _join_groups(name: str) -> None:
     for hierarchy in _hierarchies():
+        for stale in hierarchy.root.glob(_GROUPS):
+            with suppress(OSError):  # it has processes; an empty one is of a daemon that was killed
+                stale.rmdir()
         with suppress(OSError):  # read-only, or without the privilege
             group = hierarchy.root / name
             group.mkdir(exist_ok=True)
