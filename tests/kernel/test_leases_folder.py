@@ -200,6 +200,7 @@ def test_without_root_everything_is_relayed(scene: tuple[Host, Container], rootl
         assert "sockets cannot be redirected: this process lacks CAP_NET_ADMIN and CAP_SYS_ADMIN" in said
         os.kill(daemon, 9)
         wait_until(lambda: len({*processes(host)} - {daemon}) == 2, "a new daemon", PATIENCE_S)
+        wait_until(lambda: "lease" in rootless.run(host, "ls").stdout, "the lease from the new daemon", PATIENCE_S)
         exchange(client)
     assert stop(launcher) == 0
     assert is_free(host, PORT)
