@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
 from lab.netns import Namespace
 from lab.segments import recorded, send_outside_of_window
+from lab.waiting import wait_until
 from tests.kernel.crossings import listening
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, Street
 
@@ -16,8 +18,13 @@ _PATIENCE_S = 5.0
 
 
 @pytest.fixture(scope="module", params=["nftables", "iptables"])
-def street(request: pytest.FixtureRequest) -> Iterator[Street]:
-    with Street("--firewall", request.param) as made:
+def firewall(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def street(firewall: str) -> Iterator[Street]:
+    with Street("--firewall", firewall) as made:
         yield made
 
 
@@ -93,3 +100,78 @@ def test_segments_fit_the_route_of_the_client(
         street.host.ip("link", "set", "eth0", "mtu", "1500")
     timestamps = 12
     assert sizes == [1400 - headers - timestamps] * 2
+
+
+def _entry_timeout_s(host: Namespace, client: socket.socket) -> int:
+    """Return after how many seconds of silence conntrack forgets a client's connection."""
+    family, kind = (socket.AF_INET6, "V6") if client.family == socket.AF_INET6 else (socket.AF_INET, "V4")
+    with host.entered(), NFCTSocket(nfgen_family=family) as conntrack:
+        for message in conntrack.dump():
+            original = message.get_attr("CTA_TUPLE_ORIG")
+            source = original.get_attr("CTA_TUPLE_IP").get_attr(f"CTA_IP_{kind}_SRC")
+            port = original.get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_SRC_PORT")
+            if (source, port) == client.getsockname()[:2]:
+                return int(message.get_attr("CTA_TIMEOUT"))
+    return 0
+
+
+@pytest.mark.parametrize("address", [HOST4, HOST6])
+@pytest.mark.parametrize("client_space", ["neighbour", "host"])
+def test_a_half_closed_connection_is_tracked_for_an_hour(
+    street: Street, firewall: str, port: int, listener: socket.socket, client_space: str, address: str
+) -> None:
+    if firewall != "nftables":
+        pytest.skip("iptables cannot set timeouts without a policy of nfct(8)")
+    space = {"neighbour": street.neighbour, "host": street.host}[client_space]
+    with connection(space, address, port, listener) as (client, served):
+        client.shutdown(socket.SHUT_WR)
+        assert served.recv(100) == b""
+        wait_until(lambda: 3500 < _entry_timeout_s(street.host, client) <= 3600, "a long timeout", _PATIENCE_S)
+
+
+def _forget_connections(host: Namespace) -> None:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with host.entered(), NFCTSocket(nfgen_family=family) as conntrack:
+            conntrack.flush()
+
+
+@pytest.mark.parametrize("address", [HOST4, HOST6])
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_a_forgotten_connection_goes_on(
+    street: Street, firewall: str, port: int, listener: socket.socket, first: str, address: str
+) -> None:
+    with connection(street.neighbour, address, port, listener) as (client, served):
+        _forget_connections(street.host)
+        if first == "client":
+            exchange(client, served)
+        elif firewall == "nftables":
+            exchange(served, client)
+        else:  # both ends learn that it has ended, the client when it sends something
+            served.sendall(b"hello")
+            with pytest.raises(ConnectionResetError):
+                served.recv(100)
+            client.sendall(b"hello")
+            with pytest.raises(ConnectionResetError):
+                client.recv(100)
+
+
+def test_a_forgotten_connection_of_a_port_published_twice_is_reset(
+    street: Street, port: int, listener: socket.socket
+) -> None:
+    (second,) = street.publish(street.server, f"{HOST4}::{_PORT}")
+    try:
+        with (
+            connection(street.neighbour, HOST4, port, listener) as (client, served),
+            recorded(street.neighbour, "eth0") as recorder,
+        ):
+            _forget_connections(street.host)
+            served.sendall(b"hello")
+            with pytest.raises(ConnectionResetError):
+                served.recv(100)
+            client.sendall(b"hello")
+            with pytest.raises(ConnectionResetError):
+                client.recv(100)
+            segments = list(recorder.segments())
+        assert {one.source for one in segments if one.source[0] != NEIGHBOUR4} == {(HOST4, port)}
+    finally:
+        street.gangway("unpublish", street.server.name, "-p", f"{HOST4}:{second}:{_PORT}")

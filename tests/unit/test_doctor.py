@@ -58,11 +58,11 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def report(
-    facts: HostFacts = NFTABLES, programs: FakeDataPlane = ALL_ATTACHED, leases: int = 0
+    facts: HostFacts = NFTABLES, programs: FakeDataPlane = ALL_ATTACHED, leases: int = 0, no_timeouts: str = ""
 ) -> dict[str, CheckAnswer]:
     """Return the checks by their names."""
     dataplane = cast(DataPlane, programs)
-    found = list(checks(NoIptables(), facts, dataplane, leases))
+    found = list(checks(NoIptables(), facts, dataplane, leases, no_timeouts))
     assert len({check.check for check in found}) == len(found)
     return {check.check: check for check in found}
 
@@ -150,3 +150,15 @@ def test_redirected_connections_that_cannot_be_ended(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(connected, "unavailable", lambda: "no SOCK_DESTROY")
     expected = "no SOCK_DESTROY: a redirected connection may survive unpublish"
     assert report()["redirect: connections end"] == CheckAnswer("redirect: connections end", False, expected)
+
+
+def test_conntracks_timeouts() -> None:
+    found = changes(report(no_timeouts="no such module"))
+    assert found == {
+        "tracked connections: half-closed": CheckAnswer(
+            "tracked connections: half-closed",
+            False,
+            "no such module: they end net.netfilter.nf_conntrack_tcp_timeout_close_wait seconds after one end has "
+            "closed and the other is silent",
+        )
+    }

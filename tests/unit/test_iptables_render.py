@@ -106,7 +106,11 @@ def test_a_mapping_has_a_rule_in_nat_and_one_in_filter(one: PortMapping, match: 
     assert tables["nat"].own[-1] == f"-A {PREFIX} {match} -j DNAT --to-destination {target}"
     address = ip_network(made.mappings[0].container_address)
     inner = str(one.container_ports).replace("-", ":")
-    assert tables["filter"].own == (f"-A {PREFIX} -d {address} -o gw-web -p tcp -m tcp --dport {inner} -j ACCEPT",)
+    accepted, *rejected = tables["filter"].own
+    assert accepted == f"-A {PREFIX} -d {address} -o gw-web -p tcp -m tcp --dport {inner} -j ACCEPT"
+    start = f"-A {PREFIX} -s {address} -i gw-web -p tcp -m tcp --sport {inner} ! --tcp-flags FIN,SYN,RST,ACK SYN "
+    is_kept = one.keeps_ports and one.host_address.is_unspecified
+    assert [rule.startswith(start) for rule in rejected] == [True] * (not is_kept)
 
 
 def test_matching_rules_of_each_kind_of_client() -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gangway.firewall.nft.answers import Answers
 from gangway.firewall.nft.render import (
     MOST_ELEMENTS,
     TABLE,
@@ -221,6 +222,7 @@ def test_closed_families_accept_frames_within_other_programs_bridges(closed: boo
 
 
 WITHOUT_LOOKUPS = Features(map_as_set=False)
+WITHOUT_TIMEOUTS = Features(timeouts=False)
 
 
 @given(APART, FACTS)
@@ -235,10 +237,16 @@ def test_where_maps_are_no_sets_the_keys_of_tcp_mappings_are_in_sets(many: list[
     assert render(found, WITHOUT_LOOKUPS).count("_keys drop") == 6
 
 
+def test_timeouts_are_left_out_where_the_kernel_has_none() -> None:
+    assert render(PLANS["one"]).count("ct timeout") == 4
+    assert "ct timeout" not in render(PLANS["one"], WITHOUT_TIMEOUTS)
+
+
 @given(APART, FACTS)
 def test_whole_text_is_an_empty_table_and_a_change(many: list[PortMapping], facts: HostFacts) -> None:
     found = whole(facts, *many)
-    assert render(found) == render(whole(facts)) + change((), found.mappings).text()
+    added = change((), found.mappings).extended({}, Answers(found.mappings).elements())
+    assert render(found) == render(whole(facts)) + added.text()
 
 
 MOVED = planned(mapping("0.0.0.0", "1024-21023", "2024-22023"))

@@ -10,11 +10,14 @@ from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts
 from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.observe import Tools
 
+_CLOSE_WAIT = "net.netfilter.nf_conntrack_tcp_timeout_close_wait"
 _DETACHED = "another program detached it: it is attached again within seconds"
 
 
-def checks(tools: Tools, facts: HostFacts, dataplane: DataPlane, leases: int) -> Iterator[CheckAnswer]:
-    """Yield every check; `leases` is how many there are."""
+def checks(
+    tools: Tools, facts: HostFacts, dataplane: DataPlane, leases: int, no_timeouts: str
+) -> Iterator[CheckAnswer]:
+    """Yield every check; `leases` is how many there are, `no_timeouts` the firewall driver's."""
     is_root = probe.is_root()
     yield CheckAnswer("root", is_root, "" if is_root else "not root: only docker-proxy's ports, all by relay")
     for firewall in (Firewall.NFTABLES, Firewall.IPTABLES):
@@ -45,6 +48,8 @@ def checks(tools: Tools, facts: HostFacts, dataplane: DataPlane, leases: int) ->
     reason = conntrack.unavailable() if is_root else ""
     note = f"{reason}: connections by nat survive unpublish; UDP clients keep their former road" if reason else ""
     yield CheckAnswer("tracked connections", not reason, note)
+    note = f"{no_timeouts}: they end {_CLOSE_WAIT} seconds after one end has closed and the other is silent"
+    yield CheckAnswer("tracked connections: half-closed", not no_timeouts, note if no_timeouts else "")
     published = "1 port published by a lease" if leases == 1 else f"{leases} ports published by leases"
     yield CheckAnswer("docker-proxy launchers", True, published if leases else "none")
 

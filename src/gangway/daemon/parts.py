@@ -52,7 +52,7 @@ class Parts:
         self._links = Links()
         self.observer = Observer(config, self._database, self._links, self.dataplane)
         forwarding = ForwardingSwitch(settings, self._links, lambda family: self._controller.filters(family))
-        executor = Executor(self._links, self.dataplane, forwarding, self.observer.alias)
+        self._executor = executor = Executor(self._links, self.dataplane, forwarding, self.observer.alias)
         registry = Registry(self._database)
         self._controller = controller = Controller(
             self.observer, registry, executor, ReservedPorts(settings, log.warning), self._driver_for, log
@@ -88,7 +88,9 @@ class Parts:
         self._log.info("settings reloaded" + "".join(_later(former, config)).replace("%", "%%"))
 
     def checks(self) -> Iterator[CheckAnswer]:
-        yield from checks(self.observer.tools, self.requests.facts, self.dataplane, len(self.requests.leases))
+        facts, leases = self.requests.facts, len(self.requests.leases)
+        no_timeouts = self._executor.driver.no_timeouts
+        yield from checks(self.observer.tools, facts, self.dataplane, leases, no_timeouts)
         orphans = self.observer.orphaned_links()
         note = f"{', '.join(orphans)}: gangway cleanup deletes them" if orphans else ""
         yield CheckAnswer("no links of a daemon whose database is lost", not orphans, note)

@@ -19,6 +19,8 @@ UNKNOWN = -1  # a generation that rules never have
 class Driver:
     """A firewall that is in use.  Methods that change rules raise HostRefused, and then have changed nothing."""
 
+    no_timeouts = ""
+    """Why connections by nat have conntrack's ordinary timeouts; empty if they have their own."""
     has_silent_rules = False  # True if the kernel gives no notice of some changes
 
     def __init__(self) -> None:

@@ -36,6 +36,7 @@ class IptablesDriver(Driver):
     compared with those from before, because a tool that was ended may have written its rules nevertheless.
     """
 
+    no_timeouts = "iptables sets no timeouts without a policy of nfct(8)"
     has_silent_rules = True  # the legacy tables, and policies
 
     def __init__(self, storage: Storage, saved: SavedSettings, prefix: str) -> None:

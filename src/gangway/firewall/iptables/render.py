@@ -14,7 +14,8 @@ For SCTP `mangle` has two more rules for each mapping, in both families: nft/ren
 
 With the prefix DOCKER the rules are Docker's to the letter: connections from a container's own bridge are not
 translated but left to the relay, and a container that connects to itself is masqueraded by a rule for each port.  With
-any other prefix rules translate these, too, and one rule for each network masquerades them.
+any other prefix rules translate these, too, and one rule for each network masquerades them; a container's segment of a
+connection that conntrack has forgotten gets a reset, because a masqueraded one would come from another port.
 """
 
 from collections import Counter
@@ -37,6 +38,7 @@ Listing = Mapping[str, Counter[str]]
 _LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
 _NEITHER_ESTABLISHED_NOR_PUBLISHED = "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"
 _SYN = "-p tcp -m tcp --tcp-flags SYN,RST SYN"
+_MIDSTREAM = "! --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate NEW"
 _INVALID = "-m conntrack --ctstate INVALID"
 
 
@@ -98,7 +100,12 @@ def _translation(planned: MappingPlan, prefix: str) -> dict[str, list[str]]:
     nat = [f"-A {prefix}{_requested(planned, elsewhere)} -j DNAT --to-destination {_target(planned)}"]
     if prefix == DOCKERS_PREFIX:
         nat.append(f"-A POSTROUTING -s {container} -d {container} {inner} -j MASQUERADE")
-    return {"nat": nat, "filter": [f"-A {prefix} -d {container}{elsewhere} -o {bridge} {inner} -j ACCEPT"]}
+    rules = {"nat": nat, "filter": [f"-A {prefix} -d {container}{elsewhere} -o {bridge} {inner} -j ACCEPT"]}
+    is_kept = mapping.keeps_ports and mapping.host_address.is_unspecified  # masquerading keeps ports, if they are free
+    if mapping.protocol is Protocol.TCP and prefix != DOCKERS_PREFIX and not is_kept:
+        answer = f"-s {container} -i {bridge} -p tcp -m tcp --sport {_ports(mapping.container_ports)} {_MIDSTREAM}"
+        rules["filter"].append(f"-A {prefix} {answer} -j REJECT --reject-with tcp-reset")
+    return rules
 
 
 def _requested(planned: MappingPlan, elsewhere: str = "") -> str:
@@ -255,6 +262,8 @@ def _filter(plan: Plan, family: int, prefix: str) -> Iterator[str]:
         bridge = network.bridge
         yield f"-A FORWARD -o {bridge} -j {prefix}"
         yield f"-A FORWARD -o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+        if prefix != DOCKERS_PREFIX:
+            yield f"-A FORWARD -i {bridge} ! -o {bridge} -p tcp -m tcp {_MIDSTREAM} -j {prefix}"
         yield f"-A FORWARD -i {bridge} ! -o {bridge} -j ACCEPT"
         if network.icc:
             yield f"-A FORWARD -i {bridge} -o {bridge} -j ACCEPT"

@@ -7,6 +7,7 @@ from functools import cached_property
 from gangway.errors import HostRefused
 from gangway.firewall.base import UNKNOWN, Driver
 from gangway.firewall.nft import render
+from gangway.firewall.nft.answers import Answers, Elements
 from gangway.firewall.nft.library import Nftables
 from gangway.host import events
 from gangway.host.saved_settings import Storage
@@ -24,24 +25,35 @@ class NftDriver(Driver):
         super().__init__()
         self._library, self._storage = library, storage
         self._listing: str | None = None
+        self._answers: Answers | None = None  # not known until all rules are written
 
     @cached_property
     def _features(self) -> render.Features:
         return render.probe_features(self._library.accepts)
 
+    @property
+    def no_timeouts(self) -> str:  # type: ignore[override]
+        return (
+            "" if self._features.timeouts else "this kernel's nftables sets no timeouts (CONFIG_NF_CONNTRACK_TIMEOUT)"
+        )
+
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
         self._storage.remember(KEY, render.TABLE)
         self._replace(plan)
+        self._answers = Answers(plan.mappings)
         self._listing = self._library.listing(render.TABLE)
 
     def change(self, removed: Collection[MappingPlan], added: Collection[MappingPlan]) -> None:
         """Delete elements of the table's maps, and add others: a long list takes several transactions."""
+        changed: tuple[Elements, Elements] = self._answers.change(removed, added) if self._answers else ({}, {})
         done: list[render.Transaction] = []
         try:
-            for transaction in render.change(removed, added, self._features).split():
+            for transaction in render.change(removed, added, self._features).extended(*changed).split():
                 self._apply(transaction.text())
                 done.append(transaction)
         except HostRefused:
+            if self._answers:
+                self._answers.change(added, removed)
             self.generation = UNKNOWN  # should a part of it be left, the next check finds that
             with suppress(HostRefused):
                 for transaction in reversed(done):

@@ -32,6 +32,10 @@ example).  Nothing translates them (net/netfilter/nf_nat_core.c, nf_nat_inet_fn)
 would reach the host itself, whose reset ends the connection; one of a container would leave with the container's own
 address.  If they are dropped, TCP retransmits what was lost.  Other segments to the host are left alone.
 
+Connections by nat outlive what conntrack forgets.  Timeouts are set that let one half be closed for an hour.  Segments
+of a connection that is not tracked (any more) begin a new entry; `answers` gives those of a container the address and
+port that its client has connected to.
+
 `syn` lowers the segment size that both ends announce to what the routes to both carry (net/netfilter/nft_rt.c,
 get_tcpmss).  Otherwise an upload over a path with a small MTU depends on ICMP, which some networks drop.  SYN-ACK
 belongs to an established connection, so the rule is the first one.
@@ -45,6 +49,7 @@ from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_network
 from typing import NamedTuple
 
+from gangway.firewall.nft.answers import Answers, Elements
 from gangway.model import Network, Protocol, Subnet
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 
@@ -52,18 +57,20 @@ TABLE = "inet gangway"
 MOST_ELEMENTS = 4000
 """The most elements in one transaction: libnftables needs some 2 KB for each while it works."""
 
-Elements = dict[str, list[str]]
-"""The elements of each set or map, by its name."""
-
 
 class Features(NamedTuple):
     """What the kernel's nftables can do."""
 
     map_as_set: bool = True  # a rule can test whether a map has a key (6.1: no; then the keys are in sets, too)
+    timeouts: bool = True  # a rule can set a tracked connection's timeouts (CONFIG_NF_CONNTRACK_TIMEOUT)
 
 
 ALL = Features()
-_PROBES = {"map_as_set": "\tmap m { type inet_service : ipv4_addr; }\n\tchain c { tcp dport @m drop; }"}
+_PROBES = {
+    "map_as_set": "\tmap m { type inet_service : ipv4_addr; }\n\tchain c { tcp dport @m drop; }",
+    "timeouts": "\tct timeout t { protocol tcp; l3proto ip; policy = { close_wait : 3600 }; }\n"
+    '\tchain c { meta l4proto tcp ct timeout set "t"; }',
+}
 
 _MAPS = """\
 	map ports{f} {{ type inet_proto . inet_service : ipv{f}_addr . inet_service; }}
@@ -72,6 +79,17 @@ _MAPS = """\
 	set masqueraded{f} {{ type ipv{f}_addr; flags interval; }}
 	set neighbours{f} {{ type ifname . ipv{f}_addr; flags interval; }}
 	set untranslated{f} {{ type ifname; }}
+	map answers{f} {{ type ipv{f}_addr . inet_service : inet_service; }}
+	map answers_at{f} {{ type ipv{f}_addr . inet_service : ipv{f}_addr . inet_service; }}
+	set ambiguous{f} {{ type ipv{f}_addr . inet_service; }}
+"""
+# In seconds; nft takes Linux's own defaults for the other states: 5 days for one in which both ends may send.
+_TIMEOUT = """\
+	ct timeout tcp{f} {{
+		protocol tcp
+		l3proto {word}
+		policy = {{ fin_wait : 3600, close_wait : 3600 }}
+	}}
 """
 _KEYS = """\
 	set ports{f}_keys {{ type inet_proto . inet_service; }}
@@ -94,6 +112,8 @@ _NAMES = re.compile(r"^\t(set|map|chain) (\w+) ", re.MULTILINE)
 _ANY = {4: "0.0.0.0/0", 6: "::/0"}
 
 _HAS_PORTS = "meta l4proto != { tcp, udp, sctp } return"
+_MIDSTREAM = "tcp flags & (fin | syn | rst | ack) != syn"
+_RESET = "reject with tcp reset"
 _CLAMPED = "tcp flags & (syn | rst) == syn jump syn"
 _TRANSLATED = "oifname @bridges ct status dnat accept"
 # The type of the first chunk, read at its offset: nft's `sctp chunk` needs Linux 5.14.
@@ -113,6 +133,10 @@ class Transaction(NamedTuple):
     def inverse(self) -> "Transaction":
         """Return the transaction that undoes this one."""
         return Transaction(deletes=self.adds, adds=self.deletes)
+
+    def extended(self, deletes: Elements, adds: Elements) -> "Transaction":
+        """Return the transaction that also deletes and adds elements of other sets and maps."""
+        return Transaction(self.deletes | deletes, self.adds | adds)
 
     def split(self, limit: int = MOST_ELEMENTS) -> Iterator["Transaction"]:
         """Yield transactions of at most `limit` elements that do the same one after the other; mostly it is one.
@@ -156,6 +180,8 @@ def _declarations(plan: Plan, features: Features) -> str:
     lines = [f"table {TABLE} {{"]
     for family in (4, 6):
         lines.append(_MAPS.format(f=family) + ("" if features.map_as_set else _KEYS.format(f=family)))
+        if features.timeouts:
+            lines.append(_TIMEOUT.format(f=family, word=_WORD[family]))
     lines.append(_SETS)
     for name, (head, _) in chains(plan, features).items():
         lines.append(f"\tchain {name} {{ {head and f'{head} policy accept;'} }}")
@@ -168,7 +194,7 @@ def element_counts(plan: Plan, features: Features = ALL) -> dict[str, int]:
 
 
 def change(removed: Iterable[MappingPlan], added: Iterable[MappingPlan], features: Features = ALL) -> Transaction:
-    """Return the transaction that removes mappings and adds others."""
+    """Return the transaction that removes mappings and adds others, without that of `Answers`."""
     return Transaction(_mappings(removed, features), _mappings(added, features))
 
 
@@ -181,6 +207,7 @@ def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[st
     """Return each chain's hook and rules; a chain without a hook is jumped to."""
     found = {f"published{family}": ("", [_HAS_PORTS, *(_lookup(family, kind) for kind in _KINDS)]) for family in (4, 6)}
     found["invalid"] = "", ["iifname @bridges drop", *_published_invalid(features)]
+    found["answers"] = "", [rule for family in (4, 6) for rule in _answers(family)]
     found["syn"] = "", [f"{way} @bridges tcp option maxseg size set rt mtu" for way in ("iifname", "oifname")]
     found["associations"] = "", [f"{_HEARTBEAT} ct state new drop", f"{_ABORT} ct state invalid drop"]
     return found | {
@@ -189,6 +216,8 @@ def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[st
         "postrouting": (
             "type nat hook postrouting priority srcnat;",
             [
+                f"{_MIDSTREAM} jump answers",
+                *(_timeout(family) for family in (4, 6) if features.timeouts),
                 *map(_hairpin, (4, 6)),
                 "oifname @bridges accept",
                 *(f"{_WORD[family]} saddr @masqueraded{family} masquerade" for family in (4, 6)),
@@ -212,6 +241,7 @@ def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[st
                 _TRANSLATED,
                 "iifname @internal drop",
                 "oifname @bridges drop",
+                *(f"{_WORD[family]} saddr . tcp sport @ambiguous{family} {_MIDSTREAM} {_RESET}" for family in (4, 6)),
                 "iifname @bridges accept",
                 *(f"meta nfproto ipv{family} drop" for family in sorted(plan.closed)),
             ],
@@ -269,12 +299,24 @@ def _hairpin(family: int) -> str:
     return f"oifname . {_WORD[family]} saddr @neighbours{family} ct status dnat masquerade"
 
 
+def _timeout(family: int) -> str:
+    """Set the timeouts of a new connection; only then the kernel allows it (net/netfilter/nft_ct.c)."""
+    return f'oifname @bridges ct status dnat meta nfproto ipv{family} meta l4proto tcp ct timeout set "tcp{family}"'
+
+
+def _answers(family: int) -> Iterator[str]:
+    word = _WORD[family]
+    key = f"{word} saddr . tcp sport"
+    yield f"meta nfproto ipv{family} meta l4proto tcp masquerade to :{key} map @answers{family}"
+    yield f"meta l4proto tcp snat {word} to {key} map @answers_at{family}"
+
+
 def _neighbours(network: Network, subnet: Subnet) -> str:
     return f'"{network.bridge}" . {subnet}'
 
 
 def _all_elements(plan: Plan, features: Features) -> Elements:
-    return _networks(plan) | _mappings(plan.mappings, features)
+    return _networks(plan) | _mappings(plan.mappings, features) | Answers(plan.mappings).elements()
 
 
 def _networks(plan: Plan) -> Elements:
