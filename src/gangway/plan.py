@@ -14,14 +14,18 @@ clients of one family: 0.0.0.0 is IPv4's, `::` is IPv6's.
     no firewall, host's own process and address redirect or relay, as for loopback
     container has no address of the family      relay: no rule translates between families
     no firewall                                 relay
-    the host's own process and address          nat, in OUTPUT; nothing is forwarded
-    a client that comes in by an interface      nat, in PREROUTING, if the kernel forwards and no other program drops it
+    the host's own process and address          nat, in OUTPUT, unless a policy rule leads its source elsewhere
+    a client that comes in by an interface      nat, in PREROUTING, if the kernel forwards what comes in there, no other
+                                                program drops it, and the answer leaves by the way the request came
 
 Connections from the container's own network are masqueraded as well: otherwise the container would answer its neighbour
 directly, from an address that the neighbour did not connect to.
 
-Link-local addresses are an exception within an origin: the kernel forwards nothing that comes from one (RFC 4291,
-2.5.6).  So the relay serves clients of fe80::…, even for a mapping of `::`; the rules leave them out.
+A container whose answers do not come back to the host sees every client as the gateway, which is on its link.
+
+Some of the host's addresses are exceptions within an origin; the rules leave them out, and the relay serves them.  The
+kernel forwards nothing that comes from a link-local address (RFC 4291, 2.5.6), hence no client of fe80::….  A Detour is
+an interface whose clients no rule can serve, a LostSource an address from which no packet reaches a container.
 """
 
 from collections.abc import Iterator
@@ -31,6 +35,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from gangway.model import Address, Endpoint, Network, PortMapping, Protocol, Source
+from gangway.reasons import Code, Reason
 
 FORWARDING_SETTING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
@@ -61,36 +66,6 @@ class Road(StrEnum):
     BLOCKED = "blocked"
 
 
-class Code(StrEnum):
-    """Why a road was chosen; the comments say which fact goes with each reason."""
-
-    TRANSLATED = "translated"  # a rule translates the destination: the container's address and ports
-    MASQUERADED = "masqueraded"  # another rule also translates the source to the gateway's address: the same
-    REDIRECTED = "redirected"  # a socket's destination is replaced when it connects or sends: the same
-    REDIRECTED_AS_IPV4 = "redirected_as_ipv4"  # so is that of an IPv6 socket, for a container with IPv4 only: the same
-    LOOPBACK = "loopback"  # the kernel neither routes loopback addresses nor redirects such sockets: the addresses
-    NO_REDIRECT = "no_redirect"  # it does not route loopback addresses, and the redirect is not available: why not
-    LINK_LOCAL = "link_local"  # the kernel forwards nothing from a link-local address: the host address
-    FAMILY = "family"  # the container has no address of the client's family: its address
-    NO_FIREWALL = "no_firewall"  # the daemon is configured to write no rules: empty
-    NOT_FORWARDED = "not_forwarded"  # the kernel does not forward: the sysctl that disables it
-    FORWARD_DROPPED = "forward_dropped"  # another program drops forwarded packets: its chain
-    OWN_BRIDGE = "own_bridge"  # Docker's layout translates no connections from the container's own bridge: the bridge
-    LOOPBACK_ONLY = "loopback_only"  # published on a loopback address: that address
-    ELSEWHERE = "elsewhere"  # published on an address that the client does not connect to: that address
-    ISOLATED = "isolated"  # the bridge isolates its containers, and nothing is translated within it: the bridge
-    NO_SOCKETS = "no_sockets"  # the kernel has no sockets of the protocol, so there is no relay: the protocol
-    LEASE = "lease"  # Docker's own rules may carry it first; what they leave is relayed: empty
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why, for machines; `gangway.cli.views` has the sentences."""
-
-    code: Code
-    fact: str = ""
-
-
 class SeenAs(StrEnum):
     """Whose address the container sees as its client's; NOBODY if no client reaches it."""
 
@@ -108,6 +83,25 @@ class Route:
     road: Road
     reason: Reason
     seen_as: SeenAs
+    only_at: frozenset[Address] = frozenset()
+    """The host addresses whose clients take it instead of the usual route; empty for the usual one."""
+
+
+class Detour(NamedTuple):
+    """An interface of the host whose clients no rule can serve."""
+
+    interface: str
+    family: int
+    addresses: frozenset[Address]  # the host's addresses that clients reach by it
+    reason: Reason
+
+
+class LostSource(NamedTuple):
+    """An address of the host that a policy rule routes: packets from it would not get to a container."""
+
+    address: Address
+    requested: frozenset[Address]  # the host's addresses that its own processes connect to from this one
+    reason: Reason
 
 
 @dataclass(frozen=True)
@@ -123,12 +117,25 @@ class HostFacts:
     bridge_filtered: frozenset[int] = frozenset()  # families whose bridged frames pass the firewall (br_netfilter)
     foreign_bridges: tuple[str, ...] = ()  # other programs' bridges whose frames the firewall sees
     missing_protocols: frozenset[Protocol] = frozenset()  # protocols of which the kernel has no sockets
+    detours: tuple[Detour, ...] = ()
+    lost_sources: tuple[LostSource, ...] = ()
+    answers_elsewhere: frozenset[Address] = frozenset()  # containers' addresses whose answers do not pass the host
     no_redirect: str = ""  # why sockets cannot be redirected; empty if they can
     no_steering: str = ""  # why one socket cannot serve many ports; empty if it can
 
     def dropper(self, family: int) -> str | None:
         """Return another program's chain that drops forwarded packets of a family; None if there is none."""
         return next((chain for version, chain in self.forward_droppers if version == family), None)
+
+    def detour_of(self, address: Address) -> Reason | None:
+        """Return why no rule can serve clients of an address that come in by an interface; None if one can."""
+        return next((detour.reason for detour in self.detours if address in detour.addresses), None)
+
+    def exceptional_addresses(self, family: int) -> tuple[Address, ...]:
+        """Return the host's addresses at which some clients may take another road than at the others."""
+        found = {address for detour in self.detours for address in detour.addresses}
+        found |= {address for lost in self.lost_sources for address in (lost.address, *lost.requested)}
+        return tuple(sorted((one for one in found if one.version == family), key=int))
 
 
 @dataclass(frozen=True)
@@ -141,14 +148,14 @@ class NetworkPlan:
     """Families in which connections from the bridge are not translated: the relay serves its containers."""
 
 
-_TARGETS = Code.TRANSLATED, Code.MASQUERADED, Code.REDIRECTED, Code.REDIRECTED_AS_IPV4
+_TARGETS = Code.TRANSLATED, Code.MASQUERADED, Code.ANSWERS_ELSEWHERE, Code.REDIRECTED, Code.REDIRECTED_AS_IPV4
 
 
 class Roads(NamedTuple):
     """The decision about all mappings that differ only in their ports and their container."""
 
     routes: tuple[Route, ...]
-    """One for each kind of client.  A fact that is the container's address or ports is left empty."""
+    """One for each kind of client, then the exceptions.  A fact that is the container's address or ports is empty."""
     used: frozenset[Road]
 
 
@@ -215,6 +222,12 @@ class Plan:
         """Families in which connections that come in by an interface are translated."""
         return frozenset(family for family in (4, 6) if why_not_routed(self.facts, family) is None)
 
+    def untranslated(self, family: int) -> tuple[str, ...]:
+        """Return the interfaces that connections of a family come in by and are not translated: bridges and detours."""
+        bridges = (planned.network.bridge for planned in self.networks if family in planned.untranslated)
+        detours = (detour.interface for detour in self.facts.detours if detour.family == family)
+        return tuple(dict.fromkeys((*bridges, *detours)))
+
 
 def assemble(
     networks: tuple[Network, ...], endpoints: tuple[Endpoint, ...], mappings: tuple[MappingPlan, ...], facts: HostFacts
@@ -243,7 +256,8 @@ def plan_mapping(mapping: PortMapping, endpoint: Endpoint, network: Network | No
     """Decide one mapping.  A lease has no network: `endpoint` is its `lease_endpoint`, `network` is None."""
     assert (network is None) == (mapping.source is Source.LEASE)
     address = endpoint.address_for(mapping.host_address)
-    roads = _roads(_Case(mapping.protocol, mapping.host_address, address.version, network, facts))
+    is_lost = address in facts.answers_elsewhere
+    roads = _roads(_Case(mapping.protocol, mapping.host_address, address.version, is_lost, network, facts))
     bridge = "" if network is None else network.bridge
     return MappingPlan(mapping, bridge, address, roads, _is_steered(mapping, facts))
 
@@ -258,29 +272,13 @@ def why_not_routed(facts: HostFacts, family: int) -> Reason | None:
     return None if dropper is None else Reason(Code.FORWARD_DROPPED, dropper)
 
 
-def routes_at(planned: MappingPlan, host_address: Address) -> Iterator[Route]:
-    """Yield the routes of clients that connect to `host_address`, one of the mapping's: where it is link-local, nat and
-    redirect become relay."""
-    for route in planned.routes:
-        if route.road in (Road.NAT, Road.REDIRECT) and _is_link_local(host_address):
-            yield replace(
-                route, road=Road.RELAY, reason=Reason(Code.LINK_LOCAL, str(host_address)), seen_as=SeenAs.GATEWAY
-            )
-        else:
-            yield route
-
-
-def origins_reaching(host_address: Address) -> tuple[Origin, ...]:
-    """Return the origins that connect to `host_address`: loopback to loopback addresses, the others to the rest."""
-    return tuple(origin for origin in Origin if host_address.is_loopback == (origin is Origin.LOOPBACK))
-
-
 class _Case(NamedTuple):
     """What the roads of a mapping depend on."""
 
     protocol: Protocol
     at: Address  # the host address
     family: int  # of the container's address
+    is_lost: bool  # its answers do not pass the host
     network: Network | None  # None for a lease
     facts: HostFacts
 
@@ -289,8 +287,22 @@ class _Case(NamedTuple):
 def _roads(case: _Case) -> Roads:
     """Decide each case once: there are many mappings, but few cases."""
     clients = [(origin, False) for origin in Origin] + [(Origin.CONTAINER, True)]
-    routes = tuple(Route(origin, near, *_decide(origin, near, case)) for origin, near in clients)
+    usual = [Route(origin, near, *_decide(origin, near, case)) for origin, near in clients]
+    routes = (*usual, *(exception for route in usual for exception in _exceptions(route, case)))
     return Roads(routes, frozenset(route.road for route in routes))
+
+
+def _exceptions(usual: Route, case: _Case) -> Iterator[Route]:
+    """Yield the routes of clients that take another road only because of the address that they connect to."""
+    if usual.origin is Origin.LOOPBACK or not case.at.is_unspecified or case.network is None:
+        return
+    found: dict[tuple[Road, Reason, SeenAs], list[Address]] = {}
+    for address in case.facts.exceptional_addresses(case.at.version):
+        decision = _decide(usual.origin, usual.neighbour, case._replace(at=address))
+        if decision[0] is not usual.road:
+            found.setdefault(decision, []).append(address)
+    for decision, addresses in found.items():
+        yield Route(usual.origin, usual.neighbour, *decision, frozenset(addresses))
 
 
 def _decide(origin: Origin, neighbour: bool, case: _Case) -> tuple[Road, Reason, SeenAs]:
@@ -304,9 +316,12 @@ def _decide(origin: Origin, neighbour: bool, case: _Case) -> tuple[Road, Reason,
     if relayed is not None and case.protocol in case.facts.missing_protocols:
         return Road.BLOCKED, Reason(Code.NO_SOCKETS, case.protocol.value), SeenAs.NOBODY
     if relayed is not None:
+        lost = (one.reason.fact for one in case.facts.lost_sources if one.address == case.at)
+        if origin is Origin.CONTAINER and (rule := next(lost, None)) is not None:
+            return Road.BLOCKED, Reason(Code.ANSWER_LOST, rule), SeenAs.NOBODY
         return Road.RELAY, relayed, SeenAs.GATEWAY
-    if neighbour:
-        return Road.NAT, Reason(Code.MASQUERADED), SeenAs.GATEWAY
+    if neighbour or case.is_lost:
+        return Road.NAT, Reason(Code.MASQUERADED if neighbour else Code.ANSWERS_ELSEWHERE), SeenAs.GATEWAY
     return Road.NAT, Reason(Code.TRANSLATED), SeenAs.CLIENT
 
 
@@ -325,7 +340,7 @@ def _is_redirected(origin: Origin, case: _Case) -> bool:
     An IPv6 socket can be connected to an IPv4 address, but not the other way round.  Where a rule can serve the host's
     own address it does, so that the container sees that address; for a lease that rule is Docker's.
     """
-    has_no_rule = case.network is not None and case.facts.firewall is Firewall.NONE and not _is_link_local(case.at)
+    has_no_rule = case.network is not None and case.facts.firewall is Firewall.NONE and not is_link_local(case.at)
     return (
         (origin is Origin.LOOPBACK or (origin is Origin.HOST and has_no_rule))
         and not case.facts.no_redirect
@@ -345,19 +360,19 @@ def _is_steered(mapping: PortMapping, facts: HostFacts) -> bool:
         and mapping.source is not Source.LEASE
         and mapping.protocol is not Protocol.SCTP
         # On another interface, the same link-local address and port may be another mapping's.
-        and not _is_link_local(mapping.host_address)
+        and not is_link_local(mapping.host_address)
         and (mapping.protocol is Protocol.TCP or mapping.host_ports.count > 1)
     )
 
 
-def _is_link_local(address: Address) -> bool:
+def is_link_local(address: Address) -> bool:
     """True for IPv6's link-local addresses; the kernel does forward IPv4's."""
     return address.version == 6 and address.is_link_local
 
 
 def _why_relayed(origin: Origin, neighbour: bool, case: _Case) -> Reason | None:
     """Return why no rule can serve a client that is not redirected; None if one can."""
-    _, at, family, network, facts = case
+    at, family, network, facts = case.at, case.family, case.network, case.facts
     if origin is Origin.LOOPBACK:
         if at.version < family:
             return Reason(Code.FAMILY)
@@ -365,15 +380,17 @@ def _why_relayed(origin: Origin, neighbour: bool, case: _Case) -> Reason | None:
             return Reason(Code.LOOPBACK, "127.0.0.0/8" if at.version == 4 else "::1")
         return Reason(Code.NO_REDIRECT, facts.no_redirect)
     if network is None:
-        return Reason(Code.LINK_LOCAL, str(at)) if _is_link_local(at) else Reason(Code.LEASE)
+        return Reason(Code.LINK_LOCAL, str(at)) if is_link_local(at) else Reason(Code.LEASE)
     if facts.firewall is Firewall.NONE:
         return Reason(Code.NO_FIREWALL)
     if family != at.version:
         return Reason(Code.FAMILY)
-    if _is_link_local(at):
+    if is_link_local(at):
         return Reason(Code.LINK_LOCAL, str(at))
     if origin is Origin.HOST:
-        return None
+        return next((lost.reason for lost in facts.lost_sources if at in lost.requested), None)
+    if origin is Origin.REMOTE and (reason := facts.detour_of(at)) is not None:
+        return reason
     if neighbour and not facts.own_bridge:
         return Reason(Code.OWN_BRIDGE, network.bridge)
     if neighbour and at.version in plan_network(network, facts).untranslated:

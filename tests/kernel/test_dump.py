@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 
-from gangway.host.dump import FAMILIES, Link, addresses, links, routes
+from gangway.host.dump import (
+    FAMILIES,
+    Link,
+    Rule,
+    addresses,
+    interface_addresses,
+    links,
+    not_forwarding,
+    routes,
+    source_rules,
+    way_to,
+)
 from lab.netns import Host
 
 MAIN = 254
@@ -24,6 +35,13 @@ def host() -> Iterator[Host]:
         host.ip("route", "add", "10.1.0.0/16", "via", "172.30.0.9")
         host.ip("route", "add", "default", "via", "172.30.0.9", "proto", "ra")
         host.ip("-6", "route", "add", "default", "via", "fd30::9", "proto", "ra")
+        host.ip("rule", "add", "from", "172.30.0.0/25", "lookup", "1001")
+        host.ip("-6", "rule", "add", "from", "fd30::1", "to", "fd00::/8", "lookup", "101")
+        host.ip("rule", "add", "to", "10.3.0.0/16", "lookup", "102")
+        host.ip("route", "add", "10.2.0.0/16", "via", "172.30.0.8", "table", "1001")
+        host.ip("route", "add", "unreachable", "10.4.0.0/16", "table", "1001")
+        host.sysctl("net.ipv4.ip_forward", 1)
+        host.sysctl("net.ipv4.conf.br0.forwarding", 0)
         with host.entered():
             yield host
 
@@ -77,6 +95,33 @@ def test_routes(host: Host, family: int) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_route_protocol(family: int) -> None:
     assert [(route.destination, route.prefix_length) for route in routes(family) if route.protocol == 9] == [("", 0)]
+
+
+def test_interface_addresses() -> None:
+    numbers = {link.name: link.ifindex for link in links()}
+    assert {(numbers["br0"], "172.30.0.1"), (numbers["lo"], "127.0.0.1")} <= interface_addresses()
+
+
+def test_source_rules() -> None:
+    assert source_rules(socket.AF_INET) == [Rule("172.30.0.0/25", 1001)]
+    assert source_rules(socket.AF_INET6) == [Rule("fd30::1/128", 101)]
+
+
+def test_interfaces_that_do_not_forward() -> None:
+    numbers = {link.name: link.ifindex for link in links()}
+    assert not_forwarding(socket.AF_INET) == {numbers["br0"]}
+
+
+def test_ways() -> None:
+    bridge = next(link.ifindex for link in links() if link.name == "br0")
+    local, near, far = way_to("172.30.0.1"), way_to("172.30.0.9"), way_to("10.1.0.1")
+    assert local is not None
+    assert (local.is_local, local.source) == (True, "172.30.0.1")
+    assert near == (False, bridge, "", "172.30.0.1")
+    assert far == (False, bridge, "172.30.0.9", "172.30.0.1")
+    assert way_to("10.2.0.1", "172.30.0.1") == (False, bridge, "172.30.0.8", "")
+    assert way_to("10.4.0.1", "172.30.0.1") is None
+    assert way_to("fd30::1") == (True, 1, "", "fd30::1")
 
 
 def _as_ip_prints_it(destination: str, prefix_length: int, family: int) -> str:

@@ -15,19 +15,20 @@ from gangway.daemon.messages import ExplainAnswer, MappingAnswer, RouteAnswer
 from gangway.ebpf.keys import PortBlock, Target
 from gangway.firewall.iptables import render as iptables
 from gangway.firewall.nft import render as nftables
-from gangway.model import Network, PortMapping, Protocol
+from gangway.model import Network, PortMapping, Protocol, any_address
 from gangway.plan import (
-    Code,
+    Detour,
     Firewall,
     HostFacts,
+    LostSource,
     MappingPlan,
     Origin,
     Road,
     Route,
     SeenAs,
-    origins_reaching,
-    routes_at,
 )
+from gangway.reach import origins_reaching, routes_past, routes_to
+from gangway.reasons import Code, Reason
 from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.state import redirects_of
 from tests.unit.golden import assert_golden
@@ -49,6 +50,8 @@ from tests.unit.samples import (
     planned,
 )
 
+OFF, HOST4 = Reason(Code.NOT_FORWARDED_FROM, "net.ipv4.conf.up0.forwarding"), ip_address("192.0.2.5")
+RULE = Reason(Code.SOURCE_ROUTED, "from 192.0.2.5/32 lookup 101")
 NO_SCTP = HostFacts(Firewall.NONE, missing_protocols=frozenset({Protocol.SCTP}))
 HOST, HOST6 = "192.0.2.5", "2001:db8::5"
 # For each reason: the mapping, the address that the client connects to, the network, the facts.
@@ -68,6 +71,35 @@ EXAMPLES: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
         WEB,
         HostFacts(Firewall.NFTABLES, forwarding=frozenset(), may_forward=False),
     ),
+    Code.NOT_FORWARDED_FROM: (
+        mapping("0.0.0.0", "8000", "80"),
+        HOST,
+        WEB,
+        replace(NFTABLES, detours=(Detour("up0", 4, frozenset({HOST4}), OFF),)),
+    ),
+    Code.SOURCE_ROUTED: (
+        mapping(HOST, "8000", "80"),
+        HOST,
+        WEB,
+        replace(
+            NFTABLES,
+            detours=(Detour("up0", 4, frozenset({HOST4}), RULE),),
+            lost_sources=(LostSource(HOST4, frozenset({HOST4}), RULE),),
+        ),
+    ),
+    Code.ANSWER_LOST: (
+        mapping("0.0.0.0", "8000", "80"),
+        HOST,
+        WEB,
+        replace(NONE, lost_sources=(LostSource(HOST4, frozenset({HOST4}), RULE),)),
+    ),
+    Code.ANSWERS_ELSEWHERE: (
+        mapping("0.0.0.0", "8000", "80"),
+        HOST,
+        WEB,
+        replace(NFTABLES, answers_elsewhere=frozenset({ip_address("172.30.0.2")})),
+    ),
+    Code.OWN_LOOPBACK: (mapping("0.0.0.0", "8000", "80"), "127.0.0.1", WEB, NFTABLES),
     Code.FORWARD_DROPPED: (
         mapping("::", "8000", "80"),
         HOST6,
@@ -80,8 +112,8 @@ EXAMPLES: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
         WEB,
         HostFacts(Firewall.IPTABLES, own_bridge=False),
     ),
-    Code.LOOPBACK_ONLY: (mapping("127.0.0.1", "8000", "80"), "127.0.0.1", WEB, NFTABLES),
-    Code.ELSEWHERE: (mapping(HOST, "8000", "80"), HOST, WEB, NFTABLES),
+    Code.LOOPBACK_ONLY: (mapping("127.0.0.1", "8000", "80"), HOST, WEB, NFTABLES),
+    Code.ELSEWHERE: (mapping(HOST, "8000", "80"), "127.0.0.1", WEB, NFTABLES),
     Code.ISOLATED: (
         mapping("0.0.0.0", "8000", "80"),
         HOST,
@@ -123,9 +155,14 @@ def answer(one: PortMapping, at: str, network: Network, facts: HostFacts) -> Exp
             return (dataplane.matching(found, one.host_ports.first),)
         if facts.firewall is Firewall.IPTABLES:
             return tuple(iptables.matching_rules(found, route, network, "GANGWAY"))
-        return tuple(nftables.matching_rules(found, route, network))
+        return tuple(nftables.matching_rules(found, route, network, one.host_ports.first))
 
-    routes = [RouteAnswer.of(route, rules(route)) for route in routes_at(found, ip_address(at))]
+    address, port = ip_address(at), one.host_ports.first
+    if address.is_unspecified or one.host_address in (address, any_address(address)):
+        decided = [route for origin in Origin for route in routes_to(found, address, port, origin)]
+    else:
+        decided = [route for origin in Origin for route in routes_past([one], address, origin)]
+    routes = [RouteAnswer.of(route, rules(route)) for route in decided]
     name, gateways = network.name, list(map(str, network.gateways))
     if found.mapping.source.value == "lease":
         name, gateways = "", []

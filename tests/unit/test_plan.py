@@ -7,17 +7,15 @@ import pytest
 
 from gangway.model import Network, Protocol
 from gangway.plan import (
-    Code,
     Firewall,
     HostFacts,
     MappingPlan,
     Origin,
-    Reason,
     Road,
     SeenAs,
-    origins_reaching,
-    routes_at,
 )
+from gangway.reach import origins_reaching, routes_at
+from gangway.reasons import Code, Reason
 from tests.unit.samples import (
     BACK,
     FOUR,

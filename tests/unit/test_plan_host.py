@@ -16,9 +16,9 @@ from gangway.plan import (
     assemble,
     plan_mapping,
     plan_network,
-    routes_at,
     why_not_routed,
 )
+from gangway.reach import routes_at
 from tests.unit.samples import (
     APART,
     BACK,

@@ -168,7 +168,7 @@ def test_explain(attached: Daemon, box: Namespace) -> None:
     explained = attached.requests.explain(Protocol.TCP, ip_address("::"), 9001, None)
     assert explained.network == WEB
     assert [route.origin for route, _ in explained.routes] == [one.origin for one in explained.planned.routes]
-    with pytest.raises(Conflict, match="nothing is published at :: port 9002/tcp"):
+    with pytest.raises(Conflict, match="nothing is published at \\[::\\]:9002/tcp"):
         attached.requests.explain(Protocol.TCP, ip_address("::"), 9002, None)
     with pytest.raises(Conflict, match=r"192\.0\.2\.1 is not an address of this host"):
         attached.requests.explain(Protocol.TCP, ip_address("192.0.2.1"), 9000, None)

@@ -242,7 +242,7 @@ COMMANDS: dict[str, Command] = {
         "POST /endpoints",
         (_CONTAINER, _NETWORK, _IPS),
         "Attach a container to a network.",
-        lambda endpoint: print(*endpoint["addresses"], sep="\n"),
+        views.print_attached,
     ),
     "detach": _request("DELETE /endpoints/{container}", (_CONTAINER,), "Detach a container, and unpublish its ports."),
     "publish": _request("POST /mappings", (_CONTAINER, _PORTS), "Publish ports of a container.", views.print_lines),

@@ -5,6 +5,8 @@ Every command imports this module, so it imports almost nothing: rich alone take
 
 from __future__ import annotations
 
+import sys
+
 from gangway.inet import format_host
 
 TYPE_CHECKING = False
@@ -34,6 +36,14 @@ _REASONS = {
     "relay answers.",
     "no_firewall": "The daemon writes no rules (--firewall none): the relay answers.",
     "not_forwarded": "{fact} is off, and the daemon may not turn it on (--no-ip-forward): the relay answers.",
+    "not_forwarded_from": "{fact} is off, so the kernel forwards nothing that comes in there: the relay answers.",
+    "source_routed": "A policy rule ({fact}) routes what the host sends from its address; a translated packet would "
+    "take another way: the relay answers.",
+    "answer_lost": "The relay cannot answer: a policy rule ({fact}) routes what the host sends from its address, and "
+    "its table does not lead to the containers.",
+    "answers_elsewhere": "A rule translates the destination to {fact}, and another one the source to the gateway's "
+    "address: the container's default route leads elsewhere, and its answer would be lost.",
+    "own_loopback": "{fact} is the client's own loopback there; it never leads to this host.",
     "forward_dropped": "Another program's chain drops forwarded traffic ({fact}), and no rule can override that: the "
     "relay answers.",
     "own_bridge": "Docker's layout does not translate traffic from {fact}, the container's own bridge: the relay "
@@ -55,6 +65,13 @@ def mapping_line(mapping: Answer) -> str:
 
 def print_lines(mappings: Sequence[Answer]) -> None:
     print(*map(mapping_line, mappings), sep="\n")
+
+
+def print_attached(endpoint: Answer) -> None:
+    """Print the addresses of a container that was attached, and a warning if there is one."""
+    print(*endpoint["addresses"], sep="\n")
+    if endpoint["note"]:
+        print(f"gangway: container {endpoint['container']}: {endpoint['note']}", file=sys.stderr)
 
 
 def print_networks(networks: Sequence[Answer]) -> None:

@@ -33,6 +33,7 @@ from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest, 
 from gangway.log import Log
 from gangway.model import PortRange, Protocol, Source, parse_address
 from gangway.plan import Firewall
+from gangway.reconcile.changes import ANSWERS_ELSEWHERE
 from gangway.state.requests import Requests
 
 # The version of the API, not of gangway.
@@ -85,7 +86,7 @@ def _attach(service: Service, request: AttachRequest, _given: dict[str, str]) ->
     addresses = [parse_address(text) for text in request.addresses]
     network, namespace = request.network or None, request.namespace or None
     endpoint = service.requests.attach(request.container, network, addresses, namespace, request.owner)
-    return EndpointAnswer.of(endpoint)
+    return EndpointAnswer.of(endpoint, ANSWERS_ELSEWHERE if service.requests.answers_elsewhere(endpoint) else "")
 
 
 def _list_mappings(service: Service, _request: None, given: dict[str, str]) -> list[MappingAnswer]:

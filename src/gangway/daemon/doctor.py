@@ -7,6 +7,7 @@ from gangway.ebpf import requirements
 from gangway.host import connected, conntrack, probe
 from gangway.model import Protocol
 from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts
+from gangway.reconcile.changes import ANSWERS_ELSEWHERE, said_of
 from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.observe import Tools
 
@@ -26,6 +27,11 @@ def checks(
         yield CheckAnswer(f"firewall: {firewall}", reason is None, in_use if reason is None else reason)
     for family, setting in FORWARDING_SETTING.items():
         yield _forwarding(facts, family, setting)
+    for detour in facts.detours:
+        note = f"{said_of(detour.reason)}: these clients are relayed (IPv{detour.family})"
+        yield CheckAnswer(f"clients by {detour.interface}", False, note)
+    for address in sorted(facts.answers_elsewhere, key=str):
+        yield CheckAnswer(f"container {address}", False, ANSWERS_ELSEWHERE)
     for protocol in Protocol:
         is_there = protocol not in facts.missing_protocols
         note = "" if is_there else "this kernel has no such sockets: clients that no rule serves are not served"

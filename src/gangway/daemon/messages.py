@@ -82,10 +82,11 @@ class EndpointAnswer(msgspec.Struct):
     container: str
     network: str
     addresses: list[str]
+    note: str = ""  # what may surprise about the container; filled in when it is attached
 
     @classmethod
-    def of(cls, endpoint: Endpoint) -> "EndpointAnswer":
-        return cls(endpoint.container, endpoint.network, list(map(str, endpoint.addresses)))
+    def of(cls, endpoint: Endpoint, note: str = "") -> "EndpointAnswer":
+        return cls(endpoint.container, endpoint.network, list(map(str, endpoint.addresses)), note)
 
 
 class RouteAnswer(msgspec.Struct):

@@ -65,8 +65,8 @@ class Driver:
     def claim(self, interfaces: Collection[str]) -> None:
         """Regard rules about these interfaces as ours, so that they are removed with the others."""
 
-    def matching_rules(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
-        """Return the rules that match the first packet of a client, in order."""
+    def matching_rules(self, planned: MappingPlan, route: Route, network: Network, port: int) -> Iterable[str]:
+        """Return the rules that match the first packet of a client of one of the mapping's ports, in order."""
         return ()
 
     def _record(self, plan: Plan | None) -> None:

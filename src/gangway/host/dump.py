@@ -1,4 +1,4 @@
-"""Lists of the calling thread's links, addresses and routes, read by rtnetlink(7): only what gangway uses of them.
+"""The calling thread's links, addresses, routes and policy rules, read by rtnetlink(7): only what gangway uses of them.
 
 pyroute2 decodes everything: a link has over a hundred values, which takes it one millisecond.  With a thousand
 containers one look at the host would take a second, and gangway looks often.
@@ -16,7 +16,8 @@ _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
 _NUMBER = struct.Struct("=I")
 _CODE = struct.Struct("=i")  # the first field of an error, and of the end of a dump
 _ERROR, _DONE = 2, 3
-_REQUEST_DUMP = 0x01 | 0x100 | 0x200
+_REQUEST = 0x01
+_REQUEST_DUMP = _REQUEST | 0x100 | 0x200
 _INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: the listed objects have changed meanwhile
 _TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK
 _BUFFER_BYTES = 1 << 16  # af_netlink.c, netlink_recvmsg: a dump comes in pieces of 32 KiB at most
@@ -30,7 +31,14 @@ _EXT_MASK, _WITHOUT_STATISTICS = 29, 1 << 3
 _MAC, _IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS = 1, 3, 4, 10, 18, 20
 _INFO_KIND, _INFO_SLAVE_DATA, _BRPORT_ISOLATED = 1, 5, 33
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_RTA_DST, _RTA_OIF = 1, 4
+_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC = 1, 2, 4, 5, 7
+_RTN_UNICAST, _RTN_LOCAL = 1, 2
+# include/uapi/linux/fib_rules.h, netconf.h
+_GET_RULE, _GET_NETCONF = 34, 82
+_RULE = struct.Struct("=8BI")  # struct fib_rule_hdr: family, lengths, tos, table, two unused, action, flags
+_FRA_SRC, _FRA_TABLE = 2, 15
+_NETCONF = struct.Struct("=Bxxx")  # struct netconfmsg: family
+_NETCONFA_IFINDEX, _NETCONFA_FORWARDING = 1, 2
 
 _EMPTY = memoryview(b"")
 
@@ -62,6 +70,23 @@ class Route(NamedTuple):
     protocol: int
 
 
+class Rule(NamedTuple):
+    """A policy rule (ip-rule(8)) that holds for packets from a subnet only, and the number of the table it looks up."""
+
+    source: str
+    table: int
+
+
+class Way(NamedTuple):
+    """What the kernel does with a packet: `is_local`: it is for this host.  `gateway` is empty on the interface's own
+    link; `source` is the address that a socket without one would get, empty if the request named one."""
+
+    is_local: bool
+    ifindex: int
+    gateway: str
+    source: str
+
+
 def links(kind: str = "") -> list[Link]:
     """List all links, or those of a kind.  OSError: the kernel refuses."""
     request = _LINK.pack(0, 0, 0, 0, 0) + _attribute(_EXT_MASK, _NUMBER.pack(_WITHOUT_STATISTICS))
@@ -73,13 +98,45 @@ def links(kind: str = "") -> list[Link]:
 
 def addresses() -> frozenset[str]:
     """List all addresses.  OSError: the kernel refuses."""
+    return frozenset(address for _, address in interface_addresses())
+
+
+def interface_addresses() -> frozenset[tuple[int, str]]:
+    """List all addresses, each with the number of its interface.  OSError: the kernel refuses."""
     bodies = (body for family in FAMILIES for body in _dump(_GET_ADDRESS, _ADDRESS.pack(family, 0, 0, 0, 0)))
-    return frozenset(filter(None, map(_own_address, bodies)))
+    found = ((int(_ADDRESS.unpack_from(body)[4]), _own_address(body)) for body in bodies)
+    return frozenset(one for one in found if one[1])
 
 
 def routes(family: int) -> list[Route]:
     """List the routes of one of the FAMILIES.  OSError: the kernel refuses."""
     return [_route(body) for body in _dump(_GET_ROUTE, _ROUTE.pack(family, *(0,) * 8)) if body[0] == family]
+
+
+def source_rules(family: int) -> list[Rule]:
+    """List the policy rules for packets from some addresses only.  OSError: the kernel refuses."""
+    bodies = [body for body in _dump(_GET_RULE, _RULE.pack(family, *(0,) * 8)) if body[0] == family]
+    return [_rule(body) for body in bodies if _RULE.unpack_from(body)[2]]
+
+
+def not_forwarding(family: int) -> frozenset[int]:
+    """Return the numbers of the interfaces whose own switch for forwarding is off.  OSError: the kernel refuses."""
+    bodies = (body for body in _dump(_GET_NETCONF, _NETCONF.pack(family)) if body[0] == family)
+    found = (_attributes(body, _NETCONF.size, (_NETCONFA_IFINDEX, _NETCONFA_FORWARDING)) for body in bodies)
+    return frozenset(_number(one[_NETCONFA_IFINDEX]) for one in found if not any(one[_NETCONFA_FORWARDING]))
+
+
+def way_to(destination: str, source: str = "") -> Way | None:
+    """Return the way of a packet of this host to an address, perhaps from one of its own; None if there is no route."""
+    family = socket.AF_INET6 if ":" in destination else socket.AF_INET
+    ends = [socket.inet_pton(family, text) if text else b"" for text in (destination, source)]
+    request = _ROUTE.pack(family, *(8 * len(end) for end in ends), *(0,) * 6)
+    request += b"".join(_attribute(kind, end) for kind, end in zip((_RTA_DST, _RTA_SRC), ends, strict=True) if end)
+    message = _MESSAGE.pack(_MESSAGE.size + len(request), _GET_ROUTE, _REQUEST, 0, 0) + request
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
+        sock.send(message)
+        kind, _, body = next(_messages(sock.recv(_BUFFER_BYTES)))
+    return None if kind == _ERROR else _way(family, body)
 
 
 def _dump(kind: int, request: bytes) -> list[memoryview]:
@@ -163,6 +220,24 @@ def _route(body: memoryview) -> Route:
     found = _attributes(body, _ROUTE.size, (_RTA_DST, _RTA_OIF))
     destination = socket.inet_ntop(family, found[_RTA_DST]) if _RTA_DST in found else ""
     return Route(destination, prefix_length, _number(found.get(_RTA_OIF)), table, protocol)
+
+
+def _rule(body: memoryview) -> Rule:
+    family, _, length, _, table, *_ = _RULE.unpack_from(body)
+    found = _attributes(body, _RULE.size, (_FRA_SRC, _FRA_TABLE))
+    source = socket.inet_ntop(family, found[_FRA_SRC])
+    return Rule(f"{source}/{length}", _number(found[_FRA_TABLE]) if _FRA_TABLE in found else table)
+
+
+def _way(family: int, body: memoryview) -> Way | None:
+    kind = _ROUTE.unpack_from(body)[7]
+    found = _attributes(body, _ROUTE.size, (_RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC))
+    gateway, source = (
+        socket.inet_ntop(family, found[one]) if one in found else "" for one in (_RTA_GATEWAY, _RTA_PREFSRC)
+    )
+    if kind not in (_RTN_UNICAST, _RTN_LOCAL):
+        return None
+    return Way(kind == _RTN_LOCAL, _number(found.get(_RTA_OIF)), gateway, source)
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

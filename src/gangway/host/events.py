@@ -14,9 +14,10 @@ from gangway.host.links import attempting
 
 _NETLINK_NETFILTER = 12  # include/uapi/linux/netlink.h
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
-# include/uapi/linux/rtnetlink.h: RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, and RTNLGRP_IPV4_NETCONF,
-# RTNLGRP_IPV6_NETCONF: forwarding is enabled or disabled (devinet.c and addrconf.c notify).
-_ROUTE_GROUPS = (1, 5, 9, 24, 25)
+# include/uapi/linux/rtnetlink.h: RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR; RTNLGRP_IPV4_RULE,
+# RTNLGRP_IPV6_RULE: policy rules; RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF: forwarding is enabled or disabled
+# (devinet.c and addrconf.c notify).
+_ROUTE_GROUPS = (1, 5, 9, 8, 19, 24, 25)
 _NFTABLES_GROUP = 7  # include/uapi/linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES
 
 # struct nlmsghdr and struct nfgenmsg; the answer's one attribute is NFTA_GEN_ID, in network byte order.

@@ -44,6 +44,10 @@ class ForwardingSwitch:
         switches = probe.FORWARDING.items()
         return frozenset(family for family, names in switches if any(map(self._saved.is_changed, names)))
 
+    def open_bridge(self, bridge: str) -> None:
+        """Let one of gangway's bridges forward IPv4; the setting ends with it.  HostRefused: it was not changed."""
+        sysctl.write(f"net/ipv4/conf/{bridge}/forwarding", "1")
+
     def switch(self, families: Collection[int]) -> None:
         """Enable forwarding for these families, and restore it for the others.  On failure all is as it was before."""
         before = self.enabled_by_us

@@ -169,6 +169,16 @@ class Links:
         with attempting("list addresses"):
             return dump.addresses()
 
+    def has_address(self, address: str) -> bool:
+        """True if packets to an address are for this host; a link-local one has its interface after a `%`."""
+        bare, _, interface = address.partition("%")
+        with attempting("look up an address"):
+            if bare.startswith("fe80:"):
+                owners = [index for index, one in dump.interface_addresses() if one == bare]
+                return bool(owners) and (not interface or _index(interface) in owners)
+            way = dump.way_to(bare)
+            return way is not None and way.is_local
+
 
 @contextmanager
 def attempting(what: str) -> Iterator[None]:
@@ -213,6 +223,13 @@ def _error_number(error: Exception) -> int | None:
     from pyroute2.netlink.exceptions import NetlinkError
 
     return int(error.code) if isinstance(error, NetlinkError) else None
+
+
+def _index(name: str) -> int:
+    try:
+        return if_nametoindex(name)
+    except OSError:
+        return 0
 
 
 def _mac(*texts: str) -> str:

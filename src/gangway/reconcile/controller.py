@@ -17,12 +17,15 @@ from gangway.firewall.base import Driver
 from gangway.host import events, netns
 from gangway.host.reserved_ports import ReservedPorts
 from gangway.log import Log
-from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts, MappingPlan, Plan
+from gangway.model import Address
+from gangway.plan import Firewall, HostFacts, MappingPlan
 from gangway.reconcile import orphans
+from gangway.reconcile.changes import changes, is_rerouted, translated_udp
 from gangway.reconcile.dataplane import Reserved
-from gangway.reconcile.diff import Ports, Redirects, Rewrite, Steered, Step, diff
+from gangway.reconcile.diff import Flows, Ports, Rewrite, Step, diff, parts
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.observe import Observer, shared_chains
+from gangway.reconcile.routing import answers_elsewhere
 from gangway.reconcile.state import State, link_name, ports_of, redirects_of, steered_of
 from gangway.state.database import Place
 from gangway.state.registry import Registry
@@ -82,8 +85,11 @@ class Controller:
     def repair_before_request(self, container: str | None = None) -> None:
         """Repair other programs' changes before a request is carried out; remove its container if that has exited."""
         _ = self.facts
-        if container is not None and self._registry.has_endpoint(container) and self.is_dead(container):
-            self._reap(container)
+        if container is not None and self._registry.has_endpoint(container):
+            if self.is_dead(container):
+                self._reap(container)
+            else:
+                self.look_into(container)
         if self._registry.networks:
             changed = events.generation() != self._executor.driver.generation
             if changed or self._condition in (Condition.UNKNOWN, Condition.DIRTY) or self._has_lost_relay():
@@ -127,6 +133,7 @@ class Controller:
         if self._condition is Condition.UNKNOWN:
             self._condition = Condition.APPLIED
         self._update_own_addresses()
+        self._observer.routing(anew=True)
         self._facts = self._gather()
         self._registry.decide(self._facts)
         if not self._registry.networks:
@@ -139,8 +146,10 @@ class Controller:
         if not self._registry.networks:
             return
         if thorough:
+            self._look_into_containers()
             self._attempt(self._executor.dataplane.steering.reclaim_auto_bound)
         self._look_at_chains(thorough)
+        self._observer.routing(anew=True)
         self._update_own_addresses()
         self.reap_dead_containers()
         if (
@@ -166,7 +175,9 @@ class Controller:
         self._attempt(self._executor.links.delete_unfinished)
         _ = self.facts
         self._look_at_chains()
-        self._refresh_facts()
+        self._look_into_containers()
+        self._observer.routing(anew=True)
+        is_changed = self._refresh_facts()
         self.reap_dead_containers()
         for name in [one.name for one in self._registry.networks if self._registry.is_unneeded(one.name)]:
             self._registry.remove_network(name)
@@ -180,6 +191,11 @@ class Controller:
         forwarding = (self.facts.forwarding & wanted.forwarding) | (self.facts.switched_on - wanted.forwarding)
         before = replace(self._observer.found(), plan=plan if are_applied else None, forwarding=forwarding)
         failed = self._apply(diff(before, wanted))
+        if is_changed:
+            self._attempt(partial(self._executor.do, Flows(translated_udp(self._registry.mappings()), ())))
+        for bridge in self._observer.routing(anew=True).closed_bridges:
+            self._log.warning(f"bridge {bridge} forwarded no IPv4 packets (its own setting was off): switched on")
+            self._attempt(partial(self._executor.forwarding.open_bridge, bridge))
         for mapping in self._unavailable_mappings(failed):
             dataplane.remove_redirects(block for block, _ in redirects_of(mapping))
             dataplane.steering.remove(steered_of(mapping))
@@ -227,6 +243,14 @@ class Controller:
             return not has_link and _is_another(place)
         return not has_link or (found is not None and not netns.is_of_process(place.namespace))
 
+    def look_into(self, container: str) -> None:
+        """Find out whether a container's answers pass the host, and adapt the rules."""
+        known = self._observer.answers_elsewhere
+        found = self._answers_elsewhere(container)
+        if found != known.get(container, set()):
+            self._observer.answers_elsewhere = known | {container: found}
+            self.reconcile()
+
     def reap_dead_containers(self) -> bool:
         """Remove the containers whose namespace has ended; True if there was one."""
         dead = [one.container for one in self._registry.endpoints() if self.is_dead(one.container)]
@@ -243,11 +267,20 @@ class Controller:
                 found.add(shared_chains(family)[0])
         return found
 
+    def _look_into_containers(self) -> None:
+        names = (one.container for one in self._registry.endpoints())
+        self._observer.answers_elsewhere = {name: lost for name in names if (lost := self._answers_elsewhere(name))}
+
+    def _answers_elsewhere(self, container: str) -> set[Address]:
+        network, place = self._registry.network_of(container), self._registry.place(container)
+        gateways = () if network.internal else network.gateways  # internal: no default route by gangway
+        return answers_elsewhere(place.namespace, self._registry.endpoint(container).addresses, gateways)
+
     def _apply(self, steps: Iterable[Step]) -> list[Step]:
         """Carry out as many steps as possible; return those that failed."""
         failed: list[Step] = []
         for step in steps:
-            for part in _parts(step, self._unavailable_mappings(failed)):
+            for part in parts(step, self._unavailable_mappings(failed)):
                 if not self._attempt(partial(self._executor.do, part)):
                     failed.append(part)
         return failed
@@ -290,17 +323,21 @@ class Controller:
     def _gather(self) -> HostFacts:
         return self._observer.facts(self._executor.forwarding.enabled_by_us)
 
-    def _refresh_facts(self) -> None:
-        """Gather the facts again; if they have changed, decide everything again, perhaps with another firewall."""
+    def _refresh_facts(self) -> bool:
+        """Gather the facts again; if they have changed, decide everything again, perhaps with another firewall.
+
+        True if routes have changed, so that flows which began before may have to take another road.
+        """
         before, now = self.facts, self._gather()
         if now == before:
-            return
-        for text in _changes(before, now, self._registry.plan()):
+            return False
+        for text in changes(before, now, self._registry.plan()):
             self._log.warning(text)
         if now.firewall is not before.firewall:
             self._executor.driver = self._driver_for(now.firewall)
         self._facts, self._condition = now, Condition.DIRTY
         self._registry.decide(now)
+        return is_rerouted(before, now)
 
     def _is_disturbed(self, thorough: bool) -> bool:
         """True if something that gangway created was changed or removed."""
@@ -309,6 +346,8 @@ class Controller:
         if not self._executor.driver.is_intact(self._registry.plan, thorough):
             return True
         if thorough and not self._reserved_ports.is_intact():
+            return True
+        if self._observer.routing().closed_bridges:
             return True
         links = self._observer.found_links()
         wanted = {one.bridge for one in self._registry.networks}
@@ -359,33 +398,3 @@ def _flat(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
 def _steered_ports(plans: Iterable[MappingPlan]) -> Iterator[tuple[int, int]]:
     """Yield the host ports of mappings that have no socket to keep the kernel from choosing them."""
     return ((one.mapping.host_ports.first, one.mapping.host_ports.last) for one in plans if one.is_steered)
-
-
-def _changes(before: HostFacts, now: HostFacts, plan: Plan | None) -> Iterable[str]:
-    """Yield what to log about facts that another program has changed."""
-    needed = plan.forwarding if plan is not None and now.may_forward else before.forwarding
-    for family in sorted((before.forwarding - now.forwarding) & needed):
-        then = "switched on again" if now.may_forward else "traffic that needs it is relayed"
-        yield f"{FORWARDING_SETTING[family]} was switched off by another program: {then}"
-    for family, chain in now.forward_droppers:
-        if before.dropper(family) != chain:
-            yield f"{chain} drops forwarded traffic (IPv{family}): traffic that it carried is relayed"
-    if before.firewall is not now.firewall:
-        yield f"switching to {now.firewall}: another program's chain drops forwarded traffic"
-
-
-def _parts(step: Step, unavailable: Sequence[MappingPlan]) -> Iterator[Step]:
-    """Split a step so that an unavailable port does not prevent the others.  Its clients, which are another program's,
-    are led neither to the relay nor to the container."""
-    left_out = {block for one in unavailable for block in steered_of(one)}
-    left_out |= {block for one in unavailable for block, _ in redirects_of(one)}
-    match step:
-        case Ports(removed, added):
-            yield from (Ports((one,), ()) for one in removed)
-            yield from (Ports((), (one,)) for one in added)
-        case Steered((), blocks):
-            yield Steered((), tuple(block for block in blocks if block not in left_out))
-        case Redirects((), entries):
-            yield Redirects((), tuple(entry for entry in entries if entry[0] not in left_out))
-        case _:
-            yield step

@@ -11,13 +11,13 @@ a connection refused that would have been served a moment later.  Forwarding is 
 are applied.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Self, TypeVar
 
 from gangway.ebpf.keys import PortBlock, Target
 from gangway.plan import MappingPlan, NetworkPlan, Plan
-from gangway.reconcile.state import Attachment, State
+from gangway.reconcile.state import Attachment, State, redirects_of, steered_of
 from gangway.relay.protocol import Serve
 
 _Key = TypeVar("_Key")
@@ -91,6 +91,23 @@ def diff(before: State, after: State) -> Iterator[Step]:
     yield from _remove(before, after)
     yield from _add_links(before, after)
     yield from _add(before, after)
+
+
+def parts(step: Step, unavailable: Sequence[MappingPlan]) -> Iterator[Step]:
+    """Split a step so that an unavailable port does not prevent the others.  Its clients, which are another program's,
+    are led neither to the relay nor to the container."""
+    left_out = {block for one in unavailable for block in steered_of(one)}
+    left_out |= {block for one in unavailable for block, _ in redirects_of(one)}
+    match step:
+        case Ports(removed, added):
+            yield from (Ports((one,), ()) for one in removed)
+            yield from (Ports((), (one,)) for one in added)
+        case Steered((), blocks):
+            yield Steered((), tuple(block for block in blocks if block not in left_out))
+        case Redirects((), entries):
+            yield Redirects((), tuple(entry for entry in entries if entry[0] not in left_out))
+        case _:
+            yield step
 
 
 def _remove(before: State, after: State) -> Iterator[Step]:

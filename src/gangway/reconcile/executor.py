@@ -100,13 +100,13 @@ class Executor:
 
     def has_address(self, address: Address) -> bool:
         """True if an address is one of this host's."""
-        return str(address).partition("%")[0] in self.links.addresses()
+        return self.links.has_address(str(address))
 
     def matching(self, planned: MappingPlan, route: Route, network: Network | None, port: int) -> Iterable[str]:
         """Yield what a client of a mapping's port matches: an entry of the redirect, or rules."""
         if route.road is Road.REDIRECT:
             return (self.dataplane.matching(planned, port),)
-        return () if network is None else self.driver.matching_rules(planned, route, network)
+        return () if network is None else self.driver.matching_rules(planned, route, network, port)
 
     def _change_link(self, step: Step) -> None:
         match step:

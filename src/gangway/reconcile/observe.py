@@ -24,9 +24,10 @@ from gangway.firewall.nft import render as nftables
 from gangway.firewall.nft.library import Nftables
 from gangway.host import probe, sockets
 from gangway.host.links import Link, Links
-from gangway.model import Protocol, is_interface_name
+from gangway.model import Address, Protocol, is_interface_name
 from gangway.plan import Firewall, HostFacts
 from gangway.reconcile.dataplane import DataPlane
+from gangway.reconcile.routing import Routing, read_routing
 from gangway.reconcile.state import State
 from gangway.state.database import Database
 
@@ -92,6 +93,9 @@ class Observer:
         self._config, self._database, self._links, self._dataplane = config, database, links, dataplane
         self.tools = Tools()
         self._chains: Chains | None = None
+        self._routing: Routing | None = None
+        self.answers_elsewhere: dict[str, set[Address]] = {}
+        """Containers' addresses whose answers do not pass the host, by container; the controller looks for them."""
 
     def use(self, config: Config) -> None:
         """Gather facts by other settings from now on.
@@ -129,18 +133,26 @@ class Observer:
             self._chains = forward_chains(self.tools.nft)
         return self._chains
 
+    def routing(self, anew: bool = False) -> Routing:
+        """Return what policy rules and interfaces' switches keep from being translated; read `anew`, or as last."""
+        if self._routing is None or anew:
+            ours = (link.ifindex for link in self._links.bridges() if self._is_ours(link))
+            self._routing = read_routing(frozenset(ours), _forwarded())
+        return self._routing
+
     def facts(self, switched_on: frozenset[int]) -> HostFacts:
         """Return the facts as they are now; `switched_on`: the families that we forward.
 
         Unsupported: the configured firewall cannot be used.
         """
         config, tools, chains = self._config, self.tools, self.chains()
-        forwarding = frozenset(family for family in _FAMILIES if probe.forwards(family))
+        forwarding = _forwarded()
         closing = frozenset(_FAMILIES) - (forwarding - switched_on) if config.ip_forward else frozenset()
         # Without root there are leases only, and no rule is written for them.
         firewall = _choose(config.firewall, tools, chains, closing) if probe.is_root() else Firewall.NONE
         droppers = {family: _dropper(firewall, family, chains[family], tools) for family in _FAMILIES}
         filtered = frozenset(family for family in _FAMILIES if probe.bridge_filtered(family))
+        routing = self.routing()
         return replace(
             self.lease_facts(),
             firewall=firewall,
@@ -152,6 +164,9 @@ class Observer:
             own_bridge=not (firewall is Firewall.IPTABLES and config.chain_prefix == DOCKERS_PREFIX),
             bridge_filtered=filtered,
             foreign_bridges=self._foreign_bridges() if filtered else (),
+            detours=routing.detours,
+            lost_sources=routing.lost_sources,
+            answers_elsewhere=frozenset().union(*self.answers_elsewhere.values()),
         )
 
     def lease_facts(self) -> HostFacts:
@@ -212,6 +227,10 @@ def forward_chains(nft: Nftables | None) -> Chains:
         if (legacy := probe.legacy_forward_policy(family)) is not None:
             chains[family][_LEGACY_CHAIN[family]] = legacy
     return chains
+
+
+def _forwarded() -> frozenset[int]:
+    return frozenset(family for family in _FAMILIES if probe.forwards(family))
 
 
 def _choose(wanted: str, tools: Tools, chains: Chains, closing: Collection[int]) -> Firewall:

@@ -59,6 +59,12 @@ class PortIndex:
             found = (by_address[one].at(port) for one in (address, any_address(address)) if one in by_address)
             return next((mapping for mapping in found if mapping is not None), None)
 
+    def with_port(self, protocol: Protocol, port: int) -> tuple[PortMapping, ...]:
+        """Return the mappings of a port at any address."""
+        with self._lock:
+            found = (mappings.at(port) for mappings in self._by_address[protocol].values())
+            return tuple(mapping for mapping in found if mapping is not None)
+
     def _near(self, mapping: PortMapping) -> Iterator[Intervals[PortMapping]]:
         """Yield the mappings of each address at which this one could collide."""
         at, by_address = mapping.host_address, self._by_address[mapping.protocol]

@@ -18,10 +18,12 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from gangway.errors import Conflict, PortInUse, Unsupported
 from gangway.host import netns, probe, sockets
+from gangway.inet import format_host
 from gangway.model import (
     Address,
     Endpoint,
     Network,
+    PortMapping,
     PortRequest,
     Protocol,
     Source,
@@ -32,7 +34,8 @@ from gangway.model import (
     parse_port,
     require_no_conflict,
 )
-from gangway.plan import Firewall, HostFacts, MappingPlan, Origin, Plan, Route, origins_reaching, routes_at
+from gangway.plan import Firewall, HostFacts, MappingPlan, Origin, Plan, Route
+from gangway.reach import routes_past, routes_to
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.state import State
@@ -141,19 +144,25 @@ class Requests:
     def explain(self, protocol: Protocol, address: Address, port: int, origin: Origin | None) -> Explanation:
         """Return the routes of the clients of an address and port; an unspecified address stands for all.
 
-        Conflict: nothing is published there.
+        If the port is published at other addresses only, those routes are blocked.  Conflict: it is published nowhere.
         """
         if not (address.is_unspecified or address.is_loopback or self._executor.has_address(address)):
             raise Conflict(f"{address} is not an address of this host")
-        planned, network = self._published_at(protocol, address, port)
-        every = tuple(Origin) if address.is_unspecified else origins_reaching(address)
-        wanted = every if origin is None else (origin,)
-        routes = tuple(
-            (route, tuple(self._executor.matching(planned, route, network, port)))
-            for route in routes_at(planned, address)
-            if route.origin in wanted
+        index = self._registry.index
+        mapping = index.at(protocol, address, port)
+        published = (
+            [mapping]
+            if mapping is not None
+            else sorted(index.with_port(protocol, port), key=lambda one: one.host_address.version != address.version)
         )
-        return Explanation(planned, network, routes)
+        planned, network = self._decided(published, f"{format_host(address)}:{port}/{protocol}")
+        stands_for_all = address.is_unspecified and planned.family == address.version
+        if mapping is None and not stands_for_all:
+            routes = routes_past(published, address, origin)
+        else:
+            routes = routes_to(planned, address, port, origin)
+        found = ((route, tuple(self._executor.matching(planned, route, network, port))) for route in routes)
+        return Explanation(planned, network, tuple(found))
 
     # Networks
 
@@ -232,7 +241,12 @@ class Requests:
             undo.callback(self._registry.remove_endpoint, container)
             self._controller.carry_out(State(), self._registry.state_of_container(container))
             undo.pop_all()
+        self._controller.look_into(container)
         return endpoint
+
+    def answers_elsewhere(self, endpoint: Endpoint) -> bool:
+        """True if the container's answers to far clients leave by another way than the network's gateway."""
+        return not self.facts.answers_elsewhere.isdisjoint(endpoint.addresses)
 
     @retry_after_reaping
     def detach(self, container: str) -> None:
@@ -291,15 +305,15 @@ class Requests:
         self.check_database()
         self._controller.repair_before_request(container)
 
-    def _published_at(self, protocol: Protocol, address: Address, port: int) -> tuple[MappingPlan, Network | None]:
-        mapping = self._registry.index.at(protocol, address, port)
-        with suppress(KeyError, Conflict):  # it is being published or unpublished, or its container detached
-            if mapping is not None and mapping.source is not Source.LEASE:
-                return self._registry.mapping(mapping), self._registry.network_of(mapping.container)
-        planned = self.leases.find(mapping) if mapping is not None else None
-        if planned is None:
-            raise Conflict(f"nothing is published at {address} port {port}/{protocol}: list what is with gangway ls")
-        return planned, None
+    def _decided(self, published: Sequence[PortMapping], at: str) -> tuple[MappingPlan, Network | None]:
+        """Return what was decided about the first mapping, and its network.  Conflict: there is none."""
+        for mapping in published:
+            with suppress(KeyError, Conflict):  # it is being published or unpublished, or its container detached
+                if mapping.source is not Source.LEASE:
+                    return self._registry.mapping(mapping), self._registry.network_of(mapping.container)
+            if (planned := self.leases.find(mapping)) is not None:
+                return planned, None
+        raise Conflict(f"nothing is published at {at}: list what is with gangway ls")
 
     def _check_container(self, container: str, place: Place) -> None:
         if place.inode == netns.current_inode(netns.OWN):

@@ -108,7 +108,7 @@ class IptablesDriver(Driver):
             )
         self._remember(self._remembered(), found)
 
-    def matching_rules(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
+    def matching_rules(self, planned: MappingPlan, route: Route, network: Network, port: int) -> Iterable[str]:
         return iptables.matching_rules(planned, route, network, self._prefix)
 
     def _replace(self, wanted: Tables, closed: Collection[int]) -> None:

@@ -13,9 +13,11 @@ invalid segments are dropped, and the size of segments is limited to what the ro
 For SCTP `mangle` has two more rules for each mapping, in both families: nft/render.py says why.
 
 With the prefix DOCKER the rules are Docker's to the letter: connections from a container's own bridge are not
-translated but left to the relay, and a container that connects to itself is masqueraded by a rule for each port.  With
-any other prefix rules translate these, too, and one rule for each network masquerades them; a container's segment of a
-connection that conntrack has forgotten gets a reset, because a masqueraded one would come from another port.
+translated but left to the relay, a container that connects to itself is masqueraded by a rule for each port, and what
+the host sends from a loopback address to another one of its own is translated and lost.  With any other prefix rules
+translate the former, too, one rule for each network masquerades them, and the relay serves the latter;
+a container's segment of a connection that conntrack has forgotten gets a reset, because a masqueraded one would come
+from another port.
 """
 
 from collections import Counter
@@ -24,8 +26,9 @@ from ipaddress import ip_network
 from typing import NamedTuple
 
 from gangway.inet import format_host
-from gangway.model import Network, Protocol, Subnet
+from gangway.model import Address, Network, Protocol, Subnet
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
+from gangway.reasons import Code
 
 TABLES = ("raw", "mangle", "nat", "filter")  # that have rules, in the order in which they are written
 DEFAULT_PREFIX = "GANGWAY"
@@ -128,6 +131,8 @@ def matching_rules(planned: MappingPlan, route: Route, network: Network, prefix:
     if route.neighbour:
         own = next(subnet for subnet in network.subnets if planned.container_address in subnet)
         yield f"nat: {_hairpin(own, planned.bridge)}"
+    elif route.reason.code is Code.ANSWERS_ELSEWHERE:
+        yield f"nat: {_to_gateway(planned.container_address, planned.bridge)}"
 
 
 def batch(wanted: Collection[Table], applied: Collection[Table], listed: Listing) -> str:
@@ -240,14 +245,22 @@ def _nat(plan: Plan, family: int, prefix: str) -> Iterator[str]:
     if family in plan.routed:
         yield _to_prerouting(prefix)
     yield _to_output(family, prefix)
-    for planned in plan.networks:
-        if family in planned.untranslated:
-            yield f"-A {prefix} -i {planned.network.bridge} -j RETURN"
+    for interface in plan.untranslated(family):
+        yield f"-A {prefix} -i {interface} -j RETURN"
+    # Packets of the host's own whose source would not get to a container.
+    if prefix != DOCKERS_PREFIX:
+        yield f"-A {prefix} -s {_LOOPBACK[family]} -j RETURN"
+    for lost in plan.facts.lost_sources:
+        if lost.address.version == family:
+            yield f"-A {prefix} -s {ip_network(lost.address)} -j RETURN"
     if family == 6:
         # Clients of a link-local address have one themselves, and the kernel forwards nothing from these.
         yield f"-A {prefix} -d fe80::/10 -j RETURN"
     networks = [planned.network for planned in plan.networks]
     subnets = [(network, subnet) for network in networks for subnet in network.subnets if subnet.version == family]
+    for network, subnet in subnets:
+        found = sorted(one for one in plan.facts.answers_elsewhere if one.version == family and one in subnet)
+        yield from (_to_gateway(one, network.bridge) for one in found)
     if prefix != DOCKERS_PREFIX:
         for network, subnet in subnets:
             yield _hairpin(subnet, network.bridge)
@@ -293,6 +306,11 @@ def _isolation(plan: Plan, prefix: str) -> Iterator[str]:
 def _hairpin(subnet: Subnet, bridge: str) -> str:
     """Masquerade a neighbour: the container would answer it directly, from an address that it did not connect to."""
     return f"-A POSTROUTING -s {subnet} -o {bridge} -m conntrack --ctstate DNAT -j MASQUERADE"
+
+
+def _to_gateway(container: Address, bridge: str) -> str:
+    """Masquerade clients of a container that would send its answers elsewhere: the gateway is on its own link."""
+    return f"-A POSTROUTING -d {ip_network(container)} -o {bridge} -m conntrack --ctstate DNAT -j MASQUERADE"
 
 
 def _associations(planned: MappingPlan) -> Iterator[str]:

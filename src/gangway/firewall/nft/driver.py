@@ -70,8 +70,8 @@ class NftDriver(Driver):
         with suppress(HostRefused):  # then the table is deleted once more by a driver of another firewall
             self._storage.forget(KEY)
 
-    def matching_rules(self, planned: MappingPlan, route: Route, network: Network) -> Iterable[str]:
-        return render.matching_rules(planned, route, network)
+    def matching_rules(self, planned: MappingPlan, route: Route, network: Network, port: int) -> Iterable[str]:
+        return render.matching_rules(planned, route, network, port)
 
     def _replace(self, plan: Plan) -> None:
         try:

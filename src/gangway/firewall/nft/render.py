@@ -50,8 +50,9 @@ from ipaddress import ip_network
 from typing import NamedTuple
 
 from gangway.firewall.nft.answers import Answers, Elements
-from gangway.model import Network, Protocol, Subnet
+from gangway.model import Address, Network, Protocol, Subnet
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
+from gangway.reasons import Code
 
 TABLE = "inet gangway"
 MOST_ELEMENTS = 4000
@@ -212,13 +213,17 @@ def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[st
     found["associations"] = "", [f"{_HEARTBEAT} ct state new drop", f"{_ABORT} ct state invalid drop"]
     return found | {
         "prerouting": (f"type nat hook prerouting priority {_AFTER_OTHERS};", list(_prerouting(plan))),
-        "output": (f"type nat hook output priority {_AFTER_OTHERS};", [_translation(family) for family in (4, 6)]),
+        "output": (
+            f"type nat hook output priority {_AFTER_OTHERS};",
+            [*_kept_sources(plan), *map(_translation, (4, 6))],
+        ),
         "postrouting": (
             "type nat hook postrouting priority srcnat;",
             [
                 f"{_MIDSTREAM} jump answers",
                 *(_timeout(family) for family in (4, 6) if features.timeouts),
                 *map(_hairpin, (4, 6)),
+                *map(_to_gateway, sorted(plan.facts.answers_elsewhere, key=str)),
                 "oifname @bridges accept",
                 *(f"{_WORD[family]} saddr @masqueraded{family} masquerade" for family in (4, 6)),
             ],
@@ -249,25 +254,35 @@ def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[st
     }
 
 
-def matching_rules(planned: MappingPlan, route: Route, network: Network) -> Iterator[str]:
-    """Yield the rules that match the first packet of a client on `route`, each as `CHAIN: RULE`."""
+def matching_rules(planned: MappingPlan, route: Route, network: Network, port: int) -> Iterator[str]:
+    """Yield the rules that match the first packet of a client of a port on `route`, each as `CHAIN: RULE`."""
     if route.road is not Road.NAT:
         return
     hook = "output" if route.origin is Origin.HOST else "prerouting"
     yield f"{hook}: {_translation(planned.family)}"
     name, elements = _elements(planned)
-    matched = elements[0] if len(elements) == 1 else f"{elements[0]}, … {elements[-1]}"
+    matched = elements[0] if len(elements) == 1 else elements[port - planned.mapping.host_ports.first]
     yield f"published{planned.family}: {_lookup(planned.family, name.rstrip('46'))} {{ {matched} }}"
     if route.origin is not Origin.HOST:
         yield f"forward: {_TRANSLATED}"
     if route.neighbour:
         own = next(subnet for subnet in network.subnets if planned.container_address in subnet)
         yield f"postrouting: {_hairpin(planned.family)} {{ {_neighbours(network, own)} }}"
+    elif route.reason.code is Code.ANSWERS_ELSEWHERE:
+        yield f"postrouting: {_to_gateway(planned.container_address)}"
+
+
+def _kept_sources(plan: Plan) -> Iterator[str]:
+    """Leave packets of the host's own to the relay whose source would not get to a container."""
+    yield "ip saddr 127.0.0.0/8 return"
+    yield "ip6 saddr ::1 return"
+    for lost in plan.facts.lost_sources:
+        yield f"{_WORD[lost.address.version]} saddr {lost.address} return"
 
 
 def _prerouting(plan: Plan) -> Iterator[str]:
     for family in sorted(plan.routed):
-        if any(family in planned.untranslated for planned in plan.networks):
+        if plan.untranslated(family):
             yield f"meta nfproto ipv{family} iifname @untranslated{family} return"
         yield _translation(family)
 
@@ -315,6 +330,11 @@ def _neighbours(network: Network, subnet: Subnet) -> str:
     return f'"{network.bridge}" . {subnet}'
 
 
+def _to_gateway(container: Address) -> str:
+    """Masquerade clients of a container that would send its answers elsewhere: the gateway is on its own link."""
+    return f"oifname @bridges {_WORD[container.version]} daddr {container} ct status dnat masquerade"
+
+
 def _all_elements(plan: Plan, features: Features) -> Elements:
     return _networks(plan) | _mappings(plan.mappings, features) | Answers(plan.mappings).elements()
 
@@ -325,8 +345,6 @@ def _networks(plan: Plan) -> Elements:
         network = planned.network
         bridge = f'"{network.bridge}"'
         found["bridges"].append(bridge)
-        for family in sorted(planned.untranslated):
-            found[f"untranslated{family}"].append(bridge)
         if network.internal:
             found["internal"].append(bridge)
         if network.icc:
@@ -335,6 +353,9 @@ def _networks(plan: Plan) -> Elements:
             found[f"neighbours{subnet.version}"].append(_neighbours(network, subnet))
             if network.masquerade and not network.internal:
                 found[f"masqueraded{subnet.version}"].append(str(subnet))
+    for family in (4, 6):
+        if interfaces := plan.untranslated(family):
+            found[f"untranslated{family}"] = [f'"{name}"' for name in interfaces]
     if plan.closed and plan.facts.foreign_bridges:
         # br_netfilter shows the frames within other programs' bridges here; gangway has nothing to do with them.
         found["together"] += [f'"{bridge}" . "{bridge}"' for bridge in plan.facts.foreign_bridges]

@@ -1,0 +1,49 @@
+"""What to log when facts about the host have changed; `doctor` says the same of those that hold."""
+
+from collections.abc import Iterable
+
+from gangway.model import Protocol
+from gangway.plan import FORWARDING_SETTING, HostFacts, MappingPlan, Plan
+from gangway.reasons import Code, Reason
+
+ANSWERS_ELSEWHERE = (
+    "its default route does not lead to the gateway of its network, so its clients are masqueraded: it sees the gateway"
+)
+
+
+def changes(before: HostFacts, now: HostFacts, plan: Plan | None) -> Iterable[str]:
+    """Yield what to log about facts that another program has changed."""
+    needed = plan.forwarding if plan is not None and now.may_forward else before.forwarding
+    for family in sorted((before.forwarding - now.forwarding) & needed):
+        then = "switched on again" if now.may_forward else "traffic that needs it is relayed"
+        yield f"{FORWARDING_SETTING[family]} was switched off by another program: {then}"
+    for family, chain in now.forward_droppers:
+        if before.dropper(family) != chain:
+            yield f"{chain} drops forwarded traffic (IPv{family}): traffic that it carried is relayed"
+    for detour in now.detours:
+        if detour not in before.detours:
+            yield f"clients that come in by {detour.interface} are relayed: {said_of(detour.reason)}"
+    for detour in before.detours:
+        if detour not in now.detours:
+            yield f"clients that come in by {detour.interface} are no longer relayed because {said_of(detour.reason)}"
+    for address in sorted(now.answers_elsewhere - before.answers_elsewhere, key=str):
+        yield f"container address {address}: {ANSWERS_ELSEWHERE}"
+    if before.firewall is not now.firewall:
+        yield f"switching to {now.firewall}: another program's chain drops forwarded traffic"
+
+
+def is_rerouted(before: HostFacts, now: HostFacts) -> bool:
+    """True if connections that began before may have to take another road."""
+    return any(getattr(before, name) != getattr(now, name) for name in ("detours", "lost_sources", "answers_elsewhere"))
+
+
+def translated_udp(plans: Iterable[MappingPlan]) -> tuple[MappingPlan, ...]:
+    """Return the mappings whose UDP flows would stay on their former road for as long as the client sends."""
+    return tuple(one for one in plans if one.is_nat and one.mapping.protocol is Protocol.UDP)
+
+
+def said_of(reason: Reason) -> str:
+    """Say why no rule can serve the clients of a Detour."""
+    if reason.code is Code.NOT_FORWARDED_FROM:
+        return f"{reason.fact} is off"
+    return f"a policy rule ({reason.fact}) routes the host's answers to them"
