@@ -249,6 +249,9 @@ def _opened(path: Path) -> sqlite3.Connection:
         _migrate(database)
         for table, columns in _COLUMNS.items():
             database.execute(f"SELECT {columns} FROM {table} LIMIT 0")
+    except UnicodeDecodeError:  # SQLite's message quotes the damaged text
+        database.close()
+        raise _Damaged("its schema is unreadable") from None
     except (sqlite3.Error, _Damaged, HostRefused) as error:
         database.close()
         if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF in _DAMAGE:  # without the extended code
