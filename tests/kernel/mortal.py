@@ -27,6 +27,7 @@ from gangway.errors import HostRefused
 from gangway.firewall.iptables.tool import Iptables
 from gangway.firewall.nft.library import Nftables
 from gangway.host import sysctl
+from gangway.host.events import Notices
 from gangway.log import Log
 from gangway.relay.client import RelayClient
 from gangway.state.database import Database
@@ -135,6 +136,7 @@ class Ground:
         self._home.relay_path = directory / "relay"
         self._path = directory / "state"
         self._daemons: list[Parts] = []
+        self._notices = Notices()
 
     @property
     def _parts(self) -> Parts:
@@ -149,7 +151,7 @@ class Ground:
         """Start a daemon in the state that the last one left."""
         config = Config(firewall=self._firewall, state=str(self._path))
         self._daemons.append(Parts.__new__(Parts))  # to be closed though it is killed while it starts
-        Parts.__init__(self._parts, config, self._home, Log(lambda _level, _line: None))
+        Parts.__init__(self._parts, config, self._home, Log(lambda _level, _line: None), self._notices)
 
     def is_killed(self, act: Act, left: int) -> bool:
         """Kill the daemon after `left` operations of an act, and start another; False if the act ended before."""
@@ -244,6 +246,7 @@ class Ground:
     def close(self) -> None:
         """End the daemon, and wait for the relays that it and those before it have started."""
         self._parts.close()
+        self._notices.close()
         for parts in self._daemons:
             process = parts.dataplane.relay._process
             if process is not None:

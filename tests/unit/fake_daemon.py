@@ -18,11 +18,11 @@ from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
 from gangway.errors import GangwayError, HostRefused, Unsupported
 from gangway.firewall.base import Driver
-from gangway.host import events
 from gangway.host.connected import Redirected
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Links
 from gangway.host.reserved_ports import ReservedPorts
+from gangway.host.rule_notices import RuleNotices
 from gangway.host.saved_settings import SavedSettings
 from gangway.log import Log
 from gangway.plan import Firewall, HostFacts, MappingPlan, Plan
@@ -36,6 +36,7 @@ from gangway.state.database import Database
 from gangway.state.leases import Leases
 from gangway.state.registry import Registry
 from gangway.state.requests import Requests
+from tests.unit.fake_host import FakeGuard
 
 
 class Calls:
@@ -191,8 +192,8 @@ class FakeSteering(Steering):
 class FakeDriver(Driver):
     """A firewall whose rules are the plan that was written last, and the mappings that were changed since."""
 
-    def __init__(self, calls: Calls) -> None:
-        super().__init__()
+    def __init__(self, calls: Calls, notices: RuleNotices) -> None:
+        super().__init__(notices, FakeGuard())
         self.plan: Plan | None = None
         self.mappings: set[str] = set()
         self.intact = True
@@ -200,6 +201,7 @@ class FakeDriver(Driver):
 
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
         self._calls.record("driver.rewrite")
+        self.notices.forget()
         self.plan, self.mappings, self.intact = plan, {str(one.mapping) for one in plan.mappings}, True
 
     def change(self, removed: Collection[MappingPlan], added: Collection[MappingPlan]) -> None:
@@ -207,8 +209,8 @@ class FakeDriver(Driver):
         self.mappings -= {str(one.mapping) for one in removed}
         self.mappings |= {str(one.mapping) for one in added}
 
-    def is_intact(self, expected: Callable[[], Plan | None], thorough: bool = False) -> bool:
-        return super().is_intact(expected) and self.intact
+    def has_rules_of(self, plan: Plan) -> bool:
+        return self.intact
 
     def remove(self, before: Plan | None = None) -> None:
         self._calls.record("driver.remove")
@@ -238,14 +240,14 @@ class Daemon:
         self.redirect, self.steering = FakeRedirect(self.calls), FakeSteering(self.calls)
         if former is not None:
             self.redirect.targets, self.steering.steered = former.redirect.targets, former.steering.steered
-        self.driver = FakeDriver(self.calls)
+        self.driver = FakeDriver(self.calls, RuleNotices())
         self.database = Database(folder / "state.db")
         settings = SavedSettings(self.database, self.log.append)
         self.dataplane = DataPlane(cast(RelayClient, self.relay), self.steering, self.redirect, settings)
         self.links = Links()
         self.observer = FakeObserver(Config(), self.database, self.links, self.dataplane)
         forwarding = ForwardingSwitch(settings, self.links, lambda _family: ())
-        self.executor = Executor(self.links, self.dataplane, forwarding, self.observer.alias)
+        self.executor = Executor(self.driver, self.links, self.dataplane, forwarding, self.observer.alias)
         self.registry = Registry(self.database)
         self.reserved_ports = ReservedPorts(settings, self.log.append)
         former_flows = partial(self.executor.delete_flows, former=True)
@@ -261,7 +263,7 @@ class Daemon:
         """Close everything; what the fakes have stays as it is."""
         for lease in dict.fromkeys(self.leases._leases.values()):
             lease.sock.close()
-        for part in (self.links, self.observer.tools, self.database):
+        for part in (self.links, self.observer.tools, self.database, self.driver.notices):
             part.close()
 
     def end(self) -> None:
@@ -284,7 +286,8 @@ class Daemon:
 
     def change_rules(self) -> None:
         """Damage the rules as another program does."""
-        self.driver.intact, self.driver.generation = False, events.generation() - 1
+        self.driver.intact = False
+        self.driver.notices.suspect()
 
     def _driver_for(self, _firewall: Firewall) -> Driver:
         return self.driver

@@ -3,6 +3,7 @@
 import pytest
 
 from gangway.errors import HostRefused
+from gangway.firewall.nat_guard import NatGuard
 from gangway.host import probe, saved_settings, sysctl
 
 IPV4, IPV6 = "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"
@@ -47,6 +48,20 @@ class FakeHost:
                         self.settings[other] = value
         if name == IPV4 and REDIRECTS in self.settings:
             self.settings[REDIRECTS] = "0" if value == "1" else "1"
+
+
+class FakeGuard(NatGuard):
+    """A guard that changes nothing on the host."""
+
+    def __init__(self, unavailable: str = "") -> None:
+        super().__init__()
+        self.unavailable, self.is_on = unavailable, False
+
+    def start(self) -> None:
+        self.is_on = not self.unavailable
+
+    def stop(self) -> None:
+        self.is_on = False
 
 
 class FakeStorage:

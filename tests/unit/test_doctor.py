@@ -13,6 +13,7 @@ from gangway.model import Protocol
 from gangway.plan import Firewall, HostFacts
 from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.observe import Tools
+from tests.unit.fake_host import FakeGuard
 from tests.unit.samples import NFTABLES, NO_CGROUPS
 
 
@@ -58,11 +59,15 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def report(
-    facts: HostFacts = NFTABLES, programs: FakeDataPlane = ALL_ATTACHED, leases: int = 0, no_timeouts: str = ""
+    facts: HostFacts = NFTABLES,
+    programs: FakeDataPlane = ALL_ATTACHED,
+    leases: int = 0,
+    no_timeouts: str = "",
+    unguarded: str = "",
 ) -> dict[str, CheckAnswer]:
     """Return the checks by their names."""
     dataplane = cast(DataPlane, programs)
-    found = list(checks(NoIptables(), facts, dataplane, leases, no_timeouts))
+    found = list(checks(NoIptables(), facts, dataplane, FakeGuard(unguarded), leases, no_timeouts))
     assert len({check.check for check in found}) == len(found)
     return {check.check: check for check in found}
 
@@ -72,6 +77,11 @@ def changes(found: dict[str, CheckAnswer]) -> dict[str, CheckAnswer]:
     usual = report()
     assert found.keys() == usual.keys()
     return {what: check for what, check in found.items() if check != usual[what]}
+
+
+def test_consequence_of_a_missing_guard() -> None:
+    (check,) = changes(report(unguarded="the kernel has none")).values()
+    assert check.note == "the kernel has none: a flush of all rules by another program resets them"
 
 
 def test_available_requirements_have_no_note() -> None:

@@ -1,6 +1,7 @@
 """The choice of a driver, and the iptables driver on rules in memory: what is left by others, and after a failure."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from gangway.firewall.choice import driver_for
 from gangway.firewall.iptables import driver
 from gangway.firewall.iptables.driver import IptablesDriver
 from gangway.firewall.nft.driver import NftDriver
+from gangway.host.rule_notices import RuleNotices
 from gangway.host.saved_settings import SavedSettings
 from gangway.plan import Firewall, HostFacts
-from tests.unit.fake_host import FakeStorage
+from tests.unit.fake_host import FakeGuard, FakeStorage
 from tests.unit.fake_iptables import Kernel, bare, restore, rules, save
 from tests.unit.samples import mapping, planned, whole
 
@@ -27,6 +29,7 @@ CLOSED_PLAN = whole(CLOSED, mapping("0.0.0.0", "8000", "80"))
 class FakeTool:
     """iptables of one family; `refuses` counts the calls until one is refused, after it has written some tables."""
 
+    is_legacy = False
     refuses = -1
     broken = False  # from then on, every call for that family is refused
     writes = 0
@@ -66,11 +69,11 @@ class FakeLibrary:
     def accepts(self, text: str) -> bool:
         return True
 
-    def apply(self, text: str) -> None:
-        self.applied.append(text)
-
     def listing(self, _table: str) -> str:
         return ""
+
+    def apply(self, text: str) -> None:
+        self.applied.append(text)
 
 
 HOST: dict[int, Kernel] = {}
@@ -85,10 +88,11 @@ class Scene:
         self.log: list[str] = []
         self.saved = SavedSettings(self.storage, self.log.append)
         self.library = FakeLibrary()
+        self.notices, self.guard = RuleNotices(), FakeGuard()
 
     def driver(self, firewall: Firewall, prefix: str = PREFIX) -> Any:
         library: Any = self.library
-        return driver_for(firewall, library, self.storage, self.saved, prefix)
+        return driver_for(firewall, library, self.notices, self.guard, self.storage, self.saved, prefix)
 
     def is_bare(self) -> bool:
         is_open = POLICIES == {"iptables": "ACCEPT", "ip6tables": "ACCEPT"}
@@ -96,12 +100,14 @@ class Scene:
 
 
 @pytest.fixture
-def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
+def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     HOST.update({4: bare(), 6: bare()})
     POLICIES.update({"iptables": "ACCEPT", "ip6tables": "ACCEPT"})
     FakeTool.refuses, FakeTool.writes, FakeTool.broken = -1, 0, False
     monkeypatch.setattr(driver, "Iptables", FakeTool)
-    return Scene()
+    found = Scene()
+    yield found
+    found.notices.close()
 
 
 @pytest.mark.parametrize("after", [Firewall.NFTABLES, Firewall.NONE])

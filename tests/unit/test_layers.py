@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "host": {"errors", "inet", "runtime"},
     "ebpf": {"errors", "host.connected", "host.sockets", "runtime"},
     "ebpf.keys": {"inet"},
-    "firewall": {"errors", "host.events", "host.saved_settings", *PLANNING},
+    "firewall": {"errors", "host.netlink", "host.rule_notices", "host.saved_settings", *PLANNING},
     "firewall.nft.answers": PLANNING,
     "firewall.nft.render": {"firewall.nft.answers", *PLANNING},
     "firewall.iptables.render": {"inet", *PLANNING},

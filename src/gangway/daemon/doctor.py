@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf import requirements
+from gangway.firewall.nat_guard import NatGuard
 from gangway.host import connected, conntrack, probe
 from gangway.model import Protocol
 from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts
@@ -16,7 +17,7 @@ _DETACHED = "another program detached it: it is attached again within seconds"
 
 
 def checks(
-    tools: Tools, facts: HostFacts, dataplane: DataPlane, leases: int, no_timeouts: str
+    tools: Tools, facts: HostFacts, dataplane: DataPlane, guard: NatGuard, leases: int, no_timeouts: str
 ) -> Iterator[CheckAnswer]:
     """Yield every check; `leases` is how many there are, `no_timeouts` the firewall driver's."""
     is_root = probe.is_root()
@@ -25,6 +26,9 @@ def checks(
         reason = tools.unusable(firewall)
         in_use = "in use" if facts.firewall is firewall else ""
         yield CheckAnswer(f"firewall: {firewall}", reason is None, in_use if reason is None else reason)
+    reason = guard.unavailable
+    note = f"{reason}: a flush of all rules by another program resets them" if reason else ""
+    yield CheckAnswer("firewall: connections outlive a flush", not reason, note)
     for family, setting in FORWARDING_SETTING.items():
         yield _forwarding(facts, family, setting)
     for detour in facts.detours:

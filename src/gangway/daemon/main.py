@@ -31,6 +31,10 @@ from gangway.relay.privilege import raise_descriptor_limit
 
 # After a notification from the kernel, how long to wait for more before checking.
 _SETTLE_S = 0.1
+# The same, if no rule of ours was changed or deleted, but elements, or a chain of another program.
+_SETTLE_RULES_S = 0.3
+# After a check of rules, how many times as long as it took to wait before the next one.
+_REST = 4.0
 # How often to check what sends no notification: legacy iptables, br_netfilter's settings, what could not be done.
 _CHECK_S = 10.0
 # How long the relay, and a daemon that a command or launcher has started, stay when there is nothing to look after:
@@ -52,6 +56,10 @@ class Daemon:
         self._over = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._checks: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._rules_check: asyncio.TimerHandle | None = None
+        self._are_rules_checked = False  # now, by the worker
+        self._rules_again = False  # they have changed since that check began
+        self._rules_due = 0.0  # when rules may be checked again
         self._end: asyncio.TimerHandle | None = None
         self._relay_fd: int | None = None
         self._relay_exits = 0
@@ -65,8 +73,8 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._over.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._run, self._reload)
-        for sock, check in ((self._notices.links, requests.check), (self._notices.rules, requests.check_rules)):
-            self._loop.add_reader(sock, self._notified, sock, check)
+        self._loop.add_reader(self._notices.links, self._notified, self._notices.links, requests.check)
+        self._loop.add_reader(self._notices.rules.sock, self._rules_changed)
         self._loop.add_reader(self._hangups, self._relay_exited)
         changed = partial(self._loop.call_soon_threadsafe, self._changed)
         self._leases = LeaseServer(home.leases, requests.leases, self._log, changed)
@@ -133,6 +141,32 @@ class Daemon:
         if sock not in self._checks:
             self._checks[sock] = self._loop.call_later(_SETTLE_S, self._check_now, sock, check)
 
+    def _rules_changed(self) -> None:
+        """Check deleted rules at once: until they are written again, new connections are not translated.
+
+        All checks together take a fraction of the time only, however often rules change.
+        """
+        notices = self._notices.rules
+        if notices.is_pending():
+            self._rules_again = self._are_rules_checked
+            due = max(self._rules_due, self._loop.time() + (0.0 if notices.is_urgent() else _SETTLE_RULES_S))
+            if not self._are_rules_checked and (self._rules_check is None or due < self._rules_check.when()):
+                if self._rules_check is not None:
+                    self._rules_check.cancel()
+                self._rules_check = self._loop.call_at(due, self._check_rules)
+
+    def _check_rules(self) -> None:
+        began = self._loop.time()
+        self._rules_check, self._are_rules_checked, self._rules_again = None, True, False
+
+        def done(_: "asyncio.Future[None]") -> None:
+            self._are_rules_checked = False
+            self._rules_due = self._loop.time() + _REST * (self._loop.time() - began)
+            if self._rules_again:
+                self._rules_changed()
+
+        self._run(self._parts.requests.check_rules).add_done_callback(done)
+
     def _check_now(self, sock: socket.socket, check: Callable[[], None]) -> None:
         del self._checks[sock]
         self._run(check)
@@ -141,8 +175,10 @@ class Daemon:
         self._run(self._parts.requests.check_thoroughly)
         self._loop.call_later(_CHECK_S, self._check_thoroughly)
 
-    def _run(self, check: Callable[[], None]) -> None:
-        self._loop.run_in_executor(self._worker, self._guarded, check).add_done_callback(lambda _: self._changed())
+    def _run(self, check: Callable[[], None]) -> "asyncio.Future[None]":
+        running = self._loop.run_in_executor(self._worker, self._guarded, check)
+        running.add_done_callback(lambda _: self._changed())
+        return running
 
     def _guarded(self, check: Callable[[], None]) -> None:
         try:
@@ -214,7 +250,7 @@ def run(
         worker = stack.enter_context(ThreadPoolExecutor(1, "worker"))
         notices = Notices()
         stack.callback(notices.close)
-        parts = worker.submit(Parts, config, home, log).result()
+        parts = worker.submit(Parts, config, home, log, notices).result()
         stack.callback(lambda: worker.submit(parts.close).result())
         if not until_idle and probe.is_root():  # an operator learns at once that the firewall cannot be used
             worker.submit(lambda: parts.requests.facts).result()

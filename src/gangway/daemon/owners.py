@@ -13,7 +13,7 @@ class OwnerWatch:
     Without pidfds (before Linux 5.3) nothing is called: the check that comes every few seconds notices the end.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, ended: Callable[[], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, ended: Callable[[], object]) -> None:
         self._loop, self._ended = loop, ended
         self._pidfds: dict[str, int | None] = {}  # by `netns.process_identity`; None: it has ended
 

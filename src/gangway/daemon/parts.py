@@ -15,6 +15,8 @@ from gangway.ebpf.steering import Steering
 from gangway.errors import GangwayError
 from gangway.firewall.base import Driver
 from gangway.firewall.choice import driver_for
+from gangway.firewall.nat_guard import NatGuard
+from gangway.host.events import Notices
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Links
 from gangway.host.reserved_ports import ReservedPorts
@@ -35,9 +37,9 @@ from gangway.state.requests import Requests
 class Parts:
     """The parts of one daemon.  `close` changes nothing on the host: ports stay published."""
 
-    def __init__(self, config: Config, home: Home, log: Log) -> None:
+    def __init__(self, config: Config, home: Home, log: Log, notices: Notices) -> None:
         self.config = config
-        self._home, self._log = home, log
+        self._home, self._log, self._notices, self._guard = home, log, notices, NatGuard()
         self._database = Database(Path(config.state or runtime.default_state()), log.warning)
         self._settings = settings = SavedSettings(self._database, log.warning)
         relay = RelayClient(home.relay_path, config.relay_settings)
@@ -50,9 +52,10 @@ class Parts:
         self.dataplane = DataPlane(relay, steering, redirect, settings)
         self.dataplane.reuse_ports = config.relay_settings.tcp_tw_reuse
         self._links = Links()
-        self.observer = Observer(config, self._database, self._links, self.dataplane)
+        self.observer = Observer(config, self._database, self._links, self.dataplane, notices.rules.follow_filters)
         forwarding = ForwardingSwitch(settings, self._links, lambda family: self._controller.filters(family))
-        self._executor = executor = Executor(self._links, self.dataplane, forwarding, self.observer.alias)
+        no_driver = Driver(notices.rules, self._guard)
+        self._executor = executor = Executor(no_driver, self._links, self.dataplane, forwarding, self.observer.alias)
         registry = Registry(self._database)
         self._controller = controller = Controller(
             self.observer, registry, executor, ReservedPorts(settings, log.warning), self._driver_for, log
@@ -63,7 +66,7 @@ class Parts:
 
     def _driver_for(self, firewall: Firewall) -> Driver:
         nft, prefix = self.observer.tools.nft, self.config.chain_prefix
-        return driver_for(firewall, nft, self._database, self._settings, prefix)
+        return driver_for(firewall, nft, self._notices.rules, self._guard, self._database, self._settings, prefix)
 
     def reload(self, config: Config) -> None:
         """Use other settings, and open the log files again.  GangwayError, OSError: the former settings are in use."""
@@ -90,7 +93,7 @@ class Parts:
     def checks(self) -> Iterator[CheckAnswer]:
         facts, leases = self.requests.facts, len(self.requests.leases)
         no_timeouts = self._executor.driver.no_timeouts
-        yield from checks(self.observer.tools, facts, self.dataplane, leases, no_timeouts)
+        yield from checks(self.observer.tools, facts, self.dataplane, self._guard, leases, no_timeouts)
         orphans = self.observer.orphaned_links()
         note = f"{', '.join(orphans)}: gangway cleanup deletes them" if orphans else ""
         yield CheckAnswer("no links of a daemon whose database is lost", not orphans, note)
@@ -105,6 +108,7 @@ class Parts:
 
     def close(self) -> None:
         self.stop_if_idle()
+        self._guard.stop()
         self._links.close()
         self.dataplane.close()
         self.observer.tools.close()

@@ -9,11 +9,10 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
 from gangway.errors import HostRefused
-from gangway.host import events
+from gangway.firewall.nat_guard import NatGuard
+from gangway.host.rule_notices import Change, RuleNotices
 from gangway.model import Network
 from gangway.plan import MappingPlan, Plan, Route
-
-UNKNOWN = -1  # a generation that rules never have
 
 
 class Driver:
@@ -23,12 +22,15 @@ class Driver:
     """Why connections by nat have conntrack's ordinary timeouts; empty if they have their own."""
     has_silent_rules = False  # True if the kernel gives no notice of some changes
 
-    def __init__(self) -> None:
-        self.generation = events.generation()
-        """The generation of the host's rules (`events.generation`) after our last change or check.  With any other one,
-        another program has changed rules."""
+    def __init__(self, notices: RuleNotices, guard: NatGuard) -> None:
+        self.notices, self._guard = notices, guard
+        notices.follow(self.owns)
         self._plan: Plan | None = None  # whose rules were written last; its mappings have changed since
         self._mappings: dict[str, MappingPlan] = {}
+
+    def owns(self, _change: Change) -> bool:
+        """True if a change is about rules of this driver's."""
+        return False
 
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
         """Replace all rules by a plan's; `before` is the plan whose rules are known to be there."""
@@ -42,14 +44,16 @@ class Driver:
         `expected` returns the plan to compare with, if that is necessary.  `thorough`: look also where the kernel
         gives no notice of changes.
         """
-        generation = events.generation()
-        if generation == self.generation and not (thorough and self.has_silent_rules):
+        if not (self.notices.have_ours_changed() or (thorough and self.has_silent_rules)):
             return True
-        plan = expected()
-        if plan is None or not self.has_rules_of(plan):
-            return False
-        self.generation = generation
-        return True
+        self.notices.forget()
+        plan, is_same = expected(), False
+        try:
+            is_same = plan is not None and self.has_rules_of(plan)
+        finally:
+            if not is_same:
+                self.notices.suspect()
+        return is_same
 
     def has_rules_of(self, plan: Plan) -> bool:
         """True if our rules in the kernel are a plan's."""
@@ -73,14 +77,12 @@ class Driver:
         """Record that all rules have been written."""
         self._plan = plan
         self._mappings = {} if plan is None else {str(one.mapping): one for one in plan.mappings}
-        self.generation = events.generation()
 
     def _record_change(self, removed: Iterable[MappingPlan], added: Iterable[MappingPlan]) -> None:
         """Record that rules of mappings have been written."""
         for one in removed:
             self._mappings.pop(str(one.mapping), None)
         self._mappings.update((str(one.mapping), one) for one in added)
-        self.generation = events.generation()
 
     def _written(self) -> Plan:
         """Return the plan whose rules should be there.  HostRefused: there is none."""

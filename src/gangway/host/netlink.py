@@ -12,6 +12,8 @@ MESSAGE = struct.Struct("=IHHII")
 """struct nlmsghdr: length, type, flags, sequence, port."""
 REQUEST, ACK, DUMP = 0x01, 0x04, 0x100 | 0x200
 """Flags of a request: NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP."""
+INTERRUPTED = 0x10
+"""A flag of a message of a dump, NLM_F_DUMP_INTR: what is listed has changed meanwhile."""
 ERROR, DONE = 2, 3
 """Types of messages: an error or, with the code 0, an acknowledgement; and the end of a dump."""
 BUFFER_BYTES = 1 << 16
@@ -21,7 +23,7 @@ SOL_NETLINK, CAP_ACK = 270, 10
 
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
 _LAST = 1  # the sequence number of a request that is acknowledged
-_NESTED = 0x8000  # NLA_F_NESTED
+_NESTED, _TYPE_MASK = 0x8000, 0x3FFF  # NLA_F_NESTED, NLA_TYPE_MASK
 _CODE = struct.Struct("=i")  # the first field of an error, and of the end of a dump
 
 
@@ -43,6 +45,19 @@ def pack_attribute(kind: int, value: bytes) -> bytes:
 def pack_nested(kind: int, *attributes: bytes) -> bytes:
     """Pack an attribute that has attributes."""
     return pack_attribute(kind | _NESTED, b"".join(attributes))
+
+
+def each_attribute(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield type and value of each attribute."""
+    while start < len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, start)
+        yield kind & _TYPE_MASK, data[start + _ATTRIBUTE.size : start + length]
+        start += (length + 3) & ~3
+
+
+def attributes(data: bytes, start: int = 0) -> dict[int, bytes]:
+    """Return the values of attributes, of which none comes twice, by type."""
+    return dict(each_attribute(data, start))
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int]]:

@@ -1,6 +1,5 @@
 """Checks what the kernel and other programs on this host do: one function for each assumption."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -12,7 +11,6 @@ from gangway.host import sysctl
 FORWARDING = {4: ("net.ipv4.ip_forward",), 6: ("net.ipv6.conf.default.forwarding", "net.ipv6.conf.all.forwarding")}
 """The settings that make the kernel forward a family; the last one says whether it does.  The order matters: `all` sets
 every interface that exists, `default` every later one."""
-_FAMILIES = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
 _LEGACY = {4: ("iptables-legacy-save", "ip_tables_names"), 6: ("ip6tables-legacy-save", "ip6_tables_names")}
 _LIMIT_S = 10.0
 _DROPS_ALL = ("-A FORWARD -j DROP", "-A FORWARD -j REJECT")
@@ -27,31 +25,6 @@ def bridge_filtered(family: int) -> bool:
     """True if br_netfilter passes bridged frames of a family through the firewall (ip-sysctl.rst)."""
     tool = {4: "iptables", 6: "ip6tables"}[family]
     return sysctl.read(f"net.bridge.bridge-nf-call-{tool}") == "1"
-
-
-def forward_chains(listing: str, own_table: str) -> dict[int, dict[str, str]]:
-    """Return other programs' base chains that filter forwarded packets, with their policies, by family.
-
-    `listing` is libnftables' JSON of all chains; `own_table` is gangway's, family and name.
-    """
-    found: dict[int, dict[str, str]] = {4: {}, 6: {}}
-    for entry in json.loads(listing)["nftables"]:
-        chain = entry.get("chain", {})
-        table = f"{chain.get('family')} {chain.get('table')}"
-        if chain.get("hook") == "forward" and chain.get("type") == "filter" and table != own_table:
-            for family in _FAMILIES.get(chain["family"], ()):
-                found[family][f"{table} {chain['name']}"] = chain.get("policy", "accept")
-    return found
-
-
-def drops_all(rule: list[dict[str, object]]) -> bool:
-    """True if a rule in libnftables' JSON drops or rejects every packet."""
-    statements = [statement for statement in rule if "counter" not in statement]
-    if len(statements) != 1:
-        return False
-    target = statements[0].get("xt")  # iptables' targets DROP and REJECT, which libnftables does not translate
-    is_xt_drop = isinstance(target, dict) and target.get("name") in ("DROP", "REJECT")
-    return is_xt_drop or bool({"drop", "reject"} & statements[0].keys())
 
 
 def legacy_forward_policy(family: int) -> str | None:

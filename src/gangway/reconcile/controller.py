@@ -1,7 +1,7 @@
 """Keeps the host as it should be: compares everything that is wanted with the host, and repairs the difference.
 
 `reconcile` may be called at any time.  `check` first finds out whether that is necessary: after a notification from the
-kernel, unless it is about our own change of rules (`check_rules`), and every few seconds (`thorough`), because not
+kernel (of rules: `check_rules`), and every few seconds (`thorough`), because not
 every change sends one.  Both do what they can: a failure is logged, and the next check tries again.  A request repairs
 first (`repair_before_request`), then carries out its own small difference, and records it (`record_applied`).
 """
@@ -14,7 +14,7 @@ from functools import partial
 
 from gangway.errors import Conflict, GangwayError, HostRefused, TimedOut
 from gangway.firewall.base import Driver
-from gangway.host import events, netns
+from gangway.host import netns
 from gangway.host.reserved_ports import ReservedPorts
 from gangway.log import Log
 from gangway.model import Address
@@ -91,7 +91,7 @@ class Controller:
             else:
                 self.look_into(container)
         if self._registry.networks:
-            changed = events.generation() != self._executor.driver.generation
+            changed = self._executor.driver.notices.is_pending()
             if changed or self._condition in (Condition.UNKNOWN, Condition.DIRTY) or self._has_lost_relay():
                 self.check()
 
@@ -162,8 +162,9 @@ class Controller:
             self._failures, self._former_failures = set(), set()
 
     def check_rules(self) -> None:
-        """Check, unless the rules are as we left them: the kernel notifies us of our own changes, too."""
-        if self._condition is Condition.RETRYING or events.generation() != self._executor.driver.generation:
+        """Check, unless neither our rules nor chains that filter what is forwarded have changed."""
+        is_due = self._condition is Condition.RETRYING or self._executor.driver.notices.is_pending()
+        if is_due and self._restore_rules():
             self.check()
 
     def reconcile(self) -> None:
@@ -315,9 +316,24 @@ class Controller:
             left = (one for one in self._registry.mappings() if str(one.mapping) not in removed.mappings)
             self._reserved_ports.set(_steered_ports(left))
 
+    def _restore_rules(self) -> bool:
+        """Write rules that another program has changed again, before anything else is looked at.
+
+        Until they are, new connections are not translated.  False: it failed.
+        """
+        driver, plan = self._executor.driver, self._registry.plan() if self.is_ready else None
+        is_applied = self._condition in (Condition.APPLIED, Condition.RETRYING)
+        if plan is None or not is_applied or driver.is_intact(lambda: plan):
+            return True
+        if not self._attempt(lambda: driver.rewrite(plan, None)):
+            self._condition = Condition.DIRTY
+            return False
+        self._log.warning("rules were changed or deleted by another program: written again")
+        return True
+
     def _look_at_chains(self, thorough: bool = False) -> None:
-        """Read other programs' chains, if rules have changed since our last change; if `thorough`, in any case."""
-        if thorough or events.generation() != self._executor.driver.generation:
+        """Read other programs' chains, if one has changed; if `thorough`, in any case."""
+        if self._executor.driver.notices.have_filters_changed() or thorough:
             self._observer.chains(anew=True)
 
     def _gather(self) -> HostFacts:

@@ -27,13 +27,14 @@ _ANSWER_S = 0.05  # how long a container's answer may be on its way to the relay
 class Executor:
     """Makes every change of the host that a request or a repair needs.
 
-    `alias` marks every link of ours; a daemon with another database has another.  `driver` is the firewall in use.
+    `alias` marks every link of ours; a daemon with another database has another.  `driver` is the firewall
+    in use, which may change.
     """
 
     def __init__(
-        self, links: Links, dataplane: DataPlane, forwarding: ForwardingSwitch, alias: Callable[[], str]
+        self, driver: Driver, links: Links, dataplane: DataPlane, forwarding: ForwardingSwitch, alias: Callable[[], str]
     ) -> None:
-        self.driver = Driver()
+        self.driver = driver
         self.links = links
         self.dataplane = dataplane
         self.forwarding = forwarding

@@ -8,7 +8,7 @@ that chain.  For the same reason a family counts as dropped if the chain that dr
 A chain drops if that is its policy, or if its last rule drops everything (as RHEL and firewalld have it).
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -20,6 +20,7 @@ from gangway.daemon.config import Config
 from gangway.errors import HostRefused, Unsupported
 from gangway.firewall.iptables.render import DOCKERS_PREFIX
 from gangway.firewall.iptables.tool import Iptables
+from gangway.firewall.nft import kernel
 from gangway.firewall.nft import render as nftables
 from gangway.firewall.nft.library import Nftables
 from gangway.host import probe, sockets
@@ -71,7 +72,8 @@ class Tools:
             self._reasons[firewall] = None
             try:
                 if firewall is Firewall.NFTABLES:
-                    (self.nft or Nftables()).chains()
+                    kernel.forward_chains()
+                    _ = self.nft or Nftables()
                 elif firewall is Firewall.IPTABLES:
                     for family in _FAMILIES:
                         Iptables(family).policy()
@@ -87,10 +89,21 @@ class Tools:
 
 
 class Observer:
-    """Looks at the host of one daemon; everything is read when it is first needed."""
+    """Looks at the host of one daemon; everything is read when it is first needed.
 
-    def __init__(self, config: Config, database: Database, links: Links, dataplane: DataPlane) -> None:
+    `follow` is told the chains whose changes have to be noticed.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        database: Database,
+        links: Links,
+        dataplane: DataPlane,
+        follow: Callable[[Collection[str]], None] = lambda _: None,
+    ) -> None:
         self._config, self._database, self._links, self._dataplane = config, database, links, dataplane
+        self._follow = follow
         self.tools = Tools()
         self._chains: Chains | None = None
         self._routing: Routing | None = None
@@ -128,9 +141,11 @@ class Observer:
         return [link.name for link in sorted(orphans, key=lambda link: (link.kind != "bridge", link.name))]
 
     def chains(self, anew: bool = False) -> Chains:
-        """Return other programs' chains that filter forwarded traffic; reading them `anew` takes a while."""
+        """Return other programs' chains that filter forwarded traffic, if `anew` as they are now."""
         if self._chains is None or anew:
-            self._chains = forward_chains(self.tools.nft)
+            found = _read_chains()
+            self._follow(list(map(str, found)))
+            self._chains = _forward_chains(found)
         return self._chains
 
     def routing(self, anew: bool = False) -> Routing:
@@ -206,23 +221,14 @@ class Observer:
         return tuple(sorted(filter(is_interface_name, foreign)))
 
 
-def forward_chains(nft: Nftables | None) -> Chains:
-    """Return other programs' chains for what is forwarded, and the policy of each.
-
-    With many elements in our maps this takes a while: libnftables reads them all.
-    """
+def _forward_chains(found: Collection[kernel.Chain]) -> Chains:
+    """Return other programs' chains for what is forwarded, and what each does with what no rule accepts."""
     chains: Chains = {family: {} for family in _FAMILIES}
-    if nft is not None:
-        with suppress(HostRefused):
-            chains = probe.forward_chains(nft.chains(), nftables.TABLE)
-        for found in chains.values():
-            for name, policy in tuple(found.items()):
-                with suppress(HostRefused):
-                    last = nft.last_rule(*name.rsplit(" ", 1))
-                    if last is None and policy == "accept":
-                        del found[name]  # it decides nothing
-                    elif last is not None and probe.drops_all(last):
-                        found[name] = "drop"
+    for chain in found:
+        drops = kernel.last_rule_drops(chain)
+        if f"{chain.family} {chain.table}" != nftables.TABLE and (drops is not None or chain.policy == "drop"):
+            for family in chain.versions:  # a chain without rules that accepts decides nothing
+                chains[family][str(chain)] = "drop" if drops else chain.policy
     for family in _FAMILIES:
         if (legacy := probe.legacy_forward_policy(family)) is not None:
             chains[family][_LEGACY_CHAIN[family]] = legacy
@@ -231,6 +237,12 @@ def forward_chains(nft: Nftables | None) -> Chains:
 
 def _forwarded() -> frozenset[int]:
     return frozenset(family for family in _FAMILIES if probe.forwards(family))
+
+
+def _read_chains() -> list[kernel.Chain]:
+    with suppress(HostRefused):  # the kernel has no nftables
+        return kernel.forward_chains()
+    return []
 
 
 def _choose(wanted: str, tools: Tools, chains: Chains, closing: Collection[int]) -> Firewall:

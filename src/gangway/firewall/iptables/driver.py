@@ -10,18 +10,21 @@ import json
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 from gangway.errors import Conflict, GangwayError, HostRefused
-from gangway.firewall.base import UNKNOWN, Driver
+from gangway.firewall.base import Driver
 from gangway.firewall.iptables import render as iptables
 from gangway.firewall.iptables.tool import Iptables
+from gangway.firewall.nat_guard import NatGuard
+from gangway.host.rule_notices import Change, RuleNotices
 from gangway.host.saved_settings import SavedSettings, Setting, Storage
 from gangway.model import Network
 from gangway.plan import MappingPlan, Plan, Route
 
 _KEY = "iptables rules"
 _FAMILIES = (4, 6)
+_BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 _CLOSED = "DROP"
 _STAYS = f"left at {_CLOSED}: other programs have added rules to it: {{}}"
 
@@ -39,11 +42,12 @@ class IptablesDriver(Driver):
     no_timeouts = "iptables sets no timeouts without a policy of nfct(8)"
     has_silent_rules = True  # the legacy tables, and policies
 
-    def __init__(self, storage: Storage, saved: SavedSettings, prefix: str) -> None:
-        super().__init__()
-        self.generation = UNKNOWN
+    def __init__(
+        self, notices: RuleNotices, guard: NatGuard, storage: Storage, saved: SavedSettings, prefix: str
+    ) -> None:
         self._tools = {family: Iptables(family) for family in _FAMILIES}
         self._storage, self._saved, self._prefix = storage, saved, prefix
+        super().__init__(notices, guard)
         self._built_in: Tables = dict.fromkeys(_FAMILIES, ())  # the rules in built-in chains
         for family, tool in self._tools.items():
             foreign = partial(self._foreign_rules, family)
@@ -51,13 +55,24 @@ class IptablesDriver(Driver):
                 Setting(_policy(tool), tool.policy, tool.set_policy, dependents=foreign, reason_to_stay=_STAYS)
             )
 
+    @cached_property
+    def _is_legacy(self) -> bool:
+        return all(tool.is_legacy for tool in self._tools.values())
+
+    def owns(self, change: Change) -> bool:
+        chains = ("", self._prefix, *_BUILT_IN)
+        return change.family in ("ip", "ip6") and change.table in iptables.TABLES and change.chain in chains
+
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
         self._check_chains()
         wanted = self._render(plan)
+        self.notices.forget()
         self._replace(wanted, plan.closed)
         self._built_in = {family: iptables.built_in(tables) for family, tables in wanted.items()}
         self._remember_less(self._built_in)
         self._record(plan)
+        if not self._is_legacy:
+            self._guard.start()
 
     def change(self, removed: Collection[MappingPlan], added: Collection[MappingPlan]) -> None:
         former = self._built_in
@@ -68,7 +83,7 @@ class IptablesDriver(Driver):
         try:
             for family, text in texts.items():
                 if text:
-                    self._tools[family].apply(text)
+                    self._apply(family, text)
         except HostRefused as error:
             expected = self._written()
             self._undo(self._render(expected), self._render(replace(expected, mappings=tuple(added))), error)
@@ -93,6 +108,7 @@ class IptablesDriver(Driver):
     def remove(self, before: Plan | None = None) -> None:
         self._replace(dict.fromkeys(_FAMILIES, ()), ())
         self._built_in = dict.fromkeys(_FAMILIES, ())
+        self._guard.stop()
         self._record(None)
         with suppress(HostRefused):  # then they are removed once more by a driver of another firewall
             self._storage.forget(_KEY)
@@ -109,7 +125,12 @@ class IptablesDriver(Driver):
         self._remember(self._remembered(), found)
 
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network, port: int) -> Iterable[str]:
-        return iptables.matching_rules(planned, route, network, self._prefix)
+        """Return the rules that match; those that the kernel does not have now are marked."""
+        rules = [*iptables.matching_rules(planned, route, network, self._prefix)]
+        listed = self._listed(planned.family) if rules else {}
+        for rule in rules:
+            table, _, text = rule.partition(": ")
+            yield rule if text in listed.get(table, ()) else f"{rule} (missing in the kernel)"
 
     def _replace(self, wanted: Tables, closed: Collection[int]) -> None:
         """Replace all rules, and the policies of FORWARD: all or nothing."""
@@ -122,9 +143,9 @@ class IptablesDriver(Driver):
         self._remember(former, wanted)
         try:
             self._close(closed)  # before the rules that allow some packets
-            for family, tool in self._tools.items():
+            for family in _FAMILIES:
                 if wanted[family] or former[family]:
-                    tool.apply(iptables.batch(wanted[family], former[family], listed[family]))
+                    self._apply(family, iptables.batch(wanted[family], former[family], listed[family]))
         except GangwayError as error:
             self._undo(before, wanted, error, was_closed)
             self._remember_less(former)
@@ -137,20 +158,24 @@ class IptablesDriver(Driver):
 
         HostRefused: some were not restored; then both remain remembered.
         """
-        self.generation = UNKNOWN
         failures = []
-        for family, tool in self._tools.items():
+        for family in _FAMILIES:
             try:
                 listed = self._listed(family)
                 if not iptables.are_listed(before[family], written[family], listed):
-                    tool.apply(iptables.batch(before[family], (*before[family], *written[family]), listed))
+                    self._apply(family, iptables.batch(before[family], (*before[family], *written[family]), listed))
             except HostRefused as failure:
                 failures.append(failure)
         if closed is not None:
             with suppress(GangwayError):
                 self._close(closed)
         if failures:
+            self.notices.suspect()
             raise HostRefused(f"{error}; rules from before this change could not be restored: {failures[0]}") from None
+
+    def _apply(self, family: int, text: str) -> None:
+        with self.notices.own_change():
+            self._tools[family].apply(text)
 
     def _listed(self, family: int, table: str | None = None) -> iptables.Listing:
         return iptables.parse_listing(self._tools[family].listing(table))

@@ -5,11 +5,13 @@ from contextlib import suppress
 from functools import cached_property
 
 from gangway.errors import HostRefused
-from gangway.firewall.base import UNKNOWN, Driver
-from gangway.firewall.nft import render
-from gangway.firewall.nft.answers import Answers, Elements
+from gangway.firewall.base import Driver
+from gangway.firewall.nat_guard import NatGuard
+from gangway.firewall.nft import elements, kernel, render
+from gangway.firewall.nft.answers import Answers
+from gangway.firewall.nft.elements import Element
 from gangway.firewall.nft.library import Nftables
-from gangway.host import events
+from gangway.host.rule_notices import Change, RuleNotices
 from gangway.host.saved_settings import Storage
 from gangway.model import Network
 from gangway.plan import MappingPlan, Plan, Route
@@ -17,15 +19,19 @@ from gangway.plan import MappingPlan, Plan, Route
 KEY = "nftables rules"
 """Remembered in the storage while there are any."""
 
+Elements = dict[str, frozenset[Element]]
+"""The elements of sets and maps, by name."""
+
 
 class NftDriver(Driver):
     """The rules in the table `inet gangway`."""
 
-    def __init__(self, library: Nftables, storage: Storage) -> None:
-        super().__init__()
+    def __init__(self, library: Nftables, notices: RuleNotices, guard: NatGuard, storage: Storage) -> None:
+        super().__init__(notices, guard)
         self._library, self._storage = library, storage
-        self._listing: str | None = None
         self._answers: Answers | None = None  # not known until all rules are written
+        self._rules: tuple[bytes, ...] = ()  # those that were written last
+        self._of_networks: Elements = {}  # the elements that were written with them
 
     @cached_property
     def _features(self) -> render.Features:
@@ -37,56 +43,85 @@ class NftDriver(Driver):
             "" if self._features.timeouts else "this kernel's nftables sets no timeouts (CONFIG_NF_CONNTRACK_TIMEOUT)"
         )
 
+    def owns(self, change: Change) -> bool:
+        return f"{change.family} {change.table}" == render.TABLE
+
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
         self._storage.remember(KEY, render.TABLE)
-        self._replace(plan)
+        self.notices.forget()
+        self._write(plan)
+        self._record(plan)
         self._answers = Answers(plan.mappings)
-        self._listing = self._library.listing(render.TABLE)
+        self._guard.start()
 
     def change(self, removed: Collection[MappingPlan], added: Collection[MappingPlan]) -> None:
         """Delete elements of the table's maps, and add others: a long list takes several transactions."""
-        changed: tuple[Elements, Elements] = self._answers.change(removed, added) if self._answers else ({}, {})
-        done: list[render.Transaction] = []
+        changed = self._answers.change(removed, added) if self._answers else ({}, {})
         try:
             for transaction in render.change(removed, added, self._features).extended(*changed).split():
                 self._apply(transaction.text())
-                done.append(transaction)
-        except HostRefused:
+        except HostRefused as error:
             if self._answers:
                 self._answers.change(added, removed)
-            self.generation = UNKNOWN  # should a part of it be left, the next check finds that
-            with suppress(HostRefused):
-                for transaction in reversed(done):
-                    self._apply(transaction.inverse().text())
+            self._restore(error)
             raise
+        self._record_change(removed, added)
 
     def has_rules_of(self, plan: Plan) -> bool:
-        is_listed = self._library.listing(render.TABLE) == self._listing
-        return is_listed and self._library.element_counts(render.TABLE) == render.element_counts(plan, self._features)
+        """Compare what is there; rules, and elements of networks, with what was there when they were written."""
+        if self._plan is None or plan.networks != self._plan.networks:
+            return False
+        if kernel.chains_and_rules(render.TABLE) != self._rules:
+            return False
+        return _found(render.SETS_OF_NETWORKS) == self._of_networks and self._has_elements_of(plan)
 
     def remove(self, before: Plan | None = None) -> None:
         self._apply(render.remove())
-        self._listing = None
+        self._guard.stop()
+        self._record(None)
         with suppress(HostRefused):  # then the table is deleted once more by a driver of another firewall
             self._storage.forget(KEY)
 
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network, port: int) -> Iterable[str]:
-        return render.matching_rules(planned, route, network, port)
+        """Return the rules that match, and the element of a map as the kernel has it now."""
+        rules = [*render.matching_rules(planned, route, network, port)]
+        if rules:
+            name, key = render.place_of(planned), elements.pack_key(*render.key_of(planned, port))
+            found = kernel.element(render.TABLE, name, key)
+            target = "nothing" if found is None else elements.unpack_target(found.target)
+            rules.append(f"map {name}, as the kernel has it: {planned.mapping.protocol} port {port} leads to {target}")
+        return rules
 
-    def _replace(self, plan: Plan) -> None:
+    def _write(self, plan: Plan) -> None:
         try:
             self._apply(render.render(plan, self._features, self._library.listing(render.TABLE)))
         except HostRefused:  # the table has something of these names that cannot be changed in place
             self._apply(render.render(plan, self._features))
+        self._rules = kernel.chains_and_rules(render.TABLE)
+        self._of_networks = _found(render.SETS_OF_NETWORKS)
 
     def _apply(self, text: str) -> None:
-        """Carry out a transaction, which increments the generation by one.
+        with self.notices.own_change():
+            self._library.apply(text)
 
-        If it has grown by more, another program has changed rules in between; ours then stays behind, so that the next
-        check compares them.
-        """
-        before = events.generation()
-        self._library.apply(text)
-        after = events.generation()
-        if before == self.generation and after - before <= 1:
-            self.generation = after
+    def _restore(self, error: HostRefused) -> None:
+        """Restore the rules from before a failed change, of which some transactions may have been carried out."""
+        try:
+            expected = self._written()
+            if not self.has_rules_of(expected):
+                self._write(expected)
+        except HostRefused as failure:
+            self.notices.suspect()
+            raise HostRefused(f"{error}; rules from before this change could not be restored: {failure}") from None
+
+    def _has_elements_of(self, plan: Plan) -> bool:
+        wanted = render.elements_of_mappings(plan.mappings, self._features)
+        return _found(render.SETS_OF_MAPPINGS) == {
+            name: frozenset(elements.pack(text, render.is_interval(name)) for text in wanted.get(name, ()))
+            for name in render.SETS_OF_MAPPINGS
+        }
+
+
+def _found(names: Iterable[str]) -> Elements:
+    """Return the elements that the kernel has."""
+    return {name: kernel.elements(render.TABLE, name) for name in names}

@@ -4,7 +4,6 @@ nftables carries out a text as one transaction: all of it or nothing (libnftable
 """
 
 import ctypes
-import json
 from contextlib import suppress
 from ctypes import c_bool, c_char_p, c_int, c_uint, c_void_p
 
@@ -12,8 +11,7 @@ from gangway.errors import HostRefused, Unsupported
 
 _LONG_TEXT = 1 << 20  # bytes
 _LIBRARY = "libnftables.so.1"
-# include/nftables/libnftables.h
-_STATELESS, _JSON, _TERSE = 1 << 1, 1 << 4, 1 << 11
+_STATELESS, _TERSE = 1 << 1, 1 << 11  # include/nftables/libnftables.h
 
 
 class Nftables:
@@ -73,22 +71,6 @@ class Nftables:
             return self._run(f"list table {table}", _STATELESS | _TERSE)
         except HostRefused:
             return ""
-
-    def chains(self) -> str:
-        """Return all chains as JSON (libnftables-json(5)).  HostRefused: the kernel has no nftables."""
-        return self._run("list chains", _JSON)
-
-    def last_rule(self, table: str, chain: str) -> list[dict[str, object]] | None:
-        """Return the expressions of a chain's last rule, as JSON has them; None if the chain has no rules."""
-        found = json.loads(self._run(f"list chain {table} {chain}", _JSON))["nftables"]
-        rules = [entry["rule"] for entry in found if "rule" in entry]
-        return rules[-1]["expr"] if rules else None
-
-    def element_counts(self, table: str) -> dict[str, int]:
-        """Return the number of elements of each set and map of a table, without those that are empty."""
-        entries = json.loads(self._run(f"list table {table}", _JSON))["nftables"]
-        sets = [entry.get("set") or entry.get("map") or {} for entry in entries]
-        return {one["name"]: len(one["elem"]) for one in sets if one.get("elem")}
 
     def _run(self, text: str, flags: int = 0) -> str:
         self._library.nft_ctx_output_set_flags(self._context, flags)

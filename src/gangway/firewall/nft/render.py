@@ -45,7 +45,7 @@ Only the verdict `drop` is final: what is accepted here passes other programs' c
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import ip_network
 from typing import NamedTuple
 
@@ -111,6 +111,15 @@ _WORD = {4: "ip", 6: "ip6"}
 _UNTRANSLATED = {4: "127.0.0.0/8", 6: "{ ::1, fe80::/10 }"}
 _NAMES = re.compile(r"^\t(set|map|chain) (\w+) ", re.MULTILINE)
 _ANY = {4: "0.0.0.0/0", 6: "::/0"}
+_ANSWERS = ("answers", "answers_at", "ambiguous")
+SETS_OF_MAPPINGS = tuple(f"{name}{family}" for family in (4, 6) for name in (*_KINDS, *_ANSWERS)) + tuple(
+    f"{kind}{family}{_SUFFIX}" for family in (4, 6) for kind in _KINDS
+)
+"""The sets and maps that change with each mapping, `_KEYS` included."""
+SETS_OF_NETWORKS = tuple(
+    name for _, name in _NAMES.findall(_MAPS.format(f=4) + _MAPS.format(f=6) + _SETS) if name not in SETS_OF_MAPPINGS
+)
+"""Those that change with networks and facts only."""
 
 _HAS_PORTS = "meta l4proto != { tcp, udp, sctp } return"
 _MIDSTREAM = "tcp flags & (fin | syn | rst | ack) != syn"
@@ -189,14 +198,30 @@ def _declarations(plan: Plan, features: Features) -> str:
     return "\n".join((*lines, "}\n"))
 
 
-def element_counts(plan: Plan, features: Features = ALL) -> dict[str, int]:
-    """Return the number of elements of each set and map."""
-    return {name: len(found) for name, found in _all_elements(plan, features).items()}
-
-
 def change(removed: Iterable[MappingPlan], added: Iterable[MappingPlan], features: Features = ALL) -> Transaction:
     """Return the transaction that removes mappings and adds others, without that of `Answers`."""
     return Transaction(_mappings(removed, features), _mappings(added, features))
+
+
+def elements_of_mappings(plans: Collection[MappingPlan], features: Features) -> Elements:
+    """Return the elements of each set and map that mappings have."""
+    return _mappings(plans, features) | Answers(plans).elements()
+
+
+def place_of(planned: MappingPlan) -> str:
+    """Return the name of the map that a mapping's elements are in."""
+    return _elements(planned)[0]
+
+
+def key_of(planned: MappingPlan, port: int) -> tuple[str, str, int]:
+    """Return what a packet to a port of a mapping is looked up by: protocol, address unless it is none, and port."""
+    mapping, is_single = planned.mapping, place_of(planned).startswith("ports")
+    return mapping.protocol.value, "" if is_single else str(mapping.host_address), port
+
+
+def is_interval(name: str) -> bool:
+    """True if the elements of a set or map of mappings are intervals."""
+    return name.startswith("ranges")
 
 
 def remove() -> str:
@@ -336,7 +361,7 @@ def _to_gateway(container: Address) -> str:
 
 
 def _all_elements(plan: Plan, features: Features) -> Elements:
-    return _networks(plan) | _mappings(plan.mappings, features) | Answers(plan.mappings).elements()
+    return _networks(plan) | elements_of_mappings(plan.mappings, features)
 
 
 def _networks(plan: Plan) -> Elements:
