@@ -62,7 +62,11 @@ def test_links(host: Host) -> None:
             numbers.get(link.get("master"), 0),
             link.get("linkinfo", {}).get("info_slave_data", {}).get("isolated", False),
             link.get("address", ""),
+            "UP" in link["flags"],
             link["mtu"],
+            link.get("linkinfo", {}).get("info_slave_data", {}).get("hairpin", False),
+            link.get("link_index", 0),
+            link.get("link_netnsid"),
         )
         for link in expected
     ]

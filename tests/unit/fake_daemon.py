@@ -5,6 +5,7 @@ Everything else is real: the database, links and sysctls of the network namespac
 
 import os
 import socket
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,7 +31,7 @@ from gangway.reconcile.controller import Controller
 from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.observe import Chains, Observer
-from gangway.relay.client import RelayClient
+from gangway.relay.client import Exit, RelayClient
 from gangway.relay.protocol import HostPorts, Serve
 from gangway.state.database import Database
 from gangway.state.leases import Leases
@@ -66,6 +67,7 @@ class FakeRelay:
 
     def __init__(self, calls: Calls) -> None:
         self.exits = 0
+        self.last_exit: Exit | None = None
         self.ports: dict[HostPorts, Serve] = {}
         self.descriptors: dict[HostPorts, list[int]] = {}
         self._calls = calls
@@ -94,7 +96,7 @@ class FakeRelay:
         """End as a relay does that is killed: its ports are free."""
         for ports in tuple(self.ports):
             self._forget(ports)
-        self._running, self.exits = False, self.exits + 1
+        self._running, self.exits, self.last_exit = False, self.exits + 1, Exit(time.monotonic(), "signal 9")
 
     def _forget(self, ports: HostPorts) -> None:
         self.ports.pop(ports, None)

@@ -4,7 +4,6 @@ A step that contradicts the model's state fails: so an order in which a bridge i
 """
 
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from gangway.reconcile.diff import (
     Forwarding,
     Isolation,
     Ports,
+    Properties,
     Redirects,
     Rewrite,
     Rules,
@@ -24,6 +24,7 @@ from gangway.reconcile.diff import (
     Step,
     Veth,
 )
+from gangway.reconcile.properties import Property, of_bridge, of_veth
 from gangway.reconcile.state import Attachment, State, ports_of, redirects_of, steered_of
 from gangway.relay.protocol import Destination, HostPorts, Mode, Serve
 from tests.unit.samples import BACK, NFTABLES, NO_STEERING, WEB, mapping, planned, whole
@@ -60,8 +61,9 @@ PLANS = (
 
 def attachment(name: str, isolated: bool = False) -> Attachment:
     """Return the attachment of a veth in VETHS."""
-    endpoint = Endpoint(name, NETWORKS[VETHS[name]].name, (ip_address("172.30.0.2"),))
-    return Attachment(endpoint, NETWORKS[VETHS[name]], f"/run/netns/{name}", isolated)
+    network = NETWORKS[VETHS[name]]
+    endpoint = Endpoint(name, network.name, (network.subnets[0][2],))
+    return Attachment(endpoint, network, f"/run/netns/{name}", isolated)
 
 
 def own(ports: HostPorts, to: Destination) -> Serve:
@@ -82,13 +84,14 @@ class Host:
     mappings: dict[str, MappingPlan] = field(default_factory=dict)
     plan: Plan | None = None
     forwarding: frozenset[int] = frozenset()
+    properties: set[Property] = field(default_factory=set)
 
     @classmethod
     def of(cls, state: State) -> "Host":
         """Return a host that is in a state."""
         host = cls(dict(state.bridges), dict(state.attachments), set(state.isolated), dict(state.ports))
         host.steered, host.redirects, host.mappings = dict(state.steered), dict(state.redirects), dict(state.mappings)
-        host.plan, host.forwarding = state.plan, state.forwarding
+        host.plan, host.forwarding, host.properties = state.plan, state.forwarding, set(state.properties)
         return host
 
     def do(self, step: Step) -> None:
@@ -108,6 +111,9 @@ class Host:
                 self._change_ports(step)
             case Bridge() | Veth() | Isolation():
                 self._change_link(step)
+            case Properties(_, missing):
+                assert {one.link for one in missing} <= self.bridges.keys() | self.attachments.keys()
+                self.properties |= set(missing)
             case _:
                 assert isinstance(step, Flows)
 
@@ -148,15 +154,19 @@ class Host:
             case Bridge(_, NetworkPlan() as made):
                 assert name not in self.bridges
                 self.bridges[name] = made
+                self.properties |= properties_of(made)
             case Bridge():
                 assert not [veth for veth in self.attachments if VETHS[veth] == name], "the bridge has ports"
                 del self.bridges[name]
+                self.properties = {one for one in self.properties if one.link != name}
             case Veth(_, Attachment() as made):
                 self.attachments[name] = made
                 self._isolate(name, made.isolated)
+                self.properties |= properties_of(made)
             case Veth():
                 del self.attachments[name]
                 self.isolated.discard(name)
+                self.properties = {one for one in self.properties if one.link != name}
             case Isolation(before, after):
                 attachment = self.attachments[name]
                 assert before == (name in self.isolated)
@@ -167,9 +177,16 @@ class Host:
         (self.isolated.add if isolated else self.isolated.discard)(name)
 
 
+def properties_of(made: NetworkPlan | Attachment) -> frozenset[Property]:
+    """Return the properties of a link that was just created."""
+    if isinstance(made, NetworkPlan):
+        return of_bridge(made.network)
+    return of_veth(made.endpoint.container, made.namespace, made.endpoint, made.network)
+
+
 def verb(step: Step) -> str:
     """Return the kind of a step, with + or - if it adds or removes links, ports or entries."""
-    changes = isinstance(step, Rewrite | Rules | Forwarding | Flows | Isolation)
+    changes = isinstance(step, Rewrite | Rules | Forwarding | Flows | Isolation | Properties)
     return ("" if changes else "+" if step.after else "-") + type(step).__name__
 
 
@@ -185,7 +202,7 @@ def _steered_blocks(port: Serve) -> list[PortBlock]:
 def states(draw: st.DrawFn, of_mappings: bool, found: bool = False) -> State:
     """Draw a state that a daemon may want: the rules of mappings change one by one, or all by a plan.
 
-    A state that was `found` may also have isolated veths, and blocks that are only reserved.
+    A state that was `found` may also have isolated veths, links without properties, and blocks that are only reserved.
     """
     bridges = draw(st.sets(st.sampled_from(sorted(BRIDGES))))
     veths = draw(st.sets(st.sampled_from([name for name, bridge in VETHS.items() if bridge in bridges] or [""]))) - {""}
@@ -196,6 +213,12 @@ def states(draw: st.DrawFn, of_mappings: bool, found: bool = False) -> State:
     served = [one for one in kinds if one is not None]
     own_ports = draw(st.dictionaries(st.sampled_from(PORTS), st.sampled_from(DESTINATIONS)))
     left_over = draw(st.dictionaries(st.sampled_from(LEFT_OVER), st.sampled_from((True, False)[: 1 + found])))
+    links: list[NetworkPlan | Attachment] = [
+        *(BRIDGES[name] for name in sorted(bridges)),
+        *(attachment(name) for name in sorted(veths)),
+    ]
+    properties = sorted(one for made in links for one in properties_of(made))
+    lost = draw(st.sets(st.sampled_from(properties))) if found and properties else set()
     return State(
         {name: BRIDGES[name] for name in sorted(bridges)},
         {name: attachment(name, name in isolated) for name in sorted(veths)},
@@ -206,4 +229,5 @@ def states(draw: st.DrawFn, of_mappings: bool, found: bool = False) -> State:
         {name: PLANNED[name] for name in sorted(names)},
         None if of_mappings else draw(st.sampled_from(PLANS)),
         draw(st.frozensets(st.sampled_from((4, 6)))),
+        frozenset(properties) - lost,
     )

@@ -1,5 +1,7 @@
 """The controller's conditions: what leads from one to the other, what is repaired, and what is logged."""
 
+import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -232,6 +234,44 @@ def test_detached_program_is_attached_again_without_networks(tmp_path: Path) -> 
     daemon.controller.check(thorough=True)
     assert daemon.calls.names == ["steering.reattach", "redirect.reattach"]
     daemon.end()
+
+
+# What is logged about repairs
+
+
+def test_repair_is_logged_once_with_its_duration(daemon: Daemon, own_namespace: Namespace) -> None:
+    own_namespace.ip("address", "flush", "dev", WEB.bridge)
+    noticed_s = time.monotonic() - 2.0
+    daemon.controller.check(noticed_s)
+    daemon.controller.check(noticed_s)
+    lost = "address 172.30.0.1/24, address fd30::1/64, route 172.30.0.0/24, route fd30::/64"
+    assert len(daemon.log) == 1
+    assert re.fullmatch(rf"bridge {WEB.bridge}: {lost} missing: restored after [2-9]\.\d\d s", daemon.log[0])
+
+
+def test_repair_of_rules_is_logged(daemon: Daemon) -> None:
+    daemon.change_rules()
+    daemon.controller.check()
+    assert daemon.log == ["rules were changed or deleted by another program: written again"]
+
+
+def test_restart_of_the_relay_is_logged_once_for_networks_and_leases(daemon: Daemon) -> None:
+    lease = protocol.Lease("tcp", Destination("172.17.0.2", 80))
+    daemon.leases.grant(lease, listening("0.0.0.0", 7000), 0)
+    daemon.relay.kill()
+    daemon.controller.check()
+    assert daemon.log == []
+    text = daemon.leases.restore()
+    assert re.fullmatch(r"relay exited \(signal 9\): restarted, 4 ports served again after \d\.\d\d s", text)
+    daemon.controller.check()
+    assert (daemon.log, daemon.leases.restore()) == ([], "")
+
+
+def test_failure_to_repair_is_logged_without_the_repair(daemon: Daemon) -> None:
+    daemon.change_rules()
+    daemon.calls.fail("driver.rewrite")
+    daemon.controller.check()
+    assert daemon.log == ["driver.rewrite failed"]
 
 
 # Containers that have ended

@@ -19,6 +19,7 @@ from tests.unit.state_model import (
     Host,
     attachment,
     own,
+    properties_of,
     states,
     verb,
 )
@@ -36,7 +37,9 @@ REMOVING = (
 )
 ADDING = (
     {"+Bridge"},
-    {"+Veth", "Isolation"},
+    {"+Veth"},
+    {"Properties"},
+    {"Isolation"},
     {"+Ports"},
     {"+Steered"},
     {"Rewrite", "Rules"},
@@ -51,8 +54,16 @@ def all_served(state: State) -> State:
     return replace(state, steered=dict.fromkeys(state.steered, True))
 
 
+def whole_links(state: State) -> State:
+    """Return the state with all properties of its links: a daemon wants no others."""
+    links = [one for one in (*state.bridges.values(), *state.attachments.values()) if one is not None]
+    return replace(state, properties=frozenset().union(*map(properties_of, links)))
+
+
 PAIRS = st.booleans().flatmap(lambda kind: st.tuples(states(kind), states(kind)))
-FOUND = st.booleans().flatmap(lambda kind: st.tuples(states(kind, True), states(kind, True).map(all_served)))
+FOUND = st.booleans().flatmap(
+    lambda kind: st.tuples(states(kind, True), states(kind, True).map(all_served).map(whole_links))
+)
 
 
 def verbs(steps: Iterable[Step]) -> list[str]:

@@ -367,18 +367,21 @@ def test_reason_of_a_failed_start_is_named(relays: Relays) -> None:
         RelayClient(Path("/nowhere/relay"), SETTINGS).serve(RANGE)
 
 
-def test_relay_that_does_not_answer_is_lost(relays: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relay_that_does_not_answer_is_killed(relays: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
     starter = relays.client()
     starter.serve(RANGE)
     monkeypatch.setattr(client_module, "_TIMEOUT_S", 0.1)
     client = relays.client()
     assert client.connect()
     os.kill(relays.pid(), signal.SIGSTOP)
-    with pytest.raises(HostRefused, match=r"the relay failed: no answer within 0\.1 s"):
+    with pytest.raises(HostRefused, match=r"the relay did not answer within 0\.1 s, and was killed"):
         client.served()
-    assert (client.is_running(), client.fileno()) == (False, None)
-    with pytest.raises(HostRefused, match=r"the running relay \(pid .* no answer within 0.1 s; stop it: kill"):
-        client.serve(OTHER)
+    assert (client.is_running(), client.fileno(), client.exits) == (False, None, 1)
+    assert client.last_exit is not None
+    assert client.last_exit.reason == "killed: no answer within 0.1 s"
+    monkeypatch.undo()
+    client.serve(OTHER)
+    assert [port.ports for port in client.served()] == [OTHER.ports]
 
 
 def test_unexpected_error_is_logged(relays: Relays, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from gangway.reconcile.diff import (
     Forwarding,
     Isolation,
     Ports,
+    Properties,
     Redirects,
     Rewrite,
     Rules,
@@ -19,6 +20,7 @@ from gangway.reconcile.diff import (
     Veth,
     diff,
 )
+from gangway.reconcile.properties import Kind, Property
 from gangway.reconcile.state import Attachment, State, link_name, ports_of, redirects_of, steered_of
 from gangway.relay.protocol import Destination, HostPorts, Mode, Serve
 from tests.unit.samples import (
@@ -90,10 +92,11 @@ def test_found_link_that_is_wanted_stays() -> None:
     assert list(diff(State({"gw-web": None}, {"gw1": None}), wanted)) == []
 
 
-def test_containers_of_a_new_bridge_are_attached_again() -> None:
-    wanted = State({"gw-web": NetworkPlan(WEB, False)}, {"gw1": LINK})
+def test_containers_join_a_new_bridge_as_they_are() -> None:
+    port, address = Property("gw1", "", Kind.BRIDGE, "gw-web"), Property("gw-web", "", Kind.ADDRESS, "172.30.0.1/24")
+    wanted = State({"gw-web": NetworkPlan(WEB, False)}, {"gw1": LINK}, properties=frozenset({port, address}))
     steps = list(diff(State({}, {"gw1": None}), wanted))
-    assert steps == [Bridge(None, NetworkPlan(WEB, False), "gw-web"), Veth(None, LINK, "gw1")]
+    assert steps == [Bridge(None, NetworkPlan(WEB, False), "gw-web"), Properties((), (port,))]
 
 
 @pytest.mark.parametrize("wanted", [LINK, ISOLATED])

@@ -97,7 +97,8 @@ class LeaseServer:
 
     def _restore(self) -> None:
         try:
-            self._leases.restore()
+            if text := self._leases.restore():
+                self._log.warning(text)
         finally:
             self._changed()  # there is another relay to watch
 

@@ -13,6 +13,7 @@ import asyncio
 import select
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -31,6 +32,7 @@ from gangway.relay.privilege import raise_descriptor_limit
 
 # After a notification from the kernel, how long to wait for more before checking.
 _SETTLE_S = 0.1
+_SETTLE_ROUTES_S = 0.5  # a router's routes may change all the time
 # The same, if no rule of ours was changed or deleted, but elements, or a chain of another program.
 _SETTLE_RULES_S = 0.3
 # After a check of rules, how many times as long as it took to wait before the next one.
@@ -73,7 +75,8 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._over.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._run, self._reload)
-        self._loop.add_reader(self._notices.links, self._notified, self._notices.links, requests.check)
+        for sock, settle_s in ((self._notices.links, _SETTLE_S), (self._notices.routes, _SETTLE_ROUTES_S)):
+            self._loop.add_reader(sock, self._notified, sock, requests.check, settle_s)
         self._loop.add_reader(self._notices.rules.sock, self._rules_changed)
         self._loop.add_reader(self._hangups, self._relay_exited)
         changed = partial(self._loop.call_soon_threadsafe, self._changed)
@@ -136,10 +139,10 @@ class Daemon:
         for text in warnings:
             self._log.warning(text)
 
-    def _notified(self, sock: socket.socket, check: Callable[[], None]) -> None:
-        self._notices.drain(sock)
-        if sock not in self._checks:
-            self._checks[sock] = self._loop.call_later(_SETTLE_S, self._check_now, sock, check)
+    def _notified(self, sock: socket.socket, check: Callable[[float], None], settle_s: float) -> None:
+        if self._notices.drain(sock) and sock not in self._checks:
+            since = partial(check, time.monotonic())
+            self._checks[sock] = self._loop.call_later(settle_s, self._check_now, sock, since)
 
     def _rules_changed(self) -> None:
         """Check deleted rules at once: until they are written again, new connections are not translated.
@@ -193,7 +196,7 @@ class Daemon:
         nothing is left to manage."""
         relay = self._parts.dataplane.relay
         self._watch(relay.fileno())
-        if relay.exits != self._relay_exits:  # a thread may have started another one before we were notified
+        if relay.exits > self._relay_exits:  # a thread may have started another one before we were notified
             self._relay_exits = relay.exits
             self._serve_again()
         self._owners.update(self._parts.requests.owners())
@@ -215,7 +218,9 @@ class Daemon:
                 self._hangups.register(relay_fd, select.EPOLLRDHUP)
 
     def _relay_exited(self) -> None:
+        """Serve the ports again; this exit may have been counted already, or will be by the first who looks."""
         self._watch(None)
+        self._relay_exits = max(self._relay_exits + 1, self._parts.dataplane.relay.exits)
         self._serve_again()
 
     def _serve_again(self) -> None:

@@ -52,7 +52,8 @@ class Parts:
         self.dataplane = DataPlane(relay, steering, redirect, settings)
         self.dataplane.reuse_ports = config.relay_settings.tcp_tw_reuse
         self._links = Links()
-        self.observer = Observer(config, self._database, self._links, self.dataplane, notices.rules.follow_filters)
+        follow, changed_among = notices.rules.follow_filters, notices.changed_among
+        self.observer = Observer(config, self._database, self._links, self.dataplane, follow, changed_among)
         forwarding = ForwardingSwitch(settings, self._links, lambda family: self._controller.filters(family))
         no_driver = Driver(notices.rules, self._guard)
         self._executor = executor = Executor(no_driver, self._links, self.dataplane, forwarding, self.observer.alias)

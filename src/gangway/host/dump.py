@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 # include/uapi/linux/netlink.h
@@ -28,8 +29,10 @@ _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags
 _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=8BI")  # struct rtmsg: family, lengths, tos, table, protocol, scope, type, flags
 _EXT_MASK, _WITHOUT_STATISTICS = 29, 1 << 3
-_MAC, _IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS = 1, 3, 4, 10, 18, 20
-_INFO_KIND, _INFO_SLAVE_DATA, _BRPORT_ISOLATED = 1, 5, 33
+_MAC, _IFNAME, _MTU, _LINK_PEER, _MASTER, _LINKINFO, _IFALIAS, _LINK_NETNSID = 1, 3, 4, 5, 10, 18, 20, 37
+_LINK_ATTRIBUTES = (_MAC, _IFNAME, _MTU, _LINK_PEER, _MASTER, _LINKINFO, _IFALIAS, _LINK_NETNSID)
+_INFO_KIND, _INFO_SLAVE_DATA, _BRPORT_MODE, _BRPORT_ISOLATED = 1, 5, 4, 33
+_IFF_UP = 1  # include/uapi/linux/if.h
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC = 1, 2, 4, 5, 7
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
@@ -39,6 +42,7 @@ _RULE = struct.Struct("=8BI")  # struct fib_rule_hdr: family, lengths, tos, tabl
 _FRA_SRC, _FRA_TABLE = 2, 15
 _NETCONF = struct.Struct("=Bxxx")  # struct netconfmsg: family
 _NETCONFA_IFINDEX, _NETCONFA_FORWARDING = 1, 2
+_SOL_NETLINK, _STRICT_CHECK = 270, 12  # NETLINK_GET_STRICT_CHK: without it, a request for some routes lists all
 
 _EMPTY = memoryview(b"")
 
@@ -47,7 +51,11 @@ FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 class Link(NamedTuple):
-    """An interface; without an alias `alias` is empty, without a master `master` is 0.  `mac` is as in ip(8)."""
+    """An interface; without an alias `alias` is empty, without a master `master` is 0.  `mac` is as in ip(8).
+
+    `peer` is the index of a veth's other end; `peer_namespace` the number of its network namespace in this one, None if
+    it is in this one, too.
+    """
 
     ifindex: int
     name: str
@@ -56,7 +64,19 @@ class Link(NamedTuple):
     master: int
     isolated: bool
     mac: str
+    is_up: bool
     mtu: int
+    hairpin: bool
+    peer: int
+    peer_namespace: int | None
+
+
+class InterfaceAddress(NamedTuple):
+    """An address of an interface."""
+
+    ifindex: int
+    address: str
+    prefix_length: int
 
 
 class Route(NamedTuple):
@@ -98,19 +118,30 @@ def links(kind: str = "") -> list[Link]:
 
 def addresses() -> frozenset[str]:
     """List all addresses.  OSError: the kernel refuses."""
-    return frozenset(address for _, address in interface_addresses())
+    return frozenset(one.address for one in prefixed_addresses())
 
 
 def interface_addresses() -> frozenset[tuple[int, str]]:
     """List all addresses, each with the number of its interface.  OSError: the kernel refuses."""
+    return frozenset((one.ifindex, one.address) for one in prefixed_addresses())
+
+
+def prefixed_addresses() -> list[InterfaceAddress]:
+    """List all addresses with their interfaces and prefixes.  OSError: the kernel refuses."""
     bodies = (body for family in FAMILIES for body in _dump(_GET_ADDRESS, _ADDRESS.pack(family, 0, 0, 0, 0)))
-    found = ((int(_ADDRESS.unpack_from(body)[4]), _own_address(body)) for body in bodies)
-    return frozenset(one for one in found if one[1])
+    return [one for one in map(_own_address, bodies) if one.address]
 
 
-def routes(family: int) -> list[Route]:
-    """List the routes of one of the FAMILIES.  OSError: the kernel refuses."""
-    return [_route(body) for body in _dump(_GET_ROUTE, _ROUTE.pack(family, *(0,) * 8)) if body[0] == family]
+def routes(family: int, ifindex: int = 0) -> list[Route]:
+    """List the routes of one of the FAMILIES, or those by one interface.  OSError: the kernel refuses.
+
+    Of a host's many routes the kernel then lists only the few that are needed, as far as it can (since Linux 4.20).
+    """
+    request = _ROUTE.pack(family, *(0,) * 8)
+    if ifindex:
+        request += _attribute(_RTA_OIF, _NUMBER.pack(ifindex))
+    found = (_route(body) for body in _dump(_GET_ROUTE, request, strict=bool(ifindex)) if body[0] == family)
+    return [route for route in found if ifindex in (0, route.ifindex)]
 
 
 def source_rules(family: int) -> list[Rule]:
@@ -139,14 +170,17 @@ def way_to(destination: str, source: str = "") -> Way | None:
     return None if kind == _ERROR else _way(family, body)
 
 
-def _dump(kind: int, request: bytes) -> list[memoryview]:
-    """Return the messages of a dump, without their headers.
+def _dump(kind: int, request: bytes, strict: bool = False) -> list[memoryview]:
+    """Return the messages of a dump, without their headers; if `strict`, only what the request's attributes say.
 
     An interrupted dump may lack objects, or have some twice: it is repeated; if changes never stop, the last one is
     returned.
     """
     message = _MESSAGE.pack(_MESSAGE.size + len(request), kind, _REQUEST_DUMP, 0, 0) + request
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
+        if strict:
+            with suppress(OSError):  # before Linux 4.20
+                sock.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)
         for _ in range(_ATTEMPTS):
             sock.send(message)
             bodies, is_complete = _receive(sock)
@@ -193,26 +227,32 @@ def _attributes(data: memoryview, start: int, wanted: Collection[int]) -> dict[i
 
 
 def _link(body: memoryview) -> Link:
-    found = _attributes(body, _LINK.size, (_MAC, _IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS))
+    _, _, ifindex, flags, _ = _LINK.unpack_from(body)
+    found = _attributes(body, _LINK.size, _LINK_ATTRIBUTES)
     info = _attributes(found.get(_LINKINFO, _EMPTY), 0, (_INFO_KIND, _INFO_SLAVE_DATA))
-    port = _attributes(info.get(_INFO_SLAVE_DATA, _EMPTY), 0, (_BRPORT_ISOLATED,))
+    port = _attributes(info.get(_INFO_SLAVE_DATA, _EMPTY), 0, (_BRPORT_MODE, _BRPORT_ISOLATED))
     return Link(
-        ifindex=_LINK.unpack_from(body)[2],
+        ifindex=ifindex,
         name=_text(found[_IFNAME]),
         kind=_text(info.get(_INFO_KIND, _EMPTY)),
         alias=_text(found.get(_IFALIAS, _EMPTY)),
         master=_number(found.get(_MASTER)),
         isolated=any(port.get(_BRPORT_ISOLATED, _EMPTY)),
         mac=found.get(_MAC, _EMPTY).hex(":"),
+        is_up=bool(flags & _IFF_UP),
         mtu=_number(found.get(_MTU)),
+        hairpin=any(port.get(_BRPORT_MODE, _EMPTY)),
+        peer=_number(found.get(_LINK_PEER)),
+        peer_namespace=_number(found[_LINK_NETNSID]) if _LINK_NETNSID in found else None,
     )
 
 
-def _own_address(body: memoryview) -> str:
+def _own_address(body: memoryview) -> InterfaceAddress:
     """Return the host's own address, which IFA_ADDRESS is not if the link has a peer; empty if there is none."""
+    family, prefix_length, _, _, ifindex = _ADDRESS.unpack_from(body)
     found = _attributes(body, _ADDRESS.size, (_IFA_ADDRESS, _IFA_LOCAL))
     address = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS))
-    return "" if address is None else socket.inet_ntop(body[0], address)
+    return InterfaceAddress(ifindex, "" if address is None else socket.inet_ntop(family, address), prefix_length)
 
 
 def _route(body: memoryview) -> Route:

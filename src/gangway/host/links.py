@@ -17,17 +17,17 @@
 import errno
 import os
 import socket
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from hashlib import blake2s
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
 from itertools import count
-from socket import if_nametoindex
+from socket import if_indextoname, if_nametoindex
 from typing import Any
 
 from gangway.errors import HostRefused
-from gangway.host import dump, netns, sysctl
+from gangway.host import dump, netns, probe, sysctl
 
 Interface = IPv4Interface | IPv6Interface
 """An address with its subnet."""
@@ -35,7 +35,9 @@ Link = dump.Link
 
 _NO_DUPLICATE_DETECTION = 0x02  # IFA_F_NODAD, include/uapi/linux/if_addr.h: usable at once
 _MAIN_TABLE, _LOOPBACK_IFINDEX = 254, 1
-_RTPROT_RA = 9  # include/uapi/linux/rtnetlink.h: from a router advertisement
+_RTPROT_KERNEL, _RTPROT_RA = 2, 9  # include/uapi/linux/rtnetlink.h: RA: from a router advertisement
+_SCOPE_LINK = 253  # RT_SCOPE_LINK
+_PREFIX_METRIC = 256  # include/net/ip6_route.h, IP6_RT_PRIO_ADDRCONF: of the route that comes with an IPv6 address
 
 
 class Links:
@@ -66,18 +68,50 @@ class Links:
         with attempting("list bridges"):
             return dump.links("bridge")
 
-    def create_bridge(self, name: str, alias: str, addresses: Iterable[Interface], mtu: int) -> None:
-        """Create a bridge that is up and has these addresses; on failure there is no bridge."""
+    @contextmanager
+    def inside(self, name: str, namespace: str) -> Iterator[tuple["Links", str]]:
+        """Yield the links of a namespace, and the name there of the other end of the veth `name`; for a `with` block.
+
+        The calling thread is in the namespace meanwhile.  HostRefused: the other end is not there.
+        """
+        peer = self.all()[name].peer
+        with netns.entered(namespace):
+            there = Links()
+            try:
+                with attempting(f"find the other end of {name} in {namespace}"):
+                    found = if_indextoname(peer)
+                yield there, found
+            finally:
+                there.close()
+
+    def interface_addresses(self) -> list[dump.InterfaceAddress]:
+        with attempting("list addresses"):
+            return dump.prefixed_addresses()
+
+    def routes(self, family: int, ifindex: int = 0) -> list[dump.Route]:
+        """Return the routes of a family (4 or 6) in the main table, or those of them by one interface."""
+        with attempting("list routes"):
+            found = dump.routes(socket.AF_INET if family == 4 else socket.AF_INET6, ifindex)
+            return [route for route in found if route.table == _MAIN_TABLE]
+
+    def create_bridge(
+        self, name: str, alias: str, addresses: Iterable[Interface], mtu: int, settings: Mapping[str, str]
+    ) -> None:
+        """Create a bridge that is up and has these addresses; on failure there is no bridge.
+
+        `settings` are IPv6's of the interface.  While IPv6 is switched off the bridge has no IPv6 addresses.
+        """
         with attempting(f"create the bridge {name}"):
             self._route.link("add", ifname=name, kind="bridge", address=_mac(name))
         try:
             with attempting(f"set up the bridge {name}"):
                 index = if_nametoindex(name)
                 self._route.link("set", index=index, mtu=mtu)
-                for setting in ("accept_ra", "accept_dad"):
-                    if sysctl.read(f"net/ipv6/conf/{name}/{setting}") is not None:
-                        sysctl.write(f"net/ipv6/conf/{name}/{setting}", "0")
-                _add_addresses(self._route, index, addresses)
+                for setting, value in settings.items():
+                    with suppress(sysctl.ReadOnly):  # it is tried again, and logged, when the host is checked
+                        self.set_ipv6_setting(name, setting, value)
+                ipv6_off = probe.ipv6_off(name)
+                _add_addresses(self._route, index, [one for one in addresses if one.version == 4 or not ipv6_off])
                 self._route.link("set", index=index, state="up", ifalias=alias)
         except HostRefused:
             self.delete(name)
@@ -113,7 +147,7 @@ class Links:
         On failure there is no pair.  `gateways` become default routes in families that have none.
         """
         with netns.entered(namespace), attempting(f"open a netlink socket in {namespace}"):
-            inner = _open_iproute()
+            inner, ipv6_off = _open_iproute(), probe.ipv6_off()
         try:
             with attempting(f"attach {namespace} to {bridge}"), open(namespace) as target:
                 used = {message.get_attr("IFLA_IFNAME") for message in inner.get_links()}
@@ -124,7 +158,8 @@ class Links:
                 self._route.link("add", ifname=name, kind="veth", master=master, mtu=mtu, peer=peer)
                 index = if_nametoindex(name)
                 self._route.brport("set", index=index, mode=1)
-                _set_up_inside(inner, device, addresses, gateways)
+                usable = [one for one in addresses if one.version == 4 or not ipv6_off]
+                _set_up_inside(inner, device, usable, [one for one in gateways if ":" not in one or not ipv6_off])
                 self._route.link("set", index=index, state="up", ifalias=alias)
         except HostRefused:
             self.delete(name)
@@ -137,15 +172,55 @@ class Links:
         with attempting(f"set the isolation of the bridge port {name}"):
             self._route.brport("set", index=if_nametoindex(name), isolated=int(isolated))
 
+    def set_up(self, name: str) -> None:
+        with attempting(f"set {name} up"):
+            self._route.link("set", index=if_nametoindex(name), state="up")
+
+    def set_mtu(self, name: str, mtu: int) -> None:
+        with attempting(f"set the MTU of {name}"):
+            self._route.link("set", index=if_nametoindex(name), mtu=mtu)
+
+    def join(self, name: str, bridge: str) -> None:
+        """Make a link a port of a bridge, in hairpin mode."""
+        with attempting(f"connect {name} to the bridge {bridge}"):
+            index = if_nametoindex(name)
+            self._route.link("set", index=index, master=if_nametoindex(bridge))
+            self._route.brport("set", index=index, mode=1)
+
+    def add_address(self, name: str, interface: Interface) -> None:
+        """Add an address.  HostRefused says whether IPv6 is switched off."""
+        if interface.version == 6 and (reason := probe.ipv6_off(name)):
+            raise HostRefused(f"cannot add {interface} to {name}: {reason}")
+        with attempting(f"add {interface} to {name}"):
+            _add_addresses(self._route, if_nametoindex(name), [interface])
+
+    def set_ipv6_setting(self, name: str, setting: str, value: str) -> None:
+        """Set an interface's sysctl, if the kernel has it and it has another value."""
+        path = f"net/ipv6/conf/{name}/{setting}"
+        if sysctl.read(path) not in (None, value):
+            sysctl.write(path, value)
+
+    def add_route(self, name: str, subnet: IPv4Network | IPv6Network, source: str = "") -> None:
+        """Add the route that the kernel adds with an address; one that another program has put in its place goes."""
+        more = {"prefsrc": source, "scope": _SCOPE_LINK} if subnet.version == 4 else {"priority": _PREFIX_METRIC}
+        family = socket.AF_INET if subnet.version == 4 else socket.AF_INET6
+        with attempting(f"add the route {subnet} by {name}"):
+            index = if_nametoindex(name)
+            self._route.route("replace", dst=str(subnet), oif=index, proto=_RTPROT_KERNEL, family=family, **more)
+
+    def add_default_route(self, name: str, gateway: str) -> None:
+        with attempting(f"add the default route via {gateway}"):
+            _add_default_route(self._route, if_nametoindex(name), gateway)
+
     def routed_subnets(self) -> dict[IPv4Network | IPv6Network, str]:
         """Return the subnets of the main table that are routed by an interface, and its name; no default routes."""
         with attempting("list routes"):
             names = {link.ifindex: link.name for link in dump.links()}
             return {
                 ip_network(f"{route.destination}/{route.prefix_length}", strict=False): names.get(route.ifindex, "?")
-                for family in dump.FAMILIES
-                for route in dump.routes(family)
-                if route.table == _MAIN_TABLE and route.destination and route.ifindex
+                for family in (4, 6)
+                for route in self.routes(family)
+                if route.destination and route.ifindex
             }
 
     def uplink_mtu(self) -> int | None:
@@ -201,13 +276,18 @@ def _set_up_inside(inner: Any, device: str, addresses: Iterable[Interface], gate
     for gateway in gateways:
         family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
         if all(message["dst_len"] for message in inner.get_routes(family=family, table=_MAIN_TABLE)):
-            inner.route("add", dst="default", gateway=gateway, oif=index, family=family)
+            _add_default_route(inner, index, gateway)
+
+
+def _add_default_route(route: Any, index: int, gateway: str) -> None:
+    family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
+    route.route("add", dst="default", gateway=gateway, oif=index, family=family)
 
 
 def _add_addresses(route: Any, index: int, addresses: Iterable[Interface]) -> None:
     for interface in addresses:
         flags = {"flags": _NO_DUPLICATE_DETECTION} if interface.version == 6 else {}
-        route.addr("add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen, **flags)
+        route.addr("replace", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen, **flags)
 
 
 def _open_iproute() -> Any:

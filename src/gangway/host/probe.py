@@ -21,6 +21,18 @@ def forwards(family: int) -> bool:
     return sysctl.read(FORWARDING[family][-1]) not in (None, "0")
 
 
+def ipv6_off(interface: str = "default") -> str:
+    """Return why an interface of the calling thread's namespace cannot have IPv6 addresses; empty if it can.
+
+    By default that is an interface that has yet to be created.
+    """
+    name = f"net/ipv6/conf/{interface}/disable_ipv6"
+    value = sysctl.read(name)
+    if value is None:
+        return "the kernel has no IPv6 (ipv6.disable=1)"
+    return "" if value == "0" else f"IPv6 is switched off ({name.replace('/', '.')} = {value})"
+
+
 def bridge_filtered(family: int) -> bool:
     """True if br_netfilter passes bridged frames of a family through the firewall (ip-sysctl.rst)."""
     tool = {4: "iptables", 6: "ip6tables"}[family]

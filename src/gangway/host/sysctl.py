@@ -1,11 +1,18 @@
 """Kernel settings of the calling thread's network namespace: /proc/sys."""
 
+import errno
+import os
 from pathlib import Path
 
 from gangway.errors import HostRefused
 
 _ROOT = Path("/proc/sys")
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 _LIST_BYTES = 1 << 18  # only the first read returns a list, as much of it as fits (proc_do_large_bitmap)
+
+
+class ReadOnly(HostRefused):
+    """Settings cannot be written at all, as in many containers."""
 
 
 def interfaces(family: int) -> list[str]:
@@ -27,7 +34,7 @@ def write(name: str, value: str) -> None:
     try:
         _path(name).write_text(f"{value}\n")  # with the newline an empty list is written, too
     except OSError as error:
-        raise HostRefused(f"{name} cannot be set to {value}: {error.strerror}; run as root") from None
+        raise _refused(f"{name} cannot be set to {value}", error) from None
 
 
 def extend(name: str, value: str) -> None:
@@ -42,7 +49,13 @@ def extend(name: str, value: str) -> None:
                 setting.seek(1)
                 left = left[setting.write(left) or len(left) :]
     except OSError as error:
-        raise HostRefused(f"{value} cannot be added to {name}: {error.strerror}; run as root") from None
+        raise _refused(f"{value} cannot be added to {name}", error) from None
+
+
+def _refused(what: str, error: OSError) -> HostRefused:
+    advice = "; run as root" if error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() else ""
+    kind = ReadOnly if error.errno in _READ_ONLY else HostRefused
+    return kind(f"{what}: {error.strerror}{advice}")
 
 
 def _path(name: str) -> Path:

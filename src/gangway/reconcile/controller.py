@@ -6,6 +6,7 @@ every change sends one.  Both do what they can: a failure is logged, and the nex
 first (`repair_before_request`), then carries out its own small difference, and records it (`record_applied`).
 """
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,10 +20,10 @@ from gangway.host.reserved_ports import ReservedPorts
 from gangway.log import Log
 from gangway.model import Address
 from gangway.plan import Firewall, HostFacts, MappingPlan
-from gangway.reconcile import orphans
+from gangway.reconcile import orphans, repairs
 from gangway.reconcile.changes import changes, is_rerouted, translated_udp
 from gangway.reconcile.dataplane import Reserved
-from gangway.reconcile.diff import Flows, Ports, Rewrite, Step, diff, parts
+from gangway.reconcile.diff import Flows, Ports, Redirects, Rewrite, Steered, Step, diff, parts
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.observe import Observer, shared_chains
 from gangway.reconcile.routing import answers_elsewhere
@@ -139,11 +140,16 @@ class Controller:
         if not self._registry.networks:
             self._attempt(self._executor.dataplane.stop_if_unused)
 
-    def check(self, thorough: bool = False) -> None:
-        """Find out whether another program changed something, and repair it."""
+    def check(self, since_s: float | None = None, thorough: bool = False) -> None:
+        """Find out whether another program changed something, and repair it.
+
+        `since_s` is the monotonic time at which the kernel notified us.
+        """
         if thorough:
             self._reattach()  # leases need that, too
         if not self._registry.networks:
+            if self._has_lost_relay():
+                self._log_restart(self._executor.dataplane.relay.exits)
             return
         if thorough:
             self._look_into_containers()
@@ -157,7 +163,7 @@ class Controller:
             or self._gather() != self.facts
             or self._is_disturbed(thorough)
         ):
-            self.reconcile()
+            self.reconcile(since_s)
         else:
             self._failures, self._former_failures = set(), set()
 
@@ -167,11 +173,12 @@ class Controller:
         if is_due and self._restore_rules():
             self.check()
 
-    def reconcile(self) -> None:
-        """Make the host as it should be."""
+    def reconcile(self, since_s: float | None = None) -> None:
+        """Make the host as it should be, and log what had to be repaired."""
         dataplane = self._executor.dataplane
         self._former_failures, self._failures = self._failures, set()
-        self._relay_exits = dataplane.relay.exits
+        has_lost_relay, exits = self._has_lost_relay(), dataplane.relay.exits
+        self._relay_exits = exits
         is_repaired = self._reattach()
         self._attempt(self._executor.links.delete_unfinished)
         _ = self.facts
@@ -184,14 +191,14 @@ class Controller:
             self._registry.remove_network(name)
             self._condition = Condition.DIRTY
         plan = self._registry.plan()
-        are_applied = self._condition in (Condition.APPLIED, Condition.RETRYING) and self._executor.driver.is_intact(
-            lambda: plan
-        )
+        was_applied = self._condition in (Condition.APPLIED, Condition.RETRYING)
+        are_applied = was_applied and self._executor.driver.is_intact(lambda: plan)
         wanted = State() if plan is None else self._registry.state(plan)
         # Of the families that are not wanted only those that are ours to stop, even if a daemon died while it did so.
         forwarding = (self.facts.forwarding & wanted.forwarding) | (self.facts.switched_on - wanted.forwarding)
-        before = replace(self._observer.found(), plan=plan if are_applied else None, forwarding=forwarding)
-        failed = self._apply(diff(before, wanted))
+        found = self._observer.found(wanted)
+        before = replace(found, plan=plan if are_applied else None, forwarding=forwarding)
+        done, failed = self._apply(diff(before, wanted))
         if is_changed:
             self._attempt(partial(self._executor.do, Flows(translated_udp(self._registry.mappings()), ())))
         for bridge in self._observer.routing(anew=True).closed_bridges:
@@ -207,6 +214,9 @@ class Controller:
             self._condition = Condition.DIRTY
         else:
             self._condition = Condition.APPLIED if is_repaired and not failed else Condition.RETRYING
+        self._log_repairs(done, wanted, since_s, was_applied, has_lost_relay)
+        if dataplane.relay.is_running() or not any(isinstance(step, Ports) for step in failed):
+            self._log_restart(exits)
         self.record_applied()
 
     def reload(self) -> None:
@@ -277,14 +287,29 @@ class Controller:
         gateways = () if network.internal else network.gateways  # internal: no default route by gangway
         return answers_elsewhere(place.namespace, self._registry.endpoint(container).addresses, gateways)
 
-    def _apply(self, steps: Iterable[Step]) -> list[Step]:
-        """Carry out as many steps as possible; return those that failed."""
+    def _apply(self, steps: Iterable[Step]) -> tuple[list[Step], list[Step]]:
+        """Carry out as many steps as possible; return those that were, and those that failed."""
+        done: list[Step] = []
         failed: list[Step] = []
         for step in steps:
             for part in parts(step, self._unavailable_mappings(failed)):
-                if not self._attempt(partial(self._executor.do, part)):
-                    failed.append(part)
-        return failed
+                (done if self._attempt(partial(self._executor.do, part)) else failed).append(part)
+        return done, failed
+
+    def _log_repairs(
+        self, done: Iterable[Step], wanted: State, since_s: float | None, was_applied: bool, has_lost_relay: bool
+    ) -> None:
+        """Log repairs, without rules that were not applied before, and without what a lost relay had."""
+        left_out: tuple[type[Step], ...] = () if was_applied else (Rewrite,)
+        if has_lost_relay:
+            left_out += (Ports, Steered, Redirects)
+        when = "" if since_s is None else f" after {time.monotonic() - since_s:.2f} s"
+        for text in repairs.describe((step for step in done if not isinstance(step, left_out)), wanted):
+            self._log.warning(text + when)
+
+    def _log_restart(self, exits: int) -> None:
+        if text := self._executor.dataplane.restarted("networks", exits):
+            self._log.warning(text)
 
     def _reattach(self) -> bool:
         """Attach the programs again that another program has detached; True unless one could not be."""
@@ -365,10 +390,9 @@ class Controller:
             return True
         if self._observer.routing().closed_bridges:
             return True
-        links = self._observer.found_links()
-        wanted = {one.bridge for one in self._registry.networks}
-        wanted |= {link_name(one.container) for one in self._registry.endpoints()}
-        return {*links.bridges, *links.attachments} != wanted
+        wanted = self._registry.links()
+        found = self._observer.found_links(wanted, changed_only=True, thorough=thorough)
+        return any(diff(found, wanted))
 
     def _unavailable_mappings(self, failed: Sequence[Step]) -> list[MappingPlan]:
         """Return the mappings with a port that failed: another program has the port, and keeps its clients."""

@@ -6,6 +6,7 @@ Requests and leases run in different threads, so each change of a port is made u
 milliseconds.  Only leases change what belongs to leases: the rest of gangway neither finds nor removes it.
 """
 
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from threading import RLock
@@ -18,6 +19,7 @@ from gangway.host import connected, sockets
 from gangway.host.saved_settings import SavedSettings
 from gangway.inet import format_host
 from gangway.plan import MappingPlan
+from gangway.reconcile.repairs import relay_restarted
 from gangway.reconcile.state import State, redirects_of
 from gangway.relay.client import RelayClient
 from gangway.relay.protocol import HostPorts, Mode, Serve
@@ -42,6 +44,8 @@ class DataPlane:
         self._settings = settings
         self.reuse_ports = True  # set `net.ipv4.tcp_tw_reuse` while the relay runs
         self._is_reuse_set = False
+        self._restored: dict[str, int] = {}
+        """For `networks` and `leases`: how many relays had exited when the next one was given the ports of these."""
         self._leased: set[PortBlock] = set()  # the redirect's entries that belong to leases
 
     def close(self) -> None:
@@ -67,6 +71,21 @@ class DataPlane:
         with self._lock:
             served = self.relay.served() if self.relay.is_running() else []
         return [one for one in served if one.mode in _LEASED]
+
+    def restarted(self, whose: str, exits: int) -> str:
+        """Record that `networks` or `leases` have their ports served after the exit of so many relays.
+
+        Return what to log when both have: the relay was restarted; else an empty text.
+        """
+        with self._lock:
+            self._restored[whose] = exits
+            exited = self.relay.last_exit
+            if exited is None or any(self._restored.get(one) != self.relay.exits for one in ("networks", "leases")):
+                return ""
+            served = {one.ports[:1] + one.ports[2:] for one in self.relay.served()}
+            self.relay.last_exit = None
+        count = sum(last - first + 1 for _, first, last in served)
+        return f"{relay_restarted(exited.reason, count)} after {time.monotonic() - exited.at_s:.2f} s"
 
     def restore_if_unused(self) -> bool:
         """Restore the setting that the relay needs, if it serves nothing; False if it serves something."""

@@ -4,7 +4,8 @@ A request compares the little that it changes; a daemon that starts, or that was
 found in the kernel with all that is wanted.  The order:
 
     removing      redirects → forwarding → rules → steering → relay's ports → flows → attachments → bridges
-    adding        bridges → attachments → relay's ports → steering → rules → flows → forwarding → redirects
+    adding        bridges → attachments → properties of links → relay's ports → steering → rules → flows → forwarding
+                  → redirects
 
 Nothing is translated before its target exists, and the relay has a port before a rule leads past it: so at no moment is
 a connection refused that would have been served a moment later.  Forwarding is on only while the rules that restrict it
@@ -17,6 +18,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from gangway.ebpf.keys import PortBlock, Target
 from gangway.plan import MappingPlan, NetworkPlan, Plan
+from gangway.reconcile.properties import Property
 from gangway.reconcile.state import Attachment, State, redirects_of, steered_of
 from gangway.relay.protocol import Serve
 
@@ -52,6 +54,13 @@ class Veth(Change[Attachment | None]):
 
 class Isolation(Change[bool]):
     """Whether a veth's host end is an isolated bridge port."""
+
+
+class Properties(Change[tuple[Property, ...]]):
+    """Properties of links that are restored: they belong to the link, so nothing ever has to remove them."""
+
+    def inverse(self) -> Self | None:
+        return None
 
 
 class Ports(Change[tuple[Serve, ...]]):
@@ -102,6 +111,8 @@ def parts(step: Step, unavailable: Sequence[MappingPlan]) -> Iterator[Step]:
         case Ports(removed, added):
             yield from (Ports((one,), ()) for one in removed)
             yield from (Ports((), (one,)) for one in added)
+        case Properties(_, missing):
+            yield from (Properties((), (one,)) for one in missing)
         case Steered((), blocks):
             yield Steered((), tuple(block for block in blocks if block not in left_out))
         case Redirects((), entries):
@@ -139,11 +150,15 @@ def _add_links(before: State, after: State) -> Iterator[Step]:
         if name not in before.bridges:
             yield Bridge(None, network, name)
     for name, attachment in after.attachments.items():
-        # A new bridge has no ports: an attachment to an earlier one of that name is lost.
-        is_lost = attachment is not None and attachment.network.bridge in after.bridges.keys() - before.bridges.keys()
-        if name not in before.attachments or is_lost:
+        if name not in before.attachments:
             yield Veth(None, attachment, name)
-        elif attachment is not None and attachment.isolated != (name in before.isolated):
+    # A link that was just created has all of them.  A new bridge has no ports: those of the former one join it here.
+    there = {*before.bridges, *before.attachments}
+    lost = sorted(after.properties - before.properties, key=lambda one: (one.kind, one))
+    if lost := [one for one in lost if one.link in there]:
+        yield Properties((), tuple(lost))
+    for name, attachment in after.attachments.items():
+        if name in before.attachments and attachment is not None and attachment.isolated != (name in before.isolated):
             yield Isolation(not attachment.isolated, attachment.isolated, name)
 
 

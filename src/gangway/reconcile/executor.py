@@ -7,7 +7,7 @@ as done, or is created again.
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 
 from gangway.errors import Conflict, Unsupported
 from gangway.firewall.base import Driver
@@ -19,6 +19,7 @@ from gangway.plan import MappingPlan, NetworkPlan, Origin, Plan, Road, Route
 from gangway.reconcile import diff
 from gangway.reconcile.dataplane import DataPlane, Reserved
 from gangway.reconcile.diff import Step
+from gangway.reconcile.properties import BRIDGE_SETTINGS, Kind, Property
 from gangway.reconcile.state import Attachment
 
 _ANSWER_S = 0.05  # how long a container's answer may be on its way to the relay's client
@@ -113,13 +114,23 @@ class Executor:
         match step:
             case diff.Bridge(_, NetworkPlan(network)):
                 alias = f"{self._alias()} {network.name}"
-                self.links.create_bridge(network.bridge, alias, _interfaces(network.gateways, network), network.mtu)
+                addresses = _interfaces(network.gateways, network)
+                self.links.create_bridge(network.bridge, alias, addresses, network.mtu, BRIDGE_SETTINGS)
             case diff.Veth(_, Attachment() as attachment):
                 self._attach(step.name, attachment)
+            case diff.Properties(_, missing):
+                for one in missing:
+                    self._restore(one)
             case diff.Isolation(_, isolated):
                 self.links.set_isolated(step.name, isolated)
             case diff.Bridge() | diff.Veth():
                 self.links.delete(step.name)
+
+    def _restore(self, one: Property) -> None:
+        if not one.namespace:
+            return _restore(self.links, one.link, one)
+        with self.links.inside(one.link, one.namespace) as (there, name):
+            return _restore(there, name, one)
 
     def _attach(self, name: str, attachment: Attachment) -> None:
         endpoint, network = attachment.endpoint, attachment.network
@@ -165,6 +176,27 @@ def _is_translated(planned: MappingPlan) -> bool:
     return is_lease or all(
         route.road is Road.NAT for route in planned.roads.routes if route.origin is not Origin.LOOPBACK
     )
+
+
+def _restore(links: Links, name: str, one: Property) -> None:
+    """Restore a property of the interface `name` in the calling thread's network namespace."""
+    match one.kind:
+        case Kind.SETTING:
+            links.set_ipv6_setting(name, *one.value.split("="))
+        case Kind.BRIDGE:
+            links.join(name, one.value)
+        case Kind.MTU:
+            links.set_mtu(name, int(one.value))
+        case Kind.UP:
+            links.set_up(name)
+        case Kind.ADDRESS:
+            links.add_address(name, ip_interface(one.value))
+        case Kind.ROUTE:
+            links.add_route(name, ip_network(one.value), one.detail)
+        case Kind.DEFAULT_ROUTE:
+            links.add_default_route(name, one.detail)
+        case Kind.LOOPBACK:
+            links.set_up("lo")
 
 
 def _interfaces(addresses: Iterable[Address], network: Network) -> list[Interface]:

@@ -27,12 +27,14 @@ from gangway.host import probe, sockets
 from gangway.host.links import Link, Links
 from gangway.model import Address, Protocol, is_interface_name
 from gangway.plan import Firewall, HostFacts
+from gangway.reconcile import observe_links
 from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.routing import Routing, read_routing
 from gangway.reconcile.state import State
 from gangway.state.database import Database
 
 _FAMILIES = (4, 6)
+_NOTHING = State()
 _IPTABLES_CHAIN = {4: "ip filter FORWARD", 6: "ip6 filter FORWARD"}
 _LEGACY_CHAIN = {4: "iptables-legacy filter FORWARD", 6: "ip6tables-legacy filter FORWARD"}
 
@@ -92,6 +94,7 @@ class Observer:
     """Looks at the host of one daemon; everything is read when it is first needed.
 
     `follow` is told the chains whose changes have to be noticed.
+    `changed_among`: `host.events.Notices.changed_among`; without it any namespace may have changed.
     """
 
     def __init__(
@@ -101,8 +104,10 @@ class Observer:
         links: Links,
         dataplane: DataPlane,
         follow: Callable[[Collection[str]], None] = lambda _: None,
+        changed_among: Callable[[frozenset[int], bool], frozenset[int]] = lambda namespaces, _thorough: namespaces,
     ) -> None:
         self._config, self._database, self._links, self._dataplane = config, database, links, dataplane
+        self._changed_among = changed_among
         self._follow = follow
         self.tools = Tools()
         self._chains: Chains | None = None
@@ -192,23 +197,38 @@ class Observer:
             no_steering=self._dataplane.steering.unavailable,
         )
 
-    def found(self) -> State:
+    def found(self, wanted: State = _NOTHING) -> State:
         """Return what the host has of ours: links, the relay's ports, the entries of redirect and steering."""
-        links = self.found_links()
+        links = self.found_links(wanted)
         data = self._dataplane.found()
         return replace(links, ports=data.ports, steered=data.steered, redirects=data.redirects)
 
-    def found_links(self) -> State:
-        """Return the links of ours that are where they should be."""
+    def found_links(self, wanted: State = _NOTHING, changed_only: bool = False, thorough: bool = False) -> State:
+        """Return the links of ours, and their properties, without veths whose other end is not where `wanted` says.
+
+        If `changed_only`, the containers where nothing has changed since the last call are taken to be as wanted.
+        `thorough`: do not rely on notices alone.
+        """
         links = self._links.all()
         ours = {name: link for name, link in links.items() if self._is_ours(link)}
-        bridges = {name: None for name, link in ours.items() if link.kind == "bridge"}
-        numbers = {links[name].ifindex for name in bridges}
-        joined = {name: link for name, link in ours.items() if link.kind == "veth" and link.master in numbers}
+        veths = {name: link for name, link in ours.items() if link.kind == "veth"}
+        namespaces = {name: one.namespace for name, one in wanted.attachments.items() if one and name in veths}
+        numbers = {name: veths[name].peer_namespace for name in namespaces}
+        changed = self._changed_among(frozenset(number for number in numbers.values() if number is not None), thorough)
+        at = {
+            name: observe_links.inside(self._links, name, veths[name].peer, namespace)
+            for name, namespace in namespaces.items()
+            if not changed_only or numbers[name] is None or numbers[name] in changed
+        }
+        known = {name for name, found in at.items() if found is not None}
+        properties = {one for one in wanted.properties if one.namespace and one.link not in known}
+        properties.update(observe_links.on_host(self._links, ours.values()), *(at[name] or () for name in known))
+        veths = {name: link for name, link in veths.items() if at.get(name) != frozenset()}
         return State(
-            bridges=bridges,
-            attachments=dict.fromkeys(joined),
-            isolated=frozenset(name for name, link in joined.items() if link.isolated),
+            bridges={name: None for name, link in ours.items() if link.kind == "bridge"},
+            attachments=dict.fromkeys(veths),
+            isolated=frozenset(name for name, link in veths.items() if link.isolated),
+            properties=frozenset(properties),
         )
 
     def _is_ours(self, link: Link) -> bool:

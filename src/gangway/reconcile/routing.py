@@ -78,7 +78,10 @@ def _passes_gateway(address: Address, gateways: Collection[Address]) -> bool:
     if own is None or not own.is_local or to_gateway is None:  # its link is about to be made, or repaired
         return True
     way = dump.way_to(_FAR[address.version], str(address))
-    if way is None or way.ifindex != to_gateway.ifindex:
+    if way is None:  # without any default route, gangway's is about to be restored
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        return all(route.prefix_length for route in dump.routes(family))
+    if way.ifindex != to_gateway.ifindex:
         return False
     return way.gateway == gateway or way.gateway.startswith("fe80:")  # the bridge's, from a router advertisement
 

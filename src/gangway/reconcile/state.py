@@ -8,6 +8,7 @@ from typing import NamedTuple
 from gangway.ebpf.keys import PortBlock, Target, blocks
 from gangway.model import Endpoint, Network, Source
 from gangway.plan import MappingPlan, NetworkPlan, Plan
+from gangway.reconcile.properties import Property
 from gangway.relay.protocol import Destination, HostPorts, Mode, Serve
 
 
@@ -37,6 +38,7 @@ class State:
     """Mappings whose rules change one by one, by their text."""
     plan: Plan | None = None  # the plan whose rules are applied as a whole
     forwarding: frozenset[int] = frozenset()  # families (4, 6) that are forwarded
+    properties: frozenset[Property] = frozenset()  # of the links
 
 
 def link_name(container: str) -> str:

@@ -7,13 +7,16 @@ has neither a port nor a daemon ends by itself.  Calls may come from several thr
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import RLock
-from typing import IO
+from typing import IO, NamedTuple
 
 from gangway.errors import HostRefused
 from gangway.relay import protocol
@@ -22,10 +25,18 @@ from gangway.relay.settings import Settings
 from gangway.relay.sockets import peer_credentials, unlink_socket
 
 _TIMEOUT_S = 10.0
+_EXIT_S = 1.0
 
 
 class _RelayExited(HostRefused):
-    """The relay closed the connection."""
+    """The relay closed the connection, or was killed because it did not answer."""
+
+
+class Exit(NamedTuple):
+    """The end of a relay that was needed."""
+
+    at_s: float  # monotonic
+    reason: str  # `signal 9`, `status 1`, `no answer within 10 s`; empty if it was not started by this daemon
 
 
 class RelayClient:
@@ -37,9 +48,11 @@ class RelayClient:
         self._lock = RLock()
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._peer_pid = 0
         self._exited = False
         self.exits = 0
         """How often a relay has exited, or failed: one that was started since serves no port of the earlier one's."""
+        self.last_exit: Exit | None = None
         self._held: dict[str, Sequence[int]] = {}
 
     def connect(self) -> bool:
@@ -53,11 +66,11 @@ class RelayClient:
             except OSError:
                 channel.close()
                 return False
-            pid = peer_credentials(channel).pid
+            self._peer_pid = pid = peer_credentials(channel).pid
             self._channel, self._exited = channel, False
             try:
                 self._ask(Hello(protocol.VERSION))
-            except _RelayExited:  # it was about to end, unused, when we connected
+            except _RelayExited:  # it was about to end, unused, when we connected; or it was killed
                 return False
             except HostRefused as error:
                 self.close()
@@ -161,10 +174,25 @@ class RelayClient:
             self._exited = False
             unlink_socket(self._path)
 
-    def _lose(self) -> None:
+    def _lose(self, reason: str = "") -> None:
+        """Give up a relay that has exited; one that is given up for a `reason` is killed: it serves nobody, either."""
+        if reason:
+            with suppress(OSError):
+                os.kill(self._peer_pid, signal.SIGKILL)
         self.close()
+        self.last_exit = Exit(time.monotonic(), reason or self._exit_status())
         self._exited = True
         self.exits += 1
+
+    def _exit_status(self) -> str:
+        """Return how the relay has ended, if this daemon started it; the connection is closed a moment before."""
+        if self._process is None:
+            return ""
+        try:
+            status = self._process.wait(_EXIT_S)
+        except subprocess.TimeoutExpired:
+            return "it closed the connection"
+        return f"signal {-status}" if status < 0 else f"status {status}"
 
     def _start(self) -> None:
         try:
@@ -213,11 +241,13 @@ class RelayClient:
             done, text = protocol.parse_answer(answer)
         except (OSError, ProtocolError) as error:
             _close_all(received)
+            if isinstance(error, TimeoutError):
+                self._lose(f"killed: no answer within {_TIMEOUT_S:g} s")
+                raise _RelayExited(f"the relay did not answer within {_TIMEOUT_S:g} s, and was killed") from None
             self._lose()
             if isinstance(error, ConnectionError):
                 raise _RelayExited("the relay exited") from None
-            reason = f"no answer within {_TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else error
-            raise HostRefused(f"the relay failed: {reason}") from None
+            raise HostRefused(f"the relay failed: {error}") from None
         if done and not flags & socket.MSG_CTRUNC:
             return text, received
         _close_all(received)

@@ -112,9 +112,11 @@ class Leases:
         if not self._leases:
             self._dataplane.restore_if_unused()
 
-    def restore(self) -> None:
-        """Have a new relay serve every lease.  ExceptionGroup: some could not be served."""
+    def restore(self) -> str:
+        """Have a new relay serve every lease; return what to log.  ExceptionGroup: some could not be served."""
         failures: list[Exception] = []
+        self._dataplane.relay.is_running()  # counts the exit
+        exits = self._dataplane.relay.exits
         for lease in dict.fromkeys(self._leases.values()):
             port, _ = self._decide(lease)  # the redirects have outlived the relay, and count on
             try:
@@ -129,6 +131,7 @@ class Leases:
         self.is_incomplete = bool(failures)
         if failures:
             raise ExceptionGroup("leases could not be served again", failures)
+        return self._dataplane.restarted("leases", exits)
 
     def reap(self, is_overdue: bool) -> None:
         """Unpublish the unclaimed ports whose launchers have exited; all of them if they are overdue."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 from gangway.errors import Conflict, InvalidRequest
 from gangway.model import Address, Endpoint, Network, PortMapping, PortRequest, free_address, parse_port
 from gangway.plan import HostFacts, MappingPlan, Plan, assemble, plan_mapping, plan_network
+from gangway.reconcile import properties
 from gangway.reconcile.state import Attachment, State, link_name, ports_of, redirects_of, steered_of
 from gangway.state.database import Database, Place
 from gangway.state.port_index import PortIndex
@@ -186,13 +187,27 @@ class Registry:
 
     def state(self, whole: Plan) -> State:
         """Return what the host should be by a plan."""
+        links = self.links()
         return replace(
             self.state_of(whole.mappings),
-            bridges={planned.network.bridge: planned for planned in whole.networks},
-            attachments=self._attachments(whole.endpoints),
+            bridges=links.bridges,
+            attachments=links.attachments,
+            properties=links.properties,
             mappings={},
             plan=whole,
             forwarding=whole.forwarding,
+        )
+
+    def links(self) -> State:
+        """Return the links that the host should have, and their properties."""
+        attachments = self._attachments(self.endpoints())
+        of_veths = (
+            properties.of_veth(name, one.namespace, one.endpoint, one.network) for name, one in attachments.items()
+        )
+        return State(
+            bridges={one.bridge: plan_network(one, self._decided_facts) for one in self.networks},
+            attachments=attachments,
+            properties=frozenset().union(*map(properties.of_bridge, self.networks), *of_veths),
         )
 
     def state_of(self, planned: Sequence[MappingPlan]) -> State:
