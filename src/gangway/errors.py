@@ -1,5 +1,7 @@
 """The errors, named by who has to act.  Their text is for a person: what failed, on what, what to do."""
 
+from collections.abc import Iterator
+
 
 class GangwayError(Exception):
     """Base of the errors below."""
@@ -27,3 +29,12 @@ class Unsupported(GangwayError):
 
 class TimedOut(HostRefused):
     """A tool, or a lock that another program holds, has kept the request waiting for too long."""
+
+
+def leaves(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """Yield the errors of a group, and of the groups in it."""
+    for error in errors.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error

@@ -136,7 +136,7 @@ def _here() -> int:
 
 def test_a_killed_relay_is_restarted_at_once(street: Street) -> None:
     with street.published(street.server, "8080:80/tcp", "8080:80/udp") as port:
-        before = street.gangway.relays()
+        before, logged = street.gangway.relays(), len(street.gangway.log.read_text())
         for pid in before:
             os.kill(pid, signal.SIGKILL)
         for space, address in ((street.host, "127.0.0.1"), (street.neighbour, HOST4)):
@@ -144,6 +144,8 @@ def test_a_killed_relay_is_restarted_at_once(street: Street) -> None:
                 wait_until(partial(street.reaches, space, protocol, address, port), "the relay", 5)
         wait_until(street.gangway.relays, "another relay", 5)
         assert not set(before) & set(street.gangway.relays())
+        said = "relay exited (signal 9): restarted, 2 ports served again after "
+        wait_until(lambda: street.gangway.log.read_text()[logged:].count(said) == 1, "the line in the log", 5)
 
 
 def test_the_next_daemon_restarts_a_relay_that_was_killed(street: Street) -> None:

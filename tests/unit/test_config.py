@@ -56,6 +56,11 @@ def refusal(file: Path, text: str) -> str:
     return str(refused.value)
 
 
+def test_log_that_cannot_be_written_is_refused(file: Path) -> None:
+    text = refusal(file, '[relay]\nlog = "/nowhere/log"\n')
+    assert text == f"{file}: relay: log cannot be written to '/nowhere/log': there is no folder /nowhere"
+
+
 def test_everything_has_a_default(file: Path) -> None:
     assert load(None, {}) == Config()
     assert (Config().firewall, Config().ip_forward, Config().chain_prefix) == ("auto", True, "GANGWAY")

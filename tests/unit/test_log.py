@@ -2,12 +2,14 @@
 
 import os
 import re
+import socket
 import syslog
 from pathlib import Path
 
 import pytest
 
-from gangway.log import Log, open_file, open_log
+import gangway.log as log_module
+from gangway.log import Log, open_file, open_log, stderr_log, unusable
 
 
 class Written:
@@ -82,6 +84,65 @@ def test_file_is_appended_to(tmp_path: Path) -> None:
     before, after = path.read_text().splitlines()
     assert before == "before"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} gangway\[\d+\] info: after", after)
+
+
+def test_log_that_blocks_loses_lines_and_says_how_many(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    log = open_log(str(path))  # nobody reads it yet
+    for number in range(3000):
+        log.info("a line that is long enough to fill a pipe of 64 KiB soon: number %d", number)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    taken = os.read(fd, 1 << 20).decode().splitlines()
+    log.info("the next line")
+    assert [line.split(": ", 1)[1] for line in os.read(fd, 1 << 16).decode().splitlines()] == [
+        f"{3000 - len(taken)} lines were lost: the log did not take them",
+        "the next line",
+    ]
+    os.close(fd)
+
+
+def test_daemon_does_not_wait_for_a_reader_of_its_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    monkeypatch.setattr(log_module, "_STDERR", writer)
+    log = stderr_log()
+    for _ in range(20):
+        log.info("x" * 10000)
+    assert len(os.read(reader, 1 << 20)) <= 1 << 16
+    for fd in (reader, writer):
+        os.close(fd)
+
+
+def test_syslog_that_hangs_or_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def listen() -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        sock.bind(str(tmp_path / "log"))
+        return sock
+
+    monkeypatch.setattr(log_module, "_SYSLOG", str(tmp_path / "log"))
+    log = open_log("syslog")
+    log.info("lost: there is none yet")
+    with listen() as server:
+        for _ in range(2000):  # the queue of a socket holds fewer
+            log.info("text")
+        server.setblocking(False)
+        assert (
+            server.recv(1000).decode().endswith(f"gangway[{os.getpid()}]: 1 lines were lost: the log did not take them")
+        )
+    (tmp_path / "log").unlink()
+    with listen() as server:
+        log.info("lost: the former one is closed")
+        log.info("back")
+        assert "lines were lost" in server.recv(1000).decode()
+        assert re.fullmatch(r"<30>\w{3} [ \d]\d \d\d:\d\d:\d\d gangway\[\d+\]: back", server.recv(1000).decode())
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("nowhere/log", "there is no folder .*/nowhere"), ("", "Is a directory"), ("log", "")]
+)
+def test_unusable_file(tmp_path: Path, name: str, reason: str) -> None:
+    assert re.fullmatch(reason, unusable(f"{tmp_path}/{name}"))
+    assert not (tmp_path / "log").exists()
 
 
 def test_file_that_cannot_be_opened(tmp_path: Path) -> None:

@@ -233,3 +233,55 @@ def test_call_at_end_calls_after_all_handlers(loop: Loop) -> None:
     loop.turn()
     turn(loop)
     assert made == ["turn", "turn", "end", "end"]
+
+
+class Fragile:
+    """An object whose handler fails."""
+
+    def __init__(self) -> None:
+        self.aborted = 0
+
+    def handle(self, _events: int) -> None:
+        raise ValueError("a fault")
+
+    def abort(self) -> str:
+        self.aborted += 1
+        return "given up"
+
+
+def test_failing_handlers_do_not_end_the_loop(loop: Loop, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    def divide(_events: int) -> None:
+        1 // 0  # noqa: B018
+
+    fragile, called, errors = Fragile(), list[int](), list[str]()
+    loop.on_error = lambda error, done: errors.append(f"{error}: {done}")
+    for number, handler in enumerate((fragile.handle, divide, called.append)):
+        pairs[number][1].send(b"x")
+        loop.add(pairs[number][0].fileno(), handler, READABLE)
+    loop.call_soon(fragile.handle, 0)
+    loop.call_at_end(lambda: called.remove(0))
+    loop.call_in(0.0, lambda: called.remove(0))
+    loop.turn()
+    assert (fragile.aborted, called) == (2, [READABLE])
+    assert sorted(errors) == [
+        "a fault: given up",
+        "a fault: given up",
+        "integer division or modulo by zero: it is not called again",
+        "list.remove(x): x not in list: it was not completed",
+        "list.remove(x): x not in list: it was not completed",
+    ]
+    errors.clear()
+    loop.turn()  # the handler that nobody answers for is not called again
+    assert errors == ["a fault: given up"]
+
+
+def test_abort_that_fails_is_reported_with_the_error(loop: Loop) -> None:
+    class Broken(Fragile):
+        def abort(self) -> str:
+            raise KeyError("more")
+
+    errors = list[str]()
+    loop.on_error = lambda error, done: errors.append(f"{error}: {done}")
+    loop.call_soon(Broken().handle, 0)
+    loop.turn()
+    assert errors == ["a fault: giving up failed, too: KeyError('more')"]

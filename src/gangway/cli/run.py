@@ -46,7 +46,10 @@ def run(command: Sequence[str], path: str, container: str, network: str | None, 
             if ours.recv(1):
                 place = {"namespace": f"/proc/{pid}/ns/net", "owner": parent}
                 body = {"container": container, "network": network or "", **place}
-                attached = bool(ask(path, "POST", "/endpoints", body))
+                endpoint = ask(path, "POST", "/endpoints", body)
+                attached = True
+                if endpoint["note"]:
+                    print(f"gangway: {endpoint['note']}", file=sys.stderr)
                 if ports:
                     for mapping in ask(path, "POST", "/mappings", {"container": container, "ports": ports}):
                         print(f"gangway: {mapping_line(mapping)}", file=sys.stderr)

@@ -25,7 +25,7 @@ import msgspec
 from gangway import runtime
 from gangway.daemon import config, detach, main
 from gangway.errors import GangwayError, HostRefused, InvalidRequest
-from gangway.log import Log, open_log
+from gangway.log import open_log, stderr_log
 
 
 class Start(msgspec.Struct):
@@ -46,7 +46,7 @@ def run() -> int:
         detach.detach(name, start.ready_fd)
         _apply_last_start(start)
     is_abandoned = False
-    log = Log(lambda _level, line: print(f"gangway: {line}", file=sys.stderr, flush=True))
+    log = stderr_log()
     try:
         load = partial(config.load, Path(start.config) if start.config else None, start.options)
         settings, warnings = load()

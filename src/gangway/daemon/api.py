@@ -86,7 +86,8 @@ def _attach(service: Service, request: AttachRequest, _given: dict[str, str]) ->
     addresses = [parse_address(text) for text in request.addresses]
     network, namespace = request.network or None, request.namespace or None
     endpoint = service.requests.attach(request.container, network, addresses, namespace, request.owner)
-    return EndpointAnswer.of(endpoint, ANSWERS_ELSEWHERE if service.requests.answers_elsewhere(endpoint) else "")
+    elsewhere = ANSWERS_ELSEWHERE if service.requests.answers_elsewhere(endpoint) else ""
+    return EndpointAnswer.of(endpoint, "; ".join(filter(None, (service.requests.ipv4_only(endpoint), elsewhere))))
 
 
 def _list_mappings(service: Service, _request: None, given: dict[str, str]) -> list[MappingAnswer]:

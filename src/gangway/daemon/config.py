@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from gangway.errors import InvalidRequest
+from gangway.log import unusable
 from gangway.relay.settings import Settings, checked
 
 SETTINGS = Path("/etc/gangway/gangway.toml")
@@ -58,7 +59,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
             return 0
 
     def __post_init__(self) -> None:
-        _ = self.relay_settings, self.group_id
+        _ = self.group_id
+        log = self.relay_settings.log
+        if reason := unusable(log):
+            raise InvalidRequest(f"relay: log cannot be written to {log!r}: {reason}")
         if self.firewall not in FIREWALLS:
             raise InvalidRequest(f"unknown firewall {self.firewall!r}: {', '.join(FIREWALLS)}")
         prefix = self.chain_prefix

@@ -36,6 +36,8 @@ def checks(
         yield CheckAnswer(f"clients by {detour.interface}", False, note)
     for address in sorted(facts.answers_elsewhere, key=str):
         yield CheckAnswer(f"container {address}", False, ANSWERS_ELSEWHERE)
+    reason = probe.ipv6_off()
+    yield CheckAnswer("IPv6", not reason, f"{reason}: new networks have IPv4 only" if reason else "")
     for protocol in Protocol:
         is_there = protocol not in facts.missing_protocols
         note = "" if is_there else "this kernel has no such sockets: clients that no rule serves are not served"

@@ -204,6 +204,8 @@ class Links:
         """Add the route that the kernel adds with an address; one that another program has put in its place goes."""
         more = {"prefsrc": source, "scope": _SCOPE_LINK} if subnet.version == 4 else {"priority": _PREFIX_METRIC}
         family = socket.AF_INET if subnet.version == 4 else socket.AF_INET6
+        if subnet.version == 6 and (reason := probe.ipv6_off(name)):
+            raise HostRefused(f"cannot add the route {subnet} by {name}: {reason}")
         with attempting(f"add the route {subnet} by {name}"):
             index = if_nametoindex(name)
             self._route.route("replace", dst=str(subnet), oif=index, proto=_RTPROT_KERNEL, family=family, **more)

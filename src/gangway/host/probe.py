@@ -1,7 +1,9 @@
 """Checks what the kernel and other programs on this host do: one function for each assumption."""
 
+import errno
 import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -21,16 +23,29 @@ def forwards(family: int) -> bool:
     return sysctl.read(FORWARDING[family][-1]) not in (None, "0")
 
 
-def ipv6_off(interface: str = "default") -> str:
+def ipv6_off(interface: str = "") -> str:
     """Return why an interface of the calling thread's namespace cannot have IPv6 addresses; empty if it can.
 
-    By default that is an interface that has yet to be created.
+    Without a name: one that has yet to be created.  It takes the value of `default` then; who has written `all` did not
+    want any IPv6 either (ip-sysctl.rst, disable_ipv6).
     """
-    name = f"net/ipv6/conf/{interface}/disable_ipv6"
-    value = sysctl.read(name)
-    if value is None:
-        return "the kernel has no IPv6 (ipv6.disable=1)"
-    return "" if value == "0" else f"IPv6 is switched off ({name.replace('/', '.')} = {value})"
+    for one in (interface,) if interface else ("all", "default"):
+        name = f"net/ipv6/conf/{one}/disable_ipv6"
+        value = sysctl.read(name)
+        if value is None:
+            return "the kernel has no IPv6"
+        if value != "0":
+            return f"IPv6 is switched off ({name.replace('/', '.')} = {value})"
+    return ""
+
+
+def has_ipv6_sockets() -> bool:
+    """True unless the kernel was started with ipv6.disable=1, or built without IPv6."""
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+    except OSError as error:
+        return error.errno != errno.EAFNOSUPPORT
+    return True
 
 
 def bridge_filtered(family: int) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
 
-from gangway.errors import Conflict, GangwayError, HostRefused, TimedOut
+from gangway.errors import Conflict, GangwayError, HostRefused, TimedOut, leaves
 from gangway.firewall.base import Driver
 from gangway.host import netns
 from gangway.host.reserved_ports import ReservedPorts
@@ -23,11 +23,11 @@ from gangway.plan import Firewall, HostFacts, MappingPlan
 from gangway.reconcile import orphans, repairs
 from gangway.reconcile.changes import changes, is_rerouted, translated_udp
 from gangway.reconcile.dataplane import Reserved
-from gangway.reconcile.diff import Flows, Ports, Redirects, Rewrite, Steered, Step, diff, parts
+from gangway.reconcile.diff import Flows, Ports, Rewrite, Step, diff, parts
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.observe import Observer, shared_chains
 from gangway.reconcile.routing import answers_elsewhere
-from gangway.reconcile.state import State, link_name, ports_of, redirects_of, steered_of
+from gangway.reconcile.state import State, link_name, ports_of, redirects_of, steered_of, steered_ports
 from gangway.state.database import Place
 from gangway.state.registry import Registry
 
@@ -98,7 +98,7 @@ class Controller:
 
     def carry_out(self, before: State, after: State, reserved: Reserved | None = None) -> None:
         """Carry out the difference of two states, all of it or nothing."""
-        self._reserved_ports.add(_steered_ports(after.mappings.values()))  # first: the kernel may select one any time
+        self._reserved_ports.add(steered_ports(after.mappings.values()))  # first: the kernel may select one any time
         try:
             self._executor.carry_out(diff(before, after), reserved)
         except BaseException as error:
@@ -141,10 +141,7 @@ class Controller:
             self._attempt(self._executor.dataplane.stop_if_unused)
 
     def check(self, since_s: float | None = None, thorough: bool = False) -> None:
-        """Find out whether another program changed something, and repair it.
-
-        `since_s` is the monotonic time at which the kernel notified us.
-        """
+        """Repair what another program has changed; `since_s` is the monotonic time at which the kernel notified us."""
         if thorough:
             self._reattach()  # leases need that, too
         if not self._registry.networks:
@@ -196,8 +193,7 @@ class Controller:
         wanted = State() if plan is None else self._registry.state(plan)
         # Of the families that are not wanted only those that are ours to stop, even if a daemon died while it did so.
         forwarding = (self.facts.forwarding & wanted.forwarding) | (self.facts.switched_on - wanted.forwarding)
-        found = self._observer.found(wanted)
-        before = replace(found, plan=plan if are_applied else None, forwarding=forwarding)
+        before = replace(self._observer.found(wanted), plan=plan if are_applied else None, forwarding=forwarding)
         done, failed = self._apply(diff(before, wanted))
         if is_changed:
             self._attempt(partial(self._executor.do, Flows(translated_udp(self._registry.mappings()), ())))
@@ -207,14 +203,16 @@ class Controller:
         for mapping in self._unavailable_mappings(failed):
             dataplane.remove_redirects(block for block, _ in redirects_of(mapping))
             dataplane.steering.remove(steered_of(mapping))
-        self._reserved_ports.set(_steered_ports(self._registry.mappings()))
+        self._reserved_ports.set(steered_ports(self._registry.mappings()))
         if plan is None:
             is_repaired &= self._attempt(self._executor.driver.remove)
         if any(isinstance(step, Rewrite) for step in failed):
             self._condition = Condition.DIRTY
         else:
             self._condition = Condition.APPLIED if is_repaired and not failed else Condition.RETRYING
-        self._log_repairs(done, wanted, since_s, was_applied, has_lost_relay)
+        when = "" if since_s is None else f" after {time.monotonic() - since_s:.2f} s"
+        for text in repairs.describe(repairs.only(done, was_applied, has_lost_relay), wanted):
+            self._log.warning(text + when)
         if dataplane.relay.is_running() or not any(isinstance(step, Ports) for step in failed):
             self._log_restart(exits)
         self.record_applied()
@@ -296,17 +294,6 @@ class Controller:
                 (done if self._attempt(partial(self._executor.do, part)) else failed).append(part)
         return done, failed
 
-    def _log_repairs(
-        self, done: Iterable[Step], wanted: State, since_s: float | None, was_applied: bool, has_lost_relay: bool
-    ) -> None:
-        """Log repairs, without rules that were not applied before, and without what a lost relay had."""
-        left_out: tuple[type[Step], ...] = () if was_applied else (Rewrite,)
-        if has_lost_relay:
-            left_out += (Ports, Steered, Redirects)
-        when = "" if since_s is None else f" after {time.monotonic() - since_s:.2f} s"
-        for text in repairs.describe((step for step in done if not isinstance(step, left_out)), wanted):
-            self._log.warning(text + when)
-
     def _log_restart(self, exits: int) -> None:
         if text := self._executor.dataplane.restarted("networks", exits):
             self._log.warning(text)
@@ -339,7 +326,7 @@ class Controller:
         """Release the reserved ports of mappings that are no longer published."""
         if removed.steered:
             left = (one for one in self._registry.mappings() if str(one.mapping) not in removed.mappings)
-            self._reserved_ports.set(_steered_ports(left))
+            self._reserved_ports.set(steered_ports(left))
 
     def _restore_rules(self) -> bool:
         """Write rules that another program has changed again, before anything else is looked at.
@@ -412,7 +399,7 @@ class Controller:
             done = False
             if self._condition is Condition.APPLIED:
                 self._condition = Condition.RETRYING
-            for text in map(str, _flat(errors)):
+            for text in map(str, leaves(errors)):
                 if text not in self._failures | self._former_failures:
                     self._log.warning(text)
                 self._failures.add(text)
@@ -425,16 +412,3 @@ def _is_another(place: Place) -> bool:
         return bool(place.cookie) and netns.cookie_at(place.namespace) != place.cookie
     except Conflict:
         return True
-
-
-def _flat(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in errors.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _flat(error)
-        else:
-            yield error
-
-
-def _steered_ports(plans: Iterable[MappingPlan]) -> Iterator[tuple[int, int]]:
-    """Yield the host ports of mappings that have no socket to keep the kernel from choosing them."""
-    return ((one.mapping.host_ports.first, one.mapping.host_ports.last) for one in plans if one.is_steered)

@@ -212,12 +212,12 @@ class Observer:
         links = self._links.all()
         ours = {name: link for name, link in links.items() if self._is_ours(link)}
         veths = {name: link for name, link in ours.items() if link.kind == "veth"}
-        namespaces = {name: one.namespace for name, one in wanted.attachments.items() if one and name in veths}
+        namespaces = {name: one for name, one in wanted.attachments.items() if one and name in veths}
         numbers = {name: veths[name].peer_namespace for name in namespaces}
         changed = self._changed_among(frozenset(number for number in numbers.values() if number is not None), thorough)
         at = {
-            name: observe_links.inside(self._links, name, veths[name].peer, namespace)
-            for name, namespace in namespaces.items()
+            name: observe_links.inside(self._links, name, veths[name].peer, one.namespace, one.inode)
+            for name, one in namespaces.items()
             if not changed_only or numbers[name] is None or numbers[name] in changed
         }
         known = {name for name, found in at.items() if found is not None}

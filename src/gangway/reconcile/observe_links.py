@@ -28,12 +28,14 @@ def on_host(links: Links, ours: Collection[Link]) -> Iterator[Property]:
             yield _address(bridges[address.ifindex], "", *address[1:])
 
 
-def inside(links: Links, name: str, peer: int, namespace: str) -> frozenset[Property] | None:
+def inside(links: Links, name: str, peer: int, namespace: str, inode: int) -> frozenset[Property] | None:
     """Return the properties of the other end of the veth `name`, the link number `peer` in a namespace.
 
-    There are none if the link is not there.  None: the path leads to no namespace, as after `ip netns delete` while a
-    process lives there.
+    There are none if the link is not there.  None: the path leads to no namespace, or to another one than `inode`'s, as
+    after `ip netns delete` while a process lives there.
     """
+    if netns.current_inode(namespace) != inode:
+        return None
     try:
         with netns.entered(namespace):
             return frozenset(_inside(links, name, peer, namespace))

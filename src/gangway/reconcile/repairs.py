@@ -10,6 +10,13 @@ from gangway.reconcile.state import State
 _MAX_NAMES = 5  # of so many things a line has the names, of more the number
 
 
+def only(steps: Iterable[Step], was_applied: bool, has_lost_relay: bool) -> Iterator[Step]:
+    """Yield the steps that repaired something: rules that were applied before, and not what a lost relay had."""
+    left_out: tuple[type[Step], ...] = () if was_applied else (Rewrite,)
+    left_out += (Ports, Steered, Redirects) if has_lost_relay else ()
+    return (step for step in steps if not isinstance(step, left_out))
+
+
 def describe(steps: Iterable[Step], wanted: State) -> Iterator[str]:
     """Yield a line for each kind of repair, in the order of the steps that were carried out towards `wanted`."""
     bridges, containers, properties, ports, entries = [], [], list[Property](), 0, 0

@@ -1,7 +1,7 @@
 """The values that are compared: what the host has, or should have, and what a mapping needs of it."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ class Attachment(NamedTuple):
     network: Network
     namespace: str  # the path of the container's network namespace
     isolated: bool  # its bridge port reaches the bridge only, and no other isolated port
+    inode: int = 0  # of the namespace: the path may lead to another one later; 0: not known
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ def redirects_of(planned: MappingPlan) -> Iterator[tuple[PortBlock, Target]]:
         shift = mapping.container_ports.first - mapping.host_ports.first
         for block in _blocks(planned):
             yield block, Target(address, block.first + shift)
+
+
+def steered_ports(plans: Iterable[MappingPlan]) -> Iterator[tuple[int, int]]:
+    """Yield the host ports of mappings that have no socket to keep the kernel from choosing them."""
+    return ((one.mapping.host_ports.first, one.mapping.host_ports.last) for one in plans if one.is_steered)
 
 
 def _blocks(planned: MappingPlan) -> Iterator[PortBlock]:

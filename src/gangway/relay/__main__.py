@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from gangway.log import Log, open_log
 from gangway.relay.control import Control
@@ -38,6 +39,7 @@ class RelayProcess:
     def __init__(self, control: socket.socket, settings: Settings, log: Log) -> None:
         self._log = log
         self.loop = Loop()
+        self.loop.on_error = log.unexpected
         self.streams = Streams(self.loop, settings, log)
         self.workers = WorkerPool(self.loop, self.streams, settings, log)
         self._datagrams = Datagrams(self.loop, settings, log)
@@ -97,7 +99,7 @@ def main() -> int:
         try:
             _run(control, settings, log)
         except Exception as error:
-            log.failure(error)
+            log.unexpected(error, "the relay exits, and its connections end")
             _report(str(error))  # the daemon reads it only if the relay was not ready yet
             return 1
     return 0
@@ -108,6 +110,7 @@ def _run(control: socket.socket, settings: Settings, log: Log) -> None:
     raise_descriptor_limit()
     drop_privileges()
     relay = RelayProcess(control, settings, log)
+    signal.signal(signal.SIGTERM, partial(_terminated, relay, log))
     gc.collect()
     gc.freeze()
     _report("0\n")
@@ -122,6 +125,13 @@ def _run(control: socket.socket, settings: Settings, log: Log) -> None:
             gc.collect()  # closes every socket of the relay process
             return run_worker(*role, settings, log)
         relay.loop.run()
+
+
+def _terminated(relay: RelayProcess, log: Log, number: int, _frame: object) -> None:
+    """Write the last words, and end by the signal, which is what the daemon then reports."""
+    log.warning(f"relay ended by signal {number}: its {len(relay.streams.flows)} connections end")
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _report(text: str) -> None:

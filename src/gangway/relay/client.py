@@ -26,6 +26,8 @@ from gangway.relay.sockets import peer_credentials, unlink_socket
 
 _TIMEOUT_S = 10.0
 _EXIT_S = 1.0
+_HUNG = "no status within {:g} s"
+_HUNG_S = 5.0  # how long none is started after one that hung: each port would wait for another one
 
 
 class _RelayExited(HostRefused):
@@ -49,6 +51,7 @@ class RelayClient:
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._peer_pid = 0
+        self._hung_until_s = 0.0
         self._exited = False
         self.exits = 0
         """How often a relay has exited, or failed: one that was started since serves no port of the earlier one's."""
@@ -195,15 +198,21 @@ class RelayClient:
         return f"signal {-status}" if status < 0 else f"status {status}"
 
     def _start(self) -> None:
+        if time.monotonic() < self._hung_until_s:
+            raise HostRefused(
+                f"the relay failed to start: {_HUNG.format(_TIMEOUT_S)}; it is started again in some seconds"
+            )
         try:
             self._process = process = self._spawn()
         except OSError as error:
             raise HostRefused(f"the relay failed to start: {error}") from None
         assert process.stdout is not None
         with process.stdout as pipe:
-            status = f"no status within {_TIMEOUT_S:g} s"
+            status = _HUNG.format(_TIMEOUT_S)
             if _is_readable(pipe, _TIMEOUT_S):
                 status = os.read(pipe.fileno(), 4096).decode(errors="replace")
+            else:
+                self._hung_until_s = time.monotonic() + _HUNG_S
         if status != "0\n" or not self.connect():
             process.kill()
             process.wait()

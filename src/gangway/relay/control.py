@@ -76,6 +76,9 @@ class Control:
             return self._close(daemon)
         except OSError:
             return self._close(daemon)
+        except Exception as error:
+            self._log.unexpected(error, "the daemon's request was refused")
+            return self._refuse(daemon, f"internal error: {error!r}; the relay's log has the details")
         finally:
             for fd in fds:
                 os.close(fd)

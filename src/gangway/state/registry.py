@@ -5,7 +5,7 @@ database, too.  One thread makes all changes; others may read meanwhile, as no m
 may change: `tuple(dictionary.values())` is one step of the interpreter.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from gangway.errors import Conflict, InvalidRequest
@@ -86,12 +86,19 @@ class Registry:
     def place(self, container: str) -> Place:
         return self._places[container]
 
-    def addresses_for(self, network: Network, requested: Sequence[Address]) -> tuple[Address, ...]:
-        """Return an address in each subnet for a new endpoint: a requested one, or a free one."""
+    def addresses_for(
+        self, network: Network, requested: Sequence[Address], without: Collection[int] = ()
+    ) -> tuple[Address, ...]:
+        """Return an address in each subnet for a new endpoint: a requested one, or a free one.
+
+        `without`: the families (4, 6) that the container cannot use.
+        """
         used = frozenset(address for one in self.endpoints(network.name) for address in one.addresses)
         left = list(requested)
         found = []
         for subnet in network.subnets:
+            if subnet.version in without:
+                continue
             wanted = next((address for address in left if address in subnet), None)
             if wanted is None:
                 found.append(free_address(network, subnet, used))
@@ -228,9 +235,9 @@ class Registry:
     def _attachments(self, endpoints: Iterable[Endpoint]) -> dict[str, Attachment]:
         found = {}
         for endpoint in endpoints:
-            network, namespace = self._networks[endpoint.network], self._places[endpoint.container].namespace
+            network, place = self._networks[endpoint.network], self._places[endpoint.container]
             isolated = plan_network(network, self._decided_facts).isolate_ports
-            found[link_name(endpoint.container)] = Attachment(endpoint, network, namespace, isolated)
+            found[link_name(endpoint.container)] = Attachment(endpoint, network, place.namespace, isolated, place.inode)
         return found
 
     def _insert_endpoint(self, endpoint: Endpoint, place: Place) -> None:

@@ -39,6 +39,7 @@ from gangway.reach import routes_past, routes_to
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.state import State
+from gangway.state import families
 from gangway.state.allocate import Allocation
 from gangway.state.database import Place
 from gangway.state.leases import Leases
@@ -172,6 +173,7 @@ class Requests:
         require_no_conflict(network, self._registry.networks)
         if network.internal and self.facts.firewall is Firewall.NONE:
             raise Unsupported("an internal network needs a firewall: without one (--firewall none) it is not internal")
+        families.require_usable(network)
         self._executor.check_free(network)
         before = self._registry.plan()
         self._registry.add_network(network, on_demand)
@@ -236,7 +238,12 @@ class Requests:
         network = self._network_for(network_name)
         with ExitStack() as undo:
             undo.callback(self._remove_if_unneeded, network.name)
-            endpoint = Endpoint(container, network.name, self._registry.addresses_for(network, addresses))
+            without = families.families_without(path, addresses)
+            found = self._registry.addresses_for(network, addresses, without)
+            if not found:
+                reason = families.ipv6_off(path)
+                raise Unsupported(f"{container} cannot be attached to network {network.name}: {reason}")
+            endpoint = Endpoint(container, network.name, found)
             self._registry.add_endpoint(endpoint, place)
             undo.callback(self._registry.remove_endpoint, container)
             self._controller.carry_out(State(), self._registry.state_of_container(container))
@@ -247,6 +254,11 @@ class Requests:
     def answers_elsewhere(self, endpoint: Endpoint) -> bool:
         """True if the container's answers to far clients leave by another way than the network's gateway."""
         return not self.facts.answers_elsewhere.isdisjoint(endpoint.addresses)
+
+    def ipv4_only(self, endpoint: Endpoint) -> str:
+        """Return why a container that was just attached has no IPv6 address; empty if it has, or need not have, one."""
+        network, place = self.network(endpoint.network), self._registry.place(endpoint.container)
+        return families.ipv4_only(endpoint, network, place.namespace, network.name == ON_DEMAND)
 
     @retry_after_reaping
     def detach(self, container: str) -> None:
@@ -266,7 +278,8 @@ class Requests:
         self._repair(container)
         network = self._registry.network_of(container)
         _check_same_process(container, self._registry.place(container))
-        requests = [request for text in texts for request in parse_port(text).split_ports()]
+        given = (families.without_missing(parse_port(text)) for text in texts)
+        requests = [request for one in given for request in one.split_ports()]
         for address in {address for request in requests for address in request.host_addresses}:
             sockets.require_no_broadcast(str(address))
         index, steering = self._registry.index, self._executor.dataplane.steering
@@ -328,7 +341,7 @@ class Requests:
         if name != ON_DEMAND or any(one.name == name for one in networks):
             return self._registry.network(name)
         used = [*self._executor.links.routed_subnets(), *(subnet for one in networks for subnet in one.subnets)]
-        subnets = free_subnets(used, token_bytes(5))
+        subnets = families.without_unusable(free_subnets(used, token_bytes(5)))
         mtu = default_mtu(self.uplink_mtu(), subnets)
         network = Network(ON_DEMAND, ON_DEMAND, subnets, tuple(map(first_gateway, subnets)), mtu=mtu)
         return self.create_network(network, on_demand=True)

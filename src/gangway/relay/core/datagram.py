@@ -99,6 +99,12 @@ class Client:
         elif outbox.count == BATCH:
             datagrams.send_answers()
 
+    def abort(self) -> str:
+        """Remove the client after an unexpected error; its next datagram makes it a new one."""
+        if self in self.port.datagrams.clients:
+            self.remove()
+        return f"a UDP client of {self.port.backend} was forgotten"
+
     def remove(self) -> None:
         """Remove the client; its socket is closed after the batch (`loop.py` explains why)."""
         del self.port.clients[self.key]
@@ -171,7 +177,11 @@ class Datagrams:
         for client in tuple(self.clients):
             if client.seen_tick >= late_tick:
                 break
-            client.remove()
+            try:
+                client.remove()
+            except Exception as error:
+                self.clients.pop(client, None)
+                self.loop.on_error(error, f"a UDP client of {client.port.backend} was forgotten")
         self._ticking = bool(self.clients)
         if self._ticking:
             self.loop.call_in(1.0, self._tick)
@@ -200,6 +210,10 @@ class Receiver:
         self.datagrams.loop.forget(self.fd)
         self.datagrams.loop.close_later(self._sock)
 
+    def abort(self) -> str:
+        """Go on after an unexpected error: the datagrams have been taken from the queue."""
+        return "datagrams were lost"
+
     def _ready(self, _events: int) -> None:
         """Send the datagrams that have arrived to the backends."""
         known, tick = self.known, self.datagrams.tick
@@ -213,6 +227,8 @@ class Receiver:
                 client.send(data)
             except OSError as error:
                 self._send_again(client, data, error)
+            except Exception as error:
+                self.datagrams.loop.fail(error, client)
 
     def _send_again(self, client: Client, data: memoryview, error: OSError) -> None:
         """Retry once if the error was the container's refusal of an earlier datagram; else log the loss."""

@@ -30,9 +30,11 @@ import time
 from collections.abc import Callable
 from itertools import count
 from socket import SocketType
+from typing import Protocol, cast
 
 Handler = Callable[[int], None]
-"""Called with the epoll event mask of a descriptor."""
+"""Called with the epoll event mask of a descriptor.  If it is a method of an `Abortable`, that is given up when the
+handler raises; any other handler is removed: the loop goes on for everybody else."""
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
@@ -44,6 +46,13 @@ EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI |
 AWAKE_S = 100e-6
 # The number of events that one epoll_wait returns.  Descriptors of ended flows stay open until the batch is handled.
 BATCH = 128
+
+
+class Abortable(Protocol):
+    """What an unexpected error in a handler ends: a flow, a client; a port only pauses."""
+
+    def abort(self) -> str:
+        """Give up, whatever the state is, and return what was done, for the log."""
 
 
 class Timer:
@@ -72,6 +81,8 @@ class Loop:
         self._at_end: list[Callable[[], None]] = []
         self._closing: list[SocketType] = []
         self._stopped = False
+        self.on_error: Callable[[Exception, str], None] = _raise
+        """Called after an unexpected error, with what was given up."""
         self.chatty = False
         """True if the last wait was short.  Bulk transfers set it to False: they do not wait for answers."""
 
@@ -129,22 +140,49 @@ class Loop:
         for fd, events in self._wait(0 if soon or self._at_end else self._timeout_s()):
             handler = handlers.get(fd)
             if handler is not None:
-                handler(events)
+                try:
+                    handler(events)
+                except Exception as error:
+                    self._abort(error, handler, fd)
         for handler, events in soon:
-            handler(events)
+            try:
+                handler(events)
+            except Exception as error:
+                self._abort(error, handler)
         if self._at_end:
             at_end, self._at_end = self._at_end, []
             for callback in at_end:
-                callback()
+                self._guarded(callback)
         if self._timers:
             self._call_due_timers()
         if self._closing:
             self._close()
 
+    def fail(self, error: Exception, owner: Abortable) -> None:
+        """Give up what an unexpected error has happened in, and report it."""
+        try:
+            done = owner.abort()
+        except Exception as another:
+            done = f"giving up failed, too: {another!r}"
+        self.on_error(error, done)
+
     def close(self) -> None:
         """Close the sockets that wait to be closed, and the epoll set.  Registered sockets remain with their owners."""
         self._close()
         self._epoll.close()
+
+    def _abort(self, error: Exception, handler: Handler, fd: int = -1) -> None:
+        owner = getattr(handler, "__self__", None)
+        if hasattr(owner, "abort"):
+            return self.fail(error, cast(Abortable, owner))
+        self.forget(fd)
+        return self.on_error(error, "it is not called again")
+
+    def _guarded(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception as error:
+            self.on_error(error, "it was not completed")
 
     def _wait(self, timeout_s: float) -> list[tuple[int, int]]:
         """Return the next batch of events; poll for a while first if the last one came quickly."""
@@ -169,9 +207,13 @@ class Loop:
         while self._timers and self._timers[0][0] <= now:
             callback = heapq.heappop(self._timers)[2].callback
             if callback is not None:
-                callback()
+                self._guarded(callback)
 
     def _close(self) -> None:
         closing, self._closing = self._closing, []
         for sock in closing:
             sock.close()
+
+
+def _raise(error: Exception, _done: str) -> None:
+    raise error

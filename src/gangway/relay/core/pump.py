@@ -110,6 +110,8 @@ class PumpedFlow(Protocol):
 
     def on(self, event: Event) -> None: ...
 
+    def abort(self) -> str: ...
+
 
 class Half:
     """One side of a flow: its socket, and the direction from there to the other side."""
@@ -148,6 +150,9 @@ class Half:
                 self._pump(events)
         elif events & FAILED:
             self.flow.on(self.events.reset)
+
+    def abort(self) -> str:
+        return self.flow.abort()
 
     def resume(self) -> None:
         """Read again after a stall.  Edges were ignored meanwhile, so this reads until the queue is empty."""

@@ -112,6 +112,12 @@ class Flow:
             self.loop.forget(half.fd)
             half.discard()
 
+    def abort(self) -> str:
+        """Reset both connections after an unexpected error, whatever the state is."""
+        if self in self.port.flows:
+            self._reset()
+        return f"a connection to {self.port.backend._replace(port=self.backend_port)} was reset"
+
     def _remove(self) -> None:
         self.port.flows.remove(self)
         self.streams.flows.remove(self)
@@ -210,7 +216,12 @@ class Streams:
     def _tick(self) -> None:
         now_s = self.loop.clock()
         for flow, deadline_s in tuple(self.deadlines.items()):
-            if flow.on_tick(late=deadline_s <= now_s):
+            try:
+                is_done = flow.on_tick(late=deadline_s <= now_s)
+            except Exception as error:
+                self.loop.fail(error, flow)
+                is_done = True
+            if is_done:
                 self.deadlines.pop(flow, None)
         self._ticking = bool(self.deadlines)
         if self._ticking:
@@ -251,7 +262,11 @@ class StreamPort:
         _disable_delay(backend)
         self.set_quick_ack(backend, 0)
         self.streams.start_ticking()
-        Flow(self, backend_port, client, backend, START).connect()
+        flow = Flow(self, backend_port, client, backend, START)
+        try:
+            flow.connect()
+        except Exception as error:
+            self.streams.loop.fail(error, flow)
 
     def adopt(self, client: SocketType, backend: SocketType) -> None:
         """Relay between two sockets that are already connected."""
@@ -264,7 +279,10 @@ class StreamPort:
         """Stop accepting, and reset all connections: the port is unpublished."""
         self.close_entrance()
         for flow in tuple(self.flows):
-            flow.on(Event.UNPUBLISHED)
+            try:
+                flow.on(Event.UNPUBLISHED)
+            except Exception as error:
+                self.streams.loop.fail(error, flow)
 
     def set_quick_ack(self, backend: SocketType, enabled: int) -> None:
         """Send the handshake's last acknowledgement now (1), or with the first data (0)."""
@@ -291,6 +309,12 @@ class Listener:
         if not self._is_closed:
             self._streams.loop.modify(self._sock.fileno(), READABLE)
 
+    def abort(self) -> str:
+        """Pause after an unexpected error: the client that it happened with may still be in the queue."""
+        self._streams.loop.modify(self._sock.fileno(), 0)
+        self._streams.loop.call_in(RETRY_S, self.resume)
+        return f"a new client was lost; others are accepted again in {RETRY_S:g} s"
+
     def close(self) -> None:
         self._is_closed = True
         self._streams.loop.forget(self._sock.fileno())
@@ -310,6 +334,15 @@ class Listener:
                 self._streams.loop.modify(self._sock.fileno(), 0)
                 self._streams.pause_accepting(self.resume)
             return
+        try:
+            self._assign(client, backend, delegate)
+        except Exception:
+            for sock in (client, backend):
+                if sock is not None:
+                    sock.close()
+            raise
+
+    def _assign(self, client: SocketType, backend: SocketType | None, delegate: Delegate | None) -> None:
         found = self._find_port(client)
         if found is None:  # the port was unpublished while the client waited: as if nothing had listened
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

@@ -115,7 +115,8 @@ class WorkerPool:
                 self._log.warning("cannot start a worker process: %s", error.strerror)
                 break
             if pid == 0:
-                signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the worker is about to free the handler's objects
+                for number in (signal.SIGPROF, signal.SIGTERM):  # the worker is about to free the handlers' objects
+                    signal.signal(number, signal.SIG_DFL)
                 return theirs, counter
             theirs.close()
             # Until it says "up", it holds all descriptors of the relay, and an unpublished port would stay in use.
@@ -250,6 +251,7 @@ class WorkerPool:
 class _WorkerProcess:
     def __init__(self, channel: socket.socket, settings: Settings, log: Log) -> None:
         self.loop = Loop()
+        self.loop.on_error = log.unexpected
         self.streams = Streams(self.loop, settings, log)
         self.received_flows = 0
         self.ended = False
