@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from gangway.errors import HostRefused
 from gangway.host import sockets, sysctl
 from gangway.host.reserved_ports import RESERVED
-from gangway.plan import Firewall, HostFacts
+from gangway.plan import Detour, Firewall, HostFacts, Plan
+from gangway.reasons import Code, Reason
 from gangway.reconcile.controller import Condition
 from gangway.relay import protocol
 from gangway.relay.protocol import Destination
@@ -97,6 +99,27 @@ def test_failed_rewrite_is_dirty_and_written_again(daemon: Daemon) -> None:
     assert condition(daemon) is Condition.APPLIED
     assert daemon.calls.count("driver.rewrite") == 2
     assert daemon.is_consistent()
+
+
+def test_routes_that_change_while_rules_are_written_are_not_missed(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detour = Detour("up0", 4, frozenset({ip_address("192.0.2.5")}), Reason(Code.SOURCE_ROUTED, "from 192.0.2.5/32"))
+    write = daemon.driver.rewrite
+
+    def rewrite(plan: Plan, before: Plan | None) -> None:
+        write(plan, before)
+        see(daemon, replace(daemon.controller.facts, detours=(detour,)))
+
+    monkeypatch.setattr(daemon.driver, "rewrite", rewrite)
+    daemon.change_rules()
+    daemon.controller.check()
+    assert condition(daemon) is Condition.DIRTY
+    monkeypatch.undo()
+    daemon.calls.names.clear()
+    daemon.controller.check()
+    assert daemon.calls.count("driver.rewrite") == 1
+    assert condition(daemon) is Condition.APPLIED
 
 
 def test_other_failure_is_retried_without_rewriting_rules(daemon: Daemon) -> None:

@@ -134,8 +134,9 @@ class Controller:
         if self._condition is Condition.UNKNOWN:
             self._condition = Condition.APPLIED
         self._update_own_addresses()
-        self._observer.routing(anew=True)
-        self._facts = self._gather()
+        before, self._facts = self.facts, self._gather()
+        if is_rerouted(before, self._facts):  # since the rules were written
+            self._condition = Condition.DIRTY
         self._registry.decide(self._facts)
         if not self._registry.networks:
             self._attempt(self._executor.dataplane.stop_if_unused)
@@ -254,10 +255,9 @@ class Controller:
 
     def look_into(self, container: str) -> None:
         """Find out whether a container's answers pass the host, and adapt the rules."""
-        known = self._observer.answers_elsewhere
         found = self._answers_elsewhere(container)
-        if found != known.get(container, set()):
-            self._observer.answers_elsewhere = known | {container: found}
+        if found != self._observer.answers_elsewhere.get(container, set()):
+            self._observer.answers_elsewhere = self._observer.answers_elsewhere | {container: found}
             self.reconcile()
 
     def reap_dead_containers(self) -> bool:
