@@ -11,7 +11,7 @@ from gangway.errors import HostRefused
 from gangway.firewall.nft import elements, kernel, render
 from gangway.firewall.nft.driver import NftDriver
 from gangway.firewall.nft.elements import Element
-from gangway.firewall.nft.render import MOST_ELEMENTS
+from gangway.firewall.nft.transaction import MOST_ELEMENTS
 from gangway.host.rule_notices import RuleNotices
 from gangway.state.database import Database
 from tests.unit.fake_host import FakeGuard

@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 
 from gangway.firewall.nft.answers import Answers
 from gangway.firewall.nft.render import (
-    MOST_ELEMENTS,
-    TABLE,
     Features,
     chains,
     change,
@@ -18,6 +16,7 @@ from gangway.firewall.nft.render import (
     remove,
     render,
 )
+from gangway.firewall.nft.transaction import MOST_ELEMENTS, TABLE
 from gangway.model import Network, PortMapping, Protocol
 from gangway.plan import Firewall, HostFacts, MappingPlan, Plan, Road
 from tests.unit.golden import assert_golden

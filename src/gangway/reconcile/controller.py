@@ -1,9 +1,9 @@
 """Keeps the host as it should be: compares everything that is wanted with the host, and repairs the difference.
 
 `reconcile` may be called at any time.  `check` first finds out whether that is necessary: after a notification from the
-kernel (of rules: `check_rules`), and every few seconds (`thorough`), because not
-every change sends one.  Both do what they can: a failure is logged, and the next check tries again.  A request repairs
-first (`repair_before_request`), then carries out its own small difference, and records it (`record_applied`).
+kernel (of rules: `check_rules`), and every few seconds (`thorough`), because not every change sends one.  Both do what
+they can: a failure is logged, and the next check tries again.  A request repairs first (`repair_before_request`), then
+carries out its own small difference, and records it (`record_applied`).
 """
 
 import time
@@ -13,9 +13,8 @@ from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
 
-from gangway.errors import Conflict, GangwayError, HostRefused, TimedOut, leaves
+from gangway.errors import GangwayError, HostRefused, TimedOut, leaves
 from gangway.firewall.base import Driver
-from gangway.host import netns
 from gangway.host.reserved_ports import ReservedPorts
 from gangway.log import Log
 from gangway.model import Address
@@ -25,10 +24,10 @@ from gangway.reconcile.changes import changes, is_rerouted, translated_udp
 from gangway.reconcile.dataplane import Reserved
 from gangway.reconcile.diff import Flows, Ports, Rewrite, Step, diff, parts
 from gangway.reconcile.executor import Executor
+from gangway.reconcile.liveness import is_dead
 from gangway.reconcile.observe import Observer, shared_chains
 from gangway.reconcile.routing import answers_elsewhere
 from gangway.reconcile.state import State, link_name, ports_of, redirects_of, steered_of, steered_ports
-from gangway.state.database import Place
 from gangway.state.registry import Registry
 
 
@@ -238,20 +237,8 @@ class Controller:
         return deleted
 
     def is_dead(self, container: str) -> bool:
-        """True if a container's namespace and link no longer exist, if another namespace has its name now, or if the
-        process that it belongs to has ended.
-
-        A link shows that the namespace lives.  Without one, the namespace at the container's path may be a later one
-        with the same inode number.  A path that names a process says nothing once that process has ended.
-        """
-        place = self._registry.place(container)
-        if place.owner and netns.has_process_ended(place.owner):
-            return True
-        has_link = self._executor.links.exists(link_name(container))
-        found = netns.current_inode(place.namespace)
-        if found == place.inode:
-            return not has_link and _is_another(place)
-        return not has_link or (found is not None and not netns.is_of_process(place.namespace))
+        """True if a container's namespace has ended, or its process."""
+        return is_dead(self._registry.place(container), self._executor.links.exists(link_name(container)))
 
     def look_into(self, container: str) -> None:
         """Find out whether a container's answers pass the host, and adapt the rules."""
@@ -404,11 +391,3 @@ class Controller:
                     self._log.warning(text)
                 self._failures.add(text)
         return done
-
-
-def _is_another(place: Place) -> bool:
-    """True if the namespace at a place is not the container's, though it has the same inode number."""
-    try:
-        return bool(place.cookie) and netns.cookie_at(place.namespace) != place.cookie
-    except Conflict:
-        return True

@@ -21,8 +21,8 @@ from gangway.errors import HostRefused, Unsupported
 from gangway.firewall.iptables.render import DOCKERS_PREFIX
 from gangway.firewall.iptables.tool import Iptables
 from gangway.firewall.nft import kernel
-from gangway.firewall.nft import render as nftables
 from gangway.firewall.nft.library import Nftables
+from gangway.firewall.nft.transaction import TABLE
 from gangway.host import probe, sockets
 from gangway.host.links import Link, Links
 from gangway.model import Address, Protocol, is_interface_name
@@ -246,7 +246,7 @@ def _forward_chains(found: Collection[kernel.Chain]) -> Chains:
     chains: Chains = {family: {} for family in _FAMILIES}
     for chain in found:
         drops = kernel.last_rule_drops(chain)
-        if f"{chain.family} {chain.table}" != nftables.TABLE and (drops is not None or chain.policy == "drop"):
+        if f"{chain.family} {chain.table}" != TABLE and (drops is not None or chain.policy == "drop"):
             for family in chain.versions:  # a chain without rules that accepts decides nothing
                 chains[family][str(chain)] = "drop" if drops else chain.policy
     for family in _FAMILIES:

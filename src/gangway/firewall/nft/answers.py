@@ -15,11 +15,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from gangway.firewall.nft.transaction import Elements
 from gangway.model import Protocol
 from gangway.plan import MappingPlan
-
-Elements = dict[str, list[str]]
-"""The elements of each set or map, by its name."""
 
 
 class _Element(NamedTuple):

@@ -11,6 +11,7 @@ from gangway.firewall.nft import elements, kernel, render
 from gangway.firewall.nft.answers import Answers
 from gangway.firewall.nft.elements import Element
 from gangway.firewall.nft.library import Nftables
+from gangway.firewall.nft.transaction import TABLE
 from gangway.host.rule_notices import Change, RuleNotices
 from gangway.host.saved_settings import Storage
 from gangway.model import Network
@@ -44,10 +45,10 @@ class NftDriver(Driver):
         )
 
     def owns(self, change: Change) -> bool:
-        return f"{change.family} {change.table}" == render.TABLE
+        return f"{change.family} {change.table}" == TABLE
 
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
-        self._storage.remember(KEY, render.TABLE)
+        self._storage.remember(KEY, TABLE)
         self.notices.forget()
         self._write(plan)
         self._record(plan)
@@ -71,7 +72,7 @@ class NftDriver(Driver):
         """Compare what is there; rules, and elements of networks, with what was there when they were written."""
         if self._plan is None or plan.networks != self._plan.networks:
             return False
-        if kernel.chains_and_rules(render.TABLE) != self._rules:
+        if kernel.chains_and_rules(TABLE) != self._rules:
             return False
         return _found(render.SETS_OF_NETWORKS) == self._of_networks and self._has_elements_of(plan)
 
@@ -87,17 +88,17 @@ class NftDriver(Driver):
         rules = [*render.matching_rules(planned, route, network, port)]
         if rules:
             name, key = render.place_of(planned), elements.pack_key(*render.key_of(planned, port))
-            found = kernel.element(render.TABLE, name, key)
+            found = kernel.element(TABLE, name, key)
             target = "nothing" if found is None else elements.unpack_target(found.target)
             rules.append(f"map {name}, as the kernel has it: {planned.mapping.protocol} port {port} leads to {target}")
         return rules
 
     def _write(self, plan: Plan) -> None:
         try:
-            self._apply(render.render(plan, self._features, self._library.listing(render.TABLE)))
+            self._apply(render.render(plan, self._features, self._library.listing(TABLE)))
         except HostRefused:  # the table has something of these names that cannot be changed in place
             self._apply(render.render(plan, self._features))
-        self._rules = kernel.chains_and_rules(render.TABLE)
+        self._rules = kernel.chains_and_rules(TABLE)
         self._of_networks = _found(render.SETS_OF_NETWORKS)
 
     def _apply(self, text: str) -> None:
@@ -124,4 +125,4 @@ class NftDriver(Driver):
 
 def _found(names: Iterable[str]) -> Elements:
     """Return the elements that the kernel has."""
-    return {name: kernel.elements(render.TABLE, name) for name in names}
+    return {name: kernel.elements(TABLE, name) for name in names}

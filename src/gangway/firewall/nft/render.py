@@ -49,14 +49,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import ip_network
 from typing import NamedTuple
 
-from gangway.firewall.nft.answers import Answers, Elements
+from gangway.firewall.nft.answers import Answers
+from gangway.firewall.nft.transaction import TABLE, Elements, Transaction
 from gangway.model import Address, Network, Protocol, Subnet
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 from gangway.reasons import Code
-
-TABLE = "inet gangway"
-MOST_ELEMENTS = 4000
-"""The most elements in one transaction: libnftables needs some 2 KB for each while it works."""
 
 
 class Features(NamedTuple):
@@ -128,37 +125,6 @@ _CLAMPED = "tcp flags & (syn | rst) == syn jump syn"
 _TRANSLATED = "oifname @bridges ct status dnat accept"
 # The type of the first chunk, read at its offset: nft's `sctp chunk` needs Linux 5.14.
 _HEARTBEAT, _ABORT = "@th,96,8 4", "@th,96,8 6"
-
-
-class Transaction(NamedTuple):
-    """Elements to delete from sets and maps of the table, and then elements to add."""
-
-    deletes: Elements
-    adds: Elements
-
-    def text(self) -> str:
-        """Return the statements for nft(8)."""
-        return "".join((*_statements("delete", self.deletes), *_statements("add", self.adds)))
-
-    def inverse(self) -> "Transaction":
-        """Return the transaction that undoes this one."""
-        return Transaction(deletes=self.adds, adds=self.deletes)
-
-    def extended(self, deletes: Elements, adds: Elements) -> "Transaction":
-        """Return the transaction that also deletes and adds elements of other sets and maps."""
-        return Transaction(self.deletes | deletes, self.adds | adds)
-
-    def split(self, limit: int = MOST_ELEMENTS) -> Iterator["Transaction"]:
-        """Yield transactions of at most `limit` elements that do the same one after the other; mostly it is one.
-
-        Between them some ports of a long range are not translated; the relay serves their clients.
-        """
-        single = [(verb, name, one) for verb in (0, 1) for name, found in self[verb].items() for one in found]
-        for at in range(0, len(single), limit):
-            part = Transaction({}, {})
-            for verb, name, element in single[at : at + limit]:
-                part[verb].setdefault(name, []).append(element)
-            yield part
 
 
 def probe_features(accepts: Callable[[str], bool]) -> Features:
@@ -408,9 +374,3 @@ def _elements(planned: MappingPlan) -> tuple[str, list[str]]:
     name, at = ("ports", "") if mapping.host_address.is_unspecified else ("addresses", f" . {mapping.host_address}")
     pairs = mapping.pairs()
     return f"{name}{family}", [f"{mapping.protocol}{at} . {host} : {to} . {container}" for host, container in pairs]
-
-
-def _statements(verb: str, elements: Elements) -> Iterator[str]:
-    for name, found in elements.items():
-        for at in range(0, len(found), MOST_ELEMENTS):
-            yield f"{verb} element {TABLE} {name} {{ {', '.join(found[at : at + MOST_ELEMENTS])} }}\n"

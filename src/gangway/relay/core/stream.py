@@ -8,8 +8,7 @@ flow looks up the actions in `flow.TABLE`.
 
 Kernel facts:
 
-* An accepted socket inherits TCP_NODELAY and the keepalive settings of its listener (net/ipv4/tcp.c, sk_clone): they
-  are set once for all clients.
+* An accepted socket inherits its listener's TCP_NODELAY and keepalive settings (net/core/sock.c, sk_clone_lock).
 * A client that is not accepted waits in the kernel's queue and loses nothing.  So the backend's socket is made first:
   if the process is out of descriptors, the client keeps waiting.
 * A client may send data, and end, before its backend has answered.  Nothing is read from it until then; the edges that
