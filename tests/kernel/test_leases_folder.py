@@ -25,6 +25,8 @@ from tests.kernel.launcher.conftest import with_settings
 from tests.kernel.launcher.launchers import LINGER_S, connect, exchange, flags_for, is_free, publish, refused, stop
 from tests.kernel.published import processes, status_of
 
+pytestmark = pytest.mark.any_kernel
+
 __all__ = ["with_settings"]  # a fixture
 
 PORT = 8000
@@ -89,7 +91,6 @@ def assert_modes(host: Host, pid: int) -> None:
     assert {mode for name, mode in found.items() if name.startswith("st")} == {0o600}
 
 
-@pytest.mark.any_kernel
 @pytest.mark.parametrize("prepare", [EMPTY, PRIVATE, *UMASKS], ids=["none", "0700", "umask 077", "umask 0"])
 def test_modes_if_a_launcher_is_first(scene: tuple[Host, Container], prepare: str) -> None:
     host, box = scene
@@ -106,7 +107,6 @@ def test_modes_if_a_launcher_is_first(scene: tuple[Host, Container], prepare: st
         assert stop(launcher) == 0
 
 
-@pytest.mark.any_kernel
 @pytest.mark.parametrize("prepare", [EMPTY, PRIVATE, *UMASKS], ids=["none", "0700", "umask 077", "umask 0"])
 def test_modes_if_an_operators_daemon_is_first(scene: tuple[Host, Container], prepare: str) -> None:
     host, box = scene
@@ -116,7 +116,6 @@ def test_modes_if_an_operators_daemon_is_first(scene: tuple[Host, Container], pr
         assert stop(launcher) == 0
 
 
-@pytest.mark.any_kernel
 def test_folder_of_another_user_is_refused(scene: tuple[Host, Container]) -> None:
     host, box = scene
     prepare = f"{EMPTY} && mkdir /run/gangway && chown {STRANGER} /run/gangway"
@@ -126,7 +125,6 @@ def test_folder_of_another_user_is_refused(scene: tuple[Host, Container]) -> Non
     assert said == f"gangway: /run/gangway belongs to another user (uid {STRANGER}): remove it\n"
 
 
-@pytest.mark.any_kernel
 def test_no_socket_has_an_abstract_name(scene: tuple[Host, Container]) -> None:
     """Any user could bind such a name before gangway does."""
     host, box = scene
@@ -137,7 +135,6 @@ def test_no_socket_has_an_abstract_name(scene: tuple[Host, Container]) -> None:
 # Who may use the sockets
 
 
-@pytest.mark.any_kernel
 def test_group_may_use_the_api_and_nothing_else(
     scene: tuple[Host, Container], with_settings: Callable[..., tuple[str, ...]]
 ) -> None:

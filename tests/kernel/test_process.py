@@ -31,6 +31,8 @@ from tests.kernel.ground import (
 )
 from tests.kernel.published import children, descriptors, processes, status_of
 
+pytestmark = pytest.mark.any_kernel
+
 _CONNECTIONS = 20
 _RETIREMENT_S = 200.0 if SLOW_MACHINE else 20.0
 _LISTENS_INET = "0A"  # include/net/tcp_states.h
