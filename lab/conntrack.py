@@ -18,10 +18,10 @@ from lab.netns import Namespace
 _NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
 
 
-def was_translated(host: Namespace, protocol: str, address: str, port: int) -> bool:
-    """True if the tracked flows to an address and port of `host` were sent on to another address.
+def was_translated(host: Namespace, protocol: str, address: str, port: int, client_port: int) -> bool:
+    """True if the tracked flow of a client to an address and port of `host` was sent on to another address.
 
-    Deletes the entries, except those of SCTP.
+    Deletes the entry, except that of SCTP.
 
     AssertionError: some flows were translated and some were not.
     """
@@ -32,8 +32,9 @@ def was_translated(host: Namespace, protocol: str, address: str, port: int) -> b
             original, reply = message.get_attr("CTA_TUPLE_ORIG"), message.get_attr("CTA_TUPLE_REPLY")
             ports = original.get_attr("CTA_TUPLE_PROTO")
             destination = original.get_attr("CTA_TUPLE_IP").get_attr(f"CTA_IP_{kind}_DST")
-            found = ports.get_attr("CTA_PROTO_NUM"), ports.get_attr("CTA_PROTO_DST_PORT"), destination
-            if found == (_NUMBERS[protocol], port, address):
+            to = ports.get_attr("CTA_PROTO_NUM"), ports.get_attr("CTA_PROTO_DST_PORT"), destination
+            is_clients = ports.get_attr("CTA_PROTO_SRC_PORT") == client_port
+            if is_clients and to == (_NUMBERS[protocol], port, address):
                 translated.add(reply.get_attr("CTA_TUPLE_IP").get_attr(f"CTA_IP_{kind}_SRC") != address)
                 if protocol != "sctp":  # pyroute2 cannot identify an SCTP entry by its ports
                     conntrack.entry("del", tuple_orig=NFCTAttrTuple.from_netlink(family, original))

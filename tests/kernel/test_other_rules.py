@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.conntrack import was_translated
 from lab.waiting import wait_until
 from tests.kernel.crossings import everywhere, reached
 from tests.kernel.snapshot import snapshot
@@ -121,7 +120,6 @@ def _is_served_by(street: Street, port: int, road: str) -> None:
     def is_so() -> bool:
         client = street.neighbour
         is_reached = street.reaches(client, "tcp", HOST4, port)
-        was_translated(street.host, "tcp", HOST4, port)  # deletes the conntrack entry of that connection
         return is_reached and street.road(client, "tcp", HOST4, port)[0] == road
 
     wait_until(is_so, f"the road {road}", _SOON_S)

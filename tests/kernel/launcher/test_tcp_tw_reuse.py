@@ -45,7 +45,7 @@ class Scene:
 
     def end_all(self, launcher: Launcher) -> None:
         """Kill everything, so that no process restores anything; the relay exits by itself."""
-        kill(launcher.pid, *daemon_and_relay(self.host))
+        kill(*daemon_and_relay(self.host), launcher.pid)  # the daemon first: it would restore what the launcher needed
         launcher.wait()
         wait_until(lambda: not any(processes(self.host)), "the end of the killed processes", PATIENCE_S)
 
