@@ -53,7 +53,6 @@ class Flow(NamedTuple):
 
 
 _clients = numbers()
-_NETFILTER = 12  # NETLINK_NETFILTER
 _NEW, _DELETE, _CREATE = (
     1 << 8,
     1 << 8 | 2,
@@ -67,7 +66,7 @@ _TIME_WAIT = netlink.pack_attribute(1, b"\7")  # CTA_PROTOINFO_TCP_STATE
 def track(*flows: Flow) -> None:
     """Make entries in this thread's network namespace, each with another client."""
     messages = [netlink.pack_message(_NEW, _CREATE, _entry(flow, next(_clients))) for flow in flows]
-    with netlink.connect(_NETFILTER) as sock:
+    with netlink.connect(netlink.NETFILTER) as sock:
         for first in range(0, len(messages), 100):
             *before, last = messages[first : first + 100]
             acknowledged = netlink.pack_message(_NEW, _CREATE | netlink.ACK, last[netlink.MESSAGE.size :])
@@ -82,7 +81,7 @@ def tracked() -> set[Flow]:
 
 def flush() -> None:
     """Delete all entries of this thread's network namespace."""
-    with netlink.connect(_NETFILTER) as sock:
+    with netlink.connect(netlink.NETFILTER) as sock:
         sock.send(netlink.pack_message(_DELETE, netlink.REQUEST | netlink.ACK, bytes(4)))
         assert not [*netlink.errors(sock)]
 

@@ -98,8 +98,8 @@ def test_an_older_kernel_deletes_nothing_by_a_filter() -> None:
     track(Flow("tcp", HOST, 8000, BOX))
     port, address = (8000).to_bytes(2, "big"), socket.inet_aton(HOST)
     original, _ = conntrack._filter(6, conntrack._DESTINATION, port, address)
-    body = conntrack._FAMILY.pack(socket.AF_INET, 0, 0) + original
-    with netlink.connect(conntrack._NETFILTER) as sock:
+    body = netlink.NETFILTER_HEADER.pack(socket.AF_INET, 0, 0) + original
+    with netlink.connect(netlink.NETFILTER) as sock:
         sock.send(netlink.pack_message(conntrack._DELETE, netlink.REQUEST | netlink.ACK, body))
         assert [*netlink.errors(sock)] == [errno.EINVAL]
     assert count() == 1

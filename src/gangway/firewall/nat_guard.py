@@ -14,17 +14,14 @@ with the daemon, whose death still takes no rule away.
 import errno
 import os
 import socket
-import struct
 
 from gangway.host import netlink
 from gangway.host.netlink import pack_attribute, pack_message, pack_nested
 
 TABLE = "nat_guard_gangway"
-_NETFILTER, _SUBSYSTEM = 12, 10  # NETLINK_NETFILTER, NFNL_SUBSYS_NFTABLES
 _BEGIN, _END = 0x10, 0x11  # NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END
-_NEW_TABLE, _NEW_CHAIN, _NEW_RULE = (_SUBSYSTEM << 8 | number for number in (0, 3, 6))
+_NEW_TABLE, _NEW_CHAIN, _NEW_RULE = (netlink.NFTABLES << 8 | number for number in (0, 3, 6))
 _CREATE = 0x400  # NLM_F_CREATE
-_HEADER = struct.Struct(">BBH")  # struct nfgenmsg: family, version, resource
 _INET = 1  # NFPROTO_INET
 _OWNER = 2  # NFT_TABLE_F_OWNER
 _PREROUTING, _LAST = 0, 1000  # NF_INET_PRE_ROUTING; after every other chain
@@ -41,7 +38,7 @@ class NatGuard:
     def start(self) -> None:
         """Create the table, unless it is there or cannot be created."""
         if self._socket is None and not self.unavailable:
-            sock = netlink.connect(_NETFILTER)
+            sock = netlink.connect(netlink.NETFILTER)
             sock.send(_batch())
             error = next(netlink.errors(sock), 0)
             if error:
@@ -66,19 +63,21 @@ def _batch() -> bytes:
     expression = pack_nested(1, pack_attribute(1, b"ct\0"), state)  # NFTA_LIST_ELEM, NFTA_EXPR_…
     return b"".join(
         (
-            pack_message(_BEGIN, netlink.REQUEST, _HEADER.pack(0, 0, _SUBSYSTEM)),
+            pack_message(_BEGIN, netlink.REQUEST, netlink.NETFILTER_HEADER.pack(0, 0, netlink.NFTABLES)),
             _create(_NEW_TABLE, 0, name, pack_attribute(2, _number(_OWNER))),  # NFTA_TABLE_FLAGS
             # NFTA_CHAIN_NAME, NFTA_CHAIN_TYPE
             _create(_NEW_CHAIN, 0, name, pack_attribute(3, chain), hook, pack_attribute(7, b"nat\0")),
             # NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS
             _create(_NEW_RULE, netlink.ACK, name, pack_attribute(2, chain), pack_nested(4, expression)),
-            pack_message(_END, netlink.REQUEST, _HEADER.pack(0, 0, _SUBSYSTEM)),
+            pack_message(_END, netlink.REQUEST, netlink.NETFILTER_HEADER.pack(0, 0, netlink.NFTABLES)),
         )
     )
 
 
 def _create(kind: int, flags: int, *attributes: bytes) -> bytes:
-    return pack_message(kind, netlink.REQUEST | _CREATE | flags, _HEADER.pack(_INET, 0, 0) + b"".join(attributes))
+    return pack_message(
+        kind, netlink.REQUEST | _CREATE | flags, netlink.NETFILTER_HEADER.pack(_INET, 0, 0) + b"".join(attributes)
+    )
 
 
 def _number(value: int) -> bytes:

@@ -115,7 +115,8 @@ def _find(diag: socket.socket, sockets: Collection[Redirected]) -> Iterator[_Con
         for family in FAMILIES.values():
             body = _REQUEST.pack(family, PROTOCOLS[protocol], 0, _CONNECTED) + bytes(_ID.size)
             for data in netlink.dump(diag, netlink.pack_message(_BY_FAMILY, netlink.REQUEST | netlink.DUMP, body)):
-                for at, _, _ in netlink.messages(data):
+                for message in netlink.messages(data):
+                    at = message.start
                     _, port, _, address, _, low, high, inode = _FOUND.unpack_from(data, at)
                     cookie = low | high << 32
                     if cookie not in cookies or not inode:

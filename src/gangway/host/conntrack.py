@@ -26,8 +26,6 @@ from gangway.errors import HostRefused, Unsupported
 from gangway.host import netlink
 from gangway.inet import FAMILIES, PROTOCOLS
 
-_NETFILTER = 12  # include/uapi/linux/netlink.h: NETLINK_NETFILTER
-_FAMILY = struct.Struct("!BBH")  # struct nfgenmsg: family, version, resource
 # include/uapi/linux/netfilter/nfnetlink_conntrack.h, nfnetlink.h
 _GET, _DELETE, _STATISTICS = (1 << 8 | kind for kind in (1, 2, 5))
 _TUPLE_ORIG, _TUPLE_IP, _TUPLE_PROTO, _FILTER, _FILTER_ORIG_FLAGS = 1, 1, 2, 25, 1
@@ -35,7 +33,7 @@ _IP_V4_DST, _PROTO_NUMBER = 2, 1
 # net/netfilter/nf_internals.h: CTA_FILTER_F_…, the parts of a tuple that are compared
 _BY_DST_ADDRESS, _BY_PROTOCOL = 1 << 1, 1 << 3
 _ADDRESS_BYTES = {4: 4, 6: 16}
-_TUPLE_AT, _SOURCE_IN_TUPLE = netlink.MESSAGE.size + _FAMILY.size, 12
+_TUPLE_AT, _SOURCE_IN_TUPLE = netlink.MESSAGE.size + netlink.NETFILTER_HEADER.size, 12
 _BATCH = 128  # so few that the errors of a batch fit into the socket's queue
 _MANY = 4096  # entries, from which on deleting by a filter is worth another walk through the table
 
@@ -72,8 +70,10 @@ class Destination(NamedTuple):
 def unavailable() -> str:
     """Return why entries cannot be deleted; empty if they can."""
     try:
-        with netlink.connect(_NETFILTER) as sock:
-            sock.send(netlink.pack_message(_STATISTICS, netlink.REQUEST | netlink.ACK, _FAMILY.pack(0, 0, 0)))
+        with netlink.connect(netlink.NETFILTER) as sock:
+            sock.send(
+                netlink.pack_message(_STATISTICS, netlink.REQUEST | netlink.ACK, netlink.NETFILTER_HEADER.pack(0, 0, 0))
+            )
             code = next(iter([*netlink.errors(sock)]), 0)
     except OSError as error:
         code = error.errno or errno.EIO
@@ -89,7 +89,7 @@ def delete(protocol: str, family: int, destinations: Sequence[Destination]) -> b
     Unsupported: this kernel cannot.  HostRefused: it failed, and some entries may be left.
     """
     try:
-        with netlink.connect(_NETFILTER) as sock:
+        with netlink.connect(netlink.NETFILTER) as sock:
             sock.setsockopt(netlink.SOL_NETLINK, netlink.CAP_ACK, 1)
             return _Entries(sock, protocol, family, destinations).delete()
     except OSError as error:
@@ -148,7 +148,7 @@ class _Entries(dict[_Key, bytes | None]):
         """
         unpack, address_bytes = end.layout[self._version].unpack_from, _ADDRESS_BYTES[self._version]
         found, batch = Counter[_Key](), list[bytes]()
-        with netlink.connect(_NETFILTER) as listing:
+        with netlink.connect(netlink.NETFILTER) as listing:
             for data in netlink.dump(listing, self._request(end)):
                 at = 0
                 while at < len(data):  # there may be a quarter of a million
@@ -189,7 +189,7 @@ class _Entries(dict[_Key, bytes | None]):
         return netlink.pack_message(_GET, netlink.REQUEST | netlink.DUMP, body)
 
     def _body(self, *attributes: bytes) -> bytes:
-        return _FAMILY.pack(self._family, 0, 0) + b"".join(attributes)
+        return netlink.NETFILTER_HEADER.pack(self._family, 0, 0) + b"".join(attributes)
 
 
 def _filter(

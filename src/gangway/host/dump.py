@@ -4,25 +4,15 @@ pyroute2 decodes everything: a link has over a hundred values, which takes it on
 containers one look at the host would take a second, and gangway looks often.
 """
 
-import os
 import socket
 import struct
-from collections.abc import Collection, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-# include/uapi/linux/netlink.h
-_MESSAGE = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
-_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
+from gangway.host import netlink
+from gangway.host.netlink import attributes_among, pack_attribute
+
 _NUMBER = struct.Struct("=I")
-_CODE = struct.Struct("=i")  # the first field of an error, and of the end of a dump
-_ERROR, _DONE = 2, 3
-_REQUEST = 0x01
-_REQUEST_DUMP = _REQUEST | 0x100 | 0x200
-_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: the listed objects have changed meanwhile
-_TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK
-_BUFFER_BYTES = 1 << 16  # af_netlink.c, netlink_recvmsg: a dump comes in pieces of 32 KiB at most
-_ATTEMPTS = 10
 # include/uapi/linux/rtnetlink.h, if_link.h, if_addr.h
 _GET_LINK, _GET_ADDRESS, _GET_ROUTE = 18, 22, 26
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
@@ -42,7 +32,7 @@ _RULE = struct.Struct("=8BI")  # struct fib_rule_hdr: family, lengths, tos, tabl
 _FRA_SRC, _FRA_TABLE = 2, 15
 _NETCONF = struct.Struct("=Bxxx")  # struct netconfmsg: family
 _NETCONFA_IFINDEX, _NETCONFA_FORWARDING = 1, 2
-_SOL_NETLINK, _STRICT_CHECK = 270, 12  # NETLINK_GET_STRICT_CHK: without it, a request for some routes lists all
+_STRICT_CHECK = 12  # NETLINK_GET_STRICT_CHK: without it, a request for some routes lists all
 
 _EMPTY = memoryview(b"")
 
@@ -109,9 +99,9 @@ class Way(NamedTuple):
 
 def links(kind: str = "") -> list[Link]:
     """List all links, or those of a kind.  OSError: the kernel refuses."""
-    request = _LINK.pack(0, 0, 0, 0, 0) + _attribute(_EXT_MASK, _NUMBER.pack(_WITHOUT_STATISTICS))
+    request = _LINK.pack(0, 0, 0, 0, 0) + pack_attribute(_EXT_MASK, _NUMBER.pack(_WITHOUT_STATISTICS))
     if kind:
-        request += _attribute(_LINKINFO, _attribute(_INFO_KIND, kind.encode() + b"\0"))
+        request += pack_attribute(_LINKINFO, pack_attribute(_INFO_KIND, kind.encode() + b"\0"))
     # A kernel that does not know the kind lists all links.
     return [link for link in map(_link, _dump(_GET_LINK, request)) if kind in ("", link.kind)]
 
@@ -139,7 +129,7 @@ def routes(family: int, ifindex: int = 0) -> list[Route]:
     """
     request = _ROUTE.pack(family, *(0,) * 8)
     if ifindex:
-        request += _attribute(_RTA_OIF, _NUMBER.pack(ifindex))
+        request += pack_attribute(_RTA_OIF, _NUMBER.pack(ifindex))
     found = (_route(body) for body in _dump(_GET_ROUTE, request, strict=bool(ifindex)) if body[0] == family)
     return [route for route in found if ifindex in (0, route.ifindex)]
 
@@ -153,7 +143,7 @@ def source_rules(family: int) -> list[Rule]:
 def not_forwarding(family: int) -> frozenset[int]:
     """Return the numbers of the interfaces whose own switch for forwarding is off.  OSError: the kernel refuses."""
     bodies = (body for body in _dump(_GET_NETCONF, _NETCONF.pack(family)) if body[0] == family)
-    found = (_attributes(body, _NETCONF.size, (_NETCONFA_IFINDEX, _NETCONFA_FORWARDING)) for body in bodies)
+    found = (attributes_among(body, _NETCONF.size, (_NETCONFA_IFINDEX, _NETCONFA_FORWARDING)) for body in bodies)
     return frozenset(_number(one[_NETCONFA_IFINDEX]) for one in found if not any(one[_NETCONFA_FORWARDING]))
 
 
@@ -162,75 +152,28 @@ def way_to(destination: str, source: str = "") -> Way | None:
     family = socket.AF_INET6 if ":" in destination else socket.AF_INET
     ends = [socket.inet_pton(family, text) if text else b"" for text in (destination, source)]
     request = _ROUTE.pack(family, *(8 * len(end) for end in ends), *(0,) * 6)
-    request += b"".join(_attribute(kind, end) for kind, end in zip((_RTA_DST, _RTA_SRC), ends, strict=True) if end)
-    message = _MESSAGE.pack(_MESSAGE.size + len(request), _GET_ROUTE, _REQUEST, 0, 0) + request
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
-        sock.send(message)
-        kind, _, body = next(_messages(sock.recv(_BUFFER_BYTES)))
-    return None if kind == _ERROR else _way(family, body)
+    request += b"".join(pack_attribute(kind, end) for kind, end in zip((_RTA_DST, _RTA_SRC), ends, strict=True) if end)
+    with netlink.connect(socket.NETLINK_ROUTE) as sock:
+        sock.send(netlink.pack_message(_GET_ROUTE, netlink.REQUEST, request))
+        data = sock.recv(netlink.BUFFER_BYTES)
+    found = next(netlink.messages(data))
+    return None if found.kind == netlink.ERROR else _way(family, memoryview(data)[netlink.MESSAGE.size : found.end])
 
 
 def _dump(kind: int, request: bytes, strict: bool = False) -> list[memoryview]:
-    """Return the messages of a dump, without their headers; if `strict`, only what the request's attributes say.
-
-    An interrupted dump may lack objects, or have some twice: it is repeated; if changes never stop, the last one is
-    returned.
-    """
-    message = _MESSAGE.pack(_MESSAGE.size + len(request), kind, _REQUEST_DUMP, 0, 0) + request
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as sock:
+    """Return the messages of a dump, without their headers; if `strict`, only what the request's attributes say."""
+    with netlink.connect(socket.NETLINK_ROUTE) as sock:
         if strict:
             with suppress(OSError):  # before Linux 4.20
-                sock.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)
-        for _ in range(_ATTEMPTS):
-            sock.send(message)
-            bodies, is_complete = _receive(sock)
-            if is_complete:
-                break
-    return bodies
-
-
-def _receive(sock: socket.socket) -> tuple[list[memoryview], bool]:
-    """Return the messages of a dump, and whether it is complete: not interrupted."""
-    bodies: list[memoryview] = []
-    is_complete = True
-    while True:
-        for kind, flags, body in _messages(sock.recv(_BUFFER_BYTES)):
-            is_complete = is_complete and not flags & _INTERRUPTED
-            if kind in (_ERROR, _DONE):
-                if code := -_CODE.unpack_from(body)[0]:
-                    raise OSError(code, os.strerror(code))
-                return bodies, is_complete
-            bodies.append(body)
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, int, memoryview]]:
-    """Yield type, flags and body of each netlink message."""
-    start, view = 0, memoryview(data)
-    while start < len(data):
-        length, kind, flags, _, _ = _MESSAGE.unpack_from(data, start)
-        yield kind, flags, view[start + _MESSAGE.size : start + length]
-        start += _aligned(length)
-
-
-def _attributes(data: memoryview, start: int, wanted: Collection[int]) -> dict[int, memoryview]:
-    """Return the values of the wanted attributes that are present."""
-    found, end, unpack = {}, len(data), _ATTRIBUTE.unpack_from
-    while start < end:
-        length, kind = unpack(data, start)
-        kind &= _TYPE_MASK
-        if kind in wanted:
-            found[kind] = data[start + 4 : start + length]
-            if len(found) == len(wanted):
-                break
-        start += _aligned(length)
-    return found
+                sock.setsockopt(netlink.SOL_NETLINK, _STRICT_CHECK, 1)
+        return netlink.listed(sock, netlink.pack_message(kind, netlink.REQUEST | netlink.DUMP, request))
 
 
 def _link(body: memoryview) -> Link:
     _, _, ifindex, flags, _ = _LINK.unpack_from(body)
-    found = _attributes(body, _LINK.size, _LINK_ATTRIBUTES)
-    info = _attributes(found.get(_LINKINFO, _EMPTY), 0, (_INFO_KIND, _INFO_SLAVE_DATA))
-    port = _attributes(info.get(_INFO_SLAVE_DATA, _EMPTY), 0, (_BRPORT_MODE, _BRPORT_ISOLATED))
+    found = attributes_among(body, _LINK.size, _LINK_ATTRIBUTES)
+    info = attributes_among(found.get(_LINKINFO, _EMPTY), 0, (_INFO_KIND, _INFO_SLAVE_DATA))
+    port = attributes_among(info.get(_INFO_SLAVE_DATA, _EMPTY), 0, (_BRPORT_MODE, _BRPORT_ISOLATED))
     return Link(
         ifindex=ifindex,
         name=_text(found[_IFNAME]),
@@ -250,28 +193,28 @@ def _link(body: memoryview) -> Link:
 def _own_address(body: memoryview) -> InterfaceAddress:
     """Return the host's own address, which IFA_ADDRESS is not if the link has a peer; empty if there is none."""
     family, prefix_length, _, _, ifindex = _ADDRESS.unpack_from(body)
-    found = _attributes(body, _ADDRESS.size, (_IFA_ADDRESS, _IFA_LOCAL))
+    found = attributes_among(body, _ADDRESS.size, (_IFA_ADDRESS, _IFA_LOCAL))
     address = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS))
     return InterfaceAddress(ifindex, "" if address is None else socket.inet_ntop(family, address), prefix_length)
 
 
 def _route(body: memoryview) -> Route:
     family, prefix_length, _, _, table, protocol, *_ = _ROUTE.unpack_from(body)
-    found = _attributes(body, _ROUTE.size, (_RTA_DST, _RTA_OIF))
+    found = attributes_among(body, _ROUTE.size, (_RTA_DST, _RTA_OIF))
     destination = socket.inet_ntop(family, found[_RTA_DST]) if _RTA_DST in found else ""
     return Route(destination, prefix_length, _number(found.get(_RTA_OIF)), table, protocol)
 
 
 def _rule(body: memoryview) -> Rule:
     family, _, length, _, table, *_ = _RULE.unpack_from(body)
-    found = _attributes(body, _RULE.size, (_FRA_SRC, _FRA_TABLE))
+    found = attributes_among(body, _RULE.size, (_FRA_SRC, _FRA_TABLE))
     source = socket.inet_ntop(family, found[_FRA_SRC])
     return Rule(f"{source}/{length}", _number(found[_FRA_TABLE]) if _FRA_TABLE in found else table)
 
 
 def _way(family: int, body: memoryview) -> Way | None:
     kind = _ROUTE.unpack_from(body)[7]
-    found = _attributes(body, _ROUTE.size, (_RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC))
+    found = attributes_among(body, _ROUTE.size, (_RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC))
     gateway, source = (
         socket.inet_ntop(family, found[one]) if one in found else "" for one in (_RTA_GATEWAY, _RTA_PREFSRC)
     )
@@ -280,18 +223,9 @@ def _way(family: int, body: memoryview) -> Way | None:
     return Way(kind == _RTN_LOCAL, _number(found.get(_RTA_OIF)), gateway, source)
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    length = _ATTRIBUTE.size + len(value)
-    return _ATTRIBUTE.pack(length, kind) + value + bytes(_aligned(length) - length)
-
-
 def _text(value: memoryview) -> str:
     return bytes(value).rstrip(b"\0").decode(errors="replace")
 
 
 def _number(value: memoryview | None) -> int:
     return 0 if value is None else int(_NUMBER.unpack(value)[0])
-
-
-def _aligned(length: int) -> int:
-    return (length + 3) & ~3

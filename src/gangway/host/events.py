@@ -13,10 +13,11 @@ import sys
 from contextlib import ExitStack, suppress
 from threading import Lock
 
+from gangway.host import netlink
 from gangway.host.links import attempting
 from gangway.host.rule_notices import RuleNotices
 
-_SOL_NETLINK, _ADD_MEMBERSHIP, _ALL_NSID = 270, 1, 8
+_ALL_NSID = 8  # NETLINK_LISTEN_ALL_NSID
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4)
 # include/uapi/linux/rtnetlink.h: RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR; RTNLGRP_IPV4_RULE,
 # RTNLGRP_IPV6_RULE: policy rules; RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF: forwarding is enabled or disabled
@@ -34,8 +35,8 @@ class Notices:
         self._changed: set[int] = set()
         self._has_missed = True  # whatever has changed until now
         with attempting("subscribe to changes by netlink"), ExitStack() as undo:
-            self.links = undo.enter_context(_subscribe(socket.NETLINK_ROUTE, _LINK_GROUPS))
-            self.routes = undo.enter_context(_subscribe(socket.NETLINK_ROUTE, _ROUTE_GROUPS))
+            self.links = undo.enter_context(_subscribed(_LINK_GROUPS))
+            self.routes = undo.enter_context(_subscribed(_ROUTE_GROUPS))
             self.rules = RuleNotices()
             undo.callback(self.rules.close)
             self._scope = undo.pop_all()
@@ -74,18 +75,17 @@ class Notices:
         self._scope.close()
 
 
-def _subscribe(protocol: int, groups: tuple[int, ...]) -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
-    sock.bind((0, 0))
-    for group in groups:
-        sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+def _subscribed(groups: tuple[int, ...]) -> socket.socket:
+    sock = netlink.connect(socket.NETLINK_ROUTE)
+    sock.setblocking(False)
+    netlink.subscribe(sock, *groups)
     return sock
 
 
 def _listen_everywhere(sock: socket.socket) -> bool:
     """Receive notices of other namespaces, too; False if the kernel refuses."""
     try:
-        sock.setsockopt(_SOL_NETLINK, _ALL_NSID, 1)
+        sock.setsockopt(netlink.SOL_NETLINK, _ALL_NSID, 1)
     except OSError:
         return False
     return True

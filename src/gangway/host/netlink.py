@@ -6,8 +6,17 @@ pyroute2 decodes every attribute of every message.  That takes milliseconds wher
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
+NETFILTER = 12
+"""The netfilter subsystems' part of the kernel, NETLINK_NETFILTER."""
+NFTABLES = 10
+"""The subsystem of nftables, NFNL_SUBSYS_NFTABLES: the upper byte of a message's type."""
+NETFILTER_HEADER = struct.Struct("!BBH")
+"""struct nfgenmsg, with which a message's body begins: family, version, resource."""
+TABLE_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+"""The families of nftables' tables, NFPROTO_…, as nft names them."""
 MESSAGE = struct.Struct("=IHHII")
 """struct nlmsghdr: length, type, flags, sequence, port."""
 REQUEST, ACK, DUMP = 0x01, 0x04, 0x100 | 0x200
@@ -18,13 +27,25 @@ ERROR, DONE = 2, 3
 """Types of messages: an error or, with the code 0, an acknowledgement; and the end of a dump."""
 BUFFER_BYTES = 1 << 16
 """Enough for any datagram of a dump: it has 32 KiB at most (af_netlink.c, netlink_recvmsg)."""
-SOL_NETLINK, CAP_ACK = 270, 10
-"""An option of the socket, NETLINK_CAP_ACK: an error repeats the header of its request, and not the rest of it."""
+SOL_NETLINK, ADD_MEMBERSHIP, CAP_ACK = 270, 1, 10
+"""Options of the socket.  NETLINK_CAP_ACK: an error repeats the header of its request, and not the rest of it."""
 
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
 _LAST = 1  # the sequence number of a request that is acknowledged
 _NESTED, _TYPE_MASK = 0x8000, 0x3FFF  # NLA_F_NESTED, NLA_TYPE_MASK
 _CODE = struct.Struct("=i")  # the first field of an error, and of the end of a dump
+_ATTEMPTS = 10
+
+
+class Message(NamedTuple):
+    """A message of a datagram: where it begins and ends there, and its header."""
+
+    start: int
+    end: int
+    kind: int
+    flags: int
+    sequence: int
+    port: int  # of whose request it is about
 
 
 def connect(protocol: int) -> socket.socket:
@@ -47,6 +68,13 @@ def pack_nested(kind: int, *attributes: bytes) -> bytes:
     return pack_attribute(kind | _NESTED, b"".join(attributes))
 
 
+def subscribe(sock: socket.socket, *groups: int) -> None:
+    """Receive the notices of these groups.  OSError: the kernel refuses."""
+    sock.bind((0, 0))
+    for group in groups:
+        sock.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, group)
+
+
 def each_attribute(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """Yield type and value of each attribute."""
     while start < len(data):
@@ -60,12 +88,26 @@ def attributes(data: bytes, start: int = 0) -> dict[int, bytes]:
     return dict(each_attribute(data, start))
 
 
-def messages(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield where each message of a datagram begins, its type and its sequence number."""
+def attributes_among(data: memoryview, start: int, wanted: Collection[int]) -> dict[int, memoryview]:
+    """Return the values of the wanted attributes that are present: of many, the few that are needed."""
+    found, end, unpack = {}, len(data), _ATTRIBUTE.unpack_from
+    while start < end:
+        length, kind = unpack(data, start)
+        kind &= _TYPE_MASK
+        if kind in wanted:
+            found[kind] = data[start + _ATTRIBUTE.size : start + length]
+            if len(found) == len(wanted):
+                break
+        start += (length + 3) & ~3
+    return found
+
+
+def messages(data: bytes) -> Iterator[Message]:
+    """Yield the messages of a datagram."""
     start = 0
     while start < len(data):
-        length, kind, _, sequence, _ = MESSAGE.unpack_from(data, start)
-        yield start, kind, sequence
+        length, kind, flags, sequence, port = MESSAGE.unpack_from(data, start)
+        yield Message(start, start + length, kind, flags, sequence, port)
         start += (length + 3) & ~3
 
 
@@ -78,12 +120,45 @@ def errors(sock: socket.socket) -> Iterator[int]:
     """Yield the errno of each request that failed, after requests were sent of which the last one has the flag ACK."""
     while True:
         data = sock.recv(BUFFER_BYTES)
-        for start, kind, sequence in messages(data):
-            if kind == ERROR:
-                if code := error_code(data, start):
+        for message in messages(data):
+            if message.kind == ERROR:
+                if code := error_code(data, message.start):
                     yield code
-                if sequence == _LAST:
+                if message.sequence == _LAST:
                     return
+
+
+def listed(sock: socket.socket, request: bytes) -> list[memoryview]:
+    """Send a request for a dump, and return its messages without their headers.  OSError: it is refused.
+
+    An interrupted dump may lack objects, or have some twice: it is repeated; if changes never stop, the last one is
+    returned.
+    """
+    for _ in range(_ATTEMPTS):
+        sock.send(request)
+        bodies, is_complete = answer(sock)
+        if is_complete:
+            break
+    return bodies
+
+
+def answer(sock: socket.socket) -> tuple[list[memoryview], bool]:
+    """Receive an answer that ends with DONE, or with an acknowledgement.  OSError: the request failed.
+
+    Return its messages without their headers, and whether it is complete: a dump that was not interrupted.
+    """
+    bodies: list[memoryview] = []
+    is_complete = True
+    while True:
+        data = sock.recv(BUFFER_BYTES)
+        view = memoryview(data)
+        for message in messages(data):
+            is_complete = is_complete and not message.flags & INTERRUPTED
+            if message.kind in (ERROR, DONE):
+                if code := error_code(data, message.start):
+                    raise OSError(code, os.strerror(code))
+                return bodies, is_complete
+            bodies.append(view[message.start + MESSAGE.size : message.end])
 
 
 def dump(sock: socket.socket, request: bytes) -> Iterator[bytes]:

@@ -19,17 +19,16 @@ from typing import NamedTuple
 
 from gangway.host import netlink, probe
 
-_NETFILTER, _NFTABLES_GROUP = 12, 7  # NETLINK_NETFILTER, NFNLGRP_NFTABLES
-_ADD_MEMBERSHIP, _SO_RCVBUFFORCE = 1, 33
-_SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES: the upper byte of a message's type
+_NFTABLES_GROUP = 7  # NFNLGRP_NFTABLES
+_SO_RCVBUFFORCE = 33
 _CHAINS, _RULES, _ELEMENTS = (3, 5), (6, 8), (12, 14)  # NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN; …RULE; …SETELEM
 _GENERATION = 15  # NFT_MSG_NEWGEN: the end of a transaction
-_GET_GENERATION = _SUBSYSTEM << 8 | 16  # NFT_MSG_GETGEN; the answer's first attribute is NFTA_GEN_ID
+_GET_GENERATION = netlink.NFTABLES << 8 | 16  # NFT_MSG_GETGEN; the answer's first attribute is NFTA_GEN_ID
 _CHAIN_NAME, _CHAIN_HOOK, _RULE_CHAIN, _HOOK_NUMBER = 3, 4, 2, 1  # NFTA_CHAIN_NAME, …
 _FORWARD = 2  # NF_INET_FORWARD
-_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}  # NFPROTO_…
 _BUFFER_BYTES = 1 << 22  # some 30,000 elements
-_FIRST_VALUE = netlink.MESSAGE.size + 8  # after struct nfgenmsg and the first attribute's header
+_FIRST_ATTRIBUTE = netlink.MESSAGE.size + netlink.NETFILTER_HEADER.size
+_FIRST_VALUE = _FIRST_ATTRIBUTE + 4  # after the attribute's header
 
 
 class Change(NamedTuple):
@@ -50,13 +49,11 @@ class RuleNotices:
     """
 
     def __init__(self) -> None:
-        self.sock = netlink.connect(_NETFILTER)
+        self.sock = netlink.connect(netlink.NETFILTER)
         self.sock.setblocking(False)
-        self.sock.bind((0, 0))
         with suppress(OSError):  # the default is enough for most transactions
             self.sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
-        if probe.is_root():
-            self.sock.setsockopt(netlink.SOL_NETLINK, _ADD_MEMBERSHIP, _NFTABLES_GROUP)
+        netlink.subscribe(self.sock, *([_NFTABLES_GROUP] if probe.is_root() else []))
         self._lock = RLock()
         self._is_ours: Callable[[Change], bool] = lambda _: False
         self._filters: frozenset[str] = frozenset()
@@ -160,20 +157,18 @@ class RuleNotices:
 
 def _changes(data: bytes) -> Iterator[Change]:
     """Yield what a datagram is about."""
-    start = 0
-    while start < len(data):
-        length, kind, _, _, author = netlink.MESSAGE.unpack_from(data, start)
-        if kind >> 8 == _SUBSYSTEM and kind & 0xFF != _GENERATION:
-            yield _change(data[start : start + length], kind & 0xFF, author)
-        start += (length + 3) & ~3
+    for one in netlink.messages(data):
+        subsystem, kind = divmod(one.kind, 1 << 8)
+        if subsystem == netlink.NFTABLES and kind != _GENERATION:
+            yield _change(data[one.start : one.end], kind, one.port)
 
 
 def _change(message: bytes, kind: int, author: int) -> Change:
-    family = _FAMILIES.get(message[netlink.MESSAGE.size], "")
+    family = netlink.TABLE_FAMILIES.get(message[netlink.MESSAGE.size], "")
     table = message[_FIRST_VALUE : message.index(b"\0", _FIRST_VALUE)].decode(errors="replace")
     chain, is_forward = "", False
     if kind in _CHAINS or kind in _RULES:
-        found = netlink.attributes(message, netlink.MESSAGE.size + 4)
+        found = netlink.attributes(message, _FIRST_ATTRIBUTE)
         chain = found[_CHAIN_NAME if kind in _CHAINS else _RULE_CHAIN].rstrip(b"\0").decode(errors="replace")
         if kind in _CHAINS and _CHAIN_HOOK in found:
             is_forward = int.from_bytes(netlink.attributes(found[_CHAIN_HOOK])[_HOOK_NUMBER]) == _FORWARD
@@ -183,7 +178,7 @@ def _change(message: bytes, kind: int, author: int) -> Change:
 def generation() -> int:
     """Return the generation of this namespace's nftables rules: each change increments it; 0 without nftables."""
     try:
-        with netlink.connect(_NETFILTER) as sock:
+        with netlink.connect(netlink.NETFILTER) as sock:
             sock.send(netlink.pack_message(_GET_GENERATION, netlink.REQUEST, bytes(4)))
             answer = sock.recv(netlink.BUFFER_BYTES)
     except OSError:

@@ -6,9 +6,9 @@ table's rules.  Beside another program's address lists that takes seconds.
 Attributes, and what they mean: include/uapi/linux/netfilter/nf_tables.h.
 """
 
-import os
-import struct
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from gangway.errors import HostRefused
@@ -16,13 +16,10 @@ from gangway.firewall.nft.elements import Element
 from gangway.host import netlink
 from gangway.host.netlink import attributes, pack_attribute, pack_nested
 
-_NETFILTER = 12  # NETLINK_NETFILTER
-_SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
-_GET_CHAIN, _GET_RULE, _GET_ELEMENT = _SUBSYSTEM | 4, _SUBSYSTEM | 7, _SUBSYSTEM | 13
-_HEADER = struct.Struct(">BBH")  # struct nfgenmsg: family, version, resource
-_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}  # NFPROTO_…
+_GET_CHAIN, _GET_RULE, _GET_ELEMENT = (netlink.NFTABLES << 8 | number for number in (4, 7, 13))
+_HEADER_BYTES = netlink.NETFILTER_HEADER.size
 _VERSIONS = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
-_NUMBERS = {name: number for number, name in _FAMILIES.items()}
+_NUMBERS = {name: number for number, name in netlink.TABLE_FAMILIES.items()}
 _FORWARD, _DROP = 2, 0  # NF_INET_FORWARD, NF_DROP
 # NFTA_LIST_ELEM; NFTA_CHAIN_…, NFTA_HOOK_…, NFTA_RULE_…, NFTA_EXPR_…, NFTA_SET_ELEM_…
 _LIST_ELEMENT = 1
@@ -32,7 +29,6 @@ _SET_TABLE, _SET_NAME, _SET_ELEMENTS, _ELEMENT_KEY, _ELEMENT_DATA, _ELEMENT_KEY_
 _DATA_VALUE, _DATA_VERDICT, _VERDICT_CODE = 1, 2, 1
 _IMMEDIATE_DATA, _TARGET_NAME = 2, 1
 _ELEMENT_PARTS = (_ELEMENT_KEY, _ELEMENT_KEY_END, _ELEMENT_DATA)
-_ATTEMPTS = 10
 
 
 class Chain(NamedTuple):
@@ -87,8 +83,10 @@ def element(table: str, name: str, key: bytes) -> Element | None:
     """Return the element of a set or map that a packet with this key matches; None if there is none."""
     wanted = pack_nested(_LIST_ELEMENT, pack_nested(_ELEMENT_KEY, pack_attribute(_DATA_VALUE, key)))
     try:
-        found = _request(_GET_ELEMENT, netlink.ACK, *_set(table, name), pack_nested(_SET_ELEMENTS, wanted))
-        return next((one for _, body in found for one in _elements(body)), None)
+        with _connected() as sock:
+            sock.send(_request(_GET_ELEMENT, netlink.ACK, *_set(table, name), pack_nested(_SET_ELEMENTS, wanted)))
+            bodies, _ = netlink.answer(sock)
+        return next((one for body in bodies for one in _elements(bytes(body))), None)
     except HostRefused:
         return None
 
@@ -99,25 +97,25 @@ def _set(table: str, name: str) -> tuple[int, bytes, bytes]:
 
 
 def _elements(body: bytes) -> Iterator[Element]:
-    for _, data in netlink.each_attribute(attributes(body, _HEADER.size).get(_SET_ELEMENTS, b"")):
+    for _, data in netlink.each_attribute(attributes(body, _HEADER_BYTES).get(_SET_ELEMENTS, b"")):
         found = attributes(data)
         key, last, target = (found.get(kind, b"") for kind in _ELEMENT_PARTS)
         yield Element(_value(key), _value(last), _value(target))
 
 
 def _forward_chain(body: bytes) -> Chain | None:
-    found = attributes(body, _HEADER.size)
+    found = attributes(body, _HEADER_BYTES)
     hook = attributes(found.get(_CHAIN_HOOK, b"")).get(_HOOK_NUMBER)
     if hook is None or _number(hook) != _FORWARD or _text(found.get(_CHAIN_TYPE, b"")) != "filter":
         return None
     policy = "drop" if _number(found.get(_CHAIN_POLICY, b"\1")) == _DROP else "accept"
-    family = _FAMILIES.get(body[0], "")
+    family = netlink.TABLE_FAMILIES.get(body[0], "")
     return Chain(family, _text(found[_CHAIN_TABLE]), _text(found[_CHAIN_NAME]), policy)
 
 
 def _drops_all(rule: bytes) -> bool:
     """True if a rule drops or rejects every packet."""
-    listed = netlink.each_attribute(attributes(rule, _HEADER.size).get(_RULE_EXPRESSIONS, b""))
+    listed = netlink.each_attribute(attributes(rule, _HEADER_BYTES).get(_RULE_EXPRESSIONS, b""))
     expressions = [attributes(data) for _, data in listed]
     rest = [one for one in expressions if _text(one[_EXPRESSION_NAME]) != "counter"]
     if len(rest) != 1:
@@ -132,32 +130,22 @@ def _drops_all(rule: bytes) -> bool:
 
 
 def _dump(kind: int, family: int, *filters: bytes) -> list[bytes]:
-    """Return the messages of a dump, without their headers.
-
-    One that was interrupted by a change may lack objects: it is repeated.
-    """
-    for _ in range(_ATTEMPTS):
-        found = _request(kind, netlink.DUMP, family, *filters)
-        if not any(flags & netlink.INTERRUPTED for flags, _ in found):
-            break
-    return [body for _, body in found]
+    """Return the messages of a dump, without their headers."""
+    with _connected() as sock:
+        return [bytes(body) for body in netlink.listed(sock, _request(kind, netlink.DUMP, family, *filters))]
 
 
-def _request(kind: int, flags: int, family: int, *parts: bytes) -> list[tuple[int, bytes]]:
-    """Return flags and body of each message of the answer.  HostRefused: there is none."""
-    found: list[tuple[int, bytes]] = []
+def _request(kind: int, flags: int, family: int, *parts: bytes) -> bytes:
+    body = netlink.NETFILTER_HEADER.pack(family, 0, 0) + b"".join(parts)
+    return netlink.pack_message(kind, netlink.REQUEST | flags, body)
+
+
+@contextmanager
+def _connected() -> Iterator[socket.socket]:
+    """Yield a socket for requests.  HostRefused: one failed."""
     try:
-        with netlink.connect(_NETFILTER) as sock:
-            sock.send(netlink.pack_message(kind, netlink.REQUEST | flags, _HEADER.pack(family, 0, 0) + b"".join(parts)))
-            while True:
-                data = sock.recv(netlink.BUFFER_BYTES)
-                for start, answer, _ in netlink.messages(data):
-                    if answer in (netlink.ERROR, netlink.DONE):
-                        if code := netlink.error_code(data, start):
-                            raise OSError(code, os.strerror(code))
-                        return found
-                    length, _, marks, _, _ = netlink.MESSAGE.unpack_from(data, start)
-                    found.append((marks, data[start + netlink.MESSAGE.size : start + length]))
+        with netlink.connect(netlink.NETFILTER) as sock:
+            yield sock
     except OSError as error:
         raise HostRefused(f"nftables: the kernel refuses to list it: {error.strerror}") from None
 
