@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "reconcile.state": {"ebpf.keys", "reconcile.properties", "relay.protocol", *PLANNING},
     "reconcile.diff": {"ebpf.keys", "reconcile.properties", "reconcile.state", "relay.protocol", *PLANNING},
     "reconcile.changes": PLANNING,
-    "reconcile.routing": {"errors", "host", *PLANNING},
+    "reconcile.routing": {"errors", "host", "inet", *PLANNING},
     "reconcile.repairs": {"reconcile.diff", "reconcile.properties", "reconcile.state"},
     "reconcile.dataplane": {"ebpf", "errors", "host.connected", "host.saved_settings", "host.sockets", "inet",
                             "reconcile.repairs", "reconcile.state", "relay.client", "relay.protocol", *PLANNING},

@@ -34,6 +34,9 @@ _NETCONF = struct.Struct("=Bxxx")  # struct netconfmsg: family
 _NETCONFA_IFINDEX, _NETCONFA_FORWARDING = 1, 2
 _STRICT_CHECK = 12  # NETLINK_GET_STRICT_CHK: without it, a request for some routes lists all
 
+LOOPBACK_IFINDEX = 1
+"""The number of each network namespace's `lo` (net/core/dev.c, LOOPBACK_IFINDEX)."""
+
 _EMPTY = memoryview(b"")
 
 FAMILIES = (socket.AF_INET, socket.AF_INET6)

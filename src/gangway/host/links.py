@@ -28,13 +28,14 @@ from typing import Any
 
 from gangway.errors import HostRefused
 from gangway.host import dump, netns, probe, sysctl
+from gangway.inet import FAMILIES
 
 Interface = IPv4Interface | IPv6Interface
 """An address with its subnet."""
 Link = dump.Link
 
 _NO_DUPLICATE_DETECTION = 0x02  # IFA_F_NODAD, include/uapi/linux/if_addr.h: usable at once
-_MAIN_TABLE, _LOOPBACK_IFINDEX = 254, 1
+_MAIN_TABLE = 254
 _RTPROT_KERNEL, _RTPROT_RA = 2, 9  # include/uapi/linux/rtnetlink.h: RA: from a router advertisement
 _SCOPE_LINK = 253  # RT_SCOPE_LINK
 _PREFIX_METRIC = 256  # include/net/ip6_route.h, IP6_RT_PRIO_ADDRCONF: of the route that comes with an IPv6 address
@@ -91,7 +92,7 @@ class Links:
     def routes(self, family: int, ifindex: int = 0) -> list[dump.Route]:
         """Return the routes of a family (4 or 6) in the main table, or those of them by one interface."""
         with attempting("list routes"):
-            found = dump.routes(socket.AF_INET if family == 4 else socket.AF_INET6, ifindex)
+            found = dump.routes(FAMILIES[family], ifindex)
             return [route for route in found if route.table == _MAIN_TABLE]
 
     def create_bridge(
@@ -203,12 +204,13 @@ class Links:
     def add_route(self, name: str, subnet: IPv4Network | IPv6Network, source: str = "") -> None:
         """Add the route that the kernel adds with an address; one that another program has put in its place goes."""
         more = {"prefsrc": source, "scope": _SCOPE_LINK} if subnet.version == 4 else {"priority": _PREFIX_METRIC}
-        family = socket.AF_INET if subnet.version == 4 else socket.AF_INET6
         if subnet.version == 6 and (reason := probe.ipv6_off(name)):
             raise HostRefused(f"cannot add the route {subnet} by {name}: {reason}")
         with attempting(f"add the route {subnet} by {name}"):
             index = if_nametoindex(name)
-            self._route.route("replace", dst=str(subnet), oif=index, proto=_RTPROT_KERNEL, family=family, **more)
+            self._route.route(
+                "replace", dst=str(subnet), oif=index, proto=_RTPROT_KERNEL, family=FAMILIES[subnet.version], **more
+            )
 
     def add_default_route(self, name: str, gateway: str) -> None:
         with attempting(f"add the default route via {gateway}"):
@@ -228,12 +230,8 @@ class Links:
     def uplink_mtu(self) -> int | None:
         """Return the smallest MTU of the interfaces that have a default route; None if no interface has one."""
         with attempting("list routes"):
-            default = {
-                route.ifindex
-                for family in dump.FAMILIES
-                for route in dump.routes(family)
-                if route.table == _MAIN_TABLE and not route.destination
-            }
+            routes = (route for family in FAMILIES for route in self.routes(family))
+            default = {route.ifindex for route in routes if not route.destination}
             return min((link.mtu for link in dump.links() if link.ifindex in default), default=None)
 
     def interfaces_with_advertised_routes(self) -> frozenset[str]:
@@ -272,7 +270,7 @@ def attempting(what: str) -> Iterator[None]:
 
 def _set_up_inside(inner: Any, device: str, addresses: Iterable[Interface], gateways: Iterable[str]) -> None:
     index = inner.link_lookup(ifname=device)[0]
-    inner.link("set", index=_LOOPBACK_IFINDEX, state="up")
+    inner.link("set", index=dump.LOOPBACK_IFINDEX, state="up")
     _add_addresses(inner, index, addresses)
     inner.link("set", index=index, state="up")
     for gateway in gateways:

@@ -1,9 +1,7 @@
 """Checks what the kernel and other programs on this host do: one function for each assumption."""
 
-import errno
 import os
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
@@ -37,15 +35,6 @@ def ipv6_off(interface: str = "") -> str:
         if value != "0":
             return f"IPv6 is switched off ({name.replace('/', '.')} = {value})"
     return ""
-
-
-def has_ipv6_sockets() -> bool:
-    """True unless the kernel was started with ipv6.disable=1, or built without IPv6."""
-    try:
-        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
-    except OSError as error:
-        return error.errno != errno.EAFNOSUPPORT
-    return True
 
 
 def bridge_filtered(family: int) -> bool:

@@ -19,8 +19,9 @@ from gangway.host.links import attempting
 from gangway.inet import FAMILIES, PROTOCOLS, format_host
 
 BACKLOG = 4096  # net.core.somaxconn's default: the kernel uses the smaller of the two
-_UNREACHABLE = {4: "192.0.0.8", 6: "100::1"}
+UNREACHABLE = {4: "192.0.0.8", 6: "100::1"}
 """Addresses that no packet has: RFC 7600 (a dummy), RFC 6666 (to be discarded)."""
+_NO_SUCH_SOCKETS = errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT, errno.EAFNOSUPPORT
 _REUSE, _V6ONLY = (socket.SOL_SOCKET, socket.SO_REUSEADDR), (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 _FREEBIND = (socket.IPPROTO_IP, 15)  # include/uapi/linux/in.h: IP_FREEBIND
 # include/net/tcp_states.h: TCP_LISTEN and TCP_BOUND_INACTIVE; TCP_CLOSE, which is UDP's state unless it is connected
@@ -45,17 +46,17 @@ def bind_unreachable(protocol: str, family: int) -> socket.socket:
     It listens unless it is UDP's; `family` is 4 or 6.  HostRefused: the kernel cannot bind it.
     """
     try:
-        return _bind(protocol, FAMILIES[family], (_UNREACHABLE[family], 0), _REUSE, _FREEBIND)
+        return _bind(protocol, FAMILIES[family], (UNREACHABLE[family], 0), _REUSE, _FREEBIND)
     except OSError as error:
-        raise HostRefused(f"cannot bind a socket to {_UNREACHABLE[family]}: {error.strerror}") from None
+        raise HostRefused(f"cannot bind a socket to {UNREACHABLE[family]}: {error.strerror}") from None
 
 
 def has_sockets(protocol: str, family: int = 4) -> bool:
     """True if the kernel has sockets of a protocol in a family: 4 or 6."""
     try:
         socket.socket(FAMILIES[family], _kind(protocol), PROTOCOLS[protocol]).close()
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno not in _NO_SUCH_SOCKETS
     return True
 
 
@@ -104,7 +105,7 @@ def _bound(protocol: str, address: str) -> Iterator[tuple[int, str]]:
             for found in diag.get_sock_stats(family=family, **wanted):
                 at = found["idiag_src"].removeprefix("::ffff:")
                 is_dual = at == "::" and not found.get_attr("INET_DIAG_SKV6ONLY")
-                if at not in _UNREACHABLE.values() and (is_ipv4 is (":" not in at) or (is_ipv4 and is_dual)):
+                if at not in UNREACHABLE.values() and (is_ipv4 is (":" not in at) or (is_ipv4 and is_dual)):
                     yield found["idiag_sport"], at
 
 
@@ -161,7 +162,7 @@ def _refusal(error: OSError, protocol: str, address: str, port: int) -> Exceptio
             return PortInUse(f"port {at} is in use")
         case errno.EADDRNOTAVAIL:
             return Conflict(f"{address} is not an address of this host")
-        case errno.EPROTONOSUPPORT | errno.ESOCKTNOSUPPORT | errno.EAFNOSUPPORT:
+        case number if number in _NO_SUCH_SOCKETS:
             return Unsupported(f"cannot bind port {at}: the kernel has no {protocol} sockets of that family")
         case errno.EACCES | errno.EPERM:
             reason = "permission denied; run as root"

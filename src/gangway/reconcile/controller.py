@@ -327,7 +327,7 @@ class Controller:
         if not self._attempt(lambda: driver.rewrite(plan, None)):
             self._condition = Condition.DIRTY
             return False
-        self._log.warning("rules were changed or deleted by another program: written again")
+        self._log.warning(repairs.RULES_REWRITTEN)
         return True
 
     def _look_at_chains(self, thorough: bool = False) -> None:

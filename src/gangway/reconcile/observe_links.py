@@ -3,11 +3,9 @@
 from collections.abc import Collection, Iterator
 
 from gangway.errors import GangwayError
-from gangway.host import netns, sysctl
+from gangway.host import dump, netns, sysctl
 from gangway.host.links import Link, Links
 from gangway.reconcile.properties import BRIDGE_SETTINGS, Kind, Property
-
-_LOOPBACK_IFINDEX = 1
 
 
 def on_host(links: Links, ours: Collection[Link]) -> Iterator[Property]:
@@ -48,7 +46,7 @@ def _inside(links: Links, name: str, peer: int, namespace: str) -> Iterator[Prop
     if peer not in found:
         return
     yield from _of_link(found[peer], name, namespace)
-    if found[_LOOPBACK_IFINDEX].is_up:
+    if found[dump.LOOPBACK_IFINDEX].is_up:
         yield Property(name, namespace, Kind.LOOPBACK)
     yield from (_address(name, namespace, *one[1:]) for one in links.interface_addresses() if one.ifindex == peer)
     for family in (4, 6):

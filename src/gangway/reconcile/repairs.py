@@ -7,6 +7,7 @@ from gangway.reconcile.diff import Bridge, Isolation, Ports, Properties, Redirec
 from gangway.reconcile.properties import Kind, Property
 from gangway.reconcile.state import State
 
+RULES_REWRITTEN = "rules were changed or deleted by another program: written again"
 _MAX_NAMES = 5  # of so many things a line has the names, of more the number
 
 
@@ -23,7 +24,7 @@ def describe(steps: Iterable[Step], wanted: State) -> Iterator[str]:
     for step in steps:
         match step:
             case Rewrite():
-                yield "rules were changed or deleted by another program: written again"
+                yield RULES_REWRITTEN
             case Bridge(_, after) if after is not None:
                 bridges.append(step.name)
             case Veth(_, after) if after is not None:

@@ -21,15 +21,15 @@ from typing import NamedTuple
 from gangway.errors import GangwayError
 from gangway.host import dump, netns
 from gangway.host.links import attempting
+from gangway.host.sockets import UNREACHABLE
+from gangway.inet import FAMILIES
 from gangway.model import Address, is_interface_name
 from gangway.plan import Detour, LostSource
 from gangway.reasons import Code, Reason
 
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
-_LOOPBACK_IFINDEX = 1
 _USUAL_TABLES = (253, 254, 255)  # default, main, local: include/uapi/linux/rtnetlink.h
-# Nobody has these addresses (RFC 7600, RFC 6666), so their route is the default one.
-_FAR = {4: "192.0.0.8", 6: "100::1"}
+# Nobody has these addresses, so their route is the default one.
+_FAR = UNREACHABLE
 
 
 class Routing(NamedTuple):
@@ -46,9 +46,9 @@ def read_routing(bridges: Collection[int], forwarding: Collection[int]) -> Routi
         found = [(ifindex, ip_address(text)) for ifindex, text in dump.interface_addresses()]
         own = sorted((one for one in found if _is_routed(one[1])), key=str)
         off = dump.not_forwarding(socket.AF_INET) if 4 in forwarding else frozenset()
-        detours = list(_unforwarding(own, off - {_LOOPBACK_IFINDEX, *bridges}))
+        detours = list(_unforwarding(own, off - {dump.LOOPBACK_IFINDEX, *bridges}))
         lost: list[LostSource] = []
-        for family in _FAMILIES:
+        for family in FAMILIES:
             of_family = [one for one in own if one[1].version == family]
             routed = dict(_source_routed(family, of_family, bridges))
             detours += _ways_of(routed, of_family, bridges)
@@ -79,8 +79,7 @@ def _passes_gateway(address: Address, gateways: Collection[Address]) -> bool:
         return True
     way = dump.way_to(_FAR[address.version], str(address))
     if way is None:  # without any default route, gangway's is about to be restored
-        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-        return all(route.prefix_length for route in dump.routes(family))
+        return all(route.prefix_length for route in dump.routes(FAMILIES[address.version]))
     if way.ifindex != to_gateway.ifindex:
         return False
     return way.gateway == gateway or way.gateway.startswith("fe80:")  # the bridge's, from a router advertisement
@@ -105,7 +104,7 @@ def _source_routed(
 ) -> Iterator[tuple[tuple[int, Address], Reason]]:
     """Yield the host's addresses that a policy rule routes, but not the containers' addresses as well."""
     gateways = [address for ifindex, address in own if ifindex in bridges]
-    for rule in dump.source_rules(_FAMILIES[family]):
+    for rule in dump.source_rules(FAMILIES[family]):
         subnet = ip_network(rule.source)
         if rule.table not in _USUAL_TABLES and not any(gateway in subnet for gateway in gateways):
             reason = Reason(Code.SOURCE_ROUTED, f"from {subnet} lookup {rule.table}")
@@ -119,7 +118,7 @@ def _ways_of(
     reached: dict[tuple[int, Reason], list[Address]] = {}
     for (ifindex, address), reason in routed.items():
         way = dump.way_to(_FAR[address.version], str(address))
-        for at in {ifindex, way.ifindex if way else 0} - {0, _LOOPBACK_IFINDEX, *bridges}:
+        for at in {ifindex, way.ifindex if way else 0} - {0, dump.LOOPBACK_IFINDEX, *bridges}:
             reached.setdefault((at, reason), []).append(address)
     for (at, reason), addresses in reached.items():
         beside = [address for ifindex, address in own if ifindex == at]

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from gangway.errors import Unsupported
-from gangway.host import netns, probe
+from gangway.host import netns, probe, sockets
 from gangway.model import ANY, Address, Endpoint, Network, PortRequest, Subnet
 
 
@@ -31,15 +31,16 @@ def without_unusable(subnets: Sequence[Subnet]) -> tuple[Subnet, ...]:
 
 def require_usable(network: Network) -> None:
     """Unsupported: the host cannot use a subnet of a network."""
-    for subnet in network.subnets:
-        if subnet not in without_unusable(network.subnets):
-            advice = "leave it out, or switch IPv6 on"
-            raise Unsupported(f"network {network.name} cannot have the subnet {subnet}: {probe.ipv6_off()}; {advice}")
+    reason = probe.ipv6_off()
+    unusable = next((subnet for subnet in network.subnets if subnet.version == 6 and reason), None)
+    if unusable is not None:
+        advice = "leave it out, or switch IPv6 on"
+        raise Unsupported(f"network {network.name} cannot have the subnet {unusable}: {reason}; {advice}")
 
 
 def without_missing(request: PortRequest) -> PortRequest:
     """Return a request without the address `::` that it did not name, if the kernel has no IPv6 sockets."""
-    if request.host_addresses == ANY and not probe.has_ipv6_sockets():
+    if request.host_addresses == ANY and not sockets.has_sockets("udp", 6):
         return replace(request, host_addresses=ANY[:1])
     return request
 
