@@ -8,6 +8,7 @@ import pytest
 
 from lab.netns import Host
 from tests.kernel.ground import SLOW_MACHINE, Ports, Site
+from tests.kernel.street import Street
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,4 +48,17 @@ def site(_able: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site
 def ports(site: Site) -> Iterator[Ports]:
     """What a test publishes on `site`; it ends with the test."""
     with Ports(site) as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=["nftables", "iptables"])
+def firewall(request: pytest.FixtureRequest) -> str:
+    """Each firewall that has rules."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def street(firewall: str) -> Iterator[Street]:
+    """A street whose daemon uses that firewall."""
+    with Street("--firewall", firewall) as made:
         yield made

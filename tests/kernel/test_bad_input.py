@@ -30,9 +30,9 @@ class Quiet(Street):
         return snapshot(self.host) | {"listed": list(listed)}
 
 
-@pytest.fixture(scope="module", params=["nftables", "iptables"])
-def street(request: pytest.FixtureRequest) -> Iterator[Quiet]:
-    with Quiet("--firewall", request.param) as made, ExitStack() as stack:
+@pytest.fixture(scope="module")
+def street(firewall: str) -> Iterator[Quiet]:
+    with Quiet("--firewall", firewall) as made, ExitStack() as stack:
         made.free = stack.enter_context(Namespace("free"))
         made.publish(made.server, "8080:80", "8080:80/udp", f"{HOST4}:8081:80")
         with made.host.entered():

@@ -26,10 +26,10 @@ class Avenue(Street):
         return self.host.run(*LISTINGS[self.firewall].split(), check=False).stdout
 
 
-@pytest.fixture(scope="module", params=["nftables", "iptables"])
-def street(request: pytest.FixtureRequest) -> Iterator[Avenue]:
-    with Avenue("--firewall", request.param) as made:
-        made.firewall = request.param
+@pytest.fixture(scope="module")
+def street(firewall: str) -> Iterator[Avenue]:
+    with Avenue("--firewall", firewall) as made:
+        made.firewall = firewall
         yield made
 
 

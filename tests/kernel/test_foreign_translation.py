@@ -23,16 +23,10 @@ END
 _IPTABLES = "iptables -t nat -I {chain} -d {vip} -p tcp --dport {port} -j DNAT --to-destination {target}"
 
 
-@pytest.fixture(scope="module", params=["nftables", "iptables"])
-def firewall(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture(scope="module")
-def street(firewall: str) -> Iterator[Street]:
-    with Street("--firewall", firewall) as made:
-        made.host.ip("address", "add", f"{_VIP}/32", "dev", "lo")
-        yield made
+def street(street: Street) -> Street:
+    street.host.ip("address", "add", f"{_VIP}/32", "dev", "lo")
+    return street
 
 
 @contextmanager

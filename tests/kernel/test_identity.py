@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -97,34 +98,35 @@ def test_a_deleted_link_of_a_namespace_that_lives_is_created_again(gangway: Gang
         gangway("detach", box.name)
 
 
-def test_what_a_killed_gangway_run_leaves_running_is_unpublished(gangway: Gangway) -> None:
+@contextmanager
+def _run_in_background(gangway: Gangway) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+    """Run a command by `gangway run` as the container `left`; yield the process and the pid of one that it leaves."""
     words = (str(GANGWAY), "run", "--network", "web", "--name", "left", "-p", "8080:80", "--", "sh", "-c")
     process = gangway.host.popen(*words, "sleep 60 & echo $!; wait", stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     sleeper = int(process.stdout.readline())
     try:
+        yield process, sleeper
+    finally:
+        os.kill(sleeper, 9)
+        process.wait()
+
+
+def test_what_a_killed_gangway_run_leaves_running_is_unpublished(gangway: Gangway) -> None:
+    with _run_in_background(gangway) as (process, sleeper):
         assert _published(gangway) == ["left"]
         process.kill()
         wait_until(lambda: not _published(gangway), "the end of the publication", 5)
         assert Path(f"/proc/{sleeper}").exists()
-    finally:
-        os.kill(sleeper, 9)
-    process.wait()
 
 
 def test_an_owner_that_ended_while_no_daemon_ran_is_noticed(gangway: Gangway) -> None:
-    words = (str(GANGWAY), "run", "--network", "web", "--name", "left", "-p", "8080:80", "--", "sh", "-c")
-    process = gangway.host.popen(*words, "sleep 60 & echo $!; wait", stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    sleeper = int(process.stdout.readline())
-    try:
+    with _run_in_background(gangway) as (process, _):
         gangway.kill()
         process.kill()
         process.wait()
         gangway.start()
         assert _published(gangway) == []
-    finally:
-        os.kill(sleeper, 9)
 
 
 def test_cookies_tell_namespaces_apart() -> None:

@@ -1,7 +1,6 @@
 """Other programs' rules: gangway works beside them, explains their effects, and repairs its own."""
 
 import re
-from collections.abc import Iterator
 
 import pytest
 
@@ -123,12 +122,6 @@ def _is_served_by(street: Street, port: int, road: str) -> None:
         return is_reached and street.road(client, "tcp", HOST4, port)[0] == road
 
     wait_until(is_so, f"the road {road}", _SOON_S)
-
-
-@pytest.fixture(scope="module", params=["nftables", "iptables"])
-def street(request: pytest.FixtureRequest) -> Iterator[Street]:
-    with Street("--firewall", request.param) as made:
-        yield made
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Interfaces that do not forward, and containers whose answers would leave by another way, with each firewall."""
 
 import socket
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,12 +11,6 @@ from lab.waiting import wait_until
 from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, Street
 
 FORWARDING = "net.ipv4.conf.eth0.forwarding"
-
-
-@pytest.fixture(scope="module", params=["nftables", "iptables"])
-def street(request: pytest.FixtureRequest) -> Iterator[Street]:
-    with Street("--firewall", request.param) as street:
-        yield street
 
 
 def road_of(street: Street, at: str, origin: str = "remote") -> list[str]:

@@ -17,17 +17,6 @@ _PORT = 81
 _PATIENCE_S = 5.0
 
 
-@pytest.fixture(scope="module", params=["nftables", "iptables"])
-def firewall(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def street(firewall: str) -> Iterator[Street]:
-    with Street("--firewall", firewall) as made:
-        yield made
-
-
 @pytest.fixture(scope="module")
 def port(street: Street) -> Iterator[int]:
     with street.published(street.server, str(_PORT)) as port:
@@ -54,6 +43,13 @@ def connection(
             served.settimeout(_PATIENCE_S)
             exchange(client, served)
             yield client, served
+
+
+def assert_reset_by_sending(end: socket.socket) -> None:
+    """Send something, which an end of a connection that is not known any more learns of by a reset."""
+    end.sendall(b"hello")
+    with pytest.raises(ConnectionResetError):
+        end.recv(100)
 
 
 def exchange(client: socket.socket, served: socket.socket) -> None:
@@ -147,12 +143,8 @@ def test_a_forgotten_connection_goes_on(
         elif firewall == "nftables":
             exchange(served, client)
         else:  # both ends learn that it has ended, the client when it sends something
-            served.sendall(b"hello")
-            with pytest.raises(ConnectionResetError):
-                served.recv(100)
-            client.sendall(b"hello")
-            with pytest.raises(ConnectionResetError):
-                client.recv(100)
+            assert_reset_by_sending(served)
+            assert_reset_by_sending(client)
 
 
 def test_a_forgotten_connection_of_a_port_published_twice_is_reset(
@@ -165,12 +157,8 @@ def test_a_forgotten_connection_of_a_port_published_twice_is_reset(
             recorded(street.neighbour, "eth0") as recorder,
         ):
             _forget_connections(street.host)
-            served.sendall(b"hello")
-            with pytest.raises(ConnectionResetError):
-                served.recv(100)
-            client.sendall(b"hello")
-            with pytest.raises(ConnectionResetError):
-                client.recv(100)
+            assert_reset_by_sending(served)
+            assert_reset_by_sending(client)
             segments = list(recorder.segments())
         assert {one.source for one in segments if one.source[0] != NEIGHBOUR4} == {(HOST4, port)}
     finally:

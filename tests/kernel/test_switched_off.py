@@ -15,17 +15,6 @@ _SWITCHES = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 _HARDENED = "net.ipv4.conf.all.accept_redirects", "net.ipv4.conf.default.accept_redirects"
 
 
-@pytest.fixture(scope="module", params=["nftables", "iptables"])
-def firewall(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def street(firewall: str) -> Iterator[Street]:
-    with Street("--firewall", firewall) as made:
-        yield made
-
-
 @pytest.fixture(scope="module")
 def careful(firewall: str) -> Iterator[Street]:
     """A daemon that may not enable forwarding, on a host that forwards."""
