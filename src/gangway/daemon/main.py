@@ -194,6 +194,8 @@ class Daemon:
     def _changed(self) -> None:
         """Watch the relay, which may be another one now, and the owners of containers; schedule the daemon's end if
         nothing is left to manage."""
+        if self._over.is_set():
+            return  # a check may end after the daemon, which watches nothing any more
         relay = self._parts.dataplane.relay
         self._watch(relay.fileno())
         if relay.exits > self._relay_exits:  # a thread may have started another one before we were notified
