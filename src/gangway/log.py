@@ -17,6 +17,7 @@ from collections.abc import Callable
 _NAME = "gangway"
 _STDERR, _SYSLOG = 2, "/dev/log"
 _MAX_TEXTS = 1000
+_CALM_S = 60.0
 _LEVELS = {syslog.LOG_INFO: "info", syslog.LOG_WARNING: "warning", syslog.LOG_ERR: "error"}
 
 
@@ -131,6 +132,9 @@ class Log:
         self._written: dict[str, tuple[float, int]] = {}
         """For each text: when it was last written, and how many lines were suppressed since."""
 
+        self._lasting: dict[str, float] = {}
+        """When what lasts was last reported."""
+
     def use(self, fd: int) -> None:
         """Write to the file that is open as `fd`, if this log is a file: it was renamed, and there is a new one."""
         if self._fd is not None:
@@ -152,6 +156,15 @@ class Log:
         self._written[text] = (now_s, 0)
         note = f" ({suppressed} more like this were suppressed)" if suppressed else ""
         self._write(syslog.LOG_WARNING, (text % args if args else text) + note)
+
+    def lasting(self, text: str) -> None:
+        """Log that something lasts: once, and again only if it has not been reported for a minute."""
+        now_s = self._clock()
+        if len(self._lasting) > _MAX_TEXTS:
+            self._lasting.clear()
+        if now_s - self._lasting.get(text, -_CALM_S) >= _CALM_S:
+            self._write(syslog.LOG_WARNING, text)
+        self._lasting[text] = now_s
 
     def unexpected(self, error: BaseException, done: str) -> None:
         """Log an error that is a fault of the program, where it happened, and what was `done` about it, in one line."""

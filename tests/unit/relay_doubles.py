@@ -192,6 +192,7 @@ class Relay:
         listener.listen()
         log = Log(lambda _level, line: self.lines.append(line), lambda: self.now_s)
         self.control = Control(self.loop, listener, log, self._on_disconnected)
+        self._stack.callback(self.control.close)
         self.ports = ServedPorts(self.loop, self.server, log, self.control.is_connected, self._on_emptied)
         self.control.ports = self.ports
         self._stack.callback(self.ports.forget)

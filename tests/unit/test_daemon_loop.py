@@ -1,7 +1,9 @@
 """The daemon's event loop at its end."""
 
 import asyncio
+import errno
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from gangway import runtime
+from gangway.daemon import main
 from gangway.daemon.home import Home
 from gangway.daemon.main import Daemon
 from gangway.log import Log
@@ -27,27 +30,28 @@ def _quiet(scope: ExitStack) -> socket.socket:
     return scope.enter_context(found)
 
 
-def _daemon(scope: ExitStack, worker: ThreadPoolExecutor) -> Daemon:
-    """Return a daemon over stand-ins: it has a network, and a relay that runs."""
+def _daemon(scope: ExitStack, worker: ThreadPoolExecutor, write: Callable[[int, str], None] = _nothing) -> Daemon:
+    """Return a daemon over stand-ins: it has a network, and a relay that runs; `write` is given its log."""
     checks = dict.fromkeys(("check", "check_rules", "check_thoroughly"), _nothing)
     leases = SimpleNamespace(unclaimed=False, is_incomplete=False, is_settling=False)
     requests = SimpleNamespace(**checks, is_idle=False, owners=frozenset, leases=leases)
     relay = SimpleNamespace(exits=0, fileno=_quiet(scope).fileno)
-    parts: Any = SimpleNamespace(requests=requests, dataplane=SimpleNamespace(relay=relay))
+    parts: Any = SimpleNamespace(
+        requests=requests, dataplane=SimpleNamespace(relay=relay), check_limits=lambda: write(0, "limits")
+    )
     rules = SimpleNamespace(sock=_quiet(scope))
     notices: Any = SimpleNamespace(links=_quiet(scope), routes=_quiet(scope), rules=rules)
     load: Any = _nothing
-    return Daemon(parts, notices, worker, Log(_nothing), until_idle=False, load=load)
+    return Daemon(parts, notices, worker, Log(write), until_idle=False, load=load)
 
 
 def test_a_check_that_ends_after_the_daemon_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "BASE", str(tmp_path))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    may_end, problems = Event(), list[object]()
+    may_end, problems = Event(), list[str]()
 
     async def serve(scope: ExitStack, home: Home, worker: ThreadPoolExecutor) -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: problems.append(context))
-        daemon = _daemon(scope, worker)
+        daemon = _daemon(scope, worker, lambda _level, line: problems.append(line))
         checking = daemon._run(lambda: _nothing(may_end.wait(10)))
         daemon._over.set()
         await daemon.run(home, lambda: None)
@@ -58,3 +62,27 @@ def test_a_check_that_ends_after_the_daemon_is_ignored(tmp_path: Path, monkeypat
     with ExitStack() as scope, Home(None, -1) as home, ThreadPoolExecutor(1) as worker:
         asyncio.run(serve(scope, home, worker))
     assert problems == []
+
+
+def test_limits_are_checked_and_shortages_logged_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "BASE", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(main, "_CHECK_S", 0.01)
+    lines: list[str] = []
+
+    async def serve(scope: ExitStack, home: Home, worker: ThreadPoolExecutor) -> None:
+        daemon = _daemon(scope, worker, lambda _level, line: lines.append(line))
+        running = asyncio.create_task(daemon.run(home, lambda: None))
+        while "limits" not in lines:
+            await asyncio.sleep(0.01)
+        for error in (OSError(errno.EMFILE, "too many"), OSError(errno.EMFILE, "too many"), ValueError("a fault")):
+            context = {"message": "accept failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
+        daemon._over.set()
+        await running
+
+    with ExitStack() as scope, Home(None, -1) as home, ThreadPoolExecutor(1) as worker:
+        asyncio.run(serve(scope, home, worker))
+    shortage, fault = (line for line in lines if line != "limits")
+    assert shortage.startswith("commands wait for an answer: out of file descriptors: raise ")
+    assert fault == "internal error: ValueError('a fault') in : accept failed"

@@ -15,6 +15,7 @@ ALLOWED: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
     "inet": set(),
+    "limits": {"inet"},
     "intervals": set(),
     "log": set(),
     "runtime": set(),
@@ -22,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "reasons": set(),
     "plan": {"model", "reasons"},
     "reach": PLANNING,
-    "host": {"errors", "inet", "runtime"},
+    "host": {"errors", "inet", "limits", "runtime"},
     "ebpf": {"errors", "host.connected", "host.sockets", "runtime"},
     "ebpf.keys": {"inet"},
     "firewall": {"errors", "host.netlink", "host.rule_notices", "host.saved_settings", *PLANNING},
@@ -30,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "firewall.nft.answers": {"firewall.nft.transaction", *PLANNING},
     "firewall.nft.render": {"firewall.nft.answers", "firewall.nft.transaction", *PLANNING},
     "firewall.iptables.render": {"inet", *PLANNING},
-    "relay": {"errors", "inet", "intervals", "log"},
+    "relay": {"errors", "inet", "intervals", "limits", "log"},
     "relay.protocol": {"inet", "relay.sockets"},
     "reconcile": set(),
     "reconcile.properties": {"model"},
@@ -64,8 +65,8 @@ ALLOWED: dict[str, set[str]] = {
     "state.requests": {"errors", "host", "inet", "reach", "reconcile.controller", "reconcile.executor",
                        "reconcile.state", "state", *PLANNING},
     "docker": {"errors"},
-    "daemon": {"docker", "ebpf", "errors", "firewall", "host", "inet", "log", "reconcile", "relay", "runtime", "state",
-               *PLANNING},
+    "daemon": {"docker", "ebpf", "errors", "firewall", "host", "inet", "limits", "log", "reconcile", "relay", "runtime",
+               "state", *PLANNING},
     "daemon.config": {"errors", "log", "relay.settings"},
     "daemon.messages": {"errors", *PLANNING},
     # `run` makes the network namespace that its command lives in: only the command's own process can.
@@ -78,6 +79,7 @@ PURE = (
     "reasons.py",
     "reach.py",
     "intervals.py",
+    "limits.py",
     "firewall/nft/transaction.py",
     "firewall/nft/answers.py",
     "firewall/nft/render.py",
@@ -102,8 +104,9 @@ RELAY_CORE: dict[str, set[str]] = {
     "core.pump": {"core.loop", "flow", "sockets"},
     "core.stream": {"core.loop", "core.pump", "flow", "settings", "sockets"},
     "core.datagram": {"core.loop", "core.batch", "settings", "sockets"},
+    "core.listener": {"core.loop", "core.stream", "sockets"},
     "core.worker": {"core.loop", "core.stream", "settings", "sockets"},
-    "core.shared": {"core.batch", "core.datagram", "core.stream", "sockets"},
+    "core.shared": {"core.batch", "core.datagram", "core.listener", "core.stream", "sockets"},
 }
 IMPURE = {"socket", "select", "subprocess", "ctypes", "io", "pathlib", "tempfile", "asyncio"}
 
@@ -180,7 +183,7 @@ def test_the_relays_data_plane_imports_no_control_code(module: str) -> None:
     used = set(imports(SOURCE / "gangway/relay" / f"{module.replace('.', '/')}.py"))
     assert {relay_module(name) for name in used} - {""} <= RELAY_CORE[module]
     outside = {name.split(".")[1] for name in used if name.startswith("gangway.")} - {"relay"}
-    assert outside <= {"errors", "inet", "intervals", "log"}
+    assert outside <= {"errors", "inet", "intervals", "limits", "log"}
 
 
 def test_every_module_of_the_relays_data_plane_is_in_the_table() -> None:

@@ -8,7 +8,7 @@ from socket import SocketType
 
 import pytest
 
-from gangway.relay.core.stream import accept
+from gangway.relay.core.listener import accept
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])

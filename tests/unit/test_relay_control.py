@@ -1,6 +1,7 @@
 """The relay's control socket: who may connect, what ends a connection, and that nothing ends the process."""
 
 import os
+import re
 import socket
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gangway.errors import InvalidRequest
+from gangway.limits import WATCHES
 from gangway.relay import protocol
 from gangway.relay.control import RETRY_S
 from gangway.relay.protocol import (
@@ -23,6 +25,7 @@ from gangway.relay.protocol import (
     Serve,
 )
 from tests.unit.relay_doubles import Relay, close_all, fd_count, new_fds, new_socket, no_descriptors_left, relay
+from tests.unit.scarce_epoll import ScarceEpoll
 
 __all__ = ["relay"]
 
@@ -102,7 +105,7 @@ def test_empty_message_ends_the_connection(relay: Relay, count: int) -> None:
     close_all(fds)
 
 
-@pytest.mark.parametrize("failure", [InvalidRequest("no"), OSError(24, "too many"), ValueError("not a map")])
+@pytest.mark.parametrize("failure", [InvalidRequest("no"), OSError(13, "denied"), ValueError("not a map")])
 def test_refused_request_leaves_the_connection(relay: Relay, failure: Exception) -> None:
     daemon, sock = relay.daemon(), new_socket()
     before = fd_count()
@@ -142,18 +145,58 @@ def test_request_without_all_its_descriptors_is_refused(relay: Relay, mode: Mode
     os.close(launcher)
 
 
-def test_connection_waits_while_there_are_no_descriptors(relay: Relay) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as waiting:
+def test_one_daemon_is_answered_without_descriptors_and_others_wait(relay: Relay) -> None:
+    first, waiting = (socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2))
+    with first, waiting:
         with no_descriptors_left():
-            waiting.connect(relay.address)
+            for daemon in (first, waiting):
+                daemon.connect(relay.address)
+                relay.turn()
+            first.send(protocol.encode(Hello(protocol.VERSION)))
             relay.turn()
-        assert (len(relay.control), relay.lines) == (0, ["out of file descriptors: the daemon waits to connect"])
+            relay.now_s += RETRY_S
+            relay.turn()
+        assert first.recv(100, socket.MSG_DONTWAIT).startswith(b"ok")
+        assert len(relay.control) == 1
+        assert len(relay.lines) == 1
+        assert re.match("the daemon waits to connect: out of file descriptors: raise .*LimitNOFILE=", relay.lines[0])
         relay.turn()
-        assert len(relay.control) == 0, "it is not polled meanwhile"
+        assert len(relay.control) == 1, "it is not polled meanwhile"
         relay.now_s += RETRY_S
         relay.turn()
-        assert len(relay.control) == 1
+        assert len(relay.control) == 2
     relay.turn()
+
+
+def test_one_daemon_is_answered_without_watches_and_others_wait(relay: Relay) -> None:
+    scarce = ScarceEpoll(relay.loop)
+    daemon, waiting = relay.daemon(), relay.connect()
+    waiting.sock.send(protocol.encode(Hello(protocol.VERSION)))
+    relay.turn()
+    assert daemon.ask(List(0)) == "ok"
+    assert (waiting.receive(), waiting.is_connected()) == ("", True)
+    assert relay.lines == [f"the daemon waits for an answer: out of epoll watches: raise {WATCHES}"]
+    scarce.left = 1
+    relay.now_s += RETRY_S
+    relay.turn()
+    assert waiting.receive() == f"ok {protocol.VERSION}"
+
+
+def test_spare_is_reserved_again(relay: Relay) -> None:
+    scarce = ScarceEpoll(relay.loop)
+    daemon = relay.daemon()
+    scarce.left = 1
+    daemon.close()
+    assert scarce.left == 0
+    assert relay.daemon().is_connected()
+
+
+def test_refusal_names_the_limit_that_is_reached(relay: Relay) -> None:
+    daemon, fds = relay.daemon(), [new_socket().detach(), os.pidfd_open(os.getpid())]
+    before, _ = fd_count(), ScarceEpoll(relay.loop)
+    assert daemon.ask(WEB._replace(mode=Mode.LEASED), *fds) == f"error out of epoll watches: raise {WATCHES}"
+    assert (daemon.served(), fd_count()) == ([], before)
+    close_all(fds)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")

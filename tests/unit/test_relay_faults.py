@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from gangway.log import Log
-from gangway.relay.core.stream import Flow, Listener, StreamPort
+from gangway.relay.core.listener import Listener
+from gangway.relay.core.stream import Flow, StreamPort
 from tests.unit.shared_relay import TCP, UDP, SharedRelay, running_relay
 
 

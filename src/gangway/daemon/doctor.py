@@ -1,11 +1,12 @@
 """`gangway doctor`: what this host can do, and what follows from what it cannot."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf import requirements
 from gangway.firewall.nat_guard import NatGuard
 from gangway.host import connected, conntrack, probe
+from gangway.limits import Level, Usage, describe, level
 from gangway.model import Protocol
 from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts
 from gangway.reconcile.changes import ANSWERS_ELSEWHERE, said_of
@@ -64,6 +65,12 @@ def checks(
     yield CheckAnswer("tracked connections: half-closed", not no_timeouts, note if no_timeouts else "")
     published = "1 port published by a lease" if leases == 1 else f"{leases} ports published by leases"
     yield CheckAnswer("docker-proxy launchers", True, published if leases else "none")
+
+
+def limit_checks(usages: Iterable[Usage]) -> Iterator[CheckAnswer]:
+    """Yield a check for each limit of the kernel: it holds unless the limit is nearly reached."""
+    for usage in usages:
+        yield CheckAnswer(f"limit: {usage.what}", level(usage) is Level.FREE, describe(usage))
 
 
 def _forwarding(facts: HostFacts, family: int, setting: str) -> CheckAnswer:

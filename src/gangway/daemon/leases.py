@@ -14,6 +14,7 @@ from functools import partial
 from threading import Thread
 
 from gangway.errors import GangwayError, InvalidRequest
+from gangway.limits import exhausted
 from gangway.log import Log
 from gangway.relay import protocol
 from gangway.relay.protocol import ProtocolError
@@ -108,7 +109,7 @@ class LeaseServer:
         except BlockingIOError:
             return
         except OSError as error:
-            self._log.warning("a launcher waits for its lease: %s", error.strerror)
+            self._log.lasting(f"launchers wait for their leases: {exhausted(error) or error.strerror}")
             time.sleep(_RETRY_S)
             return
         if peer_credentials(connection).uid != os.geteuid():
@@ -116,8 +117,13 @@ class LeaseServer:
             connection.close()
             return
         connection.setblocking(False)
+        try:
+            self._epoll.register(connection, select.EPOLLIN | select.EPOLLRDHUP)
+        except OSError as error:
+            self._log.lasting(f"leases are refused: {exhausted(error) or error.strerror}")
+            connection.close()
+            return
         self._connections[connection.fileno()] = connection, None
-        self._epoll.register(connection, select.EPOLLIN | select.EPOLLRDHUP)
         self._receive(connection.fileno())
 
     def _receive(self, fd: int) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
+from typing import Any
 
 from gangway.daemon.config import Config
 from gangway.daemon.home import BACKLOG, Home
@@ -27,6 +28,7 @@ from gangway.daemon.parts import Parts
 from gangway.errors import GangwayError
 from gangway.host import probe
 from gangway.host.events import Notices
+from gangway.limits import exhausted
 from gangway.log import Log
 from gangway.relay.privilege import raise_descriptor_limit
 
@@ -72,6 +74,7 @@ class Daemon:
     async def run(self, home: Home, ready: Callable[[], None]) -> None:
         """Serve; `ready` is called when it does."""
         requests = self._parts.requests
+        self._loop.set_exception_handler(self._failed)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._over.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._run, self._reload)
@@ -175,8 +178,19 @@ class Daemon:
         self._run(check)
 
     def _check_thoroughly(self) -> None:
+        self._run(self._parts.check_limits)
         self._run(self._parts.requests.check_thoroughly)
         self._loop.call_later(_CHECK_S, self._check_thoroughly)
+
+    def _failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log what asyncio reports; it accepts API clients again a second after it had no descriptor for one."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and (reason := exhausted(error)):
+            self._log.lasting(f"commands wait for an answer: {reason}")
+        elif error is not None:
+            self._log.unexpected(error, str(context["message"]))
+        else:
+            self._log.warning(f"internal error: {context['message']}")
 
     def _run(self, check: Callable[[], None]) -> "asyncio.Future[None]":
         running = self._loop.run_in_executor(self._worker, self._guarded, check)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gangway import runtime
 from gangway.daemon.config import Config
-from gangway.daemon.doctor import checks
+from gangway.daemon.doctor import checks, limit_checks
 from gangway.daemon.home import Home
 from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf.redirect import Redirect
@@ -21,6 +21,8 @@ from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Links
 from gangway.host.reserved_ports import ReservedPorts
 from gangway.host.saved_settings import SavedSettings
+from gangway.host.usage import usages
+from gangway.limits import LimitWatch, Usage
 from gangway.log import Log, open_file
 from gangway.plan import Firewall
 from gangway.reconcile.controller import Controller
@@ -57,9 +59,10 @@ class Parts:
         forwarding = ForwardingSwitch(settings, self._links, lambda family: self._controller.filters(family))
         no_driver = Driver(notices.rules, self._guard)
         self._executor = executor = Executor(no_driver, self._links, self.dataplane, forwarding, self.observer.alias)
-        registry = Registry(self._database)
+        self._registry = registry = Registry(self._database)
+        self._reserved_ports, self._limits = ReservedPorts(settings, log.warning), LimitWatch()
         self._controller = controller = Controller(
-            self.observer, registry, executor, ReservedPorts(settings, log.warning), self._driver_for, log
+            self.observer, registry, executor, self._reserved_ports, self._driver_for, log
         )
         former_flows = partial(executor.delete_flows, former=True)
         leases = Leases(registry.index, self.dataplane, self.observer.lease_facts, former_flows)
@@ -95,9 +98,21 @@ class Parts:
         facts, leases = self.requests.facts, len(self.requests.leases)
         no_timeouts = self._executor.driver.no_timeouts
         yield from checks(self.observer.tools, facts, self.dataplane, self._guard, leases, no_timeouts)
+        yield from limit_checks(self._usages())
         orphans = self.observer.orphaned_links()
         note = f"{', '.join(orphans)}: gangway cleanup deletes them" if orphans else ""
         yield CheckAnswer("no links of a daemon whose database is lost", not orphans, note)
+
+    def check_limits(self) -> None:
+        """Log limits of the kernel that are nearly reached, and those that no longer are."""
+        for text in self._limits.update(self._usages()):
+            self._log.warning(text)
+
+    def _usages(self) -> Iterator[Usage]:
+        return usages(self.dataplane.relay.pid, self._reserved_ports.local_ports(), self._container_addresses)
+
+    def _container_addresses(self) -> set[str]:
+        return {str(one.container_address) for one in (*self._registry.mappings(), *self.requests.leases.planned())}
 
     def stop_if_idle(self) -> bool:
         """Stop the relay if there is nothing to look after.  False: there is, or it failed."""

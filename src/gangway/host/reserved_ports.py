@@ -15,6 +15,7 @@ from functools import partial
 from gangway.errors import HostRefused
 from gangway.host import sysctl
 from gangway.host.saved_settings import SavedSettings, Setting
+from gangway.host.usage import LocalPorts
 
 RESERVED = "net.ipv4.ip_local_reserved_ports"
 RANGE = "net.ipv4.ip_local_port_range"
@@ -61,10 +62,14 @@ class ReservedPorts:
         """True if no other program has changed the list or the range since our last change."""
         return self._range is None or (self._range == sysctl.read(RANGE) and self._saved.is_intact(RESERVED))
 
+    def local_ports(self) -> LocalPorts:
+        """Return the range that the kernel selects local ports from, and how many of them are not listed."""
+        lowest, highest = map(int, (sysctl.read(RANGE) or "0 -1").split())
+        return LocalPorts(lowest, highest, self._listed.count(0, lowest, highest + 1))
+
     def _list(self, ranges: Iterable[Range]) -> Iterator[str]:
         """Mark ranges as listed, as far as the kernel selects from them; yield the text of those that were not yet."""
-        lowest, highest = map(int, (sysctl.read(RANGE) or "0 0").split())
-        free = self._listed.count(0, lowest, highest + 1)
+        lowest, highest, free = self.local_ports()
         for first, last in sorted(ranges):
             low, high = max(first, lowest), min(last, highest)
             added = self._listed.count(0, low, high + 1)

@@ -19,9 +19,10 @@ from functools import partial
 from gangway.log import Log, open_log
 from gangway.relay.control import Control
 from gangway.relay.core.datagram import Datagrams, create_datagram_port
+from gangway.relay.core.listener import create_stream_port
 from gangway.relay.core.loop import Loop, Timer
 from gangway.relay.core.shared import SharedSockets
-from gangway.relay.core.stream import StreamPort, Streams, create_stream_port
+from gangway.relay.core.stream import StreamPort, Streams
 from gangway.relay.core.worker import WorkerPool, run_worker
 from gangway.relay.ports import ServedPorts
 from gangway.relay.privilege import drop_privileges, raise_descriptor_limit
@@ -51,6 +52,7 @@ class RelayProcess:
 
     def become_worker(self) -> None:
         """In a forked worker: close what belongs to the relay process alone."""
+        self._control.close()
         self._control.ports.forget()
         for flow in self.streams.flows:
             flow.client.discard()

@@ -158,6 +158,11 @@ class RelayClient:
             self._lose()
             return False
 
+    @property
+    def pid(self) -> int | None:
+        """The process ID of the running relay; None if it does not run."""
+        return None if self._channel is None else self._peer_pid
+
     def fileno(self) -> int | None:
         """Return a descriptor that hangs up when the relay exits; None if it does not run."""
         channel = self._channel

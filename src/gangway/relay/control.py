@@ -10,16 +10,19 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import TypeVar
 
 from gangway.errors import InvalidRequest
+from gangway.limits import exhausted
 from gangway.log import Log
 from gangway.relay import protocol
 from gangway.relay.core.loop import READABLE, Loop
 from gangway.relay.ports import ServedPorts
 from gangway.relay.protocol import Hello, ProtocolError
-from gangway.relay.sockets import OUT_OF_DESCRIPTORS, peer_credentials
+from gangway.relay.sockets import peer_credentials
 
 _DESCRIPTORS_LOST = f"not all descriptors arrived: the relay has none left, or over {protocol.MAX_DESCRIPTORS} came"
+_Result = TypeVar("_Result")
 RETRY_S = 0.1  # when a relay without descriptors looks again for new connections
 
 
@@ -31,6 +34,10 @@ class Control:
         self._uid = peer_credentials(listener).uid
         self._greeted: dict[socket.socket, bool] = {}
         self.ports: ServedPorts
+        self._spare: socket.socket | None = None
+        """Holds a descriptor and a watch for a daemon that connects when none is left: it would kill a relay that does
+        not answer."""
+        self._reserve()
         listener.setblocking(False)
         loop.add(listener.fileno(), self._accept, READABLE)
 
@@ -38,15 +45,20 @@ class Control:
         """True if a daemon is connected."""
         return any(self._greeted.values())
 
+    def close(self) -> None:
+        """Close the spare descriptor.  The connections are closed by daemons, the listener by its owner."""
+        if self._spare is not None:
+            self._spare.close()
+
     def __len__(self) -> int:
         return len(self._greeted)
 
     def _accept(self, _events: int) -> None:
         try:
-            daemon, _ = self._listener.accept()
+            daemon = self._with_spare(lambda: self._listener.accept()[0])
         except OSError as error:
-            if error.errno in OUT_OF_DESCRIPTORS:
-                self._log.warning("out of file descriptors: the daemon waits to connect")
+            if reason := exhausted(error):
+                self._log.lasting(f"the daemon waits to connect: {reason}")
                 self._loop.modify(self._listener.fileno(), 0)
                 self._loop.call_in(RETRY_S, lambda: self._loop.modify(self._listener.fileno(), READABLE))
             return
@@ -56,7 +68,34 @@ class Control:
             return
         daemon.setblocking(False)
         self._greeted[daemon] = False
-        self._loop.add(daemon.fileno(), partial(self._receive, daemon), READABLE)
+        self._watch(daemon)
+
+    def _watch(self, daemon: socket.socket) -> None:
+        """Wait for a daemon's requests; if nothing more can be watched, try it again."""
+        try:
+            self._with_spare(lambda: self._loop.add(daemon.fileno(), partial(self._receive, daemon), READABLE))
+        except OSError as error:
+            self._log.lasting(f"the daemon waits for an answer: {exhausted(error) or error.strerror}")
+            self._loop.call_in(RETRY_S, partial(self._watch, daemon))
+
+    def _with_spare(self, call: Callable[[], _Result]) -> _Result:
+        """Call something that needs a descriptor or a watch, and if there is none, again with the spare one's."""
+        try:
+            return call()
+        except OSError as error:
+            if self._spare is None or not exhausted(error):
+                raise
+            self._loop.forget(self._spare.fileno())
+            self._spare.close()
+            self._spare = None
+            return call()
+
+    def _reserve(self) -> None:
+        """Open the spare descriptor, unless it is there or there is still none left."""
+        if self._spare is None:
+            with suppress(OSError):
+                self._spare = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                self._loop.add(self._spare.fileno(), lambda _events: None, 0)
 
     def _receive(self, daemon: socket.socket, _events: int) -> None:
         fds: list[int] = []
@@ -91,7 +130,9 @@ class Control:
             raise ProtocolError("the first message must be hello")
         try:
             self.ports.carry_out(request, fds, partial(self._answer, daemon))
-        except (InvalidRequest, OSError, ValueError) as error:  # ValueError: a descriptor is not what it should be
+        except OSError as error:
+            self._refuse(daemon, exhausted(error) or str(error))
+        except (InvalidRequest, ValueError) as error:  # ValueError: a descriptor is not what it should be
             self._refuse(daemon, str(error))
 
     def _answer(self, daemon: socket.socket, text: str, fds: Sequence[int] = ()) -> None:
@@ -105,6 +146,7 @@ class Control:
     def _close(self, daemon: socket.socket) -> None:
         if self._greeted.pop(daemon, None) is not None:
             self._loop.close_later(daemon)
+            self._loop.call_soon(lambda _events: self._reserve(), 0)
         if not self.is_connected():
             self.ports.daemon_left()
         if not self:

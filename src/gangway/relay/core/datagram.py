@@ -30,6 +30,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
+from gangway.limits import exhausted, out_of_ports
 from gangway.log import Log
 from gangway.relay.core import batch
 from gangway.relay.core.batch import BATCH, Inbox, Outbox, read_label, write_label
@@ -284,17 +285,16 @@ class DatagramPort:
             outlet = self.outlet(key.port)
             outlet.clients += 1  # before the next call, which may remove the outlet's last client to free a descriptor
             try:
-                sock = self._connect(backend)
+                client = self._open_client(key, receiver, backend, outlet)
             except OSError:
                 outlet.clients -= 1
                 self.release_outlet(key.port)
                 raise
         except OSError as error:
-            datagrams.log.warning("cannot reach %s: %s", backend, error.strerror)
+            self._report_unreachable(backend, error)
             return None
-        client = self.clients[key] = Client(self, key, receiver, sock, outlet)
+        self.clients[key] = client
         datagrams.register(client)
-        datagrams.loop.add(sock.fileno(), client.answer, READABLE)
         return client
 
     def release_outlet(self, port: int) -> None:
@@ -311,14 +311,24 @@ class DatagramPort:
             found = self._outlets[port] = Outlet(self._bind(port), self.backend)
         return found
 
-    def _connect(self, backend: Backend) -> socket.socket:
+    def _open_client(self, key: ClientKey, receiver: Receiver, backend: Backend, outlet: Outlet) -> Client:
+        """Return a new client that is connected to the backend and watched.  OSError: it cannot be."""
         sock = self.datagrams.open_socket(backend.family)
         try:
             sock.connect((backend.address, backend.port))
+            client = Client(self, key, receiver, sock, outlet)
+            self.datagrams.loop.add(sock.fileno(), client.answer, READABLE)
         except OSError:
             sock.close()
             raise
-        return sock
+        return client
+
+    def _report_unreachable(self, backend: Backend, error: OSError) -> None:
+        is_ipv6 = backend.family == socket.AF_INET6
+        if reason := exhausted(error) or out_of_ports(error.errno or 0, backend.protocol, is_ipv6):
+            self.datagrams.log.lasting(f"new clients of {backend} are not relayed: {reason}")
+        else:
+            self.datagrams.log.warning("cannot reach %s: %s", backend, error.strerror)
 
 
 def create_datagram_port(datagrams: Datagrams, backend: Backend, sock: socket.socket) -> DatagramPort:

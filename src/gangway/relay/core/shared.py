@@ -23,7 +23,8 @@ from gangway.errors import InvalidRequest
 from gangway.intervals import Intervals
 from gangway.relay.core.batch import request_port
 from gangway.relay.core.datagram import DatagramPort, Datagrams, Receiver
-from gangway.relay.core.stream import Listener, StreamPort, Streams
+from gangway.relay.core.listener import Listener
+from gangway.relay.core.stream import StreamPort, Streams
 from gangway.relay.sockets import Backend, PublishedRange
 
 _SO_COOKIE = 57  # include/uapi/asm-generic/socket.h

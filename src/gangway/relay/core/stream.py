@@ -2,15 +2,12 @@
 
 It does not know what follows from an event (`flow.py`), how bytes move (`pump.py`), or that there are other processes.
 
-How it works.  A `Listener` accepts clients for one port or many.  A `StreamPort` opens a connection to the backend for
+How it works.  A `StreamPort` is given accepted clients (`listener.py`), and opens a connection to the backend for
 each client: the pair is a `Flow` of two `Half`s.  Whenever a half, or the connection attempt, reports an event, the
 flow looks up the actions in `flow.TABLE`.
 
 Kernel facts:
 
-* An accepted socket inherits its listener's TCP_NODELAY and keepalive settings (net/core/sock.c, sk_clone_lock).
-* A client that is not accepted waits in the kernel's queue and loses nothing.  So the backend's socket is made first:
-  if the process is out of descriptors, the client keeps waiting.
 * A client may send data, and end, before its backend has answered.  Nothing is read from it until then; the edges that
   epoll reports meanwhile are recorded (`client_events`) and handled afterwards.
 * The connecting side of TCP's handshake ends it with an acknowledgement.  With TCP_QUICKACK off (tcp(7)) that waits for
@@ -28,20 +25,19 @@ from collections.abc import Callable
 from itertools import count
 from socket import SocketType
 
+from gangway.limits import exhausted, out_of_ports
 from gangway.log import Log
-from gangway.relay.core.loop import FAILED, READABLE, WRITABLE, Loop
+from gangway.relay.core.loop import FAILED, WRITABLE, Loop
 from gangway.relay.core.pump import DOWN, MESSAGE_BYTES, SMALL_BYTES, UP, Half, PipePool
 from gangway.relay.flow import OPEN, START, TABLE, Action, DirectionState, Event, FlowState, Phase
 from gangway.relay.settings import Settings
-from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend
+from gangway.relay.sockets import Backend
 
 RETRY_S = 0.1  # listeners that ran out of descriptors try again after this time, if no flow has ended before
 
 _SCTP_NODELAY = 3  # include/uapi/linux/sctp.h
-_RESET = struct.pack("ii", 1, 0)  # struct linger: close at once, with a reset
+RESET = struct.pack("ii", 1, 0)  # struct linger: close at once, with a reset
 
-FindPort = Callable[[SocketType], tuple["StreamPort", int] | None]
-"""Returns the port that an accepted client connected to, and the backend's port for it; None if it is unpublished."""
 Delegate = Callable[["StreamPort", int, SocketType], None]
 """Takes over an accepted client: its port, the backend's port to connect to, the client's socket."""
 
@@ -92,7 +88,7 @@ class Flow:
             if late:
                 self._on_connect_error(errno.ETIMEDOUT)
             return late
-        _enable_keepalive(self.backend.sock, self.streams.settings.keepalive_s)
+        enable_keepalive(self.backend.sock, self.streams.settings.keepalive_s)
         return True
 
     def is_idle(self) -> bool:
@@ -106,7 +102,7 @@ class Flow:
     def detach(self) -> None:
         """Remove an idle flow from this process; its two sockets stay open."""
         self._remove()
-        _enable_keepalive(self.backend.sock, self.streams.settings.keepalive_s)
+        enable_keepalive(self.backend.sock, self.streams.settings.keepalive_s)
         for half in (self.client, self.backend):
             self.loop.forget(half.fd)
             half.discard()
@@ -149,7 +145,10 @@ class Flow:
 
     def _on_connect_error(self, error: int) -> None:
         backend = self.port.backend._replace(port=self.backend_port)
-        self.streams.log.warning("cannot connect to %s: %s", backend, os.strerror(error))
+        if reason := out_of_ports(error, backend.protocol, backend.family == socket.AF_INET6):
+            self.streams.log.lasting(f"cannot connect to {backend}: {reason}")
+        else:
+            self.streams.log.warning("cannot connect to %s: %s", backend, os.strerror(error))
         self.on(Event.CONNECT_FAILED)
 
     def _close(self) -> None:
@@ -161,7 +160,7 @@ class Flow:
 
     def _reset(self) -> None:
         for half in (self.client, self.backend):
-            half.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            half.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self._close()
 
 
@@ -199,8 +198,7 @@ class Streams:
             self.loop.call_in(1.0, self._tick)
 
     def pause_accepting(self, resume: Callable[[], None]) -> None:
-        """Call `resume` when the process, which ran out of descriptors, may have free ones again."""
-        self.log.warning("out of file descriptors: new clients wait to be accepted")
+        """Call `resume` when the process, which has reached a limit, may be below it again."""
         if not self._paused:
             self.loop.call_in(RETRY_S, self.resume_accepting)
         self._paused.append(resume)
@@ -211,6 +209,13 @@ class Streams:
             paused, self._paused = self._paused, []
             for resume in paused:
                 resume()
+
+    def report_lost(self, error: OSError) -> None:
+        """Log that a connection was dropped because there is no socket for it, or because none can be watched."""
+        if reason := exhausted(error):
+            self.log.lasting(f"connections are dropped: {reason}")
+        else:
+            self.log.warning("cannot open a socket: a connection was dropped: %s", error.strerror)
 
     def _tick(self) -> None:
         now_s = self.loop.clock()
@@ -244,35 +249,44 @@ class StreamPort:
         self.flows: set[Flow] = set()
         self.close_entrance: Callable[[], None] = lambda: None  # stop accepting; set in the process that accepts
 
-    def serve(self, client: SocketType, backend_port: int, spare: SocketType | None = None) -> None:
+    def serve(self, client: SocketType, backend_port: int, spare: SocketType | None = None) -> bool:
         """Connect an accepted client to the backend's port `backend_port`, by the socket `spare` if its family fits.
 
-        The client is dropped if no socket can be made.
+        False: the client was dropped, as no socket can be made or watched.
         """
         if spare is not None and spare.family != self.backend.family:
             spare.close()
             spare = None
         try:
-            backend = spare or _open_backend(self.backend.family, self.backend.protocol)
+            backend = spare or open_backend(self.backend.family, self.backend.protocol)
         except OSError as error:
-            self.streams.log.warning("cannot open a socket: a connection was dropped: %s", error.strerror)
+            self.streams.report_lost(error)
             client.close()
-            return
-        _disable_delay(backend)
+            return False
+        disable_delay(backend)
         self.set_quick_ack(backend, 0)
         self.streams.start_ticking()
         flow = Flow(self, backend_port, client, backend, START)
         try:
             flow.connect()
+        except OSError as error:
+            flow.abort()
+            self.streams.report_lost(error)
+            return False
         except Exception as error:
             self.streams.loop.fail(error, flow)
+        return True
 
     def adopt(self, client: SocketType, backend: SocketType) -> None:
         """Relay between two sockets that are already connected."""
         flow = Flow(self, self.backend.port, client, backend, OPEN)
-        for half in (flow.client, flow.backend):
-            half.reading = True
-            flow.loop.add(half.fd, half.ready)
+        try:
+            for half in (flow.client, flow.backend):
+                half.reading = True
+                flow.loop.add(half.fd, half.ready)
+        except OSError as error:
+            flow.abort()
+            self.streams.report_lost(error)
 
     def close(self) -> None:
         """Stop accepting, and reset all connections: the port is unpublished."""
@@ -289,93 +303,12 @@ class StreamPort:
             backend.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, enabled)
 
 
-class Listener:
-    """Accepts clients from a listening socket for the ports that `find_port` returns.
-
-    `family` is that of most of their backends.
-    """
-
-    def __init__(self, streams: Streams, sock: socket.socket, family: int, find_port: FindPort) -> None:
-        self._streams, self._sock, self._family, self._find_port = streams, sock, family, find_port
-        self._is_closed = False
-        _disable_delay(sock)
-        _enable_keepalive(sock, streams.settings.keepalive_s)
-        sock.setblocking(False)
-        streams.loop.add(sock.fileno(), self._accept, READABLE)
-
-    def resume(self) -> None:
-        """Accept again after a pause."""
-        if not self._is_closed:
-            self._streams.loop.modify(self._sock.fileno(), READABLE)
-
-    def abort(self) -> str:
-        """Pause after an unexpected error: the client that it happened with may still be in the queue."""
-        self._streams.loop.modify(self._sock.fileno(), 0)
-        self._streams.loop.call_in(RETRY_S, self.resume)
-        return f"a new client was lost; others are accepted again in {RETRY_S:g} s"
-
-    def close(self) -> None:
-        self._is_closed = True
-        self._streams.loop.forget(self._sock.fileno())
-        self._streams.loop.close_later(self._sock)
-
-    def _accept(self, _events: int) -> None:
-        find_delegate = self._streams.find_delegate
-        delegate = find_delegate() if find_delegate is not None else None
-        backend = None
-        try:
-            backend = _open_backend(self._family, self._sock.proto) if delegate is None else None
-            client = accept(self._sock)
-        except OSError as error:
-            if backend is not None:
-                backend.close()
-            if error.errno in OUT_OF_DESCRIPTORS:
-                self._streams.loop.modify(self._sock.fileno(), 0)
-                self._streams.pause_accepting(self.resume)
-            return
-        try:
-            self._assign(client, backend, delegate)
-        except Exception:
-            for sock in (client, backend):
-                if sock is not None:
-                    sock.close()
-            raise
-
-    def _assign(self, client: SocketType, backend: SocketType | None, delegate: Delegate | None) -> None:
-        found = self._find_port(client)
-        if found is None:  # the port was unpublished while the client waited: as if nothing had listened
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            for sock in (client, backend):
-                if sock is not None:
-                    sock.close()
-        elif delegate is None:
-            found[0].serve(client, found[1], backend)
-        else:
-            delegate(*found, client)
-
-
-def accept(sock: socket.socket) -> SocketType:
-    """Accept a client, as `sock.accept()` does, with the method of CPython's C type that it is built on.
-
-    The Python code of `accept` and its socket class costs another 4 µs for each connection, 4 % of the relay's work.
-    `tests/unit/test_listener.py` checks everything that this relies on.
-    """
-    fd, _address = sock._accept()  # type: ignore[attr-defined]
-    return SocketType(sock.family, socket.SOCK_STREAM, sock.proto, fd)
-
-
-def create_stream_port(streams: Streams, backend: Backend, sock: socket.socket) -> StreamPort:
-    """Return a port that accepts from a listening socket of its own."""
-    port = StreamPort(streams, backend)
-    port.close_entrance = Listener(streams, sock, backend.family, lambda _client: (port, backend.port)).close
-    return port
-
-
-def _open_backend(family: int, protocol: int) -> SocketType:
+def open_backend(family: int, protocol: int) -> SocketType:
+    """Return a new socket to connect to a backend."""
     return SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, protocol)
 
 
-def _enable_keepalive(sock: SocketType, idle_s: int) -> None:
+def enable_keepalive(sock: SocketType, idle_s: int) -> None:
     """Detect a peer that has disappeared.  SCTP does so by its own heartbeats."""
     if sock.proto != socket.IPPROTO_SCTP:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -383,7 +316,7 @@ def _enable_keepalive(sock: SocketType, idle_s: int) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, idle_s)
 
 
-def _disable_delay(sock: SocketType) -> None:
+def disable_delay(sock: SocketType) -> None:
     """Send data at once instead of waiting for more (Nagle's algorithm)."""
     if sock.proto == socket.IPPROTO_SCTP:
         sock.setsockopt(socket.IPPROTO_SCTP, _SCTP_NODELAY, 1)

@@ -35,6 +35,7 @@ from contextlib import suppress
 from functools import partial
 from socket import SocketType
 
+from gangway.limits import OPEN_FILES, exhausted
 from gangway.log import Log
 from gangway.relay.core.loop import READABLE, Loop, Timer
 from gangway.relay.core.stream import Delegate, Flow, StreamPort, Streams
@@ -46,7 +47,8 @@ BUSY_SHARE = 0.5
 FULL_SHARE = 0.9
 FULL_SLICES = 10
 SPARE_DESCRIPTORS = 48  # descriptors that a worker needs besides two for each flow: its own, and pipes
-# The workers are checked for flows at this interval; they end when they have none at two checks in a row.
+# The workers are checked for flows at this interval; they end when they have none at two checks in a row.  As long
+# after they could not be started it is tried again.
 RETIRE_S = 5.0
 TURN = 32  # messages that a worker handles before its flows get a turn
 _MESSAGE_BYTES = 256
@@ -97,6 +99,7 @@ class WorkerPool:
         self._slice_began_s = time.monotonic()
         self._full_slices = 0
         self._retire_timer: Timer | None = None
+        self._start_again_s = 0.0  # when workers may be started, after this has failed
         if self._count:
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies: a worker's end is reported by its channel
             signal.signal(signal.SIGPROF, self._on_time_slice)
@@ -112,7 +115,7 @@ class WorkerPool:
                 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 pid = os.fork()
             except OSError as error:
-                self._log.warning("cannot start a worker process: %s", error.strerror)
+                self._report_not_started(error)
                 break
             if pid == 0:
                 for number in (signal.SIGPROF, signal.SIGTERM):  # the worker is about to free the handlers' objects
@@ -123,8 +126,13 @@ class WorkerPool:
             ours.recv(_MESSAGE_BYTES)
             ours.setblocking(False)
             worker = Worker(ours, counter)
+            try:
+                self._loop.add(ours.fileno(), partial(self._receive, worker), READABLE)
+            except OSError as error:
+                ours.close()  # the worker ends
+                self._report_not_started(error)
+                break
             self._workers.append(worker)
-            self._loop.add(ours.fileno(), partial(self._receive, worker), READABLE)
         if not self._workers:
             return None
         self._log.info("high load: started %d worker process(es)", len(self._workers))
@@ -135,6 +143,11 @@ class WorkerPool:
         self._retire_timer = self._loop.call_in(RETIRE_S, self._retire_if_idle)
         self._balance(full=False)
         return None
+
+    def _report_not_started(self, error: OSError) -> None:
+        self._start_again_s = self._loop.clock() + RETIRE_S
+        reason = exhausted(error) or error.strerror or str(error)
+        self._log.lasting(f"cannot start a worker process, the relay serves all clients alone: {reason}")
 
     def unpublish(self, port: StreamPort, done: Callable[[], None]) -> None:
         """Unpublish a port in all workers; call `done` when none of them has a connection of it."""
@@ -174,7 +187,7 @@ class WorkerPool:
         """Share the load; `full`: the process has used a whole core for a while."""
         if self._workers:
             self._balance(full)
-        elif len(self._shareable_flows(full)) > 1:
+        elif self._loop.clock() >= self._start_again_s and len(self._shareable_flows(full)) > 1:
             self.start_requested = True
             self._loop.stop()
 
@@ -296,7 +309,9 @@ class _WorkerProcess:
             port = self._ports[key] = StreamPort(self.streams, backend, key=key)
         socks = [SocketType(port.backend.family, socket.SOCK_STREAM, port.backend.protocol, fd) for fd in fds]
         if not whole:
-            self._log.warning("out of file descriptors: a connection passed to a worker was dropped")
+            self._log.lasting(
+                f"connections passed to a worker are dropped: out of file descriptors: raise {OPEN_FILES}"
+            )
             for sock in socks:
                 sock.close()
         elif len(socks) == 2:
