@@ -19,9 +19,8 @@ clients of one family: 0.0.0.0 is IPv4's, `::` is IPv6's.
                                                 program drops it, and the answer leaves by the way the request came
 
 Connections from the container's own network are masqueraded as well: otherwise the container would answer its neighbour
-directly, from an address that the neighbour did not connect to.
-
-A container whose answers do not come back to the host sees every client as the gateway, which is on its link.
+directly, from an address that the neighbour did not connect to.  A container whose answers do not come back to the host
+sees every client as the gateway, which is on its link.
 
 Some of the host's addresses are exceptions within an origin; the rules leave them out, and the relay serves them.  The
 kernel forwards nothing that comes from a link-local address (RFC 4291, 2.5.6), hence no client of fe80::….  A Detour is
@@ -111,6 +110,7 @@ class HostFacts:
     firewall: Firewall
     forwarding: frozenset[int] = frozenset({4, 6})  # families that the kernel forwards
     may_forward: bool = True  # the daemon may enable forwarding
+    unforwardable: tuple[tuple[int, str], ...] = ()  # families that cannot be forwarded, and why: which sysctl is off
     switched_on: frozenset[int] = frozenset()  # families that are forwarded because the daemon enabled it
     forward_droppers: tuple[tuple[int, str], ...] = ()  # other programs' chains, with their family
     own_bridge: bool = True  # rules also translate connections from the container's own bridge
@@ -234,9 +234,9 @@ def assemble(
 ) -> Plan:
     """Return the Plan of mappings that have been decided already, by the same facts."""
     families = {subnet.version for network in networks for subnet in network.subnets if not network.internal}
-    forwarding = families if facts.firewall is not Firewall.NONE and facts.may_forward else ()
+    forwarding = families if facts.firewall is not Firewall.NONE and facts.may_forward else set()
     planned = tuple(plan_network(network, facts) for network in networks)
-    return Plan(facts, planned, endpoints, mappings, frozenset(forwarding))
+    return Plan(facts, planned, endpoints, mappings, frozenset(forwarding) - dict(facts.unforwardable).keys())
 
 
 def plan_network(network: Network, facts: HostFacts) -> NetworkPlan:
@@ -266,10 +266,11 @@ def why_not_routed(facts: HostFacts, family: int) -> Reason | None:
     """Return why connections that come in by an interface are not translated; None if they are."""
     if facts.firewall is Firewall.NONE:
         return Reason(Code.NO_FIREWALL)
+    if family in dict(facts.unforwardable):
+        return Reason(Code.UNFORWARDABLE, dict(facts.unforwardable)[family])
     if not (facts.may_forward or family in facts.forwarding):
         return Reason(Code.NOT_FORWARDED, FORWARDING_SETTING[family])
-    dropper = facts.dropper(family)
-    return None if dropper is None else Reason(Code.FORWARD_DROPPED, dropper)
+    return Reason(Code.FORWARD_DROPPED, dropper) if (dropper := facts.dropper(family)) else None
 
 
 class _Case(NamedTuple):

@@ -18,7 +18,7 @@ class FakeHost:
         self.boot, self.cookie = "a boot", 1
         self.refused: set[str] = set()
         """Settings that cannot be written."""
-        for name in ("read", "write", "interfaces"):
+        for name in ("read", "write", "interfaces", "unwritable"):
             patch.setattr(sysctl, name, getattr(self, name))
         patch.setattr(probe, "boot_id", lambda: self.boot)
         patch.setattr(saved_settings, "netns_identity", lambda: str(self.cookie))
@@ -33,6 +33,9 @@ class FakeHost:
         if self.settings[name] != value:
             self.settings[name] = value
             self._copy(name, value)
+
+    def unwritable(self, name: str) -> str:
+        return "read-only" if name.replace("/", ".") in self.refused else ""
 
     def interfaces(self, family: int) -> list[str]:
         prefix, suffix = f"net.ipv{family}.conf.", ".forwarding"

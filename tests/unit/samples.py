@@ -92,6 +92,7 @@ FACTS = st.builds(
     firewall=st.sampled_from(Firewall),
     forwarding=_FAMILIES,
     may_forward=st.booleans(),
+    unforwardable=st.sampled_from(((), ((4, "a switch is off"),), ((6, "another is off"),))),
     switched_on=_FAMILIES,
     forward_droppers=st.sampled_from(((), ((4, "ip filter FORWARD"),), ((6, "ip6 theirs drop"),))),
     own_bridge=st.booleans(),

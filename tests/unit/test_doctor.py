@@ -140,6 +140,7 @@ def test_leases_are_counted() -> None:
         (replace(NFTABLES, forwarding=frozenset({6})), True, "net.ipv4.ip_forward is off: it is switched on when"),
         (replace(NFTABLES, forwarding=frozenset(), may_forward=False), False, "net.ipv4.ip_forward is off"),
         (HostFacts(Firewall.NONE, forwarding=frozenset()), False, "net.ipv4.ip_forward is off"),
+        (replace(NFTABLES, unforwardable=((4, "it is read-only"),)), False, "it is read-only: clients elsewhere are"),
         (replace(NFTABLES, forward_droppers=((4, "ip theirs drop"),)), False, "ip theirs drop drops"),
     ],
 )

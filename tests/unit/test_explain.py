@@ -51,6 +51,7 @@ from tests.unit.samples import (
 )
 
 OFF, HOST4 = Reason(Code.NOT_FORWARDED_FROM, "net.ipv4.conf.up0.forwarding"), ip_address("192.0.2.5")
+READ_ONLY = "net.ipv4.ip_forward is off and cannot be written (Read-only file system)"
 RULE = Reason(Code.SOURCE_ROUTED, "from 192.0.2.5/32 lookup 101")
 NO_SCTP = HostFacts(Firewall.NONE, missing_protocols=frozenset({Protocol.SCTP}))
 HOST, HOST6 = "192.0.2.5", "2001:db8::5"
@@ -70,6 +71,12 @@ EXAMPLES: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
         HOST,
         WEB,
         HostFacts(Firewall.NFTABLES, forwarding=frozenset(), may_forward=False),
+    ),
+    Code.UNFORWARDABLE: (
+        mapping("0.0.0.0", "8000", "80"),
+        HOST,
+        WEB,
+        replace(NFTABLES, forwarding=frozenset({6}), unforwardable=((4, READ_ONLY),)),
     ),
     Code.NOT_FORWARDED_FROM: (
         mapping("0.0.0.0", "8000", "80"),

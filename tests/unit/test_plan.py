@@ -172,6 +172,15 @@ def test_without_forwarding_only_the_host_is_translated(firewall: Firewall) -> N
 
 
 @pytest.mark.parametrize("firewall", WITH_RULES)
+@pytest.mark.parametrize("forwarding", [frozenset({6}), frozenset({4, 6})])  # both: one bridge does not
+def test_family_that_cannot_be_forwarded_is_relayed(firewall: Firewall, forwarding: frozenset[int]) -> None:
+    off = HostFacts(firewall, forwarding=forwarding, unforwardable=((4, "it is read-only"),))
+    relayed = [Code.REDIRECTED, Code.TRANSLATED, *[Code.UNFORWARDABLE] * 3]
+    assert codes_of_both_families(off) == [relayed, USUAL]
+    assert planned(mapping("0.0.0.0"), off).routes[2].reason.fact == "it is read-only"
+
+
+@pytest.mark.parametrize("firewall", WITH_RULES)
 def test_forwarding_that_the_daemon_may_enable_counts_as_enabled(firewall: Firewall) -> None:
     assert codes_of_both_families(HostFacts(firewall, forwarding=frozenset())) == [USUAL, USUAL]
 

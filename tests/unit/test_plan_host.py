@@ -67,6 +67,7 @@ def test_bridge_isolates_unless_rules_can(network: Network, filtered: frozenset[
         (NFTABLES, (), NEITHER),
         (NONE, (WEB,), NEITHER),
         (replace(NFTABLES, may_forward=False), (WEB,), NEITHER),
+        (replace(NFTABLES, unforwardable=((6, "it is read-only"),)), (WEB,), families(4)),
     ],
 )
 def test_families_that_have_to_be_forwarded(

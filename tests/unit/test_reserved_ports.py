@@ -221,10 +221,24 @@ def test_a_refused_change_is_logged(host: Host) -> None:
     host.kernel.is_writable = False
     host.reserved.add([(40000, 40000)])
     host.reserved.set([(40000, 40000)])
-    assert host.warned == ["it cannot be set: run as root"] * 2
+    (warning,) = host.warned
+    assert warning.startswith(
+        f"published ports cannot be listed in {RESERVED} (run as root): the kernel may select one"
+    )
+    assert host.reserved.refused == warning
     host.kernel.is_writable = True
     host.reserved.set([(40000, 40000)])
     assert listed(host) == "40000"
+
+
+def test_what_is_listed_already_is_not_written(host: Host) -> None:
+    host.kernel.listed = ports_of(parse("39000-41000"))
+    host.kernel.is_writable = False
+    for reserved in (host.successor(), host.successor()):
+        reserved.add([(40000, 40010)])
+        reserved.set([(40000, 40010)])
+        reserved.set([])
+    assert host.warned == []
 
 
 @pytest.mark.parametrize("selected_from", ["1024 65535", "60000 60999", "40000 44095"])

@@ -5,6 +5,7 @@ from itertools import permutations
 import pytest
 
 from gangway.errors import HostRefused
+from gangway.host import sysctl
 from gangway.host.saved_settings import SavedSettings, Setting
 from tests.unit.fake_host import FakeHost, FakeStorage
 
@@ -151,6 +152,21 @@ def test_a_setting_that_cannot_be_restored_stays_recorded(scene: Scene) -> None:
         scene.saved.restore(NAME)
     assert (scene.saved.is_changed(NAME), scene.saved.is_intact(NAME)) == (True, True)
     scene.host.refused = set()
+    scene.daemon().restore(NAME)
+    assert scene.is_unchanged()
+
+
+def test_setting_that_is_read_only_meanwhile_is_restored_later(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(name: str, _value: str) -> None:
+        raise sysctl.ReadOnly(f"{name}: Read-only file system")
+
+    scene.saved.set(NAME, "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(sysctl, "write", write)
+        for _ in range(3):
+            scene.saved.restore(NAME)
+    assert len(scene.log) == 1
+    assert "Read-only file system: it keeps the value" in scene.log[0]
     scene.daemon().restore(NAME)
     assert scene.is_unchanged()
 

@@ -36,6 +36,7 @@ _REASONS = {
     "relay answers.",
     "no_firewall": "The daemon writes no rules (--firewall none): the relay answers.",
     "not_forwarded": "{fact} is off, and the daemon may not turn it on (--no-ip-forward): the relay answers.",
+    "unforwardable": "{fact}: the relay answers.",
     "not_forwarded_from": "{fact} is off, so the kernel forwards nothing that comes in there: the relay answers.",
     "source_routed": "A policy rule ({fact}) routes what the host sends from its address; a translated packet would "
     "take another way: the relay answers.",

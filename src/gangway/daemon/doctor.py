@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator
 from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf import requirements
 from gangway.firewall.nat_guard import NatGuard
-from gangway.host import connected, conntrack, probe
+from gangway.host import connected, conntrack, probe, sysctl
 from gangway.limits import Level, Usage, describe, level
 from gangway.model import Protocol
 from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts
-from gangway.reconcile.changes import ANSWERS_ELSEWHERE, said_of
+from gangway.reconcile.changes import ANSWERS_ELSEWHERE, UNFORWARDABLE, said_of
 from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.observe import Tools
 
@@ -73,11 +73,22 @@ def limit_checks(usages: Iterable[Usage]) -> Iterator[CheckAnswer]:
         yield CheckAnswer(f"limit: {usage.what}", level(usage) is Level.FREE, describe(usage))
 
 
+def setting_checks(wanted: Iterable[tuple[str, str, str]]) -> Iterator[CheckAnswer]:
+    """Yield a check for each sysctl that differs and cannot be written: its name, the value wanted, the consequence."""
+    for name, value, consequence in wanted:
+        now = sysctl.read(name)
+        if now not in (None, value) and (reason := sysctl.unwritable(name)):
+            note = f"it is {now} instead of {value} and cannot be written ({reason}): {consequence}"
+            yield CheckAnswer(f"setting: {name.replace('/', '.')}", False, note)
+
+
 def _forwarding(facts: HostFacts, family: int, setting: str) -> CheckAnswer:
     what = f"forwarding: IPv{family}"
     dropper = facts.dropper(family)
     if dropper is not None:
         return CheckAnswer(what, False, f"{dropper} drops forwarded traffic: it is relayed")
+    if family in dict(facts.unforwardable):
+        return CheckAnswer(what, False, f"{dict(facts.unforwardable)[family]}: {UNFORWARDABLE.format(family)}")
     if family in facts.forwarding:
         return CheckAnswer(what, True)
     if facts.may_forward and facts.firewall is not Firewall.NONE:

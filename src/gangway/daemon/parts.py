@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gangway import runtime
 from gangway.daemon.config import Config
-from gangway.daemon.doctor import checks, limit_checks
+from gangway.daemon.doctor import checks, limit_checks, setting_checks
 from gangway.daemon.home import Home
 from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf.redirect import Redirect
@@ -19,16 +19,17 @@ from gangway.firewall.nat_guard import NatGuard
 from gangway.host.events import Notices
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Links
-from gangway.host.reserved_ports import ReservedPorts
+from gangway.host.reserved_ports import RESERVED, ReservedPorts
 from gangway.host.saved_settings import SavedSettings
 from gangway.host.usage import usages
 from gangway.limits import LimitWatch, Usage
 from gangway.log import Log, open_file
 from gangway.plan import Firewall
 from gangway.reconcile.controller import Controller
-from gangway.reconcile.dataplane import DataPlane
+from gangway.reconcile.dataplane import TW_REUSE, WITHOUT_TW_REUSE, DataPlane
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.observe import Observer
+from gangway.reconcile.properties import BRIDGE_SETTINGS, WITHOUT_BRIDGE_SETTING
 from gangway.relay.client import RelayClient
 from gangway.state.database import Database
 from gangway.state.leases import Leases
@@ -99,9 +100,20 @@ class Parts:
         no_timeouts = self._executor.driver.no_timeouts
         yield from checks(self.observer.tools, facts, self.dataplane, self._guard, leases, no_timeouts)
         yield from limit_checks(self._usages())
+        yield from setting_checks(self._wanted_settings())
+        if note := self._reserved_ports.refused:
+            yield CheckAnswer(f"setting: {RESERVED}", False, note)
         orphans = self.observer.orphaned_links()
         note = f"{', '.join(orphans)}: gangway cleanup deletes them" if orphans else ""
         yield CheckAnswer("no links of a daemon whose database is lost", not orphans, note)
+
+    def _wanted_settings(self) -> Iterator[tuple[str, str, str]]:
+        """Yield the sysctls that no road depends on: name, value, and the consequence of another value."""
+        if self.dataplane.reuse_ports:
+            yield TW_REUSE, "1", WITHOUT_TW_REUSE
+        for network in self._registry.networks:
+            for name, value in BRIDGE_SETTINGS.items():
+                yield f"net/ipv6/conf/{network.bridge}/{name}", value, WITHOUT_BRIDGE_SETTING[name]
 
     def check_limits(self) -> None:
         """Log limits of the kernel that are nearly reached, and those that no longer are."""

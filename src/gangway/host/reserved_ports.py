@@ -21,6 +21,7 @@ RESERVED = "net.ipv4.ip_local_reserved_ports"
 RANGE = "net.ipv4.ip_local_port_range"
 MIN_FREE_PORTS = 4096
 _PORTS = 1 << 16
+_CONSEQUENCE = "the kernel may select one for a program, and clients on the host then reach that program"
 
 Range = tuple[int, int]
 """A first port and a last one."""
@@ -32,8 +33,10 @@ class ReservedPorts:
     def __init__(self, saved: SavedSettings, warn: Callable[[str], None]) -> None:
         self._saved = saved
         self._warn = warn
-        self._listed = bytearray(_PORTS)
+        self._listed = _bits(sysctl.read(RESERVED) or "")
         """A byte for each port: 1 if it is listed, for gangway or by another program."""
+        self.refused = ""
+        """Why not all published ports are listed, and the consequence; empty if they are."""
         self._warned: set[Range] = set()
         self._range: str | None = None
         """The range that the kernel selects from, as of our last change; None if nothing is listed for gangway."""
@@ -85,10 +88,15 @@ class ReservedPorts:
                 )
 
     def _attempt(self, change: Callable[[], None]) -> None:
+        """Change the list; log once that it cannot be."""
+        former, self.refused = self.refused, ""
         try:
             change()
-        except HostRefused as error:
-            self._warn(str(error))
+        except HostRefused as error:  # its text has all the ports
+            why = sysctl.unwritable(RESERVED) or str(error).rpartition(": ")[2]
+            self.refused = f"published ports cannot be listed in {RESERVED} ({why}): {_CONSEQUENCE}"
+            if self.refused != former:
+                self._warn(self.refused)
 
 
 def parse(text: str) -> Iterator[Range]:

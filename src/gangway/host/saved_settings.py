@@ -9,7 +9,7 @@ Records are valid for one boot and one network namespace; those from elsewhere a
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from threading import RLock
@@ -65,8 +65,9 @@ class SavedSettings:
     """
 
     def __init__(self, storage: Storage, warn: Callable[[str], None]) -> None:
-        self._storage, self._warn = storage, warn
+        self._storage, self.warn = storage, warn
         self._lock = RLock()
+        self._unrestored: set[str] = set()  # what could not be restored, which was logged
         """Guards what is recorded.  It is not held while a setting is read or written."""
         self._changing: dict[str, Any] = defaultdict(RLock)
         self._settings: dict[str, Setting] = {}
@@ -97,13 +98,17 @@ class SavedSettings:
             self._change(name, partial(sysctl.extend, name, text))
 
     def restore(self, name: str) -> None:
-        """Restore a setting, and all that is restored with it.  HostRefused: it was not, and stays recorded."""
+        """Restore a setting, and all that is restored with it.  HostRefused: it was not, and stays recorded.
+
+        Where settings cannot be written at all, that is logged instead, and it stays recorded, too.
+        """
         with self._exclusively(name):
             names = [other for other in self._records if name in (other, self._records[other].restored_with)]
             names.sort(key=lambda other: other != name)
             if names:
-                if not self._has_new_dependents(name):
-                    self._write_back(names)
+                if not self._has_new_dependents(name) and not self._try_to_write_back(names):
+                    return
+                self._unrestored.discard(name)
                 self._record(dict.fromkeys(names))
 
     def is_changed(self, name: str) -> bool:
@@ -139,13 +144,24 @@ class SavedSettings:
         changed = [other for other in (name, *side_effects) if other in self._records]
         self._record({other: self._records[other]._replace(written=self._setting(other).read()) for other in changed})
 
+    def _try_to_write_back(self, names: Sequence[str]) -> bool:
+        """Restore settings; False if they cannot be written at all."""
+        try:
+            self._write_back(names)
+        except sysctl.ReadOnly as error:
+            if names[0] not in self._unrestored:
+                self.warn(f"{error}: it keeps the value that gangway has set, and is restored when it can be written")
+            self._unrestored.add(names[0])
+            return False
+        return True
+
     def _write_back(self, names: Collection[str]) -> None:
         """Restore settings, the first one first: it may change the others."""
         now = {name: self._setting(name).read() for name in names}
         wanted = {name: value for name in names if (value := self.original(name)) is not None}
         for name, value in wanted.items():
             if now[name] == value != self._records[name].before:
-                self._warn(f"{name} was changed by another program: left as it is")
+                self.warn(f"{name} was changed by another program: left as it is")
         # A daemon that dies in between has to write all of them, whatever it finds then.
         unknown = {name: self._records[name]._replace(before=value, written=None) for name, value in wanted.items()}
         with self._recording(unknown):
@@ -158,7 +174,7 @@ class SavedSettings:
         record, setting = self._records.get(name), self._setting(name)
         found = sorted(set(setting.dependents()) - set(record.dependents)) if record is not None else []
         if found:
-            self._warn(f"{name} {setting.reason_to_stay.format(', '.join(found))}")
+            self.warn(f"{name} {setting.reason_to_stay.format(', '.join(found))}")
         return bool(found)
 
     @contextmanager

@@ -29,6 +29,17 @@ def read(name: str) -> str | None:
         return None
 
 
+def unwritable(name: str) -> str:
+    """Return why a setting cannot be written; empty if it can, or if the kernel has none.  Nothing is changed."""
+    try:
+        os.close(os.open(_path(name), os.O_WRONLY))
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
 def write(name: str, value: str) -> None:
     """Set a value.  HostRefused: the kernel does not allow it."""
     try:

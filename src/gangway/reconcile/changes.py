@@ -6,17 +6,23 @@ from gangway.model import Protocol
 from gangway.plan import FORWARDING_SETTING, HostFacts, MappingPlan, Plan
 from gangway.reasons import Code, Reason
 
+UNFORWARDABLE = "clients elsewhere are relayed, and containers reach no other network (IPv{})"
 ANSWERS_ELSEWHERE = (
     "its default route does not lead to the gateway of its network, so its clients are masqueraded: it sees the gateway"
 )
+
+
+_REROUTING = ("detours", "lost_sources", "answers_elsewhere", "unforwardable")
 
 
 def changes(before: HostFacts, now: HostFacts, plan: Plan | None) -> Iterable[str]:
     """Yield what to log about facts that another program has changed."""
     needed = plan.forwarding if plan is not None and now.may_forward else before.forwarding
     for family in sorted((before.forwarding - now.forwarding) & needed):
-        then = "switched on again" if now.may_forward else "traffic that needs it is relayed"
+        is_possible = now.may_forward and family not in dict(now.unforwardable)
+        then = "switched on again" if is_possible else "traffic that needs it is relayed"
         yield f"{FORWARDING_SETTING[family]} was switched off by another program: {then}"
+    yield from now_unforwardable(before, now)
     for family, chain in now.forward_droppers:
         if before.dropper(family) != chain:
             yield f"{chain} drops forwarded traffic (IPv{family}): traffic that it carried is relayed"
@@ -32,9 +38,16 @@ def changes(before: HostFacts, now: HostFacts, plan: Plan | None) -> Iterable[st
         yield f"switching to {now.firewall}: another program's chain drops forwarded traffic"
 
 
+def now_unforwardable(before: HostFacts | None, now: HostFacts) -> Iterable[str]:
+    """Yield what to log about families that can no longer be forwarded; `before` is None at a daemon's start."""
+    for family, fact in now.unforwardable:
+        if before is None or (family, fact) not in before.unforwardable:
+            yield f"{fact}: {UNFORWARDABLE.format(family)}"
+
+
 def is_rerouted(before: HostFacts, now: HostFacts) -> bool:
     """True if connections that began before may have to take another road."""
-    return any(getattr(before, name) != getattr(now, name) for name in ("detours", "lost_sources", "answers_elsewhere"))
+    return any(getattr(before, name) != getattr(now, name) for name in _REROUTING)
 
 
 def translated_udp(plans: Iterable[MappingPlan]) -> tuple[MappingPlan, ...]:

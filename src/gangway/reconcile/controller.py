@@ -20,7 +20,7 @@ from gangway.log import Log
 from gangway.model import Address
 from gangway.plan import Firewall, HostFacts, MappingPlan
 from gangway.reconcile import orphans, repairs
-from gangway.reconcile.changes import changes, is_rerouted, translated_udp
+from gangway.reconcile.changes import changes, is_rerouted, now_unforwardable, translated_udp
 from gangway.reconcile.dataplane import Reserved
 from gangway.reconcile.diff import Flows, Ports, Rewrite, Step, diff, parts
 from gangway.reconcile.executor import Executor
@@ -70,6 +70,7 @@ class Controller:
             self._executor.driver = self._driver_for(facts.firewall)
             self._registry.decide(facts)
             self._facts = facts
+            self._log_unforwardable(None)
         return self._facts
 
     @property
@@ -134,6 +135,7 @@ class Controller:
             self._condition = Condition.APPLIED
         self._update_own_addresses()
         before, self._facts = self.facts, self._gather()
+        self._log_unforwardable(before)
         if is_rerouted(before, self._facts):  # since the rules were written
             self._condition = Condition.DIRTY
         self._registry.decide(self._facts)
@@ -198,8 +200,8 @@ class Controller:
         if is_changed:
             self._attempt(partial(self._executor.do, Flows(translated_udp(self._registry.mappings()), ())))
         for bridge in self._observer.routing(anew=True).closed_bridges:
-            self._log.warning(f"bridge {bridge} forwarded no IPv4 packets (its own setting was off): switched on")
-            self._attempt(partial(self._executor.forwarding.open_bridge, bridge))
+            if self._attempt(partial(self._executor.forwarding.open_bridge, bridge)):
+                self._log.warning(f"bridge {bridge} forwarded no IPv4 packets (its own setting was off): switched on")
         for mapping in self._unavailable_mappings(failed):
             dataplane.remove_redirects(block for block, _ in redirects_of(mapping))
             dataplane.steering.remove(steered_of(mapping))
@@ -334,6 +336,10 @@ class Controller:
         """Read other programs' chains, if one has changed; if `thorough`, in any case."""
         if self._executor.driver.notices.have_filters_changed() or thorough:
             self._observer.chains(anew=True)
+
+    def _log_unforwardable(self, before: HostFacts | None) -> None:
+        for text in now_unforwardable(before, self.facts):
+            self._log.warning(text)
 
     def _gather(self) -> HostFacts:
         return self._observer.facts(self._executor.forwarding.enabled_by_us)

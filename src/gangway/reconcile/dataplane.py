@@ -8,7 +8,6 @@ milliseconds.  Only leases change what belongs to leases: the rest of gangway ne
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from threading import RLock
 
 from gangway.ebpf.keys import PortBlock, Target, blocks
@@ -28,6 +27,7 @@ TW_REUSE = "net.ipv4.tcp_tw_reuse"
 """The relay's connections to a container come from one address, and its side keeps TIME_WAIT for 60 s: 28,000
 local ports are used up in seconds.  At 1 the kernel uses such a port again after a second, where TCP timestamps
 make that safe (ip-sysctl.rst, RFC 6191)."""
+WITHOUT_TW_REUSE = "many short connections to one container may use up the local ports, and are refused then"
 Reserved = Mapping[HostPorts, Sequence[int]]
 """Ports that are reserved already, each with the descriptors that the relay needs to serve it."""
 _LEASED = (Mode.LEASED, Mode.ENDED)
@@ -185,8 +185,10 @@ class DataPlane:
     def _serve(self, port: Serve, reserved: Sequence[int] | None) -> None:
         if self.reuse_ports and not self._is_reuse_set:
             if self._settings.is_intact(TW_REUSE):  # else another program has changed it since an earlier daemon did
-                with suppress(HostRefused):  # many short connections will run out of ports then, and nothing else
+                try:
                     self._settings.set(TW_REUSE, "1")
+                except HostRefused as error:
+                    self._settings.warn(f"{error}: {WITHOUT_TW_REUSE}")
             self._is_reuse_set = True
         if reserved is not None:
             return self.relay.serve(port, reserved)

@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from ipaddress import ip_interface, ip_network
 
-from gangway.errors import Conflict, Unsupported
+from gangway.errors import Conflict, HostRefused, Unsupported
 from gangway.firewall.base import Driver
 from gangway.host import conntrack
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Interface, Links
+from gangway.host.sysctl import ReadOnly
 from gangway.model import Address, Network, Protocol, Source
 from gangway.plan import MappingPlan, NetworkPlan, Origin, Plan, Road, Route
 from gangway.reconcile import diff
 from gangway.reconcile.dataplane import DataPlane, Reserved
 from gangway.reconcile.diff import Step
-from gangway.reconcile.properties import BRIDGE_SETTINGS, Kind, Property
+from gangway.reconcile.properties import BRIDGE_SETTINGS, WITHOUT_BRIDGE_SETTING, Kind, Property
 from gangway.reconcile.state import Attachment
 
 _ANSWER_S = 0.05  # how long a container's answer may be on its way to the relay's client
@@ -182,7 +183,7 @@ def _restore(links: Links, name: str, one: Property) -> None:
     """Restore a property of the interface `name` in the calling thread's network namespace."""
     match one.kind:
         case Kind.SETTING:
-            links.set_ipv6_setting(name, *one.value.split("="))
+            _set_ipv6_setting(links, name, *one.value.split("="))
         case Kind.BRIDGE:
             links.join(name, one.value)
         case Kind.MTU:
@@ -197,6 +198,13 @@ def _restore(links: Links, name: str, one: Property) -> None:
             links.add_default_route(name, one.detail)
         case Kind.LOOPBACK:
             links.set_up("lo")
+
+
+def _set_ipv6_setting(links: Links, name: str, setting: str, value: str) -> None:
+    try:
+        links.set_ipv6_setting(name, setting, value)
+    except ReadOnly as error:
+        raise HostRefused(f"{error}: {WITHOUT_BRIDGE_SETTING[setting]}") from None
 
 
 def _interfaces(addresses: Iterable[Address], network: Network) -> list[Interface]:

@@ -8,7 +8,7 @@ that chain.  For the same reason a family counts as dropped if the chain that dr
 A chain drops if that is its policy, or if its last rule drops everything (as RHEL and firewalld have it).
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -23,13 +23,13 @@ from gangway.firewall.iptables.tool import Iptables
 from gangway.firewall.nft import kernel
 from gangway.firewall.nft.library import Nftables
 from gangway.firewall.nft.transaction import TABLE
-from gangway.host import probe, sockets
+from gangway.host import probe, sockets, sysctl
 from gangway.host.links import Link, Links
 from gangway.model import Address, Protocol, is_interface_name
 from gangway.plan import Firewall, HostFacts
 from gangway.reconcile import observe_links
 from gangway.reconcile.dataplane import DataPlane
-from gangway.reconcile.routing import Routing, read_routing
+from gangway.reconcile.routing import Routing, read_routing, unwritable_switch
 from gangway.reconcile.state import State
 from gangway.state.database import Database
 
@@ -173,12 +173,14 @@ class Observer:
         droppers = {family: _dropper(firewall, family, chains[family], tools) for family in _FAMILIES}
         filtered = frozenset(family for family in _FAMILIES if probe.bridge_filtered(family))
         routing = self.routing()
+        blocked = _unforwardable(forwarding, config.ip_forward, routing) if firewall is not Firewall.NONE else ()
         return replace(
             self.lease_facts(),
             firewall=firewall,
             missing_protocols=frozenset(protocol for protocol in Protocol if not sockets.has_sockets(protocol)),
             forwarding=forwarding,
             may_forward=config.ip_forward,
+            unforwardable=tuple(blocked),
             switched_on=switched_on,
             forward_droppers=tuple((family, chain) for family, chain in droppers.items() if chain is not None),
             own_bridge=not (firewall is Firewall.IPTABLES and config.chain_prefix == DOCKERS_PREFIX),
@@ -257,6 +259,16 @@ def _forward_chains(found: Collection[kernel.Chain]) -> Chains:
 
 def _forwarded() -> frozenset[int]:
     return frozenset(family for family in _FAMILIES if probe.forwards(family))
+
+
+def _unforwardable(forwarding: frozenset[int], may_forward: bool, routing: Routing) -> Iterator[tuple[int, str]]:
+    """Yield the families that are not forwarded and cannot be, each with the switch that cannot be written."""
+    for family in _FAMILIES:
+        setting = probe.FORWARDING[family][-1]
+        if may_forward and family not in forwarding and (reason := sysctl.unwritable(setting)):
+            yield family, unwritable_switch(setting, reason)
+        elif family == 4 and routing.unwritable:
+            yield family, routing.unwritable[0]
 
 
 def _read_chains() -> list[kernel.Chain]:

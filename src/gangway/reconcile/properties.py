@@ -51,6 +51,11 @@ _TEXTS = {
 }
 BRIDGE_SETTINGS = {"accept_ra": "0", "accept_dad": "0"}
 """A bridge would accept its containers' router advertisements, and wait for the detection of duplicate addresses."""
+WITHOUT_BRIDGE_SETTING = {
+    "accept_ra": "while the host forwards no IPv6, a container's router advertisements add routes and addresses to it",
+    "accept_dad": "the bridge's link-local address may be used some seconds after it was created only",
+}
+"""The consequence of each that cannot be set."""
 
 
 @lru_cache(4096)

@@ -19,7 +19,7 @@ from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 from gangway.errors import GangwayError
-from gangway.host import dump, netns
+from gangway.host import dump, netns, sysctl
 from gangway.host.links import attempting
 from gangway.host.sockets import UNREACHABLE
 from gangway.inet import FAMILIES
@@ -38,6 +38,7 @@ class Routing(NamedTuple):
     detours: tuple[Detour, ...] = ()
     lost_sources: tuple[LostSource, ...] = ()
     closed_bridges: tuple[str, ...] = ()  # bridges of gangway's that forward nothing, though the host forwards
+    unwritable: tuple[str, ...] = ()  # why others of them cannot be made to
 
 
 def read_routing(bridges: Collection[int], forwarding: Collection[int]) -> Routing:
@@ -54,8 +55,16 @@ def read_routing(bridges: Collection[int], forwarding: Collection[int]) -> Routi
             detours += _ways_of(routed, of_family, bridges)
             gateways = [address for ifindex, address in of_family if ifindex in bridges]
             lost += _lost(routed, of_family, gateways)
-        closed = tuple(_name(ifindex) for ifindex in sorted(off & {*bridges}))
-    return Routing(tuple(one for one in detours if is_interface_name(one.interface)), tuple(lost), closed)
+        closed = [_name(ifindex) for ifindex in sorted(off & {*bridges})]
+        why = {name: sysctl.unwritable(f"net/ipv4/conf/{name}/forwarding") for name in closed}
+    unwritable = tuple(unwritable_switch(_setting_of(name), reason) for name, reason in why.items() if reason)
+    writable = tuple(name for name, reason in why.items() if not reason)
+    return Routing(tuple(one for one in detours if is_interface_name(one.interface)), tuple(lost), writable, unwritable)
+
+
+def unwritable_switch(setting: str, reason: str) -> str:
+    """Return the fact of a plan's reason: which switch is off, and why it cannot be turned on."""
+    return f"{setting} is off and cannot be written ({reason})"
 
 
 def answers_elsewhere(namespace: str, addresses: Collection[Address], gateways: Collection[Address]) -> set[Address]:
@@ -94,9 +103,12 @@ def _unforwarding(own: Collection[tuple[int, Address]], off: Collection[int]) ->
     for ifindex in dict.fromkeys(ifindex for ifindex, address in own if address.version == 4 and ifindex in off):
         name = _name(ifindex)
         addresses = frozenset(address for at, address in own if at == ifindex and address.version == 4)
-        # sysctl(8) spells a name with dots in another way.
-        setting = f"net.ipv4.conf.{name}.forwarding" if "." not in name else f"net/ipv4/conf/{name}/forwarding"
-        yield Detour(name, 4, addresses, Reason(Code.NOT_FORWARDED_FROM, setting))
+        yield Detour(name, 4, addresses, Reason(Code.NOT_FORWARDED_FROM, _setting_of(name)))
+
+
+def _setting_of(interface: str) -> str:
+    """Return the name of an interface's switch, as sysctl(8) spells it."""
+    return f"net/ipv4/conf/{interface}/forwarding" if "." in interface else f"net.ipv4.conf.{interface}.forwarding"
 
 
 def _source_routed(
