@@ -49,6 +49,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import ip_network
 from typing import NamedTuple
 
+from gangway.firewall.nft import asked
 from gangway.firewall.nft.answers import Answers
 from gangway.firewall.nft.transaction import TABLE, Elements, Transaction
 from gangway.model import Address, Network, Protocol, Subnet
@@ -61,6 +62,7 @@ class Features(NamedTuple):
 
     map_as_set: bool = True  # a rule can test whether a map has a key (6.1: no; then the keys are in sets, too)
     timeouts: bool = True  # a rule can set a tracked connection's timeouts (CONFIG_NF_CONNTRACK_TIMEOUT)
+    remembers: bool = True  # a rule can add an element to a map
 
 
 ALL = Features()
@@ -68,6 +70,7 @@ _PROBES = {
     "map_as_set": "\tmap m { type inet_service : ipv4_addr; }\n\tchain c { tcp dport @m drop; }",
     "timeouts": "\tct timeout t { protocol tcp; l3proto ip; policy = { close_wait : 3600 }; }\n"
     '\tchain c { meta l4proto tcp ct timeout set "t"; }',
+    "remembers": asked.PROBE,
 }
 
 _MAPS = """\
@@ -158,7 +161,7 @@ def _declarations(plan: Plan, features: Features) -> str:
         lines.append(_MAPS.format(f=family) + ("" if features.map_as_set else _KEYS.format(f=family)))
         if features.timeouts:
             lines.append(_TIMEOUT.format(f=family, word=_WORD[family]))
-    lines.append(_SETS)
+    lines.append(_SETS + (asked.DECLARATION if features.remembers else ""))
     for name, (head, _) in chains(plan, features).items():
         lines.append(f"\tchain {name} {{ {head and f'{head} policy accept;'} }}")
     return "\n".join((*lines, "}\n"))
@@ -213,11 +216,17 @@ def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[st
             [
                 f"{_MIDSTREAM} jump answers",
                 *(_timeout(family) for family in (4, 6) if features.timeouts),
+                *([asked.REMEMBER] if features.remembers else []),
                 *map(_hairpin, (4, 6)),
                 *map(_to_gateway, sorted(plan.facts.answers_elsewhere, key=str)),
                 "oifname @bridges accept",
+                *([asked.ANSWER] if features.remembers else []),
                 *(f"{_WORD[family]} saddr @masqueraded{family} masquerade" for family in (4, 6)),
             ],
+        ),
+        "answered": (
+            "type nat hook input priority 100;",
+            [asked.ANSWER] if features.remembers else [],
         ),
         "input": (
             "type filter hook input priority filter;",
