@@ -63,6 +63,7 @@ class Daemon:
         self._rules_check: asyncio.TimerHandle | None = None
         self._are_rules_checked = False  # now, by the worker
         self._rules_again = False  # they have changed since that check began
+        self._rules_since_s: float | None = None  # the monotonic time of the first change that is not checked yet
         self._rules_due = 0.0  # when rules may be checked again
         self._end: asyncio.TimerHandle | None = None
         self._relay_fd: int | None = None
@@ -155,6 +156,7 @@ class Daemon:
         notices = self._notices.rules
         if notices.is_pending():
             self._rules_again = self._are_rules_checked
+            self._rules_since_s = self._rules_since_s or time.monotonic()
             due = max(self._rules_due, self._loop.time() + (0.0 if notices.is_urgent() else _SETTLE_RULES_S))
             if not self._are_rules_checked and (self._rules_check is None or due < self._rules_check.when()):
                 if self._rules_check is not None:
@@ -171,7 +173,9 @@ class Daemon:
             if self._rules_again:
                 self._rules_changed()
 
-        self._run(self._parts.requests.check_rules).add_done_callback(done)
+        check = partial(self._parts.requests.check_rules, self._rules_since_s)
+        self._rules_since_s = None
+        self._run(check).add_done_callback(done)
 
     def _check_now(self, sock: socket.socket, check: Callable[[], None]) -> None:
         del self._checks[sock]

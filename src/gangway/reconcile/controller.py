@@ -166,11 +166,11 @@ class Controller:
         else:
             self._failures, self._former_failures = set(), set()
 
-    def check_rules(self) -> None:
+    def check_rules(self, since_s: float | None = None) -> None:
         """Check, unless neither our rules nor chains that filter what is forwarded have changed."""
         is_due = self._condition is Condition.RETRYING or self._executor.driver.notices.is_pending()
-        if is_due and self._restore_rules():
-            self.check()
+        if is_due and self._restore_rules(since_s):
+            self.check(since_s)
 
     def reconcile(self, since_s: float | None = None) -> None:
         """Make the host as it should be, and log what had to be repaired."""
@@ -184,7 +184,7 @@ class Controller:
         self._look_at_chains()
         self._look_into_containers()
         self._observer.routing(anew=True)
-        is_changed = self._refresh_facts()
+        said, are_rerouted = self._refresh_facts()
         self.reap_dead_containers()
         for name in [one.name for one in self._registry.networks if self._registry.is_unneeded(one.name)]:
             self._registry.remove_network(name)
@@ -197,11 +197,11 @@ class Controller:
         forwarding = (self.facts.forwarding & wanted.forwarding) | (self.facts.switched_on - wanted.forwarding)
         before = replace(self._observer.found(wanted), plan=plan if are_applied else None, forwarding=forwarding)
         done, failed = self._apply(diff(before, wanted))
-        if is_changed:
+        if are_rerouted:
             self._attempt(partial(self._executor.do, Flows(translated_udp(self._registry.mappings()), ())))
         for bridge in self._observer.routing(anew=True).closed_bridges:
             if self._attempt(partial(self._executor.forwarding.open_bridge, bridge)):
-                self._log.warning(f"bridge {bridge} forwarded no IPv4 packets (its own setting was off): switched on")
+                said.append(f"bridge {bridge} forwarded no IPv4 packets (its own setting was off): switched on")
         for mapping in self._unavailable_mappings(failed):
             dataplane.remove_redirects(block for block, _ in redirects_of(mapping))
             dataplane.steering.remove(steered_of(mapping))
@@ -212,9 +212,8 @@ class Controller:
             self._condition = Condition.DIRTY
         else:
             self._condition = Condition.APPLIED if is_repaired and not failed else Condition.RETRYING
-        when = "" if since_s is None else f" after {time.monotonic() - since_s:.2f} s"
-        for text in repairs.describe(repairs.only(done, was_applied, has_lost_relay), wanted):
-            self._log.warning(text + when)
+        for text in [*said, *repairs.describe(repairs.only(done, was_applied, has_lost_relay), wanted)]:
+            self._log_repair(text, since_s)
         if dataplane.relay.is_running() or not any(isinstance(step, Ports) for step in failed):
             self._log_restart(exits)
         self.record_applied()
@@ -283,6 +282,9 @@ class Controller:
                 (done if self._attempt(partial(self._executor.do, part)) else failed).append(part)
         return done, failed
 
+    def _log_repair(self, text: str, since_s: float | None) -> None:
+        self._log.warning(text + ("" if since_s is None else f" after {time.monotonic() - since_s:.2f} s"))
+
     def _log_restart(self, exits: int) -> None:
         if text := self._executor.dataplane.restarted("networks", exits):
             self._log.warning(text)
@@ -317,7 +319,7 @@ class Controller:
             left = (one for one in self._registry.mappings() if str(one.mapping) not in removed.mappings)
             self._reserved_ports.set(steered_ports(left))
 
-    def _restore_rules(self) -> bool:
+    def _restore_rules(self, since_s: float | None) -> bool:
         """Write rules that another program has changed again, before anything else is looked at.
 
         Until they are, new connections are not translated.  False: it failed.
@@ -329,7 +331,7 @@ class Controller:
         if not self._attempt(lambda: driver.rewrite(plan, None)):
             self._condition = Condition.DIRTY
             return False
-        self._log.warning(repairs.RULES_REWRITTEN)
+        self._log_repair(repairs.RULES_REWRITTEN, since_s)
         return True
 
     def _look_at_chains(self, thorough: bool = False) -> None:
@@ -344,21 +346,20 @@ class Controller:
     def _gather(self) -> HostFacts:
         return self._observer.facts(self._executor.forwarding.enabled_by_us)
 
-    def _refresh_facts(self) -> bool:
+    def _refresh_facts(self) -> tuple[list[str], bool]:
         """Gather the facts again; if they have changed, decide everything again, perhaps with another firewall.
 
-        True if routes have changed, so that flows which began before may have to take another road.
+        Return what to log, and whether flows that began before may have to take another road.
         """
         before, now = self.facts, self._gather()
         if now == before:
-            return False
-        for text in changes(before, now, self._registry.plan()):
-            self._log.warning(text)
+            return [], False
+        said = list(changes(before, now, self._registry.plan()))
         if now.firewall is not before.firewall:
             self._executor.driver = self._driver_for(now.firewall)
         self._facts, self._condition = now, Condition.DIRTY
         self._registry.decide(now)
-        return is_rerouted(before, now)
+        return said, is_rerouted(before, now)
 
     def _is_disturbed(self, thorough: bool) -> bool:
         """True if something that gangway created was changed or removed."""
