@@ -12,13 +12,17 @@ also after a failure: first the processes, then the namespaces (and with them th
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import count
+from itertools import chain, count
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from gangway import runtime
 
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 _numbers = count(1)
@@ -52,7 +56,18 @@ class Namespace:
         for process in reversed(self._processes):
             end(process)
         if os.path.exists(self.path):
+            self._remove_traces()
             ip("netns", "delete", self.name)
+
+    def _remove_traces(self) -> None:
+        """Remove what a daemon that was killed here has left behind: its runtime folder, and an empty cgroup."""
+        with self.entered():
+            folder = Path(runtime.folder())
+        if folder.exists():
+            shutil.rmtree(folder)
+            for group in _cgroups(f"gangway-{folder.name}"):
+                with suppress(OSError):
+                    group.rmdir()
 
     def command(self, *words: str) -> list[str]:
         """Return the command line that runs `words` in here, with nsenter: `ip netns exec` would mount another /sys."""
@@ -87,6 +102,12 @@ class Namespace:
                 yield
             finally:
                 _setns(home.fileno())
+
+
+def _cgroups(name: str) -> Iterator[Path]:
+    """Yield the cgroup with a name in each hierarchy, below its root."""
+    root = Path("/sys/fs/cgroup")
+    return chain(root.glob(name), root.glob(f"*/{name}"))
 
 
 class Container(Namespace):

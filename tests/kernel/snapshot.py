@@ -8,6 +8,8 @@ from lab.waiting import wait_until
 
 # Timers of bridges, counters of rules, duplicate address detection: these change by themselves.
 _PASSING = re.compile(r" \S+_timer +[\d.]+| ?\[\d+:\d+\]| tentative| optimistic")
+# So does what rules learn from packets.
+_LEARNED = re.compile(r"(map asked \{[^}]*?)elements = \{[^}]*\}")
 # So do the addresses that an interface gives itself once it is up.
 _OWN = re.compile(r"fe80::|^anycast |^multicast |^ *valid_lft ")
 _LISTINGS = {
@@ -58,6 +60,7 @@ def compare(before: Snapshot, after: Snapshot) -> list[str]:
 
 def _lines(host: Namespace, words: tuple[str, ...]) -> list[str]:
     output = host.run(*words, check=False).stdout  # sysctl(8) fails where a setting cannot be read
+    output = _LEARNED.sub(r"\1", output)
     lines = [_PASSING.sub("", line).rstrip() for line in output.splitlines() if not line.startswith("#")]
     return [line for line in lines if line and not _OWN.search(line)]
 

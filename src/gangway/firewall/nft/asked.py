@@ -12,14 +12,14 @@ PROBE = (
     "\tchain c { meta l4proto udp update @m { udp sport timeout 1m : ct original ip daddr }; }"
 )
 """The body of a table that a kernel accepts if a rule can add elements to a map."""
-# By container, client and its port.  A minute is long for a client that waits for its first answer.  A full map learns
+# By container, client and its port.  30 s is long for a client that waits for its first answer.  A full map learns
 # nothing more, and nothing else happens.
 DECLARATION = """\
 	map asked {
 		type ipv4_addr . ipv4_addr . inet_service : ipv4_addr
-		size 65536
+		size 16384
 		flags dynamic, timeout
-		timeout 1m
+		timeout 30s
 	}
 """
 REMEMBER = (
