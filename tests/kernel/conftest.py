@@ -51,7 +51,7 @@ def ports(site: Site) -> Iterator[Ports]:
         yield made
 
 
-@pytest.fixture(scope="module", params=["nftables", "iptables"])
+@pytest.fixture(scope="module", params=["nftables", pytest.param("iptables", marks=pytest.mark.any_kernel)])
 def firewall(request: pytest.FixtureRequest) -> str:
     """Each firewall that has rules."""
     return str(request.param)

@@ -209,6 +209,11 @@ def echo(client: socket.socket, served: socket.socket, text: bytes = b"some text
     assert exactly(client, len(text)) == text.upper()
 
 
+def few_descriptors(limit: int) -> tuple[str, ...]:
+    """Return the words that start a program with so many descriptors, and without the privilege to have more."""
+    return "setpriv", "--bounding-set=-sys_resource", "prlimit", f"--nofile={limit}:{limit}"
+
+
 def crowd_in(port: Port, count: int) -> list[socket.socket]:
     """Connect `count` clients until the relay runs out of descriptors; each has sent its number."""
     clients = [port.connect() for _ in range(count)]

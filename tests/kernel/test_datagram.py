@@ -11,7 +11,7 @@ import pytest
 
 from lab.netns import Host, Namespace
 from lab.waiting import wait_until
-from tests.kernel.ground import BRIEF_S, PATIENCE_S, SLOW_MACHINE, Port, Ports, site_and_ports
+from tests.kernel.ground import BRIEF_S, PATIENCE_S, SLOW_MACHINE, Port, Ports, few_descriptors, site_and_ports
 from tests.kernel.published import anonymous_kib, descriptors, open_socket
 
 _CONTAINERS = ["172.30.0.2", "fd30::2"]
@@ -259,7 +259,7 @@ def test_beyond_the_limit_the_longest_idle_client_is_removed(tmp_path: Path) -> 
 
 
 def test_without_descriptors_the_longest_idle_client_is_removed(tmp_path: Path) -> None:
-    with site_and_ports(tmp_path, ("prlimit", "--nofile=48:48")) as (site, ports):
+    with site_and_ports(tmp_path, few_descriptors(48)) as (site, ports):
         port = ports.udp()
         clients = [_client(port) for _ in range(60)]
         for client in clients:

@@ -13,7 +13,8 @@ from tests.kernel.street import HOST4, HOST6, NEIGHBOUR4, NEIGHBOUR6, Street, wi
 PROTOCOLS = ("tcp", "udp", pytest.param("sctp", marks=pytest.mark.skipif(not has_sockets("sctp"), reason="no SCTP")))
 GATEWAY = {4: "172.30.0.1", 6: "fd30::1"}
 OLD_GATEWAY = "172.29.0.1"
-HOST_IPS = ["", "0.0.0.0", "[::]", HOST4, f"[{HOST6}]", "127.0.0.1", "[::1]"]
+OTHER_HOST_IPS = ("0.0.0.0", "[::]", HOST4, f"[{HOST6}]", "127.0.0.1", "[::1]")
+HOST_IPS = ["", *(pytest.param(host_ip, marks=pytest.mark.any_kernel) for host_ip in OTHER_HOST_IPS)]
 
 
 class Client(NamedTuple):
@@ -58,7 +59,7 @@ class Scene(NamedTuple):
                 yield Client(space, address, loopback_road if space is street.host else "relay", gateway)
 
 
-@pytest.fixture(scope="module", params=["redirect", "no-redirect"])
+@pytest.fixture(scope="module", params=["redirect", pytest.param("no-redirect", marks=pytest.mark.any_kernel)])
 def is_redirected(request: pytest.FixtureRequest) -> bool:
     return bool(request.param == "redirect")
 
@@ -86,6 +87,7 @@ def test_every_origin_takes_the_road_of_the_matrix(scene: Scene, protocol: str, 
                 assert street.road(client.space, protocol, client.address, port) == expected, client
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_explain_names_the_road_that_is_taken(scene: Scene, protocol: str) -> None:
     street = scene.street

@@ -25,6 +25,7 @@ from tests.kernel.ground import (
     crowd_in,
     echo,
     exactly,
+    few_descriptors,
     serve_one_by_one,
     site_and_ports,
     stop_ends_all,
@@ -269,7 +270,7 @@ def _ended(clients: list[socket.socket]) -> list[socket.socket]:
 
 
 def test_without_descriptors_in_all_processes_clients_wait(tmp_path: Path) -> None:
-    limit = ("prlimit", "--nofile=64:64")
+    limit = few_descriptors(64)
     with site_and_ports(tmp_path, limit, workers=2) as (site, ports), Echo(ports.tcp()) as busy:
         workers = busy.until_there_are_workers(1)
         relay = site.relay()

@@ -13,6 +13,7 @@ from lab.waiting import wait_until
 from tests.kernel.ground import PATIENCE_S, Port, Ports, Site, echo, site_and_ports
 from tests.kernel.published import descriptors, processes, status_of
 
+pytestmark = pytest.mark.any_kernel  # test_redirect.py has what the kernel decides
 _LIBRARY = next((path for path in Path("/usr/lib").glob("*/libbpf.so.1")), Path("/nonexistent"))
 
 

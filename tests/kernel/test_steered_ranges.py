@@ -95,6 +95,7 @@ def test_a_socket_with_the_same_port_at_another_address_receives_nothing(
             assert arrives(steered.host, protocol, "127.0.0.2", port, sock)
 
 
+@pytest.mark.any_kernel
 def test_publishing_a_port_at_another_address_does_not_disturb_the_first(steered: Street) -> None:
     with steered.published(steered.server, "127.0.0.2:9000:80"):
         before = steered.gangway.relays()
@@ -192,6 +193,7 @@ def test_a_range_that_needs_more_descriptors_than_allowed_is_refused(tmp_path: P
         wait_until(lambda: street.publish(street.server, "10000-10100:10000-10100") == [10000, 10000], "a smaller one")
 
 
+@pytest.mark.any_kernel
 def test_a_port_that_cannot_be_answered_from_is_logged(tmp_path: Path) -> None:
     log, config = tmp_path / "log", tmp_path / "config.toml"
     config.write_text(f"[relay]\nlog = '{log}'\n")

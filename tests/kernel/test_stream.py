@@ -27,6 +27,7 @@ from tests.kernel.ground import (
     crowd_in,
     echo,
     exactly,
+    few_descriptors,
     reset,
     serve_one_by_one,
     site_and_ports,
@@ -308,7 +309,7 @@ def test_nodelay_and_keepalive_are_set_on_both_sides(ports: Ports) -> None:
 
 
 def test_without_descriptors_clients_wait_until_others_end(tmp_path: Path) -> None:
-    with site_and_ports(tmp_path, ("prlimit", "--nofile=64:64"), workers=1) as (site, ports):
+    with site_and_ports(tmp_path, few_descriptors(64), workers=1) as (site, ports):
         port = ports.tcp()
         relay = site.relay()
         clients = crowd_in(port, 40)

@@ -4,6 +4,7 @@ pyroute2 decodes everything: a link has over a hundred values, which takes it on
 containers one look at the host would take a second, and gangway looks often.
 """
 
+import errno
 import socket
 import struct
 from contextlib import suppress
@@ -169,7 +170,12 @@ def _dump(kind: int, request: bytes, strict: bool = False) -> list[memoryview]:
         if strict:
             with suppress(OSError):  # before Linux 4.20
                 sock.setsockopt(netlink.SOL_NETLINK, _STRICT_CHECK, 1)
-        return netlink.listed(sock, netlink.pack_message(kind, netlink.REQUEST | netlink.DUMP, request))
+        try:
+            return netlink.listed(sock, netlink.pack_message(kind, netlink.REQUEST | netlink.DUMP, request))
+        except OSError as error:
+            if error.errno == errno.EAFNOSUPPORT:  # a kernel without the family, which has nothing of it
+                return []
+            raise
 
 
 def _link(body: memoryview) -> Link:

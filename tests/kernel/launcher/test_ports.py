@@ -28,6 +28,7 @@ from tests.kernel.launcher.launchers import (
 )
 
 
+@pytest.mark.any_kernel
 def test_status_is_one_write_and_no_other_process_holds_the_pipe(fresh: tuple[Host, Container], port: int) -> None:
     host, box = fresh
     for _ in range(2):  # the first launcher starts the daemon, the second finds it
@@ -79,6 +80,7 @@ def test_passed_socket(host: Host, box: Container, port: int, kind: str) -> None
     assert is_free(host, port, KINDS[proto])
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("proto", KINDS)
 def test_sigint_frees_the_port_each_time(host: Host, box: Container, port: int, proto: str) -> None:
     for _ in range(10):

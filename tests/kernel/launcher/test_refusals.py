@@ -68,6 +68,7 @@ def test_port_in_use(host: Host, box: Container, port: int, proto: str, family: 
     assert is_free(host, port, KINDS[proto])
 
 
+@pytest.mark.any_kernel
 def test_port_of_another_launcher(host: Host, box: Container, port: int) -> None:
     first = publish(host, box, port)
     reason = refused(host, *flags_for(box, port))
@@ -84,6 +85,7 @@ def test_address_of_another_host(host: Host, box: Container, port: int, address:
     assert reason == f"listen {shown}:{port}: bind: cannot assign requested address"
 
 
+@pytest.mark.any_kernel
 def test_privileged_port_without_the_privilege(host: Host, box: Container) -> None:
     before = ("setpriv", "--bounding-set", "-net_bind_service", "--inh-caps", "-all")
     reason = refused(host, *flags_for(box, 80), before=before)
@@ -99,6 +101,7 @@ def test_sctp_where_the_kernel_has_none(host: Host, box: Container, port: int) -
         assert stop(publish(host, box, port, proto="sctp")) == 0
 
 
+@pytest.mark.any_kernel
 def test_passed_descriptor_must_be_a_socket_of_the_protocol(host: Host, box: Container, port: int) -> None:
     flags = [*flags_for(box, port), "-use-listen-fd"]
     with open("/dev/null") as null, socket.socket(socket.AF_UNIX) as local, bound(host, port, UDP) as udp:
@@ -117,6 +120,7 @@ def test_passed_descriptor_must_be_a_socket_of_the_protocol(host: Host, box: Con
     assert is_free(host, port, UDP)
 
 
+@pytest.mark.any_kernel
 def test_daemon_that_cannot_be_started(fresh: tuple[Host, Container], port: int, tmp_path: Path) -> None:
     host, box = fresh
     lonely = shutil.copy(LAUNCHER, tmp_path)  # no Python beside it
@@ -163,6 +167,7 @@ def test_bad_daemon_settings_are_named(
     assert nothing_is_bound(host)
 
 
+@pytest.mark.any_kernel
 def test_launcher_recovers_when_the_settings_are_corrected(
     fresh: tuple[Host, Container], port: int, with_settings: Callable[..., tuple[str, ...]]
 ) -> None:
