@@ -32,6 +32,7 @@ _MIN_MTU = {4: 68, 6: 1280}  # RFC 791, RFC 8200
 _MAX_MTU = 65535  # net/bridge: ETH_MAX_MTU
 _ETHERNET_MTU = 1500
 _NUMBER = re.compile(r"[0-9]{1,9}")
+_NUMBERS = re.compile(r"[0-9]+(\.[0-9]+)+")
 _MAX_NAME_LENGTH = 128
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{_MAX_NAME_LENGTH - 1}}}")
 _MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 4095  # include/uapi/linux/limits.h; PATH_MAX counts the closing zero
@@ -166,6 +167,34 @@ def parse_address(text: str) -> Address:
     if zone is not None and not (address.is_link_local and is_interface_name(zone)):
         raise InvalidRequest(f"{text!r} is not an IP address: only a link-local address has a zone, an interface")
     return address
+
+
+def without_zone(address: Address) -> Address:
+    """Return an address without its zone, the interface of a link-local one."""
+    return IPv6Address(int(address)) if address.version == 6 else address
+
+
+def parse_exclusion(text: str) -> Address | str:
+    """Read what is excluded from publishing: an address of the host, or the name of an interface, as it is."""
+    try:
+        address = parse_address(text)
+    except InvalidRequest:
+        if is_interface_name(text) and _NUMBERS.fullmatch(text) is None:  # 10.0.0.256 is a mistyped address
+            return text
+    else:
+        if not (address.is_unspecified or address.is_multicast or address != without_zone(address)):
+            return address
+    raise InvalidRequest(f"invalid exclude {text!r}: use an address of this host, without a zone, or an interface")
+
+
+def excluded_addresses(exclude: Iterable[str], found: Iterable[tuple[str, Address]]) -> frozenset[Address]:
+    """Return the addresses at which nothing is published; `found` are the host's, each with its interface's name.
+
+    An address that is named is excluded even while it is not the host's.
+    """
+    named = frozenset(map(parse_exclusion, exclude))
+    addresses = {one for one in named if not isinstance(one, str)}
+    return frozenset(addresses | {without_zone(address) for interface, address in found if interface in named})
 
 
 def is_interface_name(text: str) -> bool:

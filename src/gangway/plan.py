@@ -8,7 +8,7 @@ must not know: how those facts are found, what a rule looks like.
 ports nor on its container, so most mappings share the roads of an earlier one.  A mapping has one host address, hence
 clients of one family: 0.0.0.0 is IPv4's, `::` is IPv6's.
 
-    not published where the client connects     blocked
+    not published where the client connects     blocked; nothing is at an address that `exclude` names
     loopback                                    redirect, if the host can; else relay: the kernel does not route it
     lease                                       relay: Docker writes the rules, and the relay serves what they leave
     no firewall, host's own process and address redirect or relay, as for loopback
@@ -33,18 +33,9 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
+from gangway.facts import FORWARDING_SETTING, Firewall, HostFacts
 from gangway.model import Address, Endpoint, Network, PortMapping, Protocol, Source
 from gangway.reasons import Code, Reason
-
-FORWARDING_SETTING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
-
-
-class Firewall(StrEnum):
-    """What gangway writes its rules with."""
-
-    NFTABLES = "nftables"
-    IPTABLES = "iptables"
-    NONE = "none"
 
 
 class Origin(StrEnum):
@@ -84,58 +75,6 @@ class Route:
     seen_as: SeenAs
     only_at: frozenset[Address] = frozenset()
     """The host addresses whose clients take it instead of the usual route; empty for the usual one."""
-
-
-class Detour(NamedTuple):
-    """An interface of the host whose clients no rule can serve."""
-
-    interface: str
-    family: int
-    addresses: frozenset[Address]  # the host's addresses that clients reach by it
-    reason: Reason
-
-
-class LostSource(NamedTuple):
-    """An address of the host that a policy rule routes: packets from it would not get to a container."""
-
-    address: Address
-    requested: frozenset[Address]  # the host's addresses that its own processes connect to from this one
-    reason: Reason
-
-
-@dataclass(frozen=True)
-class HostFacts:
-    """The facts about the host that decisions depend on.  Families are 4 and 6."""
-
-    firewall: Firewall
-    forwarding: frozenset[int] = frozenset({4, 6})  # families that the kernel forwards
-    may_forward: bool = True  # the daemon may enable forwarding
-    unforwardable: tuple[tuple[int, str], ...] = ()  # families that cannot be forwarded, and why: which sysctl is off
-    switched_on: frozenset[int] = frozenset()  # families that are forwarded because the daemon enabled it
-    forward_droppers: tuple[tuple[int, str], ...] = ()  # other programs' chains, with their family
-    own_bridge: bool = True  # rules also translate connections from the container's own bridge
-    bridge_filtered: frozenset[int] = frozenset()  # families whose bridged frames pass the firewall (br_netfilter)
-    foreign_bridges: tuple[str, ...] = ()  # other programs' bridges whose frames the firewall sees
-    missing_protocols: frozenset[Protocol] = frozenset()  # protocols of which the kernel has no sockets
-    detours: tuple[Detour, ...] = ()
-    lost_sources: tuple[LostSource, ...] = ()
-    answers_elsewhere: frozenset[Address] = frozenset()  # containers' addresses whose answers do not pass the host
-    no_redirect: str = ""  # why sockets cannot be redirected; empty if they can
-    no_steering: str = ""  # why one socket cannot serve many ports; empty if it can
-
-    def dropper(self, family: int) -> str | None:
-        """Return another program's chain that drops forwarded packets of a family; None if there is none."""
-        return next((chain for version, chain in self.forward_droppers if version == family), None)
-
-    def detour_of(self, address: Address) -> Reason | None:
-        """Return why no rule can serve clients of an address that come in by an interface; None if one can."""
-        return next((detour.reason for detour in self.detours if address in detour.addresses), None)
-
-    def exceptional_addresses(self, family: int) -> tuple[Address, ...]:
-        """Return the host's addresses at which some clients may take another road than at the others."""
-        found = {address for detour in self.detours for address in detour.addresses}
-        found |= {address for lost in self.lost_sources for address in (lost.address, *lost.requested)}
-        return tuple(sorted((one for one in found if one.version == family), key=int))
 
 
 @dataclass(frozen=True)
@@ -185,6 +124,11 @@ class MappingPlan:
     def is_nat(self) -> bool:
         """True if rules translate connections of at least one kind of client."""
         return Road.NAT in self.roads.used
+
+    @property
+    def is_blocked(self) -> bool:
+        """True if no client gets there: the host address is excluded."""
+        return self.roads.used == {Road.BLOCKED}
 
     @property
     def is_redirected(self) -> bool:
@@ -295,19 +239,25 @@ def _roads(case: _Case) -> Roads:
 
 def _exceptions(usual: Route, case: _Case) -> Iterator[Route]:
     """Yield the routes of clients that take another road only because of the address that they connect to."""
-    if usual.origin is Origin.LOOPBACK or not case.at.is_unspecified or case.network is None:
+    if not case.at.is_unspecified:
+        return
+    is_loopback, found_excluded = usual.origin is Origin.LOOPBACK, case.facts.excluded_in(case.at.version)
+    excluded = frozenset(one for one in found_excluded if one.is_loopback is is_loopback)
+    if excluded and usual.road is not Road.BLOCKED:
+        yield replace(usual, road=Road.BLOCKED, reason=Reason(Code.EXCLUDED), seen_as=SeenAs.NOBODY, only_at=excluded)
+    if usual.origin is Origin.LOOPBACK or case.network is None:
         return
     found: dict[tuple[Road, Reason, SeenAs], list[Address]] = {}
     for address in case.facts.exceptional_addresses(case.at.version):
         decision = _decide(usual.origin, usual.neighbour, case._replace(at=address))
-        if decision[0] is not usual.road:
+        if decision[0] is not usual.road and address not in excluded:
             found.setdefault(decision, []).append(address)
     for decision, addresses in found.items():
         yield Route(usual.origin, usual.neighbour, *decision, frozenset(addresses))
 
 
 def _decide(origin: Origin, neighbour: bool, case: _Case) -> tuple[Road, Reason, SeenAs]:
-    blocked = _why_blocked(origin, case.at)
+    blocked = _why_blocked(origin, case)
     if blocked is not None:
         return Road.BLOCKED, blocked, SeenAs.NOBODY
     if _is_redirected(origin, case):
@@ -326,8 +276,14 @@ def _decide(origin: Origin, neighbour: bool, case: _Case) -> tuple[Road, Reason,
     return Road.NAT, Reason(Code.TRANSLATED), SeenAs.CLIENT
 
 
-def _why_blocked(origin: Origin, at: Address) -> Reason | None:
-    """Return why nothing is published at the addresses that this origin connects to; None if something is."""
+def _why_blocked(origin: Origin, case: _Case) -> Reason | None:
+    """Return why nothing is published at the addresses that this origin connects to; None if something is.
+
+    Docker has published a lease's address by name, and also serves it by its own rules.
+    """
+    at = case.at
+    if case.network is not None and case.facts.is_excluded(at):
+        return Reason(Code.EXCLUDED)
     if at.is_loopback and origin is not Origin.LOOPBACK:
         return Reason(Code.LOOPBACK_ONLY, str(at))
     if origin is Origin.LOOPBACK and not (at.is_loopback or at.is_unspecified):
@@ -354,7 +310,8 @@ def _is_steered(mapping: PortMapping, facts: HostFacts) -> bool:
     """True if a socket that many ports share can serve the mapping.
 
     The kernel steers by protocol, address and port, and it steers no broadcasts: a single UDP port, which may be
-    published for them, has a socket of its own.  So has a lease, whose launcher owns it.
+    published for them, has a socket of its own.  So has a lease, whose launcher owns it.  If addresses are excluded,
+    other programs have to be able to bind the port there, which a socket at all addresses would prevent.
     """
     return (
         not facts.no_steering
@@ -362,7 +319,11 @@ def _is_steered(mapping: PortMapping, facts: HostFacts) -> bool:
         and mapping.protocol is not Protocol.SCTP
         # On another interface, the same link-local address and port may be another mapping's.
         and not is_link_local(mapping.host_address)
-        and (mapping.protocol is Protocol.TCP or mapping.host_ports.count > 1)
+        and (
+            mapping.protocol is Protocol.TCP
+            or mapping.host_ports.count > 1
+            or (bool(facts.exclude) and mapping.host_address.is_unspecified)
+        )
     )
 
 

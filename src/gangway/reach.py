@@ -6,7 +6,7 @@ A Plan has the routes of a mapping; this narrows them to what one kind of client
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
-from gangway.model import Address, PortMapping, PortRange
+from gangway.model import Address, PortMapping, PortRange, without_zone
 from gangway.plan import MappingPlan, Origin, Road, Route, SeenAs, is_link_local
 from gangway.reasons import Code, Reason
 
@@ -41,15 +41,18 @@ def routes_past(published: Collection[PortMapping], address: Address, origin: Or
 def routes_at(planned: MappingPlan, host_address: Address) -> Iterator[Route]:
     """Yield the routes of clients that connect to `host_address`, one of the mapping's: where it is link-local, nat and
     redirect become relay."""
-    special = {(route.origin, route.neighbour): route for route in planned.routes if host_address in route.only_at}
+    at = without_zone(host_address)
+    special = {(route.origin, route.neighbour): route for route in planned.routes if at in route.only_at}
     for route in planned.routes:
         if route.only_at:
             continue
-        if route.road in (Road.NAT, Road.REDIRECT) and is_link_local(host_address):
+        if (exception := special.get((route.origin, route.neighbour))) is not None:
+            yield exception
+        elif route.road in (Road.NAT, Road.REDIRECT) and is_link_local(host_address):
             reason = Reason(Code.LINK_LOCAL, str(host_address))
             yield replace(route, road=Road.RELAY, reason=reason, seen_as=SeenAs.GATEWAY)
         else:
-            yield special.get((route.origin, route.neighbour), route)
+            yield route
 
 
 def origins_reaching(host_address: Address) -> tuple[Origin, ...]:

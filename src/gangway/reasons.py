@@ -27,6 +27,7 @@ class Code(StrEnum):
     OWN_LOOPBACK = "own_loopback"  # a client elsewhere reaches its own loopback, not the host's: the address
     LOOPBACK_ONLY = "loopback_only"  # published on a loopback address: that address
     ELSEWHERE = "elsewhere"  # published on an address that the client does not connect to: that address
+    EXCLUDED = "excluded"  # the setting `exclude` leaves the address to other programs: empty
     ISOLATED = "isolated"  # the bridge isolates its containers, and nothing is translated within it: the bridge
     NO_SOCKETS = "no_sockets"  # the kernel has no sockets of the protocol, so there is no relay: the protocol
     LEASE = "lease"  # Docker's own rules may carry it first; what they leave is relayed: empty

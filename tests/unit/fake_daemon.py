@@ -18,6 +18,7 @@ from gangway.ebpf.keys import PortBlock, Target, blocks
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
 from gangway.errors import GangwayError, HostRefused, Unsupported
+from gangway.facts import Firewall, HostFacts
 from gangway.firewall.base import Driver
 from gangway.host.connected import Redirected
 from gangway.host.forwarding import ForwardingSwitch
@@ -26,7 +27,7 @@ from gangway.host.reserved_ports import ReservedPorts
 from gangway.host.rule_notices import RuleNotices
 from gangway.host.saved_settings import SavedSettings
 from gangway.log import Log
-from gangway.plan import Firewall, HostFacts, MappingPlan, Plan
+from gangway.plan import MappingPlan, Plan
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.executor import Executor
@@ -89,6 +90,9 @@ class FakeRelay:
     def is_running(self) -> bool:
         return self._running
 
+    def exclude(self, addresses: Sequence[str]) -> None:
+        self._calls.record("relay.exclude")
+
     def stop(self) -> None:
         self._calls.record("relay.stop")
 
@@ -141,6 +145,9 @@ class FakeRedirect(Redirect):
     def set_own_addresses(self, addresses: Callable[[], Collection[str]]) -> None:
         self._calls.record("redirect.set_own_addresses")
 
+    def exclude(self, addresses: Collection[str]) -> None:
+        self._calls.record("redirect.exclude")
+
     def reattach(self) -> None:
         self._calls.record("redirect.reattach")
 
@@ -156,6 +163,9 @@ class FakeSteering(Steering):
 
     def start(self) -> None:
         self._calls.record("steering.start")
+
+    def exclude(self, addresses: Collection[str]) -> None:
+        self._calls.record("steering.exclude")
 
     def entries(self) -> dict[PortBlock, bool]:
         return dict(self.steered)

@@ -80,6 +80,7 @@ class Server:
         self.has_connections = False
         """Withdrawn ports still have connections: `end_connections` ends them."""
         self._withdrawn: list[Callable[[], None]] = []
+        self.excluded: list[str] = []
         self.log_files: list[int] = []
         """The inodes of the log files that were to be used."""
 
@@ -87,6 +88,9 @@ class Server:
         self.fail()
         self.ports.append(PublishedPort(backend, sock))
         return self.ports[-1]
+
+    def exclude(self, addresses: Sequence[str]) -> None:
+        self.excluded = list(addresses)
 
     def use_log(self, fd: int) -> None:
         self.log_files.append(os.fstat(fd).st_ino)

@@ -9,9 +9,9 @@ import pytest
 
 from gangway.ebpf.steering import Steering
 from gangway.errors import Conflict, PortInUse, Unsupported
+from gangway.facts import HostFacts
 from gangway.host import sockets
 from gangway.model import parse_port
-from gangway.plan import HostFacts
 from gangway.relay.protocol import HostPorts
 from gangway.state.allocate import Allocation
 from gangway.state.port_index import PortIndex

@@ -2,9 +2,9 @@
 
 from hypothesis import given
 
+from gangway.facts import HostFacts
 from gangway.firewall.nft.answers import Answers
 from gangway.model import PortMapping, Protocol
-from gangway.plan import HostFacts
 from tests.unit.samples import APART, FACTS, mapping, planned, whole
 
 ANY = planned(mapping("0.0.0.0", "8000", "80"))

@@ -8,9 +8,9 @@ import pytest
 from gangway.daemon.doctor import checks
 from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf import requirements
+from gangway.facts import Firewall, HostFacts
 from gangway.host import connected, conntrack, probe
 from gangway.model import Protocol
-from gangway.plan import Firewall, HostFacts
 from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.observe import Tools
 from tests.unit.fake_host import FakeGuard

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gangway.errors import Conflict, HostRefused
+from gangway.facts import Firewall, HostFacts
 from gangway.firewall.base import Driver
 from gangway.firewall.choice import driver_for
 from gangway.firewall.iptables import driver
@@ -14,7 +15,6 @@ from gangway.firewall.iptables.driver import IptablesDriver
 from gangway.firewall.nft.driver import NftDriver
 from gangway.host.rule_notices import RuleNotices
 from gangway.host.saved_settings import SavedSettings
-from gangway.plan import Firewall, HostFacts
 from tests.unit.fake_host import FakeGuard, FakeStorage
 from tests.unit.fake_iptables import Kernel, bare, restore, rules, save
 from tests.unit.samples import mapping, planned, whole

@@ -13,20 +13,11 @@ from hypothesis import strategies as st
 from gangway.cli.views import explanation
 from gangway.daemon.messages import ExplainAnswer, MappingAnswer, RouteAnswer
 from gangway.ebpf.keys import PortBlock, Target
+from gangway.facts import Detour, Firewall, HostFacts, LostSource
 from gangway.firewall.iptables import render as iptables
 from gangway.firewall.nft import render as nftables
 from gangway.model import Network, PortMapping, Protocol, any_address
-from gangway.plan import (
-    Detour,
-    Firewall,
-    HostFacts,
-    LostSource,
-    MappingPlan,
-    Origin,
-    Road,
-    Route,
-    SeenAs,
-)
+from gangway.plan import MappingPlan, Origin, Road, Route, SeenAs
 from gangway.reach import origins_reaching, routes_past, routes_to
 from gangway.reasons import Code, Reason
 from gangway.reconcile.dataplane import DataPlane
@@ -83,6 +74,12 @@ EXAMPLES: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
         HOST,
         WEB,
         replace(NFTABLES, detours=(Detour("up0", 4, frozenset({HOST4}), OFF),)),
+    ),
+    Code.EXCLUDED: (
+        mapping("0.0.0.0", "8000", "80"),
+        HOST,
+        WEB,
+        replace(NFTABLES, exclude=(HOST,), excluded=frozenset({HOST4})),
     ),
     Code.SOURCE_ROUTED: (
         mapping(HOST, "8000", "80"),

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gangway.facts import HostFacts
 from gangway.firewall.iptables.render import (
     Table,
     batch,
@@ -18,7 +19,7 @@ from gangway.firewall.iptables.render import (
     with_mappings,
 )
 from gangway.model import Network, PortMapping
-from gangway.plan import HostFacts, Plan
+from gangway.plan import Plan
 from tests.unit.fake_iptables import Kernel, bare, restore, rules, save
 from tests.unit.samples import APART, FACTS, FOUR, INNER, IPTABLES, NETWORKS, WEB, mapping, whole
 

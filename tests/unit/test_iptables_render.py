@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gangway.facts import Firewall, HostFacts
 from gangway.firewall.iptables.render import (
     Table,
     are_listed,
@@ -18,7 +19,7 @@ from gangway.firewall.iptables.render import (
     render,
 )
 from gangway.model import Endpoint, Network, PortMapping
-from gangway.plan import Firewall, HostFacts, Origin, Plan, Road, assemble, plan_mapping
+from gangway.plan import Origin, Plan, Road, assemble, plan_mapping
 from tests.unit.golden import FOLDER, assert_golden
 from tests.unit.samples import APART, BACK, FACTS, FORMS, FOUR, INNER, IPTABLES, NETWORKS, WEB, mapping, planned, whole
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gangway.facts import Firewall, HostFacts
 from gangway.firewall.nft.answers import Answers
 from gangway.firewall.nft.render import (
     Features,
@@ -18,7 +19,7 @@ from gangway.firewall.nft.render import (
 )
 from gangway.firewall.nft.transaction import MOST_ELEMENTS, TABLE
 from gangway.model import Network, PortMapping, Protocol
-from gangway.plan import Firewall, HostFacts, MappingPlan, Plan, Road
+from gangway.plan import MappingPlan, Plan, Road
 from tests.unit.golden import assert_golden
 from tests.unit.samples import (
     APART,

@@ -5,15 +5,9 @@ from ipaddress import ip_address
 
 import pytest
 
+from gangway.facts import Firewall, HostFacts
 from gangway.model import Network, Protocol
-from gangway.plan import (
-    Firewall,
-    HostFacts,
-    MappingPlan,
-    Origin,
-    Road,
-    SeenAs,
-)
+from gangway.plan import MappingPlan, Origin, Road, SeenAs
 from gangway.reach import origins_reaching, routes_at
 from gangway.reasons import Code, Reason
 from tests.unit.samples import (

@@ -6,18 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gangway.facts import Firewall, HostFacts
 from gangway.model import Address, Network, PortMapping, Protocol
-from gangway.plan import (
-    Firewall,
-    HostFacts,
-    Origin,
-    Road,
-    SeenAs,
-    assemble,
-    plan_mapping,
-    plan_network,
-    why_not_routed,
-)
+from gangway.plan import Origin, Road, SeenAs, assemble, plan_mapping, plan_network, why_not_routed
 from gangway.reach import routes_at
 from tests.unit.samples import (
     APART,

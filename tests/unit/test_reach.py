@@ -5,8 +5,9 @@ from ipaddress import ip_address
 
 import pytest
 
+from gangway.facts import Detour, Firewall, HostFacts, LostSource
 from gangway.model import PortMapping
-from gangway.plan import Detour, Firewall, HostFacts, LostSource, Origin, Road, Route, SeenAs
+from gangway.plan import Origin, Road, Route, SeenAs
 from gangway.reach import routes_past, routes_to
 from gangway.reasons import Code, Reason
 from tests.unit.samples import IPTABLES, NFTABLES, NONE, WEB, mapping, planned

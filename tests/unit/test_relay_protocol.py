@@ -13,6 +13,7 @@ from gangway.relay import protocol
 from gangway.relay.protocol import (
     CountShared,
     Destination,
+    Exclude,
     GetHeld,
     Hello,
     Hold,
@@ -60,6 +61,7 @@ KINDS: dict[type, st.SearchStrategy[Request]] = {
     CountShared: st.builds(CountShared),
     Hold: st.builds(Hold, NAMES, st.integers(0, protocol.MAX_DESCRIPTORS)),
     GetHeld: st.builds(GetHeld, NAMES),
+    Exclude: st.builds(Exclude, st.integers(0, 1 << 17), st.lists(ADDRESSES).map(tuple)),
     Lease: st.builds(Lease, NAMES, st.builds(Destination, ADDRESSES, PORT_NUMBERS)),
 }
 REQUESTS = st.one_of(*KINDS.values())

@@ -15,6 +15,7 @@ from gangway.relay.protocol import (
     PAGE,
     CountShared,
     Destination,
+    Exclude,
     GetHeld,
     Hold,
     HostPorts,
@@ -204,6 +205,12 @@ def test_held_descriptors_are_replaced_under_their_name(daemon: Daemon, fds: lis
     assert daemon.ask(Hold("some", count), *fds[:count]) == "ok"
     assert (daemon.held("some"), daemon.held("other")) == (inodes(fds[:count]), inodes([fds[3]]))
     assert fd_count() == before + count
+
+
+def test_excluded_addresses_are_replaced_from_an_offset_on(relay: Relay, daemon: Daemon) -> None:
+    for offset, addresses, found in ((0, ["a", "b"], "ab"), (2, ["c"], "abc"), (0, [], "")):
+        assert daemon.ask(Exclude(offset, tuple(f"fd00::{one}" for one in addresses))) == "ok"
+        assert relay.server.excluded == [f"fd00::{one}" for one in found]
 
 
 def test_log_file_is_used_and_not_held(relay: Relay, daemon: Daemon, fds: list[int]) -> None:

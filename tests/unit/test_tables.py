@@ -5,8 +5,9 @@ import pytest
 
 from gangway.cli.views import columns, print_checks, print_mappings, print_network, print_networks, roads
 from gangway.daemon.messages import MappingAnswer, NetworkAnswer
+from gangway.facts import Firewall, HostFacts
 from gangway.model import Protocol
-from gangway.plan import Firewall, HostFacts, Origin
+from gangway.plan import Origin
 from tests.unit.samples import BACK, INNER, NONE, WEB, endpoint, lease, mapping, planned
 
 

@@ -205,6 +205,9 @@ _CHAINS = _option("--chain-prefix", "The name of iptables chains; DOCKER for Doc
 _COMMAND = _option("command", "The command and its arguments.", "COMMAND", nargs=argparse.PARSER)
 _CONFIG = _option("--config", "The settings, instead of /etc/gangway/gangway.toml.", "FILE", type=_not_empty)
 _CONTAINER = _option("container", "A name of ip-netns, a path, or pid:PID.", "CONTAINER", type=_container)
+_EXCLUDE = _option(
+    "--exclude", "Publish nothing at this address, or at those of this interface.", "ADDRESS|IFACE", action="append"
+)
 _FILE = _option("file", "/etc/gangway/gangway.toml if left out.", "FILE", nargs="?", type=_not_empty)
 _FIREWALL = _option("--firewall", "What the rules are written with (auto).", "auto|nftables|iptables|none")
 _FROM = _option("--from", "Only clients from there.", choices=views.ORIGINS)
@@ -271,7 +274,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "doctor": _request("GET /doctor", (), "Show what this host supports, and what it does not.", views.print_checks),
     "run": (run, (_RUN_NAME, _NETWORK, _ANY_PORTS, _SOCKET, _COMMAND)),
-    "daemon": (daemon, (_FIREWALL, _NO_FORWARD, _CHAINS, _STATE, _CONFIG, _SOCKET)),
+    "daemon": (daemon, (_FIREWALL, _NO_FORWARD, _EXCLUDE, _CHAINS, _STATE, _CONFIG, _SOCKET)),
     "config check": (check_config, (_FILE,)),
 }
 """Each command's function, which is called with the values of its options, and those options.  The function's docstring

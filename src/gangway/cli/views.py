@@ -50,6 +50,7 @@ _REASONS = {
     "own_bridge": "Docker's layout does not translate traffic from {fact}, the container's own bridge: the relay "
     "answers.",
     "loopback_only": "The port is published on the loopback address {fact} only.",
+    "excluded": "The daemon's setting `exclude` leaves this address to other programs.",
     "elsewhere": "The port is published on {fact} only.",
     "isolated": "The network is --no-icc and br_netfilter handles one family only.  So the bridge {fact} itself "
     "isolates the containers, and traffic between them is not translated: the relay answers.",

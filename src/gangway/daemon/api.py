@@ -30,9 +30,9 @@ from gangway.daemon.messages import (
     RouteAnswer,
 )
 from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest, PortInUse, TimedOut, Unsupported
+from gangway.facts import Firewall
 from gangway.log import Log
 from gangway.model import PortRange, Protocol, Source, parse_address
-from gangway.plan import Firewall
 from gangway.reconcile.changes import ANSWERS_ELSEWHERE
 from gangway.state.requests import Requests
 

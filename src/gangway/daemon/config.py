@@ -9,6 +9,7 @@ import msgspec
 
 from gangway.errors import InvalidRequest
 from gangway.log import unusable
+from gangway.model import parse_exclusion
 from gangway.relay.settings import Settings, checked
 
 SETTINGS = Path("/etc/gangway/gangway.toml")
@@ -40,6 +41,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     state: str = ""  # the database's path; empty: it depends on the network namespace and the socket
     group: str = ""
     """The group that may use the API socket; empty: `gangway` if there is such a group, else root only."""
+    exclude: tuple[str, ...] = ()
+    """Addresses of the host, and interfaces, at whose addresses nothing is published."""
     relay: dict[str, Any] = {}  # the relay's settings: `gangway.relay.settings`
     docker: Docker = Docker()  # the container engine
 
@@ -60,6 +63,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
 
     def __post_init__(self) -> None:
         _ = self.group_id
+        for text in self.exclude:
+            parse_exclusion(text)
         log = self.relay_settings.log
         if reason := unusable(log):
             raise InvalidRequest(f"relay: log cannot be written to {log!r}: {reason}")

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator
 
 from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf import requirements
+from gangway.facts import FORWARDING_SETTING, Firewall, HostFacts
 from gangway.firewall.nat_guard import NatGuard
 from gangway.host import connected, conntrack, probe, sysctl
 from gangway.limits import Level, Usage, describe, level
 from gangway.model import Protocol
-from gangway.plan import FORWARDING_SETTING, Firewall, HostFacts
 from gangway.reconcile.changes import ANSWERS_ELSEWHERE, UNFORWARDABLE, said_of
 from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.observe import Tools

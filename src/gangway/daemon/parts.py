@@ -13,6 +13,7 @@ from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
 from gangway.errors import GangwayError
+from gangway.facts import Firewall
 from gangway.firewall.base import Driver
 from gangway.firewall.choice import driver_for
 from gangway.firewall.nat_guard import NatGuard
@@ -24,7 +25,6 @@ from gangway.host.saved_settings import SavedSettings
 from gangway.host.usage import usages
 from gangway.limits import LimitWatch, Usage
 from gangway.log import Log, open_file
-from gangway.plan import Firewall
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.dataplane import TW_REUSE, WITHOUT_TW_REUSE, DataPlane
 from gangway.reconcile.executor import Executor
@@ -65,6 +65,7 @@ class Parts:
         self._controller = controller = Controller(
             self.observer, registry, executor, self._reserved_ports, self._driver_for, log
         )
+        controller.update_addresses()
         former_flows = partial(executor.delete_flows, former=True)
         leases = Leases(registry.index, self.dataplane, self.observer.lease_facts, former_flows)
         self.requests = Requests(controller, registry, executor, leases)

@@ -16,7 +16,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from ctypes import byref, c_char_p, c_long, c_size_t, c_uint32
 from pathlib import Path
@@ -108,6 +108,15 @@ class LoadedObject:
             former = key.raw
             found.append(former)
         return found
+
+    def set_keys(self, name: str, keys: Collection[bytes], key_bytes: int) -> None:
+        """Make a map of one-byte flags have these keys and no others.  HostRefused: the kernel refused one."""
+        there = set(self.keys(name, key_bytes))
+        for former in there.difference(keys):
+            self.delete(name, former)
+        for key in keys:
+            if key not in there:
+                self.update(name, key, b"\1")
 
     def entries(self, name: str, key_bytes: int, value_bytes: int) -> Iterator[tuple[bytes, bytes]]:
         """Return all entries of a hash table, which are read with few calls however many there are."""

@@ -7,11 +7,12 @@ The relay outlives the daemon, so it holds the links: the next daemon gets them 
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from threading import RLock
 from typing import Protocol
 
+from gangway.ebpf import keys
 from gangway.ebpf.keys import PortBlock
 from gangway.ebpf.port_map import PortMap
 from gangway.errors import HostRefused, Unsupported
@@ -48,6 +49,8 @@ class Program(ABC):
         self._relay, self._name = relay, name
         self._lock = RLock()  # it is not held while the kernel's table of sockets is read
         self._map: PortMap | None = None
+        self.excluded: Collection[str] | None = None
+        """The addresses at which nothing is published; None: those that the former daemon has excluded."""
 
     def is_attached(self) -> bool:
         """Return False if another program has detached it; True also if it is unavailable."""
@@ -63,12 +66,19 @@ class Program(ABC):
             self._map = None
             try:
                 self._map = self._load(former.loaded.links)
+                self._update_excluded()
             except (Unsupported, HostRefused) as error:
                 self.unavailable = str(error)
                 raise
             finally:
                 self._hand_over()
                 former.close()
+
+    def exclude(self, addresses: Collection[str]) -> None:
+        """Leave these addresses alone from now on, in place of those before.  HostRefused: the kernel refused one."""
+        with self._lock:
+            self.excluded = addresses
+            self._update_excluded()
 
     def remove(self, blocks: Iterable[PortBlock]) -> None:
         """Remove entries, as far as they exist."""
@@ -95,12 +105,18 @@ class Program(ABC):
         former_links = self._relay.held(self._name)
         try:
             self._map = self._load(former_links)
+            self._update_excluded()
         except (Unsupported, HostRefused) as error:
             self.unavailable = str(error)
         finally:
             for link in former_links:
                 os.close(link)
         self._hand_over()
+
+    def _update_excluded(self) -> None:
+        if self._map is not None and self.excluded is not None:
+            packed = frozenset(map(keys.pack_address, self.excluded))
+            self._map.loaded.set_keys("excluded", packed, keys.ADDRESS_BYTES)
 
     def _hand_over(self) -> None:
         """Let the relay hold the links, or release the former ones."""

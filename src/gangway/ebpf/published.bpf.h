@@ -59,6 +59,18 @@ struct {                                           /* for each auto-bound port (
     __type(value, __u32);
 } auto_bound SEC(".maps");
 
+struct {                                           /* addresses of the host at which nothing is published */
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, 1 << 14);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, struct address);
+    __type(value, __u8);
+} excluded SEC(".maps");
+
+static inline bool is_excluded(const struct address *address) {
+    return bpf_map_lookup_elem(&excluded, address);
+}
+
 /* Whether any entry includes the port: for most packets and calls this is the only lookup. */
 static __always_inline bool is_counted(__u32 row, __u32 port) {
     __u8 *count = bpf_map_lookup_elem(&port_counts, &row);

@@ -21,7 +21,7 @@ OBJECT = ObjectFile(
     path=Path(__file__).with_name("redirect.bpf.o"),
     maps=(
         *("port_counts", "targets", "requested_tcp", "requested_udp", "unconnected", "other_ports"),
-        *("own_addresses", "auto_bound"),
+        *("own_addresses", "auto_bound", "excluded"),
     ),
     cgroup_programs=(
         *(f"{hook}{family}" for hook in ("connect", "sendmsg", "recvmsg", "getpeername") for family in "46"),
@@ -107,11 +107,7 @@ class Redirect(Program):
         own = frozenset(map(pack_address, filter(_can_be_redirected, addresses())))
         with self._lock:
             if own != self._own_addresses:
-                loaded = self._require().loaded
-                for former in set(loaded.keys("own_addresses", keys.ADDRESS_BYTES)) - own:
-                    loaded.delete("own_addresses", former)
-                for address in own:
-                    loaded.update("own_addresses", address, b"\1")
+                self._require().loaded.set_keys("own_addresses", own, keys.ADDRESS_BYTES)
                 self._own_addresses = own
 
     def _load(self, former_links: Sequence[int]) -> PortMap:

@@ -15,7 +15,8 @@
  *
  * Without a socket, another program could bind the port.  So bind(2) runs a program, too (BPF_PROG_TYPE_CGROUP_SOCK_ADDR at the
  * root of the cgroups), which returns EADDRINUSE where a socket would have been in conflict: at the published address, at the
- * unspecified address, or at any address if all are published.
+ * unspecified address, or at any address if all are published.  Addresses in `excluded` are neither steered nor refused: there,
+ * other programs serve the port.
  *
  * A program that lets the kernel choose a port (bind() to port 0, or sendto() without bind()) may get a published one all the
  * same: a setting prevents that (host/reserved_ports.py), but not if nearly all ports to choose from are published.  Such a port
@@ -102,6 +103,7 @@ int steer(struct bpf_sk_lookup *ctx) {
     barrier_var(local_ip4);                        /* or the compiler computes a pointer to one of the two, which the verifier rejects */
     struct address at = map_ipv4(local_ip4);
     if (is_ipv6) at = (struct address){ { ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2], ctx->local_ip6[3] } };
+    if (is_excluded(&at)) return SK_PASS;
     if (find_state(is_udp, &at, bpf_htons(port)) != SERVED || is_auto_bound(is_udp, port)) return SK_PASS;
     struct bpf_sock *sk = bpf_map_lookup_elem(&relay_sockets, &row);
     if (!sk) return SK_PASS;
@@ -112,7 +114,7 @@ int steer(struct bpf_sk_lookup *ctx) {
 
 /* Whether a socket for the published port would be in conflict with a bind(). */
 static bool is_in_conflict(bool is_udp, const struct address *at, __be16 port) {
-    if (!is_counted(row_of(is_udp, !is_ipv4(at)), bpf_ntohs(port))) return false;
+    if (!is_counted(row_of(is_udp, !is_ipv4(at)), bpf_ntohs(port)) || is_excluded(at)) return false;
     return is_unspecified(at) || find_state(is_udp, at, port);
 }
 

@@ -28,7 +28,7 @@ from gangway.host import sockets
 
 OBJECT = ObjectFile(
     path=Path(__file__).with_name("steering.bpf.o"),
-    maps=("port_counts", "published", "relay_sockets", "relay_binding", "auto_bound", "bind_states"),
+    maps=("port_counts", "published", "relay_sockets", "relay_binding", "auto_bound", "bind_states", "excluded"),
     cgroup_programs=("bind4", "bind6", "post_bind4", "post_bind6", "sendmsg4", "sendmsg6", "release"),
     netns_programs=("steer",),
 )
@@ -86,16 +86,20 @@ class Steering(Program):
         with self._lock:
             is_known = all(map(self._require().lookup, wanted))
         if not is_known:
-            # A single port is held by a socket meanwhile; a range's address is only checked.
-            with sockets.bind_port(protocol, address, first if first == last else 0) as held:
-                if first != last:
+            # A single port is held by a socket meanwhile; a range's address is only checked.  So is a single port's if
+            # another program may have the port at an excluded address.
+            excluded = self.excluded
+            is_held = first == last and not excluded
+            with sockets.bind_port(protocol, address, first if is_held else 0) as held:
+                if not is_held:
                     held.close()
                 with self._lock:
                     port_map = self._require()
                     added = [block for block in wanted if port_map.lookup(block) is None]
                     port_map.update(dict.fromkeys(added, RESERVED))
                 try:
-                    port = sockets.first_port_in_use(protocol, address, first, last) if first != last else None
+                    found = None if is_held else sockets.first_port_in_use(protocol, address, first, last, excluded)
+                    port = found
                     if port is not None:
                         raise PortInUse(sockets.describe_holder(protocol, address, port))
                 except GangwayError:

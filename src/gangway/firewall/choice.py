@@ -1,5 +1,6 @@
 """The choice of a driver."""
 
+from gangway.facts import Firewall
 from gangway.firewall.base import Driver
 from gangway.firewall.iptables import driver as iptables
 from gangway.firewall.nat_guard import NatGuard
@@ -7,7 +8,6 @@ from gangway.firewall.nft import driver as nft
 from gangway.firewall.nft.library import Nftables
 from gangway.host.rule_notices import RuleNotices
 from gangway.host.saved_settings import SavedSettings, Storage
-from gangway.plan import Firewall
 
 
 def driver_for(

@@ -10,7 +10,7 @@ bound and not connected (a state of its own since Linux 6.8), and of UDP sockets
 
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -73,10 +73,15 @@ def require_no_broadcast(address: str) -> None:
             raise InvalidRequest(f"{address} is a broadcast address: publish on an address of this host")
 
 
-def first_port_in_use(protocol: str, address: str, first: int, last: int) -> int | None:
-    """Return the first port of a range with a socket that conflicts with one at `address`; None if there is none."""
-    ports = (port for port, at in _bound(protocol, address) if first <= port <= last and _conflict(at, address))
-    return min(ports, default=None)
+def first_port_in_use(
+    protocol: str, address: str, first: int, last: int, excluded: Collection[str] | None = None
+) -> int | None:
+    """Return the first port of a range with a socket that conflicts with one at `address`; None if there is none.
+
+    Sockets at `excluded` addresses do not.
+    """
+    found = ((port, at) for port, at in _bound(protocol, address) if at not in (excluded or ()))
+    return min((port for port, at in found if first <= port <= last and _conflict(at, address)), default=None)
 
 
 def bound_ports(protocol: str) -> frozenset[int]:

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 
+from gangway.facts import FORWARDING_SETTING, HostFacts
 from gangway.model import Protocol
-from gangway.plan import FORWARDING_SETTING, HostFacts, MappingPlan, Plan
+from gangway.plan import MappingPlan, Plan
 from gangway.reasons import Code, Reason
 
 UNFORWARDABLE = "clients elsewhere are relayed, and containers reach no other network (IPv{})"
@@ -12,7 +13,7 @@ ANSWERS_ELSEWHERE = (
 )
 
 
-_REROUTING = ("detours", "lost_sources", "answers_elsewhere", "unforwardable")
+_REROUTING = ("detours", "lost_sources", "answers_elsewhere", "unforwardable", "excluded")
 
 
 def changes(before: HostFacts, now: HostFacts, plan: Plan | None) -> Iterable[str]:
@@ -34,6 +35,9 @@ def changes(before: HostFacts, now: HostFacts, plan: Plan | None) -> Iterable[st
             yield f"clients that come in by {detour.interface} are no longer relayed because {said_of(detour.reason)}"
     for address in sorted(now.answers_elsewhere - before.answers_elsewhere, key=str):
         yield f"container address {address}: {ANSWERS_ELSEWHERE}"
+    for address in sorted(before.excluded ^ now.excluded, key=str):
+        what = "excluded: nothing is published there" if address in now.excluded else "no longer excluded"
+        yield f"address {address} is {what}"
     if before.firewall is not now.firewall:
         yield f"switching to {now.firewall}: another program's chain drops forwarded traffic"
 

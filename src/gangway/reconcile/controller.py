@@ -14,11 +14,12 @@ from enum import Enum, auto
 from functools import partial
 
 from gangway.errors import GangwayError, HostRefused, TimedOut, leaves
+from gangway.facts import Firewall, HostFacts
 from gangway.firewall.base import Driver
 from gangway.host.reserved_ports import ReservedPorts
 from gangway.log import Log
 from gangway.model import Address
-from gangway.plan import Firewall, HostFacts, MappingPlan
+from gangway.plan import MappingPlan
 from gangway.reconcile import orphans, repairs
 from gangway.reconcile.changes import changes, is_rerouted, now_unforwardable, translated_udp
 from gangway.reconcile.dataplane import Reserved
@@ -58,8 +59,7 @@ class Controller:
         self._facts: HostFacts | None = None
         self._relay_exits = 0  # how many relays had exited when everything was compared last
         self._failures: set[str] = set()  # what has failed since the last comparison began, as it was logged
-        self._former_failures: set[str] = set()
-        """The same of the comparison before: what fails again is not logged again."""
+        self._former_failures: set[str] = set()  # of the comparison before: what fails again is not logged again
 
     @property
     def facts(self) -> HostFacts:
@@ -133,7 +133,7 @@ class Controller:
         """Record that the rules of the registry's plan are applied, and gather the facts that this has changed."""
         if self._condition is Condition.UNKNOWN:
             self._condition = Condition.APPLIED
-        self._update_own_addresses()
+        self.update_addresses()
         before, self._facts = self.facts, self._gather()
         self._log_unforwardable(before)
         if is_rerouted(before, self._facts):  # since the rules were written
@@ -146,6 +146,7 @@ class Controller:
         """Repair what another program has changed; `since_s` is the monotonic time at which the kernel notified us."""
         if thorough:
             self._reattach()  # leases need that, too
+        self.update_addresses()
         if not self._registry.networks:
             if self._has_lost_relay():
                 self._log_restart(self._executor.dataplane.relay.exits)
@@ -155,7 +156,6 @@ class Controller:
             self._attempt(self._executor.dataplane.steering.reclaim_auto_bound)
         self._look_at_chains(thorough)
         self._observer.routing(anew=True)
-        self._update_own_addresses()
         self.reap_dead_containers()
         if (
             self._condition in (Condition.RETRYING, Condition.DIRTY)
@@ -220,6 +220,7 @@ class Controller:
 
     def reload(self) -> None:
         """Decide by other settings.  Unsupported: the firewall that they name cannot be used."""
+        self.update_addresses()
         _ = self._gather()
         if self._registry.networks:
             self.check()
@@ -367,9 +368,7 @@ class Controller:
             return True
         if not self._executor.driver.is_intact(self._registry.plan, thorough):
             return True
-        if thorough and not self._reserved_ports.is_intact():
-            return True
-        if self._observer.routing().closed_bridges:
+        if self._observer.routing().closed_bridges or (thorough and not self._reserved_ports.is_intact()):
             return True
         wanted = self._registry.links()
         found = self._observer.found_links(wanted, changed_only=True, thorough=thorough)
@@ -381,8 +380,10 @@ class Controller:
         mappings = self._registry.mappings() if lost else ()
         return [planned for planned in mappings if any(ports in lost for ports, _ in ports_of(planned))]
 
-    def _update_own_addresses(self) -> None:
+    def update_addresses(self) -> None:
+        """Find out which addresses are the host's own and which are excluded, for all roads but nat."""
         self._attempt(lambda: self._executor.dataplane.redirect.set_own_addresses(self._executor.links.addresses))
+        self._attempt(lambda: self._executor.dataplane.exclude(self._observer.excluded(anew=True)))
 
     def _attempt(self, call: Callable[[], object]) -> bool:
         """Try something; True if it was done.  A failure is logged, unless the last attempt failed the same way."""

@@ -17,6 +17,7 @@ from gangway.errors import GangwayError, HostRefused
 from gangway.host import connected, sockets
 from gangway.host.saved_settings import SavedSettings
 from gangway.inet import format_host
+from gangway.model import Address
 from gangway.plan import MappingPlan
 from gangway.reconcile.repairs import relay_restarted
 from gangway.reconcile.state import State, redirects_of
@@ -65,6 +66,13 @@ class DataPlane:
             steered=steered,
             redirects={block: to for block, to in redirects.items() if block not in leased},
         )
+
+    def exclude(self, addresses: Iterable[Address]) -> None:
+        """Serve nobody at these addresses from now on: no redirect, no steering, no relay."""
+        texts = sorted(map(str, addresses))
+        self.redirect.exclude(texts)
+        self.steering.exclude(texts)
+        self.relay.exclude(texts)
 
     def leased(self) -> list[Serve]:
         """Return the leased ports that the relay serves, those of an earlier daemon included."""

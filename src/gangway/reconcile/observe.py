@@ -18,6 +18,7 @@ import msgspec
 
 from gangway.daemon.config import Config
 from gangway.errors import HostRefused, Unsupported
+from gangway.facts import Firewall, HostFacts
 from gangway.firewall.iptables.render import DOCKERS_PREFIX
 from gangway.firewall.iptables.tool import Iptables
 from gangway.firewall.nft import kernel
@@ -25,11 +26,10 @@ from gangway.firewall.nft.library import Nftables
 from gangway.firewall.nft.transaction import TABLE
 from gangway.host import probe, sockets, sysctl
 from gangway.host.links import Link, Links
-from gangway.model import Address, Protocol, is_interface_name
-from gangway.plan import Firewall, HostFacts
+from gangway.model import Address, Protocol, excluded_addresses, is_interface_name
 from gangway.reconcile import observe_links
 from gangway.reconcile.dataplane import DataPlane
-from gangway.reconcile.routing import Routing, read_routing, unwritable_switch
+from gangway.reconcile.routing import Routing, host_addresses, read_routing, unwritable_switch
 from gangway.reconcile.state import State
 from gangway.state.database import Database
 
@@ -112,6 +112,7 @@ class Observer:
         self.tools = Tools()
         self._chains: Chains | None = None
         self._routing: Routing | None = None
+        self._excluded: frozenset[Address] | None = None
         self.answers_elsewhere: dict[str, set[Address]] = {}
         """Containers' addresses whose answers do not pass the host, by container; the controller looks for them."""
 
@@ -160,6 +161,12 @@ class Observer:
             self._routing = read_routing(frozenset(ours), _forwarded())
         return self._routing
 
+    def excluded(self, anew: bool = False) -> frozenset[Address]:
+        """Return the addresses that the setting `exclude` stands for, read `anew` or as last."""
+        if self._excluded is None or anew:
+            self._excluded = excluded_addresses(self._config.exclude, host_addresses() if self._config.exclude else ())
+        return self._excluded
+
     def facts(self, switched_on: frozenset[int]) -> HostFacts:
         """Return the facts as they are now; `switched_on`: the families that we forward.
 
@@ -195,6 +202,8 @@ class Observer:
         """Return the facts that leases depend on: they need no firewall, and each comes with its socket."""
         return HostFacts(
             firewall=Firewall.NONE,
+            exclude=self._config.exclude,
+            excluded=self.excluded(),
             no_redirect=self._dataplane.redirect.unavailable,
             no_steering=self._dataplane.steering.unavailable,
         )

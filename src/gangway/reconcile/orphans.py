@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
+from gangway.facts import Firewall
 from gangway.firewall.base import Driver
 from gangway.host.links import Links
 from gangway.log import Log
-from gangway.plan import Firewall
 from gangway.reconcile.observe import Observer
 
 

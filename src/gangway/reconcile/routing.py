@@ -19,12 +19,12 @@ from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 from gangway.errors import GangwayError
+from gangway.facts import Detour, LostSource
 from gangway.host import dump, netns, sysctl
 from gangway.host.links import attempting
 from gangway.host.sockets import UNREACHABLE
 from gangway.inet import FAMILIES
 from gangway.model import Address, is_interface_name
-from gangway.plan import Detour, LostSource
 from gangway.reasons import Code, Reason
 
 _USUAL_TABLES = (253, 254, 255)  # default, main, local: include/uapi/linux/rtnetlink.h
@@ -65,6 +65,12 @@ def read_routing(bridges: Collection[int], forwarding: Collection[int]) -> Routi
 def unwritable_switch(setting: str, reason: str) -> str:
     """Return the fact of a plan's reason: which switch is off, and why it cannot be turned on."""
     return f"{setting} is off and cannot be written ({reason})"
+
+
+def host_addresses() -> list[tuple[str, Address]]:
+    """Return the host's addresses, each with the name of its interface."""
+    with attempting("list addresses"):
+        return [(_name(ifindex), ip_address(text)) for ifindex, text in dump.interface_addresses()]
 
 
 def answers_elsewhere(namespace: str, addresses: Collection[Address], gateways: Collection[Address]) -> set[Address]:

@@ -51,6 +51,8 @@ def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPorts, Serve]]:
     """Yield what the relay serves for a mapping: the whole range, or each port by a socket of its own."""
     mapping, address = planned.mapping, str(planned.container_address)
     protocol, host_address = mapping.protocol.value, str(mapping.host_address)
+    if planned.is_blocked:
+        return
     if planned.is_steered:
         ports = HostPorts(protocol, host_address, mapping.host_ports.first, mapping.host_ports.last)
         yield ports, Serve(ports, Destination(address, mapping.container_ports.first), Mode.SHARED)
@@ -63,7 +65,7 @@ def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPorts, Serve]]:
 
 def steered_of(planned: MappingPlan) -> Iterator[PortBlock]:
     """Return the blocks of ports of a mapping that are steered to the relay."""
-    return _blocks(planned) if planned.is_steered else iter(())
+    return _blocks(planned) if planned.is_steered and not planned.is_blocked else iter(())
 
 
 def redirects_of(planned: MappingPlan) -> Iterator[tuple[PortBlock, Target]]:

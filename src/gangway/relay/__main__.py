@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -77,6 +77,11 @@ class RelayProcess:
         """Write the log, and have the workers write it, to a file that is open as `fd`."""
         self._log.use(fd)
         self.workers.use_log(fd)
+
+    def exclude(self, addresses: Sequence[str]) -> None:
+        """Serve no new client at these addresses by sockets that are bound to all addresses, and no UDP client."""
+        self.streams.excluded = frozenset(addresses)
+        self._datagrams.exclude(addresses)
 
     def _schedule_end(self) -> None:
         if self._end is not None:

@@ -20,7 +20,7 @@ from typing import IO, NamedTuple
 
 from gangway.errors import HostRefused
 from gangway.relay import protocol
-from gangway.relay.protocol import GetHeld, Hello, Hold, HostPorts, List, ProtocolError, Remove, Serve, Share
+from gangway.relay.protocol import Exclude, GetHeld, Hello, Hold, HostPorts, List, ProtocolError, Remove, Serve, Share
 from gangway.relay.settings import Settings
 from gangway.relay.sockets import peer_credentials, unlink_socket
 
@@ -57,6 +57,7 @@ class RelayClient:
         """How often a relay has exited, or failed: one that was started since serves no port of the earlier one's."""
         self.last_exit: Exit | None = None
         self._held: dict[str, Sequence[int]] = {}
+        self._excluded: tuple[str, ...] | None = None  # None: what the running relay has been told
 
     def connect(self) -> bool:
         """Connect to a running relay; False if there is none."""
@@ -134,6 +135,14 @@ class RelayClient:
             self._held[name] = fds
             if self._channel is not None:
                 self._ask(Hold(name, len(fds)), fds)
+
+    def exclude(self, addresses: Sequence[str]) -> None:
+        """Have this relay and each later one serve nobody at these addresses by sockets at all addresses."""
+        with self._lock:
+            if (excluded := tuple(addresses)) != self._excluded:
+                self._excluded = excluded
+                if self.is_running() and self._channel is not None:
+                    self._exclude(excluded)
 
     def use_log(self, fd: int) -> None:
         """Have the relay write its log to an open file from now on; a relay that starts later opens its own."""
@@ -225,6 +234,12 @@ class RelayClient:
             raise HostRefused(f"the relay failed to start: {reason}")
         for name, fds in self._held.items():
             self.hold(name, fds)
+        if self._excluded:
+            self._exclude(self._excluded)
+
+    def _exclude(self, addresses: tuple[str, ...]) -> None:
+        for offset in range(0, len(addresses) or 1, protocol.EXCLUDED_PAGE):
+            self._ask(Exclude(offset, addresses[offset : offset + protocol.EXCLUDED_PAGE]))
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:

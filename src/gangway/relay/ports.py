@@ -21,7 +21,7 @@ from gangway.inet import FAMILIES, PROTOCOLS
 from gangway.log import Log
 from gangway.relay import protocol
 from gangway.relay.core.loop import READABLE, Loop
-from gangway.relay.protocol import CountShared, GetHeld, Hold, HostPorts, List, Mode, Remove, Serve, Share
+from gangway.relay.protocol import CountShared, Exclude, GetHeld, Hold, HostPorts, List, Mode, Remove, Serve, Share
 from gangway.relay.sockets import Backend, PublishedPort, PublishedRange, family_of
 
 Answer = Callable[[str, Sequence[int]], None]
@@ -50,6 +50,8 @@ class Server(Protocol):
 
     def use_log(self, fd: int) -> None: ...
 
+    def exclude(self, addresses: Sequence[str]) -> None: ...
+
 
 class _Port(NamedTuple):
     served: Serve
@@ -66,6 +68,7 @@ class ServedPorts:
         self._loop, self._server, self._log, self._is_attended, self._emptied = loop, server, log, is_attended, emptied
         self._ports: dict[HostPorts, _Port] = {}
         self._held: dict[str, list[int]] = {}
+        self._excluded: list[str] = []
         self._ownerless: set[HostPorts] = set()
         """Leased ports whose launcher has exited, and that the connected daemon has to remove."""
 
@@ -97,6 +100,9 @@ class ServedPorts:
                     self._server.use_log(fds[0])
                 else:
                     self._held[name], fds[:] = list(fds), self._held.get(name, [])
+            case Exclude(offset, addresses):
+                self._excluded[offset:] = addresses
+                self._server.exclude(self._excluded)
             case GetHeld(name):
                 sent = self._held.get(name, [])
             case _:

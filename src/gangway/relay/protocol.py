@@ -17,6 +17,8 @@ type, the others are its fields.  The first message of a connection carries the 
                       countshared                            how many such sockets there are
                       hold NAME COUNT                        keep COUNT descriptors open, in place of those held before
                       getheld NAME                           answered with those descriptors
+                      exclude OFFSET ADDRESS...              the addresses that nobody is served at, from the one at
+                                                             OFFSET on; all that there were from there on are replaced
     relay → daemon    ok [TEXT]    or    error TEXT          to `list`, TEXT has a line for each port: the words of its
                                                            `serve`; to `hello`, the version; to `countshared`, the
                                                            number
@@ -41,6 +43,8 @@ MAX_ANSWER_BYTES = 1 << 16
 MAX_DESCRIPTORS = 32
 PAGE = 200
 """Ports in one answer to `list`."""
+EXCLUDED_PAGE = 10
+"""Addresses in one `exclude`."""
 REDIRECT = "redirect"
 LOG = "log"  # the name under which the relay is given its log file, which it does not hold but uses
 """The name under which the daemon has the relay hold the loopback redirect."""
@@ -112,12 +116,17 @@ class GetHeld(NamedTuple):
     name: str
 
 
+class Exclude(NamedTuple):
+    offset: int
+    addresses: tuple[str, ...]
+
+
 class Lease(NamedTuple):
     protocol: str
     to: Destination
 
 
-Request = Hello | Serve | Remove | List | Share | CountShared | Hold | GetHeld | Lease
+Request = Hello | Serve | Remove | List | Share | CountShared | Hold | GetHeld | Exclude | Lease
 
 
 def canonical(address: str) -> str:
@@ -139,14 +148,14 @@ def parse(data: bytes) -> Request:
         match data.decode().split():
             case ["hello" | "lease", version, *_] if version.isdecimal() and version != str(VERSION):
                 raise ProtocolError(f"protocol version {version} is not supported (this is version {VERSION})")
-            case ["hello", version]:
-                return Hello(_number(version))
+            case ["hello" | "list" as verb, number]:
+                return (Hello if verb == "hello" else List)(_number(number))
+            case ["exclude", offset, *addresses]:
+                return Exclude(_number(offset), tuple(map(_address, addresses)))
             case ["serve", *words] if words[-1:] != [Mode.ENDED]:
                 return _serve(words)
             case ["remove", *words]:
                 return Remove(_host_ports(words))
-            case ["list", offset]:
-                return List(_number(offset))
             case ["share", protocol, "4" | "6" as family]:
                 return Share(_protocol(protocol), int(family))
             case ["countshared"]:

@@ -62,6 +62,11 @@ def peer_credentials(sock: socket.socket) -> PeerCredentials:
     return PeerCredentials(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
 
 
+def is_unspecified(sock: socket.socket) -> bool:
+    """True if a socket is bound to all addresses."""
+    return sock.getsockname()[0] in ("0.0.0.0", "::")
+
+
 def unlink_socket(path: Path) -> None:
     """Remove a socket's file; any other kind of file is left alone."""
     with suppress(FileNotFoundError):

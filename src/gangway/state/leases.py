@@ -23,10 +23,11 @@ from gangway import runtime
 from gangway.ebpf import keys
 from gangway.ebpf.keys import PortBlock, Target
 from gangway.errors import GangwayError, InvalidRequest
+from gangway.facts import HostFacts
 from gangway.host import sockets
 from gangway.inet import FAMILIES, PROTOCOLS
 from gangway.model import ANY, PortMapping, PortRange, Protocol, Source, lease_endpoint
-from gangway.plan import HostFacts, MappingPlan, plan_mapping
+from gangway.plan import MappingPlan, plan_mapping
 from gangway.reconcile.dataplane import DataPlane, lease_blocks
 from gangway.reconcile.state import ports_of, redirects_of
 from gangway.relay import protocol

@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from gangway.errors import Conflict, InvalidRequest
+from gangway.facts import HostFacts
 from gangway.model import Address, Endpoint, Network, PortMapping, PortRequest, free_address, parse_port
-from gangway.plan import HostFacts, MappingPlan, Plan, assemble, plan_mapping, plan_network
+from gangway.plan import MappingPlan, Plan, assemble, plan_mapping, plan_network
 from gangway.reconcile import properties
 from gangway.reconcile.state import Attachment, State, link_name, ports_of, redirects_of, steered_of
 from gangway.state.database import Database, Place

@@ -17,6 +17,7 @@ from secrets import token_bytes
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from gangway.errors import Conflict, PortInUse, Unsupported
+from gangway.facts import Firewall, HostFacts
 from gangway.host import netns, probe, sockets
 from gangway.inet import format_host
 from gangway.model import (
@@ -34,7 +35,7 @@ from gangway.model import (
     parse_port,
     require_no_conflict,
 )
-from gangway.plan import Firewall, HostFacts, MappingPlan, Origin, Plan, Route
+from gangway.plan import MappingPlan, Origin, Plan, Route
 from gangway.reach import routes_past, routes_to
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.executor import Executor
@@ -282,6 +283,7 @@ class Requests:
         requests = [request for one in given for request in one.split_ports()]
         for address in {address for request in requests for address in request.host_addresses}:
             sockets.require_no_broadcast(str(address))
+            self._check_excluded(address)
         index, steering = self._registry.index, self._executor.dataplane.steering
         with Allocation(container, index, steering, self._registry.planned) as allocation, ExitStack() as undo:
             for request in requests:
@@ -327,6 +329,13 @@ class Requests:
             if (planned := self.leases.find(mapping)) is not None:
                 return planned, None
         raise Conflict(f"nothing is published at {at}: list what is with gangway ls")
+
+    def _check_excluded(self, address: Address) -> None:
+        if self.facts.is_excluded(address):
+            raise Conflict(
+                f"cannot publish at {address}: the daemon's setting exclude ({', '.join(self.facts.exclude)}) leaves "
+                "it to other programs; choose another address of this host"
+            )
 
     def _check_container(self, container: str, place: Place) -> None:
         if place.inode == netns.current_inode(netns.OWN):

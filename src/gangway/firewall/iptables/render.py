@@ -77,7 +77,7 @@ def render(plan: Plan, family: int, prefix: str) -> tuple[Table, ...]:
 
     return (
         table("raw", [f"-A PREROUTING -d {_LOOPBACK[family]} ! -i lo -j DROP"]),
-        table("mangle", _isolation(plan, prefix)),
+        table("mangle", (*_isolation(plan, prefix), *_excluded(plan, family, prefix))),
         table("nat", _nat(plan, family, prefix)),
         table("filter", _filter(plan, family, prefix)),
     )
@@ -256,6 +256,7 @@ def _nat(plan: Plan, family: int, prefix: str) -> Iterator[str]:
     if family == 6:
         # Clients of a link-local address have one themselves, and the kernel forwards nothing from these.
         yield f"-A {prefix} -d fe80::/10 -j RETURN"
+    yield from _excluded(plan, family, prefix)
     networks = [planned.network for planned in plan.networks]
     subnets = [(network, subnet) for network in networks for subnet in network.subnets if subnet.version == family]
     for network, subnet in subnets:
@@ -301,6 +302,12 @@ def _isolation(plan: Plan, prefix: str) -> Iterator[str]:
     # What follows, a rule for each mapping, is for invalid segments to the host itself.
     yield f"-A {prefix} -m conntrack ! --ctstate INVALID -j RETURN"
     yield f"-A {prefix} -m addrtype ! --dst-type LOCAL -j RETURN"
+
+
+def _excluded(plan: Plan, family: int, prefix: str) -> Iterator[str]:
+    """Leave packets for excluded addresses to other programs."""
+    for address in plan.facts.excluded_in(family):
+        yield f"-A {prefix} -d {ip_network(address)} -j RETURN"
 
 
 def _hairpin(subnet: Subnet, bridge: str) -> str:

@@ -200,8 +200,12 @@ def remove() -> str:
 
 def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[str]]]:
     """Return each chain's hook and rules; a chain without a hook is jumped to."""
-    found = {f"published{family}": ("", [_HAS_PORTS, *(_lookup(family, kind) for kind in _KINDS)]) for family in (4, 6)}
-    found["invalid"] = "", ["iifname @bridges drop", *_published_invalid(features)]
+    excluded = {family: [*_excluded(plan, family)] for family in (4, 6)}
+    found = {
+        f"published{family}": ("", [_HAS_PORTS, *excluded[family], *(_lookup(family, kind) for kind in _KINDS)])
+        for family in (4, 6)
+    }
+    found["invalid"] = "", ["iifname @bridges drop", *excluded[4], *excluded[6], *_published_invalid(features)]
     found["answers"] = "", [rule for family in (4, 6) for rule in _answers(family)]
     found["syn"] = "", [f"{way} @bridges tcp option maxseg size set rt mtu" for way in ("iifname", "oifname")]
     found["associations"] = "", [f"{_HEARTBEAT} ct state new drop", f"{_ABORT} ct state invalid drop"]
@@ -278,6 +282,12 @@ def _kept_sources(plan: Plan) -> Iterator[str]:
     yield "ip6 saddr ::1 return"
     for lost in plan.facts.lost_sources:
         yield f"{_WORD[lost.address.version]} saddr {lost.address} return"
+
+
+def _excluded(plan: Plan, family: int) -> Iterator[str]:
+    """Leave packets for excluded addresses to other programs."""
+    for address in plan.facts.excluded_in(family):
+        yield f"{_WORD[family]} daddr {address} return"
 
 
 def _prerouting(plan: Plan) -> Iterator[str]:

@@ -26,7 +26,7 @@ Kernel facts:
 
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ from gangway.relay.core import batch
 from gangway.relay.core.batch import BATCH, Inbox, Outbox, read_label, write_label
 from gangway.relay.core.loop import READABLE, Loop
 from gangway.relay.settings import Settings
-from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend
+from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend, family_of, is_unspecified
 
 # A client is recognized by this many labels: it has one for each interface and broadcast address that it sends to.
 _LABELS = 8
@@ -126,10 +126,18 @@ class Datagrams:
         self.log = log
         self.tick = 0
         self.clients: dict[Client, None] = {}
+        self.excluded: frozenset[bytes] = frozenset()
         self.inbox = Inbox()
         self.outbox = Outbox()
         self.answering: Outlet | None = None  # the outlet for the answers in the outbox
         self._ticking = False
+
+    def exclude(self, addresses: Iterable[str]) -> None:
+        """Serve nobody at these addresses by sockets that are bound to all addresses; remove the clients there."""
+        self.excluded = frozenset(socket.inet_pton(family_of(one), one) for one in addresses)
+        for client in tuple(self.clients):
+            if client.key.destination[:16] in self.excluded:
+                client.remove()
 
     def touch(self, client: Client) -> None:
         """Move `client` to the end of the order, at its first datagram in this tick."""
@@ -332,8 +340,13 @@ class DatagramPort:
 
 
 def create_datagram_port(datagrams: Datagrams, backend: Backend, sock: socket.socket) -> DatagramPort:
-    """Return a port that has a socket of its own, and answers from it."""
+    """Return a port with a socket of its own, which it answers from; one at all addresses skips excluded ones."""
     port = DatagramPort(datagrams, backend, 0, lambda _port: sock)
     port.outlet(0).clients += 1  # the receiver closes the socket
-    port.close_entrance = Receiver(datagrams, sock, lambda _destination, _port: port).close
+    is_anywhere = is_unspecified(sock)
+
+    def find_port(destination: bytes, _port: int) -> DatagramPort | None:
+        return None if is_anywhere and destination[:16] in datagrams.excluded else port
+
+    port.close_entrance = Receiver(datagrams, sock, find_port).close
     return port

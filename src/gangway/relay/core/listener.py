@@ -23,7 +23,7 @@ from gangway.relay.core.stream import (
     enable_keepalive,
     open_backend,
 )
-from gangway.relay.sockets import Backend
+from gangway.relay.sockets import Backend, is_unspecified
 
 FindPort = Callable[[SocketType], tuple[StreamPort, int] | None]
 """Returns the port that an accepted client connected to, and the backend's port for it; None if it is unpublished."""
@@ -89,7 +89,7 @@ class Listener:
     def _assign(self, client: SocketType, backend: SocketType | None, delegate: Delegate | None) -> bool:
         """Serve a client; False if a limit is reached, and other clients have to wait."""
         found = self._find_port(client)
-        if found is None:  # the port was unpublished while the client waited: as if nothing had listened
+        if found is None:  # unpublished while the client waited, or at an excluded address: as if nothing had listened
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             for sock in (client, backend):
                 if sock is not None:
@@ -112,7 +112,15 @@ def accept(sock: socket.socket) -> SocketType:
 
 
 def create_stream_port(streams: Streams, backend: Backend, sock: socket.socket) -> StreamPort:
-    """Return a port that accepts from a listening socket of its own."""
-    port = StreamPort(streams, backend)
-    port.close_entrance = Listener(streams, sock, backend.family, lambda _client: (port, backend.port)).close
+    """Return a port with a listening socket of its own; one at all addresses refuses clients of excluded ones."""
+    port, is_anywhere = StreamPort(streams, backend), is_unspecified(sock)
+
+    def find_port(client: SocketType) -> tuple[StreamPort, int] | None:
+        if is_anywhere and streams.excluded:
+            at = client.getsockname()[0].removeprefix("::ffff:")
+            if at in streams.excluded:
+                return None
+        return port, backend.port
+
+    port.close_entrance = Listener(streams, sock, backend.family, find_port).close
     return port

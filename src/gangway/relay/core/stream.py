@@ -189,6 +189,8 @@ class Streams:
         self.find_delegate: Callable[[], Delegate | None] | None = None
         """Called before each accept; returns a function to take over the client, or None."""
         self._paused: list[Callable[[], None]] = []
+        self.excluded: frozenset[str] = frozenset()
+        """The host's addresses that ports at all addresses are not served at."""
         self._ticking = False
 
     def start_ticking(self) -> None:
