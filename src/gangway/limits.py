@@ -56,7 +56,7 @@ def describe(usage: Usage) -> str:
     numbers = f"{'at most ' * usage.is_bound}{usage.used} of {usage.limit} in use"
     match level(usage):
         case Level.FREE:
-            return f"{numbers}; the limit is {usage.setting}"
+            return f"{numbers}; set by {usage.setting}"
         case Level.NEARLY:
             return f"{numbers}, nearly all; then {usage.consequence}: raise {usage.setting}"
         case Level.REACHED:

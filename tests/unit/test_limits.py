@@ -60,7 +60,7 @@ def test_reached_limit_is_logged_between_two_that_are_over(numbers: list[int]) -
 def test_doctor_lists_number_limit_and_setting() -> None:
     bound = tracked(10)._replace(is_bound=True)
     assert list(limit_checks([bound, tracked(900)])) == [
-        CheckAnswer("limit: connections", True, "at most 10 of 1000 in use; the limit is net.limit (sysctl)"),
+        CheckAnswer("limit: connections", True, "at most 10 of 1000 in use; set by net.limit (sysctl)"),
         CheckAnswer("limit: connections", False, describe(tracked(900))),
     ]
 

@@ -87,7 +87,7 @@ def test_tracked_connections(gangway: Gangway, box: Namespace) -> None:
 def test_descriptors_and_watches(gangway: Gangway, box: Namespace) -> None:
     (relay,) = gangway.relays()
     count = len(list(Path(f"/proc/{relay}/fd").iterdir()))
-    expected = f"{count} of {_OPEN_FILES} in use; the limit is the limit of open files (LimitNOFILE= "
+    expected = f"{count} of {_OPEN_FILES} in use; set by the limit of open files (LimitNOFILE= "
     holds, note = limit(gangway, "file descriptors of the relay")
     assert holds
     assert note.startswith(expected)
