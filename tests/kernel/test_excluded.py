@@ -9,7 +9,7 @@ import pytest
 from lab.gangwayd import CommandFailed, Gangway
 from lab.netns import Namespace
 from lab.waiting import wait_until
-from tests.kernel.crossings import client_of, everywhere, reached
+from tests.kernel.crossings import arrives, client_of, everywhere, listening, reached
 from tests.kernel.host_ports import PROTOCOLS, WITHOUT_STEERING, bound, is_refused
 from tests.kernel.street import HOST4, HOST6, Street
 
@@ -90,6 +90,20 @@ def test_another_program_serves_the_port(street: Excluding, port: int) -> None:
                 ):
                     assert at.recv(100) == f"{address} {port}".encode()
     assert is_refused(street.host, "tcp", HOST4, port)
+
+
+def test_translation_that_comes_after_ours_is_left_alone(street: Excluding, port: int) -> None:
+    if street.firewall == "none":
+        pytest.skip("no rules")
+    to = f"ip daddr {VIP4} tcp dport {port} dnat to {street.far.address4}:81"
+    hooks = "".join(
+        f"chain {name} {{ type nat hook {name} priority -40; {to}; }}\n" for name in ("prerouting", "output")
+    )
+    with street.published(street.far, "81"), listening(street.far, "tcp", [81]) as found:
+        street.host.run("nft", f"table ip later {{ {hooks} }}")
+        for client in (street.neighbour, street.host):
+            assert arrives(client, "tcp", VIP4, port, found[81])
+        street.host.run("nft", "delete table ip later")
 
 
 def test_port_that_another_program_serves_there_is_published(street: Excluding) -> None:
