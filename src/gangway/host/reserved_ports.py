@@ -89,14 +89,15 @@ class ReservedPorts:
 
     def _attempt(self, change: Callable[[], None]) -> None:
         """Change the list; log once that it cannot be."""
-        former, self.refused = self.refused, ""
+        refused = ""
         try:
             change()
         except HostRefused as error:  # its text has all the ports
             why = sysctl.unwritable(RESERVED) or str(error).rpartition(": ")[2]
-            self.refused = f"published ports cannot be listed in {RESERVED} ({why}): {_CONSEQUENCE}"
-            if self.refused != former:
-                self._warn(self.refused)
+            refused = f"published ports cannot be listed in {RESERVED} ({why}): {_CONSEQUENCE}"
+            if refused != self.refused:
+                self._warn(refused)
+        self.refused = refused  # at once: `doctor` reads it in another thread
 
 
 def parse(text: str) -> Iterator[Range]:
