@@ -67,8 +67,8 @@ class SavedSettings:
     def __init__(self, storage: Storage, warn: Callable[[str], None]) -> None:
         self._storage, self.warn = storage, warn
         self._lock = RLock()
-        self._unrestored: set[str] = set()  # what could not be restored, which was logged
         """Guards what is recorded.  It is not held while a setting is read or written."""
+        self._unrestored: set[str] = set()  # what could not be restored, which was logged
         self._changing: dict[str, Any] = defaultdict(RLock)
         self._settings: dict[str, Setting] = {}
         self._scope = f"{probe.boot_id()} {netns_identity()}"
