@@ -157,11 +157,8 @@ class Controller:
         self._look_at_chains(thorough)
         self._observer.routing(anew=True)
         self.reap_dead_containers()
-        if (
-            self._condition in (Condition.RETRYING, Condition.DIRTY)
-            or self._gather() != self.facts
-            or self._is_disturbed(thorough)
-        ):
+        is_due = self._condition in (Condition.RETRYING, Condition.DIRTY) or self._gather() != self.facts
+        if is_due or self._is_disturbed(thorough):
             self.reconcile(since_s)
         else:
             self._failures, self._former_failures = set(), set()
