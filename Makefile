@@ -38,7 +38,7 @@ test: build
 
 # Debian's kernel under qemu, which is slow: only tests whose outcome depends on the kernel. tests/unit/conftest.py lists
 # the unit tests among them; tests with the same outcome on every kernel are marked any_kernel.
-IN_VM := tests/vm/run $(abspath $(BIN))/python3 -m pytest -p no:cacheprovider -o timeout=600 -m 'not any_kernel'
+IN_VM := tests/vm/run $(abspath $(BIN))/python3 -m pytest -p no:cacheprovider -o timeout=600 -v -m 'not any_kernel'
 test-vm: build
 	@scripts/apt-need $(APT_TEST) $(APT_VM)
 	GANGWAY_VM_LIMIT=2400 $(IN_VM) -n 2 --dist loadfile tests/unit tests/kernel

@@ -64,7 +64,7 @@ def is_redirected(request: pytest.FixtureRequest) -> bool:
     return bool(request.param == "redirect")
 
 
-@pytest.fixture(scope="module", params=["nftables", "iptables", "none"])
+@pytest.fixture(scope="module", params=["nftables", "iptables", pytest.param("none", marks=pytest.mark.any_kernel)])
 def scene(
     request: pytest.FixtureRequest, is_redirected: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:

@@ -43,6 +43,7 @@ def test_adjacent_ranges_lead_to_their_own_containers(street: Street, protocol: 
             assert arrives(street.neighbour, protocol, HOST4, port, at)
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_range_may_overlap_on_another_address_and_not_on_the_same(street: Street, protocol: str) -> None:
     one, other = f"127.0.0.2:9000-9010:9000-9010/{protocol}", f"127.0.0.3:9005-9015:9005-9015/{protocol}"
@@ -134,6 +135,7 @@ def test_ports_published_at_one_address_cannot_be_bound_there(street: Street, pr
         assert not is_refused(street.host, protocol, "::", 9001, v6only=True)
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "::"])
 def test_a_range_with_a_port_in_use_is_refused_with_port_program_and_pid(

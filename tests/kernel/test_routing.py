@@ -56,7 +56,7 @@ def test_own_bridge_that_does_not_forward_is_repaired(street: Street) -> None:
     assert "bridge gw-web forwarded no IPv4 packets" in street.gangway.log.read_text()
 
 
-@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("protocol", ["tcp", pytest.param("udp", marks=pytest.mark.any_kernel)])
 @pytest.mark.parametrize("family", ["-4", "-6"])
 def test_container_with_another_default_route_sees_the_gateway(street: Street, family: str, protocol: str) -> None:
     gateway, host, far = ("172.30.0.1", HOST4, "192.0.2.1") if family == "-4" else ("fd30::1", HOST6, "fd92::1")
@@ -81,6 +81,7 @@ def test_container_with_another_default_route_sees_the_gateway(street: Street, f
         assert street.road(street.neighbour, protocol, host, port)[1] != gateway
 
 
+@pytest.mark.any_kernel
 def test_attach_says_that_the_default_route_leads_elsewhere(street: Street) -> None:
     with Namespace("own") as own, Namespace("vpn") as vpn:
         _cable(own, vpn)

@@ -35,6 +35,7 @@ def test_every_port_can_be_published_at_once(steered: Street, protocol: str) -> 
         assert is_refused(steered.host, protocol, "0.0.0.0", 50000)
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_ipv6_clients_of_an_ipv4_only_range_are_relayed(steered: Street, protocol: str) -> None:
     wanted = f"20000-39999:30000-49999/{protocol}"
@@ -78,6 +79,7 @@ def test_a_published_port_that_the_kernel_chose_for_a_socket_is_its_own_until_it
             assert relayed(steered, "tcp", own[1], at[own[1]])
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.3", "::1", "::"])
 def test_a_socket_with_the_same_port_at_another_address_receives_nothing(
