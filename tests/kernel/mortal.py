@@ -244,7 +244,7 @@ class Ground:
             raise AssertionError(f"expected and missing, present and unexpected: {left}")
 
     def close(self) -> None:
-        """End the daemon and the relays that it and those before it have started: alone, these would end seconds later."""
+        """End the daemon, and the relays that it and those before it have started, which would end seconds later."""
         self._parts.close()
         self._notices.close()
         for parts in self._daemons:

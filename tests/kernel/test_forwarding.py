@@ -8,6 +8,8 @@ import pytest
 from lab import echo_server
 from lab.gangwayd import Gangway
 from lab.netns import Namespace, ip
+from lab.waiting import wait_until
+from tests.kernel.street import HOST4, Street
 
 SWITCHES = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.default.forwarding")
 PORT = 80
@@ -105,6 +107,16 @@ def test_forwarding_is_not_changed(crossroads: Crossroads, flags: tuple[str, ...
     with Gangway(crossroads.host, *flags) as gangway:
         gangway("network", "create", "web", "--subnet", "172.30.0.0/24", "--subnet", "fd30::/64")
         assert crossroads.switches() == ["0", "0", "0"]
+
+
+def test_a_daemon_that_may_not_forward_any_more_relays(firewall: str) -> None:
+    """It switches off what the one before has switched on, and writes the rules for that."""
+    with Street("--firewall", firewall) as street, street.published(street.server, "8080:80"):
+        street.gangway.kill()
+        street.gangway.start("--firewall", firewall, "--no-ip-forward")
+        assert street.host.sysctl(SWITCHES[0]) == "0"
+        wait_until(lambda: street.reaches(street.neighbour, "tcp", HOST4, 8080), "an answer", 5)
+        assert street.road(street.neighbour, "tcp", HOST4, 8080) == ("relay", "172.30.0.1")
 
 
 def test_frames_within_another_programs_bridge_pass(firewall: str) -> None:

@@ -54,6 +54,13 @@ def is_rerouted(before: HostFacts, now: HostFacts) -> bool:
     return any(getattr(before, name) != getattr(now, name) for name in _REROUTING)
 
 
+def has_other_rules(before: Plan, now: Plan | None) -> bool:
+    """True if other facts about the host call for other rules."""
+    if now is None or is_rerouted(before.facts, now.facts):
+        return True
+    return (before.routed, before.closed) != (now.routed, now.closed)
+
+
 def translated_udp(plans: Iterable[MappingPlan]) -> tuple[MappingPlan, ...]:
     """Return the mappings whose UDP flows would stay on their former road for as long as the client sends."""
     return tuple(one for one in plans if one.is_nat and one.mapping.protocol is Protocol.UDP)

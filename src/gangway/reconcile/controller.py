@@ -21,7 +21,7 @@ from gangway.log import Log
 from gangway.model import Address
 from gangway.plan import MappingPlan
 from gangway.reconcile import orphans, repairs
-from gangway.reconcile.changes import changes, is_rerouted, now_unforwardable, translated_udp
+from gangway.reconcile.changes import changes, has_other_rules, is_rerouted, now_unforwardable, translated_udp
 from gangway.reconcile.dataplane import Reserved
 from gangway.reconcile.diff import Flows, Ports, Rewrite, Step, diff, parts
 from gangway.reconcile.executor import Executor
@@ -136,9 +136,10 @@ class Controller:
         self.update_addresses()
         before, self._facts = self.facts, self._gather()
         self._log_unforwardable(before)
-        if is_rerouted(before, self._facts):  # since the rules were written
-            self._condition = Condition.DIRTY
+        written = self._registry.plan() if self._facts != before else None
         self._registry.decide(self._facts)
+        if written is not None and has_other_rules(written, self._registry.plan()):
+            self._condition = Condition.DIRTY
         if not self._registry.networks:
             self._attempt(self._executor.dataplane.stop_if_unused)
 
