@@ -66,6 +66,36 @@ def test_another_programs_translation_goes_first(street: Street, firewall: str) 
                     street.gangway("network", "rm", "more")
 
 
+def overlaps(street: Street) -> str:
+    """Return what doctor says of other programs' translations; empty if there are none of published ports."""
+    name = "no other program translates published ports"
+    (check,) = (one for one in street.gangway.json("doctor") if one["check"] == name)
+    assert check["holds"] is (check["note"] == "")
+    return str(check["note"])
+
+
+@pytest.mark.parametrize("of", ["nftables", "iptables"])
+def test_doctor_names_the_translation(street: Street, firewall: str, of: str) -> None:
+    place = {"nftables": "nftables ip foreign pre", "iptables": "iptables nat PREROUTING"}[of]
+    with street.published(street.server, str(_PORT), f"{_PORT}/udp") as port:
+        assert overlaps(street) == ""
+        with translated(street, of, port, -99):
+            order = {
+                ("nftables", "nftables"): "it comes first",
+                ("nftables", "iptables"): "it comes first",
+                ("iptables", "nftables"): "gangway's rule comes first",
+                ("iptables", "iptables"): "it comes first",
+            }[firewall, of]
+            notes = overlaps(street).split("; ")
+            assert notes[0] == (
+                f"{place} translates tcp port {port} at {_VIP}, published as 0.0.0.0:{port}:{_PORT}/tcp: {order}"
+            )
+            assert notes[1] == f"gangway daemon --exclude {_VIP} leaves the address to the other program"
+            assert len(notes) == 4  # the chain for the host's own packets has the rule, too
+        assert overlaps(street) == ""
+    assert overlaps(street) == ""
+
+
 def test_base_chains_stay_when_rules_are_written(street: Street, firewall: str) -> None:
     if firewall != "nftables":
         pytest.skip("iptables' base chains are the system's")

@@ -10,6 +10,7 @@ from gangway.daemon.config import Config
 from gangway.daemon.doctor import checks, limit_checks, setting_checks
 from gangway.daemon.home import Home
 from gangway.daemon.messages import CheckAnswer
+from gangway.daemon.overlaps import overlap_check
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
 from gangway.errors import GangwayError
@@ -25,6 +26,7 @@ from gangway.host.saved_settings import SavedSettings
 from gangway.host.usage import usages
 from gangway.limits import LimitWatch, Usage
 from gangway.log import Log, open_file
+from gangway.model import parse_address, without_zone
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.dataplane import TW_REUSE, WITHOUT_TW_REUSE, DataPlane
 from gangway.reconcile.executor import Executor
@@ -107,6 +109,9 @@ class Parts:
         orphans = self.observer.orphaned_links()
         note = f"{', '.join(orphans)}: gangway cleanup deletes them" if orphans else ""
         yield CheckAnswer("no links of a daemon whose database is lost", not orphans, note)
+        mappings = [one.mapping for one in self._registry.mappings()]  # Docker has rules of its own for leases
+        own = [without_zone(parse_address(one)) for one in self._links.addresses()]
+        yield overlap_check(self.observer.tools, facts, mappings, own, self.config.chain_prefix)
 
     def _wanted_settings(self) -> Iterator[tuple[str, str, str]]:
         """Yield the sysctls that no road depends on: name, value, and the consequence of another value."""

@@ -7,7 +7,7 @@ Attributes, and what they mean: include/uapi/linux/netfilter/nf_tables.h.
 """
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -21,12 +21,13 @@ _HEADER_BYTES = netlink.NETFILTER_HEADER.size
 _VERSIONS = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
 _NUMBERS = {name: number for number, name in netlink.TABLE_FAMILIES.items()}
 _FORWARD, _DROP = 2, 0  # NF_INET_FORWARD, NF_DROP
+_HOOKS = {0: "prerouting", 3: "output"}  # NF_INET_PRE_ROUTING, NF_INET_LOCAL_OUT
 # NFTA_LIST_ELEM; NFTA_CHAIN_…, NFTA_HOOK_…, NFTA_RULE_…, NFTA_EXPR_…, NFTA_SET_ELEM_…
 _LIST_ELEMENT = 1
-_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE, _HOOK_NUMBER = 1, 3, 4, 5, 7, 1
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE, _HOOK_NUMBER, _HOOK_PRIORITY = 1, 3, 4, 5, 7, 1, 2
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2, 4, 1, 2
 _SET_TABLE, _SET_NAME, _SET_ELEMENTS, _ELEMENT_KEY, _ELEMENT_DATA, _ELEMENT_KEY_END = 1, 2, 3, 1, 2, 10
-_DATA_VALUE, _DATA_VERDICT, _VERDICT_CODE = 1, 2, 1
+_DATA_VALUE, _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
 _IMMEDIATE_DATA, _TARGET_NAME = 2, 1
 _ELEMENT_PARTS = (_ELEMENT_KEY, _ELEMENT_KEY_END, _ELEMENT_DATA)
 
@@ -48,6 +49,21 @@ class Chain(NamedTuple):
         return f"{self.family} {self.table} {self.name}"
 
 
+class NatChain(NamedTuple):
+    """A base chain of the type `nat`."""
+
+    family: str
+    table: str
+    name: str
+    hook: str
+    priority: int
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The IP versions that it translates."""
+        return _VERSIONS.get(self.family, ())
+
+
 def forward_chains() -> list[Chain]:
     """Return the base chains for what is forwarded.  HostRefused: the kernel has no nftables."""
     return [chain for body in _dump(_GET_CHAIN, 0) if (chain := _forward_chain(body))]
@@ -58,6 +74,27 @@ def last_rule_drops(chain: Chain) -> bool | None:
     place = pack_attribute(_RULE_TABLE, _packed(chain.table)), pack_attribute(_RULE_CHAIN, _packed(chain.name))
     rules = list(_dump(_GET_RULE, _NUMBERS[chain.family], *place))
     return _drops_all(rules[-1]) if rules else None
+
+
+def nat_chains(hooks: Collection[str]) -> list[NatChain]:
+    """Return the base chains of the type `nat` in some hooks.  HostRefused: the kernel has no nftables."""
+    return [chain for body in _dump(_GET_CHAIN, 0) if (chain := _nat_chain(body)) and chain.hook in hooks]
+
+
+def rules(family: str, table: str) -> Iterator[tuple[str, list[tuple[str, dict[int, bytes]]]]]:
+    """Yield the rules of a table, in order: the chain, and the name and attributes of each expression."""
+    for body in _dump(_GET_RULE, _NUMBERS[family], pack_attribute(_RULE_TABLE, _packed(table))):
+        yield _text(attributes(body, _HEADER_BYTES)[_RULE_CHAIN]), _expressions(body)
+
+
+def jump_target(immediate: Mapping[int, bytes]) -> str:
+    """Return the chain that an expression `immediate` jumps or goes to; empty if it does neither."""
+    return _text(_verdict(immediate).get(_VERDICT_CHAIN, b""))
+
+
+def value_of(data: bytes) -> bytes:
+    """Return the value that an attribute of an expression has."""
+    return attributes(data).get(_DATA_VALUE, b"")
 
 
 def chains_and_rules(table: str) -> tuple[bytes, ...]:
@@ -113,20 +150,38 @@ def _forward_chain(body: bytes) -> Chain | None:
     return Chain(family, _text(found[_CHAIN_TABLE]), _text(found[_CHAIN_NAME]), policy)
 
 
+def _nat_chain(body: bytes) -> NatChain | None:
+    found = attributes(body, _HEADER_BYTES)
+    hook = attributes(found.get(_CHAIN_HOOK, b""))
+    if not hook or _text(found.get(_CHAIN_TYPE, b"")) != "nat":
+        return None
+    family, name = netlink.TABLE_FAMILIES.get(body[0], ""), _HOOKS.get(_number(hook[_HOOK_NUMBER]), "")
+    priority = int.from_bytes(hook[_HOOK_PRIORITY], signed=True)
+    return NatChain(family, _text(found[_CHAIN_TABLE]), _text(found[_CHAIN_NAME]), name, priority)
+
+
 def _drops_all(rule: bytes) -> bool:
     """True if a rule drops or rejects every packet."""
-    listed = netlink.each_attribute(attributes(rule, _HEADER_BYTES).get(_RULE_EXPRESSIONS, b""))
-    expressions = [attributes(data) for _, data in listed]
-    rest = [one for one in expressions if _text(one[_EXPRESSION_NAME]) != "counter"]
+    rest = [one for one in _expressions(rule) if one[0] != "counter"]
     if len(rest) != 1:
         return False
-    name, data = _text(rest[0][_EXPRESSION_NAME]), attributes(rest[0].get(_EXPRESSION_DATA, b""))
+    name, data = rest[0]
     if name == "target":  # of iptables
         return _text(data.get(_TARGET_NAME, b"")) in ("DROP", "REJECT")
     if name != "immediate":
         return name == "reject"
-    verdict = attributes(attributes(data.get(_IMMEDIATE_DATA, b"")).get(_DATA_VERDICT, b""))
-    return _number(verdict.get(_VERDICT_CODE, b"\1")) == _DROP
+    return _number(_verdict(data).get(_VERDICT_CODE, b"\1")) == _DROP
+
+
+def _expressions(rule: bytes) -> list[tuple[str, dict[int, bytes]]]:
+    """Return the name and the attributes of each expression of a rule."""
+    listed = netlink.each_attribute(attributes(rule, _HEADER_BYTES).get(_RULE_EXPRESSIONS, b""))
+    found = (attributes(data) for _, data in listed)
+    return [(_text(one[_EXPRESSION_NAME]), attributes(one.get(_EXPRESSION_DATA, b""))) for one in found]
+
+
+def _verdict(immediate: Mapping[int, bytes]) -> dict[int, bytes]:
+    return attributes(attributes(immediate.get(_IMMEDIATE_DATA, b"")).get(_DATA_VERDICT, b""))
 
 
 def _dump(kind: int, family: int, *filters: bytes) -> list[bytes]:

@@ -103,7 +103,7 @@ _SETS = """\
 	set together { type ifname . ifname; }
 """
 # After other programs, whose translations are for an address and a port, and before any filter (netfilter_ipv4.h).
-_AFTER_OTHERS = -50
+AFTER_OTHERS = -50
 _SUFFIX = "_keys"
 _KINDS = ("ports", "addresses", "ranges")
 _WORD = {4: "ip", 6: "ip6"}
@@ -210,9 +210,9 @@ def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[st
     found["syn"] = "", [f"{way} @bridges tcp option maxseg size set rt mtu" for way in ("iifname", "oifname")]
     found["associations"] = "", [f"{_HEARTBEAT} ct state new drop", f"{_ABORT} ct state invalid drop"]
     return found | {
-        "prerouting": (f"type nat hook prerouting priority {_AFTER_OTHERS};", list(_prerouting(plan))),
+        "prerouting": (f"type nat hook prerouting priority {AFTER_OTHERS};", list(_prerouting(plan))),
         "output": (
-            f"type nat hook output priority {_AFTER_OTHERS};",
+            f"type nat hook output priority {AFTER_OTHERS};",
             [*_kept_sources(plan), *map(_translation, (4, 6))],
         ),
         "postrouting": (
