@@ -11,6 +11,7 @@ nothing keeps its connection open. Each port is served over TCP, UDP and, where 
 IPv6.
 """
 
+import errno
 import socket
 import socketserver
 import subprocess
@@ -134,10 +135,10 @@ def _serve(port: int) -> None:
             version = type(kind.__name__, (kind,), {"address_family": family, "server_bind": _bind_one_family})
             try:
                 server = version((any_address, port), handler)
-            except OSError:
-                if kind is not _SctpServer:
+            except OSError as error:
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT):
                     raise
-                continue  # this kernel has no SCTP
+                continue  # this kernel has no IPv6, or no SCTP
             threading.Thread(target=server.serve_forever).start()
 
 

@@ -1,5 +1,6 @@
 """net.ipv4.tcp_tw_reuse: set while the relay runs, and restored in every order in which processes end."""
 
+import os
 import signal
 from collections.abc import Callable
 
@@ -45,6 +46,7 @@ class Scene:
 
     def end_all(self, launcher: Launcher) -> None:
         """Kill everything, so that no process restores anything; the relay exits by itself."""
+        os.kill(launcher.pid, signal.SIGSTOP)  # it would start another daemon
         kill(*daemon_and_relay(self.host), launcher.pid)  # the daemon first: it would restore what the launcher needed
         launcher.wait()
         wait_until(lambda: not any(processes(self.host)), "the end of the killed processes", PATIENCE_S)
