@@ -82,7 +82,7 @@ def _check(street: Street, space: Namespace, harm: str, said: str) -> None:
     space.ip(*harm.split())
     wait_until(lambda: links(space) == before, "the repair", PATIENCE_S)
     wait_until_reachable(street)
-    new = wait_until(lambda: street.gangway.log.read_text()[logged:], "the log", PATIENCE_S)
+    new = wait_until(lambda: street.gangway.log.read_text()[logged:], "the log")
     assert said in new
     assert len(new.splitlines()) == 1
 

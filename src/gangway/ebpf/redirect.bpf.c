@@ -151,7 +151,7 @@ static bool is_mptcp_subflow(struct bpf_sock *sk) {
 /* The entry for a destination of a socket in the host's namespace; NULL if there is none. */
 static struct target *find_target(struct bpf_sock_addr *ctx, const struct peer *at) {
     if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP) return NULL;
-    if (!is_in_host_netns(ctx) || is_excluded(&at->address)) return NULL;
+    if (!is_in_host_netns(ctx)) return NULL;
     if (!is_loopback(&at->address) &&
         !(settings.own_addresses && bpf_map_lookup_elem(&own_addresses, &at->address))) return NULL;
 
@@ -161,7 +161,7 @@ static struct target *find_target(struct bpf_sock_addr *ctx, const struct peer *
         key.address = at->address;
         found = bpf_map_lookup_elem(&targets, &key);
     }
-    return found && !is_auto_bound(is_udp(ctx), bpf_ntohs(at->port)) ? found : NULL;
+    return found && !is_auto_bound(is_udp(ctx), bpf_ntohs(at->port)) && !is_excluded(&at->address) ? found : NULL;
 }
 
 /* Whether an unconnected socket of the host's namespace has been redirected before. */
