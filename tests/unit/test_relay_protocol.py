@@ -32,6 +32,7 @@ LAST_PORT = 65535
 PORT_NUMBERS = st.integers(1, LAST_PORT)
 NAMES = st.sampled_from(list(PROTOCOLS))
 ADDRESSES = st.ip_addresses().map(str)
+PAGES = st.lists(ADDRESSES, max_size=protocol.EXCLUDED_PAGE)
 ZONED = st.tuples(st.ip_addresses(v=6).map(str), st.sampled_from(["eth0", "1", "docker0.5"])).map("%".join)
 
 
@@ -61,7 +62,7 @@ KINDS: dict[type, st.SearchStrategy[Request]] = {
     CountShared: st.builds(CountShared),
     Hold: st.builds(Hold, NAMES, st.integers(0, protocol.MAX_DESCRIPTORS)),
     GetHeld: st.builds(GetHeld, NAMES),
-    Exclude: st.builds(Exclude, st.integers(0, 1 << 17), st.lists(ADDRESSES).map(tuple)),
+    Exclude: st.builds(Exclude, st.integers(0, 1 << 17), PAGES.map(tuple)),
     Lease: st.builds(Lease, NAMES, st.builds(Destination, ADDRESSES, PORT_NUMBERS)),
 }
 REQUESTS = st.one_of(*KINDS.values())
