@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from gangway import ebpf
 from gangway.ebpf import keys, port_map
-from gangway.ebpf.keys import KINDS, PortBlock, Target, blocks, pack_address, pack_key, pack_target, unpack_target
+from gangway.ebpf.keys import KINDS, PortBlock, Target, blocks, pack_key, pack_target, unpack_target
+from gangway.inet import pack_address
 
 MOST = 65535
 BOX = "172.17.0.2"

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "plan": {"facts", "model", "reasons"},
     "reach": PLANNING,
     "host": {"errors", "inet", "limits", "runtime"},
-    "ebpf": {"errors", "host.connected", "host.sockets", "runtime"},
+    "ebpf": {"errors", "inet", "host.connected", "host.sockets", "runtime"},
     "ebpf.keys": {"inet"},
     "firewall": {"errors", "host.netlink", "host.rule_notices", "host.saved_settings", *PLANNING},
     "firewall.nft.asked": set(),

@@ -13,10 +13,11 @@ import struct
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from gangway import inet
+from gangway.inet import IPV4_MAPPED, pack_address
 
 PROTOCOLS = {name: number for name, number in inet.PROTOCOLS.items() if name != "sctp"}
 """IPPROTO_TCP and IPPROTO_UDP.  The kernel runs no programs for sockets of other protocols."""
@@ -35,7 +36,6 @@ _PORT_BITS = 16
 _PORTS = 1 << _PORT_BITS
 _BITS_BEFORE_PORT = 8 * (_KEY.size - 4) - _PORT_BITS
 _NAMES = {number: name for name, number in PROTOCOLS.items()}
-_IPV4_MAPPED = bytes(10) + b"\xff\xff"
 _UDP_ROW, _IPV6_ROW = 1, 2  # of steering's port_counts; relay_sockets has the same rows
 _CONTAINER_ROW = 2  # of the redirect's: enum rows in redirect.bpf.c
 
@@ -82,16 +82,9 @@ def blocks(protocol: str, address: str, first: int, last: int) -> Iterator[PortB
 
 
 @lru_cache(1024)
-def pack_address(text: str) -> bytes:
-    """Return the 16 bytes of an address, in network byte order; an IPv4 address is mapped (RFC 4291, 2.5.5.2)."""
-    packed = ip_address(text).packed
-    return _IPV4_MAPPED + packed if len(packed) == 4 else packed
-
-
-@lru_cache(1024)
 def unpack_address(packed: bytes) -> str:
     """Return the address of 16 bytes, in its canonical form."""
-    return str(IPv4Address(packed[-4:]) if packed.startswith(_IPV4_MAPPED) else IPv6Address(packed))
+    return str(IPv4Address(packed[-4:]) if packed.startswith(IPV4_MAPPED) else IPv6Address(packed))
 
 
 def pack_key(block: PortBlock) -> bytes:

@@ -16,6 +16,7 @@ from gangway.ebpf import keys
 from gangway.ebpf.keys import PortBlock
 from gangway.ebpf.port_map import PortMap
 from gangway.errors import HostRefused, Unsupported
+from gangway.inet import pack_address
 
 
 class LinkHolder(Protocol):
@@ -115,7 +116,7 @@ class Program(ABC):
 
     def _update_excluded(self) -> None:
         if self._map is not None and self.excluded is not None:
-            packed = frozenset(map(keys.pack_address, self.excluded))
+            packed = frozenset(map(pack_address, self.excluded))
             self._map.loaded.set_keys("excluded", packed, keys.ADDRESS_BYTES)
 
     def _hand_over(self) -> None:

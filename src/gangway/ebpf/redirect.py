@@ -11,11 +11,12 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from gangway.ebpf import keys
-from gangway.ebpf.keys import PortBlock, Target, pack_address, unpack_target
+from gangway.ebpf.keys import PortBlock, Target, unpack_target
 from gangway.ebpf.loader import LoadedObject, ObjectFile
 from gangway.ebpf.port_map import PortMap
 from gangway.ebpf.program import LinkHolder, Program
 from gangway.host.connected import Redirected
+from gangway.inet import pack_address
 
 OBJECT = ObjectFile(
     path=Path(__file__).with_name("redirect.bpf.o"),

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gangway.host import netlink, sysctl
-from gangway.inet import FAMILIES, PROTOCOLS, format_host
+from gangway.inet import FAMILIES, IPV4_MAPPED, PROTOCOLS, format_host, pack_address
 from gangway.limits import ALL_OPEN_FILES, CONNTRACK_MAX, LOCAL_PORTS, OPEN_FILES, WATCHES, Usage
 
 _SOCK_DIAG, _BY_FAMILY = 4, 20  # include/uapi/linux/netlink.h, sock_diag.h
@@ -33,7 +33,6 @@ _REQUEST = struct.Struct("=BBBxI48x")
 _ENDS = struct.Struct("!4xHH16x16s")
 # include/net/tcp_states.h: all but TIME_WAIT, CLOSE, LISTEN and the bound sockets; TIME_WAIT; any
 _CONNECTED, _TIME_WAIT, _ANY_STATE = sum(1 << state for state in (1, 2, 3, 4, 5, 8, 9, 11)), 1 << 6, (1 << 32) - 1
-_MAPPED = bytes(10) + b"\xff\xff"  # IPv4-mapped IPv6 addresses
 _COUNT = re.compile(r"^(TCP|TCP6|UDP|UDP6): inuse (\d+)(?: orphan \d+ tw (\d+))?", re.MULTILINE)
 _MAX_OPEN_FILES = re.compile(r"^Max open files +(\d+)", re.MULTILINE)
 _NEAR = 0.8  # the share of sockets to local ports from which on it pays to look at each socket
@@ -128,11 +127,11 @@ def _udp_ports(ports: LocalPorts) -> int:
 
 def _connections(containers: Collection[str]) -> tuple[int, str]:
     """Return the number of local ports that are used for the busiest port of these addresses, and its name."""
-    wanted = {_packed(address): address for address in containers}
+    wanted = {pack_address(address): address for address in containers}
     states = _CONNECTED if sysctl.read("net.ipv4.tcp_tw_reuse") == "1" else _CONNECTED | _TIME_WAIT
     counts: Counter[tuple[str, int]] = Counter()
     for family, _, port, packed in _sockets("tcp", states):
-        address = wanted.get(_MAPPED + packed[:4] if family == socket.AF_INET else packed)
+        address = wanted.get(IPV4_MAPPED + packed[:4] if family == socket.AF_INET else packed)
         if address is not None:
             counts[address, port] += 1
     for (address, port), count in counts.most_common(1):
@@ -148,13 +147,6 @@ def _sockets(protocol: str, states: int) -> Iterator[tuple[int, int, int, bytes]
             for data in netlink.dump(diag, netlink.pack_message(_BY_FAMILY, netlink.REQUEST | netlink.DUMP, body)):
                 for message in netlink.messages(data):
                     yield family, *_ENDS.unpack_from(data, message.start + netlink.MESSAGE.size)
-
-
-def _packed(address: str) -> bytes:
-    """Return an address as IPv6's: an IPv6 socket may be connected to an IPv4 address, too."""
-    if ":" in address:
-        return socket.inet_pton(socket.AF_INET6, address)
-    return _MAPPED + socket.inet_aton(address)
 
 
 def _descriptors(pid: int) -> int:

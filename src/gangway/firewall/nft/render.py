@@ -200,6 +200,7 @@ def remove() -> str:
 
 def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[str]]]:
     """Return each chain's hook and rules; a chain without a hook is jumped to."""
+    remember, answer = ([asked.REMEMBER], [asked.ANSWER]) if features.remembers else ([], [])
     excluded = {family: [*_excluded(plan, family)] for family in (4, 6)}
     found = {
         f"published{family}": ("", [_HAS_PORTS, *excluded[family], *(_lookup(family, kind) for kind in _KINDS)])
@@ -220,18 +221,15 @@ def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[st
             [
                 f"{_MIDSTREAM} jump answers",
                 *(_timeout(family) for family in (4, 6) if features.timeouts),
-                *([asked.REMEMBER] if features.remembers else []),
+                *remember,
                 *map(_hairpin, (4, 6)),
                 *map(_to_gateway, sorted(plan.facts.answers_elsewhere, key=str)),
                 "oifname @bridges accept",
-                *([asked.ANSWER] if features.remembers else []),
+                *answer,
                 *(f"{_WORD[family]} saddr @masqueraded{family} masquerade" for family in (4, 6)),
             ],
         ),
-        "answered": (
-            "type nat hook input priority 100;",
-            [asked.ANSWER] if features.remembers else [],
-        ),
+        "answered": ("type nat hook input priority 100;", answer),
         "input": (
             "type filter hook input priority filter;",
             [
