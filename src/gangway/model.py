@@ -35,6 +35,8 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 _NUMBERS = re.compile(r"[0-9]+(\.[0-9]+)+")
 _MAX_NAME_LENGTH = 128
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{_MAX_NAME_LENGTH - 1}}}")
+DOCKER_PREFIX = "docker:"
+"""What the names of Docker's networks and containers begin with."""
 _MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 4095  # include/uapi/linux/limits.h; PATH_MAX counts the closing zero
 _IPV4_BROADCAST = IPv4Address("255.255.255.255")
 # The kernel allows more (net/core/dev.c, dev_valid_name).  But rules contain interface names, and there a quote ends a
@@ -59,10 +61,11 @@ class Protocol(StrEnum):
 
 
 class Source(StrEnum):
-    """Who requests a mapping."""
+    """Who requests a network or a mapping."""
 
     API = "api"  # a client of the API; the mapping is stored in the database
     LEASE = "lease"  # a docker-proxy launcher; the mapping is in memory only, and lasts as long as its connection
+    DOCKER = "docker"  # Docker's API says so: a network, container or port of dockerd's, which is adopted
 
 
 @dataclass(frozen=True, order=True)
@@ -212,6 +215,7 @@ class PortMapping:
     host_ports: PortRange
     container_ports: PortRange
     source: Source = Source.API
+    is_held: bool = False  # dockerd has a socket at each port, which keeps other programs from binding it
 
     def __post_init__(self) -> None:
         _check_host_address(self.host_address)
@@ -235,7 +239,10 @@ class PortMapping:
 
 @dataclass(frozen=True)
 class Network:
-    """A bridge, its subnets (at most one of each family) with the host's address in each, and a policy."""
+    """A bridge, its subnets (at most one of each family) with the host's address in each, and a policy.
+
+    One that is adopted is Docker's: gangway writes its rules only.
+    """
 
     name: str
     bridge: str
@@ -245,9 +252,17 @@ class Network:
     icc: bool = True
     internal: bool = False
     mtu: int = _ETHERNET_MTU  # bytes
+    source: Source = Source.API
+    routed: frozenset[int] = frozenset()
+    """Families (4, 6) in which clients connect to the containers' own addresses: nothing is translated."""
+
+    @property
+    def is_adopted(self) -> bool:
+        """True if Docker creates and deletes the bridge, the containers' interfaces and their addresses."""
+        return self.source is Source.DOCKER
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not _NAME.fullmatch(self.name.removeprefix(DOCKER_PREFIX if self.is_adopted else "")):
             rule = "use letters, digits, '_', '.' and '-'" + ", at most 128" * (len(self.name) > _MAX_NAME_LENGTH)
             raise InvalidRequest(f"invalid network name {self.name!r}: {rule}")
         if len(self.bridge.encode()) > _INTERFACE_NAME_BYTES:
