@@ -96,6 +96,7 @@ PURE = (
     "state/adopted.py",
     "state/port_index.py",
     "daemon/messages.py",
+    "docker/wanted.py",
     "ebpf/keys.py",
     "relay/flow.py",
     "relay/settings.py",

@@ -1,0 +1,293 @@
+"""What Docker's API says, turned into what gangway adopts.
+
+What this file knows: the fields of `/networks` and `/containers/ID/json`.  What it must not know: how they are read.
+
+Facts that it leans on, seen with dockerd 20.10 and 28.5:
+- Running is true for a container that waits to be restarted, too; it then has no process.
+- Ports are published at the network that has the container's default route: one with both IP versions is preferred,
+  then the name decides; since 28 a priority (GwPriority) comes first.  An internal network has no such route.
+- A network created without a gateway has none in the answers of 20.10.  dockerd takes the first address of the range
+  for containers (IPRange), or else the subnet's first.
+- With `iptables: false` the default bridge's masquerade reads false whatever was configured; other networks' is right.
+- For a port without a host address dockerd has a socket at 0.0.0.0, and at :: only if the container has IPv6.
+- An IP version with the gateway mode `routed` has no host port: an empty one, or 0.
+- A container's SandboxKey is a mount, which only dockerd's mount namespace may have; its process is seen everywhere.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from ipaddress import ip_network
+from itertools import groupby
+from typing import NamedTuple
+
+import msgspec
+
+from gangway.errors import InvalidRequest
+from gangway.model import (
+    ANY,
+    DOCKER_PREFIX,
+    Address,
+    Endpoint,
+    Network,
+    PortMapping,
+    PortRange,
+    Protocol,
+    Source,
+    Subnet,
+    first_gateway,
+    parse_address,
+)
+from gangway.state.adopted import Adopted, AdoptedContainer
+
+BIND_LABEL = "gangway.bind"
+"""The label of a container or network with the host address of ports that are published without one."""
+_BRIDGE = "com.docker.network.bridge."
+_MTU = "com.docker.network.driver.mtu"
+
+
+class _Answer(msgspec.Struct, rename="pascal"):
+    """A part of an answer; fields that are not named here are skipped.  Go writes null for an empty map or list."""
+
+
+class _Pool(_Answer):
+    subnet: str
+    gateway: str = ""  # some releases write the prefix length with it
+    ip_range: str = msgspec.field(default="", name="IPRange")
+
+
+class _Ipam(_Answer):
+    config: list[_Pool] | None = None
+
+
+class DockerNetwork(_Answer):
+    """A network of `/networks`."""
+
+    id: str
+    name: str
+    driver: str
+    internal: bool = False
+    has_ipv4: bool = msgspec.field(default=True, name="EnableIPv4")  # since 28
+    has_ipv6: bool = msgspec.field(default=False, name="EnableIPv6")
+    config_only: bool = False
+    ipam: _Ipam = msgspec.field(default_factory=_Ipam, name="IPAM")
+    options: dict[str, str] | None = None
+    labels: dict[str, str] | None = None
+
+
+class _State(_Answer):
+    running: bool
+    pid: int
+
+
+class _Binding(_Answer):
+    host_ip: str = ""
+    host_port: str = ""
+
+
+_Bindings = dict[str, list[_Binding] | None]
+"""By container port and protocol: `80/tcp`."""
+
+
+class _HostConfig(_Answer):
+    port_bindings: _Bindings | None = None  # as requested
+
+
+class _Config(_Answer):
+    labels: dict[str, str] | None = None
+
+
+class _Attachment(_Answer):
+    network_id: str = msgspec.field(default="", name="NetworkID")
+    ipv4_address: str = msgspec.field(default="", name="IPAddress")
+    ipv6_address: str = msgspec.field(default="", name="GlobalIPv6Address")
+    gw_priority: int = 0
+
+
+class _NetworkSettings(_Answer):
+    ports: _Bindings | None = None  # as published
+    networks: dict[str, _Attachment] | None = None
+
+
+class DockerContainer(_Answer):
+    """The answer of `/containers/ID/json`."""
+
+    id: str
+    name: str
+    state: _State
+    config: _Config
+    host_config: _HostConfig
+    network_settings: _NetworkSettings
+
+
+class Bridge(NamedTuple):
+    """A network of Docker's, with the value of its `BIND_LABEL`; empty: it has none."""
+
+    network: Network
+    bind: str
+
+
+class View:
+    """What Docker has, as far as it was read: networks and containers by their ids, and why some are left out."""
+
+    def __init__(self) -> None:
+        self._bridges: dict[str, Bridge] = {}
+        self._containers: dict[str, AdoptedContainer] = {}
+        self._network_problems: list[str] = []
+        self._container_problems: dict[str, str] = {}
+
+    @property
+    def adopted(self) -> Adopted:
+        """What gangway is to serve: a container's network is always among the networks."""
+        networks = tuple(bridge.network for bridge in self._bridges.values())
+        names = {network.name for network in networks}
+        return Adopted(networks, tuple(one for one in self._containers.values() if one.endpoint.network in names))
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What cannot be served, and why: a sentence for each network and container."""
+        return *self._network_problems, *self._container_problems.values()
+
+    def use_networks(self, networks: Iterable[DockerNetwork]) -> None:
+        """Replace all networks by what was read."""
+        self._bridges.clear()
+        self._network_problems.clear()
+        for one in networks:
+            if one.driver == "bridge" and not one.config_only:
+                try:
+                    self._bridges[one.id] = Bridge(read_network(one), (one.labels or {}).get(BIND_LABEL, ""))
+                except (InvalidRequest, ValueError) as error:
+                    self._network_problems.append(f"network {one.name} of Docker's is not served: {error}")
+
+    def use_container(self, container: DockerContainer) -> None:
+        """Replace a container by what was read; one that does not run, or is on no bridge network, is removed."""
+        self.remove_container(container.id)
+        found = _gateway_attachment(container, self._bridges)
+        if found is None:
+            return
+        bridge, attachment = found
+        name = DOCKER_PREFIX + container.name.removeprefix("/")
+        addresses = tuple(parse_address(text) for text in (attachment.ipv4_address, attachment.ipv6_address) if text)
+        mappings: tuple[PortMapping, ...] = ()
+        try:
+            mappings = tuple(_mappings(name, _published(container, bridge)))
+        except (InvalidRequest, ValueError) as error:
+            self._container_problems[container.id] = f"ports of container {name} are not published: {error}"
+        endpoint = Endpoint(name, bridge.network.name, addresses)
+        self._containers[container.id] = AdoptedContainer(endpoint, f"/proc/{container.state.pid}/ns/net", mappings)
+
+    def remove_container(self, container_id: str) -> None:
+        """Remove a container, which may be unknown."""
+        self._containers.pop(container_id, None)
+        self._container_problems.pop(container_id, None)
+
+
+def read_network(found: DockerNetwork) -> Network:
+    """Return a bridge network.  InvalidRequest, ValueError: gangway cannot serve it."""
+    options = found.options or {}
+    pools = [(ip_network(pool.subnet, strict=False), pool) for pool in found.ipam.config or ()]
+    pools = [(subnet, pool) for subnet, pool in pools if (found.has_ipv6 if subnet.version == 6 else found.has_ipv4)]
+    is_default = _is_set(options, "default_bridge", default=False)
+    return Network(
+        name=DOCKER_PREFIX + found.name,
+        bridge=options.get(f"{_BRIDGE}name") or f"br-{found.id[:12]}",
+        subnets=tuple(subnet for subnet, _ in pools),
+        gateways=tuple(_gateway(subnet, pool) for subnet, pool in pools),
+        masquerade=is_default or _is_set(options, "enable_ip_masquerade", default=True),
+        icc=_is_set(options, "enable_icc", default=True),
+        internal=found.internal,
+        mtu=int(options.get(_MTU) or 0) or Network.mtu,
+        source=Source.DOCKER,
+        routed=frozenset(family for family in (4, 6) if options.get(f"{_BRIDGE}gateway_mode_ipv{family}") == "routed"),
+    )
+
+
+def merge_ports(ports: Iterable[int]) -> Iterator[PortRange]:
+    """Yield the fewest ranges that have these ports, in order."""
+    for _, run in groupby(enumerate(sorted(set(ports))), key=lambda pair: pair[1] - pair[0]):
+        first, *rest = (port for _, port in run)
+        yield PortRange(first, rest[-1] if rest else first)
+
+
+def _is_set(options: Mapping[str, str], name: str, default: bool) -> bool:
+    """Return a boolean option of a bridge, which Go wrote (strconv.ParseBool)."""
+    value = options.get(_BRIDGE + name)
+    return value.lower() in ("1", "t", "true") if value else default
+
+
+def _gateway(subnet: Subnet, pool: _Pool) -> Address:
+    """Return the bridge's address in a subnet."""
+    if pool.gateway:
+        return parse_address(pool.gateway.partition("/")[0])
+    first = ip_network(pool.ip_range, strict=False).network_address if pool.ip_range else subnet.network_address
+    return first_gateway(subnet) if first == subnet.network_address else first
+
+
+def _gateway_attachment(container: DockerContainer, bridges: Mapping[str, Bridge]) -> tuple[Bridge, _Attachment] | None:
+    """Return the bridge network of a running container's default route; None if it does not run or is on none."""
+
+    def order(one: tuple[Bridge, _Attachment]) -> tuple[bool, int, bool, str]:
+        network, attachment = one[0].network, one[1]
+        is_dual = bool(attachment.ipv4_address and attachment.ipv6_address)
+        return network.internal, -attachment.gw_priority, not is_dual, network.name
+
+    if not (container.state.running and container.state.pid):
+        return None
+    attachments = (container.network_settings.networks or {}).values()
+    attached = (one for one in attachments if one.ipv4_address or one.ipv6_address)
+    return min(
+        ((bridges[one.network_id], one) for one in attached if one.network_id in bridges), key=order, default=None
+    )
+
+
+class _Port(NamedTuple):
+    """One published port."""
+
+    protocol: Protocol
+    address: Address  # of the host
+    is_held: bool
+    host_port: int
+    container_port: int
+
+
+def _published(container: DockerContainer, bridge: Bridge) -> Iterator[_Port]:
+    """Yield a container's published ports, one by one, as often as they have host addresses."""
+    requested = container.host_config.port_bindings or {}
+    bind = (container.config.labels or {}).get(BIND_LABEL, bridge.bind)
+    usual = (parse_address(bind),) if bind else ANY
+    for key, bindings in (container.network_settings.ports or {}).items():
+        number, _, protocol = key.partition("/")
+        port = partial(_Port, Protocol.parse(protocol), container_port=int(number))
+        held: dict[int, set[int]] = {4: set(), 6: set()}  # at all addresses, as none was requested
+        for host_ip, host_port in ((one.host_ip, int(one.host_port or 0)) for one in bindings or ()):
+            if not host_port:
+                continue  # the IP version is routed
+            address = parse_address(host_ip)
+            if address in ANY and _is_without_address(requested.get(key), host_port):
+                held[address.version].add(host_port)
+            else:
+                yield port(address, True, host_port)
+        for address in usual:
+            if address.version not in bridge.network.routed:
+                own = held[address.version]
+                yield from (port(address, bool(own), host_port) for host_port in own or held[4] | held[6])
+
+
+def _is_without_address(requested: list[_Binding] | None, host_port: int) -> bool:
+    """True if a host port was requested without a host address: by `-p 80:80`, or by `-P`, which requests none."""
+    for one in requested or [_Binding()]:
+        first, _, last = one.host_port.partition("-")
+        if not one.host_ip and (first in ("", "0") or int(first) <= host_port <= int(last or first)):
+            return True
+    return False
+
+
+def _mappings(name: str, ports: Iterable[_Port]) -> Iterator[PortMapping]:
+    """Yield the fewest mappings that have these ports: those with the same distance are one where they can be."""
+    alike: dict[tuple[Protocol, Address, bool, int], list[int]] = defaultdict(list)
+    for one in ports:
+        alike[one.protocol, one.address, one.is_held, one.container_port - one.host_port].append(one.host_port)
+    for (protocol, address, is_held, distance), host_ports in alike.items():
+        for found in merge_ports(host_ports):
+            container_ports = PortRange(found.first + distance, found.last + distance)
+            yield PortMapping(name, protocol, address, found, container_ports, Source.DOCKER, is_held)
