@@ -6,11 +6,11 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 APT_BUILD := python3-venv gcc libc6-dev musl-tools clang libbpf-dev
 APT_DEMO  := iproute2 nftables libbpf1
-APT_TEST  := $(APT_DEMO) curl iptables docker.io busybox-static
+APT_TEST  := $(APT_DEMO) curl iptables docker.io busybox-static debootstrap
 APT_BENCH := $(APT_TEST) socat haproxy postgresql postgresql-contrib
 APT_VM    := qemu-system-x86 cpio kmod xz-utils
 
-.PHONY: build test test-vm lint bench demo demo-docker format clean
+.PHONY: build test test-engines test-vm lint bench demo demo-docker format clean
 
 # The compiled eBPF programs; nothing is compiled when gangway runs.
 BPF := src/gangway/ebpf/redirect.bpf.o src/gangway/ebpf/steering.bpf.o
@@ -31,10 +31,17 @@ $(BPF): %.o: %.c src/gangway/ebpf/published.bpf.h | $(BIN)/gangway
 	clang -O2 -g -Wall -Wextra -Werror -target bpf -I/usr/include/$(shell gcc -print-multiarch) -c $< -o $@
 
 # Tests wait more than they compute: three at once keep two cores busy. Those of the relay's workers need the cores alone.
+# The root of Debian 13's dockerd is built in the background, the first time only; tests that need it wait for it.
 test: build
 	@scripts/apt-need $(APT_TEST)
+	@$(BIN)/python3 -m lab.engines trixie & \
 	$(BIN)/python3 -m pytest -n 3 --dist loadfile --ignore tests/kernel/test_process.py tests
 	$(BIN)/python3 -m pytest tests/kernel/test_process.py
+
+# The newest dockerd that Debian has, which changes from day to day: not in CI.
+test-engines: build
+	@scripts/apt-need $(APT_TEST)
+	DOCKER_ENGINE=sid $(BIN)/python3 -m pytest tests/docker
 
 # Debian's kernel under qemu, which is slow: only tests whose outcome depends on the kernel. tests/unit/conftest.py lists
 # the unit tests among them; tests with the same outcome on every kernel are marked any_kernel.

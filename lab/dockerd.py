@@ -11,6 +11,9 @@ Containers have their own mount namespaces, but a shim as parent.
 
 No registry is needed: the only image contains this machine's static busybox. Its wget and nc can do little, so start
 servers from outside, as above.
+
+The dockerd of another Debian release runs from a root of lab/engines.py, in which it finds the containerd, runc,
+iptables and docker command of that release. The proxy under test is this machine's, and runs outside of the root.
 """
 
 import http.client
@@ -27,6 +30,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from lab.engines import mount_command
 from lab.netns import Namespace, end
 from lab.processes import processes_in
 from lab.waiting import wait_until
@@ -48,6 +52,11 @@ _FIXED_PATHS = tuple(
         "/run/docker",
     )
 )
+# Runs the proxy outside of an engine's root: to enter a mount namespace, even the own one, is to leave a changed root.
+_OUTSIDE = """\
+#!/bin/sh
+exec nsenter --mount=/proc/self/ns/mnt -- {program} "$@"
+"""
 
 
 class DockerFailed(RuntimeError):
@@ -62,18 +71,25 @@ class Dockerd:
 
     image = "busybox:lab"
 
-    def __init__(self, namespace: Namespace, proxy: Path | None = None, *extra_flags: str) -> None:
+    def __init__(
+        self, namespace: Namespace, proxy: Path | None = None, *extra_flags: str, engine: Path | None = None
+    ) -> None:
+        """`engine` is the root that dockerd runs from; None: this machine's own."""
         self._namespace = namespace
-        self._flags = [*extra_flags]
-        if proxy is not None:
-            self._flags.append(f"--userland-proxy-path={proxy.absolute()}")
+        self._proxy = proxy
+        self._extra_flags = extra_flags
+        self._engine = engine
         self._daemon: subprocess.Popen[Any] | None = None
         self._servers: list[subprocess.Popen[Any]] = []
 
     def __enter__(self) -> Self:
-        self._mounts = _new_mount_namespace()
         self._root = Path(tempfile.mkdtemp(prefix=f"{self._namespace.name}-docker-"))
-        self._created = [path for path in _FIXED_PATHS if not path.exists()]
+        try:
+            self._mounts = _new_mount_namespace(mount_command(self._engine, self._root) if self._engine else [])
+        except BaseException:
+            self._root.rmdir()
+            raise
+        self._created = [] if self._engine else [path for path in _FIXED_PATHS if not path.exists()]
         self._environment = {k: v for k, v in os.environ.items() if not k.startswith("DOCKER_")}
         self._environment["DOCKER_CONFIG"] = str(self._root / "client")
         (self._root / "daemon.json").write_text("{}")
@@ -134,7 +150,8 @@ class Dockerd:
         """Run `docker WORDS`. DockerFailed: it failed, and `check` is not False."""
         check = options.pop("check", True)
         options = {"text": True, "capture_output": True, "env": self._environment, **options}
-        command = [_docker(), "-H", f"unix://{self.socket}", *words]
+        program = self._within("docker") if self._engine else [_docker()]
+        command = [*program, "-H", f"unix://{self.socket}", *words]
         done = subprocess.run(command, check=False, **options)
         if check and done.returncode:
             stderr = done.stderr if isinstance(done.stderr, str) else (done.stderr or b"").decode(errors="replace")
@@ -183,16 +200,31 @@ class Dockerd:
             steps.callback(self.remove_containers)
             steps.callback(self._end_servers)
 
+    def _within(self, *words: str) -> list[str]:
+        """Return the command line that runs a program in dockerd's mount namespace and root."""
+        root = ["chroot", str(self._engine)] if self._engine else []
+        return ["nsenter", f"--mount=/proc/{os.getpid()}/fd/{self._mounts}", "--", *root, *words]
+
+    def _proxy_flags(self) -> list[str]:
+        if self._proxy is None:
+            return []
+        program = self._proxy.absolute()
+        if self._engine:
+            program = self._root / "proxy"
+            program.write_text(_OUTSIDE.format(program=self._proxy.absolute()))
+            program.chmod(0o755)
+        return [f"--userland-proxy-path={program}"]
+
     def _command(self) -> list[str]:
         return self._namespace.command(
-            *("nsenter", f"--mount=/proc/{os.getpid()}/fd/{self._mounts}", "--"),
             *("setpriv", "--pdeathsig", "TERM", "--"),  # dockerd ends even if this process is killed
-            str(DOCKERD),
+            *self._within(str(DOCKERD)),
             *("--group", "root", "--host", f"unix://{self.socket}", "--pidfile", f"{self._root}/dockerd.pid"),
             *("--config-file", f"{self._root}/daemon.json"),  # not the machine's own
             *("--data-root", f"{self._root}/data", "--exec-root", f"{self._root}/exec"),
             *("--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", f"/{self._root.name}"),
-            *self._flags,
+            *self._extra_flags,
+            *self._proxy_flags(),
         )
 
     def _answers(self) -> bool:
@@ -252,19 +284,21 @@ class Dockerd:
         shutil.rmtree(self._root)
 
 
-def _new_mount_namespace() -> int:
+def _new_mount_namespace(prepare: list[str]) -> int:
     """Return a descriptor of a new mount namespace, whose mounts are not visible outside.
 
-    The namespace lasts as long as the descriptor, so that the next dockerd finds the mounts of one that was killed.
+    `prepare` is a command that creates mounts in it. The namespace lasts as long as the descriptor, so that the next
+    dockerd finds the mounts of one that was killed. DockerFailed: the command failed.
     """
-    with subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "slave", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdin is not None
+    script = '"$@" && echo && exec cat'
+    command = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "sh", *(prepare or ["true"])]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdout is not None
-        process.stdin.write(b"!")
-        process.stdin.flush()
-        process.stdout.read(1)  # cat answers: it is in the new namespace
+        assert process.stderr is not None
+        if not process.stdout.read(1):
+            raise DockerFailed(f"preparing dockerd's mounts failed: {process.stderr.read().decode().strip()}")
+        # The line break says that all mounts are there; cat keeps the process in the namespace until we have opened it.
         return os.open(f"/proc/{process.pid}/ns/mnt", os.O_RDONLY)
 
 

@@ -1,4 +1,4 @@
-"""A dockerd that is shared by the tests that do not kill it."""
+"""The dockerds that are shared by the tests that do not kill them."""
 
 import os
 from collections.abc import Iterator
@@ -6,7 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from lab.dockerd import DOCKERD
-from tests.docker.dockerhost import Site, site
+from tests.docker.dockerhost import ENGINES, Site, site
+
+_BUILD_S = 600  # to build an engine's root, or to wait for the process that does
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,3 +24,16 @@ def shared_site(_able: None) -> Iterator[Site]:
     """The shared dockerd."""
     with site() as shared:
         yield shared
+
+
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, id=name or "machine", marks=pytest.mark.timeout(_BUILD_S)) for name in ENGINES],
+)
+def engine_site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    """The shared dockerd, and one of each other release."""
+    if request.param == ENGINES[0]:
+        yield request.getfixturevalue("shared_site")
+    else:
+        with site(engine=request.param) as shared:
+            yield shared

@@ -3,6 +3,9 @@
 The proxy is gangway's; `DOCKER_PROXY=/usr/sbin/docker-proxy` runs the same tests with the reference. It fails two of
 them, because it answers UDP clients from another address than the one they sent to (127.1.2.3; a container that sends
 to 172.30.0.1).
+
+dockerd is this machine's. Tests whose outcome may depend on its release use `engine_site`, which is also the dockerd of
+another Debian release; `DOCKER_ENGINE=sid` runs all tests with the dockerd of that release.
 """
 
 import os
@@ -15,9 +18,12 @@ from pathlib import Path
 
 from lab import echo_server
 from lab.dockerd import Dockerd
+from lab.engines import engine_root
 from lab.netns import Host
 
 PROXY = Path(os.environ.get("DOCKER_PROXY", Path(__file__).parents[2] / ".venv/bin/gangway-docker-proxy"))
+ENGINES = [os.environ["DOCKER_ENGINE"]] if "DOCKER_ENGINE" in os.environ else ["", "trixie"]
+"""The Debian releases of the dockerds that are tested; empty: this machine's own dockerd."""
 _WITHOUT_PORTS = {"dockerd", "containerd", "containerd-shim-runc-v2", "runc", "exe"}
 _numbers = count(1)
 
@@ -81,7 +87,7 @@ class Site:
 
 
 @contextmanager
-def site(*flags: str) -> Iterator[Site]:
-    """Create a site with its own dockerd."""
-    with Host() as host, Dockerd(host, PROXY, *flags) as docker:
+def site(*flags: str, engine: str = ENGINES[0]) -> Iterator[Site]:
+    """Create a site with its own dockerd, which is that of the Debian release `engine`."""
+    with Host() as host, Dockerd(host, PROXY, *flags, engine=engine_root(engine) if engine else None) as docker:
         yield Site(host, docker)
