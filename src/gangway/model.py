@@ -261,6 +261,10 @@ class Network:
         """True if Docker creates and deletes the bridge, the containers' interfaces and their addresses."""
         return self.source is Source.DOCKER
 
+    def masquerades(self, subnet: Subnet) -> bool:
+        """True if connections from a subnet of the network to other machines leave with the host's address."""
+        return self.masquerade and not self.internal and subnet.version not in self.routed
+
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name.removeprefix(DOCKER_PREFIX if self.is_adopted else "")):
             rule = "use letters, digits, '_', '.' and '-'" + ", at most 128" * (len(self.name) > _MAX_NAME_LENGTH)

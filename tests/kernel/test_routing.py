@@ -53,7 +53,10 @@ def test_own_bridge_that_does_not_forward_is_repaired(street: Street) -> None:
     setting = "net.ipv4.conf.gw-web.forwarding"
     street.host.sysctl(setting, 0)
     wait_until(lambda: street.host.sysctl(setting) == "1", "the bridge to forward")
-    assert "bridge gw-web forwarded no IPv4 packets" in street.gangway.log.read_text()
+    wait_until(
+        lambda: "bridge gw-web forwarded no IPv4 packets" in street.gangway.log.read_text(),
+        "the log to name the bridge",
+    )
 
 
 @pytest.mark.parametrize("protocol", ["tcp", pytest.param("udp", marks=pytest.mark.any_kernel)])

@@ -34,6 +34,7 @@ from gangway.reconcile.executor import Executor
 from gangway.reconcile.observe import Chains, Observer
 from gangway.relay.client import Exit, RelayClient
 from gangway.relay.protocol import HostPorts, Serve
+from gangway.state.adoption import Adoption
 from gangway.state.database import Database
 from gangway.state.leases import Leases
 from gangway.state.registry import Registry
@@ -257,10 +258,11 @@ class Daemon:
         settings = SavedSettings(self.database, self.log.append)
         self.dataplane = DataPlane(cast(RelayClient, self.relay), self.steering, self.redirect, settings)
         self.links = Links()
-        self.observer = FakeObserver(Config(), self.database, self.links, self.dataplane)
+        self.registry = Registry(self.database)
+        bridges = self.registry.adopted_bridges
+        self.observer = FakeObserver(Config(), self.database, self.links, self.dataplane, bridges)
         forwarding = ForwardingSwitch(settings, self.links, lambda _family: ())
         self.executor = Executor(self.driver, self.links, self.dataplane, forwarding, self.observer.alias)
-        self.registry = Registry(self.database)
         self.reserved_ports = ReservedPorts(settings, self.log.append)
         former_flows = partial(self.executor.delete_flows, former=True)
         self.leases = Leases(self.registry.index, self.dataplane, self.observer.lease_facts, former_flows)
@@ -270,6 +272,8 @@ class Daemon:
             self.observer, self.registry, self.executor, self.reserved_ports, self._driver_for, log
         )
         self.requests = Requests(self.controller, self.registry, self.executor, self.leases)
+        parts = self.controller, self.registry, self.steering, self.log.append
+        self.adopt = Adoption(self.requests.repair, *parts).adopt
 
     def close(self) -> None:
         """Close everything; what the fakes have stays as it is."""

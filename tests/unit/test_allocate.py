@@ -51,17 +51,17 @@ class Scene:
         self.index = PortIndex()
 
     def allocation(self, facts: HostFacts = NFTABLES) -> Allocation:
-        return Allocation("box", self.index, self.steering, partial(planned, facts=facts))
+        return Allocation(self.index, self.steering, partial(planned, facts=facts))
 
     def allocate(self, text: str, facts: HostFacts = NFTABLES) -> None:
         """Allocate ports, which has to fail: nothing is freed afterwards."""
-        self.allocation(facts).allocate(parse_port(text))
+        self.allocation(facts).allocate("box", parse_port(text))
 
     @contextmanager
     def allocated(self, text: str, facts: HostFacts = NFTABLES) -> Iterator[Allocation]:
         """Allocate ports, and free them at the end of the block."""
         with self.allocation(facts) as found:
-            found.allocate(parse_port(text))
+            found.allocate("box", parse_port(text))
             yield found
 
     def is_free(self, first: int = 8000, last: int = 8010) -> bool:
@@ -169,7 +169,7 @@ def test_without_ipv6_only_ipv4_is_allocated(scene: Scene, text: str, last: int)
 def test_allocation_frees_what_is_left_in_it(scene: Scene) -> None:
     with scene.allocation() as allocation:
         for text in ("8000:80/udp", "8001:81/udp", "8005:85"):
-            allocation.allocate(parse_port(f"127.0.0.1:{text}"))
+            allocation.allocate("box", parse_port(f"127.0.0.1:{text}"))
         reserved = allocation.reserved()
         assert [len(fds) for fds in reserved.values()] == [1, 1, 0]  # what steering reserves has no descriptors
         published, *left = allocation.mappings
@@ -182,8 +182,8 @@ def test_allocation_frees_what_is_left_in_it(scene: Scene) -> None:
 
 def test_two_mappings_of_one_request_conflict(scene: Scene) -> None:
     with scene.allocation() as allocation:
-        allocation.allocate(parse_port("127.0.0.1:8000:80"))
+        allocation.allocate("box", parse_port("127.0.0.1:8000:80"))
         with pytest.raises(Conflict, match="already published for container box"):
-            allocation.allocate(parse_port("127.0.0.1:8000:81"))
+            allocation.allocate("box", parse_port("127.0.0.1:8000:81"))
     assert scene.is_free()
     assert scene.index.collision(mapping("127.0.0.1", "8000")) is None

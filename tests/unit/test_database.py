@@ -56,8 +56,20 @@ def test_everything_is_kept(path: Path) -> None:
     assert _opened(path) == (([WEB], [(BOX, PLACE)], 2), [])
 
 
+_ADDED = (
+    ("endpoints", "cookie"),
+    ("endpoints", "owner"),
+    ("networks", "source"),
+    ("networks", "routed"),
+    ("mappings", "source"),
+    ("mappings", "is_held"),
+)
+"""The columns that version 1 did not have."""
+
+
 def test_a_file_without_a_version_is_migrated(path: Path) -> None:
-    _execute(path, "ALTER TABLE endpoints DROP COLUMN cookie; ALTER TABLE endpoints DROP COLUMN owner;")
+    for table, column in _ADDED:
+        _execute(path, f"ALTER TABLE {table} DROP COLUMN {column};")
     _execute(path, "PRAGMA user_version = 0; PRAGMA application_id = 0;")
     assert _opened(path) == (([WEB], [(BOX, Place(PLACE.namespace, PLACE.inode))], 2), [])
     assert _opened(path)[1] == []
@@ -66,7 +78,7 @@ def test_a_file_without_a_version_is_migrated(path: Path) -> None:
 def test_a_file_of_a_newer_version_is_refused_and_left_alone(path: Path) -> None:
     _execute(path, "PRAGMA user_version = 99;")
     before = path.read_bytes()
-    with pytest.raises(HostRefused, match="has version 99, and this gangway knows 2: install the newer one"):
+    with pytest.raises(HostRefused, match="has version 99, and this gangway knows 3: install the newer one"):
         Database(path)
     assert path.read_bytes() == before
 

@@ -56,6 +56,8 @@ ALLOWED: dict[str, set[str]] = {
                              *PLANNING},
     "state": set(),
     "state.adopted": {"model"},
+    "state.adoption": {"ebpf.steering", "errors", "host.netns", "reconcile.controller", "reconcile.state", "state",
+                       *PLANNING},
     "state.database": {"errors", "model"},
     "state.port_index": {"errors", "inet", "intervals", "model"},
     "state.registry": {"errors", "reconcile.properties", "reconcile.state", "state.database", "state.port_index",

@@ -33,6 +33,7 @@ from gangway.reconcile.executor import Executor
 from gangway.reconcile.observe import Observer
 from gangway.reconcile.properties import BRIDGE_SETTINGS, WITHOUT_BRIDGE_SETTING
 from gangway.relay.client import RelayClient
+from gangway.state.adoption import Adoption
 from gangway.state.database import Database
 from gangway.state.leases import Leases
 from gangway.state.registry import Registry
@@ -58,11 +59,13 @@ class Parts:
         self.dataplane.reuse_ports = config.relay_settings.tcp_tw_reuse
         self._links = Links()
         follow, changed_among = notices.rules.follow_filters, notices.changed_among
-        self.observer = Observer(config, self._database, self._links, self.dataplane, follow, changed_among)
+        self._registry = registry = Registry(self._database)
+        self.observer = Observer(
+            config, self._database, self._links, self.dataplane, registry.adopted_bridges, follow, changed_among
+        )
         forwarding = ForwardingSwitch(settings, self._links, lambda family: self._controller.filters(family))
         no_driver = Driver(notices.rules, self._guard)
         self._executor = executor = Executor(no_driver, self._links, self.dataplane, forwarding, self.observer.alias)
-        self._registry = registry = Registry(self._database)
         self._reserved_ports, self._limits = ReservedPorts(settings, log.warning), LimitWatch()
         self._controller = controller = Controller(
             self.observer, registry, executor, self._reserved_ports, self._driver_for, log
@@ -70,7 +73,8 @@ class Parts:
         controller.update_addresses()
         former_flows = partial(executor.delete_flows, former=True)
         leases = Leases(registry.index, self.dataplane, self.observer.lease_facts, former_flows)
-        self.requests = Requests(controller, registry, executor, leases)
+        self.requests = requests = Requests(controller, registry, executor, leases)
+        self.adopt = Adoption(requests.repair, controller, registry, self.dataplane.steering, log.warning).adopt
 
     def _driver_for(self, firewall: Firewall) -> Driver:
         nft, prefix = self.observer.tools.nft, self.config.chain_prefix
@@ -117,7 +121,7 @@ class Parts:
         """Yield the sysctls that no road depends on: name, value, and the consequence of another value."""
         if self.dataplane.reuse_ports:
             yield TW_REUSE, "1", WITHOUT_TW_REUSE
-        for network in self._registry.networks:
+        for network in (one for one in self._registry.networks if not one.is_adopted):
             for name, value in BRIDGE_SETTINGS.items():
                 yield f"net/ipv6/conf/{network.bridge}/{name}", value, WITHOUT_BRIDGE_SETTING[name]
 

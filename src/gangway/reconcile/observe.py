@@ -93,7 +93,8 @@ class Tools:
 class Observer:
     """Looks at the host of one daemon; everything is read when it is first needed.
 
-    `follow` is told the chains whose changes have to be noticed.
+    `adopted_bridges` returns the names of Docker's bridges that are served.  `follow` is told the chains whose changes
+    have to be noticed.
     `changed_among`: `host.events.Notices.changed_among`; without it any namespace may have changed.
     """
 
@@ -103,12 +104,13 @@ class Observer:
         database: Database,
         links: Links,
         dataplane: DataPlane,
+        adopted_bridges: Callable[[], Collection[str]] = tuple,
         follow: Callable[[Collection[str]], None] = lambda _: None,
         changed_among: Callable[[frozenset[int], bool], frozenset[int]] = lambda namespaces, _thorough: namespaces,
     ) -> None:
         self._config, self._database, self._links, self._dataplane = config, database, links, dataplane
         self._changed_among = changed_among
-        self._follow = follow
+        self._adopted_bridges, self._follow = adopted_bridges, follow
         self.tools = Tools()
         self._chains: Chains | None = None
         self._routing: Routing | None = None
@@ -157,8 +159,8 @@ class Observer:
     def routing(self, anew: bool = False) -> Routing:
         """Return what policy rules and interfaces' switches keep from being translated; read `anew`, or as last."""
         if self._routing is None or anew:
-            ours = (link.ifindex for link in self._links.bridges() if self._is_ours(link))
-            self._routing = read_routing(frozenset(ours), _forwarded())
+            served = (link.ifindex for link in self._links.bridges() if self._is_served(link))
+            self._routing = read_routing(frozenset(served), _forwarded())
         return self._routing
 
     def excluded(self, anew: bool = False) -> frozenset[Address]:
@@ -246,9 +248,13 @@ class Observer:
         """True if a daemon with this database made the link."""
         return link.alias.startswith(self.alias())
 
+    def _is_served(self, bridge: Link) -> bool:
+        """True if a bridge is that of a network, ours or an adopted one."""
+        return self._is_ours(bridge) or bridge.name in self._adopted_bridges()
+
     def _foreign_bridges(self) -> tuple[str, ...]:
         """Return the names of others' bridges, without those that a rule cannot contain."""
-        foreign = (link.name for link in self._links.bridges() if not self._is_ours(link))
+        foreign = (link.name for link in self._links.bridges() if not self._is_served(link))
         return tuple(sorted(filter(is_interface_name, foreign)))
 
 

@@ -29,15 +29,13 @@ _DYNAMIC = PortRange(49152, 65535)
 
 
 class Allocation:
-    """The host ports that are about to be published for a container; `decide` plans a mapping.
+    """The host ports that are about to be published; `decide` plans a mapping.
 
     At the end of the block its reservations are closed, and `mappings` that are left in it are removed from the index.
     """
 
-    def __init__(
-        self, container: str, index: PortIndex, steering: Steering, decide: Callable[[PortMapping], MappingPlan]
-    ) -> None:
-        self._container, self._index, self._steering, self._decide = container, index, steering, decide
+    def __init__(self, index: PortIndex, steering: Steering, decide: Callable[[PortMapping], MappingPlan]) -> None:
+        self._index, self._steering, self._decide = index, steering, decide
         self.held: Held = {}  # what reserves ports: closing it frees them
         self.mappings: list[PortMapping] = []
 
@@ -51,21 +49,34 @@ class Allocation:
             for held in self.held.values():
                 last.callback(held.close)
 
-    def allocate(self, request: PortRequest) -> None:
-        """Reserve the ports of a request, and add its mappings.
+    def allocate(self, container: str, request: PortRequest) -> None:
+        """Reserve the ports of a request for a container, and add its mappings.
 
         PortInUse, Conflict: a port is in use; the message says by what.
         """
         refused: GangwayError | None = None
         for choice in self._choices(request):
             try:
-                return self._reserve(request, choice)
+                return self._reserve(container, request, choice)
             except (PortInUse, Conflict) as error:
                 refused = error
         if request.is_choice:
             wanted = f"none of the host ports {request.host_ports}" if request.host_ports else "no host port"
             raise PortInUse(f"{wanted} is free; the last one tried: {refused}")
         raise refused or PortInUse("no host port is free")
+
+    def reserve(self, mapping: PortMapping, name_holder: bool = True) -> None:
+        """Reserve the ports of a mapping, unless dockerd holds them, and add it.
+
+        PortInUse, Conflict: a port is in use; the message says by which program only if `name_holder`.
+        """
+        has_sockets = sockets.has_sockets(mapping.protocol.value)
+        with self._part() as part:
+            self._index.add(mapping)
+            part.mappings.append(mapping)
+            for ports, served in ports_of(self._decide(mapping)) if has_sockets and not mapping.is_held else ():
+                part.held[ports] = self._hold(served, name_holder)
+            part.move_to(self)
 
     def reserved(self) -> dict[HostPorts, Sequence[int]]:
         """Return the reserved ports, each with the descriptors that the relay needs to serve it."""
@@ -85,28 +96,28 @@ class Allocation:
             numbers = given or _DYNAMIC
             yield from (PortRange(port, port) for port in range(numbers.first, numbers.last + 1))
 
-    def _reserve(self, request: PortRequest, host_ports: PortRange) -> None:
-        has_sockets = sockets.has_sockets(request.protocol.value)
-        mappings, held = list[PortMapping](), Held()
-        with ExitStack() as undo:
+    def _reserve(self, container: str, request: PortRequest, host_ports: PortRange) -> None:
+        """Reserve these ports at each address of a request: all or none."""
+        with self._part() as part:
             for address in request.host_addresses:
-                mapping = PortMapping(self._container, request.protocol, address, host_ports, request.container_ports)
-                self._index.require_free(mapping)
+                mapping = PortMapping(container, request.protocol, address, host_ports, request.container_ports)
                 try:
-                    for ports, served in ports_of(self._decide(mapping)) if has_sockets else ():
-                        held[ports] = self._hold(served, name_holder=not request.is_choice)
-                        undo.callback(held[ports].close)
+                    part.reserve(mapping, name_holder=not request.is_choice)
                 except Unsupported:
                     # The kernel has no IPv6; `::` may be left out if the request does not name it.
                     if address != ANY[1] or request.host_addresses != ANY:
                         raise
-                else:
-                    self._index.add(mapping)
-                    undo.callback(self._index.remove, mapping)
-                    mappings.append(mapping)
-            undo.pop_all()
-        self.mappings += mappings
-        self.held |= held
+            part.move_to(self)
+
+    def _part(self) -> "Allocation":
+        """Return a part of this allocation, which is added to it whole or not at all."""
+        return Allocation(self._index, self._steering, self._decide)
+
+    def move_to(self, other: "Allocation") -> None:
+        """Let another allocation have what this one has reserved."""
+        other.mappings += self.mappings
+        other.held |= self.held
+        self.mappings, self.held = [], {}
 
     def _hold(self, served: Serve, name_holder: bool) -> socket.socket | ExitStack:
         """Reserve ports.  PortInUse says which program has one only if `name_holder`: finding out takes a while."""

@@ -22,10 +22,10 @@ from ipaddress import ip_address, ip_network
 from itertools import count
 from pathlib import Path
 from threading import RLock
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from gangway.errors import GangwayError, HostRefused
-from gangway.model import Endpoint, Network, PortMapping, PortRange, Protocol
+from gangway.model import Endpoint, Network, PortMapping, PortRange, Protocol, Source
 
 _APPLICATION = 0x676E6777  # "gngw", in the file's header (sqlite.org/pragma.html: application_id)
 _MAGIC = b"SQLite format 3\0"
@@ -47,12 +47,19 @@ _MIGRATIONS = (
     ALTER TABLE endpoints ADD COLUMN cookie TEXT DEFAULT '';
     ALTER TABLE endpoints ADD COLUMN owner TEXT DEFAULT '';
     """,
+    """
+    ALTER TABLE networks ADD COLUMN source TEXT DEFAULT 'api';
+    ALTER TABLE networks ADD COLUMN routed TEXT DEFAULT '';
+    ALTER TABLE mappings ADD COLUMN source TEXT DEFAULT 'api';
+    ALTER TABLE mappings ADD COLUMN is_held INTEGER DEFAULT 0;
+    """,
 )
 """What makes each version (`user_version`) of the one before."""
 _COLUMNS = {
-    "networks": "name, bridge, subnets, gateways, masquerade, icc, internal, mtu, on_demand",
+    "networks": "name, bridge, subnets, gateways, masquerade, icc, internal, mtu, on_demand, source, routed",
     "endpoints": "container, network, addresses, namespace, inode, cookie, owner",
-    "mappings": "container, protocol, host_address, host_first, host_last, container_first, container_last",
+    "mappings": "container, protocol, host_address, host_first, host_last, container_first, container_last, "
+    "source, is_held",
     "memory": "what, value",
 }
 # Rows that belong to nothing.
@@ -173,7 +180,7 @@ class Database:
     def add_network(self, network: Network, on_demand: bool) -> None:
         policy = network.masquerade, network.icc, network.internal, network.mtu, on_demand
         row = network.name, network.bridge, _words(network.subnets), _words(network.gateways), *policy
-        self._insert("networks", row)
+        self._insert("networks", (*row, network.source.value, _words(sorted(network.routed))))
 
     def remove_network(self, name: str) -> None:
         self._execute("DELETE FROM networks WHERE name = ?", (name,))
@@ -191,7 +198,8 @@ class Database:
         with self.transaction():
             for one in mappings:
                 ports = one.host_ports.first, one.host_ports.last, one.container_ports.first, one.container_ports.last
-                self._insert("mappings", (one.container, one.protocol.value, str(one.host_address), *ports))
+                row = one.container, one.protocol.value, str(one.host_address), *ports
+                self._insert("mappings", (*row, one.source.value, one.is_held))
 
     def remove_mappings(self, mappings: Iterable[PortMapping]) -> None:
         with self.transaction():
@@ -290,16 +298,14 @@ def _unused(path: Path) -> Path:
 
 
 def _network(
-    name: str,
-    bridge: str,
-    subnets: str,
-    gateways: str,
-    *values: int,  # policy, MTU, on demand
+    name: str, bridge: str, subnets: str, gateways: str, masquerade: int, icc: int, internal: int, *rest: Any
 ) -> tuple[Network, bool]:
     addresses = tuple(map(ip_network, subnets.split())), tuple(map(ip_address, gateways.split()))
-    *policy, mtu, on_demand = values
-    masquerade, icc, internal = map(bool, policy)
-    return Network(name, bridge, *addresses, masquerade, icc, internal, mtu), bool(on_demand)
+    mtu, on_demand, source, routed = rest
+    policy = bool(masquerade), bool(icc), bool(internal), mtu
+    return Network(name, bridge, *addresses, *policy, Source(source), frozenset(map(int, routed.split()))), bool(
+        on_demand
+    )
 
 
 def _endpoint(
@@ -309,9 +315,11 @@ def _endpoint(
     return Endpoint(container, network, tuple(map(ip_address, addresses.split()))), place
 
 
-def _mapping(container: str, protocol: str, host_address: str, *ports: int) -> PortMapping:
+def _mapping(container: str, protocol: str, host_address: str, *rest: Any) -> PortMapping:
+    *ports, source, is_held = rest
     host, inner = PortRange(*ports[:2]), PortRange(*ports[2:])
-    return PortMapping(container, Protocol(protocol), _address(host_address), host, inner)
+    of = Source(source), bool(is_held)
+    return PortMapping(container, Protocol(protocol), _address(host_address), host, inner, *of)
 
 
 # Most mappings are of 0.0.0.0 or ::.

@@ -43,7 +43,7 @@ class PortIndex:
         other = self.collision(mapping)
         if other is not None:
             at = f"{format_host(other.host_address)}:{other.host_ports}/{other.protocol}"
-            by = "published by Docker for" if other.source is Source.LEASE else "already published for container"
+            by = "already published for container" if other.source is Source.API else "published by Docker for"
             raise Conflict(f"{at} is {by} {other.container}: choose another port")
 
     def collision(self, mapping: PortMapping) -> PortMapping | None:

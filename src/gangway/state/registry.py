@@ -53,6 +53,17 @@ class Registry:
     def network_of(self, container: str) -> Network:
         return self._networks[self.endpoint(container).network]
 
+    def own_network(self, name: str) -> Network:
+        """Return a network that gangway has created.  Conflict: it is Docker's, or there is none of that name."""
+        network = self.network(name)
+        if network.is_adopted:
+            raise Conflict(f"network {name} is Docker's: use the docker command")
+        return network
+
+    def adopted_bridges(self) -> frozenset[str]:
+        """Return the names of the bridges that are Docker's."""
+        return frozenset(one.bridge for one in self.networks if one.is_adopted)
+
     def is_unneeded(self, name: str) -> bool:
         """True if a network was made on demand and has no containers left."""
         return self._on_demand[name] and not self.endpoints(name)
@@ -207,15 +218,16 @@ class Registry:
         )
 
     def links(self) -> State:
-        """Return the links that the host should have, and their properties."""
+        """Return the links of gangway's that the host should have, and their properties."""
+        own = [network for network in self.networks if not network.is_adopted]
         attachments = self._attachments(self.endpoints())
         of_veths = (
             properties.of_veth(name, one.namespace, one.endpoint, one.network) for name, one in attachments.items()
         )
         return State(
-            bridges={one.bridge: plan_network(one, self._decided_facts) for one in self.networks},
+            bridges={one.bridge: plan_network(one, self._decided_facts) for one in own},
             attachments=attachments,
-            properties=frozenset().union(*map(properties.of_bridge, self.networks), *of_veths),
+            properties=frozenset().union(*map(properties.of_bridge, own), *of_veths),
         )
 
     def state_of(self, planned: Sequence[MappingPlan]) -> State:
@@ -237,6 +249,8 @@ class Registry:
         found = {}
         for endpoint in endpoints:
             network, place = self._networks[endpoint.network], self._places[endpoint.container]
+            if network.is_adopted:
+                continue
             isolated = plan_network(network, self._decided_facts).isolate_ports
             found[link_name(endpoint.container)] = Attachment(endpoint, network, place.namespace, isolated, place.inode)
         return found

@@ -170,7 +170,7 @@ class Requests:
 
     @retry_after_reaping
     def create_network(self, network: Network, on_demand: bool = False) -> Network:
-        self._repair()
+        self.repair()
         require_no_conflict(network, self._registry.networks)
         if network.internal and self.facts.firewall is Firewall.NONE:
             raise Unsupported("an internal network needs a firewall: without one (--firewall none) it is not internal")
@@ -188,11 +188,11 @@ class Requests:
     @retry_after_reaping
     def remove_network(self, name: str) -> None:
         """Remove a network that has no containers."""
-        self._repair()
+        self.repair()
         self._remove_network(name)
 
     def _remove_network(self, name: str) -> None:
-        network = self._registry.network(name)
+        network = self._registry.own_network(name)
         attached = [endpoint.container for endpoint in self._registry.endpoints(name)]
         if attached:
             raise Conflict(f"network {name} has containers ({', '.join(attached)}): detach them first")
@@ -228,7 +228,7 @@ class Requests:
         the container is detached.
         """
         check_container(container, namespace)
-        self._repair(container)
+        self.repair(container)
         if self._registry.has_endpoint(container):
             name = self._registry.network_of(container).name
             raise Conflict(f"container {container} is attached to network {name} already: detach it first")
@@ -264,8 +264,9 @@ class Requests:
     @retry_after_reaping
     def detach(self, container: str) -> None:
         """Detach a container from its network; its ports are unpublished."""
-        self._repair(container)
+        self.repair(container)
         endpoint = self._registry.endpoint(container)
+        _ = self._registry.own_network(endpoint.network)
         self._controller.remove(self._registry.state_of_container(container))
         with self._controller.restoring():
             self._registry.remove_endpoint(container)
@@ -276,7 +277,7 @@ class Requests:
     @retry_after_reaping
     def publish(self, container: str, texts: Sequence[str]) -> tuple[MappingPlan, ...]:
         """Publish a container's ports; each text is as after Docker's `-p`.  All of them or none."""
-        self._repair(container)
+        self.repair(container)
         network = self._registry.network_of(container)
         _check_same_process(container, self._registry.place(container))
         given = (families.without_missing(parse_port(text)) for text in texts)
@@ -285,10 +286,10 @@ class Requests:
             sockets.require_no_broadcast(str(address))
             self._check_excluded(address)
         index, steering = self._registry.index, self._executor.dataplane.steering
-        with Allocation(container, index, steering, self._registry.planned) as allocation, ExitStack() as undo:
+        with Allocation(index, steering, self._registry.planned) as allocation, ExitStack() as undo:
             for request in requests:
                 _check_internal(request, network)
-                allocation.allocate(request)
+                allocation.allocate(container, request)
             planned = self._registry.add_mappings(allocation.mappings)
             allocation.mappings.clear()  # they are the registry's now
             undo.callback(self._registry.remove_mappings, planned)
@@ -300,11 +301,15 @@ class Requests:
     @retry_after_reaping
     def unpublish(self, container: str, texts: Sequence[str] = ()) -> tuple[MappingPlan, ...]:
         """Unpublish a container's mappings: those that the texts name, all without any."""
-        self._repair(container)
-        planned = self._registry.mappings(container)
+        self.repair(container)
+        planned = tuple(one for one in self._registry.mappings(container) if one.mapping.source is Source.API)
         if texts:
             chosen = [one for text in texts for one in self._registry.named(container, text)]
             planned = tuple({str(one.mapping): one for one in chosen}.values())
+            if (
+                docker := next((one.mapping for one in planned if one.mapping.source is Source.DOCKER), None)
+            ) is not None:
+                raise Conflict(f"{docker} is published by Docker: only docker run or docker rm can change that")
         self._controller.remove(self._registry.state_of(planned))
         with self._controller.restoring():
             self._registry.remove_mappings(planned)
@@ -312,7 +317,8 @@ class Requests:
 
     # Details
 
-    def _repair(self, container: str | None = None) -> None:
+    def repair(self, container: str | None = None) -> None:
+        """Repair what other programs have changed, before a request.  GangwayError: none can be carried out."""
         if not probe.is_root():
             raise Unsupported(
                 "networks, containers and rules need root: without it, only docker-proxy's ports are served"
@@ -348,7 +354,7 @@ class Requests:
         """Return the network of that name; the one on demand is created if it has to be."""
         networks, name = self._registry.networks, name or ON_DEMAND
         if name != ON_DEMAND or any(one.name == name for one in networks):
-            return self._registry.network(name)
+            return self._registry.own_network(name)
         used = [*self._executor.links.routed_subnets(), *(subnet for one in networks for subnet in one.subnets)]
         subnets = families.without_unusable(free_subnets(used, token_bytes(5)))
         mtu = default_mtu(self.uplink_mtu(), subnets)

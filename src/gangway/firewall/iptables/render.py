@@ -267,7 +267,7 @@ def _nat(plan: Plan, family: int, prefix: str) -> Iterator[str]:
             yield _hairpin(subnet, network.bridge)
             yield f"-A POSTROUTING -o {network.bridge} -m conntrack --ctstate DNAT -j ACCEPT"
     for network, subnet in subnets:
-        if network.masquerade and not network.internal:
+        if network.masquerades(subnet):
             yield f"-A POSTROUTING -s {subnet} ! -o {network.bridge} -j MASQUERADE"
 
 

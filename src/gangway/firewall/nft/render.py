@@ -359,7 +359,7 @@ def _networks(plan: Plan) -> Elements:
             found["together"].append(f"{bridge} . {bridge}")
         for subnet in network.subnets:
             found[f"neighbours{subnet.version}"].append(_neighbours(network, subnet))
-            if network.masquerade and not network.internal:
+            if network.masquerades(subnet):
                 found[f"masqueraded{subnet.version}"].append(str(subnet))
     for family in (4, 6):
         if interfaces := plan.untranslated(family):

@@ -1,0 +1,165 @@
+"""Adopts what Docker has: carries out the difference to what was adopted before, and writes it to the registry.
+
+What this file knows: what is adopted, and what of it has changed.  What it must not know: Docker's API.
+
+Adopted networks and containers are in the database like others, so that their rules outlive both daemons.  gangway
+creates, repairs and deletes none of their links.  A port that cannot be published is logged and left out; each later
+call tries it again.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
+from functools import partial
+
+from gangway.ebpf.steering import Steering
+from gangway.errors import GangwayError, leaves
+from gangway.host import netns
+from gangway.model import Network, Source, require_no_conflict
+from gangway.plan import MappingPlan, Plan
+from gangway.reconcile.controller import Controller
+from gangway.reconcile.state import State
+from gangway.state.adopted import Adopted, AdoptedContainer
+from gangway.state.allocate import Allocation
+from gangway.state.database import Place
+from gangway.state.registry import Registry
+
+
+class Adoption:
+    """What is adopted; `repair` comes before each change, `warn` logs what cannot be adopted."""
+
+    def __init__(
+        self,
+        repair: Callable[[], None],
+        controller: Controller,
+        registry: Registry,
+        steering: Steering,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._repair = repair
+        self._controller, self._registry, self._steering, self._warn = controller, registry, steering, warn
+        self._failures: set[str] = set()  # as they were logged
+        self._former_failures: set[str] = set()  # of the call before: what fails again is not logged again
+
+    def adopt(self, wanted: Adopted) -> None:
+        """Serve these networks and containers of Docker's, and no others.
+
+        GangwayError: it failed, and should be tried again; the host is as before, or the next check repairs it.
+        """
+        self._former_failures, self._failures = self._failures, set()
+        self._repair()
+        networks = {one.name: one for one in wanted.networks if self._is_possible(one)}
+        containers = {
+            one.endpoint.container: one
+            for one in wanted.containers
+            if one.endpoint.network in networks and _place(one).inode
+        }
+        self._remove_ports(networks, containers)
+        self._change_networks(networks)
+        self._add(list(filter(self._is_incomplete, containers.values())))
+
+    def _is_possible(self, network: Network) -> bool:
+        own = [one for one in self._registry.networks if not one.is_adopted]
+        return self._attempt(partial(require_no_conflict, network, own), f"network {network.name} not served")
+
+    def _is_incomplete(self, one: AdoptedContainer) -> bool:
+        name = one.endpoint.container
+        return not self._registry.has_endpoint(name) or not self._published(name).issuperset(one.mappings)
+
+    def _published(self, container: str) -> set[object]:
+        return {planned.mapping for planned in self._registry.mappings(container)}
+
+    def _remove_ports(self, networks: Mapping[str, Network], containers: Mapping[str, AdoptedContainer]) -> None:
+        """Remove containers that ended or have changed, with their ports, and ports that Docker no longer lists."""
+        registry = self._registry
+        ended, stale = list[str](), list[MappingPlan]()
+        for endpoint in registry.endpoints():
+            network, wanted = registry.network(endpoint.network), containers.get(endpoint.container)
+            if not network.is_adopted:
+                continue
+            published = registry.mappings(endpoint.container)
+            is_same = wanted is not None and (endpoint, registry.place(endpoint.container)) == (
+                wanted.endpoint,
+                _place(wanted),
+            )
+            if wanted is None or not is_same or networks.get(network.name) != network:
+                ended.append(endpoint.container)
+                stale += published
+            else:
+                kept = {*wanted.mappings}
+                of_docker = (one for one in published if one.mapping.source is Source.DOCKER)
+                stale += (one for one in of_docker if one.mapping not in kept)
+        if stale:
+            self._controller.remove(registry.state_of(stale))
+        with self._controller.restoring():
+            registry.remove_mappings(stale)
+            for container in ended:
+                registry.remove_endpoint(container)
+
+    def _change_networks(self, wanted: Mapping[str, Network]) -> None:
+        registry = self._registry
+        known = [one for one in registry.networks if one.is_adopted]
+        removed = [one for one in known if wanted.get(one.name) != one]
+        added = [one for one in wanted.values() if one not in known]
+        if not removed and not added:
+            return
+        before = registry.plan()
+        with ExitStack() as undo:
+            for one in removed:
+                registry.remove_network(one.name)
+                undo.callback(registry.add_network, one, on_demand=False)
+            for one in added:
+                registry.add_network(one, on_demand=False)
+                undo.callback(registry.remove_network, one.name)
+            self._controller.carry_out(_rules(before), _rules(registry.plan()))
+            undo.pop_all()
+        self._controller.record_applied()
+
+    def _add(self, containers: Collection[AdoptedContainer]) -> None:
+        """Publish the ports of containers, all at once; if that fails, those of each one by itself."""
+        try:
+            self._publish(containers)
+        except* GangwayError:
+            for one in containers:
+                self._attempt(partial(self._publish, [one]), f"container {one.endpoint.container} not served")
+
+    def _publish(self, containers: Collection[AdoptedContainer]) -> None:
+        registry = self._registry
+        with Allocation(registry.index, self._steering, registry.planned) as allocation, ExitStack() as undo:
+            for one in containers:
+                name = one.endpoint.container
+                if not registry.has_endpoint(name):
+                    registry.add_endpoint(one.endpoint, _place(one))
+                    undo.callback(registry.remove_endpoint, name)
+                published = self._published(name)
+                for mapping in (mapping for mapping in one.mappings if mapping not in published):
+                    self._attempt(partial(allocation.reserve, mapping), f"container {name}: {mapping} not published")
+            planned = registry.add_mappings(allocation.mappings)
+            allocation.mappings.clear()  # they are the registry's now
+            undo.callback(registry.remove_mappings, planned)
+            if planned:
+                self._controller.carry_out(State(), registry.state_of(planned), allocation.reserved())
+            undo.pop_all()
+        for one in containers:
+            self._controller.look_into(one.endpoint.container)
+
+    def _attempt(self, call: Callable[[], object], what: str) -> bool:
+        """Try something; True if it was done.  A failure is logged, unless it was the same at the last call."""
+        done = True
+        try:
+            call()
+        except* GangwayError as errors:
+            done = False
+            for text in (f"{what}: {error}" for error in leaves(errors)):
+                if text not in self._failures | self._former_failures:
+                    self._warn(text)
+                self._failures.add(text)
+        return done
+
+
+def _place(one: AdoptedContainer) -> Place:
+    """Return where a container's namespace is; its inode is 0 if the container has ended."""
+    return Place(one.namespace, netns.current_inode(one.namespace) or 0)
+
+
+def _rules(plan: Plan | None) -> State:
+    return State() if plan is None else State(plan=plan, forwarding=plan.forwarding)

@@ -1,0 +1,166 @@
+"""What is adopted of Docker's: only the difference is carried out, and a failure leaves everything consistent."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from gangway.errors import Conflict, HostRefused, PortInUse
+from gangway.model import ANY, Endpoint, Network, PortMapping, PortRange, Protocol, Source
+from gangway.relay.protocol import HostPorts
+from gangway.state.adopted import Adopted, AdoptedContainer
+from lab.netns import Namespace
+from tests.unit.fake_daemon import Daemon
+from tests.unit.samples import WEB
+
+BRIDGE = Network(
+    "docker:bridge",
+    "docker0",
+    (ip_network("172.17.0.0/16"),),
+    (ip_address("172.17.0.1"),),
+    source=Source.DOCKER,
+)
+
+pytestmark = pytest.mark.usefixtures("own_namespace")
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    found = Daemon(tmp_path)
+    yield found
+    found.end()
+
+
+def container(box: Namespace, *ports: int, name: str = "web", last: int = 2) -> AdoptedContainer:
+    """Return a running container with ports that dockerd holds."""
+    endpoint = Endpoint(f"docker:{name}", BRIDGE.name, (ip_address(f"172.17.0.{last}"),))
+    return AdoptedContainer(
+        endpoint, f"/run/netns/{box.name}", tuple(port(number, endpoint.container) for number in ports)
+    )
+
+
+def port(number: int, of: str = "docker:web", is_held: bool = True) -> PortMapping:
+    host, inner = PortRange(number, number), PortRange(80, 80)
+    return PortMapping(of, Protocol.TCP, ANY[not is_held], host, inner, Source.DOCKER, is_held)
+
+
+def published(daemon: Daemon) -> list[str]:
+    assert daemon.is_consistent()
+    return [str(one.mapping) for one in daemon.requests.mappings()]
+
+
+def test_ports_follow_the_containers(daemon: Daemon, box: Namespace) -> None:
+    daemon.adopt(Adopted((BRIDGE,), (container(box, 8000, 8001),)))
+    assert published(daemon) == ["0.0.0.0:8000:80/tcp", "0.0.0.0:8001:80/tcp"]
+    calls = len(daemon.calls.names)
+    daemon.adopt(Adopted((BRIDGE,), (container(box, 8001, 8002),)))
+    assert published(daemon) == ["0.0.0.0:8001:80/tcp", "0.0.0.0:8002:80/tcp"]
+    assert len(daemon.calls.names) > calls
+    daemon.adopt(Adopted((BRIDGE,), (container(box, 8001, last=3),)))
+    assert [str(one.container_address) for one in daemon.requests.mappings()] == ["172.17.0.3"]
+    daemon.adopt(Adopted((BRIDGE,), ()))
+    assert published(daemon) == []
+    daemon.adopt(Adopted())
+    assert daemon.requests.networks() == ()
+    assert daemon.requests.is_idle
+
+
+def test_nothing_is_done_if_nothing_has_changed(daemon: Daemon, box: Namespace) -> None:
+    wanted = Adopted((BRIDGE,), (container(box, 8000),))
+    daemon.adopt(wanted)
+    calls = [*daemon.calls.names]
+    daemon.adopt(wanted)
+    assert "driver.change" not in daemon.calls.names[len(calls) :]
+    assert "steering.add" not in daemon.calls.names[len(calls) :]
+
+
+def test_later_daemon_serves_what_was_adopted(daemon: Daemon, box: Namespace, tmp_path: Path) -> None:
+    wanted = Adopted((BRIDGE,), (container(box, 8000),))
+    daemon.adopt(wanted)
+    later = Daemon(tmp_path, daemon)
+    assert published(later) == ["0.0.0.0:8000:80/tcp"]
+    assert later.requests.networks() == (BRIDGE,)
+    later.adopt(wanted)
+    assert published(later) == ["0.0.0.0:8000:80/tcp"]
+    later.close()
+
+
+def test_policy_of_a_network_changes(daemon: Daemon, box: Namespace) -> None:
+    daemon.adopt(Adopted((BRIDGE,), (container(box, 8000),)))
+    changed = replace(BRIDGE, masquerade=False)
+    daemon.adopt(Adopted((changed,), (container(box, 8000),)))
+    assert daemon.requests.networks() == (changed,)
+    assert published(daemon) == ["0.0.0.0:8000:80/tcp"]
+
+
+def test_container_that_has_ended_is_left_out(daemon: Daemon, box: Namespace) -> None:
+    ended = container(box, 8000)._replace(namespace="/proc/4194305/ns/net")
+    daemon.adopt(Adopted((BRIDGE,), (ended,)))
+    assert published(daemon) == []
+
+
+def test_port_of_another_container_is_left_out_and_logged_once(daemon: Daemon, box: Namespace) -> None:
+    daemon.requests.create_network(WEB)
+    daemon.requests.attach(box.name, "web", ())
+    daemon.requests.publish(box.name, ["0.0.0.0:8000:80"])
+    with Namespace("other") as other:
+        wanted = Adopted((BRIDGE,), (container(other, 8000, 8001),))
+        daemon.adopt(wanted)
+        daemon.adopt(wanted)
+        assert published(daemon) == ["0.0.0.0:8000:80/tcp", "0.0.0.0:8001:80/tcp"]
+        assert sum("0.0.0.0:8000:80/tcp not published" in line for line in daemon.log) == 1
+        daemon.requests.unpublish(box.name)
+        daemon.adopt(wanted)
+        assert published(daemon) == ["0.0.0.0:8001:80/tcp", "0.0.0.0:8000:80/tcp"]
+
+
+def test_port_that_dockerd_does_not_hold_is_published_only_if_it_is_free(daemon: Daemon, box: Namespace) -> None:
+    one = container(box, 8000)
+    one = one._replace(mappings=(*one.mappings, port(8000, is_held=False)))
+    daemon.steering.refused[HostPorts("tcp", "::", 8000, 8000)] = PortInUse("port 8000 is in use by nginx")
+    daemon.adopt(Adopted((BRIDGE,), (one,)))
+    assert published(daemon) == ["0.0.0.0:8000:80/tcp"]
+    assert [line.partition(" is in use")[0] for line in daemon.log] == [
+        "container docker:web: [::]:8000:80/tcp not published: port [::]:8000/tcp"
+    ]
+    daemon.steering.refused.clear()
+    daemon.adopt(Adopted((BRIDGE,), (one,)))
+    assert published(daemon) == ["0.0.0.0:8000:80/tcp", "[::]:8000:80/tcp"]
+
+
+@pytest.mark.parametrize("call", ["driver.change", "driver.rewrite", "redirect.add"])
+def test_failure_is_made_good_by_the_next_call(daemon: Daemon, box: Namespace, call: str) -> None:
+    wanted = Adopted((BRIDGE,), (container(box, 8000),))
+    daemon.calls.fail(call)
+    try:
+        daemon.adopt(wanted)
+    except HostRefused:
+        assert call == "driver.rewrite"
+    daemon.calls.fail()
+    daemon.adopt(wanted)
+    assert published(daemon) == ["0.0.0.0:8000:80/tcp"]
+
+
+def test_failure_of_one_container_does_not_prevent_others(daemon: Daemon, box: Namespace) -> None:
+    with Namespace("other") as other:
+        mine = container(box, 8000)
+        far = container(other, 8001, name="far", last=3)
+        foreign = far._replace(mappings=(replace(far.mappings[0], host_ports=PortRange(8000, 8000)),))
+        daemon.adopt(Adopted((BRIDGE,), (mine, foreign)))
+        assert published(daemon) == ["0.0.0.0:8000:80/tcp"]
+
+
+def test_requests_leave_what_is_dockers_to_docker(daemon: Daemon, box: Namespace) -> None:
+    daemon.adopt(Adopted((BRIDGE,), (container(box, 8000),)))
+    with pytest.raises(Conflict, match="docker:bridge is Docker's: use the docker command"):
+        daemon.requests.remove_network("docker:bridge")
+    with pytest.raises(Conflict, match="docker:bridge is Docker's"):
+        daemon.requests.detach("docker:web")
+    with Namespace("other") as other, pytest.raises(Conflict, match="docker:bridge is Docker's"):
+        daemon.requests.attach(other.name, "docker:bridge", ())
+    with pytest.raises(Conflict, match="is published by Docker"):
+        daemon.requests.unpublish("docker:web", ["0.0.0.0:8000:80"])
+    assert daemon.requests.unpublish("docker:web") == ()
+    assert published(daemon) == ["0.0.0.0:8000:80/tcp"]
