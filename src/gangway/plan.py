@@ -192,7 +192,7 @@ def plan_network(network: Network, facts: HostFacts) -> NetworkPlan:
     """
     seen = facts.bridge_filtered if facts.firewall is not Firewall.NONE else frozenset()
     unseen = {subnet.version for subnet in network.subnets} - seen
-    isolate = not network.icc and bool(unseen) and not network.is_adopted
+    isolate = not network.icc and bool(unseen)
     return NetworkPlan(network, isolate_ports=isolate, untranslated=seen if isolate else frozenset())
 
 

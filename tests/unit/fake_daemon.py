@@ -272,7 +272,7 @@ class Daemon:
             self.observer, self.registry, self.executor, self.reserved_ports, self._driver_for, log
         )
         self.requests = Requests(self.controller, self.registry, self.executor, self.leases)
-        parts = self.controller, self.registry, self.steering, self.log.append
+        parts = self.controller, self.registry, self.links, self.steering, self.log.append
         self.adopt = Adoption(self.requests.repair, *parts).adopt
 
     def close(self) -> None:

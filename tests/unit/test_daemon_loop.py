@@ -32,12 +32,15 @@ def _quiet(scope: ExitStack) -> socket.socket:
 
 def _daemon(scope: ExitStack, worker: ThreadPoolExecutor, write: Callable[[int, str], None] = _nothing) -> Daemon:
     """Return a daemon over stand-ins: it has a network, and a relay that runs; `write` is given its log."""
-    checks = dict.fromkeys(("check", "check_rules", "check_thoroughly"), _nothing)
+    checks = dict.fromkeys(("check", "check_rules"), _nothing)
     leases = SimpleNamespace(unclaimed=False, is_incomplete=False, is_settling=False)
     requests = SimpleNamespace(**checks, is_idle=False, owners=frozenset, leases=leases)
     relay = SimpleNamespace(exits=0, fileno=_quiet(scope).fileno)
     parts: Any = SimpleNamespace(
-        requests=requests, dataplane=SimpleNamespace(relay=relay), check_limits=lambda: write(0, "limits")
+        requests=requests,
+        dataplane=SimpleNamespace(relay=relay),
+        check_limits=lambda: write(0, "limits"),
+        check_thoroughly=_nothing,
     )
     rules = SimpleNamespace(sock=_quiet(scope))
     notices: Any = SimpleNamespace(links=_quiet(scope), routes=_quiet(scope), rules=rules)

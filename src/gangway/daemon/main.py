@@ -183,7 +183,7 @@ class Daemon:
 
     def _check_thoroughly(self) -> None:
         self._run(self._parts.check_limits)
-        self._run(self._parts.requests.check_thoroughly)
+        self._run(self._parts.check_thoroughly)
         self._loop.call_later(_CHECK_S, self._check_thoroughly)
 
     def _failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -74,7 +74,9 @@ class Parts:
         former_flows = partial(executor.delete_flows, former=True)
         leases = Leases(registry.index, self.dataplane, self.observer.lease_facts, former_flows)
         self.requests = requests = Requests(controller, registry, executor, leases)
-        self.adopt = Adoption(requests.repair, controller, registry, self.dataplane.steering, log.warning).adopt
+        steering = self.dataplane.steering
+        self._adoption = Adoption(requests.repair, controller, registry, self._links, steering, log.warning)
+        self.adopt = self._adoption.adopt
 
     def _driver_for(self, firewall: Firewall) -> Driver:
         nft, prefix = self.observer.tools.nft, self.config.chain_prefix
@@ -124,6 +126,12 @@ class Parts:
         for network in (one for one in self._registry.networks if not one.is_adopted):
             for name, value in BRIDGE_SETTINGS.items():
                 yield f"net/ipv6/conf/{network.bridge}/{name}", value, WITHOUT_BRIDGE_SETTING[name]
+
+    def check_thoroughly(self) -> None:
+        """Repair what other programs have changed, of which the kernel need not have notified us."""
+        self.requests.check_thoroughly()
+        if self.requests.is_ready:
+            self._adoption.isolate()
 
     def check_limits(self) -> None:
         """Log limits of the kernel that are nearly reached, and those that no longer are."""

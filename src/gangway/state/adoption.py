@@ -3,8 +3,8 @@
 What this file knows: what is adopted, and what of it has changed.  What it must not know: Docker's API.
 
 Adopted networks and containers are in the database like others, so that their rules outlive both daemons.  gangway
-creates, repairs and deletes none of their links.  A port that cannot be published is logged and left out; each later
-call tries it again.
+creates, repairs and deletes none of their links; it only isolates bridge ports.  A port that cannot be published is
+logged and left out; each later call tries it again.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -14,8 +14,9 @@ from functools import partial
 from gangway.ebpf.steering import Steering
 from gangway.errors import GangwayError, leaves
 from gangway.host import netns
+from gangway.host.links import Links
 from gangway.model import Network, Source, require_no_conflict
-from gangway.plan import MappingPlan, Plan
+from gangway.plan import MappingPlan, Plan, plan_network
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.state import State
 from gangway.state.adopted import Adopted, AdoptedContainer
@@ -32,11 +33,13 @@ class Adoption:
         repair: Callable[[], None],
         controller: Controller,
         registry: Registry,
+        links: Links,
         steering: Steering,
         warn: Callable[[str], None],
     ) -> None:
         self._repair = repair
-        self._controller, self._registry, self._steering, self._warn = controller, registry, steering, warn
+        self._controller, self._registry, self._links = controller, registry, links
+        self._steering, self._warn = steering, warn
         self._failures: set[str] = set()  # as they were logged
         self._former_failures: set[str] = set()  # of the call before: what fails again is not logged again
 
@@ -56,6 +59,13 @@ class Adoption:
         self._remove_ports(networks, containers)
         self._change_networks(networks)
         self._add(list(filter(self._is_incomplete, containers.values())))
+        self.isolate()
+
+    def isolate(self) -> None:
+        """Isolate the containers of networks without traffic between them, if it is the bridge that has to."""
+        for network in self._registry.networks:
+            if network.is_adopted and plan_network(network, self._controller.facts).isolate_ports:
+                self._set_isolated(network, True)
 
     def _is_possible(self, network: Network) -> bool:
         own = [one for one in self._registry.networks if not one.is_adopted]
@@ -112,7 +122,19 @@ class Adoption:
                 undo.callback(registry.remove_network, one.name)
             self._controller.carry_out(_rules(before), _rules(registry.plan()))
             undo.pop_all()
+        for one in removed:
+            if not one.icc:
+                self._set_isolated(one, False)
         self._controller.record_applied()
+
+    def _set_isolated(self, network: Network, isolated: bool) -> None:
+        """Change all ports of a network's bridge that are not as they should be."""
+        links = self._links.all()
+        bridge = links.get(network.bridge)
+        for link in links.values():
+            if bridge is not None and link.master == bridge.ifindex and link.isolated != isolated:
+                call = partial(self._links.set_isolated, link.name, isolated)
+                self._attempt(call, f"network {network.name}: containers are not isolated from each other")
 
     def _add(self, containers: Collection[AdoptedContainer]) -> None:
         """Publish the ports of containers, all at once; if that fails, those of each one by itself."""
