@@ -164,3 +164,28 @@ def test_requests_leave_what_is_dockers_to_docker(daemon: Daemon, box: Namespace
         daemon.requests.unpublish("docker:web", ["0.0.0.0:8000:80"])
     assert daemon.requests.unpublish("docker:web") == ()
     assert published(daemon) == ["0.0.0.0:8000:80/tcp"]
+
+
+def test_published_port_follows_a_container_to_its_new_address(daemon: Daemon, box: Namespace, tmp_path: Path) -> None:
+    daemon.adopt(Adopted((BRIDGE,), (container(box, 8000),)))
+    daemon.requests.publish("docker:web", ["0.0.0.0:9000-9001:90-91"])
+    daemon.adopt(Adopted((BRIDGE,), (), frozenset({"docker:web"})))
+    assert published(daemon) == []
+    later = Daemon(tmp_path, daemon)
+    later.adopt(Adopted((BRIDGE,), (container(box, 8000, last=3),)))
+    assert {str(one.mapping): str(one.container_address) for one in later.requests.mappings()} == {
+        "0.0.0.0:8000:80/tcp": "172.17.0.3",
+        "0.0.0.0:9000-9001:90-91/tcp": "172.17.0.3",
+    }
+    later.adopt(Adopted((BRIDGE,), ()))
+    later.adopt(Adopted((BRIDGE,), (container(box, 8000),)))
+    assert published(later) == ["0.0.0.0:8000:80/tcp"]
+    later.close()
+
+
+def test_container_moves_while_it_runs(daemon: Daemon, box: Namespace) -> None:
+    daemon.adopt(Adopted((BRIDGE,), (container(box, 8000),)))
+    daemon.requests.publish("docker:web", ["0.0.0.0:9000:90"])
+    daemon.adopt(Adopted((BRIDGE,), (container(box, 8000, last=3),)))
+    assert {str(one.container_address) for one in daemon.requests.mappings()} == {"172.17.0.3"}
+    assert published(daemon) == ["0.0.0.0:8000:80/tcp", "0.0.0.0:9000:90/tcp"]

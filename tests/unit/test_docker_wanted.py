@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from gangway.docker.wanted import DockerContainer, DockerNetwork, View, merge_ports
 from gangway.model import Network, PortRange, Protocol, Source
-from gangway.state.adopted import AdoptedContainer
+from gangway.state.adopted import Adopted, AdoptedContainer
 
 ANSWERS: dict[str, list[dict[str, Any]]] = json.loads(
     (Path(__file__).parents[1] / "golden/docker-20.10.json").read_text()
@@ -159,7 +159,7 @@ def test_network_that_gangway_cannot_serve_is_left_out_with_its_containers(
     changes: dict[str, Any], reason: str
 ) -> None:
     found = view([NETWORK | changes, {"Id": "b", "Name": "swarm", "Driver": "overlay"}], container())
-    assert found.adopted == ((), ())
+    assert found.adopted == Adopted()
     (problem,) = found.problems
     assert reason in problem
 
@@ -224,7 +224,7 @@ def test_container_is_removed_when_it_stops_or_leaves_its_bridge() -> None:
     assert not found.adopted.containers
     found.use_container(msgspec.convert(container(), DockerContainer))
     found.use_networks([])
-    assert found.adopted == ((), ())
+    assert found.adopted == Adopted()
 
 
 def test_two_thousand_ports_are_one_mapping_for_each_protocol_and_address() -> None:

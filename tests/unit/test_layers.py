@@ -60,6 +60,7 @@ ALLOWED: dict[str, set[str]] = {
                        "reconcile.state", "state",
                        *PLANNING},
     "state.database": {"errors", "model"},
+    "state.parked": {"errors", "model", "state.database"},
     "state.port_index": {"errors", "inet", "intervals", "model"},
     "state.registry": {"errors", "reconcile.properties", "reconcile.state", "state.database", "state.port_index",
                        *PLANNING},

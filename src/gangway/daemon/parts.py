@@ -36,6 +36,7 @@ from gangway.relay.client import RelayClient
 from gangway.state.adoption import Adoption
 from gangway.state.database import Database
 from gangway.state.leases import Leases
+from gangway.state.parked import ParkedPorts
 from gangway.state.registry import Registry
 from gangway.state.requests import Requests
 
@@ -74,8 +75,8 @@ class Parts:
         former_flows = partial(executor.delete_flows, former=True)
         leases = Leases(registry.index, self.dataplane, self.observer.lease_facts, former_flows)
         self.requests = requests = Requests(controller, registry, executor, leases)
-        steering = self.dataplane.steering
-        self._adoption = Adoption(requests.repair, controller, registry, self._links, steering, log.warning)
+        steering, parked = self.dataplane.steering, ParkedPorts(self._database)
+        self._adoption = Adoption(requests.repair, controller, registry, self._links, steering, parked, log.warning)
         self.adopt = self._adoption.adopt
 
     def _driver_for(self, firewall: Firewall) -> Driver:

@@ -237,8 +237,9 @@ class Controller:
         return deleted
 
     def is_dead(self, container: str) -> bool:
-        """True if a container's namespace has ended, or its process."""
-        return is_dead(self._registry.place(container), self._executor.links.exists(link_name(container)))
+        """True if a container's namespace has ended, or its process.  Of Docker's containers Docker says so."""
+        is_adopted, place = self._registry.network_of(container).is_adopted, self._registry.place(container)
+        return not is_adopted and is_dead(place, self._executor.links.exists(link_name(container)))
 
     def look_into(self, container: str) -> None:
         """Find out whether a container's answers pass the host, and adapt the rules."""

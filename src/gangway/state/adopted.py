@@ -21,3 +21,5 @@ class Adopted(NamedTuple):
 
     networks: tuple[Network, ...] = ()
     containers: tuple[AdoptedContainer, ...] = ()
+    stopped: frozenset[str] = frozenset()
+    """The names of containers that exist and do not run: ports that gangway has published for them come back."""

@@ -22,6 +22,7 @@ from gangway.reconcile.state import State
 from gangway.state.adopted import Adopted, AdoptedContainer
 from gangway.state.allocate import Allocation
 from gangway.state.database import Place
+from gangway.state.parked import ParkedPorts
 from gangway.state.registry import Registry
 
 
@@ -35,11 +36,12 @@ class Adoption:
         registry: Registry,
         links: Links,
         steering: Steering,
+        parked: ParkedPorts,
         warn: Callable[[str], None],
     ) -> None:
         self._repair = repair
         self._controller, self._registry, self._links = controller, registry, links
-        self._steering, self._warn = steering, warn
+        self._steering, self._parked, self._warn = steering, parked, warn
         self._failures: set[str] = set()  # as they were logged
         self._former_failures: set[str] = set()  # of the call before: what fails again is not logged again
 
@@ -59,6 +61,7 @@ class Adoption:
         self._remove_ports(networks, containers)
         self._change_networks(networks)
         self._add(list(filter(self._is_incomplete, containers.values())))
+        self._parked.retain({name for name in (*containers, *wanted.stopped) if not self._registry.has_endpoint(name)})
         self.isolate()
 
     def isolate(self) -> None:
@@ -101,6 +104,9 @@ class Adoption:
         if stale:
             self._controller.remove(registry.state_of(stale))
         with self._controller.restoring():
+            for container in ended:
+                mappings = (planned.mapping for planned in registry.mappings(container))
+                self._parked.park(container, (one for one in mappings if one.source is Source.API))
             registry.remove_mappings(stale)
             for container in ended:
                 registry.remove_endpoint(container)
@@ -153,7 +159,8 @@ class Adoption:
                     registry.add_endpoint(one.endpoint, _place(one))
                     undo.callback(registry.remove_endpoint, name)
                 published = self._published(name)
-                for mapping in (mapping for mapping in one.mappings if mapping not in published):
+                wanted = (*one.mappings, *self._parked.of(name))
+                for mapping in (mapping for mapping in wanted if mapping not in published):
                     self._attempt(partial(allocation.reserve, mapping), f"container {name}: {mapping} not published")
             planned = registry.add_mappings(allocation.mappings)
             allocation.mappings.clear()  # they are the registry's now

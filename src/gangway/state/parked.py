@@ -1,0 +1,47 @@
+"""Ports that `gangway publish` has added to Docker's containers, while these do not run."""
+
+import json
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+
+from gangway.errors import InvalidRequest
+from gangway.model import PortMapping, parse_port
+from gangway.state.database import Database
+
+_KEY = "parked"
+
+
+class ParkedPorts:
+    """The ports of containers that are stopped or being restarted; they are in the database, too."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._texts: dict[str, list[str]] = {}
+        with suppress(ValueError):
+            self._texts = json.loads(database.recall(_KEY) or "{}")
+
+    def of(self, container: str) -> list[PortMapping]:
+        """Return the ports to publish when a container runs again."""
+        found = []
+        for text in self._texts.get(container, ()):
+            with suppress(InvalidRequest):  # the database is damaged
+                request = parse_port(text)
+                if request.host_ports is not None:
+                    host, inner = request.host_ports, request.container_ports
+                    found.append(PortMapping(container, request.protocol, request.host_addresses[0], host, inner))
+        return found
+
+    def park(self, container: str, mappings: Iterable[PortMapping]) -> None:
+        """Keep the ports of a container that does not run any more."""
+        if texts := list(map(str, mappings)):
+            self._write(self._texts | {container: texts})
+
+    def retain(self, containers: Collection[str]) -> None:
+        """Forget the ports of all other containers: they were removed, or their ports are published again."""
+        left = {name: texts for name, texts in self._texts.items() if name in containers}
+        if left != self._texts:
+            self._write(left)
+
+    def _write(self, texts: dict[str, list[str]]) -> None:
+        self._database.remember(_KEY, json.dumps(texts))
+        self._texts = texts
