@@ -1,9 +1,9 @@
 """The benchmark: gangway compared with docker-proxy, iptables and other programs.
 
 Under dockerd it is compared with docker-proxy, socat and haproxy, without Docker with iptables, on loopback with a
-direct connection, and with dockerd itself when many ports are published at once.
+direct connection, and with dockerd itself when many ports are published at once, by gangway's commands or by docker's.
 
-    python -m bench                     all rows, some 75 minutes on two cores; writes bench/RESULTS.md and two pictures
+    python -m bench                     all rows, some 90 minutes on two cores; writes bench/RESULTS.md and pictures
     python -m bench --only rr1 up8      some rows; with this or --quick the results go to build/bench
 
 A *contender* is a program that makes a container's ports reachable (gangway, docker-proxy, …). Each *row* of the
@@ -16,9 +16,11 @@ process of one turn can influence the next.
     curve            the cost of many ports, by their number                               (pure)
     report           the tables in Markdown                                                (pure)
     chart            the picture of the ratios
-    scale_chart      the picture of the curve
+    scale_chart      the pictures of the curve
     measures         how each row is measured
     turn             what a measurement uses in its turn
+    docker_front     containers' ports under dockerd, and under dockerd with gangway's Docker front
+    docker_hosts     the hosts for that, with their dockerds
     publishing       many ports published at once, with gangway's commands and with docker's
     ranges           traffic to the last port of a range
     many_containers  many mappings in many containers, and a restart of the daemon with them

@@ -12,17 +12,20 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from bench import machine, report
+from bench import docker_front, machine, report
 from bench.contenders import in_docker, published_at_once, redirected, relayed, unrelated_connections
+from bench.curve import DOCKERD, DROP_IN, FRONT, GANGWAY, STOCK
+from bench.docker_hosts import in_docker_front
 from bench.errors import CannotMeasure
 from bench.many_containers import QUICK_CONTAINERS
 from bench.measures import QUICK_SUSTAINED_S
 from bench.publishing import QUICK_MANY
 from bench.remote import without_docker
 from bench.rounds import Runner, Settings
-from bench.rows import ALL_PORTS, IN_DOCKER, REDIRECTED, RELAYED, ROWS, UNRELATED, WITHOUT_DOCKER, Row
+from bench.rows import ALL_PORTS, DOCKER_FRONT, IN_DOCKER, REDIRECTED, RELAYED, ROWS, UNRELATED, WITHOUT_DOCKER, Row
 from bench.traffic import Load
-from lab.gangwayd import GANGWAY
+from lab.engines import engine_root
+from lab.gangwayd import GANGWAY as _COMMAND
 
 _TOP = Path(__file__).resolve().parent.parent
 _BUILD = _TOP / "build"
@@ -59,11 +62,14 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=keys, metavar="ROW", help=f"only these rows: {' '.join(keys)}")
     parser.add_argument("--quick", action="store_true", help="2 rounds of 1 second, to check that everything runs")
     parser.add_argument("--gangway", type=Path, default=_GANGWAY, metavar="PATH", help="the launcher that dockerd uses")
+    parser.add_argument(
+        "--engine", metavar="RELEASE", help="the Debian release (trixie, sid) whose dockerd the docker-front rows use"
+    )
     parser.add_argument("--output", type=Path, metavar="DIRECTORY", help="where to write RESULTS.md and the pictures")
     options = parser.parse_args()
     rounds, seconds = _QUICK if options.quick else _USUAL
     options.rounds, options.seconds = options.rounds or rounds, options.seconds or seconds
-    whole = not options.quick and not options.only and options.gangway == _GANGWAY
+    whole = not options.quick and not options.only and not options.engine and options.gangway == _GANGWAY
     options.output = options.output or (_TOP / "bench" if whole else _BUILD / "bench")
     return options
 
@@ -74,7 +80,7 @@ def _check(gangway: Path) -> None:
         raise CannotMeasure("root is required to create network namespaces")
     for program, remedy in (
         (gangway, "make build"),
-        (GANGWAY, "make build"),
+        (_COMMAND, "make build"),
         (_DOCKER_PROXY, "apt-get install docker.io"),
     ):
         if not os.access(program, os.X_OK):
@@ -91,7 +97,8 @@ def _run(options: argparse.Namespace) -> None:
     settings = Settings(options.rounds, options.seconds, options.quick)
     rows = [row for row in ROWS if not options.only or row.key in options.only]
     gangway = options.gangway.absolute()
-    facts = [*machine.facts(gangway, _DOCKER_PROXY), ("Measured", _extent(settings, rows))]
+    engine = engine_root(options.engine) if options.engine else None
+    facts = [*machine.facts(gangway, _DOCKER_PROXY, engine), ("Measured", _extent(settings, rows))]
     start_s = time.monotonic()
     contenders = {
         RELAYED: relayed(gangway, _DOCKER_PROXY),
@@ -100,6 +107,7 @@ def _run(options: argparse.Namespace) -> None:
         UNRELATED: unrelated_connections(),
         WITHOUT_DOCKER: without_docker(),
         ALL_PORTS: published_at_once(_DOCKER_PROXY),
+        DOCKER_FRONT: in_docker_front(engine),
     }
     with Runner(contenders, Load.built(_BUILD), settings) as runner:
         results = runner.run(rows, say=lambda line: print(line, flush=True))
@@ -109,8 +117,11 @@ def _run(options: argparse.Namespace) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "RESULTS.md").write_text(report.document(results, facts, runner.curve))
     chart.draw(results, options.output / "results.png", subtitle)
-    if runner.curve.counts():
-        scale_chart.draw(runner.curve, options.output / "scale.png", subtitle)
+    ports, docker = runner.curve.only(GANGWAY, DOCKERD, DROP_IN), runner.curve.only(FRONT, STOCK)
+    if ports.counts():
+        scale_chart.draw(ports, options.output / "scale.png", subtitle)
+    if docker.counts():
+        scale_chart.draw_docker(docker, options.output / "docker.png", subtitle)
     print(f"\n{report.tables(results, runner.curve)}\n\n{report.summary(results)}")
     print(f"Written to {options.output}: RESULTS.md and the pictures")
 
@@ -118,7 +129,8 @@ def _run(options: argparse.Namespace) -> None:
 def _extent(settings: Settings, rows: Sequence[Row]) -> str:
     extent = "all rows" if len(rows) == len(ROWS) else "some rows"
     rounds = "1 round" if settings.rounds == 1 else f"{settings.rounds} rounds"
-    fewer = f"only {QUICK_MANY} ports in docker-many, only {QUICK_CONTAINERS} containers"
+    fewer = f"only {QUICK_MANY} ports in docker-many and docker-front, only {QUICK_CONTAINERS} containers"
+    fewer += f", in docker-front {docker_front.QUICK_CONTAINERS}"
     shortened = f", crr-sustained for {QUICK_SUSTAINED_S} s, {fewer}" if settings.quick else ""
     return f"{extent}, {rounds} of {settings.seconds:g} s{shortened}"
 

@@ -5,6 +5,7 @@ from statistics import median
 from typing import NamedTuple
 
 GANGWAY, DOCKERD, DROP_IN = "gangway", "dockerd", "dockerd, gangway's drop-in"
+FRONT, STOCK = "dockerd with gangway", "dockerd as it comes"
 
 
 class Cost(NamedTuple):
@@ -24,6 +25,10 @@ class Curve:
     def add(self, program: str, ports: int, cost: Cost | None) -> None:
         """Add a measurement; None: it failed."""
         self._points.setdefault((program, ports), []).extend([] if cost is None else [cost])
+
+    def only(self, *programs: str) -> "Curve":
+        """Return the points of some programs."""
+        return Curve({key: costs for key, costs in self._points.items() if key[0] in programs})
 
     def programs(self) -> list[str]:
         """Return the programs that were measured."""

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 
-def facts(gangway: Path, docker_proxy: Path) -> list[tuple[str, str]]:
-    """Return names and values, for the end of RESULTS.md."""
+def facts(gangway: Path, docker_proxy: Path, engine: Path | None) -> list[tuple[str, str]]:
+    """Return names and values, for the end of RESULTS.md. `engine` is the root of another release's dockerd."""
     memory = int(re.findall(r"MemTotal: +(\d+)", Path("/proc/meminfo").read_text())[0]) / 1024**2
     return [
         ("Date", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
@@ -20,6 +20,7 @@ def facts(gangway: Path, docker_proxy: Path) -> list[tuple[str, str]]:
         ("Load average before", f"{os.getloadavg()[0]:.2f}"),
         ("gangway", f"{_first_line(str(gangway), '-version')} ({gangway})"),
         ("docker-proxy", f"Debian's docker.io {_package('docker.io')} ({docker_proxy})"),
+        ("dockerd in docker-front", _first_line(*(["chroot", str(engine)] if engine else []), "dockerd", "--version")),
         ("socat, haproxy", f"{_package('socat')}, {_package('haproxy')}"),
         ("iptables, nftables", f"{_first_line('iptables', '--version')}, {_first_line('nft', '--version')}"),
         ("libbpf", _package("libbpf1")),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from statistics import mean, median
 
-from bench import database, traffic, unrelated
+from bench import database, docker_front, traffic, unrelated
 from bench.contenders import DockerProxy
 from bench.errors import CannotCarry
 from bench.many_containers import mapping, publication_s, with_many_containers
@@ -239,6 +239,8 @@ PAIRS: dict[str, Callable[[Turn], tuple[float, float]]] = {
     **{f"scale-{road}-rr64": partial(last_port, "rr", 64) for road in ("remote", "loopback", "relay")},
     **{f"scale-{road}-crr16": partial(last_port, "crr", 16) for road in ("remote", "loopback", "relay")},
     "scale-relay-udp64": partial(last_port, "udp", 64),
+    "docker-front-containers-100": docker_front.many_containers,
+    "docker-front-first-answer": docker_front.first_answer,
 }
 
 # One turn that measures several rows.
@@ -246,4 +248,6 @@ SHARED: dict[str, Callable[[Turn], dict[str, Outcome]]] = {
     **dict.fromkeys(("scale-publish", "scale-unpublish", "scale-memory"), all_ports),
     **dict.fromkeys(("scale-one-more", "scale-restart"), with_many_containers),
     **dict.fromkeys(("docker-many-run", "docker-many-rm", "docker-many-memory", "docker-many-threads"), many_in_docker),
+    **dict.fromkeys(docker_front.ROWS_BY_COUNT, docker_front.costs_by_count),
+    **dict.fromkeys(docker_front.ROWS_OF_MANY, docker_front.costs_of_many),
 }

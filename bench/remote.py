@@ -26,7 +26,7 @@ class Routed(Contender):
     @contextmanager
     def client_of(self, host: Namespace) -> Iterator[Client]:
         host.sysctl("net.ipv4.ip_forward", 1)
-        with _neighbour(host) as client:
+        with neighbour_of(host) as client:
             yield client
 
     def address(self, container: str) -> str:
@@ -54,7 +54,7 @@ class Remote(Daemon):
 
     @contextmanager
     def client_of(self, host: Namespace) -> Iterator[Client]:
-        with _neighbour(host) as client:
+        with neighbour_of(host) as client:
             yield client
 
     def address(self, container: str) -> str:
@@ -67,7 +67,8 @@ def without_docker() -> dict[str, Contender]:
 
 
 @contextmanager
-def _neighbour(host: Namespace) -> Iterator[Client]:
+def neighbour_of(host: Namespace) -> Iterator[Client]:
+    """Create another machine that is connected to a host, and yield it as the client."""
     with Neighbour(host) as neighbour:
         for address in _MORE_ADDRESSES:
             neighbour.ip("address", "add", f"{address}/24", "dev", "eth0")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count, groupby
 
-from bench.curve import Cost, Curve
+from bench.curve import DOCKERD, DROP_IN, FRONT, GANGWAY, STOCK, Cost, Curve
 from bench.result import RowResult, Verdict
 from bench.rows import SUBJECT, Row, megabytes, seconds, times
 
@@ -18,6 +18,15 @@ _COLUMNS: tuple[tuple[str, Callable[[Cost], str]], ...] = (
     ("unpublish", lambda cost: seconds(cost.unpublish_s)),
     ("memory", lambda cost: megabytes(cost.memory_bytes)),
 )
+_DOCKER_CURVE = """\
+## Under dockerd, by the number of ports
+
+{table}
+
+All ports are TCP ports of one container. The times are those of the docker command until the last port answers, or is
+refused, and include the container's own.
+
+![cost under dockerd by the number of ports](docker.png)"""
 _CURVE = """\
 ## By the number of ports
 
@@ -31,12 +40,14 @@ available memory (MemAvailable); it includes what a program takes for its first 
 
 def document(results: Sequence[RowResult], facts: Iterable[tuple[str, str]], curve: Curve) -> str:
     """Return the text of RESULTS.md."""
+    ports, docker = curve.only(GANGWAY, DOCKERD, DROP_IN), curve.only(FRONT, STOCK)
     parts = [
         "# Results of `make bench`",
         summary(results),
         _EXPLANATION,
         *(f"## {of[0].row.chapter.title}\n\n{_table(of)}\n\n{of[0].row.chapter.note}" for of in _by_chapter(results)),
-        *([_CURVE.format(table=_points(curve))] if curve.counts() else []),
+        *([_CURVE.format(table=_points(ports))] if ports.counts() else []),
+        *([_DOCKER_CURVE.format(table=_points(docker))] if docker.counts() else []),
         "![the ratios](results.png)",
         "\n".join(f"- {name}: {value}" for name, value in facts),
     ]
@@ -54,7 +65,8 @@ def summary(results: Iterable[RowResult]) -> str:
 
 def tables(results: Iterable[RowResult], curve: Curve) -> str:
     """Return all tables."""
-    return "\n\n".join([*map(_table, _by_chapter(results)), *([_points(curve)] if curve.counts() else [])])
+    curves = curve.only(GANGWAY, DOCKERD, DROP_IN), curve.only(FRONT, STOCK)
+    return "\n\n".join([*map(_table, _by_chapter(results)), *(_points(one) for one in curves if one.counts())])
 
 
 def _points(curve: Curve) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 SUBJECT, DOCKER_PROXY, IPTABLES, DIRECT = "gangway", "docker-proxy", "iptables", "direct"  # contenders
 DOCKERD_300 = "dockerd, 300 ports"
+DOCKERD = "dockerd"
 REMOTE, LOOPBACK, RELAY = "remote", "loopback", "relay"  # gangway, by the road of its clients
 
 _PAIR = (SUBJECT, DOCKER_PROXY)
@@ -130,6 +131,19 @@ daemon until the next one serves, and compared with a limit; meanwhile another m
 connecting to a published port, and no connection may fail.""",
 )
 
+DOCKER_FRONT = Chapter(
+    "Docker's ports without dockerd's rules and proxies",
+    "under dockerd",
+    """\
+gangway is a dockerd with `--iptables=false --ip6tables=false --userland-proxy=false` and gangway's daemon, which reads
+dockerd's API; it is compared with the same dockerd as it comes. Times are those of the docker command until the last
+port answers another machine, or is refused, less those of a container without ports on the same host. The first answer
+is timed from the return of `docker run`, and compared with dockerd's time plus 20 ms. The containers of the loop have 3
+ports each, and the loops alternate every 10 containers. Memory (PSS) is the growth of dockerd, and the proxies, or
+gangway's daemon and relay. Traffic goes to one of 2,000 ports, in alternation; the client and the container's server
+each have a core of their own. 2,000 ports are published once in the whole run.""",
+)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -222,6 +236,24 @@ def _all_ports_row(
     return Row(key, title, format_as, bound, aim, contenders, True, max_rounds, ALL_PORTS, reference, road=road)
 
 
+def _docker_row(
+    key: str,
+    title: str,
+    format_as: Callable[[float], str],
+    bound: float,
+    aim: float,
+    max_rounds: int = 1,
+    reference: str = DOCKERD,
+    less_is_better: bool = True,
+) -> Row:
+    key = f"docker-front-{key}"
+    return Row(key, title, format_as, bound, aim, (SUBJECT,), less_is_better, max_rounds, DOCKER_FRONT, reference)
+
+
+def _docker_traffic_row(key: str, title: str, bound: float, aim: float) -> Row:
+    return _docker_row(key, title, per_second, bound, aim, less_is_better=False)
+
+
 def _last_port_row(road: str, key: str, title: str) -> Row:
     title = f"{title}, {road}"
     return Row(
@@ -305,4 +337,23 @@ ROWS = (
     _last_port_row(RELAY, "rr64", "request/response, 64 connections"),
     _last_port_row(RELAY, "crr16", "connect + 1 byte + close, 16 at once"),
     _last_port_row(RELAY, "udp64", "UDP request/response, 64 clients"),
+    _docker_row("run-300", "`docker run -p` of 300 ports", seconds, 0.1, 0.03, 3),
+    _docker_row("rm-300", "`docker rm -f` of it", seconds, 0.1, 0.03, 3),
+    _docker_row("run-2000", "`docker run -p` of 2,000 ports", seconds, 0.05, 0.01),
+    _docker_row("rm-2000", "`docker rm -f` of it", seconds, 0.05, 0.01),
+    _docker_row("memory-2000", "memory (PSS) for 2,000 ports", megabytes, 0.02, 0.005),
+    _docker_row("containers-100", "100 containers with 3 ports each, in a loop", seconds, 0.8, 0.6, 2),
+    _docker_row(
+        "first-answer",
+        "from `docker run`'s return to the first answer",
+        milliseconds,
+        1.0,
+        0.5,
+        3,
+        f"{DOCKERD} + 20 ms",
+    ),
+    _docker_traffic_row("remote-rr64", "request/response, 64 connections, another machine", 1.0, 1.1),
+    _docker_traffic_row("remote-crr16", "connect + 1 byte + close, 16 at once, another machine", 1.0, 1.1),
+    _docker_traffic_row("loopback-rr64", "request/response, 64 connections, 127.0.0.1", 1.8, 2.2),
+    _docker_traffic_row("loopback-crr16", "connect + 1 byte + close, 16 at once, 127.0.0.1", 1.8, 2.2),
 )

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from lab.dockerd import DOCKERD
-from tests.docker.dockerhost import ENGINES, Site, site
-
-_BUILD_S = 600  # to build an engine's root, or to wait for the process that does
+from tests.docker.dockerhost import ENGINE_PARAMETERS, ENGINES, Site, site
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,10 +24,7 @@ def shared_site(_able: None) -> Iterator[Site]:
         yield shared
 
 
-@pytest.fixture(
-    scope="session",
-    params=[pytest.param(name, id=name or "machine", marks=pytest.mark.timeout(_BUILD_S)) for name in ENGINES],
-)
+@pytest.fixture(scope="session", params=ENGINE_PARAMETERS)
 def engine_site(request: pytest.FixtureRequest) -> Iterator[Site]:
     """The shared dockerd, and one of each other release."""
     if request.param == ENGINES[0]:

@@ -16,6 +16,8 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
+import pytest
+
 from lab import echo_server
 from lab.dockerd import Dockerd
 from lab.engines import engine_root
@@ -24,6 +26,8 @@ from lab.netns import Host
 PROXY = Path(os.environ.get("DOCKER_PROXY", Path(__file__).parents[2] / ".venv/bin/gangway-docker-proxy"))
 ENGINES = [os.environ["DOCKER_ENGINE"]] if "DOCKER_ENGINE" in os.environ else ["", "trixie"]
 """The Debian releases of the dockerds that are tested; empty: this machine's own dockerd."""
+ENGINE_PARAMETERS = [pytest.param(name, id=name or "machine", marks=pytest.mark.timeout(600)) for name in ENGINES]
+"""The same for a fixture's `params`; the time limit allows for building a root."""
 _WITHOUT_PORTS = {"dockerd", "containerd", "containerd-shim-runc-v2", "runc", "exe"}
 _numbers = count(1)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench import report, rounds
-from bench.curve import DOCKERD, GANGWAY, Cost, Curve
+from bench.curve import DOCKERD, FRONT, GANGWAY, STOCK, Cost, Curve
 from bench.errors import CannotCarry
 from bench.rounds import Runner, Settings
 from bench.rows import ALL_PORTS, ROWS, SUBJECT
@@ -73,3 +73,14 @@ def test_a_point_is_the_median_and_one_that_failed_is_none() -> None:
     *_, ten, thousand = report.tables([], curve).splitlines()
     assert [cell.strip() for cell in ten.strip("|").split("|")][:4] == ["10", "2.00 s", "1.00 s", "1.0 MB"]
     assert [cell.strip() for cell in thousand.strip("|").split("|")] == ["1,000", *["failed"] * 3, *["-"] * 3]
+
+
+def test_curves_of_commands_and_of_docker_are_separate_tables() -> None:
+    curve = Curve()
+    curve.add(GANGWAY, 10_000, Cost(1.0, 1.0, 1e6))
+    curve.add(STOCK, 300, Cost(9.0, 9.0, 9e6))
+    shown = report.document([], [], curve)
+    assert ["docker.png" in part for part in shown.split("## ")] == [False, False, True]
+    commands, docker = (part.partition("\n\nAll ports")[0] for part in shown.split("## ")[1:])
+    assert (GANGWAY in commands, STOCK in commands) == (True, False)
+    assert (GANGWAY in docker.replace(FRONT, ""), STOCK in docker) == (False, True)
