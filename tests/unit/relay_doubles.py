@@ -62,6 +62,11 @@ class SharedSockets:
         if binding_fd is not None:
             self.bindings[family] = os.fstat(binding_fd).st_ino
 
+    def close(self) -> None:
+        for sock in self.socks.values():
+            sock.close()
+        self.socks.clear()
+
     def publish(self, ports: PublishedRange, backend: Backend) -> SharedRange:
         self._server.fail()
         self._server.ranges.append(SharedRange(ports, backend))

@@ -250,6 +250,25 @@ def test_worker_closes_held_descriptors_and_pidfds(
     assert os.wait()[1] == 0
 
 
+def test_relay_that_is_about_to_end_serves_no_shared_sockets(
+    relay: Relay, daemon: Daemon, sock: socket.socket, fds: list[int]
+) -> None:
+    """The next relay has them, too: this one would reset its clients."""
+    with new_socket() as other:
+        daemon.ask(Share("tcp", 4), sock.fileno())
+        daemon.ask(Share("udp", 6), other.fileno(), fds[0])
+    daemon.ask(RANGE)
+    daemon.close()
+    relay.turn()
+    assert len(relay.server.shared) == 2, "it serves ports"
+    successor = relay.daemon()
+    successor.ask(Remove(RANGE.ports))
+    assert len(relay.server.shared) == 2, "it may get others"
+    successor.close()
+    relay.turn()
+    assert len(relay.server.shared) == 0
+
+
 # Ports that share a socket.
 
 

@@ -149,6 +149,20 @@ def test_socket_passed_again_replaces_the_former(relay: SharedRelay) -> None:
         assert relay.wait_for(partial(backend.recv, 100)) == b"here"
 
 
+def test_closed_shared_socket_leaves_clients_to_the_next_relay(relay: SharedRelay) -> None:
+    sock, server = relay.bound(TCP, "127.0.0.1"), relay.bound(TCP, "127.0.0.1")
+    host_port = relay.use(relay.duplicate(sock))
+    relay.shared.close()
+    relay.turn()
+    relay.publish("127.0.0.1", (host_port, host_port), server)
+    client = relay.client("127.0.0.1", host_port)
+    relay.turn()
+    assert len(relay.shared) == 0
+    with sock.accept()[0] as accepted:
+        accepted.sendall(b"served")
+        assert relay.wait_for(lambda: client.recv(100)) == b"served"
+
+
 def test_delegate_gets_the_backend_port(relay: SharedRelay) -> None:
     server = relay.bound(TCP, "127.0.0.1")
     host_port = relay.use(relay.bound(TCP, "127.0.0.1"))

@@ -35,6 +35,8 @@ class Shared(Protocol):
 
     def use(self, protocol: int, family: int, sock: socket.socket, binding_fd: int | None) -> None: ...
 
+    def close(self) -> None: ...
+
     def publish(self, ports: PublishedRange, backend: Backend) -> PublishedPort: ...
 
 
@@ -173,9 +175,14 @@ class ServedPorts:
         return self._server.withdraw(port.published, lambda: self._loop.call_soon(removed, 0))
 
     def daemon_left(self) -> None:
-        """Remove the ports that the last daemon had yet to remove: no daemon is connected now."""
+        """Remove the ports that the last daemon had yet to remove: no daemon is connected now.
+
+        If none is left this process is going to end, and clients of the shared sockets are the next relay's.
+        """
         for ports in tuple(self._ownerless):
             self._remove_ownerless(ports)
+        if not self._ports:
+            self._server.shared.close()
 
     def _owner_ended(self, ports: HostPorts, owner: int) -> None:
         self._loop.forget(owner)

@@ -81,6 +81,12 @@ class SharedSockets:
         if former is not None:
             former.close()
 
+    def close(self) -> None:
+        """Serve nobody by these sockets from now on."""
+        for receiver in self._receivers.values():
+            receiver.close()
+        self._receivers.clear()
+
     def publish(self, ports: PublishedRange, backend: Backend) -> StreamPort | DatagramPort:
         """Publish a range; clients of its first port are connected to `backend`, those of the next to its next port."""
         port: StreamPort | DatagramPort
