@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.errors import CannotCarry
 from bench.traffic import Load
-from gangway.ebpf.keys import PortBlock, Target, blocks
+from gangway.ebpf.keys import PortBlock, SteeringState, Target, blocks
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
 from gangway.errors import GangwayError
@@ -57,7 +57,7 @@ def _with_programs_s(connect_s: Callable[[], float], mappings: int) -> float:
         with closing(Redirect(Holder())) as redirect, closing(Steering(Holder())) as steering:
             ports = range(_FIRST, _FIRST + mappings)
             redirect.add({PortBlock("tcp", "0.0.0.0", port, port): _TARGET for port in ports})
-            steering.add(blocks("tcp", "0.0.0.0", ports[0], ports[-1]))
+            steering.add(dict.fromkeys(blocks("tcp", "0.0.0.0", ports[0], ports[-1]), SteeringState.SERVED))
             return _after_settling_s(connect_s)
     except GangwayError as error:
         raise CannotCarry(f"cannot attach the eBPF programs: {error}") from None

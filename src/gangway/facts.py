@@ -56,6 +56,7 @@ class HostFacts:
     excluded: frozenset[Address] = frozenset()  # the addresses that it stands for now, without zones
     no_redirect: str = ""  # why sockets cannot be redirected; empty if they can
     no_steering: str = ""  # why one socket cannot serve many ports; empty if it can
+    no_raw: str = ""  # why UDP answers cannot leave from a port that another program has bound; empty if they can
 
     def dropper(self, family: int) -> str | None:
         """Return another program's chain that drops forwarded packets of a family; None if there is none."""

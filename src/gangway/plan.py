@@ -11,6 +11,7 @@ clients of one family: 0.0.0.0 is IPv4's, `::` is IPv6's.
     not published where the client connects     blocked; nothing is at an address that `exclude` names
     loopback                                    redirect, if the host can; else relay: the kernel does not route it
     lease                                       relay: Docker writes the rules, and the relay serves what they leave
+    held by a socket of dockerd's               blocked instead of relay, where nothing can be steered past the socket
     no firewall, host's own process and address redirect or relay, as for loopback
     container has no address of the family      relay: no rule translates between families
     no firewall                                 relay
@@ -201,7 +202,8 @@ def plan_mapping(mapping: PortMapping, endpoint: Endpoint, network: Network | No
     assert (network is None) == (mapping.source is Source.LEASE)
     address = endpoint.address_for(mapping.host_address)
     is_lost = address in facts.answers_elsewhere
-    roads = _roads(_Case(mapping.protocol, mapping.host_address, address.version, is_lost, network, facts))
+    held = _why_not_steered(mapping, facts) if mapping.is_held else ""
+    roads = _roads(_Case(mapping.protocol, mapping.host_address, address.version, is_lost, held, network, facts))
     bridge = "" if network is None else network.bridge
     return MappingPlan(mapping, bridge, address, roads, _is_steered(mapping, facts))
 
@@ -224,6 +226,7 @@ class _Case(NamedTuple):
     at: Address  # the host address
     family: int  # of the container's address
     is_lost: bool  # its answers do not pass the host
+    held: str  # why the relay cannot serve it beside the sockets that hold its ports; empty if it can, or if none do
     network: Network | None  # None for a lease
     facts: HostFacts
 
@@ -266,6 +269,8 @@ def _decide(origin: Origin, neighbour: bool, case: _Case) -> tuple[Road, Reason,
     relayed = _why_relayed(origin, neighbour, case)
     if relayed is not None and case.protocol in case.facts.missing_protocols:
         return Road.BLOCKED, Reason(Code.NO_SOCKETS, case.protocol.value), SeenAs.NOBODY
+    if relayed is not None and case.held:
+        return Road.BLOCKED, Reason(Code.HELD, case.held), SeenAs.NOBODY
     if relayed is not None:
         lost = (one.reason.fact for one in case.facts.lost_sources if one.address == case.at)
         if origin is Origin.CONTAINER and (rule := next(lost, None)) is not None:
@@ -307,24 +312,32 @@ def _is_redirected(origin: Origin, case: _Case) -> bool:
 
 
 def _is_steered(mapping: PortMapping, facts: HostFacts) -> bool:
-    """True if a socket that many ports share can serve the mapping.
+    """True if a socket that many ports share serves the mapping.
 
-    The kernel steers by protocol, address and port, and it steers no broadcasts: a single UDP port, which may be
-    published for them, has a socket of its own.  So has a lease, whose launcher owns it.  If addresses are excluded,
-    other programs have to be able to bind the port there, which a socket at all addresses would prevent.
+    The kernel steers no broadcasts: a single UDP port, which may be published for them, has a socket of its own, unless
+    dockerd has one there.  So has a lease, whose launcher owns it.  If addresses are excluded, other programs have to
+    be able to bind the port there, which a socket at all addresses would prevent.
     """
     return (
-        not facts.no_steering
-        and mapping.source is not Source.LEASE
-        and mapping.protocol is not Protocol.SCTP
-        # On another interface, the same link-local address and port may be another mapping's.
-        and not is_link_local(mapping.host_address)
+        mapping.source is not Source.LEASE
+        and not _why_not_steered(mapping, facts)
         and (
             mapping.protocol is Protocol.TCP
             or mapping.host_ports.count > 1
+            or mapping.is_held
             or (bool(facts.exclude) and mapping.host_address.is_unspecified)
         )
     )
+
+
+def _why_not_steered(mapping: PortMapping, facts: HostFacts) -> str:
+    """Return why a shared socket cannot serve a mapping; empty if one can."""
+    if mapping.protocol is Protocol.SCTP:
+        return "the kernel steers no SCTP to another socket"
+    if is_link_local(mapping.host_address):  # on another interface, the same address and port may be another mapping's
+        return f"nothing is steered at the link-local address {mapping.host_address}"
+    needs_raw = mapping.is_held and mapping.protocol is Protocol.UDP
+    return facts.no_steering or (facts.no_raw if needs_raw else "")
 
 
 def is_link_local(address: Address) -> bool:

@@ -10,6 +10,8 @@ from gangway.model import Address, PortMapping, PortRange, without_zone
 from gangway.plan import MappingPlan, Origin, Road, Route, SeenAs, is_link_local
 from gangway.reasons import Code, Reason
 
+_NOT_STEERED = "it is not steered there"
+
 
 def routes_to(planned: MappingPlan, address: Address, port: int, origin: Origin | None = None) -> Iterator[Route]:
     """Yield the routes of clients of a host address, and of one of the mapping's ports there.
@@ -40,7 +42,7 @@ def routes_past(published: Collection[PortMapping], address: Address, origin: Or
 
 def routes_at(planned: MappingPlan, host_address: Address) -> Iterator[Route]:
     """Yield the routes of clients that connect to `host_address`, one of the mapping's: where it is link-local, nat and
-    redirect become relay."""
+    redirect become relay, or blocked if the relay does not serve the mapping."""
     at = without_zone(host_address)
     special = {(route.origin, route.neighbour): route for route in planned.routes if at in route.only_at}
     for route in planned.routes:
@@ -49,8 +51,11 @@ def routes_at(planned: MappingPlan, host_address: Address) -> Iterator[Route]:
         if (exception := special.get((route.origin, route.neighbour))) is not None:
             yield exception
         elif route.road in (Road.NAT, Road.REDIRECT) and is_link_local(host_address):
-            reason = Reason(Code.LINK_LOCAL, str(host_address))
-            yield replace(route, road=Road.RELAY, reason=reason, seen_as=SeenAs.GATEWAY)
+            if planned.mapping.is_held and not planned.is_steered:
+                reason, road, seen_as = Reason(Code.HELD, _NOT_STEERED), Road.BLOCKED, SeenAs.NOBODY
+            else:
+                reason, road, seen_as = Reason(Code.LINK_LOCAL, str(host_address)), Road.RELAY, SeenAs.GATEWAY
+            yield replace(route, road=road, reason=reason, seen_as=seen_as)
         else:
             yield route
 

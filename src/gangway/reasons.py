@@ -30,6 +30,7 @@ class Code(StrEnum):
     EXCLUDED = "excluded"  # the setting `exclude` leaves the address to other programs: empty
     ISOLATED = "isolated"  # the bridge isolates its containers, and nothing is translated within it: the bridge
     NO_SOCKETS = "no_sockets"  # the kernel has no sockets of the protocol, so there is no relay: the protocol
+    HELD = "held"  # dockerd holds the port by a socket, and the relay cannot serve it beside that: why not
     LEASE = "lease"  # Docker's own rules may carry it first; what they leave is relayed: empty
 
 

@@ -9,12 +9,13 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from gangway.ebpf import libbpf
-from gangway.ebpf.keys import KINDS, PortBlock, blocks
+from gangway.ebpf.keys import KINDS, PortBlock, SteeringState, blocks
 from gangway.ebpf.steering import Steering
 from lab.holder import Holder
 from lab.netns import Namespace
 
 Ports = tuple[str, str, int, int]
+RESERVED, SERVED, HELD = SteeringState
 RANGE: Ports = ("tcp", "0.0.0.0", 8000, 8010)
 SIX: Ports = ("udp", "::", 8000, 8010)
 TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
@@ -72,11 +73,11 @@ def steering(place: Place) -> Steering:
 
 def publish(steering: Steering, ports: Ports) -> None:
     steering.reserve(*ports)
-    steering.add(blocks(*ports))
+    steering.add(entries(ports, SERVED))
 
 
-def entries(ports: Ports, served: bool) -> dict[PortBlock, bool]:
-    return dict.fromkeys(blocks(*ports), served)
+def entries(ports: Ports, state: SteeringState) -> dict[PortBlock, SteeringState]:
+    return dict.fromkeys(blocks(*ports), state)
 
 
 def can_bind(protocol: str, address: str, port: int) -> bool:

@@ -17,6 +17,8 @@ from tests.kernel.steering_place import (
     LOOPBACKS,
     RANGE,
     REJECTED,
+    RESERVED,
+    SERVED,
     SIX,
     Place,
     bindable,
@@ -48,7 +50,7 @@ def test_the_relay_gets_the_sockets_with_the_first_served_port(place: Place, ste
     steering.reserve(*RANGE)
     steering.reserve(*SIX)
     assert place.relay.shared == {}
-    steering.add(blocks(*RANGE))
+    steering.add(entries(RANGE, SERVED))
     assert place.shared_sockets() == place.held_sockets()
     assert {kind: len(fds) for kind, fds in place.relay.shared.items()} == {
         ("tcp", 4): 1,
@@ -72,11 +74,11 @@ def test_clients_of_served_ports_reach_the_relays_socket(
 
 def test_ports_are_only_reserved_while_the_relay_lacks_the_sockets(place: Place, steering: Steering) -> None:
     steering.reserve(*RANGE)
-    assert steering.entries() == entries(RANGE, False)
-    steering.add(blocks(*RANGE))
-    assert steering.entries() == entries(RANGE, True)
+    assert steering.entries() == entries(RANGE, RESERVED)
+    steering.add(entries(RANGE, SERVED))
+    assert steering.entries() == entries(RANGE, SERVED)
     place.relay.stop()
-    assert steering.entries() == entries(RANGE, False)
+    assert steering.entries() == entries(RANGE, RESERVED)
     with socket.create_connection(("127.0.0.1", 8005), 5) as waiting:
         assert waiting.getpeername() == ("127.0.0.1", 8005), "clients wait for the next relay"
 
@@ -87,7 +89,7 @@ def test_the_next_relay_gets_the_same_sockets(place: Place, steering: Steering) 
     place.relay.stop()
     place.relay.running = True
     publish(steering, RANGE)
-    assert (place.shared_sockets(), steering.entries()) == (before, entries(RANGE, True))
+    assert (place.shared_sockets(), steering.entries()) == (before, entries(RANGE, SERVED))
     assert is_served(place, "tcp", "127.0.0.1", 8005)
 
 
@@ -95,7 +97,7 @@ def test_without_a_relay_no_port_is_served(place: Place, steering: Steering) -> 
     steering.reserve(*RANGE)
     place.relay.stop()
     with pytest.raises(HostRefused, match="the relay is stopped"):
-        steering.add(blocks(*RANGE))
+        steering.add(entries(RANGE, SERVED))
     assert bindable(RANGE) == [7999, 8011], "they stay reserved"
 
 
@@ -113,10 +115,10 @@ def test_sockets_that_the_relay_refused_are_given_to_it_again(
     with monkeypatch.context() as patch:
         patch.setattr(place.relay, "share", refuse)
         with pytest.raises(HostRefused, match="no file descriptor left"):
-            steering.add(blocks(*RANGE))
-    assert steering.entries() == entries(RANGE, False)
-    steering.add(blocks(*RANGE))
-    assert (steering.entries(), place.shared_sockets()) == (entries(RANGE, True), place.held_sockets())
+            steering.add(entries(RANGE, SERVED))
+    assert steering.entries() == entries(RANGE, RESERVED)
+    steering.add(entries(RANGE, SERVED))
+    assert (steering.entries(), place.shared_sockets()) == (entries(RANGE, SERVED), place.held_sockets())
 
 
 # Takeover
@@ -128,7 +130,7 @@ def test_a_successor_takes_over_entries_and_sockets(place: Place, steering: Stee
     steering.close()
     assert bindable(RANGE) == [7999, 8011], "the relay keeps it attached"
     successor = place.steering()
-    assert (successor.unavailable, successor.entries()) == ("", entries(RANGE, True))
+    assert (successor.unavailable, successor.entries()) == ("", entries(RANGE, SERVED))
     assert place.shared_sockets() == place.held_sockets() == sockets_before
     assert is_served(place, "tcp", "127.0.0.1", 8005)
     wait_until(lambda: not any(map(link_exists, links_before)), "the end of the former links")
@@ -176,7 +178,10 @@ def test_unavailable_steering_says_why(place: Place, calls: Calls) -> None:
     calls.rejects_programs = True
     steering = place.steering()
     assert steering.unavailable == REJECTED
-    refused: list[Callable[[], object]] = [lambda: steering.reserve(*RANGE), lambda: steering.add(blocks(*RANGE))]
+    refused: list[Callable[[], object]] = [
+        lambda: steering.reserve(*RANGE),
+        lambda: steering.add(entries(RANGE, SERVED)),
+    ]
     for call in refused:
         with pytest.raises(Unsupported, match=f"steering is unavailable: {REJECTED}"):
             call()
@@ -230,10 +235,10 @@ def test_a_kernel_without_ipv6_steers_ipv4(place: Place, monkeypatch: pytest.Mon
         with pytest.raises(Unsupported, match="this kernel has no IPv6 sockets"):
             steering.reserve(*SIX)
         publish(steering, RANGE)
-        assert (steering.entries(), len(place.shared_sockets())) == (entries(RANGE, True), 2)
+        assert (steering.entries(), len(place.shared_sockets())) == (entries(RANGE, SERVED), 2)
         steering.close()
         steering = place.steering()
-        assert (steering.entries(), len(place.shared_sockets())) == (entries(RANGE, True), 2)
+        assert (steering.entries(), len(place.shared_sockets())) == (entries(RANGE, SERVED), 2)
         steering.close()
     successor = place.steering()  # the module was loaded meanwhile
     assert (successor.unavailable, len(place.shared_sockets())) == ("", 4)
@@ -253,7 +258,7 @@ def test_detached_steering_is_reattached(place: Place, steering: Steering) -> No
     assert (steering.is_attached(), len(bindable(RANGE))) == (False, 13)
     steering.reattach()
     assert (steering.is_attached(), bindable(RANGE)) == (True, [7999, 8011])
-    assert steering.entries() == entries(RANGE, True)
+    assert steering.entries() == entries(RANGE, SERVED)
     assert place.shared_sockets() == place.held_sockets() == before
     assert not place.link_ids() & links
     assert is_served(place, "tcp", "127.0.0.1", 8005)

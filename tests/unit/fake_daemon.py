@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from gangway.daemon.config import Config
-from gangway.ebpf.keys import PortBlock, Target, blocks
+from gangway.ebpf.keys import PortBlock, SteeringState, Target, blocks
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
 from gangway.errors import GangwayError, HostRefused, Unsupported
@@ -159,7 +159,7 @@ class FakeSteering(Steering):
 
     def __init__(self, calls: Calls) -> None:
         self.unavailable = ""
-        self.steered: dict[PortBlock, bool] = {}
+        self.steered: dict[PortBlock, SteeringState] = {}
         self.refused: dict[HostPorts, GangwayError] = {}
         self._calls = calls
 
@@ -169,7 +169,7 @@ class FakeSteering(Steering):
     def exclude(self, addresses: Collection[str]) -> None:
         self._calls.record("steering.exclude")
 
-    def entries(self) -> dict[PortBlock, bool]:
+    def entries(self) -> dict[PortBlock, SteeringState]:
         return dict(self.steered)
 
     def reserve(self, protocol: str, address: str, first: int, last: int) -> ExitStack:
@@ -177,19 +177,21 @@ class FakeSteering(Steering):
         ports = HostPorts(protocol, address, first, last)
         if ports in self.refused:
             raise self.refused[ports]
-        self.steered = dict.fromkeys(blocks(*ports), False) | self.steered
+        for block in blocks(*ports):
+            if self.steered.get(block) is not SteeringState.SERVED:
+                self.steered[block] = SteeringState.RESERVED
         reservation = ExitStack()
         reservation.callback(self.release, *ports)
         return reservation
 
     def release(self, protocol: str, address: str, first: int, last: int) -> None:
         for block in blocks(protocol, address, first, last):
-            if self.steered.get(block) is False:
+            if self.steered.get(block) is SteeringState.RESERVED:
                 del self.steered[block]
 
-    def add(self, blocks: Iterable[PortBlock]) -> None:
+    def add(self, entries: Mapping[PortBlock, SteeringState]) -> None:
         self._calls.record("steering.add")
-        self.steered |= dict.fromkeys(blocks, True)
+        self.steered |= entries
 
     def remove(self, blocks: Iterable[PortBlock]) -> None:
         self._calls.record("steering.remove")
@@ -280,6 +282,8 @@ class Daemon:
         """Close everything; what the fakes have stays as it is."""
         for lease in dict.fromkeys(self.leases._leases.values()):
             lease.sock.close()
+        for sock in self.dataplane._raw.values():
+            sock.close()
         for part in (self.links, self.observer.tools, self.database, self.driver.notices):
             part.close()
 

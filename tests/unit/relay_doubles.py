@@ -32,13 +32,16 @@ class PublishedPort:
 class SharedRange:
     """Ports that are served by a shared socket."""
 
-    def __init__(self, ports: PublishedRange, backend: Backend) -> None:
+    def __init__(self, ports: PublishedRange, backend: Backend, raw: socket.socket | None) -> None:
         self.ports = ports
         self.backend = backend
+        self.raw = [] if raw is None else [raw]
         self.is_closed = False
 
     def close(self) -> None:
         self.is_closed = True
+        for sock in self.raw:
+            sock.close()
 
 
 class SharedSockets:
@@ -67,9 +70,9 @@ class SharedSockets:
             sock.close()
         self.socks.clear()
 
-    def publish(self, ports: PublishedRange, backend: Backend) -> SharedRange:
+    def publish(self, ports: PublishedRange, backend: Backend, raw: socket.socket | None = None) -> SharedRange:
         self._server.fail()
-        self._server.ranges.append(SharedRange(ports, backend))
+        self._server.ranges.append(SharedRange(ports, backend, raw))
         return self._server.ranges[-1]
 
 

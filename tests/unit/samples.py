@@ -13,6 +13,7 @@ NFTABLES = HostFacts(Firewall.NFTABLES)
 IPTABLES = HostFacts(Firewall.IPTABLES)
 NONE = HostFacts(Firewall.NONE)
 NO_CGROUPS = "this kernel has no cgroup v2"
+NO_RAW = "raw sockets are not permitted"
 NO_REDIRECT = HostFacts(Firewall.NFTABLES, no_redirect=NO_CGROUPS)
 NO_STEERING = HostFacts(Firewall.NFTABLES, no_steering=NO_CGROUPS)
 
@@ -53,6 +54,13 @@ def lease(
 ) -> PortMapping:
     """Return a docker-proxy launcher's mapping: `container` is the container's address."""
     return replace(mapping(at, ports, to, protocol, container), source=Source.LEASE)
+
+
+def held(
+    at: str, ports: str = "8000", to: str = "", protocol: Protocol = Protocol.TCP, container: str = "box"
+) -> PortMapping:
+    """Return a mapping whose ports dockerd holds by sockets of its own."""
+    return replace(mapping(at, ports, to, protocol, container), source=Source.DOCKER, is_held=True)
 
 
 def planned(one: PortMapping, facts: HostFacts = NFTABLES, of: Network = WEB) -> MappingPlan:
@@ -102,6 +110,7 @@ FACTS = st.builds(
     missing_protocols=st.frozensets(st.sampled_from(Protocol)),
     no_redirect=st.sampled_from(("", NO_CGROUPS)),
     no_steering=st.sampled_from(("", NO_CGROUPS)),
+    no_raw=st.sampled_from(("", NO_RAW)),
 )
 NETWORKS = st.sampled_from((WEB, BACK, INNER, FOUR, SIX))
 HOST_ADDRESSES = tuple(
@@ -110,7 +119,7 @@ HOST_ADDRESSES = tuple(
 
 
 @st.composite
-def mappings(draw: st.DrawFn, containers: tuple[str, ...] = ("box",)) -> PortMapping:
+def mappings(draw: st.DrawFn, containers: tuple[str, ...] = ("box",), may_be_held: bool = False) -> PortMapping:
     """Draw any mapping; many collide."""
     first, to = draw(st.integers(8000, 8008)), draw(st.integers(80, 83) | st.integers(8000, 8002))
     length = draw(st.sampled_from((0, 0, 0, 1, 4)))
@@ -120,6 +129,7 @@ def mappings(draw: st.DrawFn, containers: tuple[str, ...] = ("box",)) -> PortMap
         draw(st.sampled_from(HOST_ADDRESSES)),
         PortRange(first, first + length),
         PortRange(to, to + length),
+        is_held=may_be_held and draw(st.booleans()),
     )
 
 

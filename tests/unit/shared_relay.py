@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
+from gangway.host import sockets
 from gangway.log import Log
 from gangway.relay.core import datagram, stream
 from gangway.relay.core.datagram import Datagrams
@@ -90,14 +91,21 @@ class SharedRelay:
         """Return a duplicate, as it comes with another message."""
         return self._stack.enter_context(sock.dup())
 
+    def raw(self, family: int) -> socket.socket:
+        """Return a raw socket, for a held port of a family: 4 or 6."""
+        return self._stack.enter_context(sockets.open_raw(family))
+
     def publish(
-        self, at: str, ports: tuple[int, int], to: socket.socket, shift: int = 0
+        self, at: str, ports: tuple[int, int], to: socket.socket, shift: int = 0, raw: socket.socket | None = None
     ) -> stream.StreamPort | datagram.DatagramPort:
-        """Publish a range; clients of its first port + `shift` are connected to the socket `to`."""
+        """Publish a range; clients of its first port + `shift` are connected to the socket `to`.
+
+        `raw`: they are answered by this raw socket.
+        """
         address, port = to.getsockname()[:2]
         family = socket.AF_INET6 if ":" in at else socket.AF_INET
         published = PublishedRange(to.proto, family, canonical(at), *ports)
-        found = self.shared.publish(published, Backend(to.proto, to.family, address, port - shift))
+        found = self.shared.publish(published, Backend(to.proto, to.family, address, port - shift), raw)
         assert isinstance(found, stream.StreamPort | datagram.DatagramPort)
         return found
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
 
-from gangway.ebpf.keys import PortBlock, Target, blocks
+from gangway.ebpf.keys import PortBlock, SteeringState, Target, blocks
 from gangway.model import Endpoint, Protocol
 from gangway.plan import MappingPlan, NetworkPlan, Plan
 from gangway.reconcile.diff import (
@@ -27,7 +27,7 @@ from gangway.reconcile.diff import (
 from gangway.reconcile.properties import Property, of_bridge, of_veth
 from gangway.reconcile.state import Attachment, State, ports_of, redirects_of, steered_of
 from gangway.relay.protocol import Destination, HostPorts, Mode, Serve
-from tests.unit.samples import BACK, NFTABLES, NO_STEERING, WEB, mapping, planned, whole
+from tests.unit.samples import BACK, NFTABLES, NO_STEERING, WEB, held, mapping, planned, whole
 
 NETWORKS = {network.bridge: network for network in (WEB, BACK)}
 BRIDGES = {bridge: NetworkPlan(network, False) for bridge, network in NETWORKS.items()}
@@ -35,10 +35,15 @@ VETHS = {f"veth{number}": bridge for number, bridge in enumerate(("gw-web", "gw-
 """The bridge of each veth."""
 PORTS = [HostPorts("tcp", "0.0.0.0", port, port) for port in (80, 81, 82)]
 DESTINATIONS = [Destination("172.30.0.2", port) for port in (80, 81)]
-# Steered mappings, the same of another container, and the same with a socket for each port.
-STEERED, ELSEWHERE, BY_SOCKETS = (
-    [planned(mapping("0.0.0.0", *ports), facts, of) for ports in (("443",), ("8000-8010", "80-90"), ("9000-9002",))]
-    for facts, of in ((NFTABLES, WEB), (NFTABLES, BACK), (NO_STEERING, WEB))
+# Steered mappings, the same of another container, the same with a socket for each port, and beside dockerd's sockets.
+STEERED, ELSEWHERE, BY_SOCKETS, HELD = (
+    [planned(made("0.0.0.0", *ports), facts, of) for ports in (("443",), ("8000-8010", "80-90"), ("9000-9002",))]
+    for made, facts, of in (
+        (mapping, NFTABLES, WEB),
+        (mapping, NFTABLES, BACK),
+        (mapping, NO_STEERING, WEB),
+        (held, NFTABLES, WEB),
+    )
 )
 PLANNED = {
     str(one): planned(one)
@@ -46,6 +51,7 @@ PLANNED = {
 }
 # Blocks of an earlier daemon's.
 LEFT_OVER = list(blocks("udp", "::", 5000, 5010))
+_LEFT_OVER_STATES = SteeringState.SERVED, SteeringState.RESERVED
 # The same blocks with different targets.
 HERE, THERE = (
     dict(redirects_of(planned(mapping("0.0.0.0", "8000-8010", container_ports))))
@@ -79,7 +85,7 @@ class Host:
     attachments: dict[str, Attachment | None] = field(default_factory=dict)
     isolated: set[str] = field(default_factory=set)
     ports: dict[HostPorts, Serve] = field(default_factory=dict)
-    steered: dict[PortBlock, bool] = field(default_factory=dict)
+    steered: dict[PortBlock, SteeringState] = field(default_factory=dict)
     redirects: dict[PortBlock, Target] = field(default_factory=dict)
     mappings: dict[str, MappingPlan] = field(default_factory=dict)
     plan: Plan | None = None
@@ -126,9 +132,8 @@ class Host:
                 for one in added:
                     self._serve(one)
             case Steered(removed, added):
-                for block in removed:
-                    del self.steered[block]
-                self.steered |= dict.fromkeys(added, True)
+                assert all(self.steered.pop(block) is state for block, state in removed)
+                self.steered |= dict(added)
             case Redirects(removed, added):
                 assert all(self.redirects.pop(block) == target for block, target in removed)
                 assert not dict(added).keys() & self.redirects.keys(), "the former entry must be removed first"
@@ -139,13 +144,14 @@ class Host:
         assert not any(_overlap(port.ports, other) for other in self.ports), "a port is in use"
         self.ports[port.ports] = port
         for block in _steered_blocks(port):
-            self.steered.setdefault(block, False)
+            if self.steered.get(block) is not SteeringState.SERVED:
+                self.steered[block] = SteeringState.RESERVED
 
     def _remove(self, port: Serve) -> None:
         """Remove ports; those that are only reserved become free."""
         assert self.ports.pop(port.ports) == port
         for block in _steered_blocks(port):
-            if self.steered.get(block) is False:
+            if self.steered.get(block) is SteeringState.RESERVED:
                 del self.steered[block]
 
     def _change_link(self, step: Step) -> None:
@@ -209,10 +215,10 @@ def states(draw: st.DrawFn, of_mappings: bool, found: bool = False) -> State:
     isolated = {name for name in sorted(veths) if found and draw(st.booleans())}
     names = draw(st.sets(st.sampled_from(sorted(PLANNED)))) if of_mappings else set()
     redirected = sorted(draw(st.sets(st.sampled_from(sorted(HERE)))))
-    kinds = [draw(st.sampled_from((*same, None))) for same in zip(STEERED, ELSEWHERE, BY_SOCKETS, strict=True)]
+    kinds = [draw(st.sampled_from((*same, None))) for same in zip(STEERED, ELSEWHERE, BY_SOCKETS, HELD, strict=True)]
     served = [one for one in kinds if one is not None]
     own_ports = draw(st.dictionaries(st.sampled_from(PORTS), st.sampled_from(DESTINATIONS)))
-    left_over = draw(st.dictionaries(st.sampled_from(LEFT_OVER), st.sampled_from((True, False)[: 1 + found])))
+    left_over = draw(st.dictionaries(st.sampled_from(LEFT_OVER), st.sampled_from(_LEFT_OVER_STATES[: 1 + found])))
     links: list[NetworkPlan | Attachment] = [
         *(BRIDGES[name] for name in sorted(bridges)),
         *(attachment(name) for name in sorted(veths)),
@@ -224,7 +230,7 @@ def states(draw: st.DrawFn, of_mappings: bool, found: bool = False) -> State:
         {name: attachment(name, name in isolated) for name in sorted(veths)},
         frozenset(isolated),
         dict(pair for one in served for pair in ports_of(one)) | {at: own(at, to) for at, to in own_ports.items()},
-        dict.fromkeys((block for one in served for block in steered_of(one)), True) | left_over,
+        dict(pair for one in served for pair in steered_of(one)) | left_over,
         {block: draw(st.sampled_from((HERE, THERE)))[block] for block in redirected},
         {name: PLANNED[name] for name in sorted(names)},
         None if of_mappings else draw(st.sampled_from(PLANS)),

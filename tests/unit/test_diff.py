@@ -6,6 +6,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gangway.ebpf.keys import SteeringState
 from gangway.reconcile.diff import Flows, Step, diff
 from gangway.reconcile.state import State, ports_of, steered_of
 from tests.unit.state_model import (
@@ -23,6 +24,8 @@ from tests.unit.state_model import (
     states,
     verb,
 )
+
+_RESERVED, _SERVED = SteeringState.RESERVED, SteeringState.SERVED
 
 # The kinds of steps of each place in the order.  A veth that stays may have to be isolated where others are attached.
 REMOVING = (
@@ -51,7 +54,8 @@ ADDING = (
 
 def all_served(state: State) -> State:
     """Return the state without blocks that are only reserved: no daemon wants those."""
-    return replace(state, steered=dict.fromkeys(state.steered, True))
+    found = {block: _SERVED if one is _RESERVED else one for block, one in state.steered.items()}
+    return replace(state, steered=found)
 
 
 def whole_links(state: State) -> State:
@@ -118,7 +122,7 @@ def test_removing_comes_before_adding_each_in_its_order(pair: tuple[State, State
 def test_new_relay_gets_the_ports_of_one_that_exited(pair: tuple[State, State]) -> None:
     """The ports stay reserved meanwhile, and are steered when the relay has them."""
     after = pair[0]
-    before = replace(after, ports={}, steered=dict.fromkeys(after.steered, False))
+    before = replace(after, ports={}, steered=dict.fromkeys(after.steered, _RESERVED))
     host = Host.of(before)
     steps = list(diff(before, after))
     for step in steps:
@@ -131,7 +135,7 @@ EVERYTHING = State(
     BRIDGES,
     {name: attachment(name) for name in VETHS},
     ports={at: own(at, DESTINATIONS[0]) for at in PORTS} | dict(pair for one in STEERED for pair in ports_of(one)),
-    steered=dict.fromkeys((block for one in STEERED for block in steered_of(one)), True),
+    steered=dict(pair for one in STEERED for pair in steered_of(one)),
     redirects=HERE,
     mappings=PLANNED,
     forwarding=frozenset({4, 6}),

@@ -79,6 +79,11 @@ def changes(found: dict[str, CheckAnswer]) -> dict[str, CheckAnswer]:
     return {what: check for what, check in found.items() if check != usual[what]}
 
 
+def test_consequence_of_no_raw_sockets() -> None:
+    (check,) = changes(report(replace(NFTABLES, no_raw="it is not permitted"))).values()
+    assert check.note == "it is not permitted: UDP ports that dockerd holds are not relayed"
+
+
 def test_consequence_of_a_missing_guard() -> None:
     (check,) = changes(report(unguarded="the kernel has none")).values()
     assert check.note == "the kernel has none: a flush of all rules by another program resets them"
@@ -100,7 +105,11 @@ def test_without_root_only_launchers_are_served(monkeypatch: pytest.MonkeyPatch)
     ("what", "programs", "consequence"),
     [
         ("redirect: attached", FakeDataPlane(redirect=UNAVAILABLE), "clients of loopback addresses are relayed"),
-        ("steering: attached", FakeDataPlane(steering=UNAVAILABLE), "each published port takes a socket"),
+        (
+            "steering: attached",
+            FakeDataPlane(steering=UNAVAILABLE),
+            "each published port takes a socket; ports that dockerd holds are not relayed",
+        ),
     ],
 )
 def test_unavailable_program_is_reported_with_the_consequence(

@@ -14,8 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gangway import ebpf
-from gangway.ebpf import keys, port_map
-from gangway.ebpf.keys import KINDS, PortBlock, Target, blocks, pack_key, pack_target, unpack_target
+from gangway.ebpf import keys
+from gangway.ebpf.keys import KINDS, PortBlock, SteeringState, Target, blocks, pack_key, pack_target, unpack_target
 from gangway.inet import pack_address
 
 MOST = 65535
@@ -177,13 +177,15 @@ def test_a_redirect_counts_for_the_containers_ports_and_the_hosts(
 def test_steering_counts_in_the_row_of_protocol_and_family(protocol: str, host: str, ports: tuple[int, int]) -> None:
     for block in blocks(protocol, host, *ports):
         row = KINDS.index((protocol, 6 if ":" in canonical(host) else 4))
-        assert list(keys.steering_spans(block, keys.SERVED)) == [(row, block.first, block.last)]
+        every, reserved = ((one, block.first, block.last) for one in (row, row + len(KINDS)))
+        assert list(keys.steering_spans(block, SteeringState.SERVED)) == [every, reserved]
+        assert list(keys.steering_spans(block, SteeringState.RESERVED)) == [every, reserved]
+        assert list(keys.steering_spans(block, SteeringState.HELD)) == [every]
 
 
 def test_each_protocol_and_family_has_a_row() -> None:
     rows = [keys.pack_kind(*kind) for kind in (("tcp", 4), ("udp", 4), ("tcp", 6), ("udp", 6))]
     assert rows == [number(row, 4) for row in range(4)]
-    assert len(KINDS) == port_map.ROWS
 
 
 @pytest.mark.parametrize("kind", [("sctp", 4), ("tcp", 5)])
@@ -244,8 +246,12 @@ def test_keys_and_values_have_the_layout_of_the_programs_structs() -> None:
 def test_rows_and_states_are_those_of_the_programs() -> None:
     steering = STEERING.read_text()
     assert re.search(r"row_of\(bool is_udp, bool is_ipv6\) {\s+return is_udp \+ 2 \* is_ipv6;", steering)
-    assert f"enum {{ RESERVED = {keys.RESERVED[0]}, SERVED = {keys.SERVED[0]} }}" in steering
+    states = ", ".join(f"{state.name} = {state[0]}" for state in SteeringState)
+    assert f"enum {{ {states} }}" in steering
     assert re.search(r"__type\(value, __u8\);[^}]*}\s*published ", steering)
-    assert (len(keys.RESERVED), len(keys.SERVED), keys.STATE_BYTES) == (1, 1, 1)
+    assert {len(state) for state in SteeringState} == {keys.STATE_BYTES} == {1}
+    assert f"SOCKET_ROWS = {len(KINDS)}, RESERVED_ROWS = {len(KINDS)} }}" in steering
     assert "enum rows { HOST_PORTS, CONTAINER_PORTS = 2 };" in REDIRECT.read_text()
-    assert f"COUNT_ROWS = {port_map.ROWS}, COUNTED_PORTS = {MOST + 1}" in HEADER.read_text()
+    for source, rows in ((steering, keys.STEERING_ROWS), (REDIRECT.read_text(), keys.REDIRECT_ROWS)):
+        assert f"enum {{ COUNT_ROWS = {rows} }}" in source
+    assert f"enum {{ COUNTED_PORTS = {MOST + 1} }}" in HEADER.read_text()

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gangway.ebpf.keys import Span
-from gangway.ebpf.port_map import ROWS, PortCounts
+from gangway.ebpf.port_map import PortCounts
 
-PORTS = 65536
+PORTS, ROWS = 65536, 4
 SPANS = st.lists(
     st.tuples(st.integers(0, ROWS - 1), st.integers(0, 9), st.integers(0, 9)).map(
         lambda one: (one[0], min(one[1:]), max(one[1:]))
@@ -25,7 +25,7 @@ class Memory:
     def __init__(self) -> None:
         self._fd = os.memfd_create("ports")
         os.truncate(self._fd, ROWS * PORTS)
-        self.counts = PortCounts(self._fd)
+        self.counts = PortCounts(self._fd, ROWS)
 
     def count(self, row: int, port: int) -> int:
         return os.pread(self._fd, 1, row * PORTS + port)[0]

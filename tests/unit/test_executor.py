@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from gangway.ebpf.keys import PortBlock, Target
+from gangway.ebpf.keys import PortBlock, SteeringState, Target
 from gangway.errors import Conflict, HostRefused, Unsupported
 from gangway.host import conntrack, probe, sockets, sysctl
 from gangway.model import Network, Protocol
@@ -90,13 +90,27 @@ def test_ports_are_served_all_or_none(daemon: Daemon) -> None:
 
 def test_shared_ports_are_reserved_and_steered(daemon: Daemon) -> None:
     daemon.executor.do(Ports((), (SHARED,)))
-    assert daemon.steering.steered == {BLOCK: False}
-    daemon.executor.do(Steered((), (BLOCK,)))
-    assert daemon.steering.steered == {BLOCK: True}
-    daemon.executor.do(Steered((BLOCK,), ()))
+    assert daemon.steering.steered == {BLOCK: SteeringState.RESERVED}
+    entry = (BLOCK, SteeringState.SERVED)
+    daemon.executor.do(Steered((), (entry,)))
+    assert daemon.steering.steered == dict([entry])
+    daemon.executor.do(Steered((entry,), ()))
     daemon.executor.do(Ports((SHARED,), ()))
     assert not daemon.steering.steered
     assert not daemon.relay.served()
+
+
+@pytest.mark.parametrize(("protocol", "descriptors"), [("tcp", 0), ("udp", 1)])
+def test_held_ports_are_never_reserved(daemon: Daemon, protocol: str, descriptors: int) -> None:
+    held = SHARED._replace(ports=SHARED.ports._replace(protocol=protocol), mode=Mode.HELD)
+    entry = (BLOCK._replace(protocol=protocol), SteeringState.HELD)
+    with sockets.bind_port(protocol, "0.0.0.0", 9000):
+        daemon.executor.carry_out([Ports((), (held,)), Steered((), (entry,))])
+    assert (daemon.relay.served(), daemon.steering.steered) == ([held], dict([entry]))
+    assert len(daemon.relay.descriptors[held.ports]) == descriptors
+    assert "steering.reserve" not in daemon.calls.names
+    daemon.executor.carry_out([Steered((entry,), ()), Ports((held,), ())])
+    assert (daemon.relay.served(), daemon.steering.steered) == ([], {})
 
 
 def test_shared_port_that_is_not_served_is_not_reserved(daemon: Daemon) -> None:

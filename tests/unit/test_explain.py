@@ -33,8 +33,10 @@ from tests.unit.samples import (
     NFTABLES,
     NO_CGROUPS,
     NO_REDIRECT,
+    NO_STEERING,
     NONE,
     WEB,
+    held,
     lease,
     mapping,
     mappings,
@@ -125,6 +127,7 @@ EXAMPLES: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
         HostFacts(Firewall.NFTABLES, bridge_filtered=frozenset({4})),
     ),
     Code.NO_SOCKETS: (mapping("::", "8000", "80", Protocol.SCTP), HOST6, FOUR, NO_SCTP),
+    Code.HELD: (held(HOST6, "8000", "80"), HOST6, FOUR, NO_STEERING),
     Code.LEASE: (lease("0.0.0.0", "8000", "80"), HOST, WEB, NONE),
 }
 
@@ -221,7 +224,7 @@ def test_the_whole_explanation_of_a_host_address(facts: HostFacts) -> None:
     assert_golden(f"{facts.firewall}.explain", explained(found))
 
 
-@given(mappings(), st.sampled_from(HOST_ADDRESSES), NETWORKS, FACTS)
+@given(mappings(may_be_held=True), st.sampled_from(HOST_ADDRESSES), NETWORKS, FACTS)
 def test_any_mapping_is_explained_with_its_facts(
     one: PortMapping, at: object, network: Network, facts: HostFacts
 ) -> None:

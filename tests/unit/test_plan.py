@@ -17,12 +17,14 @@ from tests.unit.samples import (
     IPTABLES,
     NFTABLES,
     NO_CGROUPS,
+    NO_RAW,
     NO_REDIRECT,
     NO_STEERING,
     NONE,
     SIX,
     WEB,
     endpoint,
+    held,
     lease,
     mapping,
     planned,
@@ -290,6 +292,49 @@ def test_without_steering_no_mapping_is_steered() -> None:
         for protocol in Protocol:
             for ports in ("8000", "8000-8010"):
                 assert not planned(mapping(at, ports, protocol=protocol), NO_STEERING).is_steered
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize("ports", ["53", "8000-8010"])
+@pytest.mark.parametrize("at", MATRIX)
+def test_held_ports_are_steered_if_any_can_be(at: str, ports: str, protocol: Protocol) -> None:
+    """Also a single UDP port: dockerd has the socket that would receive broadcasts."""
+    found = planned(held(at, ports, protocol=protocol))
+    assert found.is_steered == (protocol is not Protocol.SCTP and at != "fe80::5")
+    assert not planned(held(at, ports, protocol=protocol), NO_STEERING).is_steered
+    without_raw = planned(held(at, ports, protocol=protocol), replace(NFTABLES, no_raw=NO_RAW))
+    assert without_raw.is_steered == (protocol is Protocol.TCP and at != "fe80::5")
+
+
+NOT_STEERED = {
+    "no steering": (held("2001:db8::5"), NO_STEERING, NO_CGROUPS),
+    "no raw sockets": (held("2001:db8::5", protocol=Protocol.UDP), replace(NFTABLES, no_raw=NO_RAW), NO_RAW),
+    "sctp": (held("0.0.0.0", protocol=Protocol.SCTP), NFTABLES, "the kernel steers no SCTP to another socket"),
+    "link-local": (held("fe80::5"), NFTABLES, "nothing is steered at the link-local address fe80::5"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_STEERED)
+@pytest.mark.parametrize("firewall", [Firewall.NFTABLES, Firewall.NONE])
+def test_held_ports_that_cannot_be_steered_are_blocked_instead_of_relayed(name: str, firewall: Firewall) -> None:
+    """The relay cannot bind a socket beside dockerd's; rules and the redirect do without one."""
+    one, facts, why = NOT_STEERED[name]
+    facts = replace(facts, firewall=firewall)
+    usual, found = (planned(replace(one, is_held=is_held), facts, FOUR) for is_held in (False, True))
+    assert Road.RELAY in usual.roads.used
+    for before, after in zip(usual.routes, found.routes, strict=True):
+        if before.road is Road.RELAY:
+            assert (after.road, after.reason, after.seen_as) == (Road.BLOCKED, Reason(Code.HELD, why), SeenAs.NOBODY)
+        else:
+            assert after == before
+
+
+def test_clients_of_a_link_local_address_of_held_ports_are_relayed_if_they_can_be_steered() -> None:
+    roads = {}
+    for facts in (NFTABLES, NO_STEERING):
+        at_link_local = routes_at(planned(held("::", "8000", "80"), facts), ip_address("fe80::1"))
+        roads[facts.no_steering] = {(route.road, route.reason.code) for route in at_link_local}
+    assert roads == {"": {(Road.RELAY, Code.LINK_LOCAL)}, NO_CGROUPS: {(Road.BLOCKED, Code.HELD)}}
 
 
 def test_link_local_address_with_a_zone_is_not_steered() -> None:

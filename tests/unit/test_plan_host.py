@@ -10,6 +10,7 @@ from gangway.facts import Firewall, HostFacts
 from gangway.model import Address, Network, PortMapping, Protocol
 from gangway.plan import Origin, Road, SeenAs, assemble, plan_mapping, plan_network, why_not_routed
 from gangway.reach import routes_at
+from gangway.reasons import Code
 from tests.unit.samples import (
     APART,
     BACK,
@@ -113,14 +114,14 @@ def test_families_in_which_incoming_connections_are_translated(facts: HostFacts,
     assert {family for family in BOTH if why_not_routed(facts, family) is None} == routed
 
 
-@given(mappings(), NETWORKS, FACTS)
+@given(mappings(may_be_held=True), NETWORKS, FACTS)
 def test_every_kind_of_client_has_one_route(one: PortMapping, network: Network, facts: HostFacts) -> None:
     routes = plan_mapping(one, endpoint(network), network, facts).routes
     kinds = [(route.origin, route.neighbour) for route in routes]
     assert sorted(kinds) == sorted([*((origin, False) for origin in Origin), (Origin.CONTAINER, True)])
 
 
-@given(mappings(), NETWORKS, FACTS)
+@given(mappings(may_be_held=True), NETWORKS, FACTS)
 def test_nat_needs_a_firewall_and_a_packet_of_the_same_family(
     one: PortMapping, network: Network, facts: HostFacts
 ) -> None:
@@ -149,7 +150,7 @@ def test_blocked_are_clients_that_cannot_connect_and_protocols_without_sockets(
         assert (with_sockets.road is Road.BLOCKED) == cannot_connect
 
 
-@given(mappings(), NETWORKS, FACTS)
+@given(mappings(may_be_held=True), NETWORKS, FACTS)
 def test_container_sees_the_gateway_except_by_nat(one: PortMapping, network: Network, facts: HostFacts) -> None:
     for route in plan_mapping(one, endpoint(network), network, facts).routes:
         by_nat = SeenAs.GATEWAY if route.neighbour else SeenAs.CLIENT
@@ -162,7 +163,7 @@ def test_container_sees_the_gateway_except_by_nat(one: PortMapping, network: Net
         assert route.seen_as == sources[route.road]
 
 
-@given(mappings(), NETWORKS, FACTS)
+@given(mappings(may_be_held=True), NETWORKS, FACTS)
 def test_only_host_sockets_that_no_rule_serves_are_redirected(
     one: PortMapping, network: Network, facts: HostFacts
 ) -> None:
@@ -191,22 +192,34 @@ def test_without_the_redirect_only_redirected_routes_change(
             assert after == before or had_none
 
 
-@given(mappings(), NETWORKS, FACTS)
-def test_steering_does_not_change_the_roads(one: PortMapping, network: Network, facts: HostFacts) -> None:
+@given(mappings(may_be_held=True), NETWORKS, FACTS)
+def test_without_steering_only_held_mappings_lose_the_relay(
+    one: PortMapping, network: Network, facts: HostFacts
+) -> None:
     with_it, without = (
-        plan_mapping(one, endpoint(network), network, replace(facts, no_steering=why)) for why in ("", "why not")
+        plan_mapping(one, endpoint(network), network, replace(facts, no_steering=why, no_raw=""))
+        for why in ("", "why not")
     )
     assert not without.is_steered
-    assert replace(with_it, is_steered=False) == without
+    if one.is_held:
+        assert not any(route.road is Road.RELAY for route in without.routes)
+        for before, after in zip(with_it.routes, without.routes, strict=True):
+            is_lost = before.road is Road.RELAY
+            assert is_lost == (after != before)
+            assert after.reason.code is (Code.HELD if is_lost else before.reason.code)
+    else:
+        assert replace(with_it, is_steered=False) == without
 
 
-@given(mappings(), NETWORKS, FACTS, st.sampled_from(HOST_ADDRESSES))
+@given(mappings(may_be_held=True), NETWORKS, FACTS, st.sampled_from(HOST_ADDRESSES))
 def test_only_nat_and_redirect_change_at_an_address(
     one: PortMapping, network: Network, facts: HostFacts, connected_to: Address
 ) -> None:
     found = plan_mapping(one, endpoint(network), network, facts)
     for before, after in zip(found.routes, routes_at(found, connected_to), strict=True):
-        assert after == before or (before.road in (Road.NAT, Road.REDIRECT) and after.road is Road.RELAY)
+        no_relay = one.is_held and not found.is_steered
+        instead = Road.BLOCKED if no_relay else Road.RELAY
+        assert after == before or (before.road in (Road.NAT, Road.REDIRECT) and after.road is instead)
         assert (after.origin, after.neighbour) == (before.origin, before.neighbour)
 
 

@@ -47,8 +47,8 @@ def host_ports(draw: st.DrawFn, most: int = LAST_PORT) -> HostPorts:
 @st.composite
 def served(draw: st.DrawFn) -> Serve:
     """Any served ports."""
-    mode = draw(st.sampled_from([Mode.OWN, Mode.LEASED, Mode.SHARED]))
-    ports = draw(host_ports(LAST_PORT if mode is Mode.SHARED else 1))
+    mode = draw(st.sampled_from([Mode.OWN, Mode.LEASED, Mode.SHARED, Mode.HELD]))
+    ports = draw(host_ports(LAST_PORT if mode in (Mode.SHARED, Mode.HELD) else 1))
     first = draw(st.integers(1, LAST_PORT - (ports.last - ports.first)))
     return Serve(ports, Destination(draw(ADDRESSES), first), mode)
 

@@ -295,6 +295,23 @@ def test_range_is_served_by_a_shared_socket(
     assert (published.is_closed, relay.emptied) == (True, 1)
 
 
+@pytest.mark.parametrize(("protocol", "needed"), [("tcp", 0), ("udp", 1)])
+def test_held_range_comes_with_a_raw_socket_for_udp(
+    relay: Relay, daemon: Daemon, fds: list[int], protocol: str, needed: int
+) -> None:
+    held = Serve(HostPorts(protocol, "0.0.0.0", 8000, 8010), Destination("172.17.0.2", 1), Mode.HELD)
+    if needed:
+        refusal = "error wrong number of descriptors with " + " ".join(map(str, held.ports))
+        assert [daemon.ask(held), daemon.ask(held, *fds[:2])] == [f"{refusal}: 0", f"{refusal}: 2"]
+        assert daemon.served() == []
+    with new_socket() as raw:
+        assert daemon.ask(held, *[raw.fileno()][:needed]) == "ok"
+        (published,) = relay.server.ranges
+        assert inodes([one.fileno() for one in published.raw]) == inodes([raw.fileno()][:needed])
+    assert daemon.served() == [held]
+    assert daemon.ask(Remove(held.ports)) == "ok"
+
+
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize(("family", "number"), [(4, socket.AF_INET), (6, socket.AF_INET6)])
 def test_shared_socket_replaces_the_one_before(

@@ -98,6 +98,37 @@ def test_answers_of_one_round_leave_from_their_own_ports(relay: SharedRelay) -> 
         assert answers == [(b"answer", ("127.0.0.1", host_port[number]))] * times
 
 
+@pytest.mark.parametrize("size", [0, 1, 2, 1001, 40_000])
+@pytest.mark.parametrize(("address", "at"), [("127.0.0.1", "0.0.0.0"), ("127.0.0.5", "127.0.0.5"), ("::1", "::")])
+def test_held_port_answers_by_a_raw_socket(relay: SharedRelay, address: str, at: str, size: int) -> None:
+    """The kernel delivers no answer whose checksum is wrong."""
+    server, client, host_port = udp(relay, address)
+    raw = relay.raw(6 if ":" in address else 4)
+    relay.publish(at, (host_port - 1, host_port), server, shift=1, raw=raw)
+    client.connect((address, host_port))  # it then receives from there only
+    client.send(b"request")
+    sender = relay.receive(server)[1]
+    answers = [os.urandom(size) for _ in range(3)]
+    for one in answers:
+        server.sendto(one, sender)
+    assert [relay.wait_for(lambda: client.recv(65535)) for _ in answers] == answers
+
+
+def test_held_port_needs_no_socket_of_its_own(relay: SharedRelay) -> None:
+    """A socket without SO_REUSEADDR keeps all others from the port; dockerd binds such a one whenever it likes."""
+    server, client, host_port = udp(relay)
+    before, raw = socket_count(), relay.raw(4)
+    published = relay.publish("0.0.0.0", (host_port, host_port), server, raw=raw)
+    client.sendto(b"request", ("127.0.0.1", host_port))
+    relay.receive(server)
+    assert socket_count() == before + 2, "the raw one, and the client's to the backend"
+    relay.pass_seconds(Settings().udp_timeout_s + 2)
+    assert socket_count() == before + 1, "another client may come"
+    published.close()
+    relay.turn()
+    assert (socket_count(), relay.log_lines) == (before, [])
+
+
 def test_unpublishing_removes_the_clients_of_its_range(relay: SharedRelay) -> None:
     server, client, host_port = udp(relay)
     port = relay.publish("0.0.0.0", (host_port, host_port), server)

@@ -1,14 +1,24 @@
 """Which sockets conflict with a host port, and what a user reads about them."""
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from unittest.mock import Mock
 
 import pytest
 
 from gangway.errors import Conflict, PortInUse
-from gangway.host.sockets import bind_port, bind_unreachable, bound_ports, describe_holder, first_port_in_use
+from gangway.host.sockets import (
+    bind_port,
+    bind_unreachable,
+    bound_ports,
+    describe_holder,
+    first_port_in_use,
+    no_raw,
+    open_raw,
+)
 
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
@@ -97,6 +107,30 @@ def test_an_unreachable_socket_conflicts_with_nothing(protocol: str, family: int
         assert first_port_in_use(protocol, {4: "0.0.0.0", 6: "::"}[family], port, port) is None
         with socket.socket(sock.family, sock.type) as other:
             other.bind(({4: "127.0.0.8", 6: "::1"}[family], port))
+
+
+@pytest.mark.parametrize(("family", "loopback"), [(4, "127.0.0.1"), (6, "::1")])
+def test_raw_socket_receives_nothing_for_a_process_without_privileges(family: int, loopback: str) -> None:
+    """Also if that binds it to an address of the host, or tries to remove the filter."""
+    with open_raw(family) as raw, bound("udp", loopback) as port:
+        raw.setblocking(False)
+        for _ in range(2):
+            with socket.socket(raw.family, socket.SOCK_DGRAM) as client:
+                client.sendto(b"secret", (loopback, port))
+            with pytest.raises(BlockingIOError):
+                raw.recv(100)
+            raw.bind((loopback, 0))
+            with pytest.raises(PermissionError):
+                raw.setsockopt(socket.SOL_SOCKET, 27, 0)  # SO_DETACH_FILTER
+
+
+def test_why_there_are_no_raw_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert no_raw() == ""
+    refused = PermissionError(errno.EPERM, "Operation not permitted")
+    monkeypatch.setattr(socket, "socket", Mock(side_effect=refused))
+    no_raw.cache_clear()
+    assert no_raw() == "cannot open a raw socket, which takes CAP_NET_RAW: Operation not permitted"
+    no_raw.cache_clear()
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])

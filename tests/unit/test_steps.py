@@ -2,7 +2,8 @@
 
 import pytest
 
-from gangway.ebpf.keys import PortBlock, Target, blocks
+from gangway.ebpf.keys import PortBlock, SteeringState, Target, blocks
+from gangway.facts import HostFacts
 from gangway.model import PortMapping, Protocol
 from gangway.plan import MappingPlan, NetworkPlan, Plan
 from gangway.reconcile.diff import (
@@ -32,6 +33,7 @@ from tests.unit.samples import (
     SIX,
     WEB,
     endpoint,
+    held,
     lease,
     mapping,
     planned,
@@ -50,9 +52,9 @@ HERE, THERE = (Target(address, 80) for address in ("172.30.0.2", "172.30.0.3"))
 BOTH, FOUR = frozenset({4, 6}), frozenset({4})
 
 
-def steered(one: MappingPlan) -> dict[PortBlock, bool]:
+def steered(one: MappingPlan) -> dict[PortBlock, SteeringState]:
     """Return the steered blocks of a mapping, as a State has them."""
-    return dict.fromkeys(steered_of(one), True)
+    return dict(steered_of(one))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def steered(one: MappingPlan) -> dict[PortBlock, bool]:
         (Bridge(None, NetworkPlan(WEB, False), "b"), Bridge(NetworkPlan(WEB, False), None, "b")),
         (Veth(None, LINK, "gw1"), Veth(LINK, None, "gw1")),
         (Ports((), (SERVED,)), Ports((SERVED,), ())),
-        (Steered((), (KEY,)), Steered((KEY,), ())),
+        (Steered((), ((KEY, SteeringState.HELD),)), Steered(((KEY, SteeringState.HELD),), ())),
         (Redirects((), ((KEY, HERE),)), Redirects(((KEY, HERE),), ())),
         (Rewrite(None, SMALL), Rewrite(SMALL, None)),
         (Rules((ONE,), (OTHER,)), Rules((OTHER,), (ONE,))),
@@ -118,8 +120,9 @@ def test_redirect_with_another_target_is_removed_and_added_again() -> None:
 
 
 def test_reserved_ports_are_steered_without_being_freed() -> None:
-    steps = list(diff(State(steered={KEY: False, KEY2: True}), State(steered={KEY: True, KEY2: True})))
-    assert steps == [Steered((), (KEY,))]
+    reserved, served = SteeringState.RESERVED, SteeringState.SERVED
+    steps = list(diff(State(steered={KEY: reserved, KEY2: served}), State(steered={KEY: served, KEY2: served})))
+    assert steps == [Steered((), ((KEY, served),))]
 
 
 def test_ports_are_steered_only_while_the_relay_serves_them() -> None:
@@ -239,6 +242,29 @@ def test_unsteered_range_is_served_port_by_port(unsteered: MappingPlan) -> None:
     assert list(steered_of(unsteered)) == []
 
 
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("ports", ["8000", "8000-8001"])
+def test_held_ports_are_steered_and_not_reserved(protocol: str, ports: str) -> None:
+    one = planned(held("0.0.0.0", ports, protocol=Protocol(protocol)))
+    first, last = one.mapping.host_ports.first, one.mapping.host_ports.last
+    wanted = HostPorts(protocol, "0.0.0.0", first, last)
+    assert list(ports_of(one)) == [(wanted, Serve(wanted, Destination("172.30.0.2", first), Mode.HELD))]
+    assert list(steered_of(one)) == [(PortBlock(*wanted), SteeringState.HELD)]
+
+
+@pytest.mark.parametrize(
+    ("one", "facts"),
+    [
+        (held("0.0.0.0"), NO_STEERING),
+        (held("0.0.0.0", protocol=Protocol.SCTP), NFTABLES),
+        (held("fe80::5", protocol=Protocol.UDP), NFTABLES),
+    ],
+    ids=["no steering", "sctp", "link-local"],
+)
+def test_no_socket_is_bound_where_held_ports_cannot_be_steered(one: PortMapping, facts: HostFacts) -> None:
+    assert not [*ports_of(planned(one, facts)), *steered_of(planned(one, facts))]
+
+
 def test_lease_is_served_by_its_own_socket() -> None:
     ports = HostPorts("tcp", "0.0.0.0", 8000, 8000)
     leased = planned(lease("0.0.0.0", "8000", "80"))
@@ -251,7 +277,8 @@ def test_lease_is_served_by_its_own_socket() -> None:
 def test_steered_blocks_are_those_of_the_range(ports: str, count: int) -> None:
     found = planned(mapping("192.0.2.5", ports))
     at = found.mapping.host_ports
-    assert list(steered_of(found)) == list(blocks("tcp", "192.0.2.5", at.first, at.last))
+    served = SteeringState.SERVED
+    assert list(steered_of(found)) == [(one, served) for one in blocks("tcp", "192.0.2.5", at.first, at.last)]
     assert len(list(steered_of(found))) == count
 
 

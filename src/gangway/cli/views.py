@@ -55,6 +55,8 @@ _REASONS = {
     "isolated": "The network is --no-icc and br_netfilter handles one family only.  So the bridge {fact} itself "
     "isolates the containers, and traffic between them is not translated: the relay answers.",
     "no_sockets": "This kernel has no {fact} sockets, so the relay cannot answer.",
+    "held": "dockerd has the port's socket, and the relay cannot serve the port beside it: {fact}.  Use gangway's "
+    'docker-proxy instead of "userland-proxy": false.',
     "lease": "Docker's own rules may carry the connection first; whatever they leave is relayed.",
 }
 """A sentence for each of `gangway.plan.Code`."""

@@ -43,6 +43,8 @@ def checks(
         is_there = protocol not in facts.missing_protocols
         note = "" if is_there else "this kernel has no such sockets: clients that no rule serves are not served"
         yield CheckAnswer(f"relay: {protocol}", is_there, note)
+    note = f"{facts.no_raw}: UDP ports that dockerd holds are not relayed" if facts.no_raw else ""
+    yield CheckAnswer("relay: raw sockets", not note, note)
     for what, reason_of in requirements.NEEDS.items():
         reason = reason_of()
         yield CheckAnswer(f"eBPF: {what}", reason is None, reason or "")
@@ -54,7 +56,7 @@ def checks(
     note = f"{reason}: a redirected connection may survive unpublish" if reason else ""
     yield CheckAnswer("redirect: connections end", not reason, note)
     reason = dataplane.steering.unavailable
-    note = f"{reason}: each published port takes a socket" if reason else ""
+    note = f"{reason}: each published port takes a socket; ports that dockerd holds are not relayed" if reason else ""
     if not reason and not dataplane.steering.is_attached():
         note = f"{_DETACHED}: clients of the relay wait until then"
     yield CheckAnswer("steering: attached", not note, note)

@@ -12,6 +12,7 @@ the keys, otherwise the ports of a block would not begin with the same bits.
 import struct
 import sys
 from collections.abc import Iterator
+from enum import Enum
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
@@ -23,12 +24,9 @@ PROTOCOLS = {name: number for name, number in inet.PROTOCOLS.items() if name != 
 """IPPROTO_TCP and IPPROTO_UDP.  The kernel runs no programs for sockets of other protocols."""
 KINDS = tuple((protocol, family) for family in (4, 6) for protocol in ("tcp", "udp"))
 """Protocols and families (4 or 6), in the order of steering's rows."""
-RESERVED, SERVED = b"\1", b"\2"
-"""Steering's values: other programs cannot bind the port; and its packets go to the relay's socket."""
-
 _KEY = struct.Struct("=II16s2s")  # prefix_bits, protocol, address, port
 _TARGET = struct.Struct("=16sHxxxxxxQ")  # address, shift, unused, uses
-KEY_BYTES, TARGET_BYTES, STATE_BYTES, ADDRESS_BYTES, AUTO_BOUND_BYTES = _KEY.size, _TARGET.size, len(SERVED), 16, 4
+KEY_BYTES, TARGET_BYTES, STATE_BYTES, ADDRESS_BYTES, AUTO_BOUND_BYTES = _KEY.size, _TARGET.size, 1, 16, 4
 _FLOW = struct.Struct("=Q16s2sxx")  # struct flow: a socket's cookie, and an address and port in network byte order
 _PEER = struct.Struct("=16s2sxx")
 FLOW_BYTES, PEER_BYTES = _FLOW.size, _PEER.size
@@ -36,11 +34,21 @@ _PORT_BITS = 16
 _PORTS = 1 << _PORT_BITS
 _BITS_BEFORE_PORT = 8 * (_KEY.size - 4) - _PORT_BITS
 _NAMES = {number: name for name, number in PROTOCOLS.items()}
-_UDP_ROW, _IPV6_ROW = 1, 2  # of steering's port_counts; relay_sockets has the same rows
+REDIRECT_ROWS, STEERING_ROWS = 4, 8  # of their port_counts
+_UDP_ROW, _IPV6_ROW = 1, 2  # of steering's; relay_sockets has the same rows
+_RESERVED_ROWS = 4  # steering's rows from here on are the same for reserved ports only
 _CONTAINER_ROW = 2  # of the redirect's: enum rows in redirect.bpf.c
 
 Span = tuple[int, int, int]
 """A row of `port_counts`, a first port and a last one."""
+
+
+class SteeringState(bytes, Enum):
+    """What steering does with a port: the values of its map."""
+
+    RESERVED = b"\1"  # other programs cannot bind it
+    SERVED = b"\2"  # nor can they, and its packets go to the relay's socket
+    HELD = b"\3"  # its packets do, though another program's socket is bound to it
 
 
 class PortBlock(NamedTuple):
@@ -138,9 +146,12 @@ def redirect_spans(block: PortBlock, value: bytes) -> Iterator[Span]:
     yield row, block.first, block.last
 
 
-def steering_spans(block: PortBlock, _value: bytes) -> Iterator[Span]:
-    """Yield the ports of an entry of steering."""
-    yield _UDP_ROW * (block.protocol == "udp") + _IPV6_ROW * (":" in block.address), block.first, block.last
+def steering_spans(block: PortBlock, value: bytes) -> Iterator[Span]:
+    """Yield the ports of an entry of steering; a reserved port is counted a second time."""
+    row = _UDP_ROW * (block.protocol == "udp") + _IPV6_ROW * (":" in block.address)
+    yield row, block.first, block.last
+    if value != SteeringState.HELD:
+        yield _RESERVED_ROWS + row, block.first, block.last
 
 
 def pack_kind(protocol: str, family: int) -> bytes:

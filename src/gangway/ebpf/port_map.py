@@ -15,7 +15,6 @@ from gangway.ebpf.keys import KEY_BYTES, PortBlock, Span, pack_key, unpack_key
 from gangway.ebpf.loader import LoadedObject
 from gangway.errors import HostRefused
 
-ROWS = 4
 _PORTS = 65536
 # A count that reaches 255 stays there until the next reset: the programs then look into the trie in vain.
 _INCREMENTED = bytes([*range(1, 256), 255])
@@ -23,10 +22,10 @@ _DECREMENTED = bytes([0, *range(254), 255])
 
 
 class PortCounts:
-    """The counts in the map with this descriptor, which stays the caller's.  Not thread-safe."""
+    """The counts in the map with this descriptor, which stays the caller's, and so many rows.  Not thread-safe."""
 
-    def __init__(self, fd: int) -> None:
-        self._table = mmap.mmap(fd, _PORTS * ROWS)
+    def __init__(self, fd: int, rows: int) -> None:
+        self._table = mmap.mmap(fd, _PORTS * rows)
 
     def close(self) -> None:
         self._table.close()
@@ -40,22 +39,28 @@ class PortCounts:
 
     def reset(self, spans: Iterable[Span]) -> None:
         """Count these spans and nothing else: another daemon may have died between an entry and its count."""
-        counts = bytearray(_PORTS * ROWS)
+        counts = bytearray(len(self._table))
         _translate(counts, spans, _INCREMENTED)
         self._table[:] = bytes(counts)
 
 
 class PortMap:
-    """A trie of an object's maps, with values of `value_bytes`; `spans` yields the ports that an entry counts for.
+    """A trie of an object's maps, with values of `value_bytes`; `spans` yields the ports that an entry counts for, in
+    `rows` rows.
 
     It owns the object.  Not thread-safe.
     """
 
     def __init__(
-        self, loaded: LoadedObject, name: str, value_bytes: int, spans: Callable[[PortBlock, bytes], Iterable[Span]]
+        self,
+        loaded: LoadedObject,
+        name: str,
+        value_bytes: int,
+        rows: int,
+        spans: Callable[[PortBlock, bytes], Iterable[Span]],
     ) -> None:
         self.loaded, self._name, self._value_bytes, self._spans = loaded, name, value_bytes, spans
-        self._counts = PortCounts(loaded.map_fd("port_counts"))
+        self._counts = PortCounts(loaded.map_fd("port_counts"), rows)
         self._counts.reset(span for entry in self.entries().items() for span in spans(*entry))
 
     def entries(self) -> dict[PortBlock, bytes]:

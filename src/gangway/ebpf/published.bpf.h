@@ -16,7 +16,7 @@
 #include <bpf/bpf_helpers.h>
 
 enum { IPPROTO_TCP = 6, IPPROTO_UDP = 17 };
-enum { COUNT_ROWS = 4, COUNTED_PORTS = 65536 };    /* of `port_counts`: port_map.py */
+enum { COUNTED_PORTS = 65536 };                    /* of each row of `port_counts`: port_map.py */
 
 struct address {                                   /* network byte order */
     __u32 words[4];
@@ -45,7 +45,7 @@ struct sock {
 
 struct {
     __uint(type, BPF_MAP_TYPE_ARRAY);              /* for each port, the number of the trie's entries that include it */
-    __uint(max_entries, COUNT_ROWS);
+    __uint(max_entries, COUNT_ROWS);               /* the including file's */
     __uint(map_flags, BPF_F_MMAPABLE);
     __type(key, __u32);
     __type(value, __u8[COUNTED_PORTS]);

@@ -41,6 +41,8 @@
  *
  * Sources: net/ipv4/af_inet.c, net/ipv{4,6}/udp.c, net/core/filter.c (sock_addr_func_proto).
  */
+enum { COUNT_ROWS = 4 };                           /* of `port_counts`: keys.py, and enum rows below */
+
 #include "published.bpf.h"
 
 enum { AF_INET = 2 };

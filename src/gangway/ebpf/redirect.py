@@ -114,7 +114,7 @@ class Redirect(Program):
     def _load(self, former_links: Sequence[int]) -> PortMap:
         loaded = LoadedObject(OBJECT, former_links, bytes([self._host_addresses]))
         self._own_addresses = frozenset()
-        return PortMap(loaded, "targets", keys.TARGET_BYTES, keys.redirect_spans)
+        return PortMap(loaded, "targets", keys.TARGET_BYTES, keys.REDIRECT_ROWS, keys.redirect_spans)
 
 
 def _find_target(port_map: PortMap, protocol: str, requested: keys.Peer) -> keys.Peer | None:

@@ -18,13 +18,19 @@
  * unspecified address, or at any address if all are published.  Addresses in `excluded` are neither steered nor refused: there,
  * other programs serve the port.
  *
+ * A port is *held* if another program publishes it and has a socket there that it never reads: dockerd without rules and proxies of
+ * its own.  Packets go to the relay's socket all the same, as the program runs before the kernel looks for one.  But bind() is
+ * allowed: dockerd closes the socket and binds it again whenever the container is restarted.  Nor can the relay bind one to
+ * answer from (host/sockets.py, open_raw).
+ *
  * A program that lets the kernel choose a port (bind() to port 0, or sendto() without bind()) may get a published one all the
  * same: a setting prevents that (host/reserved_ports.py), but not if nearly all ports to choose from are published.  Such a port
  * is *auto-bound*: while that socket exists, the port is neither steered nor redirected.  Otherwise a program that queries a name
  * server from such a socket would never get the answer.  Firewall rules do not know about it: clients that arrive by an interface
  * get to the container.  Auto-bound ports are recorded by socket (`bind_states`, which the kernel frees with the socket) and by
  * port.  The end of some sockets is not reported (MPTCP's subflows, the kernel's own), so the daemon checks from time to time
- * whether a port is still in use.  A port that listen() chooses without bind() is not recorded: no program runs then.
+ * whether a port is still in use.  A port that listen() chooses without bind() is not recorded: no program runs then.  Nor is a
+ * held port, at whose address the kernel chooses it for nobody while its holder has the socket.
  *
  * A UDP answer can leave only from a socket that is bound to the port.  The relay may bind one, even below 1024 although it has
  * no privilege: it writes the socket's cookie into `relay_binding`, memory that only the relay and the daemon have.
@@ -36,11 +42,14 @@
  * Sources: net/ipv4/inet_hashtables.c (inet_lookup_run_sk_lookup), net/ipv4/udp.c, net/ipv4/af_inet.c (__inet_bind,
  * inet_release), net/core/filter.c (sock_filter_func_proto, sock_addr_func_proto).
  */
+enum { COUNT_ROWS = 8 };                           /* of `port_counts`: keys.py, and row_of below */
+
 #include "published.bpf.h"
 
 enum { AF_INET = 2, SOCK_STREAM = 1, SOCK_DGRAM = 2, EADDRINUSE = 98, IPPROTO_SCTP = 132 };
 enum { REFUSE = 0, ALLOW = 1, ALLOW_UNPRIVILEGED = 3 };  /* return values of a bind program: include/linux/bpf-cgroup.h */
-enum { RESERVED = 1, SERVED = 2 };                 /* keys.py */
+enum { RESERVED = 1, SERVED = 2, HELD = 3 };       /* SteeringState in keys.py */
+enum { SOCKET_ROWS = 4, RESERVED_ROWS = 4 };       /* how many sockets there are; the first row that counts reserved ports only */
 /* Of `bind_states`: the relay's socket; one that the kernel is choosing a port for; any other value is a key of `auto_bound`. */
 enum { RELAY_SOCKET = 1 << 30, PORT_BY_KERNEL = 1 << 29 };
 
@@ -49,12 +58,12 @@ struct {
     __uint(max_entries, 1 << 20);
     __uint(map_flags, BPF_F_NO_PREALLOC);
     __type(key, struct port_key);
-    __type(value, __u8);                           /* RESERVED: no other program can bind it; SERVED: and it is steered */
+    __type(value, __u8);                           /* RESERVED: no other program can bind it; SERVED: and it is steered; HELD: only that */
 } published SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_SOCKMAP);            /* the relay's socket of each row */
-    __uint(max_entries, COUNT_ROWS);
+    __uint(max_entries, SOCKET_ROWS);
     __type(key, __u32);
     __type(value, __u64);
 } relay_sockets SEC(".maps");
@@ -78,12 +87,17 @@ const volatile struct {                            /* set by loader.py before th
     __u64 netns_cookie;                            /* of the host's network namespace */
 } settings;
 
-/* A row of `port_counts` and of `relay_sockets`. */
+/* A row of `relay_sockets`, and of `port_counts`, where it counts all entries. */
 static __u32 row_of(bool is_udp, bool is_ipv6) {
     return is_udp + 2 * is_ipv6;
 }
 
-/* RESERVED, SERVED, or 0: not published. */
+/* Whether any entry reserves the port. */
+static bool is_reserved(bool is_udp, bool is_ipv6, __u32 port) {
+    return is_counted(RESERVED_ROWS + row_of(is_udp, is_ipv6), port);
+}
+
+/* RESERVED, SERVED, HELD, or 0: not published. */
 static __u8 find_state(bool is_udp, const struct address *at, __be16 port) {
     struct port_key key = { PORT_KEY_BITS, is_udp ? IPPROTO_UDP : IPPROTO_TCP, unspecified_like(at), port };
     __u8 *found = bpf_map_lookup_elem(&published, &key);
@@ -104,7 +118,8 @@ int steer(struct bpf_sk_lookup *ctx) {
     struct address at = map_ipv4(local_ip4);
     if (is_ipv6) at = (struct address){ { ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2], ctx->local_ip6[3] } };
     if (is_excluded(&at)) return SK_PASS;
-    if (find_state(is_udp, &at, bpf_htons(port)) != SERVED || is_auto_bound(is_udp, port)) return SK_PASS;
+    __u8 state = find_state(is_udp, &at, bpf_htons(port));
+    if ((state != SERVED && state != HELD) || is_auto_bound(is_udp, port)) return SK_PASS;
     struct bpf_sock *sk = bpf_map_lookup_elem(&relay_sockets, &row);
     if (!sk) return SK_PASS;
     bpf_sk_assign(ctx, sk, 0);
@@ -114,8 +129,10 @@ int steer(struct bpf_sk_lookup *ctx) {
 
 /* Whether a socket for the published port would be in conflict with a bind(). */
 static bool is_in_conflict(bool is_udp, const struct address *at, __be16 port) {
-    if (!is_counted(row_of(is_udp, !is_ipv4(at)), bpf_ntohs(port)) || is_excluded(at)) return false;
-    return is_unspecified(at) || find_state(is_udp, at, port);
+    if (!is_reserved(is_udp, !is_ipv4(at), bpf_ntohs(port)) || is_excluded(at)) return false;
+    if (is_unspecified(at)) return true;
+    __u8 state = find_state(is_udp, at, port);
+    return state && state != HELD;
 }
 
 static bool is_relay_binding(struct bpf_sock_addr *ctx) {
@@ -175,7 +192,7 @@ static int after_bind(struct bpf_sock *sk) {
     bool is_udp = sk->type == SOCK_DGRAM;
     __u32 port = sk->src_port, *state = bpf_sk_storage_get(&bind_states, sk, NULL, 0);
     if (state && *state == PORT_BY_KERNEL &&
-        (is_counted(row_of(is_udp, false), port) || is_counted(row_of(is_udp, true), port)))
+        (is_reserved(is_udp, false, port) || is_reserved(is_udp, true, port)))
         record_auto_bound(state, is_udp, port);
     return ALLOW;
 }

@@ -8,18 +8,19 @@ although it is not the host's (IP_FREEBIND, ip(7)).  Daemon and relay both have 
 clients wait in the kernel's queue for the next one.
 
 Ports are reserved before it is checked that they were free.  From then on no other program can bind one, so a program
-that has one is found in the kernel's table of sockets.  A single port is tried with a socket of our own, which is held
-meanwhile: that is cheaper, and also finds a program that has bound the port and does not listen yet.
+that has one is found in the kernel's table of sockets.  A single port is tried with a socket of our own, which is open
+meanwhile: that is cheaper, and also finds a program that has bound the port and does not listen yet.  A port that
+another program holds on purpose (steering.bpf.c) is steered without being reserved.
 """
 
 import socket
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from gangway.ebpf import keys, requirements
-from gangway.ebpf.keys import KINDS, RESERVED, SERVED, PortBlock
+from gangway.ebpf.keys import KINDS, PortBlock, SteeringState
 from gangway.ebpf.loader import LoadedObject, ObjectFile
 from gangway.ebpf.port_map import PortMap
 from gangway.ebpf.program import LinkHolder, Program
@@ -66,14 +67,15 @@ class Steering(Program):
             self.unavailable = ""
             self._start()
 
-    def entries(self) -> dict[PortBlock, bool]:
-        """Return whether each entry is served, or only reserved; while the relay lacks the sockets none is served."""
+    def entries(self) -> dict[PortBlock, SteeringState]:
+        """Return the state of each entry; while the relay lacks the sockets, none is more than reserved."""
         found = self._found()
         is_served = bool(found) and self._relay.is_running() and self._relay.shared_count() == len(self._sockets)
-        return {block: is_served and value == SERVED for block, value in found.items()}
+        return {block: SteeringState(value) if is_served else SteeringState.RESERVED for block, value in found.items()}
 
     def reserve(self, protocol: str, address: str, first: int, last: int) -> ExitStack:
-        """Keep other programs from binding these ports.  What is reserved or served already is not checked.
+        """Keep other programs from binding these ports.  What is reserved already, or served and not held, is not
+        checked.
 
         Return what releases the ports when it is closed, as far as they are not served then.  PortInUse: a port is in
         use (of a range, the message says by which program).  Conflict: the address is not this host's.  Unsupported:
@@ -84,21 +86,20 @@ class Steering(Program):
             self._require()
             raise Unsupported("this kernel has no IPv6 sockets")
         with self._lock:
-            is_known = all(map(self._require().lookup, wanted))
+            is_known = all(map(self._is_reserved, wanted))
         if not is_known:
-            # A single port is held by a socket meanwhile; a range's address is only checked.  So is a single port's if
-            # another program may have the port at an excluded address.
+            # A single port has a socket meanwhile; a range's address is only checked.  So is a single port's if another
+            # program may have the port at an excluded address.
             excluded = self.excluded
-            is_held = first == last and not excluded
-            with sockets.bind_port(protocol, address, first if is_held else 0) as held:
-                if not is_held:
-                    held.close()
+            is_bound = first == last and not excluded
+            with sockets.bind_port(protocol, address, first if is_bound else 0) as own:
+                if not is_bound:
+                    own.close()
                 with self._lock:
-                    port_map = self._require()
-                    added = [block for block in wanted if port_map.lookup(block) is None]
-                    port_map.update(dict.fromkeys(added, RESERVED))
+                    added = [block for block in wanted if not self._is_reserved(block)]
+                    self._require().update(dict.fromkeys(added, SteeringState.RESERVED))
                 try:
-                    found = None if is_held else sockets.first_port_in_use(protocol, address, first, last, excluded)
+                    found = None if is_bound else sockets.first_port_in_use(protocol, address, first, last, excluded)
                     port = found
                     if port is not None:
                         raise PortInUse(sockets.describe_holder(protocol, address, port))
@@ -113,8 +114,8 @@ class Steering(Program):
         """Let other programs bind these ports, as far as they are reserved and not served."""
         self._release(keys.blocks(protocol, address, first, last))
 
-    def add(self, blocks: Iterable[PortBlock]) -> None:
-        """Serve these reserved ports by the relay: all of them or none.
+    def add(self, entries: Mapping[PortBlock, SteeringState]) -> None:
+        """Serve ports by the relay, reserved or held ones: all of them or none.
 
         HostRefused: the kernel or the relay refused.  Unsupported: steering is unavailable.
         """
@@ -122,7 +123,7 @@ class Steering(Program):
             port_map = self._require()
             if self._relay.shared_count() < len(self._sockets):
                 self._share_sockets(port_map)
-            port_map.update(dict.fromkeys(blocks, SERVED))
+            port_map.update(entries)
 
     def reclaim_auto_bound(self) -> None:
         """Forget auto-bound ports without a socket now and at the last call: the kernel does not report every end."""
@@ -142,10 +143,13 @@ class Steering(Program):
         for sock in self._sockets:
             sock.close()
 
+    def _is_reserved(self, block: PortBlock) -> bool:
+        return self._require().lookup(block) in (SteeringState.RESERVED, SteeringState.SERVED)
+
     def _release(self, blocks: Iterable[PortBlock]) -> None:
         with self._lock:
             if self._map is not None:
-                self._map.remove([block for block in blocks if self._map.lookup(block) == RESERVED])
+                self._map.remove([block for block in blocks if self._map.lookup(block) == SteeringState.RESERVED])
 
     def _load(self, former_links: Sequence[int]) -> PortMap:
         missing = requirements.bind_errors()
@@ -155,7 +159,7 @@ class Steering(Program):
             sockets.bound_ports(protocol)
         auto_bound = self._auto_bound_fd()
         loaded = LoadedObject(OBJECT, former_links, maps={} if auto_bound is None else {"auto_bound": auto_bound})
-        port_map = PortMap(loaded, "published", keys.STATE_BYTES, keys.steering_spans)
+        port_map = PortMap(loaded, "published", keys.STATE_BYTES, keys.STEERING_ROWS, keys.steering_spans)
         try:
             for protocol, family in KINDS[len(self._sockets) :]:
                 if sockets.has_sockets(protocol, family):

@@ -8,10 +8,13 @@ Which of many ports are in use the kernel lists by sock_diag(7) (pyroute2): thos
 bound and not connected (a state of its own since Linux 6.8), and of UDP sockets that are not connected.
 """
 
+import ctypes
 import errno
 import socket
+import struct
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from gangway.errors import Conflict, HostRefused, InvalidRequest, PortInUse, Unsupported
@@ -24,6 +27,11 @@ UNREACHABLE = {4: "192.0.0.8", 6: "100::1"}
 _NO_SUCH_SOCKETS = errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT, errno.EAFNOSUPPORT
 _REUSE, _V6ONLY = (socket.SOL_SOCKET, socket.SO_REUSEADDR), (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 _FREEBIND = (socket.IPPROTO_IP, 15)  # include/uapi/linux/in.h: IP_FREEBIND
+# include/uapi/linux/in6.h: IPV6_FREEBIND; linux/icmpv6.h and ipv6(7): IPV6_CHECKSUM, with the offset in a UDP header
+_RAW_OPTIONS = {4: [(*_FREEBIND, 1)], 6: [(socket.IPPROTO_IPV6, 78, 1), (255, socket.IPV6_CHECKSUM, 6)]}
+# include/uapi/asm-generic/socket.h; linux/filter.h: struct sock_fprog, and an instruction that accepts 0 bytes
+_SO_ATTACH_FILTER, _SO_LOCK_FILTER = 26, 44
+_FILTER_PROGRAM, _BPF_RETURN_0 = struct.Struct("@HP"), struct.pack("=HBBI", 0x06, 0, 0, 0)
 # include/net/tcp_states.h: TCP_LISTEN and TCP_BOUND_INACTIVE; TCP_CLOSE, which is UDP's state unless it is connected
 _BOUND_STATES = {"tcp": 1 << 10 | 1 << 13, "udp": 1 << 7}
 
@@ -49,6 +57,41 @@ def bind_unreachable(protocol: str, family: int) -> socket.socket:
         return _bind(protocol, FAMILIES[family], (UNREACHABLE[family], 0), _REUSE, _FREEBIND)
     except OSError as error:
         raise HostRefused(f"cannot bind a socket to {UNREACHABLE[family]}: {error.strerror}") from None
+
+
+def open_raw(family: int) -> socket.socket:
+    """Return a raw socket that sends UDP datagrams from any of the host's addresses and ports, bound or not.
+
+    The sender writes their headers, for IPv6 (`family` 6) without the checksum.  The socket receives nothing: it is
+    bound to an address that no packet has, and should a process without privileges bind it again, a filter that it
+    cannot remove drops everything.  HostRefused: the kernel refused it.
+    """
+    try:
+        sock = socket.socket(FAMILIES[family], socket.SOCK_RAW, socket.IPPROTO_UDP)
+        try:
+            for option in _RAW_OPTIONS[family]:
+                sock.setsockopt(*option)
+            drop_all = ctypes.create_string_buffer(_BPF_RETURN_0)
+            program = _FILTER_PROGRAM.pack(1, ctypes.addressof(drop_all))
+            sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+            sock.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
+            sock.bind((UNREACHABLE[family], 0))
+        except OSError:
+            sock.close()
+            raise
+    except OSError as error:
+        raise HostRefused(f"cannot open a raw socket, which takes CAP_NET_RAW: {error.strerror}") from None
+    return sock
+
+
+@cache
+def no_raw() -> str:
+    """Return why `open_raw` fails; empty if it does not."""
+    try:
+        open_raw(4).close()
+    except HostRefused as error:
+        return str(error)
+    return ""
 
 
 def has_sockets(protocol: str, family: int = 4) -> bool:

@@ -202,7 +202,7 @@ class Controller:
                 said.append(f"bridge {bridge} forwarded no IPv4 packets (its own setting was off): switched on")
         for mapping in self._unavailable_mappings(failed):
             dataplane.remove_redirects(block for block, _ in redirects_of(mapping))
-            dataplane.steering.remove(steered_of(mapping))
+            dataplane.steering.remove(block for block, _ in steered_of(mapping))
         self._reserved_ports.set(steered_ports(self._registry.mappings()))
         if plan is None:
             is_repaired &= self._attempt(self._executor.driver.remove)

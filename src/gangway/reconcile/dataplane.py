@@ -6,6 +6,7 @@ Requests and leases run in different threads, so each change of a port is made u
 milliseconds.  Only leases change what belongs to leases: the rest of gangway neither finds nor removes it.
 """
 
+import socket
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from threading import RLock
@@ -48,12 +49,15 @@ class DataPlane:
         self._restored: dict[str, int] = {}
         """For `networks` and `leases`: how many relays had exited when the next one was given the ports of these."""
         self._leased: set[PortBlock] = set()  # the redirect's entries that belong to leases
+        self._raw: dict[int, socket.socket] = {}  # by family, what the relay answers from UDP ports with that are held
 
     def close(self) -> None:
         """Close descriptors; while a relay runs, ports stay published."""
         self.redirect.close()
         self.steering.close()
         self.relay.close()
+        for sock in self._raw.values():
+            sock.close()
 
     def found(self) -> State:
         """Return what the kernel and the relay have, without what belongs to leases, also an earlier daemon's."""
@@ -113,7 +117,7 @@ class DataPlane:
         return False
 
     def serve(self, ports: Iterable[Serve], reserved: Reserved) -> None:
-        """Have the relay serve ports, all or none; each is reserved first unless it is already."""
+        """Have the relay serve ports, all or none; each is reserved first unless it is already, or held."""
         done: list[Serve] = []
         try:
             for port in ports:
@@ -200,6 +204,8 @@ class DataPlane:
             self._is_reuse_set = True
         if reserved is not None:
             return self.relay.serve(port, reserved)
+        if port.mode is Mode.HELD:
+            return self.relay.serve(port, self._answering(port.ports))
         if port.mode is not Mode.SHARED:
             with sockets.bind_port(port.ports.protocol, port.ports.address, port.ports.first) as sock:
                 return self.relay.serve(port, [sock.fileno()])
@@ -209,6 +215,15 @@ class DataPlane:
         except GangwayError:
             reservation.close()
             raise
+
+    def _answering(self, held: HostPorts) -> list[int]:
+        """Return the descriptors that the relay needs to answer from ports that another program's sockets have."""
+        if held.protocol != "udp":
+            return []
+        family = 6 if ":" in held.address else 4
+        if family not in self._raw:
+            self._raw[family] = sockets.open_raw(family)
+        return [self._raw[family].fileno()]
 
 
 def lease_blocks(leased: HostPorts) -> Iterator[PortBlock]:

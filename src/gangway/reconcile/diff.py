@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Self, TypeVar
 
-from gangway.ebpf.keys import PortBlock, Target
+from gangway.ebpf.keys import PortBlock, SteeringState, Target
 from gangway.plan import MappingPlan, NetworkPlan, Plan
 from gangway.reconcile.properties import Property
 from gangway.reconcile.state import Attachment, State, redirects_of, steered_of
@@ -67,8 +67,8 @@ class Ports(Change[tuple[Serve, ...]]):
     """Ports that the relay serves."""
 
 
-class Steered(Change[tuple[PortBlock, ...]]):
-    """Blocks of ports that are steered."""
+class Steered(Change[tuple[tuple[PortBlock, SteeringState], ...]]):
+    """Entries of steering."""
 
 
 class Redirects(Change[tuple[tuple[PortBlock, Target], ...]]):
@@ -105,7 +105,7 @@ def diff(before: State, after: State) -> Iterator[Step]:
 def parts(step: Step, unavailable: Sequence[MappingPlan]) -> Iterator[Step]:
     """Split a step so that an unavailable port does not prevent the others.  Its clients, which are another program's,
     are led neither to the relay nor to the container."""
-    left_out = {block for one in unavailable for block in steered_of(one)}
+    left_out = {block for one in unavailable for block, _ in steered_of(one)}
     left_out |= {block for one in unavailable for block, _ in redirects_of(one)}
     match step:
         case Ports(removed, added):
@@ -113,8 +113,8 @@ def parts(step: Step, unavailable: Sequence[MappingPlan]) -> Iterator[Step]:
             yield from (Ports((), (one,)) for one in added)
         case Properties(_, missing):
             yield from (Properties((), (one,)) for one in missing)
-        case Steered((), blocks):
-            yield Steered((), tuple(block for block in blocks if block not in left_out))
+        case Steered((), entries):
+            yield Steered((), tuple(entry for entry in entries if entry[0] not in left_out))
         case Redirects((), entries):
             yield Redirects((), tuple(entry for entry in entries if entry[0] not in left_out))
         case _:
@@ -131,7 +131,7 @@ def _remove(before: State, after: State) -> Iterator[Step]:
         yield Rewrite(before.plan, after.plan)
     elif removed:
         yield Rules(removed, ())
-    if steered := tuple(block for block in before.steered if block not in after.steered):
+    if steered := tuple(entry for entry in before.steered.items() if _is_removed(entry, after)):
         yield Steered(steered, ())
     if ports := _differing(before.ports, after.ports):
         yield Ports(tuple(served for _, served in ports), ())
@@ -166,7 +166,7 @@ def _add(before: State, after: State) -> Iterator[Step]:
     if ports := _differing(after.ports, before.ports):
         yield Ports((), tuple(served for _, served in ports))
     if steered := _differing(after.steered, before.steered):
-        yield Steered((), tuple(block for block, _ in steered))
+        yield Steered((), steered)
     added = tuple(planned for name, planned in after.mappings.items() if name not in before.mappings)
     if before.plan is not after.plan and not _has_fewer_networks(after.plan, before.plan):
         yield Rewrite(before.plan, after.plan)
@@ -178,6 +178,13 @@ def _add(before: State, after: State) -> Iterator[Step]:
         yield Forwarding(before.forwarding & after.forwarding, after.forwarding)
     if redirects := _differing(after.redirects, before.redirects):
         yield Redirects((), redirects)
+
+
+def _is_removed(entry: tuple[PortBlock, SteeringState], after: State) -> bool:
+    """True if an entry of steering is removed; a reserved one that will be served is changed in place."""
+    block, state = entry
+    wanted = after.steered.get(block)
+    return wanted is None or (wanted is not state and state is not SteeringState.RESERVED)
 
 
 def _differing(here: Mapping[_Key, _Value], there: Mapping[_Key, _Value]) -> tuple[tuple[_Key, _Value], ...]:

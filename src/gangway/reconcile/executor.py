@@ -81,10 +81,10 @@ class Executor:
                 self.dataplane.serve(ports, reserved or {})
             case diff.Ports(ports):
                 self.dataplane.remove(ports)
-            case diff.Steered((), blocks):
-                self.dataplane.steering.add(blocks)
-            case diff.Steered(blocks):
-                self.dataplane.steering.remove(blocks)
+            case diff.Steered((), entries):
+                self.dataplane.steering.add(dict(entries))
+            case diff.Steered(entries):
+                self.dataplane.steering.remove(block for block, _ in entries)
             case diff.Redirects((), entries):
                 self.dataplane.add_redirects(dict(entries))
             case diff.Redirects(entries):

@@ -198,6 +198,7 @@ class Observer:
             detours=routing.detours,
             lost_sources=routing.lost_sources,
             answers_elsewhere=frozenset().union(*self.answers_elsewhere.values()),
+            no_raw=sockets.no_raw(),
         )
 
     def lease_facts(self) -> HostFacts:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from gangway.ebpf.keys import PortBlock, Target, blocks
+from gangway.ebpf.keys import PortBlock, SteeringState, Target, blocks
 from gangway.model import Endpoint, Network, Source
 from gangway.plan import MappingPlan, NetworkPlan, Plan
 from gangway.reconcile.properties import Property
@@ -31,9 +31,9 @@ class State:
     """By the name of the veth's host end."""
     isolated: frozenset[str] = frozenset()  # the host ends that are isolated bridge ports
     ports: Mapping[HostPorts, Serve] = field(default_factory=dict)  # what the relay serves
-    steered: Mapping[PortBlock, bool] = field(default_factory=dict)
-    """What is steered to the relay's shared sockets; False: reserved, but not served.  A block that differs is changed
-    in place: it is never free in between."""
+    steered: Mapping[PortBlock, SteeringState] = field(default_factory=dict)
+    """What is steered to the relay's shared sockets, or reserved for that.  A reserved block that is then served is
+    changed in place: it is never free in between."""
     redirects: Mapping[PortBlock, Target] = field(default_factory=dict)
     mappings: Mapping[str, MappingPlan] = field(default_factory=dict)
     """Mappings whose rules change one by one, by their text."""
@@ -55,7 +55,10 @@ def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPorts, Serve]]:
         return
     if planned.is_steered:
         ports = HostPorts(protocol, host_address, mapping.host_ports.first, mapping.host_ports.last)
-        yield ports, Serve(ports, Destination(address, mapping.container_ports.first), Mode.SHARED)
+        mode = Mode.HELD if mapping.is_held else Mode.SHARED
+        yield ports, Serve(ports, Destination(address, mapping.container_ports.first), mode)
+        return
+    if mapping.is_held:  # no socket can be bound beside dockerd's
         return
     mode = Mode.LEASED if mapping.source is Source.LEASE else Mode.OWN
     for port, container_port in mapping.pairs():
@@ -63,9 +66,12 @@ def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPorts, Serve]]:
         yield ports, Serve(ports, Destination(address, container_port), mode)
 
 
-def steered_of(planned: MappingPlan) -> Iterator[PortBlock]:
-    """Return the blocks of ports of a mapping that are steered to the relay."""
-    return _blocks(planned) if planned.is_steered and not planned.is_blocked else iter(())
+def steered_of(planned: MappingPlan) -> Iterator[tuple[PortBlock, SteeringState]]:
+    """Yield steering's entries for a mapping."""
+    if planned.is_steered and not planned.is_blocked:
+        state = SteeringState.HELD if planned.mapping.is_held else SteeringState.SERVED
+        for block in _blocks(planned):
+            yield block, state
 
 
 def redirects_of(planned: MappingPlan) -> Iterator[tuple[PortBlock, Target]]:

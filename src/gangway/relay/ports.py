@@ -37,7 +37,7 @@ class Shared(Protocol):
 
     def close(self) -> None: ...
 
-    def publish(self, ports: PublishedRange, backend: Backend) -> PublishedPort: ...
+    def publish(self, ports: PublishedRange, backend: Backend, raw: socket.socket | None = None) -> PublishedPort: ...
 
 
 class Server(Protocol):
@@ -130,11 +130,8 @@ class ServedPorts:
         if known is not None and not (is_leased and known.served == served):
             raise InvalidRequest(f"{_name(ports)} is served already")
         backend = Backend(PROTOCOLS[ports.protocol], family_of(served.to.address), *served.to)
-        if served.mode is Mode.SHARED:
-            at = protocol.canonical(ports.address)
-            reached = PublishedRange(PROTOCOLS[ports.protocol], family_of(at), at, ports.first, ports.last)
-            self._ports[ports] = _Port(served, self._server.shared.publish(reached, backend), None)
-            return
+        if served.mode in (Mode.SHARED, Mode.HELD):
+            return self._serve_shared(served, backend, fds)
         if not 1 <= len(fds) <= 1 + is_leased:
             raise InvalidRequest(f"wrong number of descriptors with {_name(ports)}: {len(fds)}")
         owner = fds[1] if len(fds) == 2 else None
@@ -153,6 +150,17 @@ class ServedPorts:
             fds.remove(owner)
         self._ports[ports] = _Port(served, published, owner)
         self._ownerless.discard(ports)
+
+    def _serve_shared(self, served: Serve, backend: Backend, fds: list[int]) -> None:
+        ports, at = served.ports, protocol.canonical(served.ports.address)
+        needs_raw = served.mode is Mode.HELD and ports.protocol == "udp"
+        if needs_raw and len(fds) != 1:
+            raise InvalidRequest(f"wrong number of descriptors with {_name(ports)}: {len(fds)}")
+        reached = PublishedRange(PROTOCOLS[ports.protocol], family_of(at), at, ports.first, ports.last)
+        with ExitStack() as undo:
+            raw = undo.enter_context(_first_socket(fds)) if needs_raw else None
+            self._ports[ports] = _Port(served, self._server.shared.publish(reached, backend, raw), None)
+            undo.pop_all()
 
     def _disown(self, port: _Port) -> None:
         if port.owner is not None:

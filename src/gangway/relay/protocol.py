@@ -9,6 +9,7 @@ type, the others are its fields.  The first message of a connection carries the 
                       serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST own        with the port's socket
                       serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST leased     the same, and the launcher's pidfd
                       serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST shared     by the socket given with `share`
+                      serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST held       the same; for UDP with a raw socket
                       remove PROTO HOST-IP FIRST LAST        answered when the port is free
                       list OFFSET                            the served ports, from one of them on; the mode of a
                                                              leased one whose launcher has exited is `ended`
@@ -62,6 +63,7 @@ class Mode(StrEnum):
     LEASED = "leased"  # the same, but the port ends with the launcher's process, should the daemon be away then
     ENDED = "ended"  # leased, but the launcher has exited; only in the answer to `list`
     SHARED = "shared"  # by the socket that the kernel steers all such ports of a protocol and family to
+    HELD = "held"  # the same, but another program's socket is bound to the port: UDP answers leave by a raw socket
 
 
 class HostPorts(NamedTuple):
@@ -213,7 +215,7 @@ def _serve(words: list[str]) -> Serve:
     *host, address, first, mode = words
     served = Serve(_host_ports(host), Destination(_address(address), _port(first)), Mode(mode))
     span = served.ports.last - served.ports.first
-    if served.to.first + span > _LAST_PORT or (span and served.mode is not Mode.SHARED):
+    if served.to.first + span > _LAST_PORT or (span and served.mode not in (Mode.SHARED, Mode.HELD)):
         raise ValueError(words)
     return served
 

@@ -235,7 +235,7 @@ class Registry:
         relayed = [one for one in planned if one.mapping.protocol not in self._decided_facts.missing_protocols]
         return State(
             ports=dict(pair for one in relayed for pair in ports_of(one)),
-            steered=dict.fromkeys((block for one in relayed for block in steered_of(one)), True),
+            steered=dict(pair for one in relayed for pair in steered_of(one)),
             redirects=dict(pair for one in planned for pair in redirects_of(one)),
             mappings={str(one.mapping): one for one in planned},
         )

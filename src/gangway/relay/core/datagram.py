@@ -7,7 +7,8 @@ relay has a `Client`: a socket connected to the backend, whose port identifies t
 for answers to it.  Datagrams are received and sent in batches, through memory that serves the whole process
 (`batch.py`): a silent client costs a socket and some hundred bytes.  Answers are sent from an `Outlet`: a socket bound
 to the port that the client sent to, as no other socket can send from there.  A port with a socket of its own answers
-from that; a port that shares its receiver has an outlet for as long as it has clients.
+from that; a port that shares its receiver has an outlet for as long as it has clients, or answers by a raw socket
+(`raw.py`) if another program's socket has the port.
 
 Identity.  A client is identified by its address (with the zone, if that is link-local) *and* the destination address
 and port: a client that sends to two of the host's addresses from one port must get each answer from the address that
@@ -35,6 +36,7 @@ from gangway.log import Log
 from gangway.relay.core import batch
 from gangway.relay.core.batch import BATCH, Inbox, Outbox, read_label, write_label
 from gangway.relay.core.loop import READABLE, Loop
+from gangway.relay.core.raw import Receive, raw_label, with_header
 from gangway.relay.settings import Settings
 from gangway.relay.sockets import OUT_OF_DESCRIPTORS, Backend, family_of, is_unspecified
 
@@ -75,10 +77,14 @@ class Client:
         self.receiver = receiver
         self.outlet = outlet
         self.labels: list[bytes] = []
-        self.reply_label = write_label(key.sockaddr, batch.reply_ancillary(key.destination))
         self.backend = backend
         self.send = backend.send
-        self.receive = backend.recv_into
+        self.receive: Receive = backend.recv_into
+        if port.raw is None:
+            self.reply_label = write_label(key.sockaddr, batch.reply_ancillary(key.destination))
+        else:
+            self.reply_label = raw_label(key.sockaddr, key.destination)
+            self.receive = with_header(self.receive, *key)
         self.seen_tick = port.datagrams.tick
 
     def answer(self, _events: int) -> None:
@@ -267,10 +273,16 @@ class DatagramPort:
     """A published UDP port, or a range of them: its backend and its clients.
 
     `first` is the host port that leads to the backend's port; `bind` returns a socket to answer from, for a host port.
+    `raw` is a raw socket to answer from all of them, if none can be bound.
     """
 
     def __init__(
-        self, datagrams: Datagrams, backend: Backend, first: int, bind: Callable[[int], socket.socket]
+        self,
+        datagrams: Datagrams,
+        backend: Backend,
+        first: int,
+        bind: Callable[[int], socket.socket],
+        raw: socket.socket | None = None,
     ) -> None:
         self.datagrams = datagrams
         self.backend = backend
@@ -279,12 +291,15 @@ class DatagramPort:
         self._first = first
         self._bind = bind
         self._outlets: dict[int, Outlet] = {}
+        self.raw = None if raw is None else Outlet(raw, backend)
 
     def close(self) -> None:
         """Stop receiving, and remove all clients: the port is unpublished."""
         self.close_entrance()
         for client in tuple(self.clients.values()):
             client.remove()
+        if self.raw is not None:
+            self.datagrams.loop.close_later(self.raw.sock)
 
     def add_client(self, key: ClientKey, receiver: Receiver) -> Client | None:
         """Return a new client; None if the backend cannot be reached, or if no descriptor can be freed for it."""
@@ -314,6 +329,8 @@ class DatagramPort:
 
     def outlet(self, port: int) -> Outlet:
         """Return the outlet of a port; open it if there is none."""
+        if self.raw is not None:
+            return self.raw
         found = self._outlets.get(port)
         if found is None:
             found = self._outlets[port] = Outlet(self._bind(port), self.backend)

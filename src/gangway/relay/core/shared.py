@@ -8,7 +8,7 @@ The lookup tries the range at the address that the client connected or sent to, 
 
 A UDP answer has to leave from the port that the client sent to, so from a socket bound to it.  The program
 `ebpf/steering.bpf.c` refuses to bind a socket to a published port, except the one whose cookie is in `binding` at that
-moment: memory that the daemon shares with this process.
+moment: memory that the daemon shares with this process.  A port that another program holds comes with a raw socket.
 """
 
 import errno
@@ -87,11 +87,16 @@ class SharedSockets:
             receiver.close()
         self._receivers.clear()
 
-    def publish(self, ports: PublishedRange, backend: Backend) -> StreamPort | DatagramPort:
-        """Publish a range; clients of its first port are connected to `backend`, those of the next to its next port."""
+    def publish(
+        self, ports: PublishedRange, backend: Backend, raw: socket.socket | None = None
+    ) -> StreamPort | DatagramPort:
+        """Publish a range; clients of its first port are connected to `backend`, those of the next to its next port.
+
+        `raw` is the raw socket to answer from, if a UDP port is held.
+        """
         port: StreamPort | DatagramPort
         if ports.protocol == socket.IPPROTO_UDP:
-            port = DatagramPort(self._datagrams, backend, ports.first, partial(self._bind, ports))
+            port = DatagramPort(self._datagrams, backend, ports.first, partial(self._bind, ports), raw)
         else:
             port = StreamPort(self._streams, backend, ports.first)
         self._ranges.setdefault(ports[:3], Intervals()).add(ports.first, ports.last, port)
