@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ def test_the_document_is_valid(api: Api) -> None:
     validate(api.document)
 
 
-def test_every_operation_answers_as_documented(api: Api) -> None:
+def test_every_operation_answers_as_documented(api: Api, tmp_path: Path) -> None:
     network = {"name": "web", "subnets": ["172.30.0.0/24", "fd30::/64"]}
     steps: list[tuple[str, str, str, object]] = [
         ("POST", "/networks", "/networks", network),
@@ -67,6 +68,10 @@ def test_every_operation_answers_as_documented(api: Api) -> None:
         ("DELETE", "/endpoints/{container}", f"/endpoints/{api.box.path.replace('/', '%2F')}", None),
         ("DELETE", "/networks/{name}", "/networks/web", None),
         ("POST", "/cleanup", "/cleanup", None),
+        ("GET", "/docker", f"/docker?config_file={tmp_path}/daemon.json", None),
+        ("POST", "/docker/enable", "/docker/enable", {"config_file": f"{tmp_path}/daemon.json"}),
+        ("POST", "/docker/disable", "/docker/disable", {"config_file": f"{tmp_path}/daemon.json"}),
+        ("POST", "/docker/cleanup", "/docker/cleanup", {}),
     ]
     for method, described, path, body in steps:
         status, answer = api.ask(method, path, body)
@@ -85,6 +90,8 @@ def test_every_operation_answers_as_documented(api: Api) -> None:
         ("POST", "/networks", {"name": "web", "subnets": ["10.0.0.1/24"]}, 400, "InvalidRequest", "10.0.0.1/24"),
         ("GET", "/networks/nosuch", None, 409, "Conflict", "nosuch"),
         ("POST", "/mappings", {"container": "nosuch", "ports": ["80"]}, 409, "Conflict", "nosuch"),
+        ("GET", "/docker?config_file=daemon.json", None, 400, "InvalidRequest", "absolute"),
+        ("POST", "/docker/disable", {"config_file": "/no/such"}, 409, "Conflict", "/no/such"),
         ("GET", "/explain?at=80", None, 400, "InvalidRequest", "HOST-IP:PORT"),
         ("GET", "/explain?at=127.0.0.1:80&from=mars", None, 400, "InvalidRequest", "mars"),
     ],

@@ -143,6 +143,9 @@ def test_group_may_use_the_api_and_nothing_else(
     group = grp.getgrnam(GROUP).gr_gid
     folder = runtime_folder(host)
     assert host.run(*as_user(STRANGER, group), str(GANGWAY), "ls").stdout.count(" lease ") == 1
+    for command in ("check", "enable", "disable", "cleanup"):
+        done = host.run(*as_user(STRANGER, group), str(GANGWAY), "docker", command, check=False)
+        assert (done.returncode, done.stderr.count("only root may do this")) == (1, 1)
     for name in {*os.listdir(folder)} - {"gangway.sock"}:
         done = host.run(*as_user(STRANGER, group), "cat", str(folder / name), check=False)
         assert "Permission denied" in done.stderr, name

@@ -3,6 +3,8 @@
 An assertion fails for what iptables would refuse.
 """
 
+import shlex
+
 Kernel = dict[str, dict[str, list[str]]]
 """The chains of each table, and the rules of each chain."""
 
@@ -69,6 +71,8 @@ def _command(chains: dict[str, list[str]], line: str) -> None:
             place, _, rule = rule.partition(" ")
             assert 1 <= int(place) <= len(found) + 1, f"{line}: no such place"
             found.insert(int(place) - 1, rule)
+        case "-P":
+            assert chain in ("INPUT", "FORWARD", "OUTPUT"), f"{line}: no such policy"
         case "-F":
             found.clear()
         case "-X":
@@ -81,8 +85,9 @@ def _command(chains: dict[str, list[str]], line: str) -> None:
 
 
 def _check_jumps(chains: dict[str, list[str]]) -> None:
-    known = {*chains, "ACCEPT", "DROP", "RETURN", "MASQUERADE", "DNAT", "REJECT", "TCPMSS"}
+    known = {*chains, "ACCEPT", "DROP", "RETURN", "MASQUERADE", "DNAT", "SNAT", "REJECT", "TCPMSS", "CHECKSUM"}
     for found in chains.values():
         for rule in found:
-            target = f" {rule}".split(" -j ", 1)[1].split(" ")[0]
+            words = shlex.split(rule)
+            target = words[words.index("-j") + 1] if words else "RETURN"
             assert target in known, f"{rule}: no such target"

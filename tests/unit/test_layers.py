@@ -100,6 +100,8 @@ PURE = (
     "state/adopted.py",
     "state/port_index.py",
     "daemon/messages.py",
+    "docker/daemon_json.py",
+    "docker/leftovers.py",
     "docker/wanted.py",
     "ebpf/keys.py",
     "relay/flow.py",

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     Function = Callable[..., None]
     Command = tuple[Function, tuple[Option, ...]]
 
-GROUPS = {"config": "Check the settings file.", "network": "Create, list and remove networks."}
+GROUPS = {
+    "config": "Check the settings file.",
+    "docker": "Hand Docker's ports over to gangway, and back.",
+    "network": "Create, list and remove networks.",
+}
 """The first word of commands that have two, and its help."""
 _INVALID, _FAILED = 2, 1
 
@@ -144,9 +148,15 @@ def check_config(file: str | None) -> None:
 
 
 def _request(
-    request: str, options: tuple[Option, ...], text: str, show: Callable[[Any], object] | None = None
+    request: str,
+    options: tuple[Option, ...],
+    text: str,
+    show: Callable[[Any], object] | None = None,
+    succeeded: Callable[[Any], bool] = lambda _: True,
 ) -> Command:
     """Return a command that is a request of the API; its answer is printed by `show`, or as JSON.
+
+    The exit code is 1 if the answer says that the command has not `succeeded`.
 
     The values that are given are the body of a POST; of other methods they go into the path, or else into the query.
     """
@@ -159,6 +169,10 @@ def _request(
             print(json.dumps(answer if isinstance(answer, list) else [answer], indent=2))
         elif show is not None:
             show(answer)
+        if not succeeded(answer):
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            sys.exit(_FAILED)
 
     send.__doc__ = text
     return send, (*options, _JSON, _SOCKET) if method == "GET" else (*options, _SOCKET)
@@ -193,6 +207,10 @@ def _container(name: str) -> str:
     return os.path.abspath(name) if "/" in name else _not_empty(name)
 
 
+def _path(text: str) -> str:
+    return os.path.abspath(_not_empty(text))
+
+
 def _not_empty(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("cannot be empty")
@@ -204,12 +222,14 @@ _BRIDGE = _option("--bridge", "The bridge's name; gw-NAME if left out.", "IF", t
 _CHAINS = _option("--chain-prefix", "The name of iptables chains; DOCKER for Docker's own layout.", "NAME")
 _COMMAND = _option("command", "The command and its arguments.", "COMMAND", nargs=argparse.PARSER)
 _CONFIG = _option("--config", "The settings, instead of /etc/gangway/gangway.toml.", "FILE", type=_not_empty)
+_CONFIG_FILE = _option("--config-file", "dockerd's settings, if not the usual ones.", "FILE", type=_path)
 _CONTAINER = _option("container", "A name of ip-netns, a path, or pid:PID.", "CONTAINER", type=_container)
 _EXCLUDE = _option(
     "--exclude", "Publish nothing at this address, or at those of this interface.", "ADDRESS|IFACE", action="append"
 )
 _FILE = _option("file", "/etc/gangway/gangway.toml if left out.", "FILE", nargs="?", type=_not_empty)
 _FIREWALL = _option("--firewall", "What the rules are written with (auto).", "auto|nftables|iptables|none")
+_FORWARD_ACCEPT = _flag("--forward-accept", "Set the policy of FORWARD to ACCEPT, if dockerd set it.", "forward_accept")
 _FROM = _option("--from", "Only clients from there.", choices=views.ORIGINS)
 _GATEWAYS = _list("--gateway", "The host's address in a subnet.", "ADDRESS", "gateways")
 _INTERNAL = _flag("--internal", "Containers reach the host only, and only the host reaches them.", "internal")
@@ -273,6 +293,25 @@ COMMANDS: dict[str, Command] = {
         lambda names: print(*(f"deleted {name}" for name in names), sep="\n", end="\n" * bool(names)),
     ),
     "doctor": _request("GET /doctor", (), "Show what this host supports, and what it does not.", views.print_checks),
+    "docker check": _request(
+        "GET /docker",
+        (_CONFIG_FILE,),
+        "Check whether Docker's ports are gangway's, and print what to change.",
+        views.print_docker,
+        lambda report: all(check["holds"] for check in report["checks"]),
+    ),
+    "docker enable": _request(
+        "POST /docker/enable",
+        (_CONFIG_FILE,),
+        "Switch dockerd's rules and proxy off in its settings, and print what has to follow.",
+        views.print_change,
+    ),
+    "docker disable": _request(
+        "POST /docker/disable", (_CONFIG_FILE,), "Restore dockerd's settings.", views.print_change
+    ),
+    "docker cleanup": _request(
+        "POST /docker/cleanup", (_FORWARD_ACCEPT,), "Remove the rules that dockerd has left.", views.print_change
+    ),
     "run": (run, (_RUN_NAME, _NETWORK, _ANY_PORTS, _SOCKET, _COMMAND)),
     "daemon": (daemon, (_FIREWALL, _NO_FORWARD, _EXCLUDE, _CHAINS, _STATE, _CONFIG, _SOCKET)),
     "config check": (check_config, (_FILE,)),

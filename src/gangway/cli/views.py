@@ -116,6 +116,19 @@ def print_checks(checks: Sequence[Answer]) -> None:
     _print_table(("CHECK", "HOLDS", "NOTE"), rows)
 
 
+def print_docker(report: Answer) -> None:
+    print_checks(report["checks"])
+    if report["advice"]:
+        print("", "What to do:", *(f"  {line}" for line in report["advice"]), sep="\n")
+
+
+def print_change(change: Answer) -> None:
+    """Print what was done, and what has to follow."""
+    print(*change["done"], sep="\n")
+    if change["advice"]:
+        print("", "What to do next:", *(f"  {line}" for line in change["advice"]), sep="\n")
+
+
 def explanation(answer: Answer) -> Iterator[str]:
     """Yield the lines of `explain`."""
     mapping = answer["mapping"]

@@ -8,7 +8,10 @@ one, so that they are answered meanwhile.  The loop stays free to accept connect
 """
 
 import asyncio
+import os
 import re
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
@@ -17,9 +20,14 @@ import msgspec
 from aiohttp import web
 
 from gangway.daemon import messages
+from gangway.daemon.handover import Handover
 from gangway.daemon.messages import (
     AttachRequest,
     CheckAnswer,
+    DockerChange,
+    DockerCleanupRequest,
+    DockerReport,
+    DockerRequest,
     EndpointAnswer,
     ErrorAnswer,
     ExplainAnswer,
@@ -39,6 +47,8 @@ from gangway.state.requests import Requests
 # The version of the API, not of gangway.
 _VERSION = "1.0"
 _MAX_ERROR_CHARACTERS = 1000
+_PEER = struct.Struct("iII")  # struct ucred: pid, user, group
+_PEERCRED = socket.SOL_SOCKET, socket.SO_PEERCRED
 _STATUS = {InvalidRequest: 400, Conflict: 409, PortInUse: 409, HostRefused: 500, Unsupported: 501, TimedOut: 503}
 
 
@@ -51,6 +61,7 @@ class Service(NamedTuple):
     requests: Requests
     checks: Callable[[], Iterable[CheckAnswer]]
     names: Callable[[], Awaitable[dict[str, str]]]  # return the names of Docker's containers, by address
+    handover: Handover
 
 
 class Operation(NamedTuple):
@@ -61,6 +72,7 @@ class Operation(NamedTuple):
     call: Callable[[Service, Any, dict[str, str]], Any]
     answer: Any = None
     request: type[msgspec.Struct] | None = None
+    is_roots: bool = False  # refused to the group that may use the API
 
     @property
     def route(self) -> tuple[str, str]:
@@ -172,6 +184,37 @@ OPERATIONS = (
         lambda service, *_: list(service.checks()),
         list[CheckAnswer],
     ),
+    Operation(
+        "GET /docker?config_file",
+        "Check whether Docker's ports are gangway's, and say what to change.",
+        lambda service, _, given: service.handover.check(given.get("config_file", "")),
+        DockerReport,
+        is_roots=True,
+    ),
+    Operation(
+        "POST /docker/enable",
+        "Switch dockerd's rules and proxy off in its settings.",
+        lambda service, body, _: service.handover.enable(body.config_file),
+        DockerChange,
+        DockerRequest,
+        is_roots=True,
+    ),
+    Operation(
+        "POST /docker/disable",
+        "Restore dockerd's settings.",
+        lambda service, body, _: service.handover.disable(body.config_file),
+        DockerChange,
+        DockerRequest,
+        is_roots=True,
+    ),
+    Operation(
+        "POST /docker/cleanup",
+        "Remove the rules that dockerd has left.",
+        lambda service, body, _: service.handover.clean_up(body.forward_accept),
+        DockerChange,
+        DockerCleanupRequest,
+        is_roots=True,
+    ),
 )
 
 
@@ -196,6 +239,8 @@ def application(
             is_question = request.method == "GET" and service.requests.is_ready
             executor = reader if is_question else worker
             try:
+                if operation.is_roots and _client(request) != os.geteuid():
+                    raise Unsupported("only root may do this: the files and rules are dockerd's")
                 body = None if decode is None else decode(await request.read())
                 answer = await loop.run_in_executor(executor, operation.call, service, body, given)
             except msgspec.MsgspecError as error:
@@ -219,6 +264,13 @@ def application(
         app.router.add_route(*operation.route, handler(operation))
     app.router.add_get("/openapi.json", describe)
     return app
+
+
+def _client(request: web.Request) -> int:
+    """Return the user ID of a client: SO_PEERCRED, unix(7).  Nobody's if it has closed the connection."""
+    sock = request.transport.get_extra_info("socket") if request.transport else None
+    user: int = -1 if sock is None else _PEER.unpack(sock.getsockopt(*_PEERCRED, _PEER.size))[1]
+    return user
 
 
 async def _name_leases(answer: Any, names: Callable[[], Awaitable[dict[str, str]]]) -> None:

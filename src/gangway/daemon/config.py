@@ -27,6 +27,7 @@ _RESERVED |= {"MASQUERADE", "DNAT", "SNAT", "REDIRECT", "REJECT", "LOG", "MARK",
 
 
 class Docker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    enabled: bool = False  # whether gangway serves the ports of Docker's containers
     socket: str = "/var/run/docker.sock"  # the path of the engine's API socket
 
     def __post_init__(self) -> None:

@@ -116,7 +116,7 @@ class Daemon:
         def names() -> Awaitable[dict[str, str]]:
             return names_by_address(self._parts.config.docker.socket)
 
-        service = Service(self._parts.requests, self._parts.checks, names)
+        service = Service(self._parts.requests, self._parts.checks, names, self._parts.handover())
         reader = ThreadPoolExecutor(1, "reader")
         app = application(service, self._worker, reader, self._log, self._changed)
         runner = web.AppRunner(app, access_log=None, handle_signals=False)

@@ -149,6 +149,26 @@ class CheckAnswer(msgspec.Struct):
     note: str = ""
 
 
+class DockerRequest(msgspec.Struct, forbid_unknown_fields=True):
+    config_file: str = ""  # dockerd's settings, an absolute path; empty: those of the dockerd that runs, or the usual
+
+
+class DockerCleanupRequest(msgspec.Struct, forbid_unknown_fields=True):
+    forward_accept: bool = False  # also set the policy of FORWARD to ACCEPT, unless another program relies on it
+
+
+class DockerReport(msgspec.Struct):
+    """Whether Docker's ports are gangway's."""
+
+    checks: list[CheckAnswer]
+    advice: list[str]  # what to do about those that do not hold, line by line
+
+
+class DockerChange(msgspec.Struct):
+    done: list[str]
+    advice: list[str]  # what has to follow
+
+
 class ErrorAnswer(msgspec.Struct):
     """An error: its kind, and one line that explains it."""
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from gangway import runtime
 from gangway.daemon.config import Config
+from gangway.daemon.docker_rules import DockerRules
 from gangway.daemon.doctor import checks, limit_checks, setting_checks
+from gangway.daemon.handover import Handover
 from gangway.daemon.home import Home
 from gangway.daemon.messages import CheckAnswer
 from gangway.daemon.overlaps import overlap_check
@@ -119,6 +121,10 @@ class Parts:
         mappings = [one.mapping for one in self._registry.mappings()]  # Docker has rules of its own for leases
         own = [without_zone(parse_address(one)) for one in self._links.addresses()]
         yield overlap_check(self.observer.tools, facts, mappings, own, self.config.chain_prefix)
+
+    def handover(self) -> Handover:
+        rules = DockerRules(lambda: self.observer.tools.nft, self._database, self._settings)
+        return Handover(lambda: self.config, rules)
 
     def _wanted_settings(self) -> Iterator[tuple[str, str, str]]:
         """Yield the sysctls that no road depends on: name, value, and the consequence of another value."""

@@ -52,7 +52,7 @@ class IptablesDriver(Driver):
         for family, tool in self._tools.items():
             foreign = partial(self._foreign_rules, family)
             saved.register(
-                Setting(_policy(tool), tool.policy, tool.set_policy, dependents=foreign, reason_to_stay=_STAYS)
+                Setting(policy_name(tool), tool.policy, tool.set_policy, dependents=foreign, reason_to_stay=_STAYS)
             )
 
     @cached_property
@@ -185,15 +185,15 @@ class IptablesDriver(Driver):
 
     def _closed(self) -> list[int]:
         """Return the families whose policy of FORWARD is DROP because of us."""
-        return [family for family, tool in self._tools.items() if self._saved.is_changed(_policy(tool))]
+        return [family for family, tool in self._tools.items() if self._saved.is_changed(policy_name(tool))]
 
     def _close(self, families: Collection[int]) -> None:
         """Set the policy of FORWARD to DROP for these families, and restore that of the others."""
         for family, tool in self._tools.items():
             if family in families:
-                self._saved.set(_policy(tool), _CLOSED)
+                self._saved.set(policy_name(tool), _CLOSED)
             else:
-                self._saved.restore(_policy(tool))
+                self._saved.restore(policy_name(tool))
 
     def _foreign_rules(self, family: int) -> list[str]:
         """Return other programs' rules in FORWARD of the table `filter`."""
@@ -228,13 +228,16 @@ class IptablesDriver(Driver):
             self._remember(tables)
 
     def _remembered(self) -> Tables:
-        found = json.loads(self._storage.recall(_KEY) or "{}").get("tables", {})
-        return {
-            family: tuple(
-                iptables.Table(name, chain, tuple(rules)) for name, chain, rules in found.get(str(family), ())
-            )
-            for family in _FAMILIES
-        }
+        return remembered_rules(self._storage)
+
+
+def remembered_rules(storage: Storage) -> Tables:
+    """Return the rules in built-in chains that a driver with this storage has written and not removed."""
+    found = json.loads(storage.recall(_KEY) or "{}").get("tables", {})
+    return {
+        family: tuple(iptables.Table(name, chain, tuple(rules)) for name, chain, rules in found.get(str(family), ()))
+        for family in _FAMILIES
+    }
 
 
 def prefix_of_rules(storage: Storage) -> str | None:
@@ -243,5 +246,6 @@ def prefix_of_rules(storage: Storage) -> str | None:
     return None if prefix is None else str(prefix)
 
 
-def _policy(tool: Iptables) -> str:
+def policy_name(tool: Iptables) -> str:
+    """Return the name that the policy of FORWARD has among the saved settings."""
     return f"{tool.command} policy of FORWARD"

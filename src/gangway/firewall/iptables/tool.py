@@ -22,10 +22,13 @@ _RESOURCE_PROBLEM = 4  # include/xtables.h, enum xtables_exittype: also if the l
 
 
 class Iptables:
-    """The tools of a family, of whatever variant (nft or legacy) the host uses.  Unsupported: not installed."""
+    """The tools of a family, of whatever variant (nft or legacy) the host uses, or of one.  Unsupported: not installed.
 
-    def __init__(self, family: int) -> None:
-        self.command = {4: "iptables", 6: "ip6tables"}[family]
+    `variant` is what the names of another variant's programs have after `iptables`: `-nft` or `-legacy`.
+    """
+
+    def __init__(self, family: int, variant: str = "") -> None:
+        self.command = {4: "iptables", 6: "ip6tables"}[family] + variant
         self._save, self._restore = f"{self.command}-save", f"{self.command}-restore"
         for program in (self._save, self._restore):
             if shutil.which(program) is None:
@@ -63,7 +66,8 @@ class Iptables:
             raise TimedOut(f"{words[0]} timed out after {_LOCK_S} s: {_held(_lock_file())}; end it, or try again later")
         if done.returncode:
             lines = [line.strip() for line in done.stderr.splitlines() if line.strip() and not line.startswith("#")]
-            raise HostRefused(f"{words[0]}: {lines[0] if lines else 'refused'}")
+            is_name = len(lines) > 1 and lines[0].endswith(":")  # nft's variant: the reason is on the next line
+            raise HostRefused(f"{words[0]}: {lines[is_name] if lines else 'refused'}")
         return done.stdout
 
 

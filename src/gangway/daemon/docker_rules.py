@@ -1,0 +1,128 @@
+"""dockerd's rules on this host: what `gangway docker check` says of them, and their removal.
+
+iptables' two variants have tables of their own, and dockerd may have used either; both are looked at.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from gangway.daemon.messages import CheckAnswer, DockerChange
+from gangway.docker.leftovers import Leftovers, Rule, find, parse, removal
+from gangway.errors import GangwayError, HostRefused, Unsupported
+from gangway.firewall.iptables.driver import policy_name, remembered_rules
+from gangway.firewall.iptables.tool import Iptables
+from gangway.firewall.nft import kernel
+from gangway.firewall.nft.library import Nftables
+from gangway.host.saved_settings import SavedSettings, Storage
+
+_USUAL = {"iptables": 4, "ip6tables": 6}
+_NFT_TABLES = ("ip docker-bridges", "ip6 docker-bridges")  # dockerd 29, --firewall-backend nftables
+_CHECK = "dockerd's rules"
+
+
+class DockerRules:
+    """The rules that dockerd has left.  `checks` changes nothing; `remove` is for one thread."""
+
+    def __init__(self, nft: Callable[[], Nftables | None], storage: Storage, saved: SavedSettings) -> None:
+        self._nft, self._storage, self._saved = nft, storage, saved
+
+    def checks(self) -> Iterator[CheckAnswer]:
+        """Yield a check for each tool that lists rules of dockerd's, or one that there are none."""
+        rows = [row for tool in _tools() for row in self._check(tool)]
+        if tables := _nft_tables():
+            rows.append(CheckAnswer(f"{_CHECK}: nftables", False, f"tables {', '.join(tables)}"))
+        yield from rows or [CheckAnswer(_CHECK, True, "none")]
+
+    def remove(self, forward_accept: bool) -> DockerChange:
+        """Remove them, table by table.  HostRefused: one table's rules were not removed; it says which were."""
+        done: list[str] = []
+        advice: list[str] = []
+        for tool in _tools():
+            found = self._leftovers(tool)
+            is_ours = self._saved.is_changed(policy_name(tool))
+            for one in found:
+                if text := removal(one, forward_accept and not is_ours):
+                    _carry_out(partial(tool.apply, text), done)
+                place = f"{tool.command} {one.table}"
+                done += [f"{place}: {text}" for text in (_removed(one, "removed "), _kept(one)) if text]
+                if one.is_forward_closed and not is_ours:
+                    (done if forward_accept else advice).append(_policy(tool, one, forward_accept))
+        if tables := _nft_tables():
+            nft = self._nft() or Nftables()
+            _carry_out(partial(nft.apply, "".join(f"delete table {name}\n" for name in tables)), done)
+            done += [f"nftables: removed the table {name}" for name in tables]
+        return DockerChange(done or ["no rules of dockerd's were found: nothing was removed"], advice)
+
+    def _check(self, tool: Iptables) -> Iterator[CheckAnswer]:
+        try:
+            found = self._leftovers(tool)
+        except HostRefused as error:
+            return (yield CheckAnswer(f"{_CHECK}: {tool.command}", False, str(error)))
+        for one in found:
+            closed = "FORWARD has the policy DROP" if one.is_forward_closed else ""
+            note = "; ".join(filter(None, (_removed(one), _kept(one), closed)))
+            yield CheckAnswer(f"{_CHECK}: {tool.command} {one.table}", not _is_left(one), note)
+
+    def _leftovers(self, tool: Iptables) -> list[Leftovers]:
+        own: dict[str, Counter[str]] = {}
+        if tool.command in _USUAL:  # gangway's rules are written by the variant that the host uses
+            for table in remembered_rules(self._storage)[_USUAL[tool.command]]:
+                own.setdefault(table.name, Counter()).update(table.rules)
+        return find(parse(tool.listing()), own)
+
+
+def _tools() -> Iterator[Iptables]:
+    """Yield the tools of both families: those of the variant that the host uses, and of the other one."""
+    for family in _USUAL.values():
+        try:
+            usual = Iptables(family)
+            yield usual
+            yield Iptables(family, "-nft" if usual.is_legacy else "-legacy")
+        except Unsupported:
+            continue
+
+
+def _nft_tables() -> list[str]:
+    try:
+        return [name for name in _NFT_TABLES if kernel.chains_and_rules(name)]
+    except HostRefused:  # the kernel has no nftables
+        return []
+
+
+def _carry_out(change: Callable[[], None], done: Sequence[str]) -> None:
+    try:
+        change()
+    except GangwayError as error:
+        before = "; ".join(done) or "nothing was removed"
+        raise HostRefused(f"{error} ({before})") from None
+
+
+def _is_left(one: Leftovers) -> bool:
+    return bool(one.rules or one.chains)
+
+
+def _removed(one: Leftovers, verb: str = "") -> str:
+    """Return what is removed, after a verb: `chains DOCKER, DOCKER-CT and 7 rules`; empty if nothing is."""
+    chains = f"chain{'s' * (len(one.chains) > 1)} {', '.join(one.chains)}" if one.chains else ""
+    rules = f"{len(one.rules)} rule{'s' * (len(one.rules) != 1)}" if one.rules else ""
+    return verb * _is_left(one) + " and ".join(filter(None, (chains, rules)))
+
+
+def _kept(one: Leftovers) -> str:
+    """Return which chains stay, and because of which rules; empty if none does."""
+    return f"kept {', '.join(one.kept)}, which rules of others use: {_some(one.users)}" if one.kept else ""
+
+
+def _policy(tool: Iptables, one: Leftovers, accepts: bool) -> str:
+    """Return what became of the policy of FORWARD, which was DROP."""
+    if not accepts:
+        command = f"{tool.command} -P FORWARD ACCEPT"
+        return f"{tool.command} filter: FORWARD keeps the policy DROP; if dockerd has set it, {command} sets it back"
+    if one.relying:
+        return f"{tool.command} filter: FORWARD keeps the policy DROP, for rules of others: {_some(one.relying)}"
+    return f"{tool.command} filter: the policy of FORWARD was set to ACCEPT"
+
+
+def _some(rules: Sequence[Rule]) -> str:
+    return "; ".join(map(str, rules[:3])) + "; …" * (len(rules) > 3)
