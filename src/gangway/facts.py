@@ -44,6 +44,7 @@ class HostFacts:
     may_forward: bool = True  # the daemon may enable forwarding
     unforwardable: tuple[tuple[int, str], ...] = ()  # families that cannot be forwarded, and why: which sysctl is off
     switched_on: frozenset[int] = frozenset()  # families that are forwarded because the daemon enabled it
+    obey_input: bool = False  # what the host's firewall drops in INPUT has to hold for published ports, too
     forward_droppers: tuple[tuple[int, str], ...] = ()  # other programs' chains, with their family
     own_bridge: bool = True  # rules also translate connections from the container's own bridge
     bridge_filtered: frozenset[int] = frozenset()  # families whose bridged frames pass the firewall (br_netfilter)

@@ -16,6 +16,7 @@ clients of one family: 0.0.0.0 is IPv4's, `::` is IPv6's.
     container has no address of the family      relay: no rule translates between families
     no firewall                                 relay
     the host's own process and address          nat, in OUTPUT, unless a policy rule leads its source elsewhere
+    chain INPUT has to be obeyed                relay, for clients that come in by an interface
     a client that comes in by an interface      nat, in PREROUTING, if the kernel forwards what comes in there, no other
                                                 program drops it, and the answer leaves by the way the request came
 
@@ -212,6 +213,8 @@ def why_not_routed(facts: HostFacts, family: int) -> Reason | None:
     """Return why connections that come in by an interface are not translated; None if they are."""
     if facts.firewall is Firewall.NONE:
         return Reason(Code.NO_FIREWALL)
+    if facts.obey_input:
+        return Reason(Code.OBEY_INPUT)
     if family in dict(facts.unforwardable):
         return Reason(Code.UNFORWARDABLE, dict(facts.unforwardable)[family])
     if not (facts.may_forward or family in facts.forwarding):

@@ -18,6 +18,9 @@ class Code(StrEnum):
     NO_FIREWALL = "no_firewall"  # the daemon is configured to write no rules: empty
     NOT_FORWARDED = "not_forwarded"  # the kernel does not forward: the sysctl that disables it
     UNFORWARDABLE = "unforwardable"  # it does not, and the sysctl that disables it cannot be written: it, and why
+    OBEY_INPUT = (
+        "obey_input"  # the setting `obey-input`: only what is for the host itself passes its chain INPUT: empty
+    )
     NOT_FORWARDED_FROM = "not_forwarded_from"  # it forwards nothing from one interface: that interface's sysctl
     SOURCE_ROUTED = "source_routed"  # answers from the host address leave by another way than forwarded ones: the rule
     ANSWER_LOST = "answer_lost"  # that rule also leads the relay's answers to containers elsewhere: the rule

@@ -103,6 +103,7 @@ FACTS = st.builds(
     may_forward=st.booleans(),
     unforwardable=st.sampled_from(((), ((4, "a switch is off"),), ((6, "another is off"),))),
     switched_on=_FAMILIES,
+    obey_input=st.booleans(),
     forward_droppers=st.sampled_from(((), ((4, "ip filter FORWARD"),), ((6, "ip6 theirs drop"),))),
     own_bridge=st.booleans(),
     bridge_filtered=_FAMILIES,

@@ -11,6 +11,7 @@ from gangway.ebpf import requirements
 from gangway.facts import Firewall, HostFacts
 from gangway.host import connected, conntrack, probe
 from gangway.model import Protocol
+from gangway.reconcile.changes import PASSES_INPUT
 from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.observe import Tools
 from tests.unit.fake_host import FakeGuard
@@ -93,7 +94,8 @@ def test_available_requirements_have_no_note() -> None:
     found = report()
     failed = {what: check.note for what, check in found.items() if not check.holds}
     assert failed == {"firewall: iptables": "iptables is not installed", "eBPF: another": "there is no other"}
-    assert {check.note for check in found.values() if check.holds} == {"", "in use", "none"}
+    informs = f"published ports {PASSES_INPUT}"
+    assert {check.note for check in found.values() if check.holds} == {"", "in use", "none", informs}
 
 
 def test_without_root_only_launchers_are_served(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,7 @@ EXAMPLES: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
         WEB,
         replace(NFTABLES, forwarding=frozenset({6}), unforwardable=((4, READ_ONLY),)),
     ),
+    Code.OBEY_INPUT: (mapping("0.0.0.0", "8000", "80"), HOST, WEB, replace(NFTABLES, obey_input=True)),
     Code.NOT_FORWARDED_FROM: (
         mapping("0.0.0.0", "8000", "80"),
         HOST,

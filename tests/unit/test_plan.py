@@ -177,6 +177,12 @@ def test_family_that_cannot_be_forwarded_is_relayed(firewall: Firewall, forwardi
 
 
 @pytest.mark.parametrize("firewall", WITH_RULES)
+def test_clients_elsewhere_are_relayed_if_the_chain_input_has_to_be_obeyed(firewall: Firewall) -> None:
+    relayed = [Code.REDIRECTED, Code.TRANSLATED, *[Code.OBEY_INPUT] * 3]
+    assert codes_of_both_families(HostFacts(firewall, obey_input=True)) == [relayed, relayed]
+
+
+@pytest.mark.parametrize("firewall", WITH_RULES)
 def test_forwarding_that_the_daemon_may_enable_counts_as_enabled(firewall: Firewall) -> None:
     assert codes_of_both_families(HostFacts(firewall, forwarding=frozenset())) == [USUAL, USUAL]
 

@@ -37,6 +37,8 @@ _REASONS = {
     "no_firewall": "The daemon writes no rules (--firewall none): the relay answers.",
     "not_forwarded": "{fact} is off, and the daemon may not turn it on (--no-ip-forward): the relay answers.",
     "unforwardable": "{fact}: the relay answers.",
+    "obey_input": "The setting `obey-input` lets the host's chain INPUT decide, which sees no translated packets: the "
+    "relay answers.",
     "not_forwarded_from": "{fact} is off, so the kernel forwards nothing that comes in there: the relay answers.",
     "source_routed": "A policy rule ({fact}) routes what the host sends from its address; a translated packet would "
     "take another way: the relay answers.",

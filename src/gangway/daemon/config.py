@@ -38,6 +38,7 @@ class Docker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     firewall: str = "auto"  # `auto`, `nftables`, `iptables` or `none`
     ip_forward: bool = True  # whether the daemon may turn forwarding on
+    obey_input: bool = False  # whether what the host's chain INPUT drops holds for published ports
     chain_prefix: str = PREFIX  # the name of iptables chains; DOCKER gives Docker's own layout
     state: str = ""  # the database's path; empty: it depends on the network namespace and the socket
     group: str = ""

@@ -9,7 +9,7 @@ from gangway.firewall.nat_guard import NatGuard
 from gangway.host import connected, conntrack, probe, sysctl
 from gangway.limits import Level, Usage, describe, level
 from gangway.model import Protocol
-from gangway.reconcile.changes import ANSWERS_ELSEWHERE, UNFORWARDABLE, said_of
+from gangway.reconcile.changes import ANSWERS_ELSEWHERE, OBEYS_INPUT, PASSES_INPUT, UNFORWARDABLE, said_of
 from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.observe import Tools
 
@@ -27,11 +27,11 @@ def checks(
         reason = tools.unusable(firewall)
         in_use = "in use" if facts.firewall is firewall else ""
         yield CheckAnswer(f"firewall: {firewall}", reason is None, in_use if reason is None else reason)
-    reason = guard.unavailable
-    note = f"{reason}: a flush of all rules by another program resets them" if reason else ""
-    yield CheckAnswer("firewall: connections outlive a flush", not reason, note)
+    yield _guard(guard.unavailable)
     for family, setting in FORWARDING_SETTING.items():
         yield _forwarding(facts, family, setting)
+    note = f"published ports {OBEYS_INPUT if facts.obey_input else PASSES_INPUT}"
+    yield CheckAnswer("firewall: the chain INPUT", True, note)
     for detour in facts.detours:
         note = f"{said_of(detour.reason)}: these clients are relayed (IPv{detour.family})"
         yield CheckAnswer(f"clients by {detour.interface}", False, note)
@@ -67,6 +67,11 @@ def checks(
     yield CheckAnswer("tracked connections: half-closed", not no_timeouts, note if no_timeouts else "")
     published = "1 port published by a lease" if leases == 1 else f"{leases} ports published by leases"
     yield CheckAnswer("docker-proxy launchers", True, published if leases else "none")
+
+
+def _guard(reason: str) -> CheckAnswer:
+    note = f"{reason}: a flush of all rules by another program resets them" if reason else ""
+    return CheckAnswer("firewall: connections outlive a flush", not reason, note)
 
 
 def limit_checks(usages: Iterable[Usage]) -> Iterator[CheckAnswer]:

@@ -12,8 +12,9 @@ ANSWERS_ELSEWHERE = (
     "its default route does not lead to the gateway of its network, so its clients are masqueraded: it sees the gateway"
 )
 
-
-_REROUTING = ("detours", "lost_sources", "answers_elsewhere", "unforwardable", "excluded")
+OBEYS_INPUT = "obey the host's chain INPUT (obey-input): clients elsewhere are relayed"
+PASSES_INPUT = "do not pass the host's chain INPUT, as Docker's do not: obey-input = true changes that"
+_REROUTING = ("detours", "lost_sources", "answers_elsewhere", "unforwardable", "excluded", "obey_input")
 
 
 def changes(before: HostFacts, now: HostFacts, plan: Plan | None) -> Iterable[str]:
@@ -38,6 +39,8 @@ def changes(before: HostFacts, now: HostFacts, plan: Plan | None) -> Iterable[st
     for address in sorted(before.excluded ^ now.excluded, key=str):
         what = "excluded: nothing is published there" if address in now.excluded else "no longer excluded"
         yield f"address {address} is {what}"
+    if before.obey_input is not now.obey_input:
+        yield f"published ports {OBEYS_INPUT if now.obey_input else PASSES_INPUT}"
     if before.firewall is not now.firewall:
         yield f"switching to {now.firewall}: another program's chain drops forwarded traffic"
 

@@ -191,6 +191,7 @@ class Observer:
             may_forward=config.ip_forward,
             unforwardable=tuple(blocked),
             switched_on=switched_on,
+            obey_input=config.obey_input,
             forward_droppers=tuple((family, chain) for family, chain in droppers.items() if chain is not None),
             own_bridge=not (firewall is Firewall.IPTABLES and config.chain_prefix == DOCKERS_PREFIX),
             bridge_filtered=filtered,
