@@ -28,6 +28,8 @@ ENGINES = [os.environ["DOCKER_ENGINE"]] if "DOCKER_ENGINE" in os.environ else ["
 """The Debian releases of the dockerds that are tested; empty: this machine's own dockerd."""
 ENGINE_PARAMETERS = [pytest.param(name, id=name or "machine", marks=pytest.mark.timeout(600)) for name in ENGINES]
 """The same for a fixture's `params`; the time limit allows for building a root."""
+WITHOUT_RULES = ("--iptables=false", "--ip6tables=false", "--userland-proxy=false")
+"""The flags of a dockerd that leaves networks and ports to gangway."""
 _WITHOUT_PORTS = {"dockerd", "containerd", "containerd-shim-runc-v2", "runc", "exe"}
 _numbers = count(1)
 

@@ -116,6 +116,7 @@ def test_every_firewall_is_accepted(firewall: str) -> None:
         ("docker = 1", "docker"),
         ('[docker]\nsocket = "docker.sock"', "docker: socket must be an absolute path, not 'docker.sock'"),
         ('[docker]\nsokcet = "/run/docker.sock"', "sokcet"),
+        ("[docker]\nenabled = 1", "docker.enabled"),
         ("relay = 1", "relay"),
         ("[relay]\nworker = 2", "unknown key 'worker'"),
         ("[relay]\nworkers = 0", "workers must be a whole number from 1 to 64, not 0"),
@@ -178,6 +179,13 @@ def test_the_settings_in_etc_are_read_unless_another_file_is_named(file: Path) -
     config.SETTINGS.write_text("fire = 1")
     with pytest.raises(InvalidRequest, match=f"^{config.SETTINGS}: .*fire"):
         load(None, {})
+
+
+def test_an_option_that_is_a_table_leaves_the_tables_other_keys(file: Path) -> None:
+    file.write_text('[docker]\nsocket = "/run/other.sock"')
+    for path, socket in ((None, "/var/run/docker.sock"), (file, "/run/other.sock")):
+        assert load(path, {}).docker == config.Docker(False, socket)
+        assert load(path, {"docker": {"enabled": True}}).docker == config.Docker(True, socket)
 
 
 def test_the_old_file_is_read_as_relay_settings_with_a_warning(file: Path) -> None:

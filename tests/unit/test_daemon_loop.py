@@ -15,9 +15,12 @@ import pytest
 
 from gangway import runtime
 from gangway.daemon import main
+from gangway.daemon.config import Config, Docker
 from gangway.daemon.home import Home
 from gangway.daemon.main import Daemon
 from gangway.log import Log
+
+NO_DOCKER = Docker()
 
 
 def _nothing(*_: object) -> None: ...
@@ -30,14 +33,26 @@ def _quiet(scope: ExitStack) -> socket.socket:
     return scope.enter_context(found)
 
 
-def _daemon(scope: ExitStack, worker: ThreadPoolExecutor, write: Callable[[int, str], None] = _nothing) -> Daemon:
-    """Return a daemon over stand-ins: it has a network, and a relay that runs; `write` is given its log."""
+def _daemon(
+    scope: ExitStack,
+    worker: ThreadPoolExecutor,
+    write: Callable[[int, str], None] = _nothing,
+    is_idle: bool = False,
+    docker: Docker = NO_DOCKER,
+) -> Daemon:
+    """Return a daemon over stand-ins: it has a relay that runs; `write` is given its log.
+
+    If it `is_idle`, it has no network, and may end therefore.
+    """
     checks = dict.fromkeys(("check", "check_rules"), _nothing)
     leases = SimpleNamespace(unclaimed=False, is_incomplete=False, is_settling=False)
-    requests = SimpleNamespace(**checks, is_idle=False, owners=frozenset, leases=leases)
+    requests = SimpleNamespace(**checks, is_idle=is_idle, owners=frozenset, leases=leases)
     relay = SimpleNamespace(exits=0, fileno=_quiet(scope).fileno)
     parts: Any = SimpleNamespace(
+        config=Config(docker=docker),
+        docker=None,
         requests=requests,
+        stop_if_idle=lambda: True,
         dataplane=SimpleNamespace(relay=relay),
         check_limits=lambda: write(0, "limits"),
         check_thoroughly=_nothing,
@@ -45,7 +60,7 @@ def _daemon(scope: ExitStack, worker: ThreadPoolExecutor, write: Callable[[int, 
     rules = SimpleNamespace(sock=_quiet(scope))
     notices: Any = SimpleNamespace(links=_quiet(scope), routes=_quiet(scope), rules=rules)
     load: Any = _nothing
-    return Daemon(parts, notices, worker, Log(write), until_idle=False, load=load)
+    return Daemon(parts, notices, worker, Log(write), until_idle=is_idle, load=load)
 
 
 def test_a_check_that_ends_after_the_daemon_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,3 +104,26 @@ def test_limits_are_checked_and_shortages_logged_in_one_line(tmp_path: Path, mon
     shortage, fault = (line for line in lines if line != "limits")
     assert shortage.startswith("commands wait for an answer: out of file descriptors: raise ")
     assert fault == "internal error: ValueError('a fault') in : accept failed"
+
+
+def test_daemon_that_serves_docker_is_not_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also without networks: it waits for Docker's."""
+    monkeypatch.setattr(runtime, "BASE", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(main, "_LINGER_S", 0.0)
+    lines: list[str] = []
+
+    async def serve(scope: ExitStack, home: Home, worker: ThreadPoolExecutor, docker: Docker) -> bool:
+        """Return whether the daemon ends although no signal came."""
+        daemon = _daemon(scope, worker, lambda _level, line: lines.append(line), True, docker)
+        running = asyncio.create_task(daemon.run(home, lambda: None))
+        while docker.enabled and not any("No such file or directory" in line for line in lines):
+            await asyncio.sleep(0.01)
+        ended, _ = await asyncio.wait([running], timeout=0.2 if docker.enabled else 10)
+        daemon._over.set()
+        await running
+        return bool(ended)
+
+    for docker in (Docker(), Docker(True, str(tmp_path / "docker.sock"))):
+        with ExitStack() as scope, Home(None, -1) as home, ThreadPoolExecutor(1) as worker:
+            assert asyncio.run(serve(scope, home, worker, docker)) != docker.enabled

@@ -143,6 +143,8 @@ def test_options_of_later_releases() -> None:
     options = {f"{BRIDGE}.gateway_mode_ipv4": "nat-unprotected", f"{BRIDGE}.gateway_mode_ipv6": "routed"}
     found = network(IPAM=subnets, EnableIPv4=True, EnableIPv6=True, Options=options)
     assert (found.routed, [str(one) for one in found.subnets]) == (frozenset({6}), ["10.5.0.0/24", "fd05::/64"])
+    isolated = network(Internal=True, Options={f"{BRIDGE}.gateway_mode_ipv4": "isolated"})
+    assert (isolated.internal, str(isolated.gateways[0]), isolated.routed) == (True, "10.5.0.254", frozenset())
     assert [one.version for one in network(IPAM=subnets, EnableIPv4=False, EnableIPv6=True).subnets] == [6]
 
 
@@ -159,19 +161,25 @@ def test_network_that_gangway_cannot_serve_is_left_out_with_its_containers(
     changes: dict[str, Any], reason: str
 ) -> None:
     found = view([NETWORK | changes, {"Id": "b", "Name": "swarm", "Driver": "overlay"}], container())
-    assert found.adopted == Adopted()
+    assert found.adopted == Adopted(stopped=frozenset({"docker:box"}))
     (problem,) = found.problems
     assert reason in problem
 
 
-def test_gateway_priority_comes_before_name_and_ip_versions() -> None:
-    others = [NETWORK | {"Id": name, "Name": name} for name in ("a", "z")]
+def test_gateway_network_is_the_one_that_dockerd_chooses() -> None:
+    """As dockerd 28.5 does: not an internal one, then both IP versions, then the priority, then the name."""
+    networks = [NETWORK | {"Id": name, "Name": name, "Internal": name == "a"} for name in "abcde"]
+    attachments = {name: {"NetworkID": name, "IPAddress": f"10.5.0.{ord(name)}", "GwPriority": 0} for name in "abcde"}
+    attachments["d"]["GwPriority"] = 5
+    attachments["e"]["GlobalIPv6Address"] = attachments["a"]["GlobalIPv6Address"] = "fd05::3"
     box = container()
-    attachments = {"a": {"NetworkID": "a", "IPAddress": "10.5.0.3", "GlobalIPv6Address": "fd05::3"}}
-    attachments["z"] = {"NetworkID": "z", "IPAddress": "10.5.0.4", "GwPriority": 5}  # type: ignore[dict-item]
-    box["NetworkSettings"]["Networks"] |= attachments
-    (found,) = view([NETWORK, *others], box).adopted.containers
-    assert (found.endpoint.network, str(found.endpoint.addresses[0])) == ("docker:z", "10.5.0.4")
+    chosen = []
+    while attachments:
+        box["NetworkSettings"]["Networks"] = attachments
+        (found,) = view(networks, box).adopted.containers
+        chosen.append(found.endpoint.network.removeprefix("docker:"))
+        del attachments[chosen[-1]]
+    assert chosen == ["e", "d", "b", "c", "a"]
 
 
 def test_ip_version_without_translation_has_no_mapping() -> None:
@@ -218,12 +226,16 @@ def test_container_is_removed_when_it_stops_or_leaves_its_bridge() -> None:
         assert len(found.adopted.containers) == 1
         found.use_container(msgspec.convert(changed, DockerContainer))
         assert not found.adopted.containers
+        assert found.adopted.stopped == {"docker:box"}
         found.use_container(msgspec.convert(container(), DockerContainer))
     found.remove_container("1")
     found.remove_container("1")
     assert not found.adopted.containers
     found.use_container(msgspec.convert(container(), DockerContainer))
+    assert not found.adopted.stopped
     found.use_networks([])
+    assert found.adopted == Adopted(stopped=frozenset({"docker:box"}))
+    found.remove_container("1")
     assert found.adopted == Adopted()
 
 

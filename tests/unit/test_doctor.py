@@ -1,12 +1,14 @@
 """`gangway doctor`: what this host lacks, and the consequences."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from gangway.daemon.doctor import checks
+from gangway.daemon.doctor import checks, docker_check
 from gangway.daemon.messages import CheckAnswer
+from gangway.docker.watcher import Watcher
 from gangway.ebpf import requirements
 from gangway.facts import Firewall, HostFacts
 from gangway.host import connected, conntrack, probe
@@ -142,6 +144,16 @@ def test_protocol_without_sockets_is_reported() -> None:
 def test_leases_are_counted() -> None:
     what = "docker-proxy launchers"
     assert changes(report(leases=3)) == {what: CheckAnswer(what, True, "3 ports published by leases")}
+
+
+@pytest.mark.parametrize(
+    ("problem", "holds", "note"),
+    [("", True, "dockerd: 1 network"), ("cannot be read", False, "cannot be read; dockerd: 1 network")],
+)
+def test_what_is_served_of_dockers_is_reported(problem: str, holds: bool, note: str) -> None:
+    watcher = cast(Watcher, SimpleNamespace(problem=problem, summary="dockerd: 1 network"))
+    assert docker_check(watcher) == CheckAnswer("Docker's networks and ports", holds, note)
+    assert docker_check(None).holds
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ ALLOWED: dict[str, set[str]] = {
                      "relay.protocol", "relay.sockets", "runtime", "state.port_index", *PLANNING},
     "state.requests": {"errors", "host", "inet", "reach", "reconcile.controller", "reconcile.executor",
                        "reconcile.state", "state", *PLANNING},
-    "docker": {"errors", "model", "state.adopted"},
+    "docker": {"errors", "log", "model", "state.adopted"},
     "daemon": {"docker", "ebpf", "errors", "firewall", "host", "inet", "limits", "log", "reconcile", "relay", "runtime",
                "state", *PLANNING},
     "daemon.config": {"errors", "log", "model", "relay.settings"},

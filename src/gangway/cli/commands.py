@@ -197,7 +197,7 @@ def _list(names: str, text: str, metavar: str, dest: str, required: bool = False
     return _option(names, text, metavar, dest=dest, action="append", default=[], required=required)
 
 
-def _flag(name: str, text: str, dest: str, value: bool = True) -> Option:
+def _flag(name: str, text: str, dest: str, value: Any = True) -> Option:
     """Return an option that sets `dest` to `value`."""
     return [name], {"help": text, "dest": dest, "action": "store_const", "const": value}
 
@@ -224,6 +224,7 @@ _COMMAND = _option("command", "The command and its arguments.", "COMMAND", nargs
 _CONFIG = _option("--config", "The settings, instead of /etc/gangway/gangway.toml.", "FILE", type=_not_empty)
 _CONFIG_FILE = _option("--config-file", "dockerd's settings, if not the usual ones.", "FILE", type=_path)
 _CONTAINER = _option("container", "A name of ip-netns, a path, or pid:PID.", "CONTAINER", type=_container)
+_DOCKER = _flag("--docker", "Serve Docker's networks and published ports.", "docker", {"enabled": True})
 _EXCLUDE = _option(
     "--exclude", "Publish nothing at this address, or at those of this interface.", "ADDRESS|IFACE", action="append"
 )
@@ -313,7 +314,7 @@ COMMANDS: dict[str, Command] = {
         "POST /docker/cleanup", (_FORWARD_ACCEPT,), "Remove the rules that dockerd has left.", views.print_change
     ),
     "run": (run, (_RUN_NAME, _NETWORK, _ANY_PORTS, _SOCKET, _COMMAND)),
-    "daemon": (daemon, (_FIREWALL, _NO_FORWARD, _EXCLUDE, _CHAINS, _STATE, _CONFIG, _SOCKET)),
+    "daemon": (daemon, (_FIREWALL, _NO_FORWARD, _EXCLUDE, _DOCKER, _CHAINS, _STATE, _CONFIG, _SOCKET)),
     "config check": (check_config, (_FILE,)),
 }
 """Each command's function, which is called with the values of its options, and those options.  The function's docstring

@@ -30,7 +30,7 @@ from gangway.log import open_log, stderr_log
 
 class Start(msgspec.Struct):
     socket: str | None = None
-    options: dict[str, str | bool | list[str]] = {}
+    options: dict[str, str | bool | list[str] | dict[str, bool]] = {}
     config: str | None = None
     until_idle: bool = False
     ready_fd: int | None = None

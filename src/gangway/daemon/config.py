@@ -27,7 +27,7 @@ _RESERVED |= {"MASQUERADE", "DNAT", "SNAT", "REDIRECT", "REJECT", "LOG", "MARK",
 
 
 class Docker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    enabled: bool = False  # whether gangway serves the ports of Docker's containers
+    enabled: bool = False  # whether gangway serves Docker's networks and published ports
     socket: str = "/var/run/docker.sock"  # the path of the engine's API socket
 
     def __post_init__(self) -> None:
@@ -81,7 +81,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
 def load(path: Path | None, options: dict[str, Any]) -> tuple[Config, list[str]]:
     """Return the settings in a TOML file, overridden by `options`, and warnings for the log.
 
-    Without a path the file is `SETTINGS`, if that exists.  InvalidRequest names the file, the key and the problem.
+    Without a path the file is `SETTINGS`, if that exists.  An option that is a table overrides the file's keys one by
+    one.  InvalidRequest names the file, the key and the problem.
     """
     given = _read(path or SETTINGS, is_optional=path is None)
     _convert(given, str(path or SETTINGS))
@@ -91,7 +92,8 @@ def load(path: Path | None, options: dict[str, Any]) -> tuple[Config, list[str]]
         checked(old, str(OLD_SETTINGS))
         given["relay"] = old | given.get("relay", {})
         warnings.append(f"{OLD_SETTINGS} is deprecated: move its keys to the table [relay] of {SETTINGS}")
-    return _convert(given | options, "options"), warnings
+    tables = {name: given.get(name, {}) | value for name, value in options.items() if isinstance(value, dict)}
+    return _convert(given | options | tables, "options"), warnings
 
 
 def _read(path: Path, is_optional: bool) -> dict[str, Any]:

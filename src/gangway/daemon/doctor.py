@@ -1,6 +1,7 @@
 """`gangway doctor`: what this host can do, and what follows from what it cannot."""
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf import requirements
@@ -12,6 +13,9 @@ from gangway.model import Protocol
 from gangway.reconcile.changes import ANSWERS_ELSEWHERE, OBEYS_INPUT, PASSES_INPUT, UNFORWARDABLE, said_of
 from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.observe import Tools
+
+if TYPE_CHECKING:
+    from gangway.docker.watcher import Watcher
 
 _CLOSE_WAIT = "net.netfilter.nf_conntrack_tcp_timeout_close_wait"
 _DETACHED = "another program detached it: it is attached again within seconds"
@@ -72,6 +76,14 @@ def checks(
 def _guard(reason: str) -> CheckAnswer:
     note = f"{reason}: a flush of all rules by another program resets them" if reason else ""
     return CheckAnswer("firewall: connections outlive a flush", not reason, note)
+
+
+def docker_check(watcher: "Watcher | None") -> CheckAnswer:
+    """Return the check of what is served of Docker's; without a watcher it is nothing."""
+    what = "Docker's networks and ports"
+    if watcher is None:
+        return CheckAnswer(what, True, "left to Docker: [docker] enabled is false")
+    return CheckAnswer(what, not watcher.problem, "; ".join(filter(None, (watcher.problem, watcher.summary))))
 
 
 def limit_checks(usages: Iterable[Usage]) -> Iterator[CheckAnswer]:

@@ -25,12 +25,13 @@ from gangway.daemon.home import BACKLOG, Home
 from gangway.daemon.leases import LeaseServer
 from gangway.daemon.owners import OwnerWatch
 from gangway.daemon.parts import Parts
-from gangway.errors import GangwayError
+from gangway.errors import GangwayError, HostRefused
 from gangway.host import probe
 from gangway.host.events import Notices
 from gangway.limits import exhausted
 from gangway.log import Log
 from gangway.relay.privilege import raise_descriptor_limit
+from gangway.state.adopted import Adopted
 
 # After a notification from the kernel, how long to wait for more before checking.
 _SETTLE_S = 0.1
@@ -86,15 +87,18 @@ class Daemon:
         changed = partial(self._loop.call_soon_threadsafe, self._changed)
         self._leases = LeaseServer(home.leases, requests.leases, self._log, changed)
         self._leases.start()
-        api = self._loop.create_task(self._serve_api(home.api))
+        tasks = [self._loop.create_task(self._serve_api(home.api))]
+        if self._parts.config.docker.enabled:
+            tasks.append(self._loop.create_task(self._watch_docker()))
         try:
             ready()
             self._changed()
             self._loop.call_later(_CHECK_S, self._check_thoroughly)
             await self._over.wait()
         finally:
-            api.cancel()
-            await asyncio.wait([api])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             self._leases.close()
             self._loop.remove_reader(self._hangups)
             self._hangups.close()
@@ -111,7 +115,7 @@ class Daemon:
         from aiohttp import web  # a dozen megabytes that a daemon with leases only does not need
 
         from gangway.daemon.api import Connection, Service, application
-        from gangway.docker.containers import names_by_address
+        from gangway.docker.client import names_by_address
 
         def names() -> Awaitable[dict[str, str]]:
             return names_by_address(self._parts.config.docker.socket)
@@ -131,6 +135,25 @@ class Daemon:
         finally:
             await runner.cleanup()
             reader.shutdown()
+
+    async def _watch_docker(self) -> None:
+        """Serve Docker's networks and ports, until cancelled."""
+        from gangway.docker.watcher import Watcher  # needs the HTTP client
+
+        self._parts.docker = Watcher(self._parts.config.docker.socket, self._adopt, self._log)
+        await self._parts.docker.run()
+
+    async def _adopt(self, adopted: Adopted) -> None:
+        """Serve what Docker has, in the worker thread.  GangwayError: to be tried again."""
+        try:
+            await self._loop.run_in_executor(self._worker, self._parts.adopt, adopted)
+        except GangwayError:
+            raise
+        except Exception as error:
+            self._log.failure(error)
+            raise HostRefused("internal error; the log has the details") from None
+        finally:
+            self._changed()
 
     def _reload(self) -> None:
         """Read the settings again, and open the log files again, which may have been renamed."""
@@ -255,7 +278,7 @@ class Daemon:
         if not stopped.result():  # launchers may still have to take their leases again
             self._end = None
             self._changed()
-        elif self._until_idle:
+        elif self._until_idle and self._parts.docker is None:
             self._over.set()
 
 

@@ -4,11 +4,12 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gangway import runtime
 from gangway.daemon.config import Config
 from gangway.daemon.docker_rules import DockerRules
-from gangway.daemon.doctor import checks, limit_checks, setting_checks
+from gangway.daemon.doctor import checks, docker_check, limit_checks, setting_checks
 from gangway.daemon.handover import Handover
 from gangway.daemon.home import Home
 from gangway.daemon.messages import CheckAnswer
@@ -42,12 +43,16 @@ from gangway.state.parked import ParkedPorts
 from gangway.state.registry import Registry
 from gangway.state.requests import Requests
 
+if TYPE_CHECKING:
+    from gangway.docker.watcher import Watcher
+
 
 class Parts:
     """The parts of one daemon.  `close` changes nothing on the host: ports stay published."""
 
     def __init__(self, config: Config, home: Home, log: Log, notices: Notices) -> None:
         self.config = config
+        self.docker: Watcher | None = None  # if Docker's networks and ports are served
         self._home, self._log, self._notices, self._guard = home, log, notices, NatGuard()
         self._database = Database(Path(config.state or runtime.default_state()), log.warning)
         self._settings = settings = SavedSettings(self._database, log.warning)
@@ -111,6 +116,7 @@ class Parts:
         facts, leases = self.requests.facts, len(self.requests.leases)
         no_timeouts = self._executor.driver.no_timeouts
         yield from checks(self.observer.tools, facts, self.dataplane, self._guard, leases, no_timeouts)
+        yield docker_check(self.docker)
         yield from limit_checks(self._usages())
         yield from setting_checks(self._wanted_settings())
         if note := self._reserved_ports.refused:
@@ -175,5 +181,7 @@ def _later(former: Config, now: Config) -> Iterator[str]:
         names.append("firewall")
     if names:
         yield f"; {' and '.join(names).replace('_', '-')}: from the daemon's next start"
+    if former.docker != now.docker and (former.docker.enabled or now.docker.enabled):
+        yield "; [docker]: from the daemon's next start"
     if former.relay_settings != now.relay_settings:
         yield "; [relay]: from the relay's next start"

@@ -4,19 +4,21 @@ What this file knows: the fields of `/networks` and `/containers/ID/json`.  What
 
 Facts that it leans on, seen with dockerd 20.10 and 28.5:
 - Running is true for a container that waits to be restarted, too; it then has no process.
-- Ports are published at the network that has the container's default route: one with both IP versions is preferred,
-  then the name decides; since 28 a priority (GwPriority) comes first.  An internal network has no such route.
+- Ports are published at the network that has the container's default route.  That is one with both IP versions, if
+  there is one; of several the one with the highest GwPriority (since 28), then the first by name.  An internal network
+  has no such route.
 - A network created without a gateway has none in the answers of 20.10.  dockerd takes the first address of the range
   for containers (IPRange), or else the subnet's first.
 - With `iptables: false` the default bridge's masquerade reads false whatever was configured; other networks' is right.
 - For a port without a host address dockerd has a socket at 0.0.0.0, and at :: only if the container has IPv6.
-- An IP version with the gateway mode `routed` has no host port: an empty one, or 0.
+- An IP version with the gateway mode `routed` has no host port: an empty one, or 0.  With `isolated` the bridge has no
+  address of it, and containers get the subnet's first one.
 - A container's SandboxKey is a mount, which only dockerd's mount namespace may have; its process is seen everywhere.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import ip_network
 from itertools import groupby
 from typing import NamedTuple
@@ -44,6 +46,8 @@ BIND_LABEL = "gangway.bind"
 """The label of a container or network with the host address of ports that are published without one."""
 _BRIDGE = "com.docker.network.bridge."
 _MTU = "com.docker.network.driver.mtu"
+
+_parse_host_address = lru_cache(64)(parse_address)  # thousands of ports have the same
 
 
 class _Answer(msgspec.Struct, rename="pascal"):
@@ -120,6 +124,27 @@ class DockerContainer(_Answer):
     network_settings: _NetworkSettings
 
 
+class _ListedSettings(_Answer):
+    networks: dict[str, _Attachment] | None = None
+
+
+class ListedContainer(_Answer):
+    """A container of `/containers/json`."""
+
+    id: str
+    names: list[str] | None = None  # its own, and its aliases in other containers: `/box/web`
+    state: str = ""
+    network_settings: _ListedSettings = msgspec.field(default_factory=_ListedSettings)
+
+    @property
+    def name(self) -> str:
+        return min(self.names or [self.id[:12]], key=lambda name: name.count("/")).removeprefix("/")
+
+    def addresses(self) -> Iterator[str]:
+        for one in (self.network_settings.networks or {}).values():
+            yield from filter(None, (one.ipv4_address, one.ipv6_address))
+
+
 class Bridge(NamedTuple):
     """A network of Docker's, with the value of its `BIND_LABEL`; empty: it has none."""
 
@@ -132,7 +157,8 @@ class View:
 
     def __init__(self) -> None:
         self._bridges: dict[str, Bridge] = {}
-        self._containers: dict[str, AdoptedContainer] = {}
+        self._names: dict[str, str] = {}  # of all containers
+        self._containers: dict[str, AdoptedContainer] = {}  # those that run on a bridge network
         self._network_problems: list[str] = []
         self._container_problems: dict[str, str] = {}
 
@@ -141,7 +167,9 @@ class View:
         """What gangway is to serve: a container's network is always among the networks."""
         networks = tuple(bridge.network for bridge in self._bridges.values())
         names = {network.name for network in networks}
-        return Adopted(networks, tuple(one for one in self._containers.values() if one.endpoint.network in names))
+        containers = tuple(one for one in self._containers.values() if one.endpoint.network in names)
+        stopped = frozenset(self._names.values()) - {one.endpoint.container for one in containers}
+        return Adopted(networks, containers, stopped)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -160,13 +188,13 @@ class View:
                     self._network_problems.append(f"network {one.name} of Docker's is not served: {error}")
 
     def use_container(self, container: DockerContainer) -> None:
-        """Replace a container by what was read; one that does not run, or is on no bridge network, is removed."""
-        self.remove_container(container.id)
+        """Replace a container by what was read; it is stopped if it does not run, or is on no bridge network."""
+        name = self.name_container(container.id, container.name)
+        self.stop_container(container.id)
         found = _gateway_attachment(container, self._bridges)
         if found is None:
             return
         bridge, attachment = found
-        name = DOCKER_PREFIX + container.name.removeprefix("/")
         addresses = tuple(parse_address(text) for text in (attachment.ipv4_address, attachment.ipv6_address) if text)
         mappings: tuple[PortMapping, ...] = ()
         try:
@@ -176,10 +204,20 @@ class View:
         endpoint = Endpoint(name, bridge.network.name, addresses)
         self._containers[container.id] = AdoptedContainer(endpoint, f"/proc/{container.state.pid}/ns/net", mappings)
 
-    def remove_container(self, container_id: str) -> None:
-        """Remove a container, which may be unknown."""
+    def name_container(self, container_id: str, name: str) -> str:
+        """Add a container, or rename it; return its name here."""
+        self._names[container_id] = DOCKER_PREFIX + name.removeprefix("/")
+        return self._names[container_id]
+
+    def stop_container(self, container_id: str) -> None:
+        """Record that a container does not run; it may be unknown."""
         self._containers.pop(container_id, None)
         self._container_problems.pop(container_id, None)
+
+    def remove_container(self, container_id: str) -> None:
+        """Remove a container, which may be unknown."""
+        self.stop_container(container_id)
+        self._names.pop(container_id, None)
 
 
 def read_network(found: DockerNetwork) -> Network:
@@ -187,18 +225,20 @@ def read_network(found: DockerNetwork) -> Network:
     options = found.options or {}
     pools = [(ip_network(pool.subnet, strict=False), pool) for pool in found.ipam.config or ()]
     pools = [(subnet, pool) for subnet, pool in pools if (found.has_ipv6 if subnet.version == 6 else found.has_ipv4)]
+    pools.sort(key=lambda one: one[0].version)  # some releases list IPv6 first
+    modes = {family: options.get(f"{_BRIDGE}gateway_mode_ipv{family}", "nat") for family in (4, 6)}
     is_default = _is_set(options, "default_bridge", default=False)
     return Network(
         name=DOCKER_PREFIX + found.name,
         bridge=options.get(f"{_BRIDGE}name") or f"br-{found.id[:12]}",
         subnets=tuple(subnet for subnet, _ in pools),
-        gateways=tuple(_gateway(subnet, pool) for subnet, pool in pools),
+        gateways=tuple(_gateway(subnet, pool, modes[subnet.version]) for subnet, pool in pools),
         masquerade=is_default or _is_set(options, "enable_ip_masquerade", default=True),
         icc=_is_set(options, "enable_icc", default=True),
         internal=found.internal,
         mtu=int(options.get(_MTU) or 0) or Network.mtu,
         source=Source.DOCKER,
-        routed=frozenset(family for family in (4, 6) if options.get(f"{_BRIDGE}gateway_mode_ipv{family}") == "routed"),
+        routed=frozenset(family for family, mode in modes.items() if mode == "routed"),
     )
 
 
@@ -215,8 +255,10 @@ def _is_set(options: Mapping[str, str], name: str, default: bool) -> bool:
     return value.lower() in ("1", "t", "true") if value else default
 
 
-def _gateway(subnet: Subnet, pool: _Pool) -> Address:
-    """Return the bridge's address in a subnet."""
+def _gateway(subnet: Subnet, pool: _Pool, mode: str) -> Address:
+    """Return the bridge's address in a subnet; if it has none, the address that a container gets last."""
+    if mode == "isolated":
+        return subnet[-2]
     if pool.gateway:
         return parse_address(pool.gateway.partition("/")[0])
     first = ip_network(pool.ip_range, strict=False).network_address if pool.ip_range else subnet.network_address
@@ -226,10 +268,10 @@ def _gateway(subnet: Subnet, pool: _Pool) -> Address:
 def _gateway_attachment(container: DockerContainer, bridges: Mapping[str, Bridge]) -> tuple[Bridge, _Attachment] | None:
     """Return the bridge network of a running container's default route; None if it does not run or is on none."""
 
-    def order(one: tuple[Bridge, _Attachment]) -> tuple[bool, int, bool, str]:
+    def order(one: tuple[Bridge, _Attachment]) -> tuple[bool, bool, int, str]:
         network, attachment = one[0].network, one[1]
         is_dual = bool(attachment.ipv4_address and attachment.ipv6_address)
-        return network.internal, -attachment.gw_priority, not is_dual, network.name
+        return network.internal, not is_dual, -attachment.gw_priority, network.name
 
     if not (container.state.running and container.state.pid):
         return None
@@ -262,7 +304,7 @@ def _published(container: DockerContainer, bridge: Bridge) -> Iterator[_Port]:
         for host_ip, host_port in ((one.host_ip, int(one.host_port or 0)) for one in bindings or ()):
             if not host_port:
                 continue  # the IP version is routed
-            address = parse_address(host_ip)
+            address = _parse_host_address(host_ip)
             if address in ANY and _is_without_address(requested.get(key), host_port):
                 held[address.version].add(host_port)
             else:
