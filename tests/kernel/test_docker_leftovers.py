@@ -125,15 +125,17 @@ def test_a_table_that_changes_meanwhile_is_left_as_it_was(settings: Path, tmp_pa
     path = f"{tmp_path}:{os.environ['PATH']}"
     with Namespace("host") as host:
         add(host, "iptables", RELEASE_28)
+        host.run("nft", "add table ip6 docker-bridges; add chain ip6 docker-bridges nat-output")
         before = [rule for rule in listed(host, "nft") if rule in RELEASE_28["filter"]]
         with (
             Gangway(host, "--config", str(settings), environment={"PATH": path}) as gangway,
-            pytest.raises(CommandFailed, match=r"DOCKER-USER.*removed chain DOCKER"),
+            pytest.raises(CommandFailed, match=r"DOCKER-USER \(iptables raw: removed .* nat: removed chain DOCKER "),
         ):
             gangway("docker", "cleanup")
         after = listed(host, "nft")
         assert [rule for rule in after if rule in RELEASE_28["filter"]] == before
         assert "-A DOCKER-USER -s 203.0.113.9/32 -j DROP" in after
+        assert "docker-bridges" not in host.run("nft", "list", "tables").stdout  # what can be removed is
 
 
 @pytest.mark.parametrize("prefix", ["GANGWAY", "DOCKER"])

@@ -36,6 +36,9 @@ class FakeRules(DockerRules):
         self.there = False
         return DockerChange(["removed"], [])
 
+    def user_chains(self) -> list[str]:
+        return ["ip6tables"]
+
 
 class Scene:
     """A dockerd, its settings and rules."""
@@ -135,8 +138,9 @@ def test_the_settings_file_is_that_of_the_process(scene: Scene, tmp_path: Path) 
     scene.handover.enable(str(tmp_path / "third.json"))
     assert (tmp_path / "third.json").exists()
     assert not scene.path.exists()
-    with pytest.raises(InvalidRequest, match="absolute path"):
-        scene.handover.enable("fourth.json")
+    for name in ("fourth.json", "/a\0b"):
+        with pytest.raises(InvalidRequest, match="absolute path"):
+            scene.handover.enable(name)
 
 
 def test_rules_that_dockerd_needs_are_not_removed(scene: Scene) -> None:
@@ -162,6 +166,10 @@ def test_rules_that_dockerd_needs_are_not_removed(scene: Scene) -> None:
     refused("line 1, column 2")
     scene.path.write_text(OFF.replace('"userland-proxy": false', '"userland-proxy": true'))
     assert scene.handover.clean_up(False).done == ["removed"]
+
+
+def test_enable_says_what_becomes_of_docker_user(scene: Scene) -> None:
+    assert "ip6tables -N DOCKER-USER and ip6tables -I FORWARD -j DOCKER-USER" in scene.handover.enable().advice[-1]
 
 
 def test_without_a_dockerd_rules_are_removed(scene: Scene) -> None:

@@ -68,6 +68,7 @@ def test_rules_of_other_programs_stay(release: str, seed: int) -> None:
 
 
 USERS = [
+    ("filter", "-A DOCKER -j DOCKER-BLOCKED", "DOCKER"),
     ("filter", "-A DOCKER-USER -i eth0 -s 203.0.113.0/24 -j DROP", "DOCKER-USER"),
     ("filter", "-A DOCKER-USER -i eth0 ! -o eth0 -j RETURN", "DOCKER-USER"),
     ("filter", "-A theirs -i eth9 -j DOCKER-USER", "DOCKER-USER"),
@@ -135,6 +136,22 @@ def test_the_policy_of_forward_is_opened_if_nothing_relies_on_it() -> None:
     assert "-P FORWARD" not in text(listed(RELEASE_20, OTHERS, policy="DROP"))
     user: Listing = {"filter": ("-A DOCKER-USER -i eth0 -j DROP",)}
     assert "-P FORWARD" not in text(listed(RELEASE_20, user, policy="DROP"))
+
+
+def test_other_chains_whose_names_begin_like_dockerds_stay() -> None:
+    """Some operators name a chain of their own like that."""
+    own: Listing = {
+        "filter": (
+            "-A FORWARD -j DOCKER-BLOCKED",
+            "-A DOCKER-BLOCKED -o docker0 -j DROP",
+            "-A DOCKER-BLOCKED -i docker0 -j DOCKER-BLOCKED-IPV4",
+            "-A DOCKER-BLOCKED-IPV4 -j RETURN",
+        )
+    }
+    listing = listed(own, RELEASE_20, RELEASE_28)
+    left = left_after(listing, find(parse(listing), {}))
+    assert lines(left) == [*own["filter"]]
+    assert chains(left) == {":DOCKER-BLOCKED", ":DOCKER-BLOCKED-IPV4"}
 
 
 def test_the_dns_of_a_container_stays() -> None:

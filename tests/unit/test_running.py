@@ -152,14 +152,16 @@ def test_a_socket_that_nobody_serves_is_reported(tmp_path: Path) -> None:
         read_engine("/" + "s" * 200)
 
 
-def test_a_process_is_found_by_its_name_in_this_namespace() -> None:
-    """The test is no dockerd, unless it is called one."""
-    assert find_process(os.getpid()) is None or find_process(os.getpid()).pid != os.getpid()  # type: ignore[union-attr]
+@pytest.mark.parametrize("pid", [0, 1, os.getpid()], ids=["unknown", "systemd", "dockerd"])
+@pytest.mark.usefixtures("own_namespace")
+def test_a_process_is_found_by_its_name_in_this_namespace(pid: int) -> None:
+    """The test is no dockerd, unless it is called one.  With socket activation, it is systemd that listens."""
+    assert find_process(pid) is None
     name = Path("/proc/self/comm")
     before = name.read_text()
     name.write_text("dockerd")
     try:
-        found = find_process(os.getpid())
+        found = find_process(pid)
     finally:
         name.write_text(before.strip())
     assert found is not None

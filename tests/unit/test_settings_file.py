@@ -105,8 +105,9 @@ def test_a_damaged_backup_is_named_and_changes_nothing(file: SettingsFile, path:
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    for path in (tmp_path, tmp_path / "fifo", Path("/dev/zero")):
-        with pytest.raises(Conflict, match="is not a regular file"):
+    (tmp_path / "long").write_text(" " * (1 << 20) + "{}")
+    for path in (tmp_path, tmp_path / "fifo", tmp_path / "long", Path("/dev/zero")):
+        with pytest.raises(Conflict, match="is no regular file of at most 1048576 bytes"):
             SettingsFile(path).enable({})
     with pytest.raises(HostRefused, match="No such file or directory"):
         SettingsFile(tmp_path / "no" / "such" / "daemon.json").enable({})

@@ -5,10 +5,11 @@ iptables' two variants have tables of their own, and dockerd may have used eithe
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 
 from gangway.daemon.messages import CheckAnswer, DockerChange
-from gangway.docker.leftovers import Leftovers, Rule, find, parse, removal
+from gangway.docker.leftovers import USER_CHAIN, Leftovers, Rule, find, parse, removal
 from gangway.errors import GangwayError, HostRefused, Unsupported
 from gangway.firewall.iptables.driver import policy_name, remembered_rules
 from gangway.firewall.iptables.tool import Iptables
@@ -35,24 +36,42 @@ class DockerRules:
         yield from rows or [CheckAnswer(_CHECK, True, "none")]
 
     def remove(self, forward_accept: bool) -> DockerChange:
-        """Remove them, table by table.  HostRefused: one table's rules were not removed; it says which were."""
-        done: list[str] = []
-        advice: list[str] = []
-        for tool in _tools():
-            found = self._leftovers(tool)
-            is_ours = self._saved.is_changed(policy_name(tool))
-            for one in found:
-                if text := removal(one, forward_accept and not is_ours):
-                    _carry_out(partial(tool.apply, text), done)
-                place = f"{tool.command} {one.table}"
-                done += [f"{place}: {text}" for text in (_removed(one, "removed "), _kept(one)) if text]
-                if one.is_forward_closed and not is_ours:
-                    (done if forward_accept else advice).append(_policy(tool, one, forward_accept))
+        """Remove them, table by table.  HostRefused: some were not removed; it says which were."""
+        change, errors = DockerChange([], []), []
+        steps: list[Callable[[DockerChange], None]] = [
+            partial(self._remove_rules, tool, forward_accept) for tool in _tools()
+        ]
+        for step in (*steps, self._remove_tables):
+            try:
+                step(change)
+            except GangwayError as error:
+                errors.append(str(error))
+        if errors:
+            raise HostRefused(f"{'; '.join(errors)} ({'; '.join(change.done) or 'nothing was removed'})")
+        change.done = change.done or ["no rules of dockerd's were found: nothing was removed"]
+        return change
+
+    def user_chains(self) -> list[str]:
+        """Return the tools that list rules of the operator's in DOCKER-USER."""
+        with suppress(HostRefused):
+            return [tool.command for tool in _tools() for one in self._leftovers(tool) if USER_CHAIN in one.kept]
+        return []
+
+    def _remove_rules(self, tool: Iptables, forward_accept: bool, change: DockerChange) -> None:
+        is_ours = self._saved.is_changed(policy_name(tool))
+        for one in self._leftovers(tool):
+            if text := removal(one, forward_accept and not is_ours):
+                tool.apply(text)
+            place = f"{tool.command} {one.table}"
+            change.done += [f"{place}: {text}" for text in (_removed(one, "removed "), _kept(one)) if text]
+            if one.is_forward_closed and not is_ours:
+                (change.done if forward_accept else change.advice).append(_policy(tool, one, forward_accept))
+
+    def _remove_tables(self, change: DockerChange) -> None:
         if tables := _nft_tables():
             nft = self._nft() or Nftables()
-            _carry_out(partial(nft.apply, "".join(f"delete table {name}\n" for name in tables)), done)
-            done += [f"nftables: removed the table {name}" for name in tables]
-        return DockerChange(done or ["no rules of dockerd's were found: nothing was removed"], advice)
+            nft.apply("".join(f"delete table {name}\n" for name in tables))
+            change.done += [f"nftables: removed the table {name}" for name in tables]
 
     def _check(self, tool: Iptables) -> Iterator[CheckAnswer]:
         try:
@@ -88,14 +107,6 @@ def _nft_tables() -> list[str]:
         return [name for name in _NFT_TABLES if kernel.chains_and_rules(name)]
     except HostRefused:  # the kernel has no nftables
         return []
-
-
-def _carry_out(change: Callable[[], None], done: Sequence[str]) -> None:
-    try:
-        change()
-    except GangwayError as error:
-        before = "; ".join(done) or "nothing was removed"
-        raise HostRefused(f"{error} ({before})") from None
 
 
 def _is_left(one: Leftovers) -> bool:

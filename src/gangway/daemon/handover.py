@@ -28,6 +28,10 @@ _MEANINGS = {
     "firewall-backend": "without effect while iptables and ip6tables are false",
 }
 _SWARM = "Swarm is active, and its ingress needs dockerd's own rules"
+_USER_CHAIN = (
+    "{0}: your rules in DOCKER-USER stay, but dockerd does not create that chain any more: after a reboot, let "
+    "{0} -N DOCKER-USER and {0} -I FORWARD -j DOCKER-USER come first"
+)
 _CLEANUP = "remove dockerd's rules: gangway docker cleanup"
 _SAME_RULES = f"gangway's own rules look like dockerd's (chain-prefix {DOCKERS_PREFIX})"
 
@@ -121,6 +125,7 @@ class Handover:
         advice = [*_flag_conflicts(dockerd.flags, settings), *self._own_lines()]
         if dockerd.process is None or dockerd.switched_on(settings):
             advice += [dockerd.restart(), f"then {_CLEANUP}"]
+        advice += [_USER_CHAIN.format(command) for command in self._rules.user_chains()]
         return DockerChange([done], advice)
 
     def disable(self, config_file: str = "") -> DockerChange:
@@ -151,7 +156,7 @@ class Handover:
         return self._rules.remove(forward_accept)
 
     def _dockerd(self, config_file: str) -> _Dockerd:
-        if config_file and not config_file.startswith("/"):
+        if config_file and (not config_file.startswith("/") or "\0" in config_file):
             raise InvalidRequest(f"config_file must be an absolute path, not {config_file!r}")
         engine, unreadable = None, ""
         try:

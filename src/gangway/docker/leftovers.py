@@ -159,7 +159,8 @@ def _patterns(*forms: str) -> tuple[re.Pattern[str], ...]:
 
     def compiled(form: str) -> re.Pattern[str]:
         form = form.replace("NET", r"[0-9a-f.:]+/\d+").replace("PORT", _PORT)
-        return re.compile(form.replace("BR", r"(?P<bridge>\S+)", 1).replace("BR", r"(?P=bridge)"))
+        first, *others = re.split(r"\bBR\b", form, maxsplit=1)
+        return re.compile(r"(?P<bridge>\S+)".join((first, *(re.sub(r"\bBR\b", "(?P=bridge)", one) for one in others))))
 
     return tuple(map(compiled, forms))
 
@@ -206,7 +207,7 @@ _BUILT_IN = {
 _OWN = {
     "filter": _patterns(
         *_FORWARD,
-        rf"{_RETURN}|-j DOCKER-\S+",
+        rf"{_RETURN}|-j (?:{'|'.join(sorted(_CHAINS['filter']))})",
         r"-i BR -j ACCEPT",
         r"-i BR ! -o BR -j DOCKER-ISOLATION-STAGE-2",
         r"-o BR -j (?:DROP|RETURN)",

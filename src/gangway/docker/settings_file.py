@@ -14,6 +14,7 @@ DEFAULT = Path("/etc/docker/daemon.json")
 _SUFFIX = ".gangway-backup"
 _NO_FILE = "null\n"  # the backup of a file that did not exist; no settings look like that
 _MODE = 0o644
+_MOST_BYTES = 1 << 20
 
 
 class SettingsFile:
@@ -76,8 +77,9 @@ class SettingsFile:
     def _read(self, path: Path) -> str | None:
         """Return a file's text; None if there is no such file."""
         try:
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise Conflict(f"{path} is not a regular file: nothing was changed")
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST_BYTES:
+                raise Conflict(f"{path} is no regular file of at most {_MOST_BYTES} bytes: nothing was changed")
             return path.read_bytes().decode()
         except FileNotFoundError:
             return None
