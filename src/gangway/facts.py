@@ -52,6 +52,7 @@ class HostFacts:
     missing_protocols: frozenset[Protocol] = frozenset()  # protocols of which the kernel has no sockets
     detours: tuple[Detour, ...] = ()
     lost_sources: tuple[LostSource, ...] = ()
+    leased: bool = False  # docker-proxy launchers have the sockets of the ports that dockerd holds
     answers_elsewhere: frozenset[Address] = frozenset()  # containers' addresses whose answers do not pass the host
     exclude: tuple[str, ...] = ()  # the setting: addresses and interfaces that are left to other programs
     excluded: frozenset[Address] = frozenset()  # the addresses that it stands for now, without zones

@@ -110,6 +110,8 @@ class MappingPlan:
     roads: Roads
     is_steered: bool
     """True if the relay serves it with a socket shared by all ports; else with one socket for each port."""
+    is_leased: bool = False
+    """True if launchers' leases of the same ports have the relay's part of it, and the redirect's."""
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -203,10 +205,11 @@ def plan_mapping(mapping: PortMapping, endpoint: Endpoint, network: Network | No
     assert (network is None) == (mapping.source is Source.LEASE)
     address = endpoint.address_for(mapping.host_address)
     is_lost = address in facts.answers_elsewhere
-    held = _why_not_steered(mapping, facts) if mapping.is_held else ""
+    is_leased = mapping.is_held and facts.leased
+    held = _why_not_steered(mapping, facts) if mapping.is_held and not is_leased else ""
     roads = _roads(_Case(mapping.protocol, mapping.host_address, address.version, is_lost, held, network, facts))
     bridge = "" if network is None else network.bridge
-    return MappingPlan(mapping, bridge, address, roads, _is_steered(mapping, facts))
+    return MappingPlan(mapping, bridge, address, roads, not is_leased and _is_steered(mapping, facts), is_leased)
 
 
 def why_not_routed(facts: HostFacts, family: int) -> Reason | None:

@@ -51,7 +51,7 @@ def routes_at(planned: MappingPlan, host_address: Address) -> Iterator[Route]:
         if (exception := special.get((route.origin, route.neighbour))) is not None:
             yield exception
         elif route.road in (Road.NAT, Road.REDIRECT) and is_link_local(host_address):
-            if planned.mapping.is_held and not planned.is_steered:
+            if planned.mapping.is_held and not (planned.is_steered or planned.is_leased):
                 reason, road, seen_as = Reason(Code.HELD, _NOT_STEERED), Road.BLOCKED, SeenAs.NOBODY
             else:
                 reason, road, seen_as = Reason(Code.LINK_LOCAL, str(host_address)), Road.RELAY, SeenAs.GATEWAY

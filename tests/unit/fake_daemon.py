@@ -275,7 +275,7 @@ class Daemon:
             self.observer, self.registry, self.executor, self.reserved_ports, self._driver_for, log
         )
         self.requests = Requests(self.controller, self.registry, self.executor, self.leases)
-        parts = self.controller, self.registry, self.links, self.steering, ParkedPorts(self.database)
+        parts = self.controller, self.registry, self.links, self.dataplane, ParkedPorts(self.database)
         self.adopt = Adoption(self.requests.repair, *parts, self.log.append).adopt
 
     def close(self) -> None:

@@ -1,15 +1,19 @@
 """The index of host ports finds the same mappings as a search through all of them."""
 
 from collections.abc import Iterable
+from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gangway.errors import Conflict
-from gangway.model import Address, PortMapping, Protocol
+from gangway.model import Address, PortMapping, Protocol, Source
 from gangway.state.port_index import PortIndex
 from tests.unit.samples import APART, HOST_ADDRESSES, collide, lease, mapping, mappings
+
+ANY4 = ip_address("0.0.0.0")
 
 
 def index_of(many: Iterable[PortMapping]) -> PortIndex:
@@ -199,3 +203,16 @@ def test_all_ports_of_an_address_in_one_mapping() -> None:
         found.add(mapping("127.0.0.1", "65535"))
     found.remove(every)
     found.add(mapping("127.0.0.1", "65535"))
+
+
+def test_lease_and_held_mapping_may_have_the_same_port() -> None:
+    held, leased = replace(mapping("0.0.0.0", "80"), source=Source.DOCKER, is_held=True), lease("0.0.0.0", "80")
+    for first, second in ((held, leased), (leased, held)):
+        index = index_of([first, second])
+        assert index.at(Protocol.TCP, ANY4, 80) == held
+        index.remove(held)
+        assert index.at(Protocol.TCP, ANY4, 80) == leased
+    with pytest.raises(Conflict):
+        index_of([held, mapping("0.0.0.0", "80")])
+    with pytest.raises(Conflict):
+        index_of([leased, mapping("0.0.0.0", "80")])

@@ -82,8 +82,8 @@ class Parts:
         former_flows = partial(executor.delete_flows, former=True)
         leases = Leases(registry.index, self.dataplane, self.observer.lease_facts, former_flows)
         self.requests = requests = Requests(controller, registry, executor, leases)
-        steering, parked = self.dataplane.steering, ParkedPorts(self._database)
-        self._adoption = Adoption(requests.repair, controller, registry, self._links, steering, parked, log.warning)
+        parts = controller, registry, self._links, self.dataplane, ParkedPorts(self._database)
+        self._adoption = Adoption(requests.repair, *parts, log.warning)
         self.adopt = self._adoption.adopt
 
     def _driver_for(self, firewall: Firewall) -> Driver:

@@ -198,6 +198,7 @@ class Observer:
             foreign_bridges=self._foreign_bridges() if filtered else (),
             detours=routing.detours,
             lost_sources=routing.lost_sources,
+            leased=self._dataplane.has_leases,
             answers_elsewhere=frozenset().union(*self.answers_elsewhere.values()),
             no_raw=sockets.no_raw(),
         )

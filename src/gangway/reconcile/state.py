@@ -51,7 +51,7 @@ def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPorts, Serve]]:
     """Yield what the relay serves for a mapping: the whole range, or each port by a socket of its own."""
     mapping, address = planned.mapping, str(planned.container_address)
     protocol, host_address = mapping.protocol.value, str(mapping.host_address)
-    if planned.is_blocked:
+    if planned.is_blocked or planned.is_leased:
         return
     if planned.is_steered:
         ports = HostPorts(protocol, host_address, mapping.host_ports.first, mapping.host_ports.last)
@@ -76,7 +76,7 @@ def steered_of(planned: MappingPlan) -> Iterator[tuple[PortBlock, SteeringState]
 
 def redirects_of(planned: MappingPlan) -> Iterator[tuple[PortBlock, Target]]:
     """Yield the redirect's entries for a mapping."""
-    if planned.is_redirected:
+    if planned.is_redirected and not planned.is_leased:
         mapping, address = planned.mapping, str(planned.container_address)
         shift = mapping.container_ports.first - mapping.host_ports.first
         for block in _blocks(planned):

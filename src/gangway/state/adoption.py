@@ -11,13 +11,13 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from functools import partial
 
-from gangway.ebpf.steering import Steering
 from gangway.errors import GangwayError, leaves
 from gangway.host import netns
 from gangway.host.links import Links
 from gangway.model import Network, Source, require_no_conflict
 from gangway.plan import MappingPlan, Plan, plan_network
 from gangway.reconcile.controller import Controller
+from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.state import State
 from gangway.state.adopted import Adopted, AdoptedContainer
 from gangway.state.allocate import Allocation
@@ -35,13 +35,13 @@ class Adoption:
         controller: Controller,
         registry: Registry,
         links: Links,
-        steering: Steering,
+        dataplane: DataPlane,
         parked: ParkedPorts,
         warn: Callable[[str], None],
     ) -> None:
         self._repair = repair
         self._controller, self._registry, self._links = controller, registry, links
-        self._steering, self._parked, self._warn = steering, parked, warn
+        self._dataplane, self._parked, self._warn = dataplane, parked, warn
         self._failures: set[str] = set()  # as they were logged
         self._former_failures: set[str] = set()  # of the call before: what fails again is not logged again
 
@@ -52,6 +52,10 @@ class Adoption:
         """
         self._former_failures, self._failures = self._failures, set()
         self._repair()
+        if (
+            self._dataplane.has_leases != self._controller.facts.leased
+        ):  # the first launcher has come, or all have ended
+            self._controller.check()
         networks = {one.name: one for one in wanted.networks if self._is_possible(one)}
         containers = {
             one.endpoint.container: one
@@ -152,7 +156,7 @@ class Adoption:
 
     def _publish(self, containers: Collection[AdoptedContainer]) -> None:
         registry = self._registry
-        with Allocation(registry.index, self._steering, registry.planned) as allocation, ExitStack() as undo:
+        with Allocation(registry.index, self._dataplane.steering, registry.planned) as allocation, ExitStack() as undo:
             for one in containers:
                 name = one.endpoint.container
                 if not registry.has_endpoint(name):

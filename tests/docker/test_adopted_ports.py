@@ -1,0 +1,232 @@
+"""Ports of a real dockerd without rules of its own, which gangway's daemon carries: the road of each origin.
+
+All tests of an engine share one dockerd and one daemon, so each uses different ports.
+"""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lab import echo_server
+from lab.dockerd import Dockerd
+from lab.engines import engine_root
+from lab.gangwayd import Gangway
+from lab.netns import Host
+from lab.roads import ObservedRoad, observe_road
+from lab.waiting import wait_until
+from tests.docker.dockerhost import ENGINE_PARAMETERS, PROXY, Site
+
+DOCKER0, HOST, NEIGHBOUR = "172.17.0.1", "172.30.0.1", "172.30.0.2"
+
+
+class DockerSite(Site):
+    """A site whose containers' ports a gangway daemon carries."""
+
+    def __init__(self, host: Host, docker: Dockerd, gangway: Gangway) -> None:
+        super().__init__(host, docker)
+        self.gangway = gangway
+
+    def published(self) -> set[str]:
+        """Return the ports that are published, as gangway lists them."""
+        return {
+            f"{one['container']} {one['host_address']} {one['host_ports']}:{one['container_ports']}/{one['protocol']}"
+            for one in self.gangway.json("ls")
+        }
+
+    def wait_for(self, *ports: str) -> None:
+        wait_until(lambda: self.published() >= set(ports), f"{ports} to be published")
+
+    def wait_until_gone(self, name: str) -> None:
+        wait_until(lambda: not any(f"docker:{name} " in one for one in self.published()), f"{name} to be unpublished")
+
+    def is_reached(self, command: Callable[..., list[str]], address: str, port: int) -> bool:
+        """True if a client connects to an address and port within a second."""
+        words = command("socat", "-u", "/dev/null", f"TCP4:{address}:{port},connect-timeout=1")
+        return subprocess.run(words, check=False, capture_output=True).returncode == 0
+
+    def road(self, origin: str, address: str, port: int, protocol: str = "tcp") -> ObservedRoad:
+        space = self.host if origin == "host" else self.neighbour
+        return observe_road(self.host, space, protocol, address, port)
+
+
+@contextmanager
+def docker_site(engine: str, folder: Path, proxy: Path | None = None, *flags: str) -> Iterator[DockerSite]:
+    """Create a dockerd without rules, and a gangway daemon that carries its ports."""
+    root = engine_root(engine) if engine else None
+    with Host() as host, Dockerd(host, proxy, "--iptables=false", "--ip6tables=false", *flags, engine=root) as docker:
+        settings = folder / "gangway.toml"
+        settings.write_text(f'[docker]\nsocket = "{docker.socket}"\n')
+        with Gangway(host, "--docker", "--config", str(settings)) as gangway:
+            yield DockerSite(host, docker, gangway)
+            docker.remove_containers()
+
+
+@pytest.fixture(scope="module", params=ENGINE_PARAMETERS)
+def bare(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerSite]:
+    """A dockerd without rules and proxies, and a gangway daemon that carries its ports."""
+    with docker_site(request.param, tmp_path_factory.mktemp("settings"), None, "--userland-proxy=false") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def web(bare: DockerSite) -> Iterator[str]:
+    """A container with port 8000 published, TCP and UDP."""
+    name = bare.container("-p", "8000:8000", "-p", "8000:8000/udp", serving=(8000,))
+    bare.wait_for(f"docker:{name} 0.0.0.0 8000:8000/udp", f"docker:{name} :: 8000:8000/tcp")
+    yield name
+    bare.remove(name)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize(
+    ("origin", "address", "road", "seen"),
+    [
+        ("host", "127.0.0.1", "redirect", DOCKER0),
+        ("host", "127.1.2.3", "redirect", DOCKER0),
+        ("host", "::1", "redirect", DOCKER0),
+        ("host", HOST, "nat", HOST),
+        ("host", "fd30::1", "relay", DOCKER0),
+        ("neighbour", HOST, "nat", NEIGHBOUR),
+        ("neighbour", "fd30::1", "relay", DOCKER0),
+    ],
+)
+@pytest.mark.usefixtures("web")
+def test_road_of_each_origin(bare: DockerSite, origin: str, address: str, road: str, seen: str, protocol: str) -> None:
+    wait_until(lambda: bare.road(origin, address, 8000, protocol) == (road, seen), f"{road}, with {seen} as client")
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("address", [DOCKER0, HOST])
+def test_containers_reach_published_port(bare: DockerSite, web: str, address: str, protocol: str) -> None:
+    other = bare.container()
+    peer = bare.docker.address_of(other)
+    for client, seen in ((other, {DOCKER0, peer}), (web, {DOCKER0})):
+        command = partial(bare.docker.command_in, client)
+        assert echo_server.request(command, protocol, address, 8000).peer in seen
+    bare.remove(other)
+
+
+def test_range_is_one_mapping_and_ends_with_the_container(bare: DockerSite) -> None:
+    name = bare.container("-p", "20000-20199:20000-20199", serving=(20000, 20199))
+    bare.wait_for(f"docker:{name} 0.0.0.0 20000-20199:20000-20199/tcp")
+    for port in (20000, 20199):
+        assert bare.road("neighbour", HOST, port) == ("nat", NEIGHBOUR)
+        assert bare.road("host", "127.0.0.1", port) == ("redirect", DOCKER0)
+    bare.remove(name)
+    bare.wait_until_gone(name)
+    assert not bare.is_reached(bare.neighbour.command, HOST, 20000)
+    assert not bare.is_reached(bare.host.command, "127.0.0.1", 20000)
+
+
+def test_restarted_container_is_served_again(bare: DockerSite) -> None:
+    name = bare.container("-p", "8100:8100", serving=(8100,))
+    bare.wait_for(f"docker:{name} 0.0.0.0 8100:8100/tcp")
+    bare.gangway("publish", f"docker:{name}", "-p", "8101:8100")
+    assert bare.road("neighbour", HOST, 8101) == ("nat", NEIGHBOUR)
+    first = bare.docker.address_of(name)
+    bare.docker.run("stop", "-t", "0", name)
+    bare.wait_until_gone(name)
+    other = bare.container()  # takes the address
+    bare.docker.run("start", name)
+    bare.serve(name, 8100)
+    bare.wait_for(f"docker:{name} 0.0.0.0 8100:8100/tcp", f"docker:{name} 0.0.0.0 8101:8100/tcp")
+    assert bare.docker.address_of(name) != first
+    for port in (8100, 8101):
+        assert bare.road("neighbour", HOST, port) == ("nat", NEIGHBOUR)
+        assert bare.road("host", "127.0.0.1", port).road == "redirect"
+    bare.remove(name, other)
+    bare.wait_until_gone(name)
+
+
+def test_networks_are_isolated_from_each_other(bare: DockerSite) -> None:
+    bare.docker.run("network", "create", "a")
+    bare.docker.run("network", "create", "b")
+    one = bare.container("--network", "a", "-p", "8200:8200", serving=(8200, 8201))
+    other = bare.container("--network", "b")
+    bare.wait_for(f"docker:{one} 0.0.0.0 8200:8200/tcp")
+    client = partial(bare.docker.command_in, other)
+    address = bare.docker.run("inspect", "-f", "{{.NetworkSettings.Networks.a.IPAddress}}", one).stdout.strip()
+    assert echo_server.request(client, "tcp", HOST, 8200).peer  # by the published port, and in no other way
+    assert not any(bare.is_reached(client, address, port) for port in (8200, 8201))
+    # Another machine that has a route to the network reaches nothing by it.
+    bare.neighbour.ip("route", "add", f"{address}/32", "via", HOST)
+    assert not bare.is_reached(bare.neighbour.command, address, 8200)
+    bare.remove(one, other)
+    bare.docker.run("network", "rm", "a", "b")
+
+
+def test_containers_reach_other_machines_by_masquerade(bare: DockerSite) -> None:
+    echo_server.serve(bare.neighbour.popen, 8300)
+    name = bare.container()
+    client = partial(bare.docker.command_in, name)
+    wait_until(lambda: bool(bare.gangway.json("network", "ls")), "the network to be adopted")
+    assert echo_server.request(client, "tcp", NEIGHBOUR, 8300).peer == HOST
+    bare.remove(name)
+
+
+def test_daemon_restarts_and_dockerd_restarts(bare: DockerSite) -> None:
+    name = bare.container("-p", "8400:8400", serving=(8400,))
+    bare.wait_for(f"docker:{name} 0.0.0.0 8400:8400/tcp")
+    bare.gangway.kill()
+    assert bare.road("neighbour", HOST, 8400) == ("nat", NEIGHBOUR)
+    assert bare.road("host", "127.0.0.1", 8400).road == "redirect"
+    bare.gangway.start()
+    bare.wait_for(f"docker:{name} 0.0.0.0 8400:8400/tcp")
+    assert bare.road("neighbour", HOST, 8400) == ("nat", NEIGHBOUR)
+    bare.remove(name)
+    bare.wait_until_gone(name)
+
+
+def test_doctor_says_what_is_followed(bare: DockerSite) -> None:
+    (found,) = (one for one in bare.gangway.json("doctor") if one["check"] == "Docker's networks and ports")
+    assert found["holds"]
+    assert found["note"].startswith("Docker/")
+    assert f"at {bare.docker.socket}: 1 network" in found["note"]
+
+
+def test_daemon_that_replaces_a_killed_one_follows_docker_too(bare: DockerSite) -> None:
+    """A command starts it, with the options of the operator's daemon."""
+    former = bare.container("-p", "8500:80")
+    bare.wait_for(f"docker:{former} 0.0.0.0 8500:80/tcp")
+    bare.gangway.kill()
+    bare.remove(former)
+    later = bare.container("-p", "8501:8501", serving=(8501,))
+    bare.wait_for(f"docker:{later} 0.0.0.0 8501:8501/tcp")
+    bare.wait_until_gone(former)
+    assert bare.road("neighbour", HOST, 8501) == ("nat", NEIGHBOUR)
+    bare.remove(later)
+    bare.wait_until_gone(later)
+
+
+def test_drop_ins_leases_are_the_ports(tmp_path: Path) -> None:
+    with docker_site("", tmp_path, PROXY) as site:
+        name = site.container("-p", "8000:8000", "-p", "8000:8000/udp", serving=(8000,))
+        # From docker run's return on, everybody is served; rules come some milliseconds later.
+        assert site.road("host", "127.0.0.1", 8000) == ("redirect", DOCKER0)
+        assert site.road("neighbour", HOST, 8000).road in ("nat", "relay")
+        for protocol in ("tcp", "udp"):
+            wait_until(partial(_is_nat, site, 8000, protocol), "nat to a lease's port")
+            assert site.road("neighbour", "fd30::1", 8000, protocol) == ("relay", DOCKER0)
+        assert "docker-proxy" in site.gangway("doctor")
+        site.docker.run("restart", "-t", "0", name)
+        site.serve(name, 8000)
+        wait_until(partial(_is_nat, site, 8000), "nat after a restart")
+        site.gangway.kill()  # a launcher starts the next daemon, with the same settings
+        wait_until(lambda: f"docker:{name} 0.0.0.0 8000:8000/tcp" in site.published(), "the next daemon")
+        for origin, address, road in (
+            ("neighbour", HOST, "nat"),
+            ("neighbour", "fd30::1", "relay"),
+            ("host", "::1", "redirect"),
+        ):
+            assert site.road(origin, address, 8000).road == road
+        site.remove(name)
+        site.wait_until_gone(name)
+        assert site.is_free(8000)
+
+
+def _is_nat(site: DockerSite, port: int, protocol: str = "tcp") -> bool:
+    return site.road("neighbour", HOST, port, protocol) == ("nat", NEIGHBOUR)
