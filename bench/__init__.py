@@ -3,7 +3,7 @@
 Under dockerd it is compared with docker-proxy, socat and haproxy, without Docker with iptables, on loopback with a
 direct connection, and with dockerd itself when many ports are published at once, by gangway's commands or by docker's.
 
-    python -m bench                     all rows, some 90 minutes on two cores; writes bench/RESULTS.md and pictures
+    python -m bench                     all rows, some 95 minutes on two cores; writes bench/RESULTS.md and pictures
     python -m bench --only rr1 up8      some rows; with this or --quick the results go to build/bench
 
 A *contender* is a program that makes a container's ports reachable (gangway, docker-proxy, …). Each *row* of the

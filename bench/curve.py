@@ -1,5 +1,6 @@
 """The cost of publishing many ports at once, by their number: the points of a curve."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
@@ -14,6 +15,11 @@ class Cost(NamedTuple):
     publish_s: float
     unpublish_s: float
     memory_bytes: float
+
+
+def median_cost(costs: Iterable[Cost]) -> Cost:
+    """Return the medians of the seconds and of the memory."""
+    return Cost(*map(median, zip(*costs, strict=True)))
 
 
 @dataclass
@@ -45,7 +51,7 @@ class Curve:
     def cost(self, program: str, ports: int) -> Cost | None:
         """Return the medians; None if there is no measurement."""
         found = self._points.get((program, ports), ())
-        return Cost(*map(median, zip(*found, strict=True))) if found else None
+        return median_cost(found) if found else None
 
     def line(self, program: str) -> list[tuple[int, Cost]]:
         """Return the points of one program, in ascending order of the number of ports."""

@@ -1,15 +1,16 @@
 """What dockerd's ports cost and carry: dockerd as it comes, and gangway in the place of its rules and proxies.
 
 Each measurement uses two hosts (docker_hosts.py), and returns gangway's figure, followed by that of dockerd as it
-comes. Times are those beyond a container without ports on the same host. Traffic, first answers and the loop of many
-containers alternate between the hosts; ports that take minutes are published once.
+comes. Times are those beyond a container without ports on the same host. With gangway, where they are small, containers
+with ports and without alternate; with dockerd as it comes ports are published once. Traffic, first answers and the loop
+of many containers alternate between the hosts.
 """
 
 import time
 from collections.abc import Iterator
 from statistics import mean
 
-from bench.curve import FRONT, STOCK, Cost
+from bench.curve import FRONT, STOCK, Cost, median_cost
 from bench.docker_hosts import FIRST, DockerHost, docker_hosts
 from bench.errors import CannotCarry
 from bench.setup import Setup
@@ -22,7 +23,7 @@ PORTS_EACH = 3
 BLOCK = 10
 ANSWERS, QUICK_ANSWERS = 20, 5
 ANSWER_LIMIT_S = 0.020
-REPEATS = 3  # of what takes less than a second
+REPEATS = 5  # of what takes less than a second
 SLICES = 15
 _Pair = tuple[DockerHost, DockerHost]
 _TRAFFIC = (
@@ -42,28 +43,30 @@ ROWS_OF_MANY = (
 def costs_by_count(turn: Turn) -> dict[str, Outcome]:
     """Measure starting and removing containers with up to 300 ports, and add the points to the curve."""
     with docker_hosts(turn.setup) as (front, stock):
-        empty = _without_ports(turn, front), _without_ports(turn, stock)
+        empty = _without_ports(stock)
         for count in COUNTS:
-            costs = front.cost(count, REPEATS), stock.cost(count, 1)
-            _add_points(turn, count, costs)
-    return _excess(count, costs, empty)
+            front_cost, front_excess = _alternating_costs(front, count)
+            stock_cost = stock.cost(count)
+            _add_points(turn, count, front_cost, stock_cost)
+    return _times(count, front_excess, _beyond(stock_cost, empty))
 
 
 def costs_of_many(turn: Turn) -> dict[str, Outcome]:
     """Measure a container with many ports: starting and removing it, memory, and traffic to one of its ports."""
     count = QUICK_MANY if turn.quick else MANY
     with docker_hosts(turn.setup) as (front, stock):
-        empty = _without_ports(turn, front), _without_ports(turn, stock)
-        front_cost = front.cost(count, REPEATS)
+        front_cost, front_excess = _alternating_costs(front, count)
+        empty = _without_ports(stock)
         before = stock.dockerd_bytes()
         started_s = stock.start_s(count)
         memory_bytes = stock.memory_bytes() - before
         front.start_s(count)
         traffic = _traffic(turn, (front, stock))
-        costs = front_cost, Cost(started_s, stock.remove_s(count), memory_bytes)
-    _add_points(turn, count, costs)
-    memory: Outcome = costs[0].memory_bytes, costs[1].memory_bytes
-    return {**_excess(MANY, costs, empty), f"docker-front-memory-{MANY}": memory, **traffic}
+        stock_cost = Cost(started_s, stock.remove_s(count), memory_bytes)
+    _add_points(turn, count, front_cost, stock_cost)
+    memory: Outcome = front_cost.memory_bytes, stock_cost.memory_bytes
+    times = _times(MANY, front_excess, _beyond(stock_cost, empty))
+    return {**times, f"docker-front-memory-{MANY}": memory, **traffic}
 
 
 def many_containers(turn: Turn) -> tuple[float, float]:
@@ -71,7 +74,7 @@ def many_containers(turn: Turn) -> tuple[float, float]:
     count = QUICK_CONTAINERS if turn.quick else CONTAINERS
     with docker_hosts(turn.setup) as hosts:
         for host in hosts:
-            host.cost(0, 1)
+            host.cost(0)  # warms the caches
         blocks = [[_block_s(host, number) for host in hosts] for number in range(0, count, BLOCK)]
     front_s, stock_s = zip(*blocks, strict=True)
     return sum(front_s), sum(stock_s)
@@ -85,21 +88,32 @@ def first_answer(turn: Turn) -> tuple[float, float]:
     return front_s, stock_s + ANSWER_LIMIT_S
 
 
-def _without_ports(turn: Turn, host: DockerHost) -> Cost:
-    """Return the cost of a container without ports; the first one warms the caches."""
-    host.cost(0, 1)
-    return host.cost(0, 1 if turn.quick else REPEATS)
+def _without_ports(host: DockerHost) -> Cost:
+    host.cost(0)  # warms the caches
+    return median_cost(host.cost(0) for _ in range(REPEATS))
 
 
-def _excess(count: int, costs: tuple[Cost, Cost], empty: tuple[Cost, Cost]) -> dict[str, Outcome]:
-    run = tuple(cost.publish_s - without.publish_s for cost, without in zip(costs, empty, strict=True))
-    remove = tuple(cost.unpublish_s - without.unpublish_s for cost, without in zip(costs, empty, strict=True))
-    return {f"docker-front-run-{count}": run, f"docker-front-rm-{count}": remove}
+def _alternating_costs(host: DockerHost, count: int) -> tuple[Cost, Cost]:
+    """Return the cost of a container with ports, and the part of it that one without ports does not have."""
+    host.cost(0)  # warms the caches
+    pairs = [(host.cost(0), host.cost(count)) for _ in range(REPEATS)]
+    return median_cost(cost for _, cost in pairs), median_cost(_beyond(cost, empty) for empty, cost in pairs)
 
 
-def _add_points(turn: Turn, count: int, costs: tuple[Cost, Cost]) -> None:
-    for program, cost in zip((FRONT, STOCK), costs, strict=True):
-        turn.curve.add(program, count, cost)
+def _beyond(cost: Cost, empty: Cost) -> Cost:
+    return cost._replace(publish_s=cost.publish_s - empty.publish_s, unpublish_s=cost.unpublish_s - empty.unpublish_s)
+
+
+def _times(count: int, front: Cost, stock: Cost) -> dict[str, Outcome]:
+    return {
+        f"docker-front-run-{count}": (front.publish_s, stock.publish_s),
+        f"docker-front-rm-{count}": (front.unpublish_s, stock.unpublish_s),
+    }
+
+
+def _add_points(turn: Turn, count: int, front: Cost, stock: Cost) -> None:
+    turn.curve.add(FRONT, count, front)
+    turn.curve.add(STOCK, count, stock)
 
 
 def _traffic(turn: Turn, hosts: _Pair) -> dict[str, Outcome]:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from bench.contenders import Direct
@@ -89,15 +88,12 @@ class DockerHost:
                     raise CannotCarry(f"port {port} was not {wanted} within {_PATIENCE_S} s: {found}")
                 time.sleep(_PAUSE_S)
 
-    def cost(self, ports: int, times: int) -> Cost:
-        """Return the median seconds to start and to remove a container with some ports, and the memory for them."""
-        costs = []
-        for _ in range(times):
-            before = self.dockerd_bytes()
-            started_s = self.start_s(ports)
-            memory_bytes = self.memory_bytes() - before
-            costs.append(Cost(started_s, self.remove_s(ports), memory_bytes))
-        return Cost(*map(median, zip(*costs, strict=True)))
+    def cost(self, ports: int) -> Cost:
+        """Return the seconds to start and to remove a container with some ports, and the memory for them."""
+        before = self.dockerd_bytes()
+        started_s = self.start_s(ports)
+        memory_bytes = self.memory_bytes() - before
+        return Cost(started_s, self.remove_s(ports), memory_bytes)
 
     def dockerd_bytes(self) -> int:
         """Return the memory (PSS) of dockerd itself."""

@@ -141,7 +141,7 @@ port answers another machine, or is refused, less those of a container without p
 is timed from the return of `docker run`, and compared with dockerd's time plus 20 ms. The containers of the loop have 3
 ports each, and the loops alternate every 10 containers. Memory (PSS) is the growth of dockerd, and the proxies, or
 gangway's daemon and relay. Traffic goes to one of 2,000 ports, in alternation; the client and the container's server
-each have a core of their own. 2,000 ports are published once in the whole run.""",
+each have a core of their own. dockerd as it comes publishes 2,000 ports once in the whole run.""",
 )
 
 
