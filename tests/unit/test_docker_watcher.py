@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gangway.docker.activation import listens_at, would_start_dockerd
 from gangway.docker.client import AnswerRefused, DockerClient, names_by_address
 from gangway.docker.watcher import Watcher
 from gangway.errors import HostRefused
@@ -209,6 +211,39 @@ async def test_container_that_cannot_be_read_keeps_no_other_from_being_served(pa
             assert sum("network a b of Docker's is not served" in line for line in stated.lines) == 1
             assert "a b" in watcher.problem
             assert watcher.summary == f"Docker/99.1 at {path}: 1 network, 2 running containers"
+
+
+def test_process_that_listens_at_a_path_is_found(tmp_path: Path) -> None:
+    path, link = tmp_path / "run" / "docker.sock", tmp_path / "var-run"
+    path.parent.mkdir()
+    link.symlink_to(path.parent)
+    assert not listens_at(str(path), os.getpid())
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(link / "docker.sock"))
+        assert not listens_at(str(path), os.getpid())
+        sock.listen()
+        for name in (path, link / "docker.sock"):
+            assert listens_at(str(name), os.getpid())
+            assert not listens_at(str(name), os.getppid())
+        assert not would_start_dockerd(str(path))  # it is not systemd that listens
+
+
+def test_dockerd_that_was_stopped_is_not_started_by_a_connection(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_stopped = True
+    monkeypatch.setattr("gangway.docker.watcher.would_start_dockerd", lambda _: is_stopped)
+
+    async def test() -> None:
+        nonlocal is_stopped
+        async with FakeDocker(path) as docker, watching(path) as (watcher, stated):
+            while not stated.lines:
+                await asyncio.sleep(0.01)
+            assert watcher.problem == f"Docker's API {path}: cannot be read (dockerd is stopped)"
+            assert not docker.query
+            is_stopped = False
+            await stated.names(1)
+            assert docker.query
+
+    asyncio.run(test())
 
 
 @in_loop

@@ -9,9 +9,10 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable
 
+from gangway.docker.activation import would_start_dockerd
 from gangway.docker.client import AnswerRefused, DockerClient, Event, Events
 from gangway.docker.wanted import View
-from gangway.errors import GangwayError
+from gangway.errors import GangwayError, HostRefused
 from gangway.log import Log
 from gangway.state.adopted import Adopted
 
@@ -48,6 +49,8 @@ class Watcher:
         delay_s = _FIRST_RETRY_S
         while True:
             try:
+                if would_start_dockerd(self._path):
+                    raise HostRefused(f"Docker's API {self._path}: cannot be read (dockerd is stopped)")
                 async with DockerClient(self._path) as client, client.events() as events:
                     await self._look(client, events)
                     delay_s = _FIRST_RETRY_S
