@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from lab import echo_server
 from lab.dockerd import Dockerd
 from lab.gangwayd import CommandFailed, Gangway
 from lab.netns import Host
+from lab.waiting import wait_until
+from tests.docker.dockerhost import Site
 
 OFF = {"iptables": False, "ip6tables": False, "userland-proxy": False}
 BEFORE = '{\n    "debug": false\n}\n'
@@ -34,6 +37,11 @@ def rules(host: Host) -> list[str]:
     return [line for line in found if line.startswith(("-A", ":DOCKER")) or line == ":FORWARD DROP"]
 
 
+def dockers(host: Host) -> set[str]:
+    """Return those of the rules that are not gangway's: it has some of the same, for bridges of dockerd's."""
+    return {rule for rule in rules(host) if "DOCKER" in rule or rule.startswith(":FORWARD")}
+
+
 def failing(gangway: Gangway) -> tuple[list[str], str]:
     """Return what `docker check` finds that does not hold, and what it advises."""
     done = gangway.run("docker", "check", "--json")
@@ -50,33 +58,32 @@ def restart(docker: Dockerd) -> None:
 
 
 def test_ports_are_handed_over_and_back(tmp_path: Path) -> None:
-    with Host() as host:
-        before = rules(host)
-        with beside(host, tmp_path) as (docker, gangway, file):
-            file.write_text(BEFORE)
-            docker.run("network", "create", "--internal", "inner")
-            docker.run("network", "create", "-o", "com.docker.network.bridge.enable_icc=false", "strict")
-            for network, port in (("bridge", "8000:80"), ("strict", "127.0.0.1:8001:80/udp")):
-                docker.run("run", "-d", "--init", "--network", network, "-p", port, docker.image, "sleep", "1h")
-            enable(host, docker, gangway, file)
-            restart(docker)
-            host.run("iptables", "-I", *OPERATORS.split()[1:])
-            clean_up(host, gangway)
-            host.run("iptables", "-D", *OPERATORS.split()[1:])
-            gangway("docker", "cleanup", "--forward-accept")
-            assert rules(host) == before
+    with Host() as host, beside(host, tmp_path) as (docker, gangway, file):
+        file.write_text(BEFORE)
+        docker.run("network", "create", "--internal", "inner")
+        docker.run("network", "create", "-o", "com.docker.network.bridge.enable_icc=false", "strict")
+        for network, port in (("bridge", "8000:80"), ("strict", "127.0.0.1:8001:80/udp")):
+            docker.run("run", "-d", "--init", "--network", network, "-p", port, docker.image, "sleep", "1h")
+        enable(host, docker, gangway, file)
+        restart(docker)
+        host.run("iptables", "-I", *OPERATORS.split()[1:])
+        clean_up(host, gangway)
+        host.run("iptables", "-D", *OPERATORS.split()[1:])
+        gangway("docker", "cleanup", "--forward-accept")
+        assert dockers(host) == set()
+        gangway_serves(Site(host, docker), gangway)
 
-            assert "restored" in gangway("docker", "disable")
-            assert file.read_text() == BEFORE
-            restart(docker)
-            assert "-A DOCKER -i docker0 -j RETURN" in rules(host)
-            refuse_swarm(docker, gangway)
-            assert file.read_text() == BEFORE
+        assert "restored" in gangway("docker", "disable")
+        assert file.read_text() == BEFORE
+        restart(docker)
+        assert "-A DOCKER -i docker0 -j RETURN" in dockers(host)
+        refuse_swarm(docker, gangway)
+        assert file.read_text() == BEFORE
 
 
 def enable(host: Host, docker: Dockerd, gangway: Gangway, file: Path) -> None:
     """Edit the settings; dockerd's rules stay while it needs them."""
-    with_dockers = rules(host)
+    with_dockers = dockers(host)
     found, advice = failing(gangway)
     assert {"daemon.json: iptables", "dockerd: started with these settings"} < set(found)
     assert {"dockerd's rules: iptables filter", "dockerd's rules: iptables nat"} < set(found)
@@ -86,7 +93,7 @@ def enable(host: Host, docker: Dockerd, gangway: Gangway, file: Path) -> None:
     assert json.loads(file.read_text()) == {"debug": False, **OFF}
     with pytest.raises(CommandFailed, match=rf"dockerd \(pid {docker.pid}\) may need its rules: it was started"):
         gangway("docker", "cleanup")
-    assert rules(host) == with_dockers
+    assert dockers(host) == with_dockers
     assert failing(gangway)[0][0] == "dockerd: started with these settings"
 
 
@@ -98,8 +105,18 @@ def clean_up(host: Host, gangway: Gangway) -> None:
     said = gangway("docker", "cleanup", "--forward-accept")
     assert f"kept DOCKER-USER, which rules of others use: {OPERATORS}" in said
     left = {":DOCKER-USER -", ":FORWARD DROP", "-A FORWARD -j DOCKER-USER", OPERATORS, "-A DOCKER-USER -j RETURN"}
-    assert set(rules(host)) == left
+    assert dockers(host) == left
     assert failing(gangway) == ([], "")
+
+
+def gangway_serves(site: Site, gangway: Gangway) -> None:
+    name = site.container("-p", "8002:80", serving=(80,))
+    wait_until(lambda: f"docker:{name}" in gangway("ls"), "the port to be published")
+    assert site.request(8002, "127.0.0.1")
+    with site.neighbour.entered():
+        assert echo_server.request_here("tcp", site.host.gateway4, 8002).peer == site.neighbour.address4
+    assert failing(gangway) == ([], "")
+    site.remove(name)
 
 
 def refuse_swarm(docker: Dockerd, gangway: Gangway) -> None:
@@ -120,7 +137,7 @@ def test_flags_of_dockerd_are_respected(tmp_path: Path) -> None:
         assert "remove --userland-proxy from dockerd's command line" in said
         assert "containers go on running (live-restore)" in said
         assert "dockerd: flags" in failing(gangway)[0]
-        assert rules(host) == []
+        assert dockers(host) == set()
         docker.kill()
         with pytest.raises(Exception, match="specified both as a flag and in the configuration file"):
             docker.start()

@@ -48,7 +48,8 @@ class Scene:
         self.process: Process | None = PROCESS
         self.path, self.rules = path, FakeRules()
         self.config = Config(docker=Docker(enabled=True))
-        self.handover = Handover(lambda: self.config, self.rules)
+        self.is_serving = True
+        self.handover = Handover(lambda: self.config, self.rules, lambda: self.is_serving)
         patch.setattr(handover, "DEFAULT", path)
         patch.setattr(handover, "read_engine", self._read)
         patch.setattr(handover, "find_process", lambda _: self.process)
@@ -82,13 +83,13 @@ def test_all_is_well_once_everything_is_done(scene: Scene) -> None:
 
 def test_the_lines_to_change_are_printed(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     scene.path.write_text('{"iptables": false, "ip": "10.0.0.1", "live-restore": true}')
-    scene.config = Config()
+    scene.config, scene.is_serving = Config(), False
     report = scene.handover.check()
     assert report.advice == [
         f"set in {scene.path}, or let gangway docker enable do it:",
         '  "ip6tables": false,',
         '  "userland-proxy": false',
-        "add to gangway.toml:",
+        "add to gangway.toml, and restart gangway's daemon (or start it with --docker):",
         "  [docker]",
         "  enabled = true",
         "restart dockerd: systemctl restart docker.service; all containers end, and those with a restart policy are "
@@ -101,6 +102,12 @@ def test_the_lines_to_change_are_printed(scene: Scene, capsys: pytest.CaptureFix
     assert notes["dockerd: started with these settings"] == "it was started with ip6tables and userland-proxy on"
     print_docker({"checks": [{"check": "a", "holds": False, "note": "b"}], "advice": report.advice})
     assert capsys.readouterr().out.endswith("\n  then remove dockerd's rules: gangway docker cleanup\n")
+
+
+def test_a_setting_that_is_not_in_effect_yet_is_noticed(scene: Scene) -> None:
+    scene.is_serving = False
+    assert "this daemon does not serve them" in scene.failing()["gangway: Docker's ports"]
+    assert "restart gangway's daemon: [docker] enabled is new" in scene.handover.check().advice
 
 
 def test_ip6tables_is_off_by_default_before_27(scene: Scene) -> None:
@@ -200,7 +207,7 @@ def test_disable_says_what_it_left(scene: Scene, capsys: pytest.CaptureFixture[s
         f"{scene.path}: iptables, userland-proxy restored",
         f"{scene.path}: ip6tables was changed since, and is left as it is",
     ]
-    assert change.advice[0] == "set in gangway.toml, table [docker]: enabled = false"
+    assert change.advice[0].startswith("set in gangway.toml, table [docker]: enabled = false; and restart")
     assert not SettingsFile(scene.path).backup.exists()
     print_change(cast("dict[str, object]", {"done": change.done, "advice": change.advice}))
     assert "\nWhat to do next:\n  set in gangway.toml" in capsys.readouterr().out

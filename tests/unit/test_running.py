@@ -1,5 +1,6 @@
 """What is read of a dockerd that runs: flags, settings in use, and its API."""
 
+import json
 import os
 import socket
 import threading
@@ -118,37 +119,26 @@ def api(tmp_path: Path) -> Iterator[FakeApi]:
 
 
 def test_an_engine_is_read(api: FakeApi) -> None:
-    api.answers = {
-        "/version": ("200 OK", '{"Version": "28.5.2"}'),
-        "/info": ("200 OK", '{"LiveRestoreEnabled": true, "Swarm": {"LocalNodeState": "locked"}}'),
-        "/networks/bridge": ("200 OK", f'{{"Options": {{"{MASQUERADE}": "false"}}}}'),
-    }
+    bridge = {"Id": "a", "Name": "bridge", "Driver": "bridge", "Options": {MASQUERADE: "false"}}
+    info = {"ServerVersion": "28.5.2", "LiveRestoreEnabled": True, "Swarm": {"LocalNodeState": "locked"}}
+    api.answers = {"/info": ("200 OK", json.dumps(info)), "/networks": ("200 OK", json.dumps([bridge]))}
     assert read_engine(api.path) == Engine("28.5.2", os.getpid(), True, True, False)
-    api.answers["/info"] = ("200 OK", '{"Swarm": {"LocalNodeState": "inactive"}}')
-    del api.answers["/networks/bridge"]
+    info = {"ServerVersion": "28.5.2", "Swarm": {"LocalNodeState": "inactive"}}
+    api.answers = {"/info": ("200 OK", json.dumps(info)), "/networks": ("200 OK", "[]")}
     assert read_engine(api.path) == Engine("28.5.2", os.getpid(), False, False, None)
 
 
-@pytest.mark.parametrize(
-    ("answer", "why"),
-    [
-        (("500 Server Error", "{}"), "/info: 500 Server Error"),
-        (("200 OK", "<html>"), "malformed"),
-        (("200 OK", "[]"), "Expected `object`, got `array`"),
-        (("200 OK", '{"Swarm": []}'), "Expected `object`, got `array`"),
-        (("nonsense", ""), "HTTP"),
-    ],
-)
-def test_an_answer_that_makes_no_sense_is_reported(api: FakeApi, answer: tuple[str, str], why: str) -> None:
-    api.answers = {"/version": ("200 OK", "{}"), "/info": answer}
-    with pytest.raises(HostRefused, match=f"Docker's API at {api.path} cannot be read: .*{why}"):
+@pytest.mark.parametrize("answer", [("500 Server Error", "{}"), ("200 OK", "[]"), ("200 OK", '{"Swarm": []}')])
+def test_an_answer_that_makes_no_sense_is_reported(api: FakeApi, answer: tuple[str, str]) -> None:
+    api.answers = {"/info": answer}
+    with pytest.raises(HostRefused, match=f"Docker's API {api.path}: .*/info"):
         read_engine(api.path)
 
 
 def test_a_socket_that_nobody_serves_is_reported(tmp_path: Path) -> None:
     with pytest.raises(HostRefused, match="No such file or directory"):
         read_engine(str(tmp_path / "none"))
-    with pytest.raises(HostRefused, match="too long"):
+    with pytest.raises(HostRefused, match="cannot be read"):
         read_engine("/" + "s" * 200)
 
 

@@ -32,6 +32,8 @@ _USER_CHAIN = (
     "{0}: your rules in DOCKER-USER stay, but dockerd does not create that chain any more: after a reboot, let "
     "{0} -N DOCKER-USER and {0} -I FORWARD -j DOCKER-USER come first"
 )
+_OWN_LINES = ["add to gangway.toml, and restart gangway's daemon (or start it with --docker):"]
+_OWN_LINES += ["  [docker]", "  enabled = true"]
 _CLEANUP = "remove dockerd's rules: gangway docker cleanup"
 _SAME_RULES = f"gangway's own rules look like dockerd's (chain-prefix {DOCKERS_PREFIX})"
 
@@ -78,11 +80,12 @@ class _Dockerd(NamedTuple):
 class Handover:
     """dockerd's settings and rules.  `check` changes nothing; the rest is for one thread.
 
-    `config_file` is the path of dockerd's settings; empty: that of the dockerd that runs, or the usual one.
+    `is_serving` tells whether this daemon serves Docker's ports.  `config_file` is the path of dockerd's settings;
+    empty: that of the dockerd that runs, or the usual one.
     """
 
-    def __init__(self, config: Callable[[], Config], rules: DockerRules) -> None:
-        self._config, self._rules = config, rules
+    def __init__(self, config: Callable[[], Config], rules: DockerRules, is_serving: Callable[[], bool]) -> None:
+        self._config, self._rules, self._is_serving = config, rules, is_serving
 
     def check(self, config_file: str = "") -> DockerReport:
         """Say what is as gangway needs it, and what to do about the rest."""
@@ -97,9 +100,8 @@ class Handover:
             missing = to_change(settings, dockerd.flags)
             checks = [CheckAnswer("daemon.json", True, str(dockerd.file.path))]
             checks += _setting_checks(settings, missing, dockerd.flags)
-        is_enabled = self._config().docker.enabled
-        note = "" if is_enabled else "gangway does not serve the ports of Docker's containers"
-        checks.append(CheckAnswer("gangway.toml: [docker] enabled", is_enabled, note))
+        note = "" if self._is_serving() else "this daemon does not serve them ([docker] enabled)"
+        checks.append(CheckAnswer("gangway: Docker's ports", self._is_serving(), note))
         switched_on = dockerd.switched_on(settings)
         checks += _process_checks(dockerd, settings, switched_on)
         rules = [CheckAnswer("dockerd's rules", True, f"{_SAME_RULES}: not told apart")]
@@ -134,7 +136,9 @@ class Handover:
         found = dockerd.file.disable()
         done = [f"{dockerd.file.path}: {', '.join(found.keys) or 'nothing'} restored"]
         done += [f"{dockerd.file.path}: {key} was changed since, and is left as it is" for key in found.changed_since]
-        own = ["set in gangway.toml, table [docker]: enabled = false"] * self._config().docker.enabled
+        own = [
+            "set in gangway.toml, table [docker]: enabled = false; and restart gangway's daemon"
+        ] * self._is_serving()
         return DockerChange(done, [*own, dockerd.restart()])
 
     def clean_up(self, forward_accept: bool) -> DockerChange:
@@ -145,12 +149,12 @@ class Handover:
         if dockerd.is_swarm:
             raise Conflict(f"{_SWARM}: nothing was removed")
         if dockerd.process is not None and dockerd.engine is None:
-            raise Conflict(f"dockerd (pid {dockerd.process.pid}) may need its rules: {dockerd.unreadable}")
+            raise Conflict(f"{dockerd.process} may need its rules: {dockerd.unreadable}")
         switched_on = dockerd.switched_on(dockerd.file.settings())
         rules = {key: is_on for key, is_on in switched_on.items() if key in ("iptables", "ip6tables")}
         if rules and dockerd.process is not None:
             raise Conflict(
-                f"dockerd (pid {dockerd.process.pid}) may need its rules: {_started_with(rules)}; nothing was removed "
+                f"{dockerd.process} may need its rules: {_started_with(rules)}; nothing was removed "
                 "(gangway docker check says what to do first)"
             )
         return self._rules.remove(forward_accept)
@@ -168,8 +172,10 @@ class Handover:
         return _Dockerd(engine, unreadable, process, SettingsFile(path or DEFAULT))
 
     def _own_lines(self) -> list[str]:
-        """Return the lines that gangway.toml lacks."""
-        return [] if self._config().docker.enabled else ["add to gangway.toml:", "  [docker]", "  enabled = true"]
+        """Return what is left to do for gangway to serve Docker's ports."""
+        if self._is_serving():
+            return []
+        return ["restart gangway's daemon: [docker] enabled is new"] if self._config().docker.enabled else _OWN_LINES
 
 
 def _setting_checks(

@@ -130,7 +130,7 @@ class Parts:
 
     def handover(self) -> Handover:
         rules = DockerRules(lambda: self.observer.tools.nft, self._database, self._settings)
-        return Handover(lambda: self.config, rules)
+        return Handover(lambda: self.config, rules, lambda: self.docker is not None)
 
     def _wanted_settings(self) -> Iterator[tuple[str, str, str]]:
         """Yield the sysctls that no road depends on: name, value, and the consequence of another value."""

@@ -56,6 +56,23 @@ class Event(msgspec.Struct, rename="pascal"):
         return (self.actor.attributes or {}).get(name, "")
 
 
+class _Swarm(msgspec.Struct):
+    state: str = msgspec.field(name="LocalNodeState", default="inactive")
+
+
+class Info(msgspec.Struct):
+    """What `/info` says of dockerd."""
+
+    version: str = msgspec.field(name="ServerVersion", default="")
+    is_live_restoring: bool = msgspec.field(name="LiveRestoreEnabled", default=False)
+    swarm: _Swarm = msgspec.field(name="Swarm", default_factory=_Swarm)
+
+    @property
+    def is_swarm(self) -> bool:
+        """True if dockerd takes part in a swarm."""
+        return self.swarm.state not in ("", "inactive")
+
+
 class Events:
     """The stream of events about containers and networks, from the moment of its request on."""
 
@@ -92,6 +109,9 @@ class DockerClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._session.close()
+
+    async def info(self) -> Info:
+        return await self._get("/info", Info)
 
     async def networks(self) -> list[DockerNetwork]:
         return await self._get("/networks", list[DockerNetwork])

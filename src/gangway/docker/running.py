@@ -4,7 +4,7 @@ dockerd reads `iptables`, `ip6tables` and `userland-proxy` at its start only, an
 default bridge's `enable_ip_masquerade` does: without `iptables` it is false, whatever was wanted (20.10 to 29).
 """
 
-import http.client
+import asyncio
 import os
 import re
 import socket
@@ -13,11 +13,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import msgspec
-
-from gangway.errors import HostRefused
+from gangway.docker.client import DockerClient
 
 _LIMIT_S = 5.0
 _READ_S = 0.1  # how long after its start dockerd reads its settings; both times are rounded, too
@@ -54,45 +52,9 @@ class Engine(NamedTuple):
     masquerades: bool | None  # on the default bridge; None if it has none
 
 
-class _Version(msgspec.Struct):
-    version: str = msgspec.field(name="Version", default="")
-
-
-class _Swarm(msgspec.Struct):
-    state: str = msgspec.field(name="LocalNodeState", default="inactive")
-
-
-class _Info(msgspec.Struct):
-    swarm: _Swarm = msgspec.field(name="Swarm", default_factory=_Swarm)
-    live_restore: bool = msgspec.field(name="LiveRestoreEnabled", default=False)
-
-
-class _Bridge(msgspec.Struct):
-    options: dict[str, str] | None = msgspec.field(name="Options", default=None)
-
-
-_Answer = TypeVar("_Answer", _Version, _Info, _Bridge)
-
-
 def read_engine(path: str) -> Engine:
-    """Ask the API at a socket.  HostRefused: why it cannot be read."""
-    connection = http.client.HTTPConnection("docker")
-    connection.auto_open = 0
-    try:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(_LIMIT_S)
-            sock.connect(path)
-            connection.sock = sock
-            peer = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-            version = _get(connection, "/version", _Version)
-            info, bridge = _get(connection, "/info", _Info), _get(connection, "/networks/bridge", _Bridge)
-    except (OSError, ValueError, http.client.HTTPException, msgspec.MsgspecError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise HostRefused(f"Docker's API at {path} cannot be read: {reason}") from None
-    switch = (bridge.options or {}).get(_MASQUERADE)
-    is_swarm = info.swarm.state not in ("", "inactive")
-    masquerades = None if switch is None else switch == "true"
-    return Engine(version.version, peer[0], is_swarm, info.live_restore, masquerades)
+    """Ask the API at a socket, in a thread that has no event loop.  HostRefused: why it cannot be read."""
+    return asyncio.run(_read_engine(path))
 
 
 def find_process(pid: int = 0) -> Process | None:
@@ -132,14 +94,27 @@ def in_use(
     return settings.get(key, default) is not False if changed_s < process.started_s + _READ_S else None
 
 
-def _get(connection: http.client.HTTPConnection, target: str, kind: type[_Answer]) -> _Answer:
-    """Return what the API says; nothing of what it does not have."""
-    connection.request("GET", target)
-    response = connection.getresponse()
-    body = response.read()
-    if response.status not in (http.client.OK, http.client.NOT_FOUND):
-        raise ValueError(f"{target}: {response.status} {response.reason}")
-    return msgspec.json.decode(b"{}" if response.status == http.client.NOT_FOUND else body, type=kind)
+async def _read_engine(path: str) -> Engine:
+    async with DockerClient(path, _LIMIT_S) as client:
+        info, networks = await client.info(), await client.networks()
+    options = next((one.options or {} for one in networks if one.name == "bridge"), {})
+    switch = options.get(_MASQUERADE)
+    return Engine(
+        info.version,
+        _listener(path),
+        info.is_swarm,
+        info.is_live_restoring,
+        None if switch is None else switch == "true",
+    )
+
+
+def _listener(path: str) -> int:
+    """Return the pid of the process that listens at a socket: SO_PEERCRED, unix(7); 0 if it listens no more."""
+    with socket.socket(socket.AF_UNIX) as sock, suppress(OSError):
+        sock.settimeout(_LIMIT_S)
+        sock.connect(path)
+        return int(_PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0])
+    return 0
 
 
 def _pids() -> Iterator[int]:
