@@ -52,6 +52,8 @@ class Scene:
         self.handover = Handover(lambda: self.config, self.rules, lambda: self.is_serving)
         patch.setattr(handover, "DEFAULT", path)
         patch.setattr(handover, "read_engine", self._read)
+        self.would_start = False
+        patch.setattr(handover, "would_start_dockerd", lambda _: self.would_start)
         patch.setattr(handover, "find_process", lambda _: self.process)
 
     def _read(self, path: str) -> Engine:
@@ -184,6 +186,13 @@ def test_without_a_dockerd_rules_are_removed(scene: Scene) -> None:
     assert "cannot be read: No such file" in scene.failing()["dockerd"]
     assert scene.handover.clean_up(False).done == ["removed"]
     assert scene.handover.enable().advice[0].startswith("start dockerd")
+
+
+def test_a_dockerd_that_was_stopped_is_not_started(scene: Scene) -> None:
+    """With socket activation, reading its API would start it."""
+    scene.would_start, scene.process = True, None
+    assert "dockerd is stopped" in scene.failing()["dockerd"]
+    assert scene.handover.clean_up(False).done == ["removed"]
 
 
 def test_a_dockerd_with_another_socket_is_noticed(scene: Scene) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from gangway.daemon.config import Config
 from gangway.daemon.docker_rules import DockerRules
 from gangway.daemon.messages import CheckAnswer, DockerChange, DockerReport
+from gangway.docker.activation import would_start_dockerd
 from gangway.docker.daemon_json import NOTED, SWITCHES, needed, to_change
 from gangway.docker.running import Engine, Process, find_process, in_use, read_engine
 from gangway.docker.settings_file import DEFAULT, SettingsFile
@@ -162,14 +163,16 @@ class Handover:
     def _dockerd(self, config_file: str) -> _Dockerd:
         if config_file and (not config_file.startswith("/") or "\0" in config_file):
             raise InvalidRequest(f"config_file must be an absolute path, not {config_file!r}")
-        engine, unreadable = None, ""
+        engine, unreadable, path = None, "", self._config().docker.socket
         try:
-            engine = read_engine(self._config().docker.socket)
+            if would_start_dockerd(path):
+                raise HostRefused(f"Docker's API {path}: cannot be read (dockerd is stopped)")
+            engine = read_engine(path)
         except HostRefused as error:
             unreadable = str(error)
         process = find_process(engine.pid if engine else 0)
-        path = Path(config_file) if config_file else process and process.config_file
-        return _Dockerd(engine, unreadable, process, SettingsFile(path or DEFAULT))
+        file = Path(config_file) if config_file else process and process.config_file
+        return _Dockerd(engine, unreadable, process, SettingsFile(file or DEFAULT))
 
     def _own_lines(self) -> list[str]:
         """Return what is left to do for gangway to serve Docker's ports."""
