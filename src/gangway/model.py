@@ -22,6 +22,7 @@ from gangway.inet import format_host
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
+Subnets = tuple[Subnet, ...]
 
 ANY = (IPv4Address("0.0.0.0"), IPv6Address("::"))
 """The host addresses of a mapping that names none."""
@@ -32,7 +33,6 @@ _MIN_MTU = {4: 68, 6: 1280}  # RFC 791, RFC 8200
 _MAX_MTU = 65535  # net/bridge: ETH_MAX_MTU
 _ETHERNET_MTU = 1500
 _NUMBER = re.compile(r"[0-9]{1,9}")
-_NUMBERS = re.compile(r"[0-9]+(\.[0-9]+)+")
 _MAX_NAME_LENGTH = 128
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{_MAX_NAME_LENGTH - 1}}}")
 DOCKER_PREFIX = "docker:"
@@ -114,6 +114,7 @@ class PortRequest:
     host_addresses: tuple[Address, ...]
     host_ports: PortRange | None
     container_ports: PortRange
+    admitted: Subnets = ()  # as in PortMapping
 
     def __post_init__(self) -> None:
         for address in self.host_addresses:
@@ -139,7 +140,7 @@ class PortRequest:
         return (replace(self, container_ports=PortRange(port, port)) for port in ports)
 
 
-def parse_port(text: str) -> PortRequest:
+def parse_port(text: str, admitted: Subnets = ()) -> PortRequest:
     """Read one `-p`: [HOST-IP:]HOST-PORT[-END]:PORT[-END][/PROTOCOL] or [HOST-IP::]PORT[/PROTOCOL]."""
     try:
         ports, _, protocol = text.partition("/")
@@ -152,6 +153,7 @@ def parse_port(text: str) -> PortRequest:
             (parse_address(host[0]),) if host and host[0] else ANY,
             None if host_ports in ("", "0") else PortRange.parse(host_ports),
             PortRange.parse(container_ports),
+            admitted,
         )
     except InvalidRequest as error:
         raise InvalidRequest(f"invalid -p {text!r}: {error}") from None
@@ -177,29 +179,6 @@ def without_zone(address: Address) -> Address:
     return IPv6Address(int(address)) if address.version == 6 else address
 
 
-def parse_exclusion(text: str) -> Address | str:
-    """Read what is excluded from publishing: an address of the host, or the name of an interface, as it is."""
-    try:
-        address = parse_address(text)
-    except InvalidRequest:
-        if is_interface_name(text) and _NUMBERS.fullmatch(text) is None:  # 10.0.0.256 is a mistyped address
-            return text
-    else:
-        if not (address.is_unspecified or address.is_multicast or address != without_zone(address)):
-            return address
-    raise InvalidRequest(f"invalid exclude {text!r}: use an address of this host, without a zone, or an interface")
-
-
-def excluded_addresses(exclude: Iterable[str], found: Iterable[tuple[str, Address]]) -> frozenset[Address]:
-    """Return the addresses at which nothing is published; `found` are the host's, each with its interface's name.
-
-    An address that is named is excluded even while it is not the host's.
-    """
-    named = frozenset(map(parse_exclusion, exclude))
-    addresses = {one for one in named if not isinstance(one, str)}
-    return frozenset(addresses | {without_zone(address) for interface, address in found if interface in named})
-
-
 def is_interface_name(text: str) -> bool:
     """True if gangway accepts this name of an interface; the kernel would accept a few more."""
     return len(text) <= _INTERFACE_NAME_BYTES and _INTERFACE_NAME.fullmatch(text) is not None
@@ -216,6 +195,8 @@ class PortMapping:
     container_ports: PortRange
     source: Source = Source.API
     is_held: bool = False  # dockerd has a socket at each port, which keeps other programs from binding it
+    admitted: Subnets = ()
+    """The clients that may connect, besides the host itself; empty: everybody."""
 
     def __post_init__(self) -> None:
         _check_host_address(self.host_address)

@@ -49,6 +49,11 @@ def mapping(
     return PortMapping(container, protocol, ip_address(at), PortRange.parse(ports), PortRange.parse(to or ports))
 
 
+def admitting(one: PortMapping, *subnets: str) -> PortMapping:
+    """Return a mapping for the clients of some subnets."""
+    return replace(one, admitted=tuple(map(ip_network, subnets)))
+
+
 def lease(
     at: str, ports: str = "8000", to: str = "", protocol: Protocol = Protocol.TCP, container: str = "172.17.0.2"
 ) -> PortMapping:

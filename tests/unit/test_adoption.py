@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from gangway.errors import Conflict, HostRefused, PortInUse
+from gangway.facts import Firewall
 from gangway.model import ANY, Endpoint, Network, PortMapping, PortRange, Protocol, Source
+from gangway.reconcile.controller import Controller
+from gangway.reconcile.dataplane import DataPlane
 from gangway.relay.protocol import HostPorts
 from gangway.state.adopted import Adopted, AdoptedContainer
 from lab.netns import Namespace
@@ -189,3 +192,17 @@ def test_container_moves_while_it_runs(daemon: Daemon, box: Namespace) -> None:
     daemon.adopt(Adopted((BRIDGE,), (container(box, 8000, last=3),)))
     assert {str(one.container_address) for one in daemon.requests.mappings()} == {"172.17.0.3"}
     assert published(daemon) == ["0.0.0.0:8000:80/tcp", "0.0.0.0:9000:90/tcp"]
+
+
+@pytest.mark.parametrize(("firewall", "restricted"), [(Firewall.NFTABLES, ["8000", "9000"]), (Firewall.NONE, ["9000"])])
+def test_port_that_a_launcher_serves_to_everybody_is_not_called_restricted(
+    daemon: Daemon, box: Namespace, monkeypatch: pytest.MonkeyPatch, firewall: Firewall, restricted: list[str]
+) -> None:
+    """Only the rules of nftables also restrict the leases of docker-proxy launchers."""
+    facts = replace(daemon.requests.facts, firewall=firewall, leased=True)
+    monkeypatch.setattr(Controller, "facts", property(lambda _: facts))
+    monkeypatch.setattr(DataPlane, "has_leases", True)
+    ports = [replace(port(number, is_held=number == 8000), admitted=BRIDGE.subnets) for number in (8000, 9000)]
+    daemon.adopt(Adopted((BRIDGE,), (container(box)._replace(mappings=tuple(ports)),)))
+    assert [str(one.mapping.host_ports) for one in daemon.requests.mappings()] == restricted
+    assert any("gangway.from does not hold for 0.0.0.0:8000" in one for one in daemon.log) is ("8000" not in restricted)

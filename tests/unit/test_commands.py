@@ -34,6 +34,12 @@ def published(words: str) -> tuple[str, str, list[str]]:
     return given["path"], given["container"], given["ports"]
 
 
+def test_admitted_clients_are_given_one_by_one() -> None:
+    words = "--from 10.0.0.0/8 --from fd00::/8 -p 80"
+    assert parse(f"publish web {words}".split())[1]["from"] == ["10.0.0.0/8", "fd00::/8"]
+    assert parse(f"run {words} -- true".split())[1]["admitted"] == ["10.0.0.0/8", "fd00::/8"]
+
+
 def error(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Return the one line with which words are refused."""
     with pytest.raises(SystemExit) as end:

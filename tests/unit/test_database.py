@@ -63,6 +63,7 @@ _ADDED = (
     ("networks", "routed"),
     ("mappings", "source"),
     ("mappings", "is_held"),
+    ("mappings", "admitted"),
 )
 """The columns that version 1 did not have."""
 
@@ -78,7 +79,7 @@ def test_a_file_without_a_version_is_migrated(path: Path) -> None:
 def test_a_file_of_a_newer_version_is_refused_and_left_alone(path: Path) -> None:
     _execute(path, "PRAGMA user_version = 99;")
     before = path.read_bytes()
-    with pytest.raises(HostRefused, match="has version 99, and this gangway knows 3: install the newer one"):
+    with pytest.raises(HostRefused, match="has version 99, and this gangway knows 4: install the newer one"):
         Database(path)
     assert path.read_bytes() == before
 
@@ -158,6 +159,7 @@ def test_another_programs_file_is_refused_and_left_alone(tmp_path: Path) -> None
         ("UPDATE mappings SET host_address = 'x' WHERE host_address = '0.0.0.0'", (1, 1, 1), "'x' does not appear"),
         ("UPDATE mappings SET host_first = 'many' WHERE host_address = '::'", (1, 1, 1), "mappings"),
         ("UPDATE mappings SET protocol = 'icmp' WHERE host_address = '::'", (1, 1, 1), "'icmp'"),
+        ("UPDATE mappings SET admitted = 'all' WHERE host_address = '::'", (1, 1, 1), "'all'"),
         ("UPDATE networks SET subnets = NULL", (0, 0, 0), "networks"),
         ("UPDATE endpoints SET addresses = '1.2.3'", (1, 0, 0), "1.2.3"),
         ("UPDATE endpoints SET network = 'other'", (1, 0, 0), "it belongs to nothing"),

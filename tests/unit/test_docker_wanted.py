@@ -210,6 +210,29 @@ def test_label_sets_default_host_address(of_container: str | None, of_network: s
     assert all(problem.startswith("ports of container docker:box are not published: ") for problem in found.problems)
 
 
+@pytest.mark.parametrize(
+    ("of_container", "of_network", "expected"),
+    [
+        (None, None, ""),
+        ("10.0.0.0/8, fd00::/8", None, "10.0.0.0/8 fd00::/8"),
+        (None, "192.0.2.0/24", "192.0.2.0/24"),
+        ("10.0.0.0/8", "192.0.2.0/24", "10.0.0.0/8"),
+        ("10.0.0.0/8", "wrong", "10.0.0.0/8"),
+        ("", "192.0.2.0/24", None),
+        (None, "wrong", None),
+        ("10.0.0.1/8", None, None),
+    ],
+)
+def test_label_sets_admitted_clients(of_container: str | None, of_network: str | None, expected: str | None) -> None:
+    """A label that cannot be obeyed publishes nothing."""
+    labels = [{} if one is None else {"gangway.from": one} for one in (of_container, of_network)]
+    found = view([NETWORK | {"Labels": labels[1]}], container(Config={"Labels": labels[0]}))
+    (only,) = found.adopted.containers
+    assert [" ".join(map(str, one.admitted)) for one in only.mappings] == ([] if expected is None else 2 * [expected])
+    assert len(found.problems) == (expected is None)
+    assert all("docker:box are not published: invalid subnet" in problem for problem in found.problems)
+
+
 def test_host_port_chosen_from_a_range_was_requested_without_address() -> None:
     requested = {"80/tcp": [{"HostIp": "", "HostPort": "8000-8009"}, {"HostIp": "0.0.0.0", "HostPort": "7000"}]}
     published = {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": port} for port in ("8004", "7000")], "90/tcp": None}

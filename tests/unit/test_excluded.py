@@ -8,10 +8,11 @@ import pytest
 
 from gangway.daemon import config
 from gangway.errors import InvalidRequest
+from gangway.exclusions import excluded_addresses
 from gangway.facts import Firewall, HostFacts
 from gangway.firewall.iptables import render as iptables
 from gangway.firewall.nft import render as nftables
-from gangway.model import PortMapping, Protocol, excluded_addresses
+from gangway.model import PortMapping, Protocol
 from gangway.plan import Origin, Road, SeenAs
 from gangway.reach import origins_reaching, routes_to
 from gangway.reasons import Code, Reason

@@ -18,10 +18,24 @@ from gangway.firewall.iptables.render import (
     parse_listing,
     render,
 )
-from gangway.model import Endpoint, Network, PortMapping
+from gangway.model import Endpoint, Network, PortMapping, Protocol
 from gangway.plan import Origin, Plan, Road, assemble, plan_mapping
 from tests.unit.golden import FOLDER, assert_golden
-from tests.unit.samples import APART, BACK, FACTS, FORMS, FOUR, INNER, IPTABLES, NETWORKS, WEB, mapping, planned, whole
+from tests.unit.samples import (
+    APART,
+    BACK,
+    FACTS,
+    FORMS,
+    FOUR,
+    INNER,
+    IPTABLES,
+    NETWORKS,
+    WEB,
+    admitting,
+    mapping,
+    planned,
+    whole,
+)
 
 PREFIX, DOCKER = "GANGWAY", "DOCKER"
 DOCKERS = HostFacts(Firewall.IPTABLES, own_bridge=False)
@@ -30,6 +44,13 @@ PLANS: dict[str, Plan] = {
     "forms": whole(IPTABLES, *FORMS, networks=(BACK, INNER)),
     "unrouted": whole(
         HostFacts(Firewall.IPTABLES, forwarding=frozenset(), may_forward=False), mapping("192.0.2.5"), networks=(WEB,)
+    ),
+    "restricted": whole(
+        IPTABLES,
+        admitting(mapping("0.0.0.0", "8000", "80"), "10.0.0.0/8", "192.0.2.5/32", "fd00::/8"),
+        admitting(mapping("::", "8000", "80"), "10.0.0.0/8"),
+        admitting(mapping("192.0.2.5", "9000-9010", protocol=Protocol.UDP), "0.0.0.0/0"),
+        admitting(mapping("fe80::5", "6000"), "fd00::/8"),
     ),
 }
 

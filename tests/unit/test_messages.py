@@ -111,6 +111,7 @@ def test_mapping_answer_has_the_road_of_each_kind_of_client() -> None:
         "container_ports": "80-81",
         "source": "api",
         "redirected": 0,
+        "from": [],
     }
     assert [(route["origin"], route["neighbour"]) for route in routes] == [
         ("loopback", False),

@@ -32,6 +32,7 @@ from tests.unit.samples import (
     NFTABLES,
     NONE,
     WEB,
+    admitting,
     mapping,
     planned,
     whole,
@@ -53,6 +54,13 @@ PLANS: dict[str, Plan] = {
         networks=(WEB,),
     ),
     "empty": whole(NFTABLES),
+    "restricted": whole(
+        NFTABLES,
+        admitting(mapping("0.0.0.0", "8000", "80"), "10.0.0.0/8", "192.0.2.5/32", "fd00::/8"),
+        admitting(mapping("::", "8000", "80"), "10.0.0.0/8"),
+        admitting(mapping("192.0.2.5", "9000-9010", protocol=Protocol.UDP), "0.0.0.0/0"),
+        admitting(mapping("fe80::5", "6000"), "fd00::/8"),
+    ),
 }
 
 

@@ -33,6 +33,7 @@ PORT_NUMBERS = st.integers(1, LAST_PORT)
 NAMES = st.sampled_from(list(PROTOCOLS))
 ADDRESSES = st.ip_addresses().map(str)
 PAGES = st.lists(ADDRESSES, max_size=protocol.EXCLUDED_PAGE)
+SUBNETS = st.tuples(ADDRESSES, st.integers(0, 32)).map(lambda pair: f"{pair[0]}/{pair[1]}")
 ZONED = st.tuples(st.ip_addresses(v=6).map(str), st.sampled_from(["eth0", "1", "docker0.5"])).map("%".join)
 
 
@@ -50,7 +51,8 @@ def served(draw: st.DrawFn) -> Serve:
     mode = draw(st.sampled_from([Mode.OWN, Mode.LEASED, Mode.SHARED, Mode.HELD]))
     ports = draw(host_ports(LAST_PORT if mode in (Mode.SHARED, Mode.HELD) else 1))
     first = draw(st.integers(1, LAST_PORT - (ports.last - ports.first)))
-    return Serve(ports, Destination(draw(ADDRESSES), first), mode)
+    subnets = draw(st.lists(SUBNETS, max_size=protocol.MOST_SUBNETS))
+    return Serve(ports, Destination(draw(ADDRESSES), first), mode, tuple(subnets))
 
 
 KINDS: dict[type, st.SearchStrategy[Request]] = {
@@ -199,6 +201,9 @@ def test_any_line_is_a_served_port_or_refused(line: str) -> None:
         "lease tcp 10.0.0.1 80",
         "release 1 tcp 10.0.0.1 80",
         "serve tcp 0.0.0.0 80 80 172.17.0.2 8000 ended",
+        "serve tcp 0.0.0.0 80 80 172.17.0.2 8000 own 10.0.0.0",
+        "serve tcp 0.0.0.0 80 80 172.17.0.2 8000 own 10.0.0.0/33",
+        "serve tcp 0.0.0.0 80 80 172.17.0.2 8000 own all/8",
     ],
 )
 def test_malformed_message_is_shown(message: str) -> None:

@@ -136,6 +136,17 @@ def test_served_ports_are_listed_by_the_page(daemon: Daemon, count: int) -> None
     assert [protocol.parse_served(line.strip()) for page in pages for line in page] == ports
 
 
+def test_long_lines_are_listed_by_shorter_pages(daemon: Daemon) -> None:
+    clients = tuple(f"2001:db8:1111:2222:3333:4444:5555:{number:x}/128" for number in range(protocol.MOST_SUBNETS))
+    ports = [RANGE._replace(ports=HostPorts("tcp", "::", port, port), admitted=clients) for port in range(1, 41)]
+    for port in ports:
+        daemon.ask(port)
+    found: list[Serve] = []
+    while lines := daemon.ask(List(len(found))).removeprefix("ok").splitlines():
+        found += map(protocol.parse_served, lines)
+    assert found == ports
+
+
 @pytest.mark.parametrize("failure", [InvalidRequest("not a listening socket"), OSError(13, "denied")])
 @pytest.mark.parametrize("served", [OWN, SHARED, LEASED])
 def test_nothing_is_left_of_a_port_that_cannot_be_served(

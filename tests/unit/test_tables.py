@@ -8,7 +8,7 @@ from gangway.daemon.messages import MappingAnswer, NetworkAnswer
 from gangway.facts import Firewall, HostFacts
 from gangway.model import Protocol
 from gangway.plan import Origin
-from tests.unit.samples import BACK, INNER, NONE, WEB, endpoint, lease, mapping, planned
+from tests.unit.samples import BACK, INNER, NONE, WEB, admitting, endpoint, lease, mapping, planned
 
 
 def test_an_origin_with_two_roads_shows_both() -> None:
@@ -36,6 +36,12 @@ def test_mappings_are_a_table(capsys: pytest.CaptureFixture[str]) -> None:
         ["box", "api", "[::1]:53", "[fd30::2]:53/udp", "redirect", "blocked", "blocked", "blocked"],
         ["box", "api", "0.0.0.0:80", "172.30.0.2:80/sctp", "relay", "nat", "nat", "nat"],
     ]
+
+
+def test_admitted_clients_have_a_column_if_a_port_is_not_for_everybody(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(admitting(mapping("0.0.0.0"), "10.0.0.0/8", "fd00::/8")), planned(mapping("::"))
+    print_mappings(msgspec.to_builtins([MappingAnswer.of(one) for one in found]))
+    assert [row[4] for row in _table(capsys)] == ["FROM", "10.0.0.0/8, fd00::/8", "-"]
 
 
 @pytest.mark.parametrize(("container", "shown"), [("", "-"), ("docker:web", "docker:web")])

@@ -217,6 +217,8 @@ def _not_empty(text: str) -> str:
     return text
 
 
+_ADMITTED_HELP = "Who may connect, besides this host: clients of this subnet."
+_ADMITTED, _ADMITTED_BY_RUN = (_list("--from", _ADMITTED_HELP, "SUBNET", name) for name in ("from", "admitted"))
 _AT = _option("at", "The address that a client connects to.", "HOST-IP:PORT[/PROTO]", type=_not_empty)
 _BRIDGE = _option("--bridge", "The bridge's name; gw-NAME if left out.", "IF", type=_not_empty)
 _CHAINS = _option("--chain-prefix", "The name of iptables chains; DOCKER for Docker's own layout.", "NAME")
@@ -269,7 +271,9 @@ COMMANDS: dict[str, Command] = {
         views.print_attached,
     ),
     "detach": _request("DELETE /endpoints/{container}", (_CONTAINER,), "Detach a container, and unpublish its ports."),
-    "publish": _request("POST /mappings", (_CONTAINER, _PORTS), "Publish ports of a container.", views.print_lines),
+    "publish": _request(
+        "POST /mappings", (_CONTAINER, _PORTS, _ADMITTED), "Publish ports of a container.", views.print_lines
+    ),
     "unpublish": _request(
         "POST /mappings/withdraw",
         (_CONTAINER, _ANY_PORTS),
@@ -313,7 +317,7 @@ COMMANDS: dict[str, Command] = {
     "docker cleanup": _request(
         "POST /docker/cleanup", (_FORWARD_ACCEPT,), "Remove the rules that dockerd has left.", views.print_change
     ),
-    "run": (run, (_RUN_NAME, _NETWORK, _ANY_PORTS, _SOCKET, _COMMAND)),
+    "run": (run, (_RUN_NAME, _NETWORK, _ANY_PORTS, _ADMITTED_BY_RUN, _SOCKET, _COMMAND)),
     "daemon": (daemon, (_FIREWALL, _NO_FORWARD, _EXCLUDE, _DOCKER, _CHAINS, _STATE, _CONFIG, _SOCKET)),
     "config check": (check_config, (_FILE,)),
 }

@@ -28,8 +28,17 @@ _PATIENCE_S = 1.0
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
-def run(command: Sequence[str], path: str, container: str, network: str | None, ports: Sequence[str]) -> int:
-    """Run a command as a container that has these ports; return its exit code, or 128 + n after signal n.
+def run(
+    command: Sequence[str],
+    path: str,
+    container: str,
+    network: str | None,
+    ports: Sequence[str],
+    admitted: Sequence[str],
+) -> int:
+    """Run a command as a container that has these ports, for clients of the subnets `admitted`, or for all.
+
+    Return its exit code, or 128 + n after signal n.
 
     Refused: the daemon at `path` refused to attach or to publish, and the command was not run.
     """
@@ -51,7 +60,8 @@ def run(command: Sequence[str], path: str, container: str, network: str | None, 
                 if endpoint["note"]:
                     print(f"gangway: {endpoint['note']}", file=sys.stderr)
                 if ports:
-                    for mapping in ask(path, "POST", "/mappings", {"container": container, "ports": ports}):
+                    wanted = {"container": container, "ports": ports, "from": admitted}
+                    for mapping in ask(path, "POST", "/mappings", wanted):
                         print(f"gangway: {mapping_line(mapping)}", file=sys.stderr)
                 signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
                 ours.send(b"0")

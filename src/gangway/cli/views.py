@@ -106,11 +106,18 @@ def print_network(network: Answer) -> None:
 
 
 def print_mappings(mappings: Sequence[Answer]) -> None:
+    """Print the table of `ls`; it has a column for admitted clients if a mapping is not for everybody."""
+    is_restricted = any(one["from"] for one in mappings)
     rows = (
-        (one["container"] or "-", one["source"], *_sides(one), *(roads(one, origin) for origin in ORIGINS))
+        (
+            *(one["container"] or "-", one["source"], *_sides(one)),
+            *([", ".join(one["from"]) or "-"] if is_restricted else []),
+            *(roads(one, origin) for origin in ORIGINS),
+        )
         for one in mappings
     )
-    _print_table(("CONTAINER", "SOURCE", "PUBLISHED", "TARGET", *map(str.upper, ORIGINS)), rows)
+    head = "CONTAINER", "SOURCE", "PUBLISHED", "TARGET", *(["FROM"] if is_restricted else []), *map(str.upper, ORIGINS)
+    _print_table(head, rows)
 
 
 def print_checks(checks: Sequence[Answer]) -> None:
@@ -138,6 +145,8 @@ def explanation(answer: Answer) -> Iterator[str]:
     yield f"{at}/{mapping['protocol']} is {mapping_line(mapping)}"
     network = f"network {answer['network']}" if answer["network"] else f"source {mapping['source']}"
     yield f"container {mapping['container'] or '-'}, {network}, firewall {answer['firewall']}"
+    if mapping["from"]:
+        yield f"admitted clients: {', '.join(mapping['from'])}, and this host; others are dropped or reset"
     for route in mapping["routes"]:
         near = ", of the same network" if route["neighbour"] else ", of another network"
         yield ""

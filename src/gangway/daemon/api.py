@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 from aiohttp import web
 
+from gangway.admission import parse_admitted
 from gangway.daemon import messages
 from gangway.daemon.handover import Handover
 from gangway.daemon.messages import (
@@ -36,6 +37,7 @@ from gangway.daemon.messages import (
     NetworkRequest,
     PublishRequest,
     RouteAnswer,
+    UnpublishRequest,
 )
 from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest, PortInUse, TimedOut, Unsupported
 from gangway.facts import Firewall
@@ -110,7 +112,8 @@ def _list_mappings(service: Service, _request: None, given: dict[str, str]) -> l
 def _publish(service: Service, request: PublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
     if not request.ports:
         raise InvalidRequest("nothing to publish: name ports with -p")
-    return list(map(MappingAnswer.of, service.requests.publish(request.container, request.ports)))
+    published = service.requests.publish(request.container, request.ports, parse_admitted(request.admitted))
+    return list(map(MappingAnswer.of, published))
 
 
 def _explain(service: Service, _request: None, given: dict[str, str]) -> ExplainAnswer:
@@ -170,7 +173,7 @@ OPERATIONS = (
         "Delete mappings of a container: those that are named, or all.",
         lambda service, body, _: list(map(MappingAnswer.of, service.requests.unpublish(body.container, body.ports))),
         list[MappingAnswer],
-        PublishRequest,
+        UnpublishRequest,
     ),
     Operation(
         "GET /explain?at&from",

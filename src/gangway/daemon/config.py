@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from gangway.errors import InvalidRequest
+from gangway.exclusions import parse_exclusion
 from gangway.log import unusable
-from gangway.model import parse_exclusion
 from gangway.relay.settings import Settings, checked
 
 SETTINGS = Path("/etc/gangway/gangway.toml")

@@ -3,13 +3,13 @@
 Addresses, subnets and ports are text, as a person writes them; ranges are `8000-8010`.
 """
 
-from ipaddress import ip_interface, ip_network
 from typing import Annotated
 
 import msgspec
 
+from gangway.admission import parse_subnet
 from gangway.errors import InvalidRequest
-from gangway.model import Endpoint, Network, Subnet, bridge_name, default_mtu, first_gateway, parse_address
+from gangway.model import Endpoint, Network, bridge_name, default_mtu, first_gateway, parse_address
 from gangway.plan import MappingPlan, Origin, Route
 
 _MAX_INT = (1 << 31) - 1
@@ -27,7 +27,7 @@ class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True):
 
     def network(self, uplink_mtu: int | None = None) -> Network:
         """Return the network.  InvalidRequest: its values do not fit together."""
-        subnets = tuple(map(_subnet, self.subnets))
+        subnets = tuple(map(parse_subnet, self.subnets))
         unused = list(map(parse_address, self.gateways))
         gateways = []
         for subnet in subnets:
@@ -52,11 +52,20 @@ class AttachRequest(msgspec.Struct, forbid_unknown_fields=True):
     """The pid of a process at whose end the container is detached."""
 
 
-class PublishRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Publish or unpublish ports; each is written as after `-p`."""
+class UnpublishRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Unpublish ports, each written as after `-p`; without any, all of the container's."""
 
     container: str
     ports: list[str] = []
+
+
+class PublishRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Publish ports; each is written as after `-p`."""
+
+    container: str
+    ports: list[str] = []
+    admitted: list[str] = msgspec.field(default=[], name="from")
+    """The subnets of the clients that may connect, besides the host itself; empty: everybody."""
 
 
 class NetworkAnswer(msgspec.Struct):
@@ -119,6 +128,8 @@ class MappingAnswer(msgspec.Struct):
     routes: list[RouteAnswer]
     redirected: int
     """How many sockets were redirected to it: connections, and peers of sockets that are not connected."""
+    admitted: list[str] = msgspec.field(default=[], name="from")
+    """The subnets of the clients that may connect, besides the host itself; empty: everybody."""
 
     @classmethod
     def of(cls, planned: MappingPlan, redirected: int = 0, routes: list[RouteAnswer] | None = None) -> "MappingAnswer":
@@ -127,7 +138,8 @@ class MappingAnswer(msgspec.Struct):
         target = str(planned.container_address), str(mapping.container_ports)
         if routes is None:
             routes = [RouteAnswer.of(route) for route in planned.routes]
-        return cls(mapping.container, mapping.source, mapping.protocol, *host, *target, routes, redirected)
+        kind, admitted = (mapping.source, mapping.protocol), list(map(str, mapping.admitted))
+        return cls(mapping.container, *kind, *host, *target, routes, redirected, admitted)
 
 
 class ExplainAnswer(msgspec.Struct):
@@ -182,13 +194,3 @@ def origin(text: str) -> Origin:
         return Origin(text)
     except ValueError:
         raise InvalidRequest(f"unknown origin {text!r}: {', '.join(Origin)}") from None
-
-
-def _subnet(text: str) -> Subnet:
-    try:
-        subnet = ip_network(text, strict=False)
-    except ValueError:
-        raise InvalidRequest(f"invalid subnet {text!r}: write ADDRESS/PREFIX-LENGTH, as in 172.30.0.0/24") from None
-    if ip_interface(text).ip != subnet.network_address:
-        raise InvalidRequest(f"invalid subnet {text!r}: it has host bits set; write {subnet}")
-    return subnet

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from gangway.admission import parse_label
 from gangway.errors import InvalidRequest
 from gangway.model import (
     ANY,
@@ -44,6 +45,8 @@ from gangway.state.adopted import Adopted, AdoptedContainer
 
 BIND_LABEL = "gangway.bind"
 """The label of a container or network with the host address of ports that are published without one."""
+FROM_LABEL = "gangway.from"
+"""The label of a container or network with the subnets of clients that may reach its ports, separated by commas."""
 _BRIDGE = "com.docker.network.bridge."
 _MTU = "com.docker.network.driver.mtu"
 
@@ -146,10 +149,10 @@ class ListedContainer(_Answer):
 
 
 class Bridge(NamedTuple):
-    """A network of Docker's, with the value of its `BIND_LABEL`; empty: it has none."""
+    """A network of Docker's, with its labels."""
 
     network: Network
-    bind: str
+    labels: Mapping[str, str]
 
 
 class View:
@@ -183,7 +186,7 @@ class View:
         for one in networks:
             if one.driver == "bridge" and not one.config_only:
                 try:
-                    self._bridges[one.id] = Bridge(read_network(one), (one.labels or {}).get(BIND_LABEL, ""))
+                    self._bridges[one.id] = Bridge(read_network(one), one.labels or {})
                 except (InvalidRequest, ValueError) as error:
                     self._network_problems.append(f"network {one.name} of Docker's is not served: {error}")
 
@@ -198,7 +201,10 @@ class View:
         addresses = tuple(parse_address(text) for text in (attachment.ipv4_address, attachment.ipv6_address) if text)
         mappings: tuple[PortMapping, ...] = ()
         try:
-            mappings = tuple(_mappings(name, _published(container, bridge)))
+            labels = {**bridge.labels, **(container.config.labels or {})}
+            admitted = parse_label(labels[FROM_LABEL]) if FROM_LABEL in labels else ()
+            ports = _published(container, bridge.network, labels.get(BIND_LABEL, ""))
+            mappings = tuple(_mappings(name, ports, admitted))
         except (InvalidRequest, ValueError) as error:
             self._container_problems[container.id] = f"ports of container {name} are not published: {error}"
         endpoint = Endpoint(name, bridge.network.name, addresses)
@@ -292,10 +298,9 @@ class _Port(NamedTuple):
     container_port: int
 
 
-def _published(container: DockerContainer, bridge: Bridge) -> Iterator[_Port]:
-    """Yield a container's published ports, one by one, as often as they have host addresses."""
+def _published(container: DockerContainer, network: Network, bind: str) -> Iterator[_Port]:
+    """Yield a container's published ports, one by one, as often as they have host addresses; `bind` is the usual."""
     requested = container.host_config.port_bindings or {}
-    bind = (container.config.labels or {}).get(BIND_LABEL, bridge.bind)
     usual = (parse_address(bind),) if bind else ANY
     for key, bindings in (container.network_settings.ports or {}).items():
         number, _, protocol = key.partition("/")
@@ -310,7 +315,7 @@ def _published(container: DockerContainer, bridge: Bridge) -> Iterator[_Port]:
             else:
                 yield port(address, True, host_port)
         for address in usual:
-            if address.version not in bridge.network.routed:
+            if address.version not in network.routed:
                 own = held[address.version]
                 yield from (port(address, bool(own), host_port) for host_port in own or held[4] | held[6])
 
@@ -324,7 +329,7 @@ def _is_without_address(requested: list[_Binding] | None, host_port: int) -> boo
     return False
 
 
-def _mappings(name: str, ports: Iterable[_Port]) -> Iterator[PortMapping]:
+def _mappings(name: str, ports: Iterable[_Port], admitted: tuple[Subnet, ...]) -> Iterator[PortMapping]:
     """Yield the fewest mappings that have these ports: those with the same distance are one where they can be."""
     alike: dict[tuple[Protocol, Address, bool, int], list[int]] = defaultdict(list)
     for one in ports:
@@ -332,4 +337,4 @@ def _mappings(name: str, ports: Iterable[_Port]) -> Iterator[PortMapping]:
     for (protocol, address, is_held, distance), host_ports in alike.items():
         for found in merge_ports(host_ports):
             container_ports = PortRange(found.first + distance, found.last + distance)
-            yield PortMapping(name, protocol, address, found, container_ports, Source.DOCKER, is_held)
+            yield PortMapping(name, protocol, address, found, container_ports, Source.DOCKER, is_held, admitted)

@@ -18,6 +18,7 @@ import msgspec
 
 from gangway.daemon.config import Config
 from gangway.errors import HostRefused, Unsupported
+from gangway.exclusions import excluded_addresses
 from gangway.facts import Firewall, HostFacts
 from gangway.firewall.iptables.render import DOCKERS_PREFIX
 from gangway.firewall.iptables.tool import Iptables
@@ -26,7 +27,7 @@ from gangway.firewall.nft.library import Nftables
 from gangway.firewall.nft.transaction import TABLE
 from gangway.host import probe, sockets, sysctl
 from gangway.host.links import Link, Links
-from gangway.model import Address, Protocol, excluded_addresses, is_interface_name
+from gangway.model import Address, Protocol, is_interface_name
 from gangway.reconcile import observe_links
 from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.routing import Routing, host_addresses, read_routing, unwritable_switch

@@ -51,19 +51,20 @@ def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPorts, Serve]]:
     """Yield what the relay serves for a mapping: the whole range, or each port by a socket of its own."""
     mapping, address = planned.mapping, str(planned.container_address)
     protocol, host_address = mapping.protocol.value, str(mapping.host_address)
+    admitted = tuple(map(str, mapping.admitted))
     if planned.is_blocked or planned.is_leased:
         return
     if planned.is_steered:
         ports = HostPorts(protocol, host_address, mapping.host_ports.first, mapping.host_ports.last)
         mode = Mode.HELD if mapping.is_held else Mode.SHARED
-        yield ports, Serve(ports, Destination(address, mapping.container_ports.first), mode)
+        yield ports, Serve(ports, Destination(address, mapping.container_ports.first), mode, admitted)
         return
     if mapping.is_held:  # no socket can be bound beside dockerd's
         return
     mode = Mode.LEASED if mapping.source is Source.LEASE else Mode.OWN
     for port, container_port in mapping.pairs():
         ports = HostPorts(protocol, host_address, port, port)
-        yield ports, Serve(ports, Destination(address, container_port), mode)
+        yield ports, Serve(ports, Destination(address, container_port), mode, admitted)
 
 
 def steered_of(planned: MappingPlan) -> Iterator[tuple[PortBlock, SteeringState]]:

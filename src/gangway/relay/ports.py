@@ -10,7 +10,7 @@ container.
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
@@ -20,6 +20,7 @@ from gangway.errors import InvalidRequest
 from gangway.inet import FAMILIES, PROTOCOLS
 from gangway.log import Log
 from gangway.relay import protocol
+from gangway.relay.admission import Admission
 from gangway.relay.core.loop import READABLE, Loop
 from gangway.relay.protocol import CountShared, Exclude, GetHeld, Hold, HostPorts, List, Mode, Remove, Serve, Share
 from gangway.relay.sockets import Backend, PublishedPort, PublishedRange, family_of
@@ -89,8 +90,7 @@ class ServedPorts:
             case Remove(ports):
                 return self._remove(ports, lambda: answer("", ()))
             case List(offset):
-                page = islice(self._ports.values(), offset, offset + protocol.PAGE)
-                text = "\n".join(protocol.encode_served(self._listed(port)) for port in page)
+                text = "\n".join(self._page(offset))
             case Share():
                 self._share(request, fds)
             case CountShared():
@@ -119,6 +119,16 @@ class ServedPorts:
             if port.owner is not None:
                 os.close(port.owner)
 
+    def _page(self, offset: int) -> Iterator[str]:
+        """Yield lines of the answer to `list`, from a port on: as many as fit."""
+        size = 0
+        for port in islice(self._ports.values(), offset, offset + protocol.PAGE):
+            line = protocol.encode_served(self._listed(port))
+            size += len(line) + 1
+            if size > protocol.PAGE_BYTES:
+                return
+            yield line
+
     def _listed(self, port: _Port) -> Serve:
         served = port.served
         return served._replace(mode=Mode.ENDED) if served.ports in self._ownerless else served
@@ -129,7 +139,8 @@ class ServedPorts:
         # Served already: a new daemon grants the lease again, and connections go on.
         if known is not None and not (is_leased and known.served == served):
             raise InvalidRequest(f"{_name(ports)} is served already")
-        backend = Backend(PROTOCOLS[ports.protocol], family_of(served.to.address), *served.to)
+        admission = Admission(served.admitted) if served.admitted else None
+        backend = Backend(PROTOCOLS[ports.protocol], family_of(served.to.address), *served.to, admission)
         if served.mode in (Mode.SHARED, Mode.HELD):
             return self._serve_shared(served, backend, fds)
         if not 1 <= len(fds) <= 1 + is_leased:

@@ -10,6 +10,8 @@ type, the others are its fields.  The first message of a connection carries the 
                       serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST leased     the same, and the launcher's pidfd
                       serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST shared     by the socket given with `share`
                       serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST held       the same; for UDP with a raw socket
+                      serve … SUBNET...                      any of these, for the host's own clients and those of some
+                                                             subnets only
                       remove PROTO HOST-IP FIRST LAST        answered when the port is free
                       list OFFSET                            the served ports, from one of them on; the mode of a
                                                              leased one whose launcher has exited is `ended`
@@ -39,11 +41,15 @@ from gangway.inet import PROTOCOLS
 from gangway.relay.sockets import family_of
 
 VERSION = 1
-MAX_REQUEST_BYTES = 512
+MAX_REQUEST_BYTES = 4096
 MAX_ANSWER_BYTES = 1 << 16
 MAX_DESCRIPTORS = 32
 PAGE = 200
-"""Ports in one answer to `list`."""
+"""The most ports in one answer to `list`."""
+PAGE_BYTES = MAX_ANSWER_BYTES - MAX_REQUEST_BYTES
+"""An answer to `list` that has as many bytes is not continued."""
+MOST_SUBNETS = 64
+"""In one `serve`."""
 EXCLUDED_PAGE = 10
 """Addresses in one `exclude`."""
 REDIRECT = "redirect"
@@ -90,6 +96,7 @@ class Serve(NamedTuple):
     ports: HostPorts
     to: Destination
     mode: Mode
+    admitted: tuple[str, ...] = ()  # the subnets of clients, as ADDRESS/PREFIX-LENGTH; empty: everybody
 
 
 class Remove(NamedTuple):
@@ -154,7 +161,7 @@ def parse(data: bytes) -> Request:
                 return (Hello if verb == "hello" else List)(_number(number))
             case ["exclude", offset, *addresses]:
                 return Exclude(_number(offset), tuple(map(_address, addresses)))
-            case ["serve", *words] if words[-1:] != [Mode.ENDED]:
+            case ["serve", *words] if Mode.ENDED not in words:
                 return _serve(words)
             case ["remove", *words]:
                 return Remove(_host_ports(words))
@@ -212,10 +219,13 @@ def _words(fields: tuple[object, ...]) -> Iterator[str]:
 
 
 def _serve(words: list[str]) -> Serve:
-    *host, address, first, mode = words
-    served = Serve(_host_ports(host), Destination(_address(address), _port(first)), Mode(mode))
+    host, (address, first, mode, *admitted) = words[:4], words[4:]
+    destination = Destination(_address(address), _port(first))
+    served = Serve(_host_ports(host), destination, Mode(mode), tuple(map(_subnet, admitted)))
     span = served.ports.last - served.ports.first
     if served.to.first + span > _LAST_PORT or (span and served.mode not in (Mode.SHARED, Mode.HELD)):
+        raise ValueError(words)
+    if len(admitted) > MOST_SUBNETS:
         raise ValueError(words)
     return served
 
@@ -240,6 +250,13 @@ def _address(text: str) -> str:
         socket.inet_pton(family_of(text), text)
     except OSError:
         raise ValueError(text) from None
+    return text
+
+
+def _subnet(text: str) -> str:
+    address, _, length = text.partition("/")
+    if _number(length) > (128 if ":" in _address(address) else 32):
+        raise ValueError(text)
     return text
 
 

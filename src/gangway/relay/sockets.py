@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from gangway.inet import PROTOCOLS, format_host
+from gangway.relay.admission import Admission
 
 _PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -23,6 +24,7 @@ class Backend(NamedTuple):
     family: int  # socket.AF_INET or AF_INET6
     address: str
     port: int
+    admission: Admission | None = None  # which clients are connected; None: all
 
     def __str__(self) -> str:
         return f"{_PROTOCOL_NAMES[self.protocol]} {format_host(self.address)}:{self.port}"

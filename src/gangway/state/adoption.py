@@ -11,10 +11,11 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from functools import partial
 
-from gangway.errors import GangwayError, leaves
+from gangway.errors import GangwayError, Unsupported, leaves
+from gangway.facts import Firewall
 from gangway.host import netns
 from gangway.host.links import Links
-from gangway.model import Network, Source, require_no_conflict
+from gangway.model import Network, PortMapping, Source, require_no_conflict
 from gangway.plan import MappingPlan, Plan, plan_network
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.dataplane import DataPlane
@@ -58,7 +59,7 @@ class Adoption:
             self._controller.check()
         networks = {one.name: one for one in wanted.networks if self._is_possible(one)}
         containers = {
-            one.endpoint.container: one
+            one.endpoint.container: self._without_unrestrictable(one)
             for one in wanted.containers
             if one.endpoint.network in networks and _place(one).inode
         }
@@ -77,6 +78,16 @@ class Adoption:
     def _is_possible(self, network: Network) -> bool:
         own = [one for one in self._registry.networks if not one.is_adopted]
         return self._attempt(partial(require_no_conflict, network, own), f"network {network.name} not served")
+
+    def _without_unrestrictable(self, one: AdoptedContainer) -> AdoptedContainer:
+        """Leave out ports that are not for everybody, where a launcher's lease would serve everybody."""
+        facts = self._controller.facts
+        if not facts.leased or facts.firewall is Firewall.NFTABLES:  # whose rules also restrict leased ports
+            return one
+        restricted = [mapping for mapping in one.mappings if mapping.admitted and mapping.is_held]
+        for mapping in restricted:
+            self._attempt(partial(_refuse_restriction, mapping), f"container {one.endpoint.container}")
+        return one._replace(mappings=tuple(mapping for mapping in one.mappings if mapping not in restricted))
 
     def _is_incomplete(self, one: AdoptedContainer) -> bool:
         name = one.endpoint.container
@@ -187,6 +198,13 @@ class Adoption:
                     self._warn(text)
                 self._failures.add(text)
         return done
+
+
+def _refuse_restriction(mapping: PortMapping) -> None:
+    raise Unsupported(
+        f"the label gangway.from does not hold for {mapping}: gangway's docker-proxy serves everybody there; use "
+        '"userland-proxy": false in its place, or nftables'
+    )
 
 
 def _place(one: AdoptedContainer) -> Place:

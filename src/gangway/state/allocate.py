@@ -100,7 +100,8 @@ class Allocation:
         """Reserve these ports at each address of a request: all or none."""
         with self._part() as part:
             for address in request.host_addresses:
-                mapping = PortMapping(container, request.protocol, address, host_ports, request.container_ports)
+                ports = host_ports, request.container_ports
+                mapping = PortMapping(container, request.protocol, address, *ports, admitted=request.admitted)
                 try:
                     part.reserve(mapping, name_holder=not request.is_choice)
                 except Unsupported:

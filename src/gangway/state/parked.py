@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 
+from gangway.admission import parse_admitted
 from gangway.errors import InvalidRequest
 from gangway.model import PortMapping, parse_port
 from gangway.state.database import Database
@@ -25,15 +26,17 @@ class ParkedPorts:
         found = []
         for text in self._texts.get(container, ()):
             with suppress(InvalidRequest):  # the database is damaged
-                request = parse_port(text)
+                port, _, admitted = text.partition(" ")
+                request = parse_port(port)
                 if request.host_ports is not None:
-                    host, inner = request.host_ports, request.container_ports
-                    found.append(PortMapping(container, request.protocol, request.host_addresses[0], host, inner))
+                    ports = request.host_addresses[0], request.host_ports, request.container_ports
+                    clients = parse_admitted(admitted.split())
+                    found.append(PortMapping(container, request.protocol, *ports, admitted=clients))
         return found
 
     def park(self, container: str, mappings: Iterable[PortMapping]) -> None:
         """Keep the ports of a container that does not run any more."""
-        if texts := list(map(str, mappings)):
+        if texts := [" ".join(map(str, (one, *one.admitted))) for one in mappings]:
             self._write(self._texts | {container: texts})
 
     def retain(self, containers: Collection[str]) -> None:

@@ -28,6 +28,7 @@ from gangway.model import (
     PortRequest,
     Protocol,
     Source,
+    Subnets,
     check_container,
     default_mtu,
     first_gateway,
@@ -275,13 +276,12 @@ class Requests:
     # Mappings
 
     @retry_after_reaping
-    def publish(self, container: str, texts: Sequence[str]) -> tuple[MappingPlan, ...]:
-        """Publish a container's ports; each text is as after Docker's `-p`.  All of them or none."""
+    def publish(self, container: str, texts: Sequence[str], admitted: Subnets = ()) -> tuple[MappingPlan, ...]:
+        """Publish a container's ports to `admitted` clients; each text is as after Docker's `-p`.  All or none."""
         self.repair(container)
         network = self._registry.network_of(container)
         _check_same_process(container, self._registry.place(container))
-        given = (families.without_missing(parse_port(text)) for text in texts)
-        requests = [request for one in given for request in one.split_ports()]
+        requests = [one for text in texts for one in families.without_missing(parse_port(text, admitted)).split_ports()]
         for address in {address for request in requests for address in request.host_addresses}:
             sockets.require_no_broadcast(str(address))
             self._check_excluded(address)

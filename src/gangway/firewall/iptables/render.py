@@ -43,6 +43,7 @@ _NEITHER_ESTABLISHED_NOR_PUBLISHED = "-m conntrack ! --ctstate RELATED,ESTABLISH
 _SYN = "-p tcp -m tcp --tcp-flags SYN,RST SYN"
 _MIDSTREAM = "! --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate NEW"
 _INVALID = "-m conntrack --ctstate INVALID"
+_HOST = " -m addrtype --src-type LOCAL"
 
 
 class Table(NamedTuple):
@@ -100,7 +101,10 @@ def _translation(planned: MappingPlan, prefix: str) -> dict[str, list[str]]:
     inner = f"-p {mapping.protocol} -m {mapping.protocol} --dport {_ports(mapping.container_ports)}"
     container = ip_network(planned.container_address)
     elsewhere = f" ! -i {bridge}" if prefix == DOCKERS_PREFIX else ""
-    nat = [f"-A {prefix}{_requested(planned, elsewhere)} -j DNAT --to-destination {_target(planned)}"]
+    nat = [
+        f"-A {prefix}{source}{_requested(planned, elsewhere)}{match} -j DNAT --to-destination {_target(planned)}"
+        for source, match in _clients(planned)
+    ]
     if prefix == DOCKERS_PREFIX:
         nat.append(f"-A POSTROUTING -s {container} -d {container} {inner} -j MASQUERADE")
     rules = {"nat": nat, "filter": [f"-A {prefix} -d {container}{elsewhere} -o {bridge} {inner} -j ACCEPT"]}
@@ -109,6 +113,17 @@ def _translation(planned: MappingPlan, prefix: str) -> dict[str, list[str]]:
         answer = f"-s {container} -i {bridge} -p tcp -m tcp --sport {_ports(mapping.container_ports)} {_MIDSTREAM}"
         rules["filter"].append(f"-A {prefix} {answer} -j REJECT --reject-with tcp-reset")
     return rules
+
+
+def _clients(planned: MappingPlan) -> Iterator[tuple[str, str]]:
+    """Yield what the clients of a mapping are matched by: options before the protocol's, and after them.
+
+    The first is the host, if not everybody is admitted.
+    """
+    admitted = planned.mapping.admitted
+    yield "", _HOST if admitted else ""
+    for subnet in (one for one in admitted if one.version == planned.family):
+        yield f" -s {subnet}" if subnet.prefixlen else "", ""
 
 
 def _requested(planned: MappingPlan, elsewhere: str = "") -> str:
@@ -124,13 +139,15 @@ def matching_rules(planned: MappingPlan, route: Route, network: Network, prefix:
         return
     rules = _translation(planned, prefix)
     yield f"nat: {_to_output(planned.family, prefix) if route.origin is Origin.HOST else _to_prerouting(prefix)}"
-    yield f"nat: {rules['nat'][0]}"
+    own, *others = (rule for rule in rules["nat"] if _is_in(rule, prefix))
+    is_by_client = bool(planned.mapping.admitted) and route.origin is not Origin.HOST
+    yield from (f"nat: {rule}" for rule in (others if is_by_client else [own]))
     if route.origin is not Origin.HOST:
         yield f"filter: -A FORWARD -o {planned.bridge} -j {prefix}"
         yield f"filter: {rules['filter'][0]}"
     if route.neighbour:
-        own = next(subnet for subnet in network.subnets if planned.container_address in subnet)
-        yield f"nat: {_hairpin(own, planned.bridge)}"
+        subnet = next(subnet for subnet in network.subnets if planned.container_address in subnet)
+        yield f"nat: {_hairpin(subnet, planned.bridge)}"
     elif route.reason.code is Code.ANSWERS_ELSEWHERE:
         yield f"nat: {_to_gateway(planned.container_address, planned.bridge)}"
 

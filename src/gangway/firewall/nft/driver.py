@@ -15,7 +15,7 @@ from gangway.firewall.nft.transaction import TABLE
 from gangway.host.rule_notices import Change, RuleNotices
 from gangway.host.saved_settings import Storage
 from gangway.model import Network
-from gangway.plan import MappingPlan, Plan, Route
+from gangway.plan import MappingPlan, Plan, Road, Route
 
 KEY = "nftables rules"
 """Remembered in the storage while there are any."""
@@ -86,7 +86,7 @@ class NftDriver(Driver):
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network, port: int) -> Iterable[str]:
         """Return the rules that match, and the element of a map as the kernel has it now."""
         rules = [*render.matching_rules(planned, route, network, port)]
-        if rules:
+        if route.road is Road.NAT:
             name, key = render.place_of(planned), elements.pack_key(*render.key_of(planned, port))
             found = kernel.element(TABLE, name, key)
             target = "nothing" if found is None else elements.unpack_target(found.target)

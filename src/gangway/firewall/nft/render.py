@@ -49,7 +49,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from ipaddress import ip_network
 from typing import NamedTuple
 
-from gangway.firewall.nft import asked
+from gangway.firewall.nft import asked, restricted
 from gangway.firewall.nft.answers import Answers
 from gangway.firewall.nft.transaction import TABLE, Elements, Transaction
 from gangway.model import Address, Network, Protocol, Subnet
@@ -111,8 +111,8 @@ _WORD = {4: "ip", 6: "ip6"}
 _UNTRANSLATED = {4: "127.0.0.0/8", 6: "{ ::1, fe80::/10 }"}
 _NAMES = re.compile(r"^\t(set|map|chain) (\w+) ", re.MULTILINE)
 _ANY = {4: "0.0.0.0/0", 6: "::/0"}
-_ANSWERS = ("answers", "answers_at", "ambiguous")
-SETS_OF_MAPPINGS = tuple(f"{name}{family}" for family in (4, 6) for name in (*_KINDS, *_ANSWERS)) + tuple(
+_OTHERS = ("answers", "answers_at", "ambiguous", *restricted.KINDS)
+SETS_OF_MAPPINGS = tuple(f"{name}{family}" for family in (4, 6) for name in (*_KINDS, *_OTHERS)) + tuple(
     f"{kind}{family}{_SUFFIX}" for family in (4, 6) for kind in _KINDS
 )
 """The sets and maps that change with each mapping, `_KEYS` included."""
@@ -158,7 +158,8 @@ def _declarations(plan: Plan, features: Features) -> str:
     """Return the table with all of its sets, maps and chains; all of them are empty."""
     lines = [f"table {TABLE} {{"]
     for family in (4, 6):
-        lines.append(_MAPS.format(f=family) + ("" if features.map_as_set else _KEYS.format(f=family)))
+        keys = "" if features.map_as_set else _KEYS
+        lines.append((_MAPS + restricted.DECLARATION + keys).format(f=family))
         if features.timeouts:
             lines.append(_TIMEOUT.format(f=family, word=_WORD[family]))
     lines.append(_SETS + (asked.DECLARATION if features.remembers else ""))
@@ -167,14 +168,15 @@ def _declarations(plan: Plan, features: Features) -> str:
     return "\n".join((*lines, "}\n"))
 
 
-def change(removed: Iterable[MappingPlan], added: Iterable[MappingPlan], features: Features = ALL) -> Transaction:
+def change(removed: Collection[MappingPlan], added: Collection[MappingPlan], features: Features = ALL) -> Transaction:
     """Return the transaction that removes mappings and adds others, without that of `Answers`."""
-    return Transaction(_mappings(removed, features), _mappings(added, features))
+    deletes = _mappings(removed, features) | restricted.elements(removed)  # in this order, should it be split: a port
+    return Transaction(deletes, restricted.elements(added) | _mappings(added, features))  # is restricted for as long
 
 
 def elements_of_mappings(plans: Collection[MappingPlan], features: Features) -> Elements:
     """Return the elements of each set and map that mappings have."""
-    return _mappings(plans, features) | Answers(plans).elements()
+    return restricted.elements(plans) | _mappings(plans, features) | Answers(plans).elements()
 
 
 def place_of(planned: MappingPlan) -> str:
@@ -190,7 +192,7 @@ def key_of(planned: MappingPlan, port: int) -> tuple[str, str, int]:
 
 def is_interval(name: str) -> bool:
     """True if the elements of a set or map of mappings are intervals."""
-    return name.startswith("ranges")
+    return name.startswith(("ranges", *restricted.KINDS))
 
 
 def remove() -> str:
@@ -206,6 +208,7 @@ def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[st
         f"published{family}": ("", [_HAS_PORTS, *excluded[family], *(_lookup(family, kind) for kind in _KINDS)])
         for family in (4, 6)
     }
+    found |= {f"clients{family}": ("", [*excluded[family], restricted.refusal(family)]) for family in (4, 6)}
     found["invalid"] = "", ["iifname @bridges drop", *excluded[4], *excluded[6], *_published_invalid(features)]
     found["answers"] = "", [rule for family in (4, 6) for rule in _answers(family)]
     found["syn"] = "", [f"{way} @bridges tcp option maxseg size set rt mtu" for way in ("iifname", "oifname")]
@@ -258,6 +261,8 @@ def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[st
 
 def matching_rules(planned: MappingPlan, route: Route, network: Network, port: int) -> Iterator[str]:
     """Yield the rules that match the first packet of a client of a port on `route`, each as `CHAIN: RULE`."""
+    if route.road is not Road.BLOCKED and route.origin in (Origin.REMOTE, Origin.CONTAINER):
+        yield from restricted.matching_rules(planned)
     if route.road is not Road.NAT:
         return
     hook = "output" if route.origin is Origin.HOST else "prerouting"
@@ -289,6 +294,7 @@ def _excluded(plan: Plan, family: int) -> Iterator[str]:
 
 
 def _prerouting(plan: Plan) -> Iterator[str]:
+    yield from map(restricted.rule, (4, 6))
     for family in sorted(plan.routed):
         if plan.untranslated(family):
             yield f"meta nfproto ipv{family} iifname @untranslated{family} return"

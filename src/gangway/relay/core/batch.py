@@ -114,6 +114,12 @@ def write_label(sockaddr: bytes, ancillary: Ancillary) -> Label:
     return Label(text, len(sockaddr), len(control))
 
 
+def address_of(sockaddr: bytes) -> str:
+    """Return the address in a struct sockaddr_in or sockaddr_in6, without a zone."""
+    family = int.from_bytes(sockaddr[:2], sys.byteorder)
+    return socket.inet_ntop(family, sockaddr[8:24] if family == socket.AF_INET6 else sockaddr[4:8])
+
+
 def request_address(sock: socket.socket) -> None:
     """Have the kernel report each datagram's destination address."""
     if sock.family == socket.AF_INET6:

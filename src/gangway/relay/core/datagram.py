@@ -302,7 +302,10 @@ class DatagramPort:
             self.datagrams.loop.close_later(self.raw.sock)
 
     def add_client(self, key: ClientKey, receiver: Receiver) -> Client | None:
-        """Return a new client; None if the backend cannot be reached, or if no descriptor can be freed for it."""
+        """Return a new client; None if it is not admitted or the backend cannot be reached, or without descriptors."""
+        admission = self.backend.admission
+        if admission is not None and not admission.admits(batch.address_of(key.sockaddr)):
+            return None
         datagrams, backend = self.datagrams, self.backend._replace(port=self.backend.port + key.port - self._first)
         try:
             outlet = self.outlet(key.port)

@@ -89,7 +89,8 @@ class Listener:
     def _assign(self, client: SocketType, backend: SocketType | None, delegate: Delegate | None) -> bool:
         """Serve a client; False if a limit is reached, and other clients have to wait."""
         found = self._find_port(client)
-        if found is None:  # unpublished while the client waited, or at an excluded address: as if nothing had listened
+        # Unpublished while the client waited, at an excluded address, or not for this client: as if nobody listened.
+        if found is None or not _is_admitted(found[0].backend, client):
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             for sock in (client, backend):
                 if sock is not None:
@@ -99,6 +100,16 @@ class Listener:
         else:
             delegate(*found, client)
         return True
+
+
+def _is_admitted(backend: Backend, client: SocketType) -> bool:
+    """True if a port is for a client; false also if the client has ended."""
+    if backend.admission is None:
+        return True
+    try:
+        return backend.admission.admits(client.getpeername()[0])
+    except OSError:
+        return False
 
 
 def accept(sock: socket.socket) -> SocketType:

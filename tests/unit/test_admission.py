@@ -1,0 +1,91 @@
+"""Which clients are admitted: the subnets that are requested, and what the relay decides by them."""
+
+import socket
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from gangway.admission import MOST_SUBNETS, parse_admitted, parse_label
+from gangway.errors import InvalidRequest
+from gangway.relay import protocol
+from gangway.relay.admission import Admission
+from gangway.state.database import Database
+from gangway.state.parked import ParkedPorts
+from tests.unit.samples import admitting, mapping
+
+ADDRESSES = st.ip_addresses().filter(lambda one: getattr(one, "ipv4_mapped", None) is None)
+SUBNETS = st.tuples(ADDRESSES, st.integers(0, 32)).map(lambda pair: ip_network(pair, strict=False))
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ([], ""),
+        (["fd00::/8", "10.1.0.0/16", "10.0.0.0/16", "192.0.2.5"], "10.0.0.0/15 192.0.2.5/32 fd00::/8"),
+        (["10.0.0.0/8", "10.2.0.0/16", "10.0.0.0/8"], "10.0.0.0/8"),
+        (["0.0.0.0/0", "fe80::/10"], "0.0.0.0/0 fe80::/10"),
+    ],
+)
+def test_subnets_are_sorted_and_merged(texts: list[str], expected: str) -> None:
+    assert " ".join(map(str, parse_admitted(texts))) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "write ADDRESS/PREFIX-LENGTH"),
+        ("10.0.0.0/8,", "write ADDRESS/PREFIX-LENGTH"),
+        ("office", "write ADDRESS/PREFIX-LENGTH"),
+        ("10.1.0.0/8", "write 10.0.0.0/8"),
+        ("::ffff:10.0.0.0/104", "write 10.0.0.0/8"),
+        ("fe80::1%eth0", "without a zone"),
+        (",".join(f"10.0.{2 * number}.0/24" for number in range(MOST_SUBNETS + 1)), "too many"),
+    ],
+)
+def test_invalid_label_says_what_to_write(text: str, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        parse_label(text)
+
+
+def test_relay_takes_as_many_subnets_as_may_be_requested() -> None:
+    assert protocol.MOST_SUBNETS == MOST_SUBNETS
+
+
+@given(st.lists(SUBNETS, min_size=1, max_size=5), st.data())
+def test_relay_admits_the_addresses_of_the_subnets(subnets: list, data: st.DataObject) -> None:  # type: ignore[type-arg]
+    inside = data.draw(st.sampled_from(subnets).flatmap(lambda one: st.ip_addresses(network=one)))
+    client = data.draw(ADDRESSES | st.just(inside))
+    assume(not (client.is_loopback or client.is_unspecified))
+    admission = Admission(map(str, subnets))
+    is_within = any(client in one for one in subnets if one.version == client.version)
+    for spelled in (str(client), f"::ffff:{client}" if client.version == 4 else f"{client}%eth0"):
+        assert admission.admits(spelled) is is_within
+
+
+@pytest.mark.parametrize("client", ["192.0.2.5", "2001:db8::5", "::ffff:192.0.2.5", "fe80::5%lo"])
+def test_relay_refuses_other_machines_and_admits_the_host(client: str) -> None:
+    admission = Admission(["10.0.0.0/8", "fd00::/8"])
+    assert not admission.admits(client)
+    assert all(map(admission.admits, ("127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1", "10.0.0.5", "fd00::5")))
+
+
+def test_relay_knows_the_hosts_own_addresses() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("192.0.2.5", 9))
+        except OSError:
+            pytest.skip("this host has a loopback address only")
+        own = sock.getsockname()[0]
+    assert Admission(["192.0.2.5/32"]).admits(own)
+
+
+def test_parked_ports_stay_restricted(tmp_path: Path) -> None:
+    with_clients, without = admitting(mapping("0.0.0.0"), "10.0.0.0/8", "fd00::/8"), mapping("::", "9000-9001")
+    database = Database(tmp_path / "state.db")
+    ParkedPorts(database).park("box", [with_clients, without])
+    assert ParkedPorts(database).of("box") == [with_clients, without]
+    database.remember("parked", '{"box": ["0.0.0.0:8000:8000/tcp 10.0.0.0/99"]}')
+    assert ParkedPorts(database).of("box") == []
