@@ -82,6 +82,9 @@ class FakeRelay:
         self._running, self.ports[port.ports] = True, port
         self.descriptors[port.ports] = [os.dup(fd) for fd in fds]
 
+    def start(self) -> None:
+        self._calls.record("relay.start")
+
     def remove(self, ports: HostPorts) -> None:
         self._calls.record("relay.remove")
         self._forget(ports)
@@ -263,7 +266,9 @@ class Daemon:
         self.links = Links()
         self.registry = Registry(self.database)
         bridges = self.registry.adopted_bridges
-        self.observer = FakeObserver(Config(), self.database, self.links, self.dataplane, bridges)
+        self.observer = FakeObserver(
+            Config(), self.database, self.links, self.dataplane, bridges, lambda: self.leases.has_any
+        )
         forwarding = ForwardingSwitch(settings, self.links, lambda _family: ())
         self.executor = Executor(self.driver, self.links, self.dataplane, forwarding, self.observer.alias)
         self.reserved_ports = ReservedPorts(settings, self.log.append)
@@ -275,7 +280,7 @@ class Daemon:
             self.observer, self.registry, self.executor, self.reserved_ports, self._driver_for, log
         )
         self.requests = Requests(self.controller, self.registry, self.executor, self.leases)
-        parts = self.controller, self.registry, self.links, self.dataplane, ParkedPorts(self.database)
+        parts = self.controller, self.registry, self.links, self.dataplane, self.leases, ParkedPorts(self.database)
         self.adopt = Adoption(self.requests.repair, *parts, self.log.append).adopt
 
     def close(self) -> None:

@@ -11,9 +11,9 @@ from gangway.errors import Conflict, HostRefused, PortInUse
 from gangway.facts import Firewall
 from gangway.model import ANY, Endpoint, Network, PortMapping, PortRange, Protocol, Source
 from gangway.reconcile.controller import Controller
-from gangway.reconcile.dataplane import DataPlane
 from gangway.relay.protocol import HostPorts
 from gangway.state.adopted import Adopted, AdoptedContainer
+from gangway.state.leases import Leases
 from lab.netns import Namespace
 from tests.unit.fake_daemon import Daemon
 from tests.unit.samples import WEB
@@ -201,7 +201,7 @@ def test_port_that_a_launcher_serves_to_everybody_is_not_called_restricted(
     """Only the rules of nftables also restrict the leases of docker-proxy launchers."""
     facts = replace(daemon.requests.facts, firewall=firewall, leased=True)
     monkeypatch.setattr(Controller, "facts", property(lambda _: facts))
-    monkeypatch.setattr(DataPlane, "has_leases", True)
+    monkeypatch.setattr(Leases, "has_any", True)
     ports = [replace(port(number, is_held=number == 8000), admitted=BRIDGE.subnets) for number in (8000, 9000)]
     daemon.adopt(Adopted((BRIDGE,), (container(box)._replace(mappings=tuple(ports)),)))
     assert [str(one.mapping.host_ports) for one in daemon.requests.mappings()] == restricted

@@ -68,8 +68,9 @@ class Parts:
         self._links = Links()
         follow, changed_among = notices.rules.follow_filters, notices.changed_among
         self._registry = registry = Registry(self._database)
+        bridges = registry.adopted_bridges
         self.observer = Observer(
-            config, self._database, self._links, self.dataplane, registry.adopted_bridges, follow, changed_among
+            config, self._database, self._links, self.dataplane, bridges, lambda: leases.has_any, follow, changed_among
         )
         forwarding = ForwardingSwitch(settings, self._links, lambda family: self._controller.filters(family))
         no_driver = Driver(notices.rules, self._guard)
@@ -82,7 +83,7 @@ class Parts:
         former_flows = partial(executor.delete_flows, former=True)
         leases = Leases(registry.index, self.dataplane, self.observer.lease_facts, former_flows)
         self.requests = requests = Requests(controller, registry, executor, leases)
-        parts = controller, registry, self._links, self.dataplane, ParkedPorts(self._database)
+        parts = controller, registry, self._links, self.dataplane, leases, ParkedPorts(self._database)
         self._adoption = Adoption(requests.repair, *parts, log.warning)
         self.adopt = self._adoption.adopt
 

@@ -78,13 +78,6 @@ class DataPlane:
         self.steering.exclude(texts)
         self.relay.exclude(texts)
 
-    @property
-    def has_leases(self) -> bool:
-        """True if the relay serves ports of launchers."""
-        with self._lock:
-            served = self.relay.served() if self.relay.is_running() else []
-        return any(one.mode in _LEASED for one in served)
-
     def leased(self) -> list[Serve]:
         """Return the leased ports that the relay serves, those of an earlier daemon included."""
         with self._lock:

@@ -94,8 +94,8 @@ class Tools:
 class Observer:
     """Looks at the host of one daemon; everything is read when it is first needed.
 
-    `adopted_bridges` returns the names of Docker's bridges that are served.  `follow` is told the chains whose changes
-    have to be noticed.
+    `adopted_bridges` returns the names of Docker's bridges that are served, `has_leases` whether there are launchers.
+    `follow` is told the chains whose changes have to be noticed.
     `changed_among`: `host.events.Notices.changed_among`; without it any namespace may have changed.
     """
 
@@ -106,12 +106,13 @@ class Observer:
         links: Links,
         dataplane: DataPlane,
         adopted_bridges: Callable[[], Collection[str]] = tuple,
+        has_leases: Callable[[], bool] = bool,
         follow: Callable[[Collection[str]], None] = lambda _: None,
         changed_among: Callable[[frozenset[int], bool], frozenset[int]] = lambda namespaces, _thorough: namespaces,
     ) -> None:
         self._config, self._database, self._links, self._dataplane = config, database, links, dataplane
         self._changed_among = changed_among
-        self._adopted_bridges, self._follow = adopted_bridges, follow
+        self._adopted_bridges, self._has_leases, self._follow = adopted_bridges, has_leases, follow
         self.tools = Tools()
         self._chains: Chains | None = None
         self._routing: Routing | None = None
@@ -199,7 +200,7 @@ class Observer:
             foreign_bridges=self._foreign_bridges() if filtered else (),
             detours=routing.detours,
             lost_sources=routing.lost_sources,
-            leased=self._dataplane.has_leases,
+            leased=self._has_leases(),
             answers_elsewhere=frozenset().union(*self.answers_elsewhere.values()),
             no_raw=sockets.no_raw(),
         )

@@ -97,12 +97,17 @@ class RelayClient:
                     raise HostRefused(f"the relay failed: {error}") from None
             return found
 
-    def serve(self, port: Serve, fds: Sequence[int] = ()) -> None:
-        """Hand a port over, with the descriptors that its mode needs; start the relay if it does not run."""
+    def start(self) -> None:
+        """Start the relay, if it does not run."""
         with self._lock:
             self.is_running()  # closes the connection to a relay that has exited
             if self._channel is None and not self.connect():
                 self._start()
+
+    def serve(self, port: Serve, fds: Sequence[int] = ()) -> None:
+        """Hand a port over, with the descriptors that its mode needs; start the relay if it does not run."""
+        with self._lock:
+            self.start()
             try:
                 self._ask(port, fds)
             except _RelayExited:

@@ -23,6 +23,7 @@ from gangway.reconcile.state import State
 from gangway.state.adopted import Adopted, AdoptedContainer
 from gangway.state.allocate import Allocation
 from gangway.state.database import Place
+from gangway.state.leases import Leases
 from gangway.state.parked import ParkedPorts
 from gangway.state.registry import Registry
 
@@ -37,12 +38,13 @@ class Adoption:
         registry: Registry,
         links: Links,
         dataplane: DataPlane,
+        leases: Leases,
         parked: ParkedPorts,
         warn: Callable[[str], None],
     ) -> None:
         self._repair = repair
         self._controller, self._registry, self._links = controller, registry, links
-        self._dataplane, self._parked, self._warn = dataplane, parked, warn
+        self._dataplane, self._leases, self._parked, self._warn = dataplane, leases, parked, warn
         self._failures: set[str] = set()  # as they were logged
         self._former_failures: set[str] = set()  # of the call before: what fails again is not logged again
 
@@ -53,9 +55,7 @@ class Adoption:
         """
         self._former_failures, self._failures = self._failures, set()
         self._repair()
-        if (
-            self._dataplane.has_leases != self._controller.facts.leased
-        ):  # the first launcher has come, or all have ended
+        if self._leases.has_any != self._controller.facts.leased:  # the first launcher has come, or all have ended
             self._controller.check()
         networks = {one.name: one for one in wanted.networks if self._is_possible(one)}
         containers = {
@@ -143,6 +143,8 @@ class Adoption:
                 undo.callback(registry.remove_network, one.name)
             self._controller.carry_out(_rules(before), _rules(registry.plan()))
             undo.pop_all()
+        if added:
+            self._dataplane.relay.start()  # the first container does not have to wait for it
         for one in removed:
             if not one.icc:
                 self._set_isolated(one, False)

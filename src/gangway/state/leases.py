@@ -68,6 +68,11 @@ class Leases:
     def __len__(self) -> int:
         return len(self._leases)
 
+    @property
+    def has_any(self) -> bool:
+        """True if launchers have ports, or had them when the daemon started and are about to take them again."""
+        return bool(self._leases or self.unclaimed)
+
     def grant(self, wanted: protocol.Lease, sock: socket.socket, pid: int) -> Lease:
         """Publish the port of a launcher's socket, which is the lease's from now on; it is closed if that fails.
 
