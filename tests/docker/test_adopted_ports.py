@@ -230,3 +230,17 @@ def test_drop_ins_leases_are_the_ports(tmp_path: Path) -> None:
 
 def _is_nat(site: DockerSite, port: int, protocol: str = "tcp") -> bool:
     return site.road("neighbour", HOST, port, protocol) == ("nat", NEIGHBOUR)
+
+
+def test_label_admits_some_clients(bare: DockerSite) -> None:
+    """A label that cannot be read publishes nothing."""
+    name = bare.container("-p", "8600:8600", "--label", "gangway.from=172.30.0.2,fd30::/64", serving=(8600,))
+    bare.wait_for(f"docker:{name} 0.0.0.0 8600:8600/tcp")
+    wrong = bare.container("-p", "8601:8600", "--label", "gangway.from=office", serving=(8600,))
+    other = bare.container("-p", "8602:8600")
+    bare.wait_for(f"docker:{other} 0.0.0.0 8602:8600/tcp")
+    assert not [one for one in bare.published() if wrong in one]
+    assert bare.is_reached(bare.neighbour.command, HOST, 8600)
+    assert bare.is_reached(bare.host.command, HOST, 8600)
+    assert not bare.is_reached(partial(bare.docker.command_in, other), HOST, 8600)
+    bare.remove(name, wrong, other)
