@@ -186,6 +186,25 @@ def test_published_port_follows_a_container_to_its_new_address(daemon: Daemon, b
     later.close()
 
 
+def test_published_port_waits_until_it_is_free_again(daemon: Daemon, box: Namespace) -> None:
+    running, stopped = Adopted((BRIDGE,), (container(box),)), Adopted((BRIDGE,), (), frozenset({"docker:web"}))
+    daemon.adopt(running)
+    daemon.requests.publish("docker:web", ["0.0.0.0:9000:90"])
+    daemon.adopt(stopped)
+    daemon.requests.create_network(WEB)
+    with Namespace("other") as other:
+        daemon.requests.attach(other.name, "web", ())
+        daemon.requests.publish(other.name, ["0.0.0.0:9000:90"])
+        daemon.adopt(running)
+        assert [one.mapping.container for one in daemon.requests.mappings()] == [other.name]
+        daemon.requests.unpublish(other.name)
+        daemon.adopt(running)
+        assert [one.mapping.container for one in daemon.requests.mappings()] == ["docker:web"]
+        daemon.requests.unpublish("docker:web")
+        daemon.adopt(running)
+        assert published(daemon) == []
+
+
 def test_container_moves_while_it_runs(daemon: Daemon, box: Namespace) -> None:
     daemon.adopt(Adopted((BRIDGE,), (container(box, 8000),)))
     daemon.requests.publish("docker:web", ["0.0.0.0:9000:90"])

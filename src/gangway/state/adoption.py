@@ -66,7 +66,8 @@ class Adoption:
         self._remove_ports(networks, containers)
         self._change_networks(networks)
         self._add(list(filter(self._is_incomplete, containers.values())))
-        self._parked.retain({name for name in (*containers, *wanted.stopped) if not self._registry.has_endpoint(name)})
+        unpublished = (name for name, one in containers.items() if self._is_incomplete(one))
+        self._parked.retain({*unpublished, *wanted.stopped})
         self.isolate()
 
     def isolate(self) -> None:
@@ -91,7 +92,11 @@ class Adoption:
 
     def _is_incomplete(self, one: AdoptedContainer) -> bool:
         name = one.endpoint.container
-        return not self._registry.has_endpoint(name) or not self._published(name).issuperset(one.mappings)
+        return not self._registry.has_endpoint(name) or not self._published(name).issuperset(self._wanted(one))
+
+    def _wanted(self, one: AdoptedContainer) -> tuple[PortMapping, ...]:
+        """Return the ports of a container: those of Docker's, and those that it had from gangway when it stopped."""
+        return (*one.mappings, *self._parked.of(one.endpoint.container))
 
     def _published(self, container: str) -> set[object]:
         return {planned.mapping for planned in self._registry.mappings(container)}
@@ -176,8 +181,7 @@ class Adoption:
                     registry.add_endpoint(one.endpoint, _place(one))
                     undo.callback(registry.remove_endpoint, name)
                 published = self._published(name)
-                wanted = (*one.mappings, *self._parked.of(name))
-                for mapping in (mapping for mapping in wanted if mapping not in published):
+                for mapping in (mapping for mapping in self._wanted(one) if mapping not in published):
                     self._attempt(partial(allocation.reserve, mapping), f"container {name}: {mapping} not published")
             planned = registry.add_mappings(allocation.mappings)
             allocation.mappings.clear()  # they are the registry's now
