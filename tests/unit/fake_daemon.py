@@ -37,7 +37,6 @@ from gangway.relay.protocol import HostPorts, Serve
 from gangway.state.adoption import Adoption
 from gangway.state.database import Database
 from gangway.state.leases import Leases
-from gangway.state.parked import ParkedPorts
 from gangway.state.registry import Registry
 from gangway.state.requests import Requests
 from tests.unit.fake_host import FakeGuard
@@ -280,8 +279,8 @@ class Daemon:
             self.observer, self.registry, self.executor, self.reserved_ports, self._driver_for, log
         )
         self.requests = Requests(self.controller, self.registry, self.executor, self.leases)
-        parts = self.controller, self.registry, self.links, self.dataplane, self.leases, ParkedPorts(self.database)
-        self.adopt = Adoption(self.requests.repair, *parts, self.log.append).adopt
+        parts = self.controller, self.registry, self.executor, self.leases, self.log.append
+        self.adopt = Adoption(self.requests.repair, *parts).adopt
 
     def close(self) -> None:
         """Close everything; what the fakes have stays as it is."""

@@ -39,7 +39,6 @@ from gangway.relay.client import RelayClient
 from gangway.state.adoption import Adoption
 from gangway.state.database import Database
 from gangway.state.leases import Leases
-from gangway.state.parked import ParkedPorts
 from gangway.state.registry import Registry
 from gangway.state.requests import Requests
 
@@ -83,8 +82,7 @@ class Parts:
         former_flows = partial(executor.delete_flows, former=True)
         leases = Leases(registry.index, self.dataplane, self.observer.lease_facts, former_flows)
         self.requests = requests = Requests(controller, registry, executor, leases)
-        parts = controller, registry, self._links, self.dataplane, leases, ParkedPorts(self._database)
-        self._adoption = Adoption(requests.repair, *parts, log.warning)
+        self._adoption = Adoption(requests.repair, controller, registry, executor, leases, log.warning)
         self.adopt = self._adoption.adopt
 
     def _driver_for(self, firewall: Firewall) -> Driver:

@@ -14,17 +14,15 @@ from functools import partial
 from gangway.errors import GangwayError, Unsupported, leaves
 from gangway.facts import Firewall
 from gangway.host import netns
-from gangway.host.links import Links
 from gangway.model import Network, PortMapping, Source, require_no_conflict
 from gangway.plan import MappingPlan, Plan, plan_network
 from gangway.reconcile.controller import Controller
-from gangway.reconcile.dataplane import DataPlane
+from gangway.reconcile.executor import Executor
 from gangway.reconcile.state import State
 from gangway.state.adopted import Adopted, AdoptedContainer
 from gangway.state.allocate import Allocation
 from gangway.state.database import Place
 from gangway.state.leases import Leases
-from gangway.state.parked import ParkedPorts
 from gangway.state.registry import Registry
 
 
@@ -36,15 +34,12 @@ class Adoption:
         repair: Callable[[], None],
         controller: Controller,
         registry: Registry,
-        links: Links,
-        dataplane: DataPlane,
+        executor: Executor,
         leases: Leases,
-        parked: ParkedPorts,
         warn: Callable[[str], None],
     ) -> None:
-        self._repair = repair
-        self._controller, self._registry, self._links = controller, registry, links
-        self._dataplane, self._leases, self._parked, self._warn = dataplane, leases, parked, warn
+        self._repair, self._leases, self._warn = repair, leases, warn
+        self._controller, self._registry, self._executor = controller, registry, executor
         self._failures: set[str] = set()  # as they were logged
         self._former_failures: set[str] = set()  # of the call before: what fails again is not logged again
 
@@ -67,7 +62,7 @@ class Adoption:
         self._change_networks(networks)
         self._add(list(filter(self._is_incomplete, containers.values())))
         unpublished = (name for name, one in containers.items() if self._is_incomplete(one))
-        self._parked.retain({*unpublished, *wanted.stopped})
+        self._registry.parked.retain({*unpublished, *wanted.stopped})
         self.isolate()
 
     def isolate(self) -> None:
@@ -96,7 +91,7 @@ class Adoption:
 
     def _wanted(self, one: AdoptedContainer) -> tuple[PortMapping, ...]:
         """Return the ports of a container: those of Docker's, and those that it had from gangway when it stopped."""
-        return (*one.mappings, *self._parked.of(one.endpoint.container))
+        return (*one.mappings, *self._registry.parked.of(one.endpoint.container))
 
     def _published(self, container: str) -> set[object]:
         return {planned.mapping for planned in self._registry.mappings(container)}
@@ -126,7 +121,7 @@ class Adoption:
         with self._controller.restoring():
             for container in ended:
                 mappings = (planned.mapping for planned in registry.mappings(container))
-                self._parked.park(container, (one for one in mappings if one.source is Source.API))
+                self._registry.parked.park(container, (one for one in mappings if one.source is Source.API))
             registry.remove_mappings(stale)
             for container in ended:
                 registry.remove_endpoint(container)
@@ -149,7 +144,7 @@ class Adoption:
             self._controller.carry_out(_rules(before), _rules(registry.plan()))
             undo.pop_all()
         if added:
-            self._dataplane.relay.start()  # the first container does not have to wait for it
+            self._executor.dataplane.relay.start()  # the first container does not have to wait for it
         for one in removed:
             if not one.icc:
                 self._set_isolated(one, False)
@@ -157,11 +152,11 @@ class Adoption:
 
     def _set_isolated(self, network: Network, isolated: bool) -> None:
         """Change all ports of a network's bridge that are not as they should be."""
-        links = self._links.all()
+        links = self._executor.links.all()
         bridge = links.get(network.bridge)
         for link in links.values():
             if bridge is not None and link.master == bridge.ifindex and link.isolated != isolated:
-                call = partial(self._links.set_isolated, link.name, isolated)
+                call = partial(self._executor.links.set_isolated, link.name, isolated)
                 self._attempt(call, f"network {network.name}: containers are not isolated from each other")
 
     def _add(self, containers: Collection[AdoptedContainer]) -> None:
@@ -174,7 +169,10 @@ class Adoption:
 
     def _publish(self, containers: Collection[AdoptedContainer]) -> None:
         registry = self._registry
-        with Allocation(registry.index, self._dataplane.steering, registry.planned) as allocation, ExitStack() as undo:
+        with (
+            Allocation(registry.index, self._executor.dataplane.steering, registry.planned) as allocation,
+            ExitStack() as undo,
+        ):
             for one in containers:
                 name = one.endpoint.container
                 if not registry.has_endpoint(name):

@@ -15,6 +15,7 @@ from gangway.plan import MappingPlan, Plan, assemble, plan_mapping, plan_network
 from gangway.reconcile import properties
 from gangway.reconcile.state import Attachment, State, link_name, ports_of, redirects_of, steered_of
 from gangway.state.database import Database, Place
+from gangway.state.parked import ParkedPorts
 from gangway.state.port_index import PortIndex
 
 
@@ -29,7 +30,7 @@ class Registry:
         self._endpoints: dict[str, Endpoint] = {}
         self._places: dict[str, Place] = {}
         self._mappings: dict[str, dict[str, MappingPlan]] = {}
-        self.index = PortIndex()
+        self.index, self.parked = PortIndex(), ParkedPorts(database)
         self._undecided = list(database.mappings())
         for network, on_demand in database.networks():
             self._networks[network.name], self._on_demand[network.name] = network, on_demand
