@@ -49,7 +49,10 @@ class Gated(Street):
         return [kinds[one.split()[0]] for one in answered]
 
 
-@pytest.fixture(scope="module", params=["nftables", "iptables", "none", "unsteered"])
+_FIREWALLS = "nftables", "none", *(pytest.param(one, marks=pytest.mark.any_kernel) for one in ("iptables", "unsteered"))
+
+
+@pytest.fixture(scope="module", params=_FIREWALLS)
 def street(request: pytest.FixtureRequest) -> Iterator[Gated]:
     with Gated(request.param) as made:
         yield made
