@@ -53,14 +53,18 @@ def times_s(host: Namespace, load: Load, mode: str, mappings: int, alternations:
 
 
 def _with_programs_s(connect_s: Callable[[], float], mappings: int) -> float:
+    first, second = Holder(), Holder()
     try:
-        with closing(Redirect(Holder())) as redirect, closing(Steering(Holder())) as steering:
+        with closing(Redirect(first)) as redirect, closing(Steering(second)) as steering:
             ports = range(_FIRST, _FIRST + mappings)
             redirect.add({PortBlock("tcp", "0.0.0.0", port, port): _TARGET for port in ports})
             steering.add(dict.fromkeys(blocks("tcp", "0.0.0.0", ports[0], ports[-1]), SteeringState.SERVED))
             return _after_settling_s(connect_s)
     except GangwayError as error:
         raise CannotCarry(f"cannot attach the eBPF programs: {error}") from None
+    finally:  # they have the links, too
+        first.stop()
+        second.stop()
 
 
 def _after_settling_s(connect_s: Callable[[], float]) -> float:
