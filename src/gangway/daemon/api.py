@@ -10,8 +10,6 @@ one, so that they are answered meanwhile.  The loop stays free to accept connect
 import asyncio
 import os
 import re
-import socket
-import struct
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
@@ -44,13 +42,12 @@ from gangway.facts import Firewall
 from gangway.log import Log
 from gangway.model import PortRange, Protocol, Source, parse_address
 from gangway.reconcile.changes import ANSWERS_ELSEWHERE
+from gangway.relay.sockets import peer_credentials
 from gangway.state.requests import Requests
 
 # The version of the API, not of gangway.
 _VERSION = "1.0"
 _MAX_ERROR_CHARACTERS = 1000
-_PEER = struct.Struct("iII")  # struct ucred: pid, user, group
-_PEERCRED = socket.SOL_SOCKET, socket.SO_PEERCRED
 _STATUS = {InvalidRequest: 400, Conflict: 409, PortInUse: 409, HostRefused: 500, Unsupported: 501, TimedOut: 503}
 
 
@@ -270,10 +267,9 @@ def application(
 
 
 def _client(request: web.Request) -> int:
-    """Return the user ID of a client: SO_PEERCRED, unix(7).  Nobody's if it has closed the connection."""
+    """Return the user ID of a client; nobody's if it has closed the connection."""
     sock = request.transport.get_extra_info("socket") if request.transport else None
-    user: int = -1 if sock is None else _PEER.unpack(sock.getsockopt(*_PEERCRED, _PEER.size))[1]
-    return user
+    return -1 if sock is None else peer_credentials(sock).uid
 
 
 async def _name_leases(answer: Any, names: Callable[[], Awaitable[dict[str, str]]]) -> None:

@@ -8,7 +8,6 @@ import asyncio
 import os
 import re
 import socket
-import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gangway.docker.client import DockerClient
+from gangway.relay.sockets import peer_credentials
 
 _LIMIT_S = 5.0
 _READ_S = 0.1  # how long after its start dockerd reads its settings; both times are rounded, too
 _MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
 _TRUE, _FALSE = {"1", "t", "T", "true", "TRUE", "True"}, {"0", "f", "F", "false", "FALSE", "False"}  # Go: ParseBool
-_PEER = struct.Struct("iII")  # struct ucred: socket(7)
 
 
 class Process(NamedTuple):
@@ -109,11 +108,11 @@ async def _read_engine(path: str) -> Engine:
 
 
 def _listener(path: str) -> int:
-    """Return the pid of the process that listens at a socket: SO_PEERCRED, unix(7); 0 if it listens no more."""
+    """Return the pid of the process that listens at a socket; 0 if it listens no more."""
     with socket.socket(socket.AF_UNIX) as sock, suppress(OSError):
         sock.settimeout(_LIMIT_S)
         sock.connect(path)
-        return int(_PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0])
+        return peer_credentials(sock).pid
     return 0
 
 

@@ -99,8 +99,7 @@ class Steering(Program):
                     added = [block for block in wanted if not self._is_reserved(block)]
                     self._require().update(dict.fromkeys(added, SteeringState.RESERVED))
                 try:
-                    found = None if is_bound else sockets.first_port_in_use(protocol, address, first, last, excluded)
-                    port = found
+                    port = None if is_bound else sockets.first_port_in_use(protocol, address, first, last, excluded)
                     if port is not None:
                         raise PortInUse(sockets.describe_holder(protocol, address, port))
                 except GangwayError:

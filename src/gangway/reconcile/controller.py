@@ -13,7 +13,7 @@ from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
 
-from gangway.errors import GangwayError, HostRefused, TimedOut, leaves
+from gangway.errors import GangwayError, HostRefused, TimedOut
 from gangway.facts import Firewall, HostFacts
 from gangway.firewall.base import Driver
 from gangway.host.reserved_ports import ReservedPorts
@@ -21,6 +21,7 @@ from gangway.log import Log
 from gangway.model import Address
 from gangway.plan import MappingPlan
 from gangway.reconcile import orphans, repairs
+from gangway.reconcile.attempts import Attempts
 from gangway.reconcile.changes import changes, has_other_rules, is_rerouted, now_unforwardable, translated_udp
 from gangway.reconcile.dataplane import Reserved
 from gangway.reconcile.diff import Flows, Ports, Rewrite, Step, diff, parts
@@ -58,8 +59,7 @@ class Controller:
         self._condition = Condition.UNKNOWN
         self._facts: HostFacts | None = None
         self._relay_exits = 0  # how many relays had exited when everything was compared last
-        self._failures: set[str] = set()  # what has failed since the last comparison began, as it was logged
-        self._former_failures: set[str] = set()  # of the comparison before: what fails again is not logged again
+        self._attempts = Attempts(log.warning)  # a round begins with each comparison
 
     @property
     def facts(self) -> HostFacts:
@@ -162,7 +162,7 @@ class Controller:
         if is_due or self._is_disturbed(thorough):
             self.reconcile(since_s)
         else:
-            self._failures, self._former_failures = set(), set()
+            self._attempts.forget()
 
     def check_rules(self, since_s: float | None = None) -> None:
         """Check, unless neither our rules nor chains that filter what is forwarded have changed."""
@@ -173,7 +173,7 @@ class Controller:
     def reconcile(self, since_s: float | None = None) -> None:
         """Make the host as it should be, and log what had to be repaired."""
         dataplane = self._executor.dataplane
-        self._former_failures, self._failures = self._failures, set()
+        self._attempts.begin_round()
         has_lost_relay, exits = self._has_lost_relay(), dataplane.relay.exits
         self._relay_exits = exits
         is_repaired = self._reattach()
@@ -386,15 +386,7 @@ class Controller:
 
     def _attempt(self, call: Callable[[], object]) -> bool:
         """Try something; True if it was done.  A failure is logged, unless the last attempt failed the same way."""
-        done = True
-        try:
-            call()
-        except* GangwayError as errors:
-            done = False
-            if self._condition is Condition.APPLIED:
-                self._condition = Condition.RETRYING
-            for text in map(str, leaves(errors)):
-                if text not in self._failures | self._former_failures:
-                    self._log.warning(text)
-                self._failures.add(text)
+        done = self._attempts.attempt(call)
+        if not done and self._condition is Condition.APPLIED:
+            self._condition = Condition.RETRYING
         return done

@@ -42,6 +42,11 @@ class State:
     properties: frozenset[Property] = frozenset()  # of the links
 
 
+def rules_of(plan: Plan | None) -> State:
+    """Return what a plan's rules are, with the forwarding that they restrict; nothing without a plan."""
+    return State() if plan is None else State(plan=plan, forwarding=plan.forwarding)
+
+
 def link_name(container: str) -> str:
     """Return the name of a container's veth on the host: always the same, and short enough for a link."""
     return "gw" + hashlib.blake2s(container.encode(), digest_size=6).hexdigest()

@@ -11,14 +11,15 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from functools import partial
 
-from gangway.errors import GangwayError, Unsupported, leaves
+from gangway.errors import GangwayError, Unsupported
 from gangway.facts import Firewall
 from gangway.host import netns
-from gangway.model import Network, PortMapping, Source, require_no_conflict
-from gangway.plan import MappingPlan, Plan, plan_network
+from gangway.model import Endpoint, Network, PortMapping, Source, require_no_conflict
+from gangway.plan import MappingPlan, plan_network
+from gangway.reconcile.attempts import Attempts
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.executor import Executor
-from gangway.reconcile.state import State
+from gangway.reconcile.state import State, rules_of
 from gangway.state.adopted import Adopted, AdoptedContainer
 from gangway.state.allocate import Allocation
 from gangway.state.database import Place
@@ -38,17 +39,16 @@ class Adoption:
         leases: Leases,
         warn: Callable[[str], None],
     ) -> None:
-        self._repair, self._leases, self._warn = repair, leases, warn
+        self._repair, self._leases = repair, leases
         self._controller, self._registry, self._executor = controller, registry, executor
-        self._failures: set[str] = set()  # as they were logged
-        self._former_failures: set[str] = set()  # of the call before: what fails again is not logged again
+        self._attempts = Attempts(warn)  # a round begins with each call of `adopt`
 
     def adopt(self, wanted: Adopted) -> None:
         """Serve these networks and containers of Docker's, and no others.
 
         GangwayError: it failed, and should be tried again; the host is as before, or the next check repairs it.
         """
-        self._former_failures, self._failures = self._failures, set()
+        self._attempts.begin_round()
         self._repair()
         if self._leases.has_any != self._controller.facts.leased:  # the first launcher has come, or all have ended
             self._controller.check()
@@ -73,7 +73,7 @@ class Adoption:
 
     def _is_possible(self, network: Network) -> bool:
         own = [one for one in self._registry.networks if not one.is_adopted]
-        return self._attempt(partial(require_no_conflict, network, own), f"network {network.name} not served")
+        return self._attempts.attempt(partial(require_no_conflict, network, own), f"network {network.name} not served")
 
     def _without_unrestrictable(self, one: AdoptedContainer) -> AdoptedContainer:
         """Leave out ports that are not for everybody, where a launcher's lease would serve everybody."""
@@ -82,7 +82,7 @@ class Adoption:
             return one
         restricted = [mapping for mapping in one.mappings if mapping.admitted and mapping.is_held]
         for mapping in restricted:
-            self._attempt(partial(_refuse_restriction, mapping), f"container {one.endpoint.container}")
+            self._attempts.attempt(partial(_refuse_restriction, mapping), f"container {one.endpoint.container}")
         return one._replace(mappings=tuple(mapping for mapping in one.mappings if mapping not in restricted))
 
     def _is_incomplete(self, one: AdoptedContainer) -> bool:
@@ -105,17 +105,14 @@ class Adoption:
             if not network.is_adopted:
                 continue
             published = registry.mappings(endpoint.container)
-            is_same = wanted is not None and (endpoint, registry.place(endpoint.container)) == (
-                wanted.endpoint,
-                _place(wanted),
-            )
-            if wanted is None or not is_same or networks.get(network.name) != network:
-                ended.append(endpoint.container)
-                stale += published
-            else:
+            is_same_network = networks.get(network.name) == network
+            if wanted is not None and is_same_network and self._is_same(endpoint, wanted):
                 kept = {*wanted.mappings}
                 of_docker = (one for one in published if one.mapping.source is Source.DOCKER)
                 stale += (one for one in of_docker if one.mapping not in kept)
+            else:
+                ended.append(endpoint.container)
+                stale += published
         if stale:
             self._controller.remove(registry.state_of(stale))
         with self._controller.restoring():
@@ -125,6 +122,10 @@ class Adoption:
             registry.remove_mappings(stale)
             for container in ended:
                 registry.remove_endpoint(container)
+
+    def _is_same(self, endpoint: Endpoint, wanted: AdoptedContainer) -> bool:
+        """True if a container has the same addresses and namespace as before."""
+        return wanted.endpoint == endpoint and _place(wanted) == self._registry.place(endpoint.container)
 
     def _change_networks(self, wanted: Mapping[str, Network]) -> None:
         registry = self._registry
@@ -141,7 +142,7 @@ class Adoption:
             for one in added:
                 registry.add_network(one, on_demand=False)
                 undo.callback(registry.remove_network, one.name)
-            self._controller.carry_out(_rules(before), _rules(registry.plan()))
+            self._controller.carry_out(rules_of(before), rules_of(registry.plan()))
             undo.pop_all()
         if added:
             self._executor.dataplane.relay.start()  # the first container does not have to wait for it
@@ -157,7 +158,7 @@ class Adoption:
         for link in links.values():
             if bridge is not None and link.master == bridge.ifindex and link.isolated != isolated:
                 call = partial(self._executor.links.set_isolated, link.name, isolated)
-                self._attempt(call, f"network {network.name}: containers are not isolated from each other")
+                self._attempts.attempt(call, f"network {network.name}: containers are not isolated from each other")
 
     def _add(self, containers: Collection[AdoptedContainer]) -> None:
         """Publish the ports of containers, all at once; if that fails, those of each one by itself."""
@@ -165,7 +166,7 @@ class Adoption:
             self._publish(containers)
         except* GangwayError:
             for one in containers:
-                self._attempt(partial(self._publish, [one]), f"container {one.endpoint.container} not served")
+                self._attempts.attempt(partial(self._publish, [one]), f"container {one.endpoint.container} not served")
 
     def _publish(self, containers: Collection[AdoptedContainer]) -> None:
         registry = self._registry
@@ -180,7 +181,9 @@ class Adoption:
                     undo.callback(registry.remove_endpoint, name)
                 published = self._published(name)
                 for mapping in (mapping for mapping in self._wanted(one) if mapping not in published):
-                    self._attempt(partial(allocation.reserve, mapping), f"container {name}: {mapping} not published")
+                    self._attempts.attempt(
+                        partial(allocation.reserve, mapping), f"container {name}: {mapping} not published"
+                    )
             planned = registry.add_mappings(allocation.mappings)
             allocation.mappings.clear()  # they are the registry's now
             undo.callback(registry.remove_mappings, planned)
@@ -189,19 +192,6 @@ class Adoption:
             undo.pop_all()
         for one in containers:
             self._controller.look_into(one.endpoint.container)
-
-    def _attempt(self, call: Callable[[], object], what: str) -> bool:
-        """Try something; True if it was done.  A failure is logged, unless it was the same at the last call."""
-        done = True
-        try:
-            call()
-        except* GangwayError as errors:
-            done = False
-            for text in (f"{what}: {error}" for error in leaves(errors)):
-                if text not in self._failures | self._former_failures:
-                    self._warn(text)
-                self._failures.add(text)
-        return done
 
 
 def _refuse_restriction(mapping: PortMapping) -> None:
@@ -214,7 +204,3 @@ def _refuse_restriction(mapping: PortMapping) -> None:
 def _place(one: AdoptedContainer) -> Place:
     """Return where a container's namespace is; its inode is 0 if the container has ended."""
     return Place(one.namespace, netns.current_inode(one.namespace) or 0)
-
-
-def _rules(plan: Plan | None) -> State:
-    return State() if plan is None else State(plan=plan, forwarding=plan.forwarding)

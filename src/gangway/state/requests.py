@@ -12,6 +12,7 @@ Everything but `leases` is for one thread; the questions may be asked in another
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial, wraps
 from secrets import token_bytes
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -40,7 +41,7 @@ from gangway.plan import MappingPlan, Origin, Plan, Route
 from gangway.reach import routes_past, routes_to
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.executor import Executor
-from gangway.reconcile.state import State
+from gangway.reconcile.state import State, rules_of
 from gangway.state import families
 from gangway.state.allocate import Allocation
 from gangway.state.database import Place
@@ -306,10 +307,8 @@ class Requests:
         if texts:
             chosen = [one for text in texts for one in self._registry.named(container, text)]
             planned = tuple({str(one.mapping): one for one in chosen}.values())
-            if (
-                docker := next((one.mapping for one in planned if one.mapping.source is Source.DOCKER), None)
-            ) is not None:
-                raise Conflict(f"{docker} is published by Docker: only docker run or docker rm can change that")
+        for mapping in (one.mapping for one in planned if one.mapping.source is Source.DOCKER):
+            raise Conflict(f"{mapping} is published by Docker: only docker run or docker rm can change that")
         self._controller.remove(self._registry.state_of(planned))
         with self._controller.restoring():
             self._registry.remove_mappings(planned)
@@ -368,10 +367,8 @@ class Requests:
 
 def _applied(plan: Plan | None, network: Network) -> State:
     """Return the state of a plan's rules, and of the network's bridge if it is in the plan."""
-    if plan is None:
-        return State()
-    bridges = {one.network.bridge: one for one in plan.networks if one.network == network}
-    return State(bridges=bridges, plan=plan, forwarding=plan.forwarding)
+    planned = () if plan is None else plan.networks
+    return replace(rules_of(plan), bridges={one.network.bridge: one for one in planned if one.network == network})
 
 
 def _check_same_process(container: str, place: Place) -> None:

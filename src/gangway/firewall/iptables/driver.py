@@ -95,7 +95,7 @@ class IptablesDriver(Driver):
         self._record_change(removed, added)
 
     def has_rules_of(self, plan: Plan) -> bool:
-        former = self._remembered()
+        former = remembered_rules(self._storage)
         intact = (
             iptables.are_listed(tables, former[family], self._listed(family))
             for family, tables in self._render(plan).items()
@@ -122,7 +122,7 @@ class IptablesDriver(Driver):
                 iptables.Table(name, self._prefix, tuple(rule for rule in rules if words & set(rule.split()[2:])))
                 for name, rules in listed.items()
             )
-        self._remember(self._remembered(), found)
+        self._remember(remembered_rules(self._storage), found)
 
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network, port: int) -> Iterable[str]:
         """Return the rules that match; those that the kernel does not have now are marked."""
@@ -134,7 +134,7 @@ class IptablesDriver(Driver):
 
     def _replace(self, wanted: Tables, closed: Collection[int]) -> None:
         """Replace all rules, and the policies of FORWARD: all or nothing."""
-        former, was_closed = self._remembered(), self._closed()
+        former, was_closed = remembered_rules(self._storage), self._closed()
         listed = {family: self._listed(family) for family in _FAMILIES}
         before = {
             family: iptables.listed_rules((*wanted[family], *former[family]), listed[family]) for family in _FAMILIES
@@ -197,7 +197,9 @@ class IptablesDriver(Driver):
 
     def _foreign_rules(self, family: int) -> list[str]:
         """Return other programs' rules in FORWARD of the table `filter`."""
-        own = {rule for table in self._remembered()[family] if table.name == "filter" for rule in table.rules}
+        own = {
+            rule for table in remembered_rules(self._storage)[family] if table.name == "filter" for rule in table.rules
+        }
         listed = self._listed(family, "filter").get("filter", ())
         return [rule for rule in listed if rule.startswith("-A FORWARD ") and rule not in own]
 
@@ -205,7 +207,7 @@ class IptablesDriver(Driver):
         """Raise Conflict if a chain of the prefix's name is another program's.  The default name is always ours."""
         if self._prefix == iptables.DEFAULT_PREFIX:
             return
-        for family, tables in self._remembered().items():
+        for family, tables in remembered_rules(self._storage).items():
             listed = self._listed(family)
             known = {table.name for table in tables if table.chain == self._prefix}
             for name in iptables.TABLES:
@@ -226,9 +228,6 @@ class IptablesDriver(Driver):
     def _remember_less(self, tables: Tables) -> None:
         with suppress(HostRefused):  # what is remembered and not there does no harm
             self._remember(tables)
-
-    def _remembered(self) -> Tables:
-        return remembered_rules(self._storage)
 
 
 def remembered_rules(storage: Storage) -> Tables:
