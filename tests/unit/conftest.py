@@ -3,11 +3,15 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from lab.netns import Namespace
+
+if TYPE_CHECKING:
+    from tests.unit.fake_daemon import Daemon
 
 _IS_EMULATED = "GANGWAY_VM" in os.environ  # tests/vm, where everything is 10 to 30 times slower
 _FOLDER = Path(__file__).parent
@@ -51,3 +55,13 @@ def box() -> Iterator[Namespace]:
     """A network namespace for a container."""
     with Namespace("box") as found:
         yield found
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator["Daemon"]:
+    """The parts of a daemon over fakes, with an empty database."""
+    from tests.unit.fake_daemon import Daemon  # most tests need none of what it imports
+
+    found = Daemon(tmp_path)
+    yield found
+    found.end()

@@ -1,6 +1,5 @@
 """What is adopted of Docker's: only the difference is carried out, and a failure leaves everything consistent."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -27,13 +26,6 @@ BRIDGE = Network(
 )
 
 pytestmark = pytest.mark.usefixtures("own_namespace")
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    found = Daemon(tmp_path)
-    yield found
-    found.end()
 
 
 def container(box: Namespace, *ports: int, name: str = "web", last: int = 2) -> AdoptedContainer:

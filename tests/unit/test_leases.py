@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -26,13 +25,6 @@ from tests.unit.samples import mapping
 BOX4, BOX6 = "172.17.0.2", "fd00::2"
 
 pytestmark = pytest.mark.usefixtures("own_namespace")
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    found = Daemon(tmp_path)
-    yield found
-    found.end()
 
 
 def grant(daemon: Daemon, sock: socket.socket, box: str = BOX4, name: str = "tcp") -> Lease:

@@ -1,6 +1,6 @@
 """What each request changes, and that a failure below any step leaves registry, index and host as they were."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -23,13 +23,6 @@ PORTS = ["127.0.0.1:8000:80/udp", "9000-9001:90-91"]
 ANY4 = ip_address("0.0.0.0")
 
 pytestmark = pytest.mark.usefixtures("own_namespace")
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    found = Daemon(tmp_path)
-    yield found
-    found.end()
 
 
 @pytest.fixture
