@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from gangway.ebpf.keys import PortBlock, Target
 from gangway.errors import Conflict, HostRefused, InvalidRequest
 from gangway.host import sockets, sysctl
-from gangway.plan import Origin, Road
+from gangway.plan import MappingPlan, Origin, Road
 from gangway.reconcile.dataplane import TW_REUSE
 from gangway.reconcile.diff import Redirects
 from gangway.relay import protocol
@@ -266,11 +267,12 @@ def test_step_from_before_a_lease_does_not_remove_its_redirect(daemon: Daemon) -
 
 def test_former_flows_of_new_udp_leases_are_deleted_once(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     deleted: list[tuple[str, str]] = []
-    monkeypatch.setattr(
-        daemon.leases,
-        "_delete_former_flows",
-        lambda found: deleted.extend((str(one.mapping.host_address), str(one.container_address)) for one in found),
-    )
+
+    def delete(found: Iterable[MappingPlan]) -> bool:
+        deleted.extend((str(one.mapping.host_address), str(one.container_address)) for one in found)
+        return False
+
+    monkeypatch.setattr(daemon.leases, "_delete_former_flows", delete)
     ended = grant(daemon, listening("127.0.0.3", protocol="udp"), name="udp")
     grant(daemon, listening("127.0.0.4", protocol="udp"), name="udp")
     grant(daemon, listening("127.0.0.5"))
@@ -279,3 +281,20 @@ def test_former_flows_of_new_udp_leases_are_deleted_once(daemon: Daemon, monkeyp
     daemon.leases.settle()
     assert not daemon.leases.is_settling
     assert deleted == [("127.0.0.4", BOX4)]
+
+
+def test_former_flows_that_late_answers_bring_back_are_deleted(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [True, False, False, True]  # an answer by the relay arrives before the fourth look
+    looks: list[bool] = []
+
+    def delete(_planned: object) -> bool:
+        looks.append(len(looks) < len(there) and there[len(looks)])
+        return looks[-1]
+
+    monkeypatch.setattr(daemon.leases, "_delete_former_flows", delete)
+    grant(daemon, listening("127.0.0.3", protocol="udp"), name="udp")
+    while daemon.leases.is_settling:
+        daemon.leases.settle()
+        assert len(looks) < 100
+    assert looks[:4] == there
+    assert not any(looks[4:])

@@ -148,15 +148,17 @@ class Executor:
         if attachment.isolated:
             self.links.set_isolated(name, True)
 
-    def delete_flows(self, planned: Iterable[MappingPlan], former: bool = False) -> None:
+    def delete_flows(self, planned: Iterable[MappingPlan], former: bool = False) -> bool:
         """Delete tracked connections to ports of mappings; `former`: only those on another road than the plan's.
+
+        Return whether there were any.
 
         They began before a change, and would continue on their former road.  An answer that is on its way may lead a
         client back to it, so former ones are deleted a second time if there were any.  The kernel goes through all
         tracked connections for each request, so there is one for each protocol and family.  Where it has no access to
         them, `doctor` says so.
         """
-        own = self.links.addresses()
+        own, is_any = self.links.addresses(), False
         kinds: dict[tuple[Protocol, int], list[conntrack.Destination]] = {}
         for one in planned:
             address, ports = one.mapping.host_address, one.mapping.host_ports
@@ -166,9 +168,12 @@ class Executor:
             kinds.setdefault((one.mapping.protocol, one.family), []).append(destination)
         for (protocol, family), destinations in kinds.items():
             with suppress(Unsupported):
-                if conntrack.delete(protocol.value, family, destinations) and former:
+                found = conntrack.delete(protocol.value, family, destinations)
+                is_any = is_any or found
+                if found and former:
                     time.sleep(_ANSWER_S)
                     conntrack.delete(protocol.value, family, destinations)
+        return is_any
 
 
 def _is_translated(planned: MappingPlan) -> bool:

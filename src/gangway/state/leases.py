@@ -34,6 +34,8 @@ from gangway.relay import protocol
 from gangway.relay.protocol import Mode, Serve
 from gangway.state.port_index import PortIndex
 
+_LOOKS = 10  # how often to look for former flows of a lease's clients if there were any at first: for a second
+
 
 @dataclass(frozen=True, eq=False)
 class Lease:
@@ -47,7 +49,8 @@ class Lease:
 class Leases:
     """The leases of a network namespace; `facts` gathers what decisions about them depend on.
 
-    `delete_former_flows` deletes tracked connections to a mapping's ports that do not lead to its container.
+    `delete_former_flows` deletes tracked connections to a mapping's ports that do not lead to its container; it returns
+    whether there were any.
     """
 
     def __init__(
@@ -55,12 +58,12 @@ class Leases:
         index: PortIndex,
         dataplane: DataPlane,
         facts: Callable[[], HostFacts],
-        delete_former_flows: Callable[[Iterable[MappingPlan]], None],
+        delete_former_flows: Callable[[Iterable[MappingPlan]], bool],
     ) -> None:
         self._index, self._dataplane, self._facts = index, dataplane, facts
         self._delete_former_flows = delete_former_flows
         self._leases: dict[PortMapping, Lease] = {}
-        self._settling: set[PortMapping] = set()  # new ones whose clients' flows are still to be deleted
+        self._settling: dict[PortMapping, int] = {}  # how often flows of a new lease's clients are still to be deleted
         self.unclaimed = {one.ports for one in dataplane.leased()}
         """Ports that an earlier daemon leased, and whose launchers have not taken new leases yet."""
         self.is_incomplete = False  # a new relay could not be given all leases: `restore` has to be called again
@@ -89,7 +92,7 @@ class Leases:
                 self._dataplane.serve_lease(port, redirects, fds)
             undo.pop_all()
         self._leases |= dict.fromkeys(lease.mappings, lease)
-        self._settling.update(one for one in lease.mappings if one.protocol is Protocol.UDP)
+        self._settling |= {one: _LOOKS for one in lease.mappings if one.protocol is Protocol.UDP}
         self.unclaimed.discard(port.ports)
         return lease
 
@@ -102,11 +105,13 @@ class Leases:
         """Let dockerd's rules serve the UDP clients of new leases that sent datagrams before these rules existed.
 
         The kernel would lead them to the relay, or nowhere, as long as they send.  dockerd writes a port's rules before
-        it starts the launcher.
+        it starts the launcher.  If there were such clients, answers by the relay may still be on their way, and each
+        would lead a client back to it: so this is done some more times.
         """
-        mappings, facts = self._settling & self._leases.keys(), self._facts()
-        self._settling = set()
-        self._delete_former_flows([_plan(mapping, facts) for mapping in mappings])
+        looks, facts = {one: left for one, left in self._settling.items() if one in self._leases}, self._facts()
+        self._settling = {}
+        is_any = self._delete_former_flows([_plan(mapping, facts) for mapping in looks])
+        self._settling = {one: left - 1 for one, left in looks.items() if left > 1 and (is_any or left < _LOOKS)}
 
     def end(self, lease: Lease) -> None:
         """Unpublish a lease's port; it is free afterwards, even if a part of this fails."""
