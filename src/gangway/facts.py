@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from gangway.model import Address, Protocol, without_zone
-from gangway.reasons import Reason
+from gangway.reasons import Code, Reason
 
 FORWARDING_SETTING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
@@ -63,6 +63,26 @@ class HostFacts:
     def dropper(self, family: int) -> str | None:
         """Return another program's chain that drops forwarded packets of a family; None if there is none."""
         return next((chain for version, chain in self.forward_droppers if version == family), None)
+
+    def why_not_translated(self, family: int) -> Reason | None:
+        """Return why connections that come in by an interface are not translated; None if they are."""
+        if self.firewall is Firewall.NONE:
+            return Reason(Code.NO_FIREWALL)
+        if self.obey_input:
+            return Reason(Code.OBEY_INPUT)
+        if family in dict(self.unforwardable):
+            return Reason(Code.UNFORWARDABLE, dict(self.unforwardable)[family])
+        if not (self.may_forward or family in self.forwarding):
+            return Reason(Code.NOT_FORWARDED, FORWARDING_SETTING[family])
+        return Reason(Code.FORWARD_DROPPED, dropper) if (dropper := self.dropper(family)) else None
+
+    def why_not_forwarded(self, family: int) -> str:
+        """Return why packets for a container's own address do not get there; empty if they do."""
+        if family in dict(self.unforwardable):
+            return dict(self.unforwardable)[family]
+        if family not in self.forwarding and (self.firewall is Firewall.NONE or not self.may_forward):
+            return f"{FORWARDING_SETTING[family]} is off"
+        return f"another program's chain drops forwarded traffic ({found})" if (found := self.dropper(family)) else ""
 
     def is_excluded(self, address: Address) -> bool:
         """True if nothing is published at an address because of the setting `exclude`."""

@@ -197,6 +197,8 @@ class PortMapping:
     is_held: bool = False  # dockerd has a socket at each port, which keeps other programs from binding it
     admitted: Subnets = ()
     """The clients that may connect, besides the host itself; empty: everybody."""
+    is_routed: bool = False
+    """True if the host address is the container's own, to which the kernel routes packets: nothing is translated."""
 
     def __post_init__(self) -> None:
         _check_host_address(self.host_address)
@@ -236,6 +238,10 @@ class Network:
     source: Source = Source.API
     routed: frozenset[int] = frozenset()
     """Families (4, 6) in which clients connect to the containers' own addresses: nothing is translated."""
+
+    def opens(self, family: int) -> bool:
+        """True if clients elsewhere may connect to the containers' own addresses, at published ports."""
+        return family in self.routed and not self.internal
 
     @property
     def is_adopted(self) -> bool:

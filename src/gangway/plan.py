@@ -8,6 +8,7 @@ must not know: how those facts are found, what a rule looks like.
 ports nor on its container, so most mappings share the roads of an earlier one.  A mapping has one host address, hence
 clients of one family: 0.0.0.0 is IPv4's, `::` is IPv6's.
 
+    the container's own address                 routed, if it is Docker's gateway mode and nothing is in the way
     not published where the client connects     blocked; nothing is at an address that `exclude` names
     loopback                                    redirect, if the host can; else relay: the kernel does not route it
     lease                                       relay: Docker writes the rules, and the relay serves what they leave
@@ -35,7 +36,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
-from gangway.facts import FORWARDING_SETTING, Firewall, HostFacts
+from gangway.facts import Firewall, HostFacts
 from gangway.model import Address, Endpoint, Network, PortMapping, Protocol, Source
 from gangway.reasons import Code, Reason
 
@@ -55,6 +56,7 @@ class Road(StrEnum):
     NAT = "nat"
     REDIRECT = "redirect"
     RELAY = "relay"
+    ROUTED = "routed"
     BLOCKED = "blocked"
 
 
@@ -112,13 +114,20 @@ class MappingPlan:
     """True if the relay serves it with a socket shared by all ports; else with one socket for each port."""
     is_leased: bool = False
     """True if launchers' leases of the same ports have the relay's part of it, and the redirect's."""
+    is_direct: bool = False
+    """True if the rules let clients elsewhere connect to the container's own address, at ports that are `is_opened`."""
+
+    @property
+    def is_opened(self) -> bool:
+        """True if rules open the ports at the container's own address."""
+        return self.is_direct and self.mapping.is_routed
 
     @property
     def routes(self) -> tuple[Route, ...]:
         """The road of each kind of client, and the reason with its fact."""
         address = str(self.container_address)
         target = f"{address} port {self.mapping.container_ports}"
-        facts = dict.fromkeys(_TARGETS, target) | {Code.FAMILY: address}
+        facts = dict.fromkeys(_TARGETS, target) | {Code.FAMILY: address, Code.ROUTED: target}
         return tuple(
             replace(route, reason=Reason(code, facts[code])) if (code := route.reason.code) in facts else route
             for route in self.roads.routes
@@ -166,9 +175,9 @@ class Plan:
         return self.facts.switched_on | (self.forwarding - self.facts.forwarding)
 
     @property
-    def routed(self) -> frozenset[int]:
+    def translated(self) -> frozenset[int]:
         """Families in which connections that come in by an interface are translated."""
-        return frozenset(family for family in (4, 6) if why_not_routed(self.facts, family) is None)
+        return frozenset(family for family in (4, 6) if self.facts.why_not_translated(family) is None)
 
     def untranslated(self, family: int) -> tuple[str, ...]:
         """Return the interfaces that connections of a family come in by and are not translated: bridges and detours."""
@@ -207,22 +216,12 @@ def plan_mapping(mapping: PortMapping, endpoint: Endpoint, network: Network | No
     is_lost = address in facts.answers_elsewhere
     is_leased = mapping.is_held and facts.leased
     held = _why_not_steered(mapping, facts) if mapping.is_held and not is_leased else ""
-    roads = _roads(_Case(mapping.protocol, mapping.host_address, address.version, is_lost, held, network, facts))
+    at = mapping.host_address, mapping.is_routed
+    roads = _roads(_Case(mapping.protocol, *at, address.version, is_lost, held, network, facts))
     bridge = "" if network is None else network.bridge
-    return MappingPlan(mapping, bridge, address, roads, not is_leased and _is_steered(mapping, facts), is_leased)
-
-
-def why_not_routed(facts: HostFacts, family: int) -> Reason | None:
-    """Return why connections that come in by an interface are not translated; None if they are."""
-    if facts.firewall is Firewall.NONE:
-        return Reason(Code.NO_FIREWALL)
-    if facts.obey_input:
-        return Reason(Code.OBEY_INPUT)
-    if family in dict(facts.unforwardable):
-        return Reason(Code.UNFORWARDABLE, dict(facts.unforwardable)[family])
-    if not (facts.may_forward or family in facts.forwarding):
-        return Reason(Code.NOT_FORWARDED, FORWARDING_SETTING[family])
-    return Reason(Code.FORWARD_DROPPED, dropper) if (dropper := facts.dropper(family)) else None
+    is_direct = network is not None and network.opens(address.version)
+    is_steered = not is_leased and _is_steered(mapping, facts)
+    return MappingPlan(mapping, bridge, address, roads, is_steered, is_leased, is_direct)
 
 
 class _Case(NamedTuple):
@@ -230,6 +229,7 @@ class _Case(NamedTuple):
 
     protocol: Protocol
     at: Address  # the host address
+    is_routed: bool  # it is the container's own
     family: int  # of the container's address
     is_lost: bool  # its answers do not pass the host
     held: str  # why the relay cannot serve it beside the sockets that hold its ports; empty if it can, or if none do
@@ -266,6 +266,10 @@ def _exceptions(usual: Route, case: _Case) -> Iterator[Route]:
 
 
 def _decide(origin: Origin, neighbour: bool, case: _Case) -> tuple[Road, Reason, SeenAs]:
+    if case.is_routed and origin is not Origin.LOOPBACK:
+        if closed := _why_closed(origin, neighbour, case):
+            return Road.BLOCKED, Reason(Code.CLOSED, closed), SeenAs.NOBODY
+        return Road.ROUTED, Reason(Code.ROUTED), SeenAs.CLIENT
     blocked = _why_blocked(origin, case)
     if blocked is not None:
         return Road.BLOCKED, blocked, SeenAs.NOBODY
@@ -302,6 +306,15 @@ def _why_blocked(origin: Origin, case: _Case) -> Reason | None:
     return None
 
 
+def _why_closed(origin: Origin, neighbour: bool, case: _Case) -> str:
+    """Return why a client does not reach the container's own address; empty if it does."""
+    if origin is Origin.HOST or case.network is None:
+        return ""
+    if neighbour:
+        return "" if case.network.icc else "its network does not let containers reach each other"
+    return "its network is internal" if case.network.internal else case.facts.why_not_forwarded(case.at.version)
+
+
 def _is_redirected(origin: Origin, case: _Case) -> bool:
     """True if the sockets of host processes are redirected to the container.
 
@@ -326,6 +339,7 @@ def _is_steered(mapping: PortMapping, facts: HostFacts) -> bool:
     """
     return (
         mapping.source is not Source.LEASE
+        and not mapping.is_routed
         and not _why_not_steered(mapping, facts)
         and (
             mapping.protocol is Protocol.TCP
@@ -377,4 +391,4 @@ def _why_relayed(origin: Origin, neighbour: bool, case: _Case) -> Reason | None:
     if neighbour and at.version in plan_network(network, facts).untranslated:
         # Connections from this bridge are not translated; which bridge other containers are on is not known here.
         return Reason(Code.ISOLATED, network.bridge)
-    return why_not_routed(facts, at.version)
+    return facts.why_not_translated(at.version)

@@ -34,6 +34,8 @@ class Code(StrEnum):
     ISOLATED = "isolated"  # the bridge isolates its containers, and nothing is translated within it: the bridge
     NO_SOCKETS = "no_sockets"  # the kernel has no sockets of the protocol, so there is no relay: the protocol
     HELD = "held"  # dockerd holds the port by a socket, and the relay cannot serve it beside that: why not
+    ROUTED = "routed"  # clients connect to the container's own address: it, and the container's ports
+    CLOSED = "closed"  # they would, and cannot: why not
     LEASE = "lease"  # Docker's own rules may carry it first; what they leave is relayed: empty
 
 

@@ -21,10 +21,14 @@ def test_cleanup_knows_every_rule_of_the_release(engine_site: Site) -> None:
     docker = engine_site.docker
     docker.run("network", "create", "--internal", "inner")
     docker.run("network", "create", "-o", "com.docker.network.bridge.enable_icc=false", "strict")
+    modes = {"direct": ("routed",), "cell": ("isolated", "--internal")}  # which old releases ignore
+    for name, (mode, *words) in modes.items():
+        docker.run("network", "create", "-o", f"com.docker.network.bridge.gateway_mode_ipv4={mode}", *words, name)
+    direct = engine_site.container("--network", "direct", "-p", "8012:80")
     name = engine_site.container("--network", "strict", "-p", "8010:80", "-p", "127.0.0.1:8011:81/udp")
     listings = [engine_site.host.run(f"{tool}-save").stdout for tool in ("iptables", "ip6tables")]
-    engine_site.remove(name)
-    docker.run("network", "rm", "inner", "strict")
+    engine_site.remove(name, direct)
+    docker.run("network", "rm", "inner", "strict", *modes)
     for listing in listings:
         found = find(parse(listing), {})
         assert not [one for one in found if one.kept]

@@ -35,6 +35,8 @@ BACK = network("back", "172.31.0.0/24,fd31::/64", masquerade=False, icc=False)
 INNER = network("inner", "172.29.0.0/24,fd29::/64", internal=True)
 FOUR = network("four", "172.28.0.0/24")
 SIX = network("six", "fd28::/64")
+DIRECT = replace(network("direct", "172.27.0.0/24,fd27::/64"), source=Source.DOCKER, routed=frozenset({4, 6}))
+"""One in the gateway mode `routed`."""
 
 
 def endpoint(of: Network = WEB, container: str = "box") -> Endpoint:
@@ -66,6 +68,14 @@ def held(
 ) -> PortMapping:
     """Return a mapping whose ports dockerd holds by sockets of its own."""
     return replace(mapping(at, ports, to, protocol, container), source=Source.DOCKER, is_held=True)
+
+
+def routed(
+    ports: str = "8000", family: int = 4, protocol: Protocol = Protocol.TCP, of: Network = DIRECT
+) -> PortMapping:
+    """Return a mapping at the container's own address."""
+    at = next(one for one in endpoint(of).addresses if one.version == family)
+    return replace(mapping(str(at), ports, protocol=protocol), source=Source.DOCKER, is_routed=True)
 
 
 def planned(one: PortMapping, facts: HostFacts = NFTABLES, of: Network = WEB) -> MappingPlan:

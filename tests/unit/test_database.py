@@ -64,6 +64,7 @@ _ADDED = (
     ("mappings", "source"),
     ("mappings", "is_held"),
     ("mappings", "admitted"),
+    ("mappings", "is_routed"),
 )
 """The columns that version 1 did not have."""
 
@@ -79,7 +80,7 @@ def test_a_file_without_a_version_is_migrated(path: Path) -> None:
 def test_a_file_of_a_newer_version_is_refused_and_left_alone(path: Path) -> None:
     _execute(path, "PRAGMA user_version = 99;")
     before = path.read_bytes()
-    with pytest.raises(HostRefused, match="has version 99, and this gangway knows 4: install the newer one"):
+    with pytest.raises(HostRefused, match="has version 99, and this gangway knows 5: install the newer one"):
         Database(path)
     assert path.read_bytes() == before
 

@@ -182,13 +182,41 @@ def test_gateway_network_is_the_one_that_dockerd_chooses() -> None:
     assert chosen == ["e", "d", "b", "c", "a"]
 
 
-def test_ip_version_without_translation_has_no_mapping() -> None:
-    """With the gateway mode `routed` clients connect to the container's own address."""
-    box = container()
-    box["NetworkSettings"]["Ports"]["80/tcp"].append({"HostIp": "::", "HostPort": ""})
-    assert ports(view([NETWORK | {"Options": {f"{BRIDGE}.gateway_mode_ipv6": "routed"}}], box)) == [
-        "0.0.0.0:8000:80/tcp*"
-    ]
+@pytest.mark.parametrize(
+    ("modes", "addresses", "expected"),
+    [
+        ("6", "10.5.0.2 fd05::2", "0.0.0.0:8000:80/tcp* [fd05::2]:80:80/tcp [fd05::2]:9000-9002:9000-9002/udp"),
+        ("6", "10.5.0.2", "0.0.0.0:8000:80/tcp*"),
+        ("4 6", "10.5.0.2 fd05::2", "[fd05::2]:80:80/tcp [fd05::2]:9000-9002:9000-9002/udp"),
+    ],
+)
+def test_ports_of_routed_ip_version_are_opened_at_the_containers_address(
+    modes: str, addresses: str, expected: str
+) -> None:
+    """As dockerd 28.5 answers: only IPv6 has no host port; 9001 is published twice; 99 is not published."""
+    box, options = container(), {f"{BRIDGE}.gateway_mode_ipv{family}": "routed" for family in modes.split()}
+    nothing = {"HostIp": "::", "HostPort": ""}
+    found = box["NetworkSettings"]["Ports"] = {"80/tcp": [nothing], "99/tcp": None}
+    if "4" not in modes:
+        found["80/tcp"] = [{"HostIp": "0.0.0.0", "HostPort": "8000"}, nothing]
+    found |= {f"{port}/udp": [nothing, nothing] for port in (9000, 9001, 9002)}
+    attachment = box["NetworkSettings"]["Networks"]["web"]
+    attachment["IPAddress"], _, attachment["GlobalIPv6Address"] = addresses.partition(" ")
+    box["Config"]["Labels"] = {"gangway.from": "fd00::/8"}
+    shown = view([NETWORK | {"EnableIPv6": True, "Options": options}], box)
+    assert " ".join(ports(shown)) == expected
+    (only,) = shown.adopted.containers
+    assert all(one.is_routed is (one.host_address in only.endpoint.addresses) for one in only.mappings)
+    assert all([*map(str, one.admitted)] == ["fd00::/8"] for one in only.mappings)
+
+
+def test_ports_of_routed_ipv4_are_opened_whatever_host_address_was_requested() -> None:
+    box = container(HostConfig={"PortBindings": {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8000"}]}})
+    for at in ({"HostIp": "0.0.0.0", "HostPort": ""}, {"HostIp": "0.0.0.0", "HostPort": "0"}, {}):
+        box["NetworkSettings"]["Ports"] = {"80/tcp": [at]}
+        assert ports(view([NETWORK | {"Options": {f"{BRIDGE}.gateway_mode_ipv4": "routed"}}], box)) == [
+            "10.5.0.2:80:80/tcp"
+        ]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from gangway.reconcile.state import redirects_of
 from tests.unit.golden import assert_golden
 from tests.unit.samples import (
     BACK,
+    DIRECT,
     FACTS,
     FOUR,
     HOST_ADDRESSES,
@@ -41,6 +42,7 @@ from tests.unit.samples import (
     mapping,
     mappings,
     planned,
+    routed,
 )
 
 OFF, HOST4 = Reason(Code.NOT_FORWARDED_FROM, "net.ipv4.conf.up0.forwarding"), ip_address("192.0.2.5")
@@ -129,6 +131,13 @@ EXAMPLES: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
     ),
     Code.NO_SOCKETS: (mapping("::", "8000", "80", Protocol.SCTP), HOST6, FOUR, NO_SCTP),
     Code.HELD: (held(HOST6, "8000", "80"), HOST6, FOUR, NO_STEERING),
+    Code.ROUTED: (routed("8000", 6), "fd27::2", DIRECT, NFTABLES),
+    Code.CLOSED: (
+        routed("8000"),
+        "172.27.0.2",
+        DIRECT,
+        HostFacts(Firewall.NFTABLES, forward_droppers=((4, "ip filter FORWARD"),)),
+    ),
     Code.LEASE: (lease("0.0.0.0", "8000", "80"), HOST, WEB, NONE),
 }
 

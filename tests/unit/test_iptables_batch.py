@@ -8,16 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gangway.facts import HostFacts
-from gangway.firewall.iptables.render import (
-    Table,
-    batch,
-    built_in,
-    chain_of,
-    change,
-    parse_listing,
-    render,
-    with_mappings,
-)
+from gangway.firewall.iptables.render import change, render, with_mappings
+from gangway.firewall.iptables.tables import Table, batch, built_in, chain_of, parse_listing
 from gangway.model import Network, PortMapping
 from gangway.plan import Plan
 from tests.unit.fake_iptables import Kernel, bare, restore, rules, save

@@ -8,22 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gangway.facts import Firewall, HostFacts
-from gangway.firewall.iptables.render import (
-    Table,
-    are_listed,
-    batch,
-    built_in,
-    chain_of,
-    matching_rules,
-    parse_listing,
-    render,
-)
+from gangway.firewall.iptables.render import matching_rules, render
+from gangway.firewall.iptables.tables import Table, are_listed, batch, built_in, chain_of, parse_listing
 from gangway.model import Endpoint, Network, PortMapping, Protocol
 from gangway.plan import Origin, Plan, Road, assemble, plan_mapping
 from tests.unit.golden import FOLDER, assert_golden
 from tests.unit.samples import (
     APART,
     BACK,
+    DIRECT,
     FACTS,
     FORMS,
     FOUR,
@@ -34,6 +27,7 @@ from tests.unit.samples import (
     admitting,
     mapping,
     planned,
+    routed,
     whole,
 )
 
@@ -51,6 +45,15 @@ PLANS: dict[str, Plan] = {
         admitting(mapping("::", "8000", "80"), "10.0.0.0/8"),
         admitting(mapping("192.0.2.5", "9000-9010", protocol=Protocol.UDP), "0.0.0.0/0"),
         admitting(mapping("fe80::5", "6000"), "fd00::/8"),
+    ),
+    "routed": whole(
+        IPTABLES,
+        routed("8000"),
+        routed("9000-9010", 6, Protocol.UDP),
+        admitting(routed("80", protocol=Protocol.SCTP), "10.0.0.0/8", "192.0.2.5/32", "fd00::/8"),
+        admitting(routed("80", 6), "10.0.0.0/8"),
+        mapping("0.0.0.0", "7000", "70"),
+        networks=(DIRECT, replace(BACK, routed=frozenset({6})), replace(INNER, routed=frozenset({4, 6}))),
     ),
 }
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gangway.facts import Firewall, HostFacts
 from gangway.model import Address, Network, PortMapping, Protocol
-from gangway.plan import Origin, Road, SeenAs, assemble, plan_mapping, plan_network, why_not_routed
+from gangway.plan import Origin, Road, SeenAs, assemble, plan_mapping, plan_network
 from gangway.reach import routes_at
 from gangway.reasons import Code
 from tests.unit.samples import (
@@ -110,8 +110,8 @@ def test_without_permission_to_forward_nothing_is_closed() -> None:
     ],
 )
 def test_families_in_which_incoming_connections_are_translated(facts: HostFacts, routed: frozenset[int]) -> None:
-    assert whole(facts).routed == routed
-    assert {family for family in BOTH if why_not_routed(facts, family) is None} == routed
+    assert whole(facts).translated == routed
+    assert {family for family in BOTH if facts.why_not_translated(family) is None} == routed
 
 
 @given(mappings(may_be_held=True), NETWORKS, FACTS)
@@ -130,7 +130,7 @@ def test_nat_needs_a_firewall_and_a_packet_of_the_same_family(
     assert not (through and facts.firewall is Firewall.NONE)
     assert all(route.origin is not Origin.LOOPBACK for route in through)
     assert not (through and found.container_address.version != found.family)
-    if why_not_routed(facts, found.family) is not None:
+    if facts.why_not_translated(found.family) is not None:
         assert all(route.origin is Origin.HOST for route in through)
 
 

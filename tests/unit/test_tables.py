@@ -8,7 +8,7 @@ from gangway.daemon.messages import MappingAnswer, NetworkAnswer
 from gangway.facts import Firewall, HostFacts
 from gangway.model import Protocol
 from gangway.plan import Origin
-from tests.unit.samples import BACK, INNER, NONE, WEB, admitting, endpoint, lease, mapping, planned
+from tests.unit.samples import BACK, DIRECT, INNER, NONE, WEB, admitting, endpoint, lease, mapping, planned
 
 
 def test_an_origin_with_two_roads_shows_both() -> None:
@@ -85,7 +85,7 @@ def test_cells_are_folded_in_a_narrow_terminal(
 
 
 def test_the_table_of_networks_shows_unusual_policies(capsys: pytest.CaptureFixture[str]) -> None:
-    answers = [NetworkAnswer.of(network, (endpoint(network),)) for network in (WEB, BACK, INNER)]
+    answers = [NetworkAnswer.of(network, (endpoint(network),)) for network in (WEB, BACK, INNER, DIRECT)]
     answers[0].mtu = 9000
     print_networks(msgspec.to_builtins(answers))
     assert _table(capsys) == [
@@ -93,6 +93,7 @@ def test_the_table_of_networks_shows_unusual_policies(capsys: pytest.CaptureFixt
         ["web", "gw-web", "172.30.0.0/24, fd30::/64", "172.30.0.1, fd30::1", "mtu 9000", "1"],
         ["back", "gw-back", "172.31.0.0/24, fd31::/64", "172.31.0.1, fd31::1", "no masquerade, no icc", "1"],
         ["inner", "gw-inner", "172.29.0.0/24, fd29::/64", "172.29.0.1, fd29::1", "internal", "1"],
+        ["direct", "gw-direct", "172.27.0.0/24, fd27::/64", "172.27.0.1, fd27::1", "IPv4 routed, IPv6 routed", "1"],
     ]
 
 

@@ -59,6 +59,9 @@ _REASONS = {
     "no_sockets": "This kernel has no {fact} sockets, so the relay cannot answer.",
     "held": "dockerd has the port's socket, and the relay cannot serve the port beside it: {fact}.  Use gangway's "
     'docker-proxy instead of "userland-proxy": false.',
+    "routed": "The network's gateway mode is `routed`: clients connect to the container's own address, {fact}, and "
+    "nothing is translated.",
+    "closed": "The container's own address is out of reach: {fact}.",
     "lease": "Docker's own rules may carry the connection first; whatever they leave is relayed.",
 }
 """A sentence for each of `gangway.plan.Code`."""
@@ -184,6 +187,7 @@ def _policy(network: Answer) -> Iterator[str]:
         yield "internal"
     elif not network["masquerade"]:
         yield "no masquerade"
+    yield from (f"IPv{family} routed" for family in network["routed"])
     if not network["icc"]:
         yield "no icc"
     if network["mtu"] != 1500:

@@ -77,11 +77,13 @@ class NetworkAnswer(msgspec.Struct):
     icc: bool
     internal: bool
     mtu: int
+    routed: list[int]
+    """IP versions in which clients connect to the containers' own addresses."""
     endpoints: list["EndpointAnswer"]
 
     @classmethod
     def of(cls, network: Network, endpoints: tuple[Endpoint, ...]) -> "NetworkAnswer":
-        policy = network.masquerade, network.icc, network.internal, network.mtu
+        policy = network.masquerade, network.icc, network.internal, network.mtu, sorted(network.routed)
         subnets, gateways = list(map(str, network.subnets)), list(map(str, network.gateways))
         attached = [EndpointAnswer.of(endpoint) for endpoint in endpoints]
         return cls(network.name, network.bridge, subnets, gateways, *policy, attached)

@@ -11,8 +11,9 @@ Facts that it leans on, seen with dockerd 20.10 and 28.5:
   for containers (IPRange), or else the subnet's first.
 - With `iptables: false` the default bridge's masquerade reads false whatever was configured; other networks' is right.
 - For a port without a host address dockerd has a socket at 0.0.0.0, and at :: only if the container has IPv6.
-- An IP version with the gateway mode `routed` has no host port: an empty one, or 0.  With `isolated` the bridge has no
-  address of it, and containers get the subnet's first one.
+- For an IP version with the gateway mode `routed` a published port has the host address 0.0.0.0 or ::, whatever was
+  requested, and no host port: an empty one, or 0.  dockerd then opens the port at the container's own address.  With
+  `isolated` the bridge has no address of the IP version, and containers get the subnet's first one.
 - A container's SandboxKey is a mount, which only dockerd's mount namespace may have; its process is seen everywhere.
 """
 
@@ -204,7 +205,8 @@ class View:
             labels = {**bridge.labels, **(container.config.labels or {})}
             admitted = parse_label(labels[FROM_LABEL]) if FROM_LABEL in labels else ()
             ports = _published(container, bridge.network, labels.get(BIND_LABEL, ""))
-            mappings = tuple(_mappings(name, ports, admitted))
+            opened = _opened(container, bridge.network, addresses)
+            mappings = (*_mappings(name, ports, admitted), *_mappings(name, opened, admitted, is_routed=True))
         except (InvalidRequest, ValueError) as error:
             self._container_problems[container.id] = f"ports of container {name} are not published: {error}"
         endpoint = Endpoint(name, bridge.network.name, addresses)
@@ -308,7 +310,7 @@ def _published(container: DockerContainer, network: Network, bind: str) -> Itera
         held: dict[int, set[int]] = {4: set(), 6: set()}  # at all addresses, as none was requested
         for host_ip, host_port in ((one.host_ip, int(one.host_port or 0)) for one in bindings or ()):
             if not host_port:
-                continue  # the IP version is routed
+                continue  # the IP version is routed: `_opened`
             address = _parse_host_address(host_ip)
             if address in ANY and _is_without_address(requested.get(key), host_port):
                 held[address.version].add(host_port)
@@ -320,6 +322,17 @@ def _published(container: DockerContainer, network: Network, bind: str) -> Itera
                 yield from (port(address, bool(own), host_port) for host_port in own or held[4] | held[6])
 
 
+def _opened(container: DockerContainer, network: Network, addresses: Iterable[Address]) -> Iterator[_Port]:
+    """Yield a container's published ports at its own addresses, one by one, some more than once."""
+    own = {address.version: address for address in addresses if address.version in network.routed}
+    for key, bindings in (container.network_settings.ports or {}).items():
+        number, _, protocol = key.partition("/")
+        for one in bindings or ():
+            family = _parse_host_address(one.host_ip or "0.0.0.0").version
+            if not int(one.host_port or 0) and family in own:
+                yield _Port(Protocol.parse(protocol), own[family], False, int(number), int(number))
+
+
 def _is_without_address(requested: list[_Binding] | None, host_port: int) -> bool:
     """True if a host port was requested without a host address: by `-p 80:80`, or by `-P`, which requests none."""
     for one in requested or [_Binding()]:
@@ -329,7 +342,9 @@ def _is_without_address(requested: list[_Binding] | None, host_port: int) -> boo
     return False
 
 
-def _mappings(name: str, ports: Iterable[_Port], admitted: tuple[Subnet, ...]) -> Iterator[PortMapping]:
+def _mappings(
+    name: str, ports: Iterable[_Port], admitted: tuple[Subnet, ...], is_routed: bool = False
+) -> Iterator[PortMapping]:
     """Yield the fewest mappings that have these ports: those with the same distance are one where they can be."""
     alike: dict[tuple[Protocol, Address, bool, int], list[int]] = defaultdict(list)
     for one in ports:
@@ -337,4 +352,5 @@ def _mappings(name: str, ports: Iterable[_Port], admitted: tuple[Subnet, ...]) -
     for (protocol, address, is_held, distance), host_ports in alike.items():
         for found in merge_ports(host_ports):
             container_ports = PortRange(found.first + distance, found.last + distance)
-            yield PortMapping(name, protocol, address, found, container_ports, Source.DOCKER, is_held, admitted)
+            where = protocol, address, found, container_ports
+            yield PortMapping(name, *where, Source.DOCKER, is_held, admitted, is_routed)

@@ -61,7 +61,7 @@ def has_other_rules(before: Plan, now: Plan | None) -> bool:
     """True if other facts about the host call for other rules."""
     if now is None or is_rerouted(before.facts, now.facts):
         return True
-    return (before.routed, before.closed) != (now.routed, now.closed)
+    return (before.translated, before.closed) != (now.translated, now.closed)
 
 
 def translated_udp(plans: Iterable[MappingPlan]) -> tuple[MappingPlan, ...]:

@@ -172,7 +172,7 @@ def _add(before: State, after: State) -> Iterator[Step]:
         yield Rewrite(before.plan, after.plan)
     elif added:
         yield Rules((), added)
-    if stale := tuple(planned for planned in added if planned.mapping.protocol == "udp"):
+    if stale := tuple(one for one in added if one.mapping.protocol == "udp" and not one.mapping.is_routed):
         yield Flows((), stale)
     if after.forwarding - before.forwarding:
         yield Forwarding(before.forwarding & after.forwarding, after.forwarding)

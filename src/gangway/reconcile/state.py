@@ -64,7 +64,7 @@ def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPorts, Serve]]:
         mode = Mode.HELD if mapping.is_held else Mode.SHARED
         yield ports, Serve(ports, Destination(address, mapping.container_ports.first), mode, admitted)
         return
-    if mapping.is_held:  # no socket can be bound beside dockerd's
+    if mapping.is_held or mapping.is_routed:  # no socket can be bound beside dockerd's, nor at a container's address
         return
     mode = Mode.LEASED if mapping.source is Source.LEASE else Mode.OWN
     for port, container_port in mapping.pairs():

@@ -54,13 +54,14 @@ _MIGRATIONS = (
     ALTER TABLE mappings ADD COLUMN is_held INTEGER DEFAULT 0;
     """,
     "ALTER TABLE mappings ADD COLUMN admitted TEXT DEFAULT '';",
+    "ALTER TABLE mappings ADD COLUMN is_routed INTEGER DEFAULT 0;",
 )
 """What makes each version (`user_version`) of the one before."""
 _COLUMNS = {
     "networks": "name, bridge, subnets, gateways, masquerade, icc, internal, mtu, on_demand, source, routed",
     "endpoints": "container, network, addresses, namespace, inode, cookie, owner",
     "mappings": "container, protocol, host_address, host_first, host_last, container_first, container_last, "
-    "source, is_held, admitted",
+    "source, is_held, admitted, is_routed",
     "memory": "what, value",
 }
 # Rows that belong to nothing.
@@ -200,7 +201,7 @@ class Database:
             for one in mappings:
                 ports = one.host_ports.first, one.host_ports.last, one.container_ports.first, one.container_ports.last
                 row = one.container, one.protocol.value, str(one.host_address), *ports
-                self._insert("mappings", (*row, one.source.value, one.is_held, _words(one.admitted)))
+                self._insert("mappings", (*row, one.source.value, one.is_held, _words(one.admitted), one.is_routed))
 
     def remove_mappings(self, mappings: Iterable[PortMapping]) -> None:
         with self.transaction():
@@ -317,9 +318,9 @@ def _endpoint(
 
 
 def _mapping(container: str, protocol: str, host_address: str, *rest: Any) -> PortMapping:
-    *ports, source, is_held, admitted = rest
+    *ports, source, is_held, admitted, is_routed = rest
     host, inner = PortRange(*ports[:2]), PortRange(*ports[2:])
-    of = Source(source), bool(is_held), tuple(map(ip_network, admitted.split()))
+    of = Source(source), bool(is_held), tuple(map(ip_network, admitted.split())), bool(is_routed)
     return PortMapping(container, Protocol(protocol), _address(host_address), host, inner, *of)
 
 

@@ -87,5 +87,7 @@ class PortIndex:
 
 
 def _may_share(one: PortMapping, other: PortMapping) -> bool:
-    """True if both are the same port of Docker's: by its API, and by the lease of its launcher."""
-    return Source.LEASE in (one.source, other.source) and (one.is_held or other.is_held)
+    """True if both are the same port of Docker's: by its API, and by the lease of its launcher; or if one is not at an
+    address of the host."""
+    is_same = Source.LEASE in (one.source, other.source) and (one.is_held or other.is_held)
+    return is_same or one.is_routed is not other.is_routed

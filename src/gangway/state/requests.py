@@ -150,10 +150,11 @@ class Requests:
 
         If the port is published at other addresses only, those routes are blocked.  Conflict: it is published nowhere.
         """
-        if not (address.is_unspecified or address.is_loopback or self._executor.has_address(address)):
-            raise Conflict(f"{address} is not an address of this host")
         index = self._registry.index
         mapping = index.at(protocol, address, port)
+        is_known = address.is_unspecified or address.is_loopback or (mapping is not None and mapping.is_routed)
+        if not (is_known or self._executor.has_address(address)):
+            raise Conflict(f"{address} is not an address of this host")
         published = (
             [mapping]
             if mapping is not None

@@ -15,6 +15,16 @@ from functools import cached_property, partial
 from gangway.errors import Conflict, GangwayError, HostRefused
 from gangway.firewall.base import Driver
 from gangway.firewall.iptables import render as iptables
+from gangway.firewall.iptables.tables import (
+    TABLES,
+    Listing,
+    Table,
+    are_listed,
+    batch,
+    built_in,
+    listed_rules,
+    parse_listing,
+)
 from gangway.firewall.iptables.tool import Iptables
 from gangway.firewall.nat_guard import NatGuard
 from gangway.host.rule_notices import Change, RuleNotices
@@ -28,7 +38,7 @@ _BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 _CLOSED = "DROP"
 _STAYS = f"left at {_CLOSED}: other programs have added rules to it: {{}}"
 
-Tables = dict[int, tuple[iptables.Table, ...]]
+Tables = dict[int, tuple[Table, ...]]
 """The tables of each family."""
 
 
@@ -61,14 +71,14 @@ class IptablesDriver(Driver):
 
     def owns(self, change: Change) -> bool:
         chains = ("", self._prefix, *_BUILT_IN)
-        return change.family in ("ip", "ip6") and change.table in iptables.TABLES and change.chain in chains
+        return change.family in ("ip", "ip6") and change.table in TABLES and change.chain in chains
 
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
         self._check_chains()
         wanted = self._render(plan)
         self.notices.forget()
         self._replace(wanted, plan.closed)
-        self._built_in = {family: iptables.built_in(tables) for family, tables in wanted.items()}
+        self._built_in = {family: built_in(tables) for family, tables in wanted.items()}
         self._remember_less(self._built_in)
         self._record(plan)
         if not self._is_legacy:
@@ -97,8 +107,7 @@ class IptablesDriver(Driver):
     def has_rules_of(self, plan: Plan) -> bool:
         former = remembered_rules(self._storage)
         intact = (
-            iptables.are_listed(tables, former[family], self._listed(family))
-            for family, tables in self._render(plan).items()
+            are_listed(tables, former[family], self._listed(family)) for family, tables in self._render(plan).items()
         )
         return all(intact) and all(self._tools[family].policy() == _CLOSED for family in plan.closed)
 
@@ -119,7 +128,7 @@ class IptablesDriver(Driver):
         for family in _FAMILIES:
             listed = self._listed(family)
             found[family] = tuple(
-                iptables.Table(name, self._prefix, tuple(rule for rule in rules if words & set(rule.split()[2:])))
+                Table(name, self._prefix, tuple(rule for rule in rules if words & set(rule.split()[2:])))
                 for name, rules in listed.items()
             )
         self._remember(remembered_rules(self._storage), found)
@@ -136,16 +145,14 @@ class IptablesDriver(Driver):
         """Replace all rules, and the policies of FORWARD: all or nothing."""
         former, was_closed = remembered_rules(self._storage), self._closed()
         listed = {family: self._listed(family) for family in _FAMILIES}
-        before = {
-            family: iptables.listed_rules((*wanted[family], *former[family]), listed[family]) for family in _FAMILIES
-        }
+        before = {family: listed_rules((*wanted[family], *former[family]), listed[family]) for family in _FAMILIES}
         # Both are remembered until the new ones are written: a daemon that dies in between finds either.
         self._remember(former, wanted)
         try:
             self._close(closed)  # before the rules that allow some packets
             for family in _FAMILIES:
                 if wanted[family] or former[family]:
-                    self._apply(family, iptables.batch(wanted[family], former[family], listed[family]))
+                    self._apply(family, batch(wanted[family], former[family], listed[family]))
         except GangwayError as error:
             self._undo(before, wanted, error, was_closed)
             self._remember_less(former)
@@ -162,8 +169,8 @@ class IptablesDriver(Driver):
         for family in _FAMILIES:
             try:
                 listed = self._listed(family)
-                if not iptables.are_listed(before[family], written[family], listed):
-                    self._apply(family, iptables.batch(before[family], (*before[family], *written[family]), listed))
+                if not are_listed(before[family], written[family], listed):
+                    self._apply(family, batch(before[family], (*before[family], *written[family]), listed))
             except HostRefused as failure:
                 failures.append(failure)
         if closed is not None:
@@ -177,8 +184,8 @@ class IptablesDriver(Driver):
         with self.notices.own_change():
             self._tools[family].apply(text)
 
-    def _listed(self, family: int, table: str | None = None) -> iptables.Listing:
-        return iptables.parse_listing(self._tools[family].listing(table))
+    def _listed(self, family: int, table: str | None = None) -> Listing:
+        return parse_listing(self._tools[family].listing(table))
 
     def _render(self, plan: Plan) -> Tables:
         return {family: iptables.render(plan, family, self._prefix) for family in _FAMILIES}
@@ -210,7 +217,7 @@ class IptablesDriver(Driver):
         for family, tables in remembered_rules(self._storage).items():
             listed = self._listed(family)
             known = {table.name for table in tables if table.chain == self._prefix}
-            for name in iptables.TABLES:
+            for name in TABLES:
                 if name not in known and f":{self._prefix}" in listed.get(name, ()):
                     raise Conflict(
                         f"table {name} has a chain {self._prefix} that was not created by gangway: choose another "
@@ -220,8 +227,7 @@ class IptablesDriver(Driver):
     def _remember(self, *alternatives: Tables) -> None:
         """Remember the rules in built-in chains: those of all alternatives, of which one is written."""
         tables = {
-            family: [table for found in alternatives for table in iptables.built_in(found[family])]
-            for family in _FAMILIES
+            family: [table for found in alternatives for table in built_in(found[family])] for family in _FAMILIES
         }
         self._storage.remember(_KEY, json.dumps({"prefix": self._prefix, "tables": tables}))
 
@@ -234,7 +240,7 @@ def remembered_rules(storage: Storage) -> Tables:
     """Return the rules in built-in chains that a driver with this storage has written and not removed."""
     found = json.loads(storage.recall(_KEY) or "{}").get("tables", {})
     return {
-        family: tuple(iptables.Table(name, chain, tuple(rules)) for name, chain, rules in found.get(str(family), ()))
+        family: tuple(Table(name, chain, tuple(rules)) for name, chain, rules in found.get(str(family), ()))
         for family in _FAMILIES
     }
 

@@ -20,23 +20,19 @@ a container's segment of a connection that conntrack has forgotten gets a reset,
 from another port.
 """
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
-from typing import NamedTuple
 
+from gangway.firewall.iptables import routed
+from gangway.firewall.iptables.tables import Table, chain_of, deletion
 from gangway.inet import format_host
 from gangway.model import Address, Network, Protocol, Subnet
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 from gangway.reasons import Code
 
-TABLES = ("raw", "mangle", "nat", "filter")  # that have rules, in the order in which they are written
 DEFAULT_PREFIX = "GANGWAY"
 DOCKERS_PREFIX = "DOCKER"
 """The prefix that selects Docker's layout to the letter."""
-
-Listing = Mapping[str, Counter[str]]
-"""The rules of each table, and how often each is listed; each chain is listed as the rule `:NAME`."""
 
 _LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
 _NEITHER_ESTABLISHED_NOR_PUBLISHED = "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"
@@ -44,29 +40,6 @@ _SYN = "-p tcp -m tcp --tcp-flags SYN,RST SYN"
 _MIDSTREAM = "! --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate NEW"
 _INVALID = "-m conntrack --ctstate INVALID"
 _HOST = " -m addrtype --src-type LOCAL"
-
-
-class Table(NamedTuple):
-    """The rules in one table.  `rules` are `-A CHAIN …`; each CHAIN is either `chain` or a built-in one."""
-
-    name: str
-    chain: str
-    rules: tuple[str, ...]
-
-    @property
-    def has_chain(self) -> bool:
-        """True if a rule is in our own chain, or jumps to it."""
-        return any(f" {self.chain} " in f"{rule} " for rule in self.rules)
-
-    @property
-    def built_in(self) -> tuple[str, ...]:
-        """Return the rules in built-in chains, in order."""
-        return tuple(rule for rule in self.rules if chain_of(rule) != self.chain)
-
-    @property
-    def own(self) -> tuple[str, ...]:
-        """Return the rules in our own chain, in order."""
-        return tuple(rule for rule in self.rules if chain_of(rule) == self.chain)
 
 
 def render(plan: Plan, family: int, prefix: str) -> tuple[Table, ...]:
@@ -78,7 +51,7 @@ def render(plan: Plan, family: int, prefix: str) -> tuple[Table, ...]:
 
     return (
         table("raw", [f"-A PREROUTING -d {_LOOPBACK[family]} ! -i lo -j DROP"]),
-        table("mangle", (*_isolation(plan, prefix), *_excluded(plan, family, prefix))),
+        table("mangle", (*_isolation(plan, family, prefix), *_excluded(plan, family, prefix))),
         table("nat", _nat(plan, family, prefix)),
         table("filter", _filter(plan, family, prefix)),
     )
@@ -86,6 +59,8 @@ def render(plan: Plan, family: int, prefix: str) -> tuple[Table, ...]:
 
 def rules_of(planned: MappingPlan, family: int, prefix: str) -> dict[str, list[str]]:
     """Return a mapping's rules in a family, by table."""
+    if planned.is_opened and planned.family == family:
+        return {"filter": [*_opening(planned, prefix)]}
     if not planned.is_nat:
         return {}
     rules = _translation(planned, prefix) if planned.family == family else {}
@@ -107,7 +82,8 @@ def _translation(planned: MappingPlan, prefix: str) -> dict[str, list[str]]:
     ]
     if prefix == DOCKERS_PREFIX:
         nat.append(f"-A POSTROUTING -s {container} -d {container} {inner} -j MASQUERADE")
-    rules = {"nat": nat, "filter": [f"-A {prefix} -d {container}{elsewhere} -o {bridge} {inner} -j ACCEPT"]}
+    translated = routed.TRANSLATED if planned.is_direct else ""
+    rules = {"nat": nat, "filter": [f"-A {prefix} -d {container}{elsewhere} -o {bridge} {inner}{translated} -j ACCEPT"]}
     is_kept = mapping.keeps_ports and mapping.host_address.is_unspecified  # masquerading keeps ports, if they are free
     if mapping.protocol is Protocol.TCP and prefix != DOCKERS_PREFIX and not is_kept:
         answer = f"-s {container} -i {bridge} -p tcp -m tcp --sport {_ports(mapping.container_ports)} {_MIDSTREAM}"
@@ -126,6 +102,15 @@ def _clients(planned: MappingPlan) -> Iterator[tuple[str, str]]:
         yield f" -s {subnet}" if subnet.prefixlen else "", ""
 
 
+def _opening(planned: MappingPlan, prefix: str) -> Iterator[str]:
+    """Accept what is for a port at the container's own address; nothing of the host's passes FORWARD."""
+    mapping, container = planned.mapping, ip_network(planned.container_address)
+    port = f"-p {mapping.protocol} -m {mapping.protocol} --dport {_ports(mapping.container_ports)}"
+    for source, match in _clients(planned):
+        if match != _HOST:
+            yield f"-A {prefix}{source} -d {container} -o {planned.bridge} {port} -j ACCEPT"
+
+
 def _requested(planned: MappingPlan, elsewhere: str = "") -> str:
     """Match the host's address and ports of a mapping."""
     mapping = planned.mapping
@@ -135,11 +120,14 @@ def _requested(planned: MappingPlan, elsewhere: str = "") -> str:
 
 def matching_rules(planned: MappingPlan, route: Route, network: Network, prefix: str) -> Iterator[str]:
     """Yield the rules that match the first packet of a client on `route`, each as `TABLE: RULE`."""
+    if route.road is Road.ROUTED and route.origin is not Origin.HOST and not route.neighbour:
+        yield f"filter: -A FORWARD -o {planned.bridge} -j {prefix}"
+        yield from (f"filter: {rule}" for rule in _opening(planned, prefix) if planned.is_opened)
     if route.road is not Road.NAT:
         return
     rules = _translation(planned, prefix)
     yield f"nat: {_to_output(planned.family, prefix) if route.origin is Origin.HOST else _to_prerouting(prefix)}"
-    own, *others = (rule for rule in rules["nat"] if _is_in(rule, prefix))
+    own, *others = (rule for rule in rules["nat"] if chain_of(rule) == prefix)
     is_by_client = bool(planned.mapping.admitted) and route.origin is not Origin.HOST
     yield from (f"nat: {rule}" for rule in (others if is_by_client else [own]))
     if route.origin is not Origin.HOST:
@@ -152,43 +140,14 @@ def matching_rules(planned: MappingPlan, route: Route, network: Network, prefix:
         yield f"nat: {_to_gateway(planned.container_address, planned.bridge)}"
 
 
-def batch(wanted: Collection[Table], applied: Collection[Table], listed: Listing) -> str:
-    """Return the text for iptables-restore --noflush that replaces the rules `applied` by those `wanted`.
-
-    `listed` are the rules that the kernel has, ours and other programs'.  With nothing wanted, all that was applied is
-    removed.  Several tables of one name count as one.
-    """
-    text = []
-    for name in dict.fromkeys(table.name for table in (*applied, *wanted)):
-        old, new = _joined(name, applied), _joined(name, wanted)
-        rules = listed.get(name, Counter())
-        text.append(f"*{name}")
-        if new.has_chain:
-            text.append(f":{new.chain} - [0:0]")
-        moved = [*_out_of_place(old.built_in, new.built_in, rules)]
-        # A rule may be listed twice: for two mappings to the same port of a container.
-        ours = dict.fromkeys(rule for rule in (*old.built_in, *new.built_in) if chain_of(rule) in moved)
-        text += [_deletion(rule) for rule in ours for _ in range(rules[rule])]
-        text += [*_insertions(name, (rule for rule in new.built_in if chain_of(rule) in moved)), *new.own]
-        if new.chain != old.chain and f":{old.chain}" in rules:
-            text += [f"-F {old.chain}", f"-X {old.chain}"]
-        text.append("COMMIT")
-    return "\n".join(text) + "\n"
-
-
 def change(removed: Iterable[MappingPlan], added: Iterable[MappingPlan], family: int, prefix: str) -> str:
     """Return the text that removes mappings and adds others; empty if none has a rule in the family."""
     lines: dict[str, list[str]] = {}
-    for plans, spell in ((removed, _deletion), (added, str)):
+    for plans, spell in ((removed, deletion), (added, str)):
         for planned in plans:
             for table, rules in rules_of(planned, family, prefix).items():
                 lines.setdefault(table, []).extend(spell(rule) for rule in rules)
     return "".join(f"*{table}\n" + "\n".join(rules) + "\nCOMMIT\n" for table, rules in lines.items())
-
-
-def built_in(tables: Iterable[Table]) -> tuple[Table, ...]:
-    """Return the tables with only their rules in built-in chains."""
-    return tuple(table._replace(rules=table.built_in) for table in tables)
 
 
 def with_mappings(
@@ -210,56 +169,8 @@ def with_mappings(
     return tuple(map(changed, tables))
 
 
-def listed_rules(tables: Collection[Table], listed: Listing) -> tuple[Table, ...]:
-    """Return what is listed of some tables: every rule in our own chains, and the other rules that the tables have."""
-    found = []
-    for name in dict.fromkeys(table.name for table in tables):
-        table = _joined(name, tables)
-        known = set(table.built_in)
-        rules = Counter(
-            {rule: n for rule, n in listed.get(name, {}).items() if rule in known or _is_in(rule, table.chain)}
-        )
-        if rules:
-            found.append(Table(name, table.chain, tuple(rules.elements())))
-    return tuple(found)
-
-
-def are_listed(tables: Collection[Table], former: Collection[Table], listed: Listing) -> bool:
-    """True if the rules of some tables are listed, as often as they should be, and none of former ones besides."""
-    found = {table.name: Counter(table.rules) for table in listed_rules((*former, *tables), listed)}
-    names = {table.name for table in tables}
-    return found == {name: rules for name in names if (rules := Counter(_joined(name, tables).rules))}
-
-
-def parse_listing(text: str) -> dict[str, Counter[str]]:
-    """Parse the output of iptables-save(8)."""
-    found: dict[str, Counter[str]] = {}
-    rules: Counter[str] = Counter()
-    for line in text.splitlines():
-        if line.startswith("*"):
-            rules = found.setdefault(line[1:], Counter())
-        elif line.startswith(("-A ", ":")):
-            rules[line if line.startswith("-") else line.split()[0]] += 1
-    return found
-
-
-def chain_of(rule: str) -> str:
-    """Return CHAIN of a rule `-A CHAIN …`."""
-    return rule.split(" ", 2)[1]
-
-
-def _is_in(rule: str, chain: str) -> bool:
-    return rule.startswith(f"-A {chain} ")
-
-
-def _joined(name: str, tables: Collection[Table]) -> Table:
-    found = [table for table in tables if table.name == name]
-    chain = found[-1].chain if found else ""
-    return Table(name, chain, tuple(rule for table in found for rule in table.rules))
-
-
 def _nat(plan: Plan, family: int, prefix: str) -> Iterator[str]:
-    if family in plan.routed:
+    if family in plan.translated:
         yield _to_prerouting(prefix)
     yield _to_output(family, prefix)
     for interface in plan.untranslated(family):
@@ -282,16 +193,22 @@ def _nat(plan: Plan, family: int, prefix: str) -> Iterator[str]:
     if prefix != DOCKERS_PREFIX:
         for network, subnet in subnets:
             yield _hairpin(subnet, network.bridge)
-            yield f"-A POSTROUTING -o {network.bridge} -m conntrack --ctstate DNAT -j ACCEPT"
+            translated = "" if network.opens(family) else routed.TRANSLATED
+            yield f"-A POSTROUTING -o {network.bridge}{translated} -j ACCEPT"
     for network, subnet in subnets:
         if network.masquerades(subnet):
             yield f"-A POSTROUTING -s {subnet} ! -o {network.bridge} -j MASQUERADE"
 
 
 def _filter(plan: Plan, family: int, prefix: str) -> Iterator[str]:
-    for network in (planned.network for planned in plan.networks):
+    networks = [planned.network for planned in plan.networks]
+    for network in networks:  # first of all: other networks' bridges may send anything to anywhere
+        if network.opens(family):
+            yield from routed.closing_rules(network, family, prefix)
+    for network in networks:
         bridge = network.bridge
-        yield f"-A FORWARD -o {bridge} -j {prefix}"
+        if not network.opens(family):
+            yield f"-A FORWARD -o {bridge} -j {prefix}"
         yield f"-A FORWARD -o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
         if prefix != DOCKERS_PREFIX:
             yield f"-A FORWARD -i {bridge} ! -o {bridge} -p tcp -m tcp {_MIDSTREAM} -j {prefix}"
@@ -304,7 +221,7 @@ def _filter(plan: Plan, family: int, prefix: str) -> Iterator[str]:
             yield f"-A FORWARD -i {bridge} -o {bridge} -j ACCEPT"
 
 
-def _isolation(plan: Plan, prefix: str) -> Iterator[str]:
+def _isolation(plan: Plan, family: int, prefix: str) -> Iterator[str]:
     yield f"-A FORWARD {_NEITHER_ESTABLISHED_NOR_PUBLISHED} -j {prefix}"
     yield f"-A INPUT -p tcp {_INVALID} -j {prefix}"
     for way in ("-i", "-o"):
@@ -312,7 +229,8 @@ def _isolation(plan: Plan, prefix: str) -> Iterator[str]:
             yield f"-A FORWARD {way} {network.bridge} {_SYN} -j TCPMSS --clamp-mss-to-pmtu"
     for network in (planned.network for planned in plan.networks):
         bridge = network.bridge
-        yield f"-A {prefix} ! -i {bridge} -o {bridge} -j DROP"
+        if not network.opens(family):
+            yield f"-A {prefix} ! -i {bridge} -o {bridge} -j DROP"
         yield f"-A {prefix} -i {bridge} ! -o {bridge}{'' if network.internal else f' {_INVALID}'} -j DROP"
         if not network.icc:
             yield f"-A {prefix} -i {bridge} -o {bridge} -j DROP"
@@ -366,29 +284,3 @@ def _target(planned: MappingPlan) -> str:
 
 def _ports(ports: object) -> str:
     return str(ports).replace("-", ":")
-
-
-def _deletion(rule: str) -> str:
-    return f"-D{rule[2:]}"
-
-
-def _out_of_place(old: Collection[str], new: Collection[str], listed: Counter[str]) -> Iterator[str]:
-    """Yield the built-in chains where our rules have to be written anew: others keep their place in the chain."""
-    ours = {*old, *new}
-    for chain in dict.fromkeys(map(chain_of, (*old, *new))):
-        found = [rule for rule in listed.elements() if rule in ours and chain_of(rule) == chain]
-        if found != [rule for rule in new if chain_of(rule) == chain]:
-            yield chain
-
-
-def _insertions(table: str, rules: Iterable[str]) -> Iterator[str]:
-    """Insert rules at the head of each chain, in order, before other programs' rules.
-
-    What translates destinations is appended: other programs' translations are for an address and a port.
-    """
-    places: Counter[str] = Counter()
-    for rule in rules:
-        chain = chain_of(rule)
-        places[chain] += 1
-        is_last = table == "nat" and chain in ("PREROUTING", "OUTPUT")
-        yield rule if is_last else f"-I {chain} {places[chain]}{rule[len('-A ') + len(chain) :]}"

@@ -45,11 +45,11 @@ Only the verdict `drop` is final: what is accepted here passes other programs' c
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from ipaddress import ip_network
 from typing import NamedTuple
 
-from gangway.firewall.nft import asked, restricted
+from gangway.firewall.nft import asked, restricted, routed
 from gangway.firewall.nft.answers import Answers
 from gangway.firewall.nft.transaction import TABLE, Elements, Transaction
 from gangway.model import Address, Network, Protocol, Subnet
@@ -84,6 +84,7 @@ _MAPS = """\
 	map answers_at{f} {{ type ipv{f}_addr . inet_service : ipv{f}_addr . inet_service; }}
 	set ambiguous{f} {{ type ipv{f}_addr . inet_service; }}
 """
+_MAPS += restricted.DECLARATION + routed.DECLARATION
 # In seconds; nft takes Linux's own defaults for the other states: 5 days for one in which both ends may send.
 _TIMEOUT = """\
 	ct timeout tcp{f} {{
@@ -104,14 +105,13 @@ _SETS = """\
 """
 # After other programs, whose translations are for an address and a port, and before any filter (netfilter_ipv4.h).
 AFTER_OTHERS = -50
-_SUFFIX = "_keys"
-_KINDS = ("ports", "addresses", "ranges")
+_SUFFIX, _KINDS = "_keys", ("ports", "addresses", "ranges")
 _WORD = {4: "ip", 6: "ip6"}
 # Never translated: the kernel routes no loopback address, and forwards nothing from a link-local one.
 _UNTRANSLATED = {4: "127.0.0.0/8", 6: "{ ::1, fe80::/10 }"}
 _NAMES = re.compile(r"^\t(set|map|chain) (\w+) ", re.MULTILINE)
 _ANY = {4: "0.0.0.0/0", 6: "::/0"}
-_OTHERS = ("answers", "answers_at", "ambiguous", *restricted.KINDS)
+_OTHERS = ("answers", "answers_at", "ambiguous", "opened", *restricted.KINDS)
 SETS_OF_MAPPINGS = tuple(f"{name}{family}" for family in (4, 6) for name in (*_KINDS, *_OTHERS)) + tuple(
     f"{kind}{family}{_SUFFIX}" for family in (4, 6) for kind in _KINDS
 )
@@ -151,7 +151,8 @@ def render(plan: Plan, features: Features = ALL, listing: str = "") -> str:
     lines = [f"table {TABLE} {{"]
     for name, (_, rules) in chains(plan, features).items():
         lines += [f"\tchain {name} {{", *(f"\t\t{rule}" for rule in rules), "\t}"]
-    return head + "\n".join((*lines, "}\n")) + Transaction({}, _all_elements(plan, features)).text()
+    elements = _networks(plan) | elements_of_mappings(plan.mappings, features)
+    return head + "\n".join((*lines, "}\n")) + Transaction({}, elements).text()
 
 
 def _declarations(plan: Plan, features: Features) -> str:
@@ -159,7 +160,7 @@ def _declarations(plan: Plan, features: Features) -> str:
     lines = [f"table {TABLE} {{"]
     for family in (4, 6):
         keys = "" if features.map_as_set else _KEYS
-        lines.append((_MAPS + restricted.DECLARATION + keys).format(f=family))
+        lines.append((_MAPS + keys).format(f=family))
         if features.timeouts:
             lines.append(_TIMEOUT.format(f=family, word=_WORD[family]))
     lines.append(_SETS + (asked.DECLARATION if features.remembers else ""))
@@ -192,7 +193,7 @@ def key_of(planned: MappingPlan, port: int) -> tuple[str, str, int]:
 
 def is_interval(name: str) -> bool:
     """True if the elements of a set or map of mappings are intervals."""
-    return name.startswith(("ranges", *restricted.KINDS))
+    return name.startswith(("ranges", "opened", *restricted.KINDS))
 
 
 def remove() -> str:
@@ -210,6 +211,7 @@ def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[st
     }
     found |= {f"clients{family}": ("", [*excluded[family], restricted.refusal(family)]) for family in (4, 6)}
     found["invalid"] = "", ["iifname @bridges drop", *excluded[4], *excluded[6], *_published_invalid(features)]
+    found["direct"] = "", [*routed.direct()]
     found["answers"] = "", [rule for family in (4, 6) for rule in _answers(family)]
     found["syn"] = "", [f"{way} @bridges tcp option maxseg size set rt mtu" for way in ("iifname", "oifname")]
     found["associations"] = "", [f"{_HEARTBEAT} ct state new drop", f"{_ABORT} ct state invalid drop"]
@@ -250,6 +252,7 @@ def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[st
                 "iifname @bridges ct state invalid drop",
                 _TRANSLATED,
                 "iifname @internal drop",
+                routed.JUMP,
                 "oifname @bridges drop",
                 *(f"{_WORD[family]} saddr . tcp sport @ambiguous{family} {_MIDSTREAM} {_RESET}" for family in (4, 6)),
                 "iifname @bridges accept",
@@ -263,6 +266,8 @@ def matching_rules(planned: MappingPlan, route: Route, network: Network, port: i
     """Yield the rules that match the first packet of a client of a port on `route`, each as `CHAIN: RULE`."""
     if route.road is not Road.BLOCKED and route.origin in (Origin.REMOTE, Origin.CONTAINER):
         yield from restricted.matching_rules(planned)
+    if route.road is Road.ROUTED and route.origin is not Origin.HOST and not route.neighbour:
+        yield from routed.matching_rules(planned)
     if route.road is not Road.NAT:
         return
     hook = "output" if route.origin is Origin.HOST else "prerouting"
@@ -295,7 +300,7 @@ def _excluded(plan: Plan, family: int) -> Iterator[str]:
 
 def _prerouting(plan: Plan) -> Iterator[str]:
     yield from map(restricted.rule, (4, 6))
-    for family in sorted(plan.routed):
+    for family in sorted(plan.translated):
         if plan.untranslated(family):
             yield f"meta nfproto ipv{family} iifname @untranslated{family} return"
         yield _translation(family)
@@ -349,12 +354,8 @@ def _to_gateway(container: Address) -> str:
     return f"oifname @bridges {_WORD[container.version]} daddr {container} ct status dnat masquerade"
 
 
-def _all_elements(plan: Plan, features: Features) -> Elements:
-    return _networks(plan) | elements_of_mappings(plan.mappings, features)
-
-
 def _networks(plan: Plan) -> Elements:
-    found: Elements = defaultdict(list)
+    found: Elements = defaultdict(list, routed.bridges(planned.network for planned in plan.networks))
     for planned in plan.networks:
         network = planned.network
         bridge = f'"{network.bridge}"'
@@ -376,8 +377,8 @@ def _networks(plan: Plan) -> Elements:
     return found
 
 
-def _mappings(plans: Iterable[MappingPlan], features: Features) -> Elements:
-    found: Elements = defaultdict(list)
+def _mappings(plans: Collection[MappingPlan], features: Features) -> Elements:
+    found: Elements = defaultdict(list, routed.elements(plans))
     for planned in plans:
         if planned.is_nat:
             name, elements = _elements(planned)

@@ -56,8 +56,12 @@ def matching_rules(planned: MappingPlan) -> Iterator[str]:
 
 
 def is_restricted(planned: MappingPlan) -> bool:
-    """True if rules keep clients away; at a link-local address, which is an interface's, only the relay does."""
-    return bool(planned.mapping.admitted) and not is_link_local(planned.mapping.host_address)
+    """True if rules keep clients away; at a link-local address, which is an interface's, only the relay does.
+
+    At a container's own address `routed` lets the others in.
+    """
+    mapping = planned.mapping
+    return bool(mapping.admitted) and not mapping.is_routed and not is_link_local(mapping.host_address)
 
 
 def _key(family: int) -> str:
