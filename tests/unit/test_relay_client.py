@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from gangway.errors import HostRefused
+from gangway.peers import peer_credentials
 from gangway.relay import client as client_module
 from gangway.relay import protocol
 from gangway.relay.client import RelayClient
 from gangway.relay.protocol import Destination, HostPorts, Mode, Serve
 from gangway.relay.settings import Settings
-from gangway.relay.sockets import peer_credentials
 from tests.unit.relay_doubles import close_all, fd_count, inodes, new_fds, new_socket, no_descriptors_left
 
 SETTINGS = Settings(workers=1, log="/dev/null")

@@ -42,7 +42,7 @@ from gangway.facts import Firewall
 from gangway.log import Log
 from gangway.model import PortRange, Protocol, Source, parse_address
 from gangway.reconcile.changes import ANSWERS_ELSEWHERE
-from gangway.relay.sockets import peer_credentials
+from gangway.peers import peer_credentials
 from gangway.state.requests import Requests
 
 # The version of the API, not of gangway.

@@ -16,9 +16,9 @@ from threading import Thread
 from gangway.errors import GangwayError, InvalidRequest
 from gangway.limits import exhausted
 from gangway.log import Log
+from gangway.peers import peer_credentials
 from gangway.relay import protocol
 from gangway.relay.protocol import ProtocolError
-from gangway.relay.sockets import peer_credentials
 from gangway.state.leases import Lease, Leases
 
 _RETRY_S = 0.1  # after running out of descriptors

@@ -14,8 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gangway.docker.client import DockerClient
-from gangway.relay.sockets import peer_credentials
+from gangway.peers import peer_credentials
 
 _LIMIT_S = 5.0
 _READ_S = 0.1  # how long after its start dockerd reads its settings; both times are rounded, too

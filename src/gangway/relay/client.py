@@ -19,10 +19,11 @@ from threading import RLock
 from typing import IO, NamedTuple
 
 from gangway.errors import HostRefused
+from gangway.peers import peer_credentials
 from gangway.relay import protocol
 from gangway.relay.protocol import Exclude, GetHeld, Hello, Hold, HostPorts, List, ProtocolError, Remove, Serve, Share
 from gangway.relay.settings import Settings
-from gangway.relay.sockets import peer_credentials, unlink_socket
+from gangway.relay.sockets import unlink_socket
 
 _TIMEOUT_S = 10.0
 _EXIT_S = 1.0

@@ -15,11 +15,11 @@ from typing import TypeVar
 from gangway.errors import InvalidRequest
 from gangway.limits import exhausted
 from gangway.log import Log
+from gangway.peers import peer_credentials
 from gangway.relay import protocol
 from gangway.relay.core.loop import READABLE, Loop
 from gangway.relay.ports import ServedPorts
 from gangway.relay.protocol import Hello, ProtocolError
-from gangway.relay.sockets import peer_credentials
 
 _DESCRIPTORS_LOST = f"not all descriptors arrived: the relay has none left, or over {protocol.MAX_DESCRIPTORS} came"
 _Result = TypeVar("_Result")

@@ -3,7 +3,6 @@
 import errno
 import socket
 import stat
-import struct
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,7 +13,6 @@ from gangway.relay.admission import Admission
 _PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 """The errors that a call for a new descriptor fails with when the process or the kernel has reached a limit."""
-_UCRED = struct.Struct("iII")  # struct ucred, unix(7)
 
 
 class Backend(NamedTuple):
@@ -46,22 +44,9 @@ class PublishedPort(Protocol):
     def close(self) -> None: ...
 
 
-class PeerCredentials(NamedTuple):
-    """The process at the other end of a unix socket; for a listening socket, the process that called listen."""
-
-    pid: int
-    uid: int
-    gid: int
-
-
 def family_of(address: str) -> int:
     """Return socket.AF_INET or AF_INET6, after the form of an address."""
     return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
-def peer_credentials(sock: socket.socket) -> PeerCredentials:
-    """Return the peer of a connected unix socket (SO_PEERCRED); for a listening socket, the process that listens."""
-    return PeerCredentials(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
 
 
 def is_unspecified(sock: socket.socket) -> bool:
