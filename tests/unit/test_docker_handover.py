@@ -83,6 +83,13 @@ def test_all_is_well_once_everything_is_done(scene: Scene) -> None:
     assert report.advice == []
 
 
+def test_a_settings_file_that_does_not_exist_is_called_so(scene: Scene) -> None:
+    for is_there in (False, True):
+        notes = {one.check: one.note for one in scene.handover.check().checks}
+        assert notes["daemon.json"] == str(scene.path) + " (it does not exist)" * (not is_there)
+        scene.path.write_text(OFF)
+
+
 def test_the_lines_to_change_are_printed(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     scene.path.write_text('{"iptables": false, "ip": "10.0.0.1", "live-restore": true}')
     scene.config, scene.is_serving = Config(), False

@@ -99,7 +99,7 @@ class Handover:
             checks = [CheckAnswer("daemon.json", False, str(error))]
         else:
             missing = to_change(settings, dockerd.flags)
-            checks = [CheckAnswer("daemon.json", True, str(dockerd.file.path))]
+            checks = [CheckAnswer("daemon.json", True, str(dockerd.file))]
             checks += _setting_checks(settings, missing, dockerd.flags)
         note = "" if self._is_serving() else "this daemon does not serve them ([docker] enabled)"
         checks.append(CheckAnswer("gangway: Docker's ports", self._is_serving(), note))

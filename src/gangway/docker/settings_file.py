@@ -25,6 +25,9 @@ class SettingsFile:
         self._file = Path(os.path.realpath(path))
         self.backup = self._file.with_name(self._file.name + _SUFFIX)
 
+    def __str__(self) -> str:
+        return str(self.path) + " (it does not exist)" * (not self._file.exists())
+
     def settings(self) -> dict[str, object]:
         """Return what the file says; nothing if there is none.  Conflict: it is not valid."""
         return _parsed(self.path, self._read(self._file) or "")
