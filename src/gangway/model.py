@@ -238,10 +238,12 @@ class Network:
     source: Source = Source.API
     routed: frozenset[int] = frozenset()
     """Families (4, 6) in which clients connect to the containers' own addresses: nothing is translated."""
+    has_rules: bool = True
+    """False: gangway writes no rules, because dockerd does; redirect and relay serve what gangway publishes."""
 
     def opens(self, family: int) -> bool:
         """True if clients elsewhere may connect to the containers' own addresses, at published ports."""
-        return family in self.routed and not self.internal
+        return family in self.routed and self.has_rules and not self.internal
 
     @property
     def is_adopted(self) -> bool:

@@ -12,6 +12,7 @@ clients of one family: 0.0.0.0 is IPv4's, `::` is IPv6's.
     not published where the client connects     blocked; nothing is at an address that `exclude` names
     loopback                                    redirect, if the host can; else relay: the kernel does not route it
     lease                                       relay: Docker writes the rules, and the relay serves what they leave
+    a network whose rules dockerd writes        relay
     held by a socket of dockerd's               blocked instead of relay, where nothing can be steered past the socket
     no firewall, host's own process and address redirect or relay, as for loopback
     container has no address of the family      relay: no rule translates between families
@@ -107,7 +108,7 @@ class MappingPlan:
     """A mapping, the container address that it leads to, and the road of each kind of client."""
 
     mapping: PortMapping
-    bridge: str  # empty for a lease
+    bridge: str  # empty if gangway writes no rules for it: for a lease, or if dockerd writes those of its network
     container_address: Address
     roads: Roads
     is_steered: bool
@@ -132,6 +133,11 @@ class MappingPlan:
             replace(route, reason=Reason(code, facts[code])) if (code := route.reason.code) in facts else route
             for route in self.roads.routes
         )
+
+    @property
+    def has_rules(self) -> bool:
+        """True if gangway may write rules for it."""
+        return bool(self.bridge)
 
     @property
     def is_nat(self) -> bool:
@@ -218,7 +224,7 @@ def plan_mapping(mapping: PortMapping, endpoint: Endpoint, network: Network | No
     held = _why_not_steered(mapping, facts) if mapping.is_held and not is_leased else ""
     at = mapping.host_address, mapping.is_routed
     roads = _roads(_Case(mapping.protocol, *at, address.version, is_lost, held, network, facts))
-    bridge = "" if network is None else network.bridge
+    bridge = network.bridge if network is not None and network.has_rules else ""
     is_direct = network is not None and network.opens(address.version)
     is_steered = not is_leased and _is_steered(mapping, facts)
     return MappingPlan(mapping, bridge, address, roads, is_steered, is_leased, is_direct)
@@ -376,8 +382,8 @@ def _why_relayed(origin: Origin, neighbour: bool, case: _Case) -> Reason | None:
         return Reason(Code.NO_REDIRECT, facts.no_redirect)
     if network is None:
         return Reason(Code.LINK_LOCAL, str(at)) if is_link_local(at) else Reason(Code.LEASE)
-    if facts.firewall is Firewall.NONE:
-        return Reason(Code.NO_FIREWALL)
+    if not network.has_rules or facts.firewall is Firewall.NONE:
+        return Reason(Code.NO_FIREWALL) if network.has_rules else Reason(Code.DOCKERS_RULES, network.bridge)
     if family != at.version:
         return Reason(Code.FAMILY)
     if is_link_local(at):

@@ -36,6 +36,7 @@ class Code(StrEnum):
     HELD = "held"  # dockerd holds the port by a socket, and the relay cannot serve it beside that: why not
     ROUTED = "routed"  # clients connect to the container's own address: it, and the container's ports
     CLOSED = "closed"  # they would, and cannot: why not
+    DOCKERS_RULES = "dockers_rules"  # dockerd writes the rules of the container's network: its bridge
     LEASE = "lease"  # Docker's own rules may carry it first; what they leave is relayed: empty
 
 

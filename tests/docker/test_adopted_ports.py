@@ -3,6 +3,7 @@
 All tests of an engine share one dockerd and one daemon, so each uses different ports.
 """
 
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -140,6 +141,21 @@ def test_restarted_container_is_served_again(bare: DockerSite) -> None:
         assert bare.road("host", "127.0.0.1", port).road == "redirect"
     bare.remove(name, other)
     bare.wait_until_gone(name)
+
+
+def test_renamed_container_keeps_its_ports_and_connections(bare: DockerSite) -> None:
+    name = bare.container("-p", "8110:8110", serving=(8110,))
+    bare.wait_for(f"docker:{name} 0.0.0.0 8110:8110/tcp")
+    bare.gangway("publish", f"docker:{name}", "-p", "8111:8110")
+    with bare.neighbour.entered(), socket.create_connection((HOST, 8111), 5) as client:
+        bare.docker.run("rename", name, "shop")
+        bare.wait_for("docker:shop 0.0.0.0 8110:8110/tcp", "docker:shop 0.0.0.0 8111:8110/tcp")
+        assert not [one for one in bare.published() if f"docker:{name} " in one]
+        assert echo_server.request_over(client).peer == NEIGHBOUR
+    bare.gangway("unpublish", "docker:shop", "-p", "8111:8110")
+    assert not [one for one in bare.published() if " 8111:" in one]
+    bare.remove("shop")
+    bare.wait_until_gone("shop")
 
 
 def test_networks_are_isolated_from_each_other(bare: DockerSite) -> None:

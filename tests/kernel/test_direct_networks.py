@@ -58,7 +58,7 @@ class Routed:
         self.daemon = Ground(self.host, [self.box], folder, firewall)
         stack.callback(self.daemon.close)
         self.daemon.start()
-        stack.callback(lambda: self.daemon._parts.adopt(Adopted()))
+        stack.callback(lambda: self.daemon._parts._adoption.adopt(Adopted()))
         self.clients: dict[str, Namespace] = {"neighbour": self.neighbour, "far": self.far, "near": self.near}
         self.own = {
             "neighbour": {Neighbour.address4, Neighbour.address6},
@@ -70,8 +70,8 @@ class Routed:
         """Have gangway serve what Docker has: both networks, and these ports of a container."""
         addresses = ip_address(self.box.address4), ip_address(self.box.address6)
         endpoint = Endpoint("docker:box", network.name, addresses)
-        container = AdoptedContainer(endpoint, f"/run/netns/{self.box.name}", mappings)
-        self.daemon._parts.adopt(Adopted((network, BACK), (container,)))
+        container = AdoptedContainer("1", endpoint, f"/run/netns/{self.box.name}", mappings)
+        self.daemon._parts._adoption.adopt(Adopted((network, BACK), (container,)))
 
     def ports(self, *families: int, admitted: tuple[IPv4Network | IPv6Network, ...] = ()) -> list[PortMapping]:
         """Return the port that is published at the container's own addresses."""

@@ -40,7 +40,7 @@ class Docked:
         self.daemon = Ground(self.host, [self.box], folder, firewall)
         stack.callback(self.daemon.close)
         self.daemon.start()
-        stack.callback(lambda: self.daemon._parts.adopt(Adopted()))
+        stack.callback(lambda: self.daemon._parts._adoption.adopt(Adopted()))
 
     def adopt(self, *ports: tuple[str, str], count: int = 1) -> None:
         """Have gangway serve what dockerd has: ports of these protocols and host addresses."""
@@ -51,8 +51,8 @@ class Docked:
             for protocol, at in ports
         )
         endpoint = Endpoint(name, NETWORK.name, (ip_address(self.box.address4),))
-        container = AdoptedContainer(endpoint, f"/run/netns/{self.box.name}", mappings)
-        self.daemon._parts.adopt(Adopted((NETWORK,), (container,)))
+        container = AdoptedContainer("1", endpoint, f"/run/netns/{self.box.name}", mappings)
+        self.daemon._parts._adoption.adopt(Adopted((NETWORK,), (container,)))
 
     @contextmanager
     def adopted(self, *ports: tuple[str, str], count: int = 1) -> Iterator[None]:

@@ -280,7 +280,8 @@ class Daemon:
         )
         self.requests = Requests(self.controller, self.registry, self.executor, self.leases)
         parts = self.controller, self.registry, self.executor, self.leases, self.log.append
-        self.adopt = Adoption(self.requests.repair, *parts).adopt
+        self.adoption = Adoption(self.requests.repair, *parts)
+        self.adopt = self.adoption.adopt
 
     def close(self) -> None:
         """Close everything; what the fakes have stays as it is."""
@@ -298,15 +299,15 @@ class Daemon:
 
     def is_consistent(self) -> bool:
         """True if what the fakes and the host's links have is what the registry wants."""
-        plan = self.registry.plan()
-        wanted, found = self.registry.state(plan) if plan is not None else None, self.observer.found()
-        if wanted is None:
+        found = self.observer.found()
+        if not self.registry.networks:
             return not (found.ports or found.redirects or found.steered or found.bridges or self.driver.mappings)
+        wanted = self.registry.state(self.registry.plan())
         return (
             (found.ports, found.redirects, found.steered) == (wanted.ports, wanted.redirects, wanted.steered)
             and found.bridges.keys() == wanted.bridges.keys()
             and found.attachments.keys() == wanted.attachments.keys()
-            and self.driver.mappings == {str(one.mapping) for one in self.registry.mappings()}
+            and self.driver.mappings == {str(one.mapping) for one in self.registry.mappings() if one.has_rules}
         )
 
     def change_rules(self) -> None:

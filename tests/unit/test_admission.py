@@ -85,7 +85,7 @@ def test_relay_knows_the_hosts_own_addresses() -> None:
 def test_parked_ports_stay_restricted(tmp_path: Path) -> None:
     with_clients, without = admitting(mapping("0.0.0.0"), "10.0.0.0/8", "fd00::/8"), mapping("::", "9000-9001")
     database = Database(tmp_path / "state.db")
-    ParkedPorts(database).park("box", [with_clients, without])
-    assert ParkedPorts(database).of("box") == [with_clients, without]
-    database.remember("parked", '{"box": ["0.0.0.0:8000:8000/tcp 10.0.0.0/99"]}')
-    assert ParkedPorts(database).of("box") == []
+    ParkedPorts(database).park("3fa9", [with_clients, without])
+    assert ParkedPorts(database).of("3fa9", "box") == [with_clients, without]
+    database.remember("parked", '{"3fa9": ["0.0.0.0:8000:8000/tcp 10.0.0.0/99"]}')
+    assert ParkedPorts(database).of("3fa9", "box") == []

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from gangway.daemon.docker_ports import DockerPorts
+from gangway.docker import lookup
 from gangway.errors import Conflict, HostRefused, PortInUse
 from gangway.facts import Firewall
 from gangway.model import ANY, Endpoint, Network, PortMapping, PortRange, Protocol, Source
+from gangway.plan import Road
 from gangway.reconcile.controller import Controller
 from gangway.relay.protocol import HostPorts
 from gangway.state.adopted import Adopted, AdoptedContainer
@@ -32,7 +35,7 @@ def container(box: Namespace, *ports: int, name: str = "web", last: int = 2) -> 
     """Return a running container with ports that dockerd holds."""
     endpoint = Endpoint(f"docker:{name}", BRIDGE.name, (ip_address(f"172.17.0.{last}"),))
     return AdoptedContainer(
-        endpoint, f"/run/netns/{box.name}", tuple(port(number, endpoint.container) for number in ports)
+        f"id of {name}", endpoint, f"/run/netns/{box.name}", tuple(port(number, endpoint.container) for number in ports)
     )
 
 
@@ -164,7 +167,7 @@ def test_requests_leave_what_is_dockers_to_docker(daemon: Daemon, box: Namespace
 def test_published_port_follows_a_container_to_its_new_address(daemon: Daemon, box: Namespace, tmp_path: Path) -> None:
     daemon.adopt(Adopted((BRIDGE,), (container(box, 8000),)))
     daemon.requests.publish("docker:web", ["0.0.0.0:9000-9001:90-91"])
-    daemon.adopt(Adopted((BRIDGE,), (), frozenset({"docker:web"})))
+    daemon.adopt(Adopted((BRIDGE,), (), frozenset({"id of web"})))
     assert published(daemon) == []
     later = Daemon(tmp_path, daemon)
     later.adopt(Adopted((BRIDGE,), (container(box, 8000, last=3),)))
@@ -179,7 +182,7 @@ def test_published_port_follows_a_container_to_its_new_address(daemon: Daemon, b
 
 
 def test_published_port_waits_until_it_is_free_again(daemon: Daemon, box: Namespace) -> None:
-    running, stopped = Adopted((BRIDGE,), (container(box),)), Adopted((BRIDGE,), (), frozenset({"docker:web"}))
+    running, stopped = Adopted((BRIDGE,), (container(box),)), Adopted((BRIDGE,), (), frozenset({"id of web"}))
     daemon.adopt(running)
     daemon.requests.publish("docker:web", ["0.0.0.0:9000:90"])
     daemon.adopt(stopped)
@@ -217,3 +220,136 @@ def test_port_that_a_launcher_serves_to_everybody_is_not_called_restricted(
     daemon.adopt(Adopted((BRIDGE,), (container(box)._replace(mappings=tuple(ports)),)))
     assert [str(one.mapping.host_ports) for one in daemon.requests.mappings()] == restricted
     assert any("gangway.from does not hold for 0.0.0.0:8000" in one for one in daemon.log) is ("8000" not in restricted)
+
+
+def test_renamed_container_keeps_its_ports(daemon: Daemon, box: Namespace, tmp_path: Path) -> None:
+    """Nothing changes on the host, and the next daemon knows the new name."""
+    daemon.adopt(Adopted((BRIDGE,), (container(box, 8000),)))
+    daemon.requests.publish("docker:web", ["0.0.0.0:9000:90"])
+    calls = len(daemon.calls.names)
+    shop = container(box, 8000, name="shop")._replace(id="id of web")
+    daemon.adopt(Adopted((BRIDGE,), (shop,)))
+    assert not {"driver.change", "relay.remove", "redirect.remove"} & {*daemon.calls.names[calls:]}
+    later = Daemon(tmp_path, daemon)
+    for one in (daemon, later):
+        assert published(one) == ["0.0.0.0:8000:80/tcp", "0.0.0.0:9000:90/tcp"]
+        assert {planned.mapping.container for planned in one.requests.mappings()} == {"docker:shop"}
+    assert len(later.requests.unpublish("docker:shop")) == 1
+    assert published(later) == ["0.0.0.0:8000:80/tcp"]
+    later.close()
+
+
+def test_swapped_names_are_followed(daemon: Daemon, box: Namespace) -> None:
+    with Namespace("other") as other:
+        boxes = {"web": (box, 2), "shop": (other, 3)}
+        daemon.adopt(Adopted((BRIDGE,), tuple(container(at, name=name, last=n) for name, (at, n) in boxes.items())))
+        daemon.requests.publish("docker:web", ["0.0.0.0:9000:90"])
+        swapped = (
+            container(box, name="shop")._replace(id="id of web"),
+            container(other, last=3)._replace(id="id of shop"),
+        )
+        daemon.adopt(Adopted((BRIDGE,), swapped))
+        (only,) = daemon.requests.mappings()
+        assert (only.mapping.container, str(only.container_address)) == ("docker:shop", "172.17.0.2")
+
+
+@pytest.mark.parametrize("is_renamed", [False, True], ids=["same name", "renamed"])
+def test_ports_end_with_the_container_and_not_with_its_name(daemon: Daemon, box: Namespace, is_renamed: bool) -> None:
+    """A container with a former one's name gets nothing of it; one that is renamed while it is stopped does."""
+    daemon.adopt(Adopted((BRIDGE,), (container(box),)))
+    daemon.requests.publish("docker:web", ["0.0.0.0:9000:90"])
+    if is_renamed:
+        daemon.adopt(Adopted((BRIDGE,), (), frozenset({"id of web"})))
+    later = (
+        container(box, name="shop")._replace(id="id of web") if is_renamed else container(box)._replace(id="another")
+    )
+    daemon.adopt(Adopted((BRIDGE,), (later,)))
+    assert published(daemon) == ["0.0.0.0:9000:90/tcp"] * is_renamed
+
+
+DOCKERS = replace(BRIDGE, has_rules=False)
+
+
+@pytest.fixture
+def follower(daemon: Daemon) -> DockerPorts:
+    """What publishes ports where dockerd keeps its rules."""
+    return DockerPorts(lambda: "/run/docker.sock", False, daemon.requests, daemon.adoption)
+
+
+def publish_followed(
+    daemon: Daemon, follower: DockerPorts, box: Namespace, patch: pytest.MonkeyPatch, text: str = "0.0.0.0:9000:90"
+) -> None:
+    """Publish a port of a container that Docker's API has."""
+    found = Adopted((DOCKERS,), (container(box),))
+    patch.setattr(lookup, "find_container", lambda path, name: found if (path, name) == FOUND_AT else None)
+    follower.publish("docker:web", [text], ())
+
+
+FOUND_AT = ("/run/docker.sock", "web")
+
+
+def test_port_beside_dockerds_rules_follows_its_container(
+    daemon: Daemon, follower: DockerPorts, box: Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert not daemon.requests.follows_docker
+    publish_followed(daemon, follower, box, monkeypatch)
+    with Namespace("other") as other:
+        subnets, gateways = (ip_network("172.18.0.0/16"),), (ip_address("172.18.0.1"),)
+        others = Network("docker:far", "br-far", subnets, gateways, source=Source.DOCKER, has_rules=False)
+        far = container(other, name="far")
+        moved = Adopted((DOCKERS, others), (container(box, last=3), far))
+        daemon.adoption.follow(moved)
+        (only,) = daemon.requests.mappings()
+        assert str(only.container_address) == "172.17.0.3"
+        assert {route.road for route in only.routes} == {Road.REDIRECT, Road.RELAY}
+        assert daemon.requests.networks() == (DOCKERS,)
+        assert published(daemon) == ["0.0.0.0:9000:90/tcp"]
+        assert not daemon.driver.mappings
+        daemon.adoption.follow(Adopted((DOCKERS, others), (far,), frozenset({"id of web"})))
+    assert published(daemon) == []
+    later = Daemon(tmp_path, daemon)
+    assert later.requests.follows_docker
+    assert not later.requests.is_idle
+    later.adoption.follow(Adopted((DOCKERS,), (container(box),)))
+    assert published(later) == ["0.0.0.0:9000:90/tcp"]
+    DockerPorts(lambda: "", False, later.requests, later.adoption).unpublish("docker:web", [])
+    assert later.requests.is_idle
+    assert not later.requests.follows_docker
+    later.close()
+
+
+def test_port_beside_dockerds_rules_ends_with_its_container(
+    daemon: Daemon, follower: DockerPorts, box: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_followed(daemon, follower, box, monkeypatch)
+    daemon.requests.check()
+    assert published(daemon) == ["0.0.0.0:9000:90/tcp"]
+    daemon.relay.kill()
+    daemon.requests.check()
+    assert published(daemon) == ["0.0.0.0:9000:90/tcp"]
+    daemon.adoption.follow(Adopted((DOCKERS,), ()))
+    assert published(daemon) == []
+    assert daemon.requests.is_idle
+
+
+def test_port_that_cannot_be_published_leaves_nothing_of_dockers_behind(
+    daemon: Daemon, follower: DockerPorts, box: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.calls.fail("relay.serve")
+    with pytest.raises(HostRefused):
+        publish_followed(daemon, follower, box, monkeypatch)
+    assert daemon.requests.is_idle
+    assert published(daemon) == []
+
+
+def test_ports_move_to_dockerds_rules_and_back(
+    daemon: Daemon, follower: DockerPorts, box: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon is started with --docker, or without it again."""
+    publish_followed(daemon, follower, box, monkeypatch)
+    daemon.adopt(Adopted((BRIDGE,), (container(box, 8000),)))
+    assert published(daemon) == ["0.0.0.0:8000:80/tcp", "0.0.0.0:9000:90/tcp"]
+    assert daemon.driver.mappings == {*published(daemon)}
+    daemon.adoption.follow(Adopted((DOCKERS,), (container(box),)))
+    assert published(daemon) == ["0.0.0.0:9000:90/tcp"]
+    assert not daemon.driver.mappings

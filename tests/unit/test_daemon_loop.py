@@ -3,6 +3,8 @@
 import asyncio
 import errno
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -46,11 +48,12 @@ def _daemon(
     """
     checks = dict.fromkeys(("check", "check_rules"), _nothing)
     leases = SimpleNamespace(unclaimed=False, is_incomplete=False, is_settling=False)
-    requests = SimpleNamespace(**checks, is_idle=is_idle, owners=frozenset, leases=leases)
+    requests = SimpleNamespace(**checks, is_idle=is_idle, owners=frozenset, leases=leases, follows_docker=False)
     relay = SimpleNamespace(exits=0, fileno=_quiet(scope).fileno)
     parts: Any = SimpleNamespace(
         config=Config(docker=docker),
         docker=None,
+        serves_docker=docker.enabled,
         requests=requests,
         stop_if_idle=lambda: True,
         dataplane=SimpleNamespace(relay=relay),
@@ -127,3 +130,35 @@ def test_daemon_that_serves_docker_is_not_idle(tmp_path: Path, monkeypatch: pyte
     for docker in (Docker(), Docker(True, str(tmp_path / "docker.sock"))):
         with ExitStack() as scope, Home(None, -1) as home, ThreadPoolExecutor(1) as worker:
             assert asyncio.run(serve(scope, home, worker, docker)) != docker.enabled
+
+
+def test_docker_is_watched_while_a_container_has_a_published_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "BASE", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+    async def serve(scope: ExitStack, home: Home, worker: ThreadPoolExecutor) -> None:
+        daemon = _daemon(scope, worker, docker=Docker(False, str(tmp_path / "docker.sock")))
+        parts: Any = daemon._parts
+        running = asyncio.create_task(daemon.run(home, lambda: None))
+        for _ in range(2):
+            await asyncio.sleep(0.01)
+            assert parts.docker is None
+            parts.requests.follows_docker = True
+            daemon._changed()
+            while parts.docker is None or "No such file or directory" not in parts.docker.problem:
+                await asyncio.sleep(0.01)
+            parts.requests.follows_docker = False
+            daemon._changed()
+        daemon._over.set()
+        await running
+
+    with ExitStack() as scope, Home(None, -1) as home, ThreadPoolExecutor(1) as worker:
+        asyncio.run(serve(scope, home, worker))
+
+
+def test_daemon_loads_the_http_library_only_when_it_is_needed() -> None:
+    """One that serves launchers only never needs it, nor its megabytes."""
+    code = "import sys, gangway.daemon.main, gangway.daemon.parts; print('aiohttp' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"

@@ -17,7 +17,7 @@ from gangway.state.database import Database, Place
 from tests.unit.samples import WEB, mapping
 
 BOX = Endpoint("box", "web", (ip_address("172.30.0.2"),))
-PLACE = Place("/run/netns/box", 4026532000, "boot 7", "boot 12 34567")
+PLACE = Place("/run/netns/box", 4026532000, "boot 7", "boot 12 34567", "3fa9")
 
 
 @pytest.fixture
@@ -65,6 +65,8 @@ _ADDED = (
     ("mappings", "is_held"),
     ("mappings", "admitted"),
     ("mappings", "is_routed"),
+    ("networks", "has_rules"),
+    ("endpoints", "docker_id"),
 )
 """The columns that version 1 did not have."""
 
@@ -80,7 +82,7 @@ def test_a_file_without_a_version_is_migrated(path: Path) -> None:
 def test_a_file_of_a_newer_version_is_refused_and_left_alone(path: Path) -> None:
     _execute(path, "PRAGMA user_version = 99;")
     before = path.read_bytes()
-    with pytest.raises(HostRefused, match="has version 99, and this gangway knows 5: install the newer one"):
+    with pytest.raises(HostRefused, match="has version 99, and this gangway knows 6: install the newer one"):
         Database(path)
     assert path.read_bytes() == before
 

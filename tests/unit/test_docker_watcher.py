@@ -13,8 +13,9 @@ import pytest
 
 from gangway.docker.activation import listens_at, would_start_dockerd
 from gangway.docker.client import AnswerRefused, DockerClient, names_by_address
+from gangway.docker.lookup import find_container
 from gangway.docker.watcher import Watcher
-from gangway.errors import HostRefused
+from gangway.errors import Conflict, HostRefused
 from gangway.log import Log
 from gangway.state.adopted import Adopted
 from tests.unit.fake_docker import FakeDocker
@@ -58,9 +59,9 @@ class Stated:
 
 
 @asynccontextmanager
-async def watching(path: Path) -> AsyncIterator[tuple[Watcher, Stated]]:
+async def watching(path: Path, has_rules: bool = True) -> AsyncIterator[tuple[Watcher, Stated]]:
     stated = Stated()
-    watcher = Watcher(str(path), stated.adopt, Log(lambda _level, line: stated.lines.append(line)))
+    watcher = Watcher(str(path), stated.adopt, Log(lambda _level, line: stated.lines.append(line)), has_rules)
     task = asyncio.create_task(watcher.run())
     try:
         yield watcher, stated
@@ -155,17 +156,18 @@ async def test_only_what_an_event_concerns_is_read(path: Path) -> None:
             assert await stated.names(4) == ["two", "one"]
             docker.happen("container", "die", "one")
             assert await stated.names(5) == ["two"]
-            assert stated.all[-1].stopped == {"docker:one"}
-            docker.happen("container", "rename", "one", name="former")
-            assert await stated.names(6) == ["two"]
-            assert stated.all[-1].stopped == {"docker:former"}
-            docker.happen("container", "destroy", "one", name="former")
-            assert await stated.names(7) == ["two"]
+            assert stated.all[-1].stopped == {"one"}
+            docker.containers["two"]["Name"] = "/second"
+            docker.happen("container", "rename", "two", name="second")
+            assert await stated.names(6) == ["second"]
+            assert stated.all[-1].containers[0].id == "two"
+            docker.happen("container", "destroy", "one")
+            assert await stated.names(7) == ["second"]
             assert stated.all[-1].stopped == frozenset()
             docker.networks = []
             docker.happen("network", "destroy", "net1")
             assert await stated.names(8) == []
-            assert docker.requests == ["/containers/two/json", "/containers/one/json", "/networks"]
+            assert docker.requests == [f"/containers/{one}/json" for one in ("two", "one", "two")] + ["/networks"]
 
 
 @in_loop
@@ -211,6 +213,51 @@ async def test_container_that_cannot_be_read_keeps_no_other_from_being_served(pa
             assert sum("network a b of Docker's is not served" in line for line in stated.lines) == 1
             assert "a b" in watcher.problem
             assert watcher.summary == f"Docker/99.1 at {path}: 1 network, 2 running containers"
+
+
+@in_loop
+async def test_without_rules_containers_are_stated_without_their_ports(path: Path) -> None:
+    """What gangway could not serve of the rest is dockerd's concern."""
+    async with FakeDocker(path) as docker:
+        docker.networks = [NETWORK, NETWORK | {"Id": "net2", "Name": "a b"}]
+        docker.containers = {"one": container("one", "10.5.0.2")}
+        docker.containers["one"]["NetworkSettings"]["Ports"] = {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8000"}]}
+        async with watching(path, has_rules=False) as (watcher, stated):
+            assert await stated.names(1) == ["one"]
+            assert [one.mappings for one in stated.all[0].containers] == [()]
+            assert [one.has_rules for one in stated.all[0].networks] == [False]
+            assert not watcher.problem
+            assert stated.lines[0].startswith("Docker's containers are followed: Docker/99.1")
+
+
+@in_loop
+async def test_container_is_looked_up_or_the_reason_named(path: Path) -> None:
+    def find(name: str) -> Adopted:
+        return find_container(str(path), name)
+
+    with pytest.raises(HostRefused, match=r"container web cannot be looked up: .*No such file.*set socket in table"):
+        await asyncio.to_thread(find, "web")
+    async with FakeDocker(path) as docker:
+        docker.networks = [NETWORK, NETWORK | {"Id": "net2", "Name": "other"}]
+        docker.containers = {name: container(name, "10.5.0.2") for name in ("web", "c0ffee", "host", "shared", "none")}
+        docker.containers["ended"] = container("ended", "") | {"State": {"Running": False, "Pid": 0}}
+        docker.containers["c0ffee"]["Name"] = "/tea"
+        for name, mode in (("host", "host"), ("shared", "container:0123456789abcdef"), ("none", "none")):
+            docker.containers[name] |= {"HostConfig": {"NetworkMode": mode}, "NetworkSettings": {"Networks": {}}}
+        found = await asyncio.to_thread(find, "web")
+        assert [(one.id, one.endpoint.container, one.mappings) for one in found.containers] == [
+            ("web", "docker:web", ())
+        ]
+        for name, reason in {
+            "nobody": "no container named 'nobody'",
+            "ended": "container ended does not run: docker start ended",
+            "c0ffee": "container c0ffee is named tea: use its name",
+            "host": "is on the host's network: its ports are the host's own",
+            "shared": r"shares the network of another container \(0123456789ab\)",
+            "none": "container none is on no bridge network$",
+        }.items():
+            with pytest.raises(Conflict, match=reason):
+                await asyncio.to_thread(find, name)
 
 
 def test_process_that_listens_at_a_path_is_found(tmp_path: Path) -> None:

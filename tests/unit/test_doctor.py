@@ -152,8 +152,10 @@ def test_leases_are_counted() -> None:
 )
 def test_what_is_served_of_dockers_is_reported(problem: str, holds: bool, note: str) -> None:
     watcher = cast(Watcher, SimpleNamespace(problem=problem, summary="dockerd: 1 network"))
-    assert docker_check(watcher) == CheckAnswer("Docker's networks and ports", holds, note)
-    assert docker_check(None).holds
+    assert docker_check(watcher, True) == CheckAnswer("Docker's networks and ports", holds, note)
+    left = "left to Docker: [docker] enabled is false"
+    assert docker_check(None, False) == CheckAnswer("Docker's networks and ports", True, left)
+    assert docker_check(watcher, False) == CheckAnswer("Docker's networks and ports", holds, f"{left}; {note}")
 
 
 @pytest.mark.parametrize(

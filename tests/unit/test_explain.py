@@ -138,6 +138,7 @@ EXAMPLES: dict[Code, tuple[PortMapping, str, Network, HostFacts]] = {
         DIRECT,
         HostFacts(Firewall.NFTABLES, forward_droppers=((4, "ip filter FORWARD"),)),
     ),
+    Code.DOCKERS_RULES: (mapping("0.0.0.0", "8000", "80"), HOST, replace(WEB, has_rules=False), NFTABLES),
     Code.LEASE: (lease("0.0.0.0", "8000", "80"), HOST, WEB, NONE),
 }
 
@@ -170,6 +171,8 @@ def answer(one: PortMapping, at: str, network: Network, facts: HostFacts) -> Exp
     def rules(route: Route) -> tuple[str, ...]:
         if route.road is Road.REDIRECT:
             return (dataplane.matching(found, one.host_ports.first),)
+        if not found.has_rules:
+            return ()
         if facts.firewall is Firewall.IPTABLES:
             return tuple(iptables.matching_rules(found, route, network, "GANGWAY"))
         return tuple(nftables.matching_rules(found, route, network, one.host_ports.first))

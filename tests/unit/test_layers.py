@@ -70,6 +70,8 @@ ALLOWED: dict[str, set[str]] = {
     "state.database": {"errors", "model"},
     "state.parked": {"admission", "errors", "model", "state.database"},
     "state.port_index": {"errors", "inet", "intervals", "model"},
+    "state.publication": {"reconcile.controller", "reconcile.executor", "reconcile.state", "state.allocate",
+                          "state.registry", *PLANNING},
     "state.registry": {"errors", "reconcile.properties", "reconcile.state", "state.database", "state.parked",
                        "state.port_index", *PLANNING},
     "state.families": {"errors", "host", *PLANNING},

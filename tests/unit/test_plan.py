@@ -397,6 +397,18 @@ def test_lease_is_not_redirected_at_a_link_local_address() -> None:
     assert [route.reason.code for route in at_link_local[1:]] == [Code.LEASE] * 4
 
 
+@pytest.mark.parametrize("facts", [NFTABLES, IPTABLES])
+def test_network_whose_rules_are_dockerds_is_relayed(facts: HostFacts) -> None:
+    """Whether forwarded packets would be dropped makes no difference, and excluded addresses are excluded."""
+    facts = replace(facts, forward_droppers=((4, "ip filter FORWARD"),), excluded=frozenset({ip_address("192.0.2.6")}))
+    found = planned(mapping("0.0.0.0", "8000", "80"), facts, replace(WEB, has_rules=False))
+    usual = [route for route in found.routes if not route.only_at]
+    assert [route.road for route in usual] == [Road.REDIRECT, *[Road.RELAY] * 4]
+    assert {route.reason for route in usual[1:]} == {Reason(Code.DOCKERS_RULES, WEB.bridge)}
+    assert {route.road for route in found.routes if route.only_at} == {Road.BLOCKED}
+    assert (found.has_rules, found.is_steered) == (False, True)
+
+
 def test_plan_decides_leases_beside_mappings() -> None:
     made = whole(NFTABLES, mapping("0.0.0.0"), lease("0.0.0.0", "8001", "80"))
     assert made.mappings == (planned(mapping("0.0.0.0")), planned(lease("0.0.0.0", "8001", "80")))

@@ -62,6 +62,8 @@ _REASONS = {
     "routed": "The network's gateway mode is `routed`: clients connect to the container's own address, {fact}, and "
     "nothing is translated.",
     "closed": "The container's own address is out of reach: {fact}.",
+    "dockers_rules": "dockerd writes the rules for {fact}, the container's bridge, and gangway adds none: the relay "
+    "answers.",
     "lease": "Docker's own rules may carry the connection first; whatever they leave is relayed.",
 }
 """A sentence for each of `gangway.plan.Code`."""

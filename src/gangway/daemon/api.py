@@ -19,6 +19,7 @@ from aiohttp import web
 
 from gangway.admission import parse_admitted
 from gangway.daemon import messages
+from gangway.daemon.docker_ports import DockerPorts
 from gangway.daemon.handover import Handover
 from gangway.daemon.messages import (
     AttachRequest,
@@ -41,8 +42,8 @@ from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest, 
 from gangway.facts import Firewall
 from gangway.log import Log
 from gangway.model import PortRange, Protocol, Source, parse_address
-from gangway.reconcile.changes import ANSWERS_ELSEWHERE
 from gangway.peers import peer_credentials
+from gangway.reconcile.changes import ANSWERS_ELSEWHERE
 from gangway.state.requests import Requests
 
 # The version of the API, not of gangway.
@@ -58,6 +59,7 @@ class Service(NamedTuple):
     """What the API serves."""
 
     requests: Requests
+    ports: DockerPorts
     checks: Callable[[], Iterable[CheckAnswer]]
     names: Callable[[], Awaitable[dict[str, str]]]  # return the names of Docker's containers, by address
     handover: Handover
@@ -109,7 +111,7 @@ def _list_mappings(service: Service, _request: None, given: dict[str, str]) -> l
 def _publish(service: Service, request: PublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
     if not request.ports:
         raise InvalidRequest("nothing to publish: name ports with -p")
-    published = service.requests.publish(request.container, request.ports, parse_admitted(request.admitted))
+    published = service.ports.publish(request.container, request.ports, parse_admitted(request.admitted))
     return list(map(MappingAnswer.of, published))
 
 
@@ -127,7 +129,7 @@ def _explain(service: Service, _request: None, given: dict[str, str]) -> Explain
     routes = [RouteAnswer.of(route, rules) for route, rules in found.routes]
     name, gateways = (found.network.name, found.network.gateways) if found.network else ("", ())
     answer = MappingAnswer.of(found.planned, service.requests.redirected(found.planned), routes)
-    firewall = service.requests.facts.firewall if found.network else Firewall.NONE  # no rule is written for a lease
+    firewall = service.requests.facts.firewall if found.planned.has_rules else Firewall.NONE
     return ExplainAnswer(str(address), ports.first, firewall.value, name, list(map(str, gateways)), answer)
 
 
@@ -168,7 +170,7 @@ OPERATIONS = (
     Operation(
         "POST /mappings/withdraw",
         "Delete mappings of a container: those that are named, or all.",
-        lambda service, body, _: list(map(MappingAnswer.of, service.requests.unpublish(body.container, body.ports))),
+        lambda service, body, _: list(map(MappingAnswer.of, service.ports.unpublish(body.container, body.ports))),
         list[MappingAnswer],
         UnpublishRequest,
     ),

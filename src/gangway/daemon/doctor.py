@@ -78,12 +78,13 @@ def _guard(reason: str) -> CheckAnswer:
     return CheckAnswer("firewall: connections outlive a flush", not reason, note)
 
 
-def docker_check(watcher: "Watcher | None") -> CheckAnswer:
-    """Return the check of what is served of Docker's; without a watcher it is nothing."""
-    what = "Docker's networks and ports"
-    if watcher is None:
-        return CheckAnswer(what, True, "left to Docker: [docker] enabled is false")
-    return CheckAnswer(what, not watcher.problem, "; ".join(filter(None, (watcher.problem, watcher.summary))))
+def docker_check(watcher: "Watcher | None", is_enabled: bool) -> CheckAnswer:
+    """Return the check of what is served of Docker's: with `[docker] enabled` all, else what `publish` has added."""
+    said = [] if is_enabled else ["left to Docker: [docker] enabled is false"]
+    if watcher is not None:
+        said += [watcher.problem, watcher.summary]
+    is_served = watcher is None or not watcher.problem
+    return CheckAnswer("Docker's networks and ports", is_served, "; ".join(filter(None, said)))
 
 
 def limit_checks(usages: Iterable[Usage]) -> Iterator[CheckAnswer]:

@@ -71,6 +71,8 @@ class Daemon:
         self._relay_exits = 0
         self._hangups = select.epoll()
         self._owners = OwnerWatch(self._loop, lambda: self._run(self._parts.requests.check))
+        self._tasks: list[asyncio.Task[None]] = []
+        self._watching: asyncio.Task[None] | None = None  # if Docker is watched
         self._leases: LeaseServer
 
     async def run(self, home: Home, ready: Callable[[], None]) -> None:
@@ -87,18 +89,16 @@ class Daemon:
         changed = partial(self._loop.call_soon_threadsafe, self._changed)
         self._leases = LeaseServer(home.leases, requests.leases, self._log, changed)
         self._leases.start()
-        tasks = [self._loop.create_task(self._serve_api(home.api))]
-        if self._parts.config.docker.enabled:
-            tasks.append(self._loop.create_task(self._watch_docker()))
+        self._tasks = [self._loop.create_task(self._serve_api(home.api))]
         try:
             ready()
             self._changed()
             self._loop.call_later(_CHECK_S, self._check_thoroughly)
             await self._over.wait()
         finally:
-            for task in tasks:
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            await asyncio.wait(self._tasks)
             self._leases.close()
             self._loop.remove_reader(self._hangups)
             self._hangups.close()
@@ -120,7 +120,8 @@ class Daemon:
         def names() -> Awaitable[dict[str, str]]:
             return names_by_address(self._parts.config.docker.socket)
 
-        service = Service(self._parts.requests, self._parts.checks, names, self._parts.handover())
+        parts = self._parts
+        service = Service(parts.requests, parts.ports, parts.checks, names, parts.handover())
         reader = ThreadPoolExecutor(1, "reader")
         app = application(service, self._worker, reader, self._log, self._changed)
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
@@ -136,12 +137,23 @@ class Daemon:
             await runner.cleanup()
             reader.shutdown()
 
+    def _update_watcher(self) -> None:
+        """Watch Docker while that is necessary."""
+        is_needed = self._parts.serves_docker or self._parts.requests.follows_docker
+        if is_needed and self._watching is None:
+            self._watching = self._loop.create_task(self._watch_docker())
+            self._tasks = [*(task for task in self._tasks if not task.done()), self._watching]
+        elif self._watching is not None and not is_needed:
+            self._watching.cancel()
+            self._watching, self._parts.docker = None, None
+
     async def _watch_docker(self) -> None:
-        """Serve Docker's networks and ports, until cancelled."""
+        """Serve Docker's networks and ports, or let published ports follow its containers, until cancelled."""
         from gangway.docker.watcher import Watcher  # needs the HTTP client
 
-        self._parts.docker = Watcher(self._parts.config.docker.socket, self._adopt, self._log)
-        await self._parts.docker.run()
+        parts = self._parts
+        parts.docker = Watcher(parts.config.docker.socket, self._adopt, self._log, parts.serves_docker)
+        await parts.docker.run()
 
     async def _adopt(self, adopted: Adopted) -> None:
         """Serve what Docker has, in the worker thread.  GangwayError: to be tried again."""
@@ -233,8 +245,8 @@ class Daemon:
             self._log.failure(error)
 
     def _changed(self) -> None:
-        """Watch the relay, which may be another one now, and the owners of containers; schedule the daemon's end if
-        nothing is left to manage."""
+        """Watch the relay, which may be another one now, the owners of containers, and Docker; schedule the daemon's
+        end if nothing is left to manage."""
         if self._over.is_set():
             return  # a check may end after the daemon, which watches nothing any more
         relay = self._parts.dataplane.relay
@@ -243,6 +255,7 @@ class Daemon:
             self._relay_exits = relay.exits
             self._serve_again()
         self._owners.update(self._parts.requests.owners())
+        self._update_watcher()
         if not self._parts.requests.is_idle:
             if self._end is not None:
                 self._end.cancel()
@@ -278,7 +291,7 @@ class Daemon:
         if not stopped.result():  # launchers may still have to take their leases again
             self._end = None
             self._changed()
-        elif self._until_idle and self._parts.docker is None:
+        elif self._until_idle and not self._parts.serves_docker:
             self._over.set()
 
 

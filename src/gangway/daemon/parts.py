@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gangway import runtime
 from gangway.daemon.config import Config
+from gangway.daemon.docker_ports import DockerPorts
 from gangway.daemon.docker_rules import DockerRules
 from gangway.daemon.doctor import checks, docker_check, limit_checks, setting_checks
 from gangway.daemon.handover import Handover
@@ -36,6 +37,7 @@ from gangway.reconcile.executor import Executor
 from gangway.reconcile.observe import Observer
 from gangway.reconcile.properties import BRIDGE_SETTINGS, WITHOUT_BRIDGE_SETTING
 from gangway.relay.client import RelayClient
+from gangway.state.adopted import Adopted
 from gangway.state.adoption import Adoption
 from gangway.state.database import Database
 from gangway.state.leases import Leases
@@ -51,7 +53,8 @@ class Parts:
 
     def __init__(self, config: Config, home: Home, log: Log, notices: Notices) -> None:
         self.config = config
-        self.docker: Watcher | None = None  # if Docker's networks and ports are served
+        self.serves_docker = config.docker.enabled  # a change takes effect at the daemon's next start
+        self.docker: Watcher | None = None  # if Docker's networks and ports are served, or its containers followed
         self._home, self._log, self._notices, self._guard = home, log, notices, NatGuard()
         self._database = Database(Path(config.state or runtime.default_state()), log.warning)
         self._settings = settings = SavedSettings(self._database, log.warning)
@@ -83,7 +86,11 @@ class Parts:
         leases = Leases(registry.index, self.dataplane, self.observer.lease_facts, former_flows)
         self.requests = requests = Requests(controller, registry, executor, leases)
         self._adoption = Adoption(requests.repair, controller, registry, executor, leases, log.warning)
-        self.adopt = self._adoption.adopt
+        self.ports = DockerPorts(lambda: self.config.docker.socket, self.serves_docker, requests, self._adoption)
+
+    def adopt(self, found: Adopted) -> None:
+        """Serve what Docker has, or let published ports follow its containers.  GangwayError: to be tried again."""
+        (self._adoption.adopt if self.serves_docker else self._adoption.follow)(found)
 
     def _driver_for(self, firewall: Firewall) -> Driver:
         nft, prefix = self.observer.tools.nft, self.config.chain_prefix
@@ -115,7 +122,7 @@ class Parts:
         facts, leases = self.requests.facts, len(self.requests.leases)
         no_timeouts = self._executor.driver.no_timeouts
         yield from checks(self.observer.tools, facts, self.dataplane, self._guard, leases, no_timeouts)
-        yield docker_check(self.docker)
+        yield docker_check(self.docker, self.serves_docker)
         yield from limit_checks(self._usages())
         yield from setting_checks(self._wanted_settings())
         if note := self._reserved_ports.refused:
@@ -129,7 +136,7 @@ class Parts:
 
     def handover(self) -> Handover:
         rules = DockerRules(lambda: self.observer.tools.nft, self._database, self._settings)
-        return Handover(lambda: self.config, rules, lambda: self.docker is not None)
+        return Handover(lambda: self.config, rules, lambda: self.serves_docker)
 
     def _wanted_settings(self) -> Iterator[tuple[str, str, str]]:
         """Yield the sysctls that no road depends on: name, value, and the consequence of another value."""

@@ -93,6 +93,8 @@ def in_use(
 
 
 async def _read_engine(path: str) -> Engine:
+    from gangway.docker.client import DockerClient  # an HTTP client, which few daemons need
+
     async with DockerClient(path, _LIMIT_S) as client:
         info, networks = await client.info(), await client.networks()
     options = next((one.options or {} for one in networks if one.name == "bridge"), {})

@@ -19,6 +19,7 @@ Facts that it leans on, seen with dockerd 20.10 and 28.5:
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from ipaddress import ip_network
 from itertools import groupby
@@ -99,6 +100,7 @@ _Bindings = dict[str, list[_Binding] | None]
 
 class _HostConfig(_Answer):
     port_bindings: _Bindings | None = None  # as requested
+    network_mode: str = ""  # `default`, `host`, `none`, `container:ID`, or the name of a network
 
 
 class _Config(_Answer):
@@ -157,9 +159,13 @@ class Bridge(NamedTuple):
 
 
 class View:
-    """What Docker has, as far as it was read: networks and containers by their ids, and why some are left out."""
+    """What Docker has, as far as it was read: networks and containers by their ids, and why some are left out.
 
-    def __init__(self) -> None:
+    `has_rules`: gangway is to carry Docker's networks and published ports; False: dockerd does.
+    """
+
+    def __init__(self, has_rules: bool = True) -> None:
+        self._has_rules = has_rules
         self._bridges: dict[str, Bridge] = {}
         self._names: dict[str, str] = {}  # of all containers
         self._containers: dict[str, AdoptedContainer] = {}  # those that run on a bridge network
@@ -172,8 +178,7 @@ class View:
         networks = tuple(bridge.network for bridge in self._bridges.values())
         names = {network.name for network in networks}
         containers = tuple(one for one in self._containers.values() if one.endpoint.network in names)
-        stopped = frozenset(self._names.values()) - {one.endpoint.container for one in containers}
-        return Adopted(networks, containers, stopped)
+        return Adopted(networks, containers, frozenset(self._names) - {one.id for one in containers})
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -187,7 +192,8 @@ class View:
         for one in networks:
             if one.driver == "bridge" and not one.config_only:
                 try:
-                    self._bridges[one.id] = Bridge(read_network(one), one.labels or {})
+                    network = replace(read_network(one), has_rules=self._has_rules)
+                    self._bridges[one.id] = Bridge(network, one.labels or {})
                 except (InvalidRequest, ValueError) as error:
                     self._network_problems.append(f"network {one.name} of Docker's is not served: {error}")
 
@@ -202,15 +208,12 @@ class View:
         addresses = tuple(parse_address(text) for text in (attachment.ipv4_address, attachment.ipv6_address) if text)
         mappings: tuple[PortMapping, ...] = ()
         try:
-            labels = {**bridge.labels, **(container.config.labels or {})}
-            admitted = parse_label(labels[FROM_LABEL]) if FROM_LABEL in labels else ()
-            ports = _published(container, bridge.network, labels.get(BIND_LABEL, ""))
-            opened = _opened(container, bridge.network, addresses)
-            mappings = (*_mappings(name, ports, admitted), *_mappings(name, opened, admitted, is_routed=True))
+            if self._has_rules:
+                mappings = tuple(_own_mappings(name, container, bridge, addresses))
         except (InvalidRequest, ValueError) as error:
             self._container_problems[container.id] = f"ports of container {name} are not published: {error}"
-        endpoint = Endpoint(name, bridge.network.name, addresses)
-        self._containers[container.id] = AdoptedContainer(endpoint, f"/proc/{container.state.pid}/ns/net", mappings)
+        endpoint, namespace = Endpoint(name, bridge.network.name, addresses), f"/proc/{container.state.pid}/ns/net"
+        self._containers[container.id] = AdoptedContainer(container.id, endpoint, namespace, mappings)
 
     def name_container(self, container_id: str, name: str) -> str:
         """Add a container, or rename it; return its name here."""
@@ -288,6 +291,16 @@ def _gateway_attachment(container: DockerContainer, bridges: Mapping[str, Bridge
     return min(
         ((bridges[one.network_id], one) for one in attached if one.network_id in bridges), key=order, default=None
     )
+
+
+def _own_mappings(
+    name: str, container: DockerContainer, bridge: Bridge, addresses: Iterable[Address]
+) -> Iterator[PortMapping]:
+    """Yield the mappings of a container's published ports.  InvalidRequest, ValueError: a port or label is invalid."""
+    labels = {**bridge.labels, **(container.config.labels or {})}
+    admitted = parse_label(labels[FROM_LABEL]) if FROM_LABEL in labels else ()
+    yield from _mappings(name, _published(container, bridge.network, labels.get(BIND_LABEL, "")), admitted)
+    yield from _mappings(name, _opened(container, bridge.network, addresses), admitted, is_routed=True)
 
 
 class _Port(NamedTuple):

@@ -1,4 +1,4 @@
-"""Follows Docker's networks and containers, and states what there is of them.
+"""Follows Docker's networks and containers, and states what there is of them: with their ports, or without.
 
 It subscribes to events first and then looks at everything, so that nothing is missed in between.  Then each event has
 only what it concerns read again; events that came together are handled together, and none waits for more.  While the
@@ -26,11 +26,12 @@ Adopt = Callable[[Adopted], Awaitable[None]]
 
 
 class Watcher:
-    """Watches one dockerd."""
+    """Watches one dockerd.  `has_rules`: its networks and ports are to be served; False: dockerd serves them itself."""
 
-    def __init__(self, path: str, adopt: Adopt, log: Log) -> None:
-        self._path, self._adopt, self._log = path, adopt, log
-        self._view = View()
+    def __init__(self, path: str, adopt: Adopt, log: Log, has_rules: bool = True) -> None:
+        self._path, self._adopt, self._log, self._has_rules = path, adopt, log, has_rules
+        self._what = "Docker's networks and ports" if has_rules else "Docker's containers"
+        self._view = View(has_rules)
         self._running: set[str] = set()
         self._engine = ""  # name and version
         self.summary = ""
@@ -64,7 +65,7 @@ class Watcher:
 
     async def _look(self, client: DockerClient, events: Events) -> None:
         """Read everything."""
-        view = View()
+        view = View(self._has_rules)
         view.use_networks(await client.networks())
         containers = await client.containers()
         for one in containers:
@@ -74,7 +75,7 @@ class Watcher:
         self._view, self._running = view, running
         self._unread, self._engine = "", events.engine
         self._summarize()
-        self._log.info("Docker's networks and ports are followed: %s", self.summary)
+        self._log.info("%s are followed: %s", self._what, self.summary)
 
     async def _follow(self, client: DockerClient, events: Events) -> None:
         """State what there is, and again after each change.  GangwayError: the API cannot be read any more."""
@@ -128,7 +129,7 @@ class Watcher:
     async def _state(self) -> None:
         """State what there is; log what prevents some of it."""
         self._summarize()
-        problems = frozenset(self._view.problems)
+        problems = frozenset(self._view.problems if self._has_rules else ())
         for text in sorted(problems - self._problems):
             self._log.warning(text)
         self._problems = problems
@@ -136,7 +137,7 @@ class Watcher:
             await self._adopt(self._view.adopted)
             self._unserved = ""
         except GangwayError as error:
-            self._unserved = f"Docker's networks and ports are not served: {error}"
+            self._unserved = f"{self._what} are not served: {error}"
             self._log.lasting(f"{self._unserved}: retried")
 
     def _summarize(self) -> None:

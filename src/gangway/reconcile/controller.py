@@ -190,7 +190,7 @@ class Controller:
         plan = self._registry.plan()
         was_applied = self._condition in (Condition.APPLIED, Condition.RETRYING)
         are_applied = was_applied and self._executor.driver.is_intact(lambda: plan)
-        wanted = State() if plan is None else self._registry.state(plan)
+        wanted = self._registry.state(plan)
         # Of the families that are not wanted only those that are ours to stop, even if a daemon died while it did so.
         forwarding = (self.facts.forwarding & wanted.forwarding) | (self.facts.switched_on - wanted.forwarding)
         before = replace(self._observer.found(wanted), plan=plan if are_applied else None, forwarding=forwarding)

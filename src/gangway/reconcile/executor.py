@@ -109,7 +109,9 @@ class Executor:
         """Yield what a client of a mapping's port matches: an entry of the redirect, or rules."""
         if route.road is Road.REDIRECT:
             return (self.dataplane.matching(planned, port),)
-        return () if network is None else self.driver.matching_rules(planned, route, network, port)
+        if network is None or not planned.has_rules:
+            return ()
+        return self.driver.matching_rules(planned, route, network, port)
 
     def _change_link(self, step: Step) -> None:
         match step:

@@ -11,6 +11,7 @@ from gangway.model import Endpoint, Network, PortMapping
 class AdoptedContainer(NamedTuple):
     """A running container: its addresses on the network of its default route, and its published ports."""
 
+    id: str  # Docker's, which stays if it is renamed, and which no other container ever gets
     endpoint: Endpoint  # the names of container and network begin with `DOCKER_PREFIX`
     namespace: str  # the path of its network namespace
     mappings: tuple[PortMapping, ...]
@@ -22,4 +23,4 @@ class Adopted(NamedTuple):
     networks: tuple[Network, ...] = ()
     containers: tuple[AdoptedContainer, ...] = ()
     stopped: frozenset[str] = frozenset()
-    """The names of containers that exist and do not run: ports that gangway has published for them come back."""
+    """The ids of containers that exist and do not run: ports that gangway has published for them come back."""

@@ -7,7 +7,7 @@ creates, repairs and deletes none of their links; it only isolates bridge ports.
 logged and left out; each later call tries it again.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 
@@ -19,11 +19,12 @@ from gangway.plan import MappingPlan, plan_network
 from gangway.reconcile.attempts import Attempts
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.executor import Executor
-from gangway.reconcile.state import State, rules_of
+from gangway.reconcile.state import rules_of
 from gangway.state.adopted import Adopted, AdoptedContainer
 from gangway.state.allocate import Allocation
 from gangway.state.database import Place
 from gangway.state.leases import Leases
+from gangway.state.publication import publish
 from gangway.state.registry import Registry
 
 
@@ -54,21 +55,59 @@ class Adoption:
             self._controller.check()
         networks = {one.name: one for one in wanted.networks if self._is_possible(one)}
         containers = {
-            one.endpoint.container: self._without_unrestrictable(one)
+            one.id: self._without_unrestrictable(one)
             for one in wanted.containers
             if one.endpoint.network in networks and _place(one).inode
         }
+        self._rename(containers.values())
         self._remove_ports(networks, containers)
         self._change_networks(networks)
         self._add(list(filter(self._is_incomplete, containers.values())))
-        unpublished = (name for name, one in containers.items() if self._is_incomplete(one))
+        unpublished = (one.id for one in containers.values() if self._is_incomplete(one))
         self._registry.parked.retain({*unpublished, *wanted.stopped})
         self.isolate()
+
+    def follow(self, wanted: Adopted) -> None:
+        """Let the ports that gangway has published follow their containers: all else of these is dockerd's.
+
+        GangwayError: as in `adopt`.
+        """
+        registry = self._registry
+        published = {self._id(one.mapping.container) for one in registry.mappings() if one.mapping.source is Source.API}
+        containers = [one for one in wanted.containers if one.id in published or one.id in registry.parked]
+        used = {one.endpoint.network for one in containers}
+        networks = (one for one in wanted.networks if one.name in used)
+        self.adopt(Adopted(tuple(networks), tuple(containers), wanted.stopped))
+
+    def knows(self, container: str) -> bool:
+        """True if ports of a container can be published."""
+        return self._registry.has_endpoint(container)
+
+    def add(self, found: Adopted) -> None:
+        """Add containers whose network's rules are dockerd's, so that ports can be published for them."""
+        registry, known = self._registry, {one.name for one in self._registry.networks}
+        for network in found.networks:
+            if network.name not in known and network.name in {one.endpoint.network for one in found.containers}:
+                require_no_conflict(network, registry.networks)
+                registry.add_network(network, on_demand=False)
+        for one in found.containers:
+            registry.add_endpoint(one.endpoint, _place(one))
+
+    def forget_unpublished(self) -> None:
+        """Remove containers that have no ports, and networks without containers, if their rules are dockerd's."""
+        registry = self._registry
+        for network in (one for one in registry.networks if not one.has_rules):
+            for endpoint in registry.endpoints(network.name):
+                if not registry.mappings(endpoint.container):
+                    registry.remove_endpoint(endpoint.container)
+            if not registry.endpoints(network.name):
+                registry.remove_network(network.name)
 
     def isolate(self) -> None:
         """Isolate the containers of networks without traffic between them, if it is the bridge that has to."""
         for network in self._registry.networks:
-            if network.is_adopted and plan_network(network, self._controller.facts).isolate_ports:
+            is_ours = network.is_adopted and network.has_rules
+            if is_ours and plan_network(network, self._controller.facts).isolate_ports:
                 self._set_isolated(network, True)
 
     def _is_possible(self, network: Network) -> bool:
@@ -91,17 +130,29 @@ class Adoption:
 
     def _wanted(self, one: AdoptedContainer) -> tuple[PortMapping, ...]:
         """Return the ports of a container: those of Docker's, and those that it had from gangway when it stopped."""
-        return (*one.mappings, *self._registry.parked.of(one.endpoint.container))
+        return (*one.mappings, *self._registry.parked.of(one.id, one.endpoint.container))
 
     def _published(self, container: str) -> set[object]:
         return {planned.mapping for planned in self._registry.mappings(container)}
+
+    def _id(self, container: str) -> str:
+        """Return the id of a container of Docker's; empty for others."""
+        return self._registry.place(container).docker_id
+
+    def _rename(self, containers: Iterable[AdoptedContainer]) -> None:
+        """Give containers the names that they have now; those that have swapped names are published again."""
+        names = {one.id: one.endpoint.container for one in containers}
+        for endpoint in self._registry.endpoints():
+            name = names.get(self._id(endpoint.container), endpoint.container)
+            if not self._registry.has_endpoint(name):
+                self._registry.rename_endpoint(endpoint.container, name)
 
     def _remove_ports(self, networks: Mapping[str, Network], containers: Mapping[str, AdoptedContainer]) -> None:
         """Remove containers that ended or have changed, with their ports, and ports that Docker no longer lists."""
         registry = self._registry
         ended, stale = list[str](), list[MappingPlan]()
         for endpoint in registry.endpoints():
-            network, wanted = registry.network(endpoint.network), containers.get(endpoint.container)
+            network, wanted = registry.network(endpoint.network), containers.get(self._id(endpoint.container))
             if not network.is_adopted:
                 continue
             published = registry.mappings(endpoint.container)
@@ -118,7 +169,7 @@ class Adoption:
         with self._controller.restoring():
             for container in ended:
                 mappings = (planned.mapping for planned in registry.mappings(container))
-                self._registry.parked.park(container, (one for one in mappings if one.source is Source.API))
+                self._registry.parked.park(self._id(container), (one for one in mappings if one.source is Source.API))
             registry.remove_mappings(stale)
             for container in ended:
                 registry.remove_endpoint(container)
@@ -142,7 +193,8 @@ class Adoption:
             for one in added:
                 registry.add_network(one, on_demand=False)
                 undo.callback(registry.remove_network, one.name)
-            self._controller.carry_out(rules_of(before), rules_of(registry.plan()))
+            if any(one.has_rules for one in (*removed, *added)):
+                self._controller.carry_out(rules_of(before), rules_of(registry.plan()))
             undo.pop_all()
         if added:
             self._executor.dataplane.relay.start()  # the first container does not have to wait for it
@@ -170,28 +222,26 @@ class Adoption:
 
     def _publish(self, containers: Collection[AdoptedContainer]) -> None:
         registry = self._registry
-        with (
-            Allocation(registry.index, self._executor.dataplane.steering, registry.planned) as allocation,
-            ExitStack() as undo,
-        ):
+        with ExitStack() as undo:
             for one in containers:
                 name = one.endpoint.container
                 if not registry.has_endpoint(name):
                     registry.add_endpoint(one.endpoint, _place(one))
                     undo.callback(registry.remove_endpoint, name)
-                published = self._published(name)
-                for mapping in (mapping for mapping in self._wanted(one) if mapping not in published):
-                    self._attempts.attempt(
-                        partial(allocation.reserve, mapping), f"container {name}: {mapping} not published"
-                    )
-            planned = registry.add_mappings(allocation.mappings)
-            allocation.mappings.clear()  # they are the registry's now
-            undo.callback(registry.remove_mappings, planned)
-            if planned:
-                self._controller.carry_out(State(), registry.state_of(planned), allocation.reserved())
+            publish(self._controller, registry, self._executor, partial(self._reserve, containers))
             undo.pop_all()
         for one in containers:
             self._controller.look_into(one.endpoint.container)
+
+    def _reserve(self, containers: Iterable[AdoptedContainer], allocation: Allocation) -> None:
+        """Reserve the ports of containers that are not published yet, as far as that is possible."""
+        for one in containers:
+            name = one.endpoint.container
+            published = self._published(name)
+            for mapping in (mapping for mapping in self._wanted(one) if mapping not in published):
+                self._attempts.attempt(
+                    partial(allocation.reserve, mapping), f"container {name}: {mapping} not published"
+                )
 
 
 def _refuse_restriction(mapping: PortMapping) -> None:
@@ -203,4 +253,4 @@ def _refuse_restriction(mapping: PortMapping) -> None:
 
 def _place(one: AdoptedContainer) -> Place:
     """Return where a container's namespace is; its inode is 0 if the container has ended."""
-    return Place(one.namespace, netns.current_inode(one.namespace) or 0)
+    return Place(one.namespace, netns.current_inode(one.namespace) or 0, docker_id=one.id)

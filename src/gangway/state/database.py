@@ -55,11 +55,15 @@ _MIGRATIONS = (
     """,
     "ALTER TABLE mappings ADD COLUMN admitted TEXT DEFAULT '';",
     "ALTER TABLE mappings ADD COLUMN is_routed INTEGER DEFAULT 0;",
+    """
+    ALTER TABLE networks ADD COLUMN has_rules INTEGER DEFAULT 1;
+    ALTER TABLE endpoints ADD COLUMN docker_id TEXT DEFAULT '';
+    """,
 )
 """What makes each version (`user_version`) of the one before."""
 _COLUMNS = {
-    "networks": "name, bridge, subnets, gateways, masquerade, icc, internal, mtu, on_demand, source, routed",
-    "endpoints": "container, network, addresses, namespace, inode, cookie, owner",
+    "networks": "name, bridge, subnets, gateways, masquerade, icc, internal, mtu, on_demand, source, routed, has_rules",
+    "endpoints": "container, network, addresses, namespace, inode, cookie, owner, docker_id",
     "mappings": "container, protocol, host_address, host_first, host_last, container_first, container_last, "
     "source, is_held, admitted, is_routed",
     "memory": "what, value",
@@ -85,6 +89,7 @@ class Place(NamedTuple):
     inode: int
     cookie: str = ""  # `netns.cookie_at`; empty: not known
     owner: str = ""  # the process at whose end the container is detached (`netns.process_identity`); empty: none
+    docker_id: str = ""  # of a container of Docker's
 
 
 class Database:
@@ -182,13 +187,19 @@ class Database:
     def add_network(self, network: Network, on_demand: bool) -> None:
         policy = network.masquerade, network.icc, network.internal, network.mtu, on_demand
         row = network.name, network.bridge, _words(network.subnets), _words(network.gateways), *policy
-        self._insert("networks", (*row, network.source.value, _words(sorted(network.routed))))
+        self._insert("networks", (*row, network.source.value, _words(sorted(network.routed)), network.has_rules))
 
     def remove_network(self, name: str) -> None:
         self._execute("DELETE FROM networks WHERE name = ?", (name,))
 
     def add_endpoint(self, endpoint: Endpoint, place: Place) -> None:
         self._insert("endpoints", (endpoint.container, endpoint.network, _words(endpoint.addresses), *place))
+
+    def rename_endpoint(self, container: str, name: str) -> None:
+        """Give a container another name, which no other one has."""
+        with self.transaction():
+            for table in ("endpoints", "mappings"):
+                self._execute(f"UPDATE {table} SET container = ? WHERE container = ?", (name, container))
 
     def remove_endpoint(self, container: str) -> None:
         """Remove an endpoint and its mappings."""
@@ -303,17 +314,17 @@ def _network(
     name: str, bridge: str, subnets: str, gateways: str, masquerade: int, icc: int, internal: int, *rest: Any
 ) -> tuple[Network, bool]:
     addresses = tuple(map(ip_network, subnets.split())), tuple(map(ip_address, gateways.split()))
-    mtu, on_demand, source, routed = rest
+    mtu, on_demand, source, routed, has_rules = rest
     policy = bool(masquerade), bool(icc), bool(internal), mtu
-    return Network(name, bridge, *addresses, *policy, Source(source), frozenset(map(int, routed.split()))), bool(
-        on_demand
-    )
+    families = frozenset(map(int, routed.split()))
+    made = Network(name, bridge, *addresses, *policy, Source(source), families, bool(has_rules))
+    return made, bool(on_demand)
 
 
 def _endpoint(
-    container: str, network: str, addresses: str, namespace: str, inode: int, cookie: str, owner: str
+    container: str, network: str, addresses: str, namespace: str, inode: int, *identities: str
 ) -> tuple[Endpoint, Place]:
-    place = Place(namespace, int(inode), str(cookie), str(owner))
+    place = Place(namespace, int(inode), *map(str, identities))
     return Endpoint(container, network, tuple(map(ip_address, addresses.split()))), place
 
 

@@ -1,4 +1,4 @@
-"""Ports that `gangway publish` has added to Docker's containers, while these do not run."""
+"""Ports that `gangway publish` has added to Docker's containers, while these do not run; by the containers' ids."""
 
 import json
 from collections.abc import Collection, Iterable
@@ -21,27 +21,33 @@ class ParkedPorts:
         with suppress(ValueError):
             self._texts = json.loads(database.recall(_KEY) or "{}")
 
-    def of(self, container: str) -> list[PortMapping]:
-        """Return the ports to publish when a container runs again."""
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __contains__(self, docker_id: str) -> bool:
+        return docker_id in self._texts
+
+    def of(self, docker_id: str, name: str) -> list[PortMapping]:
+        """Return the ports to publish when a container runs again, by the name that it has then."""
         found = []
-        for text in self._texts.get(container, ()):
+        for text in self._texts.get(docker_id, ()):
             with suppress(InvalidRequest):  # the database is damaged
                 port, _, admitted = text.partition(" ")
                 request = parse_port(port)
                 if request.host_ports is not None:
                     ports = request.host_addresses[0], request.host_ports, request.container_ports
                     clients = parse_admitted(admitted.split())
-                    found.append(PortMapping(container, request.protocol, *ports, admitted=clients))
+                    found.append(PortMapping(name, request.protocol, *ports, admitted=clients))
         return found
 
-    def park(self, container: str, mappings: Iterable[PortMapping]) -> None:
+    def park(self, docker_id: str, mappings: Iterable[PortMapping]) -> None:
         """Keep the ports of a container that does not run any more."""
         if texts := [" ".join(map(str, (one, *one.admitted))) for one in mappings]:
-            self._write(self._texts | {container: texts})
+            self._write(self._texts | {docker_id: texts})
 
-    def retain(self, containers: Collection[str]) -> None:
+    def retain(self, docker_ids: Collection[str]) -> None:
         """Forget the ports of all other containers: they were removed, or their ports are published again."""
-        left = {name: texts for name, texts in self._texts.items() if name in containers}
+        left = {one: texts for one, texts in self._texts.items() if one in docker_ids}
         if left != self._texts:
             self._write(left)
 

@@ -43,6 +43,12 @@ class PortIndex:
             if not by_address[mapping.host_address]:
                 del by_address[mapping.host_address]
 
+    def replace(self, mapping: PortMapping, renamed: PortMapping) -> None:
+        """Replace a mapping by one of the same ports, of which nobody can take one meanwhile."""
+        with self._lock:
+            self.remove(mapping)
+            self.add(renamed)
+
     def require_free(self, mapping: PortMapping) -> None:
         """Conflict: another mapping has a port of this one."""
         other = self.collision(mapping)

@@ -62,8 +62,8 @@ class Registry:
         return network
 
     def adopted_bridges(self) -> frozenset[str]:
-        """Return the names of the bridges that are Docker's."""
-        return frozenset(one.bridge for one in self.networks if one.is_adopted)
+        """Return the names of Docker's bridges that gangway has rules for."""
+        return frozenset(one.bridge for one in self.networks if one.is_adopted and one.has_rules)
 
     def is_unneeded(self, name: str) -> bool:
         """True if a network was made on demand and has no containers left."""
@@ -134,6 +134,17 @@ class Registry:
         self._database.add_endpoint(endpoint, place)
         self._insert_endpoint(endpoint, place)
 
+    def rename_endpoint(self, container: str, name: str) -> None:
+        """Give a container another name, which no other one has.  Nothing on the host depends on it."""
+        endpoint, place, known = self._endpoints[container], self._places[container], self.mappings(container)
+        self._database.rename_endpoint(container, name)
+        self._insert_endpoint(replace(endpoint, container=name), place)
+        for planned in known:
+            renamed = replace(planned, mapping=replace(planned.mapping, container=name))
+            self._mappings[name][str(renamed.mapping)] = renamed
+            self.index.replace(planned.mapping, renamed.mapping)
+        del self._endpoints[container], self._places[container], self._mappings[container]
+
     def remove_endpoint(self, container: str) -> None:
         """Remove an endpoint and its mappings."""
         self._database.remove_endpoint(container)
@@ -199,23 +210,25 @@ class Registry:
             self._decide_mapping(mapping)
 
     def plan(self, without: str | None = None) -> Plan | None:
-        """Return the whole plan, perhaps without one network; None if there is nothing to plan."""
-        networks = tuple(network for network in self.networks if network.name != without)
+        """Return the plan of all rules, perhaps without one network; None if no network has any."""
+        networks = {one.name: one for one in self.networks if one.has_rules and one.name != without}
         if not networks:
             return None
-        return assemble(networks, self.endpoints(), self.mappings(), self._decided_facts)
+        endpoints = tuple(one for one in self.endpoints() if one.network in networks)
+        mappings = tuple(one for one in self.mappings() if one.has_rules)
+        return assemble(tuple(networks.values()), endpoints, mappings, self._decided_facts)
 
-    def state(self, whole: Plan) -> State:
-        """Return what the host should be by a plan."""
+    def state(self, whole: Plan | None) -> State:
+        """Return what the host should be: the rules of a plan, and all else of every mapping."""
         links = self.links()
         return replace(
-            self.state_of(whole.mappings),
+            self.state_of(self.mappings()),
             bridges=links.bridges,
             attachments=links.attachments,
             properties=links.properties,
             mappings={},
             plan=whole,
-            forwarding=whole.forwarding,
+            forwarding=frozenset() if whole is None else whole.forwarding,
         )
 
     def links(self) -> State:
@@ -238,7 +251,7 @@ class Registry:
             ports=dict(pair for one in relayed for pair in ports_of(one)),
             steered=dict(pair for one in relayed for pair in steered_of(one)),
             redirects=dict(pair for one in planned for pair in redirects_of(one)),
-            mappings={str(one.mapping): one for one in planned},
+            mappings={str(one.mapping): one for one in planned if one.has_rules},
         )
 
     def state_of_container(self, container: str) -> State:

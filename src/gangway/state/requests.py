@@ -46,6 +46,7 @@ from gangway.state import families
 from gangway.state.allocate import Allocation
 from gangway.state.database import Place
 from gangway.state.leases import Leases
+from gangway.state.publication import publish
 from gangway.state.registry import Registry
 
 ON_DEMAND = "gangway0"
@@ -117,7 +118,12 @@ class Requests:
     @property
     def is_idle(self) -> bool:
         """True if there is nothing to look after."""
-        return not self._registry.networks and not self.leases and not self.orphans
+        return not (self._registry.networks or self._registry.parked or self.leases or self.orphans)
+
+    @property
+    def follows_docker(self) -> bool:
+        """True if Docker's containers have to be followed: ports of one are published, or will be when it runs."""
+        return bool(self._registry.parked) or any(one.is_adopted for one in self._registry.networks)
 
     # Questions
 
@@ -287,18 +293,13 @@ class Requests:
         for address in {address for request in requests for address in request.host_addresses}:
             sockets.require_no_broadcast(str(address))
             self._check_excluded(address)
-        index, steering = self._registry.index, self._executor.dataplane.steering
-        with Allocation(index, steering, self._registry.planned) as allocation, ExitStack() as undo:
+
+        def reserve(allocation: Allocation) -> None:
             for request in requests:
                 _check_internal(request, network)
                 allocation.allocate(container, request)
-            planned = self._registry.add_mappings(allocation.mappings)
-            allocation.mappings.clear()  # they are the registry's now
-            undo.callback(self._registry.remove_mappings, planned)
-            _check_reachable(planned)
-            self._controller.carry_out(State(), self._registry.state_of(planned), allocation.reserved())
-            undo.pop_all()
-        return planned
+
+        return publish(self._controller, self._registry, self._executor, reserve, _check_reachable)
 
     @retry_after_reaping
     def unpublish(self, container: str, texts: Sequence[str] = ()) -> tuple[MappingPlan, ...]:
