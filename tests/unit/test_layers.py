@@ -1,6 +1,8 @@
 """The imports that are allowed; the syntax trees show the actual ones."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -240,3 +242,12 @@ def test_wire_protocol_opens_no_sockets() -> None:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "socket"
     }
     assert used <= {"AF_INET", "AF_INET6", "inet_ntop", "inet_pton"}
+
+
+def test_daemon_starts_without_what_few_daemons_need() -> None:
+    """Each of these takes longer to import, and more memory, than a daemon that serves a launcher needs itself."""
+    program = "import sys, gangway.daemon.__main__; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "asyncio" in loaded
+    assert not loaded & {"aiohttp", "psutil", "pyroute2.iproute", "rich"}

@@ -39,6 +39,7 @@ class Start(msgspec.Struct):
 def run() -> int:
     """Run a daemon to its end; return its exit status."""
     gc.disable()  # almost every object that is created before it serves is kept
+    os.environ["SSL_CERT_FILE"] = os.devnull  # aiohttp loads all certificates when it is imported, and we need none
     start = msgspec.json.decode(sys.argv[1] if len(sys.argv) > 1 else "{}", type=Start)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it serves
     name = f"gangway-{os.path.basename(runtime.folder())}"

@@ -11,7 +11,6 @@ from gangway.daemon.config import Config
 from gangway.daemon.docker_ports import DockerPorts
 from gangway.daemon.docker_rules import DockerRules
 from gangway.daemon.doctor import checks, docker_check, limit_checks, setting_checks
-from gangway.daemon.handover import Handover
 from gangway.daemon.home import Home
 from gangway.daemon.messages import CheckAnswer
 from gangway.daemon.overlaps import overlap_check
@@ -45,6 +44,7 @@ from gangway.state.registry import Registry
 from gangway.state.requests import Requests
 
 if TYPE_CHECKING:
+    from gangway.daemon.handover import Handover
     from gangway.docker.watcher import Watcher
 
 
@@ -134,7 +134,9 @@ class Parts:
         own = [without_zone(parse_address(one)) for one in self._links.addresses()]
         yield overlap_check(self.observer.tools, facts, mappings, own, self.config.chain_prefix)
 
-    def handover(self) -> Handover:
+    def handover(self) -> "Handover":
+        from gangway.daemon.handover import Handover  # needs the HTTP client
+
         rules = DockerRules(lambda: self.observer.tools.nft, self._database, self._settings)
         return Handover(lambda: self.config, rules, lambda: self.serves_docker)
 
