@@ -30,6 +30,9 @@ $(BIN)/gangway-docker-proxy: $(wildcard launcher/*.c) launcher/launcher.h | $(BI
 $(BPF): %.o: %.c src/gangway/ebpf/published.bpf.h | $(BIN)/gangway
 	clang -O2 -g -Wall -Wextra -Werror -target bpf -I/usr/include/$(shell gcc -print-multiarch) -c $< -o $@
 
+# Tests start a thousand Python programs, which would all compile the modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Tests wait more than they compute: three at once keep two cores busy. Those of the relay's workers need the cores alone.
 # The root of Debian 13's dockerd is built in the background, the first time only; tests that need it wait for it.
 test: build

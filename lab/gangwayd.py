@@ -8,17 +8,22 @@ deletes the folder and the daemon's networks; if the daemon was killed before, i
 namespace.
 """
 
+import io
 import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from threading import current_thread, main_thread
 from types import TracebackType
 from typing import Any, Self
+from unittest.mock import patch
 
 from gangway import runtime
+from gangway.cli import commands
 from gangway.cli.client import NoDaemon, Refused, ask_running
 from lab.netns import Namespace, end
 from lab.processes import pids_running
@@ -115,7 +120,27 @@ class Gangway:
 
     def run(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a gangway command, and return its result even if it fails."""
+        is_running = self.daemon is not None and self.daemon.poll() is None
+        if is_running and not options and current_thread() is main_thread() and words[0] != "run":
+            return self._run_here(words)
         return self.host.run(str(GANGWAY), *words, **{"check": False, "env": self._environment, **options})
+
+    def _run_here(self, words: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+        """Run a command in this process: starting Python takes ten times as long as most commands."""
+        output, errors, code = io.StringIO(), io.StringIO(), None
+        with (
+            self.host.entered(),
+            patch.dict(os.environ, self._environment, clear=True),
+            patch("sys.argv", ["gangway", *words]),
+            patch("os._exit", sys.exit),
+            redirect_stdout(output),
+            redirect_stderr(errors),
+        ):
+            try:
+                commands.main()
+            except SystemExit as end:
+                code = end.code
+        return subprocess.CompletedProcess(words, int(code or 0), output.getvalue(), errors.getvalue())
 
     def __call__(self, *words: str) -> str:
         """Run a gangway command, and return its output. CommandFailed: it failed."""

@@ -27,17 +27,17 @@ def observe_road(host: Namespace, client_space: Namespace, protocol: str, addres
     echo_server.NoAnswer: nothing answers.
     """
     bare = address.partition("%")[0]
-    peers, client_port = {(bare, port)}, 0
+    peers, own = {(bare, port)}, ("", 0)
 
     def connected(client: socket.socket) -> None:
-        nonlocal client_port
-        client_port = client.getsockname()[1]
+        nonlocal own
+        own = client.getsockname()[:2]
         if protocol != "sctp":  # SCTP sockets run no eBPF program, and are listed in another table
             peers.add(actual_peer(client))
 
     try:
         with client_space.entered():
             answer = echo_server.request_here(protocol, address, port, connected=connected)
-    finally:  # deletes the entries, so that the next request does not find them
-        is_translated = was_translated(host, protocol, bare, port, client_port)
+    finally:  # deletes the entry, so that the next request does not find it
+        is_translated = bool(own[0]) and was_translated(host, protocol, own, bare, port)
     return ObservedRoad("redirect" if len(peers) > 1 else "nat" if is_translated else "relay", answer.peer)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 _Result = TypeVar("_Result")
-_PAUSE_S = 0.02
+# A pause is a tenth of the time that was waited already: whether a process has ended takes milliseconds to find out.
+_PAUSES_S = 0.005, 0.1
 
 # tests/vm emulates the processor, which makes everything slower.
 _SLOWNESS = 10 if "GANGWAY_VM" in os.environ else 1
@@ -18,11 +19,12 @@ def wait_until(condition: Callable[[], _Result], what: str, patience_s: float = 
     AssertionError: it was not true within `patience_s` seconds. `what` names in the message what should have happened.
     """
     patience_s *= _SLOWNESS
-    deadline = time.monotonic() + patience_s
+    began_s = time.monotonic()
     while True:
         result = condition()
         if result:
             return result
-        if time.monotonic() > deadline:
+        waited_s = time.monotonic() - began_s
+        if waited_s > patience_s:
             raise AssertionError(f"timed out after {patience_s:g} s waiting for {what}")
-        time.sleep(_PAUSE_S)
+        time.sleep(min(max(waited_s / 10, _PAUSES_S[0]), _PAUSES_S[1]))

@@ -1,4 +1,7 @@
-"""Requests that fail: the error is one line that says what to do, and nothing is changed."""
+"""Requests that fail: the error is one line that says what to do, and nothing is changed.
+
+What gangway lists is compared after each request, and what is in the kernel after the last one.
+"""
 
 import re
 import socket
@@ -23,11 +26,12 @@ class Quiet(Street):
     """The street, with a program that listens on a port, and a container that is not attached."""
 
     free: Namespace
+    listed: list[object]
+    """What gangway lists before the first request."""
 
-    def state(self) -> dict[str, list[str]]:
-        """Return what is in the kernel, and what gangway lists."""
-        listed = (str(ask_running(str(self.gangway.socket), "GET", path)) for path in ("/networks", "/mappings"))
-        return snapshot(self.host) | {"listed": list(listed)}
+    def lists(self) -> list[object]:
+        """Return what gangway lists."""
+        return [ask_running(str(self.gangway.socket), "GET", path) for path in ("/networks", "/mappings")]
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +44,15 @@ def street(firewall: str) -> Iterator[Quiet]:
             assert program.getsockname()[1] == 7000
             datagram = stack.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
             datagram.bind(("::", 7001))
+        made.listed, before = made.lists(), snapshot(made.host)
         yield made
+        assert compare(before, snapshot(made.host)) == []
 
 
 def _refused(street: Quiet, words: tuple[str, ...], code: int) -> str:
-    """Return the one line of the error; check that nothing has changed."""
-    before = street.state()
+    """Return the one line of the error; check that gangway lists the same as before."""
     done = street.gangway.run(*_named(street, words))
-    assert compare(before, street.state()) == []
+    assert street.lists() == street.listed
     return _line(done, code)
 
 
