@@ -233,15 +233,17 @@ class Ground:
     def wait_until_found(self, expected: Found) -> None:
         """Wait until the kernel is in this state. AssertionError: it is not; the message is the difference."""
 
-        def difference() -> list[tuple[str, Counter[str], Counter[str]]]:
+        left: list[tuple[str, Counter[str], Counter[str]]] = []
+
+        def is_found() -> bool:
             found = self.found()
             different = [name for name in expected if found[name] != expected[name]]
-            return [(name, expected[name] - found[name], found[name] - expected[name]) for name in different]
+            left[:] = [(name, expected[name] - found[name], found[name] - expected[name]) for name in different]
+            return not left
 
         with suppress(AssertionError):
-            wait_until(lambda: not difference(), "the expected state", 2)
-        if left := difference():
-            raise AssertionError(f"expected and missing, present and unexpected: {left}")
+            wait_until(is_found, "the expected state", 2)
+        assert not left, f"expected and missing, present and unexpected: {left}"
 
     def close(self) -> None:
         """End the daemon, and the relays that it and those before it have started, which would end seconds later."""

@@ -39,12 +39,15 @@ def snapshot(host: Namespace, *, iptables: bool = False, legacy: bool = False) -
 def wait_until_restored(host: Namespace, before: Snapshot, *, iptables: bool = False, legacy: bool = False) -> None:
     """Wait until the host is as it was before.  AssertionError: it is not; the message is the difference."""
 
-    def difference() -> list[str]:
-        return compare(before, snapshot(host, iptables=iptables, legacy=legacy))
+    left: list[str] = []
+
+    def is_restored() -> bool:
+        left[:] = compare(before, snapshot(host, iptables=iptables, legacy=legacy))
+        return not left
 
     with suppress(AssertionError):
-        wait_until(lambda: not difference(), "the state of before", 5)
-    if left := difference():
+        wait_until(is_restored, "the state of before", 5)
+    if left:
         raise AssertionError("\n".join(["the host is not as it was before:", *left]))
 
 
