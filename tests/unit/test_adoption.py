@@ -310,6 +310,8 @@ def test_port_beside_dockerds_rules_follows_its_container(
     later = Daemon(tmp_path, daemon)
     assert later.requests.follows_docker
     assert not later.requests.is_idle
+    with pytest.raises(Conflict, match="or does not run: then they can be unpublished after docker start web"):
+        DockerPorts(lambda: "", False, later.requests, later.adoption).unpublish("docker:web", [])
     later.adoption.follow(Adopted((DOCKERS,), (container(box),)))
     assert published(later) == ["0.0.0.0:9000:90/tcp"]
     DockerPorts(lambda: "", False, later.requests, later.adoption).unpublish("docker:web", [])

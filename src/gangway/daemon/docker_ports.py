@@ -6,6 +6,7 @@ proxies: gangway then looks a container up when its first port is published, and
 
 from collections.abc import Callable, Sequence
 
+from gangway.errors import Conflict
 from gangway.model import DOCKER_PREFIX, Subnets
 from gangway.plan import MappingPlan
 from gangway.state.adoption import Adoption
@@ -33,7 +34,13 @@ class DockerPorts:
             self._adoption.forget_unpublished()
 
     def unpublish(self, container: str, texts: Sequence[str]) -> tuple[MappingPlan, ...]:
-        """Unpublish a container's ports, as `Requests.unpublish` does."""
+        """Unpublish a container's ports, as `Requests.unpublish` does.  Conflict: it is Docker's, and is stopped."""
+        if container.startswith(DOCKER_PREFIX) and not self._adoption.knows(container):
+            name = container.removeprefix(DOCKER_PREFIX)
+            raise Conflict(
+                f"container {name} has no published ports, or does not run: then they can be unpublished after docker "
+                f"start {name}, and end with docker rm {name}"
+            )
         try:
             return self._requests.unpublish(container, texts)
         finally:
