@@ -54,6 +54,8 @@ class Site:
                 self._launcher.wait()
                 self._launcher = None
                 wait_until(lambda: not self._has_lease(), "the end of its lease")
+                if not self._gangway.json("network", "ls"):  # the daemon restores it after that, if it is not killed
+                    wait_until(lambda: self._host.sysctl(TW_REUSE) == FOREIGN[TW_REUSE], "the setting of before")
             case "daemon" | "relay":
                 self._kill(f"gangway.{what}")
 
