@@ -15,6 +15,7 @@ from gangway.model import Endpoint, Network, PortMapping, PortRange, Protocol, S
 from gangway.state.adopted import Adopted, AdoptedContainer
 from lab import echo_server
 from lab.netns import Host, Namespace, Neighbour
+from lab.waiting import wait_until
 from tests.kernel.host_ports import PROTOCOLS
 from tests.kernel.mortal import Ground
 
@@ -54,6 +55,8 @@ class Routed:
         self.host.run("sh", "-ec", _BACK.format(self.far.name))
         echo_server.serve(self.box.popen, PUBLISHED, OTHER)
         echo_server.serve(self.neighbour.popen, PUBLISHED)
+        # Until then the host does not resolve the next hop of what it forwards (net/ipv6/ndisc.c, ndisc_send_ns).
+        wait_until(lambda: "tentative" not in self.host.ip("-6", "address"), "the host's link-local addresses")
         stack.enter_context(self.host.entered())
         self.daemon = Ground(self.host, [self.box], folder, firewall)
         stack.callback(self.daemon.close)
