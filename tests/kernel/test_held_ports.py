@@ -178,6 +178,41 @@ def test_a_range_is_served_at_once(docked: Docked, protocol: str, monkeypatch: p
                 assert docked.road(protocol, "::", port) == "relay"
 
 
+@pytest.mark.parametrize("at", [*ADDRESSES, *ADDRESSES.values()])
+def test_connections_to_an_excluded_address_are_refused(docked: Docked, at: str) -> None:
+    """Instead of waiting at the holder's socket."""
+    address = ADDRESSES.get(at, at)
+    if docked.firewall == "nftables" and ":" not in address:
+        pytest.skip("a rule would lead clients to the container: it depends on more than is excluded here")
+    dataplane = docked.daemon._parts.dataplane
+    with holding(docked, "tcp", at), docked.adopted(("tcp", at)):
+        dataplane.exclude([ip_address(address)])
+        try:
+            for client in (docked.neighbour, docked.host):
+                with client.entered(), pytest.raises(ConnectionRefusedError):
+                    socket.create_connection((address, FIRST), timeout=5)
+        finally:
+            dataplane.exclude([])
+        with docked.neighbour.entered():
+            assert echo_server.request_here("tcp", address, FIRST).text == "hello"
+
+
+def test_program_that_shares_a_udp_port_at_an_excluded_address_is_left_alone(docked: Docked) -> None:
+    with ExitStack() as stack:
+        sharing = [stack.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)) for _ in range(2)]
+        for sock, address in zip(sharing, ("::", Neighbour.host6), strict=True):
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((address, FIRST))
+        stack.enter_context(docked.adopted(("udp", "::")))
+        docked.daemon._parts.dataplane.exclude([ip_address(Neighbour.host6)])
+        stack.callback(docked.daemon._parts.dataplane.exclude, [])
+        with docked.neighbour.entered(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client:
+            client.sendto(b"hello", (Neighbour.host6, FIRST))
+        sharing[1].settimeout(5)
+        assert sharing[1].recv(100) == b"hello"
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_port_of_another_address_stays_reserved(docked: Docked, protocol: str) -> None:
     """The holder of one address can bind no socket at all of them, as another mapping has the port at another one."""

@@ -75,6 +75,15 @@ def report(
     return {check.check: check for check in found}
 
 
+def test_connections_to_excluded_addresses_need_steering() -> None:
+    check = "excluded addresses: connections are refused"
+    assert check not in report()
+    excluding = replace(NFTABLES, exclude=("192.0.2.5",))
+    assert (report(excluding)[check].holds, "UDP clients wait" in report(excluding)[check].note) == (True, True)
+    without = report(excluding, FakeDataPlane(steering=UNAVAILABLE))[check]
+    assert (without.holds, f"clients wait at its socket: {NO_CGROUPS}" in without.note) == (False, True)
+
+
 def changes(found: dict[str, CheckAnswer]) -> dict[str, CheckAnswer]:
     """Return the checks that differ from those of a host where all is well."""
     usual = report()

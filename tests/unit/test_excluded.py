@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gangway.daemon import config
+from gangway.ebpf.keys import SteeringState
 from gangway.errors import InvalidRequest
 from gangway.exclusions import excluded_addresses
 from gangway.facts import Firewall, HostFacts
@@ -17,7 +18,7 @@ from gangway.plan import Origin, Road, SeenAs
 from gangway.reach import origins_reaching, routes_to
 from gangway.reasons import Code, Reason
 from gangway.reconcile.state import ports_of, redirects_of, steered_of
-from tests.unit.samples import NFTABLES, lease, mapping, planned, whole
+from tests.unit.samples import NFTABLES, held, lease, mapping, planned, whole
 
 VIP4, VIP6, LOOPBACK, LINK_LOCAL = "192.0.2.7", "2001:db8::7", "127.0.0.53", "fe80::7"
 NAMED = VIP4, VIP6, LOOPBACK, LINK_LOCAL
@@ -99,6 +100,15 @@ def test_mapping_of_an_address_that_was_excluded_later_has_nothing(protocol: Pro
 def test_udp_port_at_all_addresses_leaves_excluded_ones_to_others(one: PortMapping, is_steered: bool) -> None:
     assert planned(one, FACTS).is_steered is is_steered
     assert not planned(one, NFTABLES).is_steered
+
+
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+def test_port_that_dockerd_holds_there_stays_steered(protocol: Protocol) -> None:
+    """For the program that refuses connections at excluded addresses."""
+    found = planned(held(VIP4, "8000", protocol=protocol), FACTS)
+    assert found.is_blocked
+    assert [*ports_of(found), *redirects_of(found)] == []
+    assert [state for _, state in steered_of(found)] == [SteeringState.HELD]
 
 
 def test_rules_leave_excluded_addresses_before_they_look_for_a_port() -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf import requirements
+from gangway.ebpf.steering import Steering
 from gangway.facts import FORWARDING_SETTING, Firewall, HostFacts
 from gangway.firewall.nat_guard import NatGuard
 from gangway.host import connected, conntrack, probe, sysctl
@@ -59,11 +60,7 @@ def checks(
     reason = connected.unavailable() if is_root else ""
     note = f"{reason}: a redirected connection may survive unpublish" if reason else ""
     yield CheckAnswer("redirect: connections end", not reason, note)
-    reason = dataplane.steering.unavailable
-    note = f"{reason}: each published port takes a socket; ports that dockerd holds are not relayed" if reason else ""
-    if not reason and not dataplane.steering.is_attached():
-        note = f"{_DETACHED}: clients of the relay wait until then"
-    yield CheckAnswer("steering: attached", not note, note)
+    yield from _steering(facts, dataplane.steering)
     reason = conntrack.unavailable() if is_root else ""
     note = f"{reason}: connections by nat survive unpublish; UDP clients keep their former road" if reason else ""
     yield CheckAnswer("tracked connections", not reason, note)
@@ -76,6 +73,18 @@ def checks(
 def _guard(reason: str) -> CheckAnswer:
     note = f"{reason}: a flush of all rules by another program resets them" if reason else ""
     return CheckAnswer("firewall: connections outlive a flush", not reason, note)
+
+
+def _steering(facts: HostFacts, steering: Steering) -> Iterator[CheckAnswer]:
+    reason = steering.unavailable
+    note = f"{reason}: each published port takes a socket; ports that dockerd holds are not relayed" if reason else ""
+    if not reason and not steering.is_attached():
+        note = f"{_DETACHED}: clients of the relay wait until then"
+    yield CheckAnswer("steering: attached", not note, note)
+    if facts.exclude:
+        clients = f"clients wait at its socket: {reason}" if reason else "UDP clients wait at its socket"
+        note = f"at a port that dockerd holds, {clients}"
+        yield CheckAnswer("excluded addresses: connections are refused", not reason, note)
 
 
 def docker_check(watcher: "Watcher | None", is_enabled: bool) -> CheckAnswer:

@@ -21,7 +21,9 @@
  * A port is *held* if another program publishes it and has a socket there that it never reads: dockerd without rules and proxies of
  * its own.  Packets go to the relay's socket all the same, as the program runs before the kernel looks for one.  But bind() is
  * allowed: dockerd closes the socket and binds it again whenever the container is restarted.  Nor can the relay bind one to
- * answer from (host/sockets.py, open_raw).
+ * answer from (host/sockets.py, open_raw).  At an excluded address a TCP client would be connected to that socket, and wait for an
+ * answer.  There the lookup fails (SK_DROP), so that the connection is refused.  No other program can listen there: the holder's
+ * socket does, at all addresses or at this one.  UDP sockets may share a port (SO_REUSEADDR), so datagrams are left alone.
  *
  * A program that lets the kernel choose a port (bind() to port 0, or sendto() without bind()) may get a published one all the
  * same: a setting prevents that (host/reserved_ports.py), but not if nearly all ports to choose from are published.  Such a port
@@ -117,8 +119,8 @@ int steer(struct bpf_sk_lookup *ctx) {
     barrier_var(local_ip4);                        /* or the compiler computes a pointer to one of the two, which the verifier rejects */
     struct address at = map_ipv4(local_ip4);
     if (is_ipv6) at = (struct address){ { ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2], ctx->local_ip6[3] } };
-    if (is_excluded(&at)) return SK_PASS;
     __u8 state = find_state(is_udp, &at, bpf_htons(port));
+    if (is_excluded(&at)) return state == HELD && !is_udp ? SK_DROP : SK_PASS;
     if ((state != SERVED && state != HELD) || is_auto_bound(is_udp, port)) return SK_PASS;
     struct bpf_sock *sk = bpf_map_lookup_elem(&relay_sockets, &row);
     if (!sk) return SK_PASS;

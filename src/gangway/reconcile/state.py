@@ -73,8 +73,8 @@ def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPorts, Serve]]:
 
 
 def steered_of(planned: MappingPlan) -> Iterator[tuple[PortBlock, SteeringState]]:
-    """Yield steering's entries for a mapping."""
-    if planned.is_steered and not planned.is_blocked:
+    """Yield steering's entries for a mapping; at an excluded address it refuses connections to held ports."""
+    if planned.is_steered and (planned.mapping.is_held or not planned.is_blocked):
         state = SteeringState.HELD if planned.mapping.is_held else SteeringState.SERVED
         for block in _blocks(planned):
             yield block, state
