@@ -39,8 +39,8 @@ def host(_able: None) -> Iterator[Host]:
 
 @pytest.fixture(scope="module")
 def site(_able: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A host, two containers, and a relay with ordinary settings that never has more than one process."""
-    with Site(tmp_path_factory.mktemp("site"), workers=1) as made:
+    """A host, two containers, and a relay with ordinary settings, and more threads than this machine may have cores."""
+    with Site(tmp_path_factory.mktemp("site"), workers=3) as made:
         yield made
 
 

@@ -15,7 +15,7 @@ import pytest
 from lab.netns import Container, Host
 from lab.processes import pids_running
 from lab.waiting import wait_until
-from tests.kernel.published import children, end_processes, open_socket, processes, publish, start, status_of
+from tests.kernel.published import end_processes, open_socket, processes, publish, start, status_of
 
 SLOW_MACHINE = "GANGWAY_VM" in os.environ
 PATIENCE_S = 50.0 if SLOW_MACHINE else 5.0
@@ -63,10 +63,6 @@ class Site:
     def _relay(self) -> int:
         pids = list(processes(self.host))[1:]
         return pids[0] if pids and status_of(pids[0])["Uid"].startswith("65534\t") else 0
-
-    def workers(self) -> list[int]:
-        """Return the pids of the relay's workers."""
-        return children(self.relay())
 
     def log_lines(self, text: str) -> list[str]:
         """Return the lines of the log that contain `text`."""

@@ -100,14 +100,9 @@ def free_port(namespace: Namespace, proto: str, host_ip: str) -> int:
 
 
 def processes(namespace: Namespace) -> Iterator[int]:
-    """Yield the pids of the daemon, the relay and its workers in a namespace, in this order."""
+    """Yield the pids of the daemon and the relay in a namespace, in this order."""
     yield from pids_running("gangway.daemon", namespace)
-    relays = pids_running("gangway.relay", namespace)
-    parents = {}
-    for pid in relays:
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has exited
-            parents[pid] = int(status_of(pid)["PPid"])
-    yield from sorted(parents, key=lambda pid: parents[pid] in parents)
+    yield from pids_running("gangway.relay", namespace)
 
 
 def end_processes(namespace: Namespace) -> None:
@@ -120,7 +115,7 @@ def end_processes(namespace: Namespace) -> None:
                 os.kill(pid, signal.SIGTERM)
         return not pids
 
-    wait_until(are_ended, "the end of the daemon, the relay and its workers", 10)
+    wait_until(are_ended, "the end of the daemon and the relay", 10)
     shutil.rmtree(runtime_folder(namespace), ignore_errors=True)
 
 

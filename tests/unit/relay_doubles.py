@@ -204,10 +204,9 @@ class Relay:
         listener.listen()
         log = Log(lambda _level, line: self.lines.append(line), lambda: self.now_s)
         self.control = Control(self.loop, listener, log, self._on_disconnected)
-        self._stack.callback(self.control.close)
         self.ports = ServedPorts(self.loop, self.server, log, self.control.is_connected, self._on_emptied)
         self.control.ports = self.ports
-        self._stack.callback(self.ports.forget)
+        self._stack.callback(self._close_descriptors)
         self._stack.callback(self.server.close)
 
     def connect(self) -> Daemon:
@@ -231,6 +230,14 @@ class Relay:
     def close(self) -> None:
         """Disconnect all daemons, and close all descriptors."""
         self._stack.close()
+
+    def _close_descriptors(self) -> None:
+        """Close what a relay keeps open until it exits."""
+        owners = [port.owner for port in self.ports._ports.values() if port.owner is not None]
+        for fd in (*owners, *(fd for fds in self.ports._held.values() for fd in fds)):
+            os.close(fd)
+        if self.control._spare is not None:
+            self.control._spare.close()
 
     def _on_emptied(self) -> None:
         self.emptied += 1

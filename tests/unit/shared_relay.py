@@ -7,18 +7,17 @@ import gc
 import os
 import resource
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from gangway.host import sockets
 from gangway.log import Log
-from gangway.relay.core import datagram, stream
-from gangway.relay.core.datagram import Datagrams
+from gangway.relay.core.datagram import DatagramPort, Datagrams
 from gangway.relay.core.loop import Loop
 from gangway.relay.core.shared import SharedSockets
-from gangway.relay.core.stream import Streams
-from gangway.relay.flow import Event
+from gangway.relay.core.streams import StreamPort, Streams
 from gangway.relay.protocol import canonical
 from gangway.relay.settings import Settings
 from gangway.relay.sockets import Backend, PublishedRange
@@ -67,6 +66,7 @@ class SharedRelay:
                 return get()
             except BlockingIOError:
                 self.turn()
+                time.sleep(0.001)  # byte streams are relayed by threads
 
     def bound(self, protocol: int, address: str, port: int = 0) -> socket.socket:
         """Return a bound, non-blocking socket; for TCP it listens."""
@@ -84,8 +84,9 @@ class SharedRelay:
 
     def use(self, sock: socket.socket) -> int:
         """Share a socket; return its port."""
+        port = port_of(sock)
         self.shared.use(sock.proto, sock.family, sock, self.binding_fd if sock.proto == UDP else None)
-        return port_of(sock)
+        return port
 
     def duplicate(self, sock: socket.socket) -> socket.socket:
         """Return a duplicate, as it comes with another message."""
@@ -97,7 +98,7 @@ class SharedRelay:
 
     def publish(
         self, at: str, ports: tuple[int, int], to: socket.socket, shift: int = 0, raw: socket.socket | None = None
-    ) -> stream.StreamPort | datagram.DatagramPort:
+    ) -> StreamPort | DatagramPort:
         """Publish a range; clients of its first port + `shift` are connected to the socket `to`.
 
         `raw`: they are answered by this raw socket.
@@ -106,7 +107,7 @@ class SharedRelay:
         family = socket.AF_INET6 if ":" in at else socket.AF_INET
         published = PublishedRange(to.proto, family, canonical(at), *ports)
         found = self.shared.publish(published, Backend(to.proto, to.family, address, port - shift), raw)
-        assert isinstance(found, stream.StreamPort | datagram.DatagramPort)
+        assert isinstance(found, StreamPort | DatagramPort)
         return found
 
     def client(self, address: str, port: int) -> socket.socket:
@@ -134,8 +135,8 @@ class SharedRelay:
 
     def close(self) -> None:
         """Remove all flows and clients."""
-        for flow in tuple(self.streams.flows):
-            flow.on(Event.UNPUBLISHED)
+        self.shared.close()
+        self.streams.close()
         for client in tuple(self.datagrams.clients):
             client.remove()
         self.loop.close()

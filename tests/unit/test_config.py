@@ -119,7 +119,7 @@ def test_every_firewall_is_accepted(firewall: str) -> None:
         ("[docker]\nenabled = 1", "docker.enabled"),
         ("relay = 1", "relay"),
         ("[relay]\nworker = 2", "unknown key 'worker'"),
-        ("[relay]\nworkers = 0", "workers must be a whole number from 1 to 64, not 0"),
+        ("[relay]\nworkers = 0", "workers must be a whole number from 1 to 16, not 0"),
         ('[relay]\nlog = "here"', "log must be"),
         ("firewall", "(at "),
         ('firewall = "none"\nfirewall = "none"', "(at "),

@@ -135,12 +135,11 @@ RELAY_CORE: dict[str, set[str]] = {
     "core.loop": set(),
     "core.batch": set(),
     "core.raw": {"core.batch"},
-    "core.pump": {"core.loop", "flow", "sockets"},
-    "core.stream": {"core.loop", "core.pump", "flow", "settings", "sockets"},
+    "core.library": set(),
+    "core.table": {"flow"},
+    "core.streams": {"core.library", "core.loop", "settings", "sockets"},
     "core.datagram": {"core.loop", "core.batch", "core.raw", "settings", "sockets"},
-    "core.listener": {"core.loop", "core.stream", "sockets"},
-    "core.worker": {"core.loop", "core.stream", "settings", "sockets"},
-    "core.shared": {"core.batch", "core.datagram", "core.listener", "core.stream", "sockets"},
+    "core.shared": {"core.batch", "core.datagram", "core.streams", "sockets"},
 }
 IMPURE = {"socket", "select", "subprocess", "ctypes", "io", "pathlib", "tempfile", "asyncio"}
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from gangway.relay.core.loop import ENDED, READABLE, Loop
+from gangway.relay.core.loop import READABLE, Loop
 
 
 class Clock:
@@ -120,37 +120,21 @@ def test_call_soon_calls_after_the_events_of_the_round(
     assert calls == ["event", "deferred"]
 
 
-def test_edge_is_reported_once_together_with_an_end(
-    loop: Loop, pairs: list[tuple[socket.socket, socket.socket]]
-) -> None:
-    ours, theirs = pairs[0]
-    seen: list[int] = []
-    theirs.send(b"x")
-    theirs.shutdown(socket.SHUT_WR)
-    loop.add(ours.fileno(), seen.append)
-    turn(loop)
-    turn(loop)
-    assert len(seen) == 1
-    assert seen[0] & READABLE
-    assert seen[0] & ENDED
-
-
-def test_set_handler_forget_and_modify(loop: Loop, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+def test_forget_and_modify(loop: Loop, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
     (ours, theirs), (other, other_peer), _ = pairs
     calls: list[str] = []
-    loop.add(ours.fileno(), lambda _events: calls.append("first"), READABLE)
-    loop.set_handler(ours.fileno(), lambda _events: calls.append("second"))
+    loop.add(ours.fileno(), lambda _events: calls.append("ours"), READABLE)
     loop.add(other.fileno(), lambda _events: calls.append("other"), READABLE)
     loop.modify(other.fileno(), 0)
     theirs.send(b"x")
     other_peer.send(b"x")
     turn(loop)
-    assert calls == ["second"]
+    assert calls == ["ours"]
     loop.forget(ours.fileno())
     loop.forget(ours.fileno())
     loop.modify(other.fileno(), READABLE)
     turn(loop)
-    assert calls == ["second", "other"]
+    assert calls == ["ours", "other"]
     assert ours.recv(1) == b"x"
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from gangway.limits import LOCAL_PORTS, WATCHES
-from gangway.relay.core.listener import accept
-from gangway.relay.core.stream import RETRY_S, StreamPort
-from gangway.relay.sockets import Backend
+from gangway.relay.core import library
+from gangway.relay.core.library import End, Note
+from lab.waiting import wait_until
 from tests.unit.scarce_epoll import ScarceEpoll
 from tests.unit.shared_relay import TCP, UDP, SharedRelay, free_descriptors, running_relay
 
@@ -28,42 +28,24 @@ def entrance(relay: SharedRelay, protocol: int) -> tuple[int, socket.socket]:
     return port, backend
 
 
-def test_without_watches_other_clients_wait(relay: SharedRelay) -> None:
-    port, server = entrance(relay, TCP)
-    scarce = ScarceEpoll(relay.loop)
-    clients = [relay.client("127.0.0.1", port) for _ in range(4)]
-    for _ in range(10):
-        relay.turn()
-    with pytest.raises(ConnectionResetError):
-        clients[0].recv(1)
-    assert not relay.streams.flows
-    assert relay.log_lines == [f"connections are dropped: out of epoll watches: raise {WATCHES}"]
-    scarce.left = 100
-    relay.clock.now_s += RETRY_S
-    backends = [relay.accepted(server) for _ in clients[1:]]
-    for client, backend in zip(clients[1:], backends, strict=True):
-        client.send(b"served")
-        assert relay.wait_for(lambda at=backend: at.recv(10)) == b"served"  # type: ignore[misc]
-    assert len(relay.log_lines) == 1
-
-
 def test_shortage_is_logged_again_a_minute_after_the_last_one(relay: SharedRelay) -> None:
     port, server = entrance(relay, TCP)
     with free_descriptors(1):
         sock = socket.socket()
         sock.connect(("127.0.0.1", port))
-        for _ in range(100):
-            relay.clock.now_s += 1
+
+        def is_logged() -> bool:
             relay.turn()
+            return bool(relay.log_lines)
+
+        wait_until(is_logged, "a line in the log")
     assert len(relay.log_lines) == 1
     assert relay.log_lines[0].startswith("new clients wait to be accepted: out of file descriptors: raise ")
-    relay.clock.now_s += RETRY_S
     relay.accepted(server)
     sock.close()
-    relay.clock.now_s += 61
-    relay.streams.report_lost(OSError(errno.ENOSPC, ""))
-    relay.clock.now_s += 61
-    relay.streams.report_lost(OSError(errno.ENOSPC, ""))
+    for _ in range(2):
+        relay.clock.now_s += 61
+        relay.streams.report(Note(kind=library.CLIENT_LOST, error=errno.ENOSPC))
     assert len(relay.log_lines) == 3
 
 
@@ -85,34 +67,22 @@ def test_udp_client_without_a_watch_is_served_later(relay: SharedRelay) -> None:
     assert relay.receive(client) == (b"answer", ("127.0.0.1", port))
 
 
-class PortlessSocket(socket.SocketType):
-    """A TCP socket for which the kernel finds no local port."""
-
-    def connect_ex(self, _address: object) -> int:
-        return errno.EADDRNOTAVAIL
-
-
-def test_missing_local_port_is_logged_once(relay: SharedRelay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gangway.relay.core.stream.SocketType", PortlessSocket)
-    port, server = entrance(relay, TCP)
+def test_missing_local_port_is_logged_once(relay: SharedRelay) -> None:
     for _ in range(3):
-        client = relay.client("127.0.0.1", port)
-        with pytest.raises(ConnectionResetError):
-            relay.wait_for(lambda at=client: at.recv(1))  # type: ignore[misc]
+        note = Note(kind=library.CANNOT_CONNECT, error=errno.EADDRNOTAVAIL, protocol=TCP, end=End.at("172.17.0.2", 80))
+        relay.streams.report(note)
         relay.clock.now_s += 2
-    at = f"tcp 127.0.0.1:{server.getsockname()[1]}"
-    assert relay.log_lines == [f"cannot connect to {at}: no local port is free: widen {LOCAL_PORTS}"]
+    assert relay.log_lines == [f"cannot connect to tcp 172.17.0.2:80: no local port is free: widen {LOCAL_PORTS}"]
 
 
-def test_connection_that_a_worker_cannot_watch_is_reset(relay: SharedRelay) -> None:
-    listener = relay.bound(TCP, "127.0.0.1")
-    ends = [relay.client(*listener.getsockname()) for _ in range(2)]
-    port = StreamPort(relay.streams, Backend(TCP, socket.AF_INET, "127.0.0.1", 80))
-    ScarceEpoll(relay.loop)
-    port.adopt(*(accept(listener) for _ in ends))
-    relay.turn()
-    for end in ends:
-        with pytest.raises(ConnectionResetError):
-            end.recv(1)
-    assert not relay.streams.flows
-    assert relay.log_lines == [f"connections are dropped: out of epoll watches: raise {WATCHES}"]
+@pytest.mark.parametrize(
+    ("kind", "error", "line"),
+    [
+        (library.CANNOT_CONNECT, errno.ECONNREFUSED, "cannot connect to tcp [fd00::2]:80: Connection refused"),
+        (library.CLIENT_LOST, errno.ENOSPC, f"connections are dropped: out of epoll watches: raise {WATCHES}"),
+        (library.CLIENT_LOST, errno.EPERM, "cannot open a socket: a connection was dropped: Operation not permitted"),
+    ],
+)
+def test_what_the_library_reports_is_logged(relay: SharedRelay, kind: int, error: int, line: str) -> None:
+    relay.streams.report(Note(kind=kind, error=error, protocol=TCP, end=End.at("fd00::2", 80)))
+    assert relay.log_lines == [line]

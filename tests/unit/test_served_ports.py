@@ -249,18 +249,6 @@ def test_held_descriptors_and_ports_outlive_the_daemon(
     assert (successor.held("some"), successor.served()) == (inodes(fds), [OWN, RANGE])
 
 
-def test_worker_closes_held_descriptors_and_pidfds(
-    relay: Relay, daemon: Daemon, sock: socket.socket, launcher: Launcher, fds: list[int]
-) -> None:
-    before = fd_count()
-    daemon.ask(Hold("some", 3), *fds[:3])
-    daemon.ask(LEASED, sock.fileno(), launcher.pidfd)
-    if os.fork() == 0:
-        relay.ports.forget()
-        os._exit(fd_count() != before + 1)  # the port's socket
-    assert os.wait()[1] == 0
-
-
 def test_relay_that_is_about_to_end_serves_no_shared_sockets(
     relay: Relay, daemon: Daemon, sock: socket.socket, fds: list[int]
 ) -> None:

@@ -31,7 +31,7 @@ def test_every_setting_has_a_default() -> None:
     ("text", "key", "value"),
     [
         ("workers = 1", "workers", 1),
-        ("workers = 64", "workers", 64),
+        ("workers = 16", "workers", 16),
         ("connect_timeout_s = 0.1", "connect_timeout_s", 0.1),
         ("connect_timeout_s = 3600", "connect_timeout_s", 3600),
         ("keepalive_s = 1", "keepalive_s", 1),
@@ -65,7 +65,7 @@ def test_every_key_can_be_set_to_its_default() -> None:
     ("key", "value"),
     [
         ("workers", "0"),
-        ("workers", "65"),
+        ("workers", "17"),
         ("workers", "2.0"),
         ("workers", "true"),
         ("workers", '"2"'),
@@ -100,7 +100,7 @@ def test_an_invalid_value_is_reported_with_its_key(key: str, value: str) -> None
 
 
 def test_the_error_says_which_values_are_allowed() -> None:
-    assert refusal("workers = 0").endswith("workers must be a whole number from 1 to 64, not 0")
+    assert refusal("workers = 0").endswith("workers must be a whole number from 1 to 16, not 0")
     assert "a number from 0.1 to 3600" in refusal("connect_timeout_s = 0")
     assert "true or false" in refusal("tcp_tw_reuse = 1")
     assert "absolute path" in refusal('log = "here"')

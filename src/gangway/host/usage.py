@@ -5,7 +5,8 @@ Facts that it leans on:
 * nf_conntrack_count counts the calling thread's namespace; nf_conntrack_max holds for each namespace, and can be
   changed in the initial one only (net/netfilter/nf_conntrack_standalone.c).
 * fs.epoll.max_user_watches limits all epoll sets of a user together (epoll(7)), and nothing tells how many watches a
-  user has.  A process watches each of its descriptors once at most, so their number is an upper bound.
+  user has.  A thread of the relay watches each descriptor once at most, so their product is an upper bound; what an
+  epoll set watches is in /proc/PID/fdinfo (proc(5), `tfd`).
 * The size of /proc/PID/fd is the number of open descriptors (proc(5), Linux 6.2); before, it is 0.
 * A socket that connects gets a local port of net.ipv4.ip_local_port_range.  TCP connections to different addresses or
   ports can share one; a UDP socket has its port alone.  Clients by nat use the ports of their own namespaces.
@@ -56,12 +57,11 @@ def usages(relay: int | None, ports: LocalPorts, containers: Containers) -> Iter
     """
     yield from _tracked()
     yield from _open_files("the daemon", os.getpid(), "requests and launchers wait")
-    processes = [] if relay is None else [relay, *_children(relay)]
-    for number, pid in enumerate(processes):
-        name = "the relay" if pid == relay else f"the relay's worker {number}"
-        yield from _open_files(name, pid, "new clients wait")
+    if relay is not None:
+        yield from _open_files("the relay", relay, "new clients wait")
     yield from _all_open_files()
-    yield from _watches(processes)
+    if relay is not None:
+        yield from _watches(relay)
     if ports.free > 0:
         yield from _local_ports(ports, containers)
 
@@ -85,14 +85,18 @@ def _all_open_files() -> Iterator[Usage]:
         yield Usage("open files of all processes", int(words[0]), int(words[2]), ALL_OPEN_FILES, "new clients wait")
 
 
-def _watches(processes: Collection[int]) -> Iterator[Usage]:
+def _watches(relay: int) -> Iterator[Usage]:
+    """Yield how many watches the relay has: exactly, if it may have nearly all."""
     most = _number("fs.epoll.max_user_watches")
-    if most and processes:
-        used = 0
-        for pid in processes:
-            with suppress(OSError):
-                used += _descriptors(pid)
-        yield Usage("epoll watches of the relay", used, most, WATCHES, "new clients are not served", is_bound=True)
+    with suppress(OSError):
+        used = _descriptors(relay) * len(os.listdir(f"/proc/{relay}/task"))
+        is_near = most is not None and used >= _NEAR * most
+        if is_near:
+            used = sum(Path(entry.path).read_text().count("\ntfd:") for entry in os.scandir(f"/proc/{relay}/fdinfo"))
+        if most:
+            yield Usage(
+                "epoll watches of the relay", used, most, WATCHES, "new clients are not served", is_bound=not is_near
+            )
 
 
 def _local_ports(ports: LocalPorts, containers: Containers) -> Iterator[Usage]:
@@ -153,12 +157,6 @@ def _descriptors(pid: int) -> int:
     """Return the number of a process's open descriptors.  OSError: it has ended."""
     folder = f"/proc/{pid}/fd"
     return os.stat(folder).st_size or len(os.listdir(folder))
-
-
-def _children(pid: int) -> list[int]:
-    with suppress(OSError):  # it has ended, or the kernel has no such file
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
 
 
 def _number(name: str) -> int | None:

@@ -19,11 +19,9 @@ from functools import partial
 from gangway.log import Log, open_log
 from gangway.relay.control import Control
 from gangway.relay.core.datagram import Datagrams, create_datagram_port
-from gangway.relay.core.listener import create_stream_port
 from gangway.relay.core.loop import Loop, Timer
 from gangway.relay.core.shared import SharedSockets
-from gangway.relay.core.stream import StreamPort, Streams
-from gangway.relay.core.worker import WorkerPool, run_worker
+from gangway.relay.core.streams import StreamPort, Streams
 from gangway.relay.ports import ServedPorts
 from gangway.relay.privilege import drop_privileges, raise_descriptor_limit
 from gangway.relay.settings import Settings
@@ -42,7 +40,6 @@ class RelayProcess:
         self.loop = Loop()
         self.loop.on_error = log.unexpected
         self.streams = Streams(self.loop, settings, log)
-        self.workers = WorkerPool(self.loop, self.streams, settings, log)
         self._datagrams = Datagrams(self.loop, settings, log)
         self.shared = SharedSockets(self.streams, self._datagrams)
         self._control = Control(self.loop, control, log, self._schedule_end)
@@ -50,37 +47,27 @@ class RelayProcess:
         self._end: Timer | None = None
         self._schedule_end()
 
-    def become_worker(self) -> None:
-        """In a forked worker: close what belongs to the relay process alone."""
-        self._control.close()
-        self._control.ports.forget()
-        for flow in self.streams.flows:
-            flow.client.discard()
-            flow.backend.discard()
-        self.streams.pipes.close()
-
     def publish(self, backend: Backend, sock: socket.socket) -> PublishedPort:
         """Serve a port by a socket of its own."""
         if backend.protocol == socket.IPPROTO_UDP:
             return create_datagram_port(self._datagrams, backend, sock)
-        return create_stream_port(self.streams, backend, sock)
+        return self.streams.publish(backend, sock)
 
     def withdraw(self, port: PublishedPort, then: Callable[[], None]) -> None:
-        """Stop serving a port; call `then` when no process has a connection of it."""
-        port.close()
+        """Stop serving a port; call `then` when no connection of it is left."""
         if isinstance(port, StreamPort):
-            self.workers.unpublish(port, then)
+            port.close(then)
         else:
+            port.close()
             then()
 
     def use_log(self, fd: int) -> None:
-        """Write the log, and have the workers write it, to a file that is open as `fd`."""
+        """Write the log to a file that is open as `fd`."""
         self._log.use(fd)
-        self.workers.use_log(fd)
 
     def exclude(self, addresses: Sequence[str]) -> None:
         """Serve no new client at these addresses by sockets that are bound to all addresses, and no UDP client."""
-        self.streams.excluded = frozenset(addresses)
+        self.streams.exclude(addresses)
         self._datagrams.exclude(addresses)
 
     def _schedule_end(self) -> None:
@@ -122,21 +109,11 @@ def _run(control: socket.socket, settings: Settings, log: Log) -> None:
     gc.freeze()
     _report("0\n")
     relay.loop.run()
-    while relay.workers.start_requested:
-        role = relay.workers.start()
-        if role is not None:
-            control.close()
-            relay.become_worker()
-            del relay
-            gc.unfreeze()
-            gc.collect()  # closes every socket of the relay process
-            return run_worker(*role, settings, log)
-        relay.loop.run()
 
 
 def _terminated(relay: RelayProcess, log: Log, number: int, _frame: object) -> None:
     """Write the last words, and end by the signal, which is what the daemon then reports."""
-    log.warning(f"relay ended by signal {number}: its {len(relay.streams.flows)} connections end")
+    log.warning(f"relay ended by signal {number}: its {len(relay.streams)} connections end")
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 

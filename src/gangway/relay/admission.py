@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 _BITS: dict[int, int] = {socket.AF_INET: 32, socket.AF_INET6: 128}
 _MAPPED = "::ffff:"
-_LOOPBACK = {"127.0.0.0/8", "::1/128"}
+_LOOPBACK = ("127.0.0.0/8", "::1/128")
 # include/uapi/linux/netlink.h, rtnetlink.h: struct nlmsghdr, rtmsg, rtattr
 _HEADER, _ROUTE, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=8BI"), struct.Struct("=HH")
 _NEWROUTE, _GETROUTE, _REQUEST, _DESTINATION, _LOCAL = 24, 26, 1, 1, 2
@@ -22,8 +22,9 @@ class Admission:
     """Admits the clients of some subnets, written ADDRESS/PREFIX-LENGTH, and the host's own."""
 
     def __init__(self, subnets: Iterable[str]) -> None:
+        self.subnets = (*subnets, *_LOOPBACK)
         self._prefixes: list[tuple[int, int, int]] = []  # the family, how many bits a client may choose, the others
-        for subnet in (*subnets, *_LOOPBACK):
+        for subnet in self.subnets:
             address, _, length = subnet.partition("/")
             family = _family(address)
             free = _BITS[family] - int(length)

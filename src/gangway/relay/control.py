@@ -45,11 +45,6 @@ class Control:
         """True if a daemon is connected."""
         return any(self._greeted.values())
 
-    def close(self) -> None:
-        """Close the spare descriptor.  The connections are closed by daemons, the listener by its owner."""
-        if self._spare is not None:
-            self._spare.close()
-
     def __len__(self) -> int:
         return len(self._greeted)
 

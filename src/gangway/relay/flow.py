@@ -1,13 +1,13 @@
 """The life of one relayed connection, as a table of states and events.
 
-This file does not know sockets, pipes, epoll, bytes or time; `stream.py` reports events to it and carries out the
-actions.
+This file does not know sockets, pipes, epoll, bytes or time; the core (`core/flow.c`) reports events to it and carries
+out the actions: `make build` makes its table from `TABLE`.
 
 How it works.  A flow joins a client's connection with one to the backend (the container).  It has two directions: *up*
 (client → backend) and *down* (backend → client).  Each direction ends on its own, as TCP's half-close requires.
 `TABLE[state, event]` gives the next state and the actions for every reachable state and every event.  An event that
 makes no sense in a state changes nothing: another event of the same round of the event loop may have overtaken it.
-`stream.py` uses the table at transitions only, not for each transfer.
+The core uses the table at transitions only, not for each transfer.
 
     CONNECTING ──connected──▶ RELAYING ──both directions ended──▶ CLOSED (orderly: both sides saw an end)
          │                        │

@@ -111,14 +111,6 @@ class ServedPorts:
                 raise InvalidRequest(f"the relay does not serve {type(request).__name__}")
         return answer(text, sent)
 
-    def forget(self) -> None:
-        """Close what is the relay process's own; for a worker process."""
-        for name in tuple(self._held):
-            self._close_held(name)
-        for port in self._ports.values():
-            if port.owner is not None:
-                os.close(port.owner)
-
     def _page(self, offset: int) -> Iterator[str]:
         """Yield lines of the answer to `list`, from a port on: as many as fit."""
         size = 0
@@ -190,7 +182,7 @@ class ServedPorts:
             if not self._ports:
                 self._emptied()
 
-        # The loop closes the port's socket at the end of a round; the port is free in the next one.
+        # A UDP port's socket is closed at the end of a round; the port is free in the next one.
         return self._server.withdraw(port.published, lambda: self._loop.call_soon(removed, 0))
 
     def daemon_left(self) -> None:

@@ -7,7 +7,7 @@ from gangway.errors import InvalidRequest
 
 # The least and the greatest value of each number.  The other settings are booleans and text.
 _BOUNDS = {
-    "workers": (1, 64),
+    "workers": (1, 16),
     "connect_timeout_s": (0.1, 3600),
     "keepalive_s": (1, 32767),  # include/net/tcp.h, MAX_TCP_KEEPIDLE
     "udp_timeout_s": (1, 86400),
@@ -19,7 +19,7 @@ class Settings(NamedTuple):
     """The relay's settings and their defaults; times in seconds."""
 
     workers: int = min(4, len(os.sched_getaffinity(0)))  # at most four: the host has other work to do
-    """The most processes that carry TCP and SCTP when there is enough traffic; the first is the relay itself."""
+    """How many threads carry TCP and SCTP."""
     connect_timeout_s: float = 10.0  # how long a container may take to answer a connection attempt
     keepalive_s: int = 15
     """How long a TCP connection is silent before the peer is probed, and the time between probes."""

@@ -199,10 +199,9 @@ def nothing_is_bound(host: Host) -> bool:
 
 
 def daemon_and_relay(host: Namespace) -> tuple[int, int]:
-    """Return the pids of the two processes; there is exactly one of each, and perhaps workers of the relay."""
-    daemon, relay, *workers = processes(host)
+    """Return the pids of the two processes; there is exactly one of each."""
+    daemon, relay = processes(host)
     assert children(daemon) == [relay]
-    assert {*workers} <= {*children(relay)}
     return daemon, relay
 
 

@@ -1,6 +1,6 @@
 """Relays datagrams: UDP.
 
-It does not know where its sockets come from, or that there are other processes.
+It does not know where its sockets come from.
 
 How it works.  Datagrams arrive at a `Receiver`, a socket that serves one `DatagramPort` or many.  For each client the
 relay has a `Client`: a socket connected to the backend, whose port identifies the client to the backend, and the label

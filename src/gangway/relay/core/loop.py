@@ -1,26 +1,16 @@
-"""The event loop of a relay process: epoll, timers, deferred calls, and sockets to close.
+"""The event loop of the relay process: epoll, timers, deferred calls, and sockets to close.
+
+It serves UDP and the control socket; byte streams have threads of their own (`core.h`).
 
 Kernel facts (epoll(7), fs/eventpoll.c):
 
-* Sockets of flows are registered once, edge-triggered, for all events.  With level triggering, epoll_wait would check
-  each reported socket a second time, and a flow would need an epoll_ctl each time that it stalls and continues.  The
-  price is that a handler must read until the kernel has no more data, or ask to be called again with `call_soon`.
-* EAGAIN is not the only sign that the queue is empty.  A read from a stream that returns less than was requested has
-  emptied it, and whatever arrives later makes a new edge (epoll(7), Q9).  Such a read can leave one thing behind: an
-  end that arrived together with the data and made no edge of its own.  EPOLLRDHUP shows it: the flag is in the event
-  if the end had arrived when epoll_wait looked; if the end arrived later, it makes an edge.
-* TCP's urgent data is the other exception: a read stops before it.  EPOLLPRI is in the event then, and the relay reads
-  on as it does at an end.  (The urgent byte itself is lost, as it is with docker-proxy.)
-* An edge reports the whole state of the socket, so EPOLLOUT is in nearly every event.  But an edge *because of* free
-  buffer space comes only after a write that found none (SOCK_NOSPACE): acknowledgements do not wake an idle flow.
 * The number of a closed descriptor can be used again at once, while an event for the old socket is still in the batch
   of events that is being handled.  So nothing is closed within a batch: `close_later` removes the handler at once, and
   closes the socket after the batch.
 * Waking up costs more than polling again: some 20 µs until a core that was idle runs the process, more on a virtual
   machine, and twice for every request and answer.  So after a short wait the loop polls for up to `AWAKE_S` before it
   sleeps, and yields the core in between (sched_yield(2)).  A relay without traffic never does it.
-* Listening sockets are level-triggered: one accept for each report, no accept that only finds EAGAIN, and a listener
-  with a long queue shares the loop with all other sockets.
+* Sockets are level-triggered: one call for each report, so that one with much to read shares the loop with all others.
 """
 
 import heapq
@@ -37,10 +27,6 @@ Handler = Callable[[int], None]
 handler raises; any other handler is removed: the loop goes on for everybody else."""
 
 READABLE = select.EPOLLIN
-WRITABLE = select.EPOLLOUT
-FAILED = select.EPOLLERR
-ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLPRI
-EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 
 # A wait shorter than this is short, and the loop polls for as long before it sleeps: a few times the cost of waking up.
 AWAKE_S = 100e-6
@@ -49,7 +35,7 @@ BATCH = 128
 
 
 class Abortable(Protocol):
-    """What an unexpected error in a handler ends: a flow, a client; a port only pauses."""
+    """What an unexpected error in a handler ends, or leaves as it is."""
 
     def abort(self) -> str:
         """Give up, whatever the state is, and return what was done, for the log."""
@@ -83,16 +69,12 @@ class Loop:
         self._stopped = False
         self.on_error: Callable[[Exception, str], None] = _raise
         """Called after an unexpected error, with what was given up."""
-        self.chatty = False
-        """True if the last wait was short.  Bulk transfers set it to False: they do not wait for answers."""
+        self._chatty = False
+        """True if the last wait was short."""
 
-    def add(self, fd: int, handler: Handler, events: int = EDGES) -> None:
+    def add(self, fd: int, handler: Handler, events: int = READABLE) -> None:
         """Call `handler` with the event mask whenever one of `events` occurs on `fd`."""
         self._epoll.register(fd, events)
-        self._handlers[fd] = handler
-
-    def set_handler(self, fd: int, handler: Handler) -> None:
-        """Replace the handler of `fd`, without a system call."""
         self._handlers[fd] = handler
 
     def modify(self, fd: int, events: int) -> None:
@@ -188,14 +170,14 @@ class Loop:
         """Return the next batch of events; poll for a while first if the last one came quickly."""
         poll, clock = self._epoll.poll, self.clock
         began_s = clock()
-        if self.chatty and timeout_s:
+        if self._chatty and timeout_s:
             while clock() - began_s < AWAKE_S:
                 batch = poll(0, BATCH)
                 if batch:
                     return batch
                 os.sched_yield()
         batch = poll(timeout_s, BATCH)
-        self.chatty = clock() - began_s < AWAKE_S
+        self._chatty = clock() - began_s < AWAKE_S
         return batch
 
     def _timeout_s(self) -> float:

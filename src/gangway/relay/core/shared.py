@@ -3,8 +3,9 @@
 The kernel steers all traffic for these ports to that socket.
 
 How it works.  The ranges are published first and the sockets are passed after them, as clients may be waiting there.
-The lookup tries the range at the address that the client connected or sent to, then the one at the unspecified address
-(0.0.0.0, ::).  If neither matches, the port was unpublished while the client waited in the queue.
+The lookup, which is here for UDP and in the library for
+byte streams, tries the range at the address that the client connected or sent to, then the one at the unspecified
+address (0.0.0.0, ::).  If neither matches, the port was unpublished while the client waited in the queue.
 
 A UDP answer has to leave from the port that the client sent to, so from a socket bound to it.  The program
 `ebpf/steering.bpf.c` refuses to bind a socket to a published port, except the one whose cookie is in `binding` at that
@@ -17,14 +18,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from socket import SocketType
 
 from gangway.errors import InvalidRequest
 from gangway.intervals import Intervals
 from gangway.relay.core.batch import request_port
 from gangway.relay.core.datagram import DatagramPort, Datagrams, Receiver
-from gangway.relay.core.listener import Listener
-from gangway.relay.core.stream import StreamPort, Streams
+from gangway.relay.core.streams import Listener, StreamPort, Streams
 from gangway.relay.sockets import Backend, PublishedRange
 
 _SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
@@ -57,7 +56,8 @@ class SharedSockets:
         self._datagrams = datagrams
         self._receivers: dict[tuple[int, int], Listener | Receiver] = {}
         self._bindings: dict[int, Binding] = {}
-        self._ranges: dict[tuple[int, int, str], Intervals[StreamPort | DatagramPort]] = {}
+        self._ranges: dict[tuple[int, str], Intervals[DatagramPort]] = {}
+        """The ranges of UDP; the library knows those of byte streams."""
 
     def __len__(self) -> int:
         return len(self._receivers)
@@ -76,8 +76,7 @@ class SharedSockets:
             find_datagram_port = partial(self._find_datagram_port, family)
             self._receivers[protocol, family] = Receiver(self._datagrams, sock, find_datagram_port)
         else:
-            find_stream_port = partial(self._find_stream_port, protocol, family)
-            self._receivers[protocol, family] = Listener(self._streams, sock, family, find_stream_port)
+            self._receivers[protocol, family] = self._streams.listen(sock)
         if former is not None:
             former.close()
 
@@ -94,38 +93,26 @@ class SharedSockets:
 
         `raw` is the raw socket to answer from, if a UDP port is held.
         """
-        port: StreamPort | DatagramPort
-        if ports.protocol == socket.IPPROTO_UDP:
-            port = DatagramPort(self._datagrams, backend, ports.first, partial(self._bind, ports), raw)
-        else:
-            port = StreamPort(self._streams, backend, ports.first)
-        self._ranges.setdefault(ports[:3], Intervals()).add(ports.first, ports.last, port)
+        if ports.protocol != socket.IPPROTO_UDP:
+            return self._streams.publish_shared(ports, backend)
+        port = DatagramPort(self._datagrams, backend, ports.first, partial(self._bind, ports), raw)
+        self._ranges.setdefault((ports.family, ports.address), Intervals()).add(ports.first, ports.last, port)
         port.close_entrance = partial(self._remove, ports)
         return port
 
     def _remove(self, ports: PublishedRange) -> None:
-        ranges = self._ranges[ports[:3]]
+        ranges = self._ranges[ports.family, ports.address]
         ranges.remove(ports.first)
         if not ranges:
-            del self._ranges[ports[:3]]
+            del self._ranges[ports.family, ports.address]
 
-    def _find(self, protocol: int, family: int, address: str, port: int) -> StreamPort | DatagramPort | None:
-        for at in (address, _UNSPECIFIED[family]):
-            ranges = self._ranges.get((protocol, family, at))
-            found = None if ranges is None else ranges.at(port)
+    def _find_datagram_port(self, family: int, destination: bytes, number: int) -> DatagramPort | None:
+        for at in (socket.inet_ntop(family, destination[:16]), _UNSPECIFIED[family]):
+            ranges = self._ranges.get((family, at))
+            found = None if ranges is None else ranges.at(number)
             if found is not None:
                 return found
         return None
-
-    def _find_stream_port(self, protocol: int, family: int, client: SocketType) -> tuple[StreamPort, int] | None:
-        address, number = client.getsockname()[:2]
-        port = self._find(protocol, family, address, number)
-        return (port, port.backend.port + number - port.first) if isinstance(port, StreamPort) else None
-
-    def _find_datagram_port(self, family: int, destination: bytes, number: int) -> DatagramPort | None:
-        address = socket.inet_ntop(family, destination[:16])
-        port = self._find(socket.IPPROTO_UDP, family, address, number)
-        return port if isinstance(port, DatagramPort) else None
 
     def _bind(self, ports: PublishedRange, port: int) -> socket.socket:
         """Return a socket that is bound to a port of a range, to answer from."""

@@ -1,0 +1,148 @@
+/* Accepts clients at entrances.
+
+   Entrances are level-triggered: one client for each report, so a long queue shares the thread with all other sockets.
+   A thread that has reached a limit pauses: it accepts nobody there until one of its flows has ended, or RETRY_MS later. */
+#include "parts.h"
+
+enum { RETRY_MS = 100 };
+
+static void pause_accepting(struct thread *thread, struct watch *watch)
+{
+    epoll_ctl(thread->epoll, EPOLL_CTL_DEL, watch->entrance->fd, NULL);
+    link_append(&thread->paused, &watch->paused);
+    if (thread->resume_ms == 0)
+        thread->resume_ms = clock_ms() + RETRY_MS;
+}
+
+/* Wait at all paused entrances again. */
+void resume_accepting(struct thread *thread)
+{
+    struct link waiting;
+    link_init(&waiting);
+    link_move_all(&thread->paused, &waiting);
+    thread->resume_ms = 0;
+    while (!link_empty(&waiting)) {
+        struct watch *watch = OWNER(waiting.next, struct watch, paused);
+        struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.ptr = watch};
+        link_remove(&watch->paused);
+        if (epoll_ctl(thread->epoll, EPOLL_CTL_ADD, watch->entrance->fd, &event) < 0) {
+            link_append(&thread->paused, &watch->paused);
+            thread->resume_ms = clock_ms() + RETRY_MS;
+        }
+    }
+}
+
+/* True for a while after a client was lost: the next ones wait in the kernel's queue. */
+static bool is_starved(struct core *core)
+{
+    int64_t until_ms = atomic_load_explicit(&core->starved_until_ms, memory_order_relaxed);
+    if (until_ms == 0 || clock_ms() < until_ms)
+        return until_ms != 0;
+    atomic_store_explicit(&core->starved_until_ms, 0, memory_order_relaxed);
+    return false;
+}
+
+/* Report an accepted client that cannot be served, and accept no other for a while. */
+void lose_client(struct core *core, struct port *port, int error)
+{
+    count(&COUNTER(port, lost), 1);
+    note(core, NOTE_CLIENT_LOST, &port->settings.backend, port->settings.protocol, error);
+    atomic_store_explicit(&core->starved_until_ms, clock_ms() + RETRY_MS, memory_order_relaxed);
+}
+
+/* Return a new socket for a container; -1: errno. */
+static int open_backend(struct thread *thread, uint16_t family, uint16_t protocol)
+{
+    int fd = thread->spare_socket;
+    if (fd >= 0) {
+        thread->spare_socket = -1;
+        if (thread->spare_family == family && thread->spare_protocol == protocol)
+            return fd;
+        close(fd);
+    }
+    return socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol);
+}
+
+static void keep_socket(struct thread *thread, int fd, uint16_t family, uint16_t protocol)
+{
+    thread->spare_socket = fd;
+    thread->spare_family = family;
+    thread->spare_protocol = protocol;
+}
+
+/* Serve a client of a port, which is acquired; `backend` is a socket of the entrance's family. */
+static void serve(struct thread *thread, struct entrance *entrance, struct port *port, uint16_t backend_port, int client,
+                  int backend)
+{
+    uint16_t family = port->settings.backend.family;
+    if (family != atomic_load_explicit(&entrance->family, memory_order_relaxed)) {
+        atomic_store_explicit(&entrance->family, family, memory_order_relaxed);
+        close(backend);
+        backend = open_backend(thread, family, entrance->protocol);
+    }
+    if (backend >= 0) {
+        assign_client(thread, port, backend_port, client, backend);
+        return;
+    }
+    lose_client(thread->core, port, errno);
+    reset_on_close(client);
+    close(client);
+    release_port(thread->core, port);
+}
+
+/* Find the port of a client that was accepted at an entrance, and serve it. */
+static void receive(struct thread *thread, struct entrance *entrance, int client, int backend, uint16_t family)
+{
+    uint16_t backend_port;
+    struct port *port = acquire_port(thread->core, entrance, client, &backend_port);
+    if (port != NULL && is_admitted(thread, port, client)) {
+        serve(thread, entrance, port, backend_port, client, backend);
+        return;
+    }
+    /* Unpublished while the client waited, at an excluded address, or not for this client: as if nobody listened. */
+    reset_on_close(client);
+    close(client);
+    keep_socket(thread, backend, family, entrance->protocol);
+    if (port != NULL) {
+        count(&COUNTER(port, not_admitted), 1);
+        release_port(thread->core, port);
+    }
+}
+
+/* True if accept failed because there is no client: another thread was faster, or it has ended (accept(2)). */
+static bool is_nobody(int error)
+{
+    static const int errors[] = {EAGAIN, EINTR, ECONNABORTED, EPROTO, ENETDOWN, ENOPROTOOPT, EHOSTDOWN, ENONET,
+                                 EHOSTUNREACH, EOPNOTSUPP, ENETUNREACH, ETIMEDOUT, EPERM};
+    for (size_t number = 0; number < sizeof errors / sizeof *errors; number++)
+        if (errors[number] == error)
+            return true;
+    return false;
+}
+
+/* Accept a client, if there is one and the process has descriptors for it. */
+void accept_client(struct thread *thread, struct watch *watch)
+{
+    struct entrance *entrance = watch->entrance;
+    uint16_t family = atomic_load_explicit(&entrance->family, memory_order_relaxed);
+    if (atomic_load(&entrance->is_closed))
+        return;
+    if (is_starved(thread->core)) {
+        pause_accepting(thread, watch);
+        return;
+    }
+    int backend = open_backend(thread, family, entrance->protocol);
+    int client = backend < 0 ? -1 : accept4(entrance->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    int error = errno;
+    if (client >= 0) {
+        receive(thread, entrance, client, backend, family);
+    } else if (backend >= 0 && is_nobody(error)) {
+        keep_socket(thread, backend, family, entrance->protocol);
+    } else {
+        const struct core_end nobody = {0};
+        if (backend >= 0)
+            close(backend);
+        note(thread->core, NOTE_CLIENTS_WAIT, &nobody, entrance->protocol, error);
+        pause_accepting(thread, watch);
+    }
+}

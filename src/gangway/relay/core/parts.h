@@ -1,0 +1,229 @@
+/* What the files of the core share. */
+#ifndef GANGWAY_PARTS_H
+#define GANGWAY_PARTS_H
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "core.h"
+#include "flow_table.h"
+
+enum { MAX_THREADS = 16, SPARE_PIPES = 4, NOTES = 256, BATCH = 128 };
+enum {
+    SMALL_BYTES = 64 * 1024,
+    MESSAGE_BYTES = 256 * 1024,                    /* SCTP: one send passes 212,992 at most (Linux 6.1) */
+    PIPE_BYTES = 256 * 1024,
+};
+enum {
+    EDGES = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET,
+    ENDED_EVENTS = EPOLLRDHUP | EPOLLHUP | EPOLLPRI,
+    UNTIL_EMPTY = EPOLLIN | EPOLLRDHUP,            /* not from epoll: edges may have been missed */
+};
+
+/* A doubly linked list in a circle; a head of its own. */
+struct link {
+    struct link *next, *previous;
+};
+
+static inline void link_init(struct link *head) { head->next = head->previous = head; }
+static inline bool link_empty(const struct link *head) { return head->next == head; }
+static inline bool link_is_free(const struct link *one) { return one->next == one; }
+static inline void link_append(struct link *head, struct link *one)
+{
+    one->next = head, one->previous = head->previous;
+    head->previous->next = one, head->previous = one;
+}
+static inline void link_remove(struct link *one)
+{
+    one->next->previous = one->previous, one->previous->next = one->next;
+    link_init(one);
+}
+/* Move a whole list to the end of another. */
+static inline void link_move_all(struct link *from, struct link *to)
+{
+    if (link_empty(from))
+        return;
+    from->next->previous = to->previous, to->previous->next = from->next;
+    from->previous->next = to, to->previous = from->previous;
+    link_init(from);
+}
+#define OWNER(link_pointer, type, member) ((type *)((char *)(link_pointer) - offsetof(type, member)))
+
+/* What an epoll event leads to. */
+enum watched { WATCHED_WAKE, WATCHED_ENTRANCE, WATCHED_HALF };
+
+/* A message to all threads; each takes it from its inbox once. */
+struct letter {
+    enum { LETTER_STOP, LETTER_PORT_REMOVED, LETTER_ENTRANCE_CLOSED } kind;
+    struct letter *next[MAX_THREADS];
+};
+
+/* A thread's interest in an entrance. */
+struct watch {
+    enum watched watched;
+    struct entrance *entrance;
+    struct link paused;                            /* in the thread's list while it does not accept there */
+};
+
+struct entrance {
+    struct letter letter;
+    struct port *port;                             /* NULL: ports are looked up */
+    int fd;
+    uint16_t protocol;
+    _Atomic uint16_t family;                       /* of the last client's container, which the next one's has mostly, too */
+    bool is_anywhere;
+    atomic_bool is_closed;
+    atomic_uint references;                        /* threads that may have an event of it */
+    struct watch watches[MAX_THREADS];
+};
+
+struct port {
+    struct letter letter;
+    struct core_port_settings settings;
+    struct entrance *entrance;                     /* its own; NULL: the shared ones serve it */
+    atomic_bool is_removed;
+    bool was_refused;                              /* core_add_port failed: nobody waits for a note */
+    atomic_uint references;                        /* flows, entrance, threads with a letter, and one until it is removed */
+    struct port *next_removed;
+    _Atomic uint64_t counters[sizeof(struct core_counters) / sizeof(uint64_t)];
+};
+
+/* The counter of a port that struct core_counters has under this name. */
+#define COUNTER(port, name) ((port)->counters[offsetof(struct core_counters, name) / sizeof(uint64_t)])
+
+static inline void count(_Atomic uint64_t *counter, uint64_t by)
+{
+    atomic_fetch_add_explicit(counter, by, memory_order_relaxed);
+}
+
+struct pipe {
+    int read_end, write_end;                       /* -1: none */
+    size_t bytes;
+    bool is_small;                                 /* the user's pipe memory is used up */
+};
+
+/* One side of a flow: its socket, and the direction from there to the other side. */
+struct half {
+    enum watched watched;
+    int fd;
+    struct flow *flow;
+    struct half *peer;
+    bool is_reading, is_bulky;
+    bool was_urgent;                               /* there was urgent data */
+    uint8_t full_reads;
+    enum event stalled, drained, ended, was_reset; /* what it reports */
+    char *held;                                    /* read, and not sent yet */
+    size_t held_from, held_to;
+    struct pipe pipe;                              /* with bytes that are not sent yet */
+    struct link soon;                              /* in the thread's list while it is to be called again */
+};
+
+struct flow {
+    struct half client, backend;
+    struct thread *thread;
+    struct port *port;
+    enum state state;
+    uint32_t client_events;                        /* of the client while the backend is being connected to */
+    uint16_t backend_port;
+    int64_t began_ms;
+    struct link all, young, closing;
+};
+
+/* Bytes of one port that are counted already, and not yet in its counters, which threads share. */
+struct tally {
+    struct port *port;
+    uint64_t up_bytes, down_bytes;
+};
+
+struct thread {
+    struct core *core;
+    pthread_t id;
+    unsigned number;
+    int epoll, wake, routes;                       /* routes: a netlink socket (admission.c) */
+    unsigned rounds;
+    enum watched watched;                          /* of `wake` */
+    atomic_bool is_asleep;
+    atomic_uint flow_count;                        /* those included that are on the way from another thread */
+    pthread_mutex_t lock;                          /* of the inbox */
+    struct letter *letters, **last_letter;
+    struct link passed;                            /* flows from other threads */
+    struct link flows, young, closing, soon, paused;
+    int64_t tick_ms, resume_ms;                    /* when due; 0: not */
+    struct tally tally;
+    struct pipe spare[SPARE_PIPES];
+    int spares;
+    int spare_socket;                              /* for the next container, if it is of this family and protocol */
+    uint16_t spare_family, spare_protocol;
+    bool is_stopping;
+    bool is_chatty;                                /* the last wait was short; bulk transfers do not wait for answers */
+    char buffer[MESSAGE_BYTES];
+};
+
+struct core {
+    struct core_settings settings;
+    pthread_rwlock_t lock;                         /* of everything below that threads look up */
+    struct port **ports;                           /* shared ones, sorted */
+    size_t port_count, port_room;
+    struct core_end *excluded;
+    _Atomic uint32_t excluded_count;
+    _Atomic int64_t starved_until_ms;              /* no client is accepted before: one has just been lost; 0: none */
+    pthread_mutex_t notes_lock;
+    int notes_fd;
+    struct core_note notes[NOTES];
+    unsigned note_count;
+    struct port *removed;
+    unsigned thread_count;
+    struct thread *threads[MAX_THREADS];
+};
+
+/* ports.c */
+struct port *acquire_port(struct core *core, const struct entrance *entrance, int client, uint16_t *backend_port);
+void release_port(struct core *core, struct port *port);
+void release_entrance(struct core *core, struct entrance *entrance);
+void note(struct core *core, enum core_note_kind kind, const struct core_end *end, uint32_t protocol, int error);
+bool is_exhausted(int error);
+void free_port(struct port *port);
+void tell_all(struct core *core, struct letter *letter);
+
+/* admission.c */
+bool is_admitted(const struct thread *thread, const struct port *port, int client);
+
+/* accept.c */
+void accept_client(struct thread *thread, struct watch *watch);
+void resume_accepting(struct thread *thread);
+
+/* flow.c */
+void assign_client(struct thread *thread, struct port *port, uint16_t backend_port, int client, int backend);
+void connect_flow(struct thread *thread, struct flow *flow);
+void abandon_flow(struct thread *thread, struct flow *flow);
+void lose_client(struct core *core, struct port *port, int error);
+void reset_on_close(int fd);
+void handle(struct flow *flow, enum event event);
+void half_event(struct half *half, uint32_t events);
+void close_flows(struct thread *thread);
+void tick(struct thread *thread, int64_t now_ms);
+void disable_delay(int fd, uint16_t protocol);
+void enable_keepalive(int fd, uint16_t protocol, int idle_s);
+
+/* pump.c */
+void ready(struct half *half, uint32_t events);
+void discard(struct half *half);
+void flush_tally(struct thread *thread);
+void close_pipe(struct pipe *pipe);
+
+/* thread.c */
+void *run_thread(void *thread);
+void wake(struct thread *thread);
+int64_t clock_ms(void);
+
+#endif

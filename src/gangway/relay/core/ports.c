@@ -1,0 +1,398 @@
+/* What Python calls: ports, entrances, notes.  How threads find a port, and who frees it. */
+#include "parts.h"
+
+#include <fcntl.h>
+#include <sys/eventfd.h>
+
+/* Notes */
+
+/* The errors that a call for a new descriptor or watch fails with when the process or the kernel has reached a limit. */
+bool is_exhausted(int error)
+{
+    return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM || error == ENOSPC;
+}
+
+static void add_note(struct core *core, const struct core_note *one)
+{
+    pthread_mutex_lock(&core->notes_lock);
+    if (core->note_count < NOTES)
+        core->notes[core->note_count++] = *one;
+    pthread_mutex_unlock(&core->notes_lock);
+    eventfd_write(core->notes_fd, 1);
+}
+
+void note(struct core *core, enum core_note_kind kind, const struct core_end *end, uint32_t protocol, int error)
+{
+    const struct core_note one = {.end = *end, .kind = (int32_t)kind, .error = error, .protocol = protocol};
+    add_note(core, &one);
+}
+
+int core_notes_fd(const struct core *core)
+{
+    return core->notes_fd;
+}
+
+void free_port(struct port *port)
+{
+    free((void *)port->settings.admitted);
+    free(port);
+}
+
+int core_read_notes(struct core *core, struct core_note *notes, int most)
+{
+    int count = 0;
+    eventfd_t ignored;
+    eventfd_read(core->notes_fd, &ignored);
+    pthread_mutex_lock(&core->notes_lock);
+    for (; count < most && core->removed != NULL; count++) {
+        struct port *port = core->removed;
+        core->removed = port->next_removed;
+        notes[count] = (struct core_note){.port = (uint64_t)(uintptr_t)port, .kind = NOTE_PORT_REMOVED};
+        free_port(port);
+    }
+    unsigned taken = core->note_count < (unsigned)(most - count) ? core->note_count : (unsigned)(most - count);
+    memcpy(notes + count, core->notes, taken * sizeof *notes);
+    core->note_count -= taken;
+    memmove(core->notes, core->notes + taken, core->note_count * sizeof *notes);
+    bool is_more = core->removed != NULL || core->note_count > 0;
+    pthread_mutex_unlock(&core->notes_lock);
+    if (is_more)
+        eventfd_write(core->notes_fd, 1);
+    return count + (int)taken;
+}
+
+/* References */
+
+void release_port(struct core *core, struct port *port)
+{
+    if (atomic_fetch_sub(&port->references, 1) > 1)
+        return;
+    if (port->was_refused) {
+        free_port(port);
+        return;
+    }
+    pthread_mutex_lock(&core->notes_lock);
+    port->next_removed = core->removed;
+    core->removed = port;
+    pthread_mutex_unlock(&core->notes_lock);
+    eventfd_write(core->notes_fd, 1);
+}
+
+void release_entrance(struct core *core, struct entrance *entrance)
+{
+    if (atomic_fetch_sub(&entrance->references, 1) > 1)
+        return;
+    close(entrance->fd);
+    if (entrance->port != NULL)
+        release_port(core, entrance->port);
+    free(entrance);
+}
+
+/* Put a letter into the inbox of each thread. */
+void tell_all(struct core *core, struct letter *letter)
+{
+    for (unsigned number = 0; number < core->thread_count; number++) {
+        struct thread *thread = core->threads[number];
+        letter->next[number] = NULL;
+        pthread_mutex_lock(&thread->lock);
+        *thread->last_letter = letter;
+        thread->last_letter = &letter->next[number];
+        pthread_mutex_unlock(&thread->lock);
+        wake(thread);
+    }
+}
+
+/* Look-up */
+
+static int compare(const struct core_port_settings *one, const struct core_port_settings *other)
+{
+    if (one->protocol != other->protocol)
+        return one->protocol < other->protocol ? -1 : 1;
+    if (one->host.family != other->host.family)
+        return one->host.family < other->host.family ? -1 : 1;
+    if (one->host.zone != other->host.zone)
+        return one->host.zone < other->host.zone ? -1 : 1;
+    int order = memcmp(one->host.address, other->host.address, sizeof one->host.address);
+    return order != 0 ? order : (int)one->host.port - (int)other->host.port;
+}
+
+static bool is_same_address(const struct core_port_settings *one, const struct core_port_settings *other)
+{
+    struct core_port_settings there = *one;
+    there.host.port = other->host.port;
+    return compare(&there, other) == 0;
+}
+
+/* Return how many ports come before `wanted`, itself included if it is there. */
+static size_t position(const struct core *core, const struct core_port_settings *wanted)
+{
+    size_t low = 0, high = core->port_count;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (compare(&core->ports[middle]->settings, wanted) <= 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* Return the port whose range holds the host address and port of `wanted`. */
+static struct port *find(const struct core *core, const struct core_port_settings *wanted)
+{
+    size_t at = position(core, wanted);
+    struct port *found = at == 0 ? NULL : core->ports[at - 1];
+    if (found == NULL || !is_same_address(&found->settings, wanted))
+        return NULL;
+    return wanted->host.port <= found->settings.last ? found : NULL;
+}
+
+/* Read the address and port that a client connected to; IPv4 if they are mapped into IPv6. */
+static bool local_end(int client, struct core_end *end)
+{
+    struct sockaddr_storage local;
+    socklen_t size = sizeof local;
+    *end = (struct core_end){0};
+    if (getsockname(client, (struct sockaddr *)&local, &size) < 0)
+        return false;
+    end->family = local.ss_family;
+    if (local.ss_family == AF_INET) {
+        const struct sockaddr_in *ipv4 = (const struct sockaddr_in *)&local;
+        end->port = ntohs(ipv4->sin_port);
+        memcpy(end->address, &ipv4->sin_addr, 4);
+        return true;
+    }
+    const struct sockaddr_in6 *ipv6 = (const struct sockaddr_in6 *)&local;
+    end->port = ntohs(ipv6->sin6_port);
+    if (IN6_IS_ADDR_V4MAPPED(&ipv6->sin6_addr)) {
+        end->family = AF_INET;
+        memcpy(end->address, ipv6->sin6_addr.s6_addr + 12, 4);
+        return true;
+    }
+    end->zone = ipv6->sin6_scope_id;
+    memcpy(end->address, &ipv6->sin6_addr, 16);
+    return true;
+}
+
+static bool is_excluded(const struct core *core, const struct core_end *at)
+{
+    for (uint32_t number = 0; number < core->excluded_count; number++) {
+        const struct core_end *one = &core->excluded[number];
+        if (one->family == at->family && memcmp(one->address, at->address, sizeof one->address) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Return the port of an entrance that a client connected to, and the container's port for it; release it afterwards.
+   NULL: it is unpublished, or the address is excluded. */
+struct port *acquire_port(struct core *core, const struct entrance *entrance, int client, uint16_t *backend_port)
+{
+    struct core_port_settings wanted = {.protocol = entrance->protocol};
+    struct port *port = entrance->port;
+    bool needs_address = port == NULL || (entrance->is_anywhere && core->excluded_count > 0);
+    if (needs_address && !local_end(client, &wanted.host))
+        return NULL;
+    pthread_rwlock_rdlock(&core->lock);
+    if (port == NULL) {
+        port = find(core, &wanted);
+        if (port == NULL) {
+            memset(wanted.host.address, 0, sizeof wanted.host.address);
+            wanted.host.zone = 0;
+            port = find(core, &wanted);
+        }
+        *backend_port = port == NULL ? 0
+            : (uint16_t)(port->settings.backend.port + wanted.host.port - port->settings.host.port);
+    } else {
+        *backend_port = port->settings.backend.port;
+        if (needs_address && is_excluded(core, &wanted.host))
+            port = NULL;
+    }
+    if (port != NULL)
+        atomic_fetch_add(&port->references, 1);
+    pthread_rwlock_unlock(&core->lock);
+    return port;
+}
+
+/* Ports and entrances */
+
+/* Add a port to the array; return an errno, EEXIST if its range overlaps another one. */
+static int insert(struct core *core, struct port *port)
+{
+    const struct core_port_settings *settings = &port->settings;
+    size_t at = position(core, settings);
+    const struct core_port_settings *before = at > 0 ? &core->ports[at - 1]->settings : NULL;
+    const struct core_port_settings *after = at < core->port_count ? &core->ports[at]->settings : NULL;
+    if (before != NULL && is_same_address(before, settings) && before->last >= settings->host.port)
+        return EEXIST;
+    if (after != NULL && is_same_address(after, settings) && after->host.port <= settings->last)
+        return EEXIST;
+    if (core->port_count == core->port_room) {
+        size_t room = core->port_room == 0 ? 64 : core->port_room * 2;
+        struct port **grown = realloc(core->ports, room * sizeof *grown);
+        if (grown == NULL)
+            return ENOMEM;
+        core->ports = grown;
+        core->port_room = room;
+    }
+    memmove(core->ports + at + 1, core->ports + at, (core->port_count - at) * sizeof *core->ports);
+    core->ports[at] = port;
+    core->port_count++;
+    return 0;
+}
+
+static void take_out(struct core *core, struct port *port)
+{
+    size_t at = position(core, &port->settings) - 1;
+    core->port_count--;
+    memmove(core->ports + at, core->ports + at + 1, (core->port_count - at) * sizeof *core->ports);
+}
+
+/* Have one thread wait at an entrance; -1: errno. */
+static int watch_entrance(struct thread *thread, struct entrance *entrance)
+{
+    struct watch *watch = &entrance->watches[thread->number];
+    struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.ptr = watch};
+    return epoll_ctl(thread->epoll, EPOLL_CTL_ADD, entrance->fd, &event);
+}
+
+/* Have all threads wait at a listening socket; NULL: errno, and the socket is closed. */
+static struct entrance *listen_at(struct core *core, int fd, struct port *port, int is_anywhere)
+{
+    struct entrance *entrance = calloc(1, sizeof *entrance);
+    int family = 0, protocol = 0, error = 0;
+    socklen_t size = sizeof family;
+    if (entrance == NULL) {
+        close(fd);
+        errno = ENOMEM;
+        return NULL;
+    }
+    getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &size);
+    getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size);
+    *entrance = (struct entrance){
+        .letter.kind = LETTER_ENTRANCE_CLOSED, .port = port, .fd = fd, .protocol = (uint16_t)protocol,
+        .is_anywhere = is_anywhere,
+    };
+    atomic_init(&entrance->family, port == NULL ? (uint16_t)family : port->settings.backend.family);
+    atomic_init(&entrance->references, core->thread_count);
+    if (port != NULL)
+        atomic_fetch_add(&port->references, 1);
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);   /* all threads may go for the same client */
+    disable_delay(fd, entrance->protocol);
+    enable_keepalive(fd, entrance->protocol, (int)core->settings.keepalive_s);
+    for (unsigned number = 0; number < core->thread_count; number++) {
+        entrance->watches[number] = (struct watch){.watched = WATCHED_ENTRANCE, .entrance = entrance};
+        link_init(&entrance->watches[number].paused);
+    }
+    for (unsigned number = 0; number < core->thread_count && error == 0; number++)
+        error = watch_entrance(core->threads[number], entrance) < 0 ? errno : 0;
+    if (error == 0)
+        return entrance;
+    core_close_entrance(core, entrance);
+    errno = error;
+    return NULL;
+}
+
+struct entrance *core_listen(struct core *core, int fd)
+{
+    return listen_at(core, fd, NULL, false);
+}
+
+void core_close_entrance(struct core *core, struct entrance *entrance)
+{
+    atomic_store(&entrance->is_closed, true);
+    tell_all(core, &entrance->letter);
+}
+
+/* Return a port that nobody can find yet; NULL: there is no memory. */
+static struct port *make_port(const struct core_port_settings *settings)
+{
+    struct port *port = calloc(1, sizeof *port);
+    size_t bytes = settings->admitted_count * sizeof *settings->admitted;
+    struct core_subnet *admitted = malloc(bytes + 1);
+    if (port == NULL || admitted == NULL) {
+        free(port);
+        free(admitted);
+        return NULL;
+    }
+    if (bytes > 0)
+        memcpy(admitted, settings->admitted, bytes);
+    port->settings = *settings;
+    port->settings.admitted = admitted;
+    port->letter.kind = LETTER_PORT_REMOVED;
+    atomic_init(&port->references, 1);
+    return port;
+}
+
+/* Have all threads reset their flows of a port that no client finds any more. */
+static void reset_flows(struct core *core, struct port *port)
+{
+    atomic_store(&port->is_removed, true);
+    if (atomic_load(&port->references) > 1) {
+        atomic_fetch_add(&port->references, core->thread_count);
+        tell_all(core, &port->letter);
+    }
+    release_port(core, port);
+}
+
+struct port *core_add_port(struct core *core, const struct core_port_settings *settings, int fd, int is_anywhere)
+{
+    struct port *port = make_port(settings);
+    bool is_served = false;
+    int error = ENOMEM;
+    if (port == NULL) {
+        if (fd >= 0)
+            close(fd);
+    } else if (fd >= 0) {
+        port->entrance = listen_at(core, fd, port, is_anywhere);
+        is_served = port->entrance != NULL;
+        error = errno;
+    } else {
+        pthread_rwlock_wrlock(&core->lock);
+        error = insert(core, port);
+        is_served = error == 0;
+        pthread_rwlock_unlock(&core->lock);
+    }
+    if (is_served)
+        return port;
+    if (port != NULL) {
+        port->was_refused = true;
+        reset_flows(core, port);                   /* some threads may have accepted clients already */
+    }
+    errno = error;
+    return NULL;
+}
+
+void core_remove_port(struct core *core, struct port *port)
+{
+    if (port->entrance != NULL) {
+        core_close_entrance(core, port->entrance);
+    } else {
+        pthread_rwlock_wrlock(&core->lock);        /* threads acquire ports under it: those that do so are done now */
+        take_out(core, port);
+        pthread_rwlock_unlock(&core->lock);
+    }
+    reset_flows(core, port);
+}
+
+void core_read_counters(const struct port *port, struct core_counters *counters)
+{
+    uint64_t *into = (uint64_t *)counters;
+    for (size_t number = 0; number < sizeof port->counters / sizeof *port->counters; number++)
+        into[number] = atomic_load_explicit(&port->counters[number], memory_order_relaxed);
+}
+
+int core_exclude(struct core *core, const struct core_end *addresses, uint32_t count)
+{
+    struct core_end *copy = malloc(count * sizeof *copy + 1);
+    if (copy == NULL)
+        return -1;
+    memcpy(copy, addresses, count * sizeof *copy);
+    pthread_rwlock_wrlock(&core->lock);
+    struct core_end *former = core->excluded;
+    core->excluded = copy;
+    core->excluded_count = count;
+    pthread_rwlock_unlock(&core->lock);
+    free(former);
+    return 0;
+}
