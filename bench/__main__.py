@@ -13,7 +13,14 @@ from types import FrameType
 from typing import NoReturn
 
 from bench import docker_front, machine, report
-from bench.contenders import in_docker, published_at_once, redirected, relayed, unrelated_connections
+from bench.contenders import (
+    in_docker,
+    published_at_once,
+    redirected,
+    relayed,
+    relayed_from_afar,
+    unrelated_connections,
+)
 from bench.curve import DOCKERD, DROP_IN, FRONT, GANGWAY, STOCK
 from bench.docker_hosts import in_docker_front
 from bench.errors import CannotMeasure
@@ -22,7 +29,18 @@ from bench.measures import QUICK_SUSTAINED_S
 from bench.publishing import QUICK_MANY
 from bench.remote import without_docker
 from bench.rounds import Runner, Settings
-from bench.rows import ALL_PORTS, DOCKER_FRONT, IN_DOCKER, REDIRECTED, RELAYED, ROWS, UNRELATED, WITHOUT_DOCKER, Row
+from bench.rows import (
+    ALL_PORTS,
+    DOCKER_FRONT,
+    IN_DOCKER,
+    REDIRECTED,
+    RELAYED,
+    RELAYED_FROM_AFAR,
+    ROWS,
+    UNRELATED,
+    WITHOUT_DOCKER,
+    Row,
+)
 from bench.traffic import Load
 from lab.engines import engine_root
 from lab.gangwayd import GANGWAY as _COMMAND
@@ -102,6 +120,7 @@ def _run(options: argparse.Namespace) -> None:
     start_s = time.monotonic()
     contenders = {
         RELAYED: relayed(gangway, _DOCKER_PROXY),
+        RELAYED_FROM_AFAR: relayed_from_afar(gangway, _DOCKER_PROXY),
         IN_DOCKER: in_docker(gangway, _DOCKER_PROXY),
         REDIRECTED: redirected(_DOCKER_PROXY),
         UNRELATED: unrelated_connections(),

@@ -8,13 +8,15 @@ upper limit for everything that copies bytes from one socket to another.
 
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from bench.daemon import Daemon
 from bench.processes import ProcessGroup
-from bench.remote import Remote
+from bench.remote import Remote, neighbour_of
 from bench.rows import DOCKERD_300, LOOPBACK, RELAY, REMOTE
-from bench.setup import Contender, Port, Setup
+from bench.setup import Client, Contender, Port, Setup
+from lab.netns import Namespace, Neighbour
 
 _HAPROXY = """\
 defaults
@@ -31,6 +33,10 @@ _WITH_ETC = 'mount -t overlay -o lowerdir="$0:/etc" overlay /etc && exec "$@"'
 class Direct(Contender):
     """No program: clients connect to the container's own address."""
 
+    def client_of(self, host: Namespace) -> AbstractContextManager[Client]:
+        host.sysctl("net.ipv4.ip_forward", int(self.is_remote))
+        return _client_of(self, host)
+
     def address(self, container: str) -> str:
         return container
 
@@ -41,8 +47,11 @@ class Direct(Contender):
 class Proxy(Contender):
     """A program that listens on the host, and forwards to the container."""
 
+    def client_of(self, host: Namespace) -> AbstractContextManager[Client]:
+        return _client_of(self, host)
+
     def address(self, container: str) -> str:
-        return "127.0.0.1"
+        return Neighbour.host4 if self.is_remote else "127.0.0.1"
 
 
 class DockerProxy(Proxy):
@@ -109,6 +118,14 @@ def relayed(gangway: Path, docker_proxy: Path) -> dict[str, Contender]:
     return _by_name(*programs, Socat("socat"), Haproxy("haproxy"), Direct("direct"))
 
 
+def relayed_from_afar(gangway: Path, docker_proxy: Path) -> dict[str, Contender]:
+    """Return the same with a client on another machine."""
+    contenders = relayed(gangway, docker_proxy)
+    for contender in contenders.values():
+        contender.is_remote = True
+    return contenders
+
+
 def in_docker(gangway: Path, docker_proxy: Path) -> dict[str, Contender]:
     """Return the contenders that publish a port, configured as their users have them, by name."""
     programs = DockerProxy("gangway", gangway), DockerProxy("docker-proxy", docker_proxy)
@@ -129,6 +146,10 @@ def published_at_once(docker_proxy: Path) -> dict[str, Contender]:
 def unrelated_connections() -> dict[str, Contender]:
     """Return a host on which nothing runs: the measurement attaches the programs itself."""
     return _by_name(Direct("gangway"))
+
+
+def _client_of(contender: Contender, host: Namespace) -> AbstractContextManager[Client]:
+    return neighbour_of(host) if contender.is_remote else nullcontext(Client(host, own_core=contender.own_core))
 
 
 def _by_name(*contenders: Contender) -> dict[str, Contender]:

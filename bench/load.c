@@ -3,6 +3,7 @@
  *
  *   load serve PORT                          echo on PORT (tcp, udp), discard on PORT+1, source on PORT+2
  *   load rr   ADDRESS PORT CLIENTS SECONDS   1-byte request/response on CLIENTS connections
+ *   load rr16k ADDRESS PORT CLIENTS SECONDS  the same with 16 KiB each way
  *   load crr  ADDRESS PORT CLIENTS SECONDS [SOURCE ...]
  *                                            connect, send 1 byte, receive it, close; CLIENTS at once
  *   load up   ADDRESS PORT CLIENTS SECONDS   bulk to PORT+1
@@ -30,6 +31,7 @@
 #include "load.h"
 
 enum { MAX_CLIENTS = 4096, LOST_MS = 200, ANSWER_MS = 10000, RETRY_MS = 10 };
+enum { LONG_BYTES = 16384 };
 enum { BATCH = 32, MAX_BATCHES = 1 << 16 };
 
 static char chunk[CHUNK];
@@ -37,6 +39,7 @@ static char chunk[CHUNK];
 struct client {
 	int fd;
 	char sequence; /* of the last request: a late answer must not count twice */
+	ssize_t missing; /* bytes of the answer, on a connection */
 	double sent_s;
 };
 
@@ -44,6 +47,7 @@ struct run {
 	struct peer to;
 	int count, ep;
 	double seconds, start_s, end_s;
+	ssize_t bytes; /* of a request and of its answer */
 	unsigned long long done, failed, opened;
 	struct peer *sources;
 	int source_count;
@@ -89,27 +93,33 @@ static int connect_or_die(struct run *r, int type)
 	return fd;
 }
 
-static void request(struct client *c)
+static void request(struct run *r, struct client *c)
 {
-	c->sequence++;
+	static char message[LONG_BYTES];
+
+	message[0] = ++c->sequence;
+	c->missing = r->bytes;
 	c->sent_s = now_s();
 	/* Reports once that an earlier datagram was refused. */
-	if (send(c->fd, &c->sequence, 1, MSG_NOSIGNAL) != 1 && errno != ECONNREFUSED)
+	if (send(c->fd, message, r->bytes, MSG_NOSIGNAL) != r->bytes && errno != ECONNREFUSED)
 		die("send");
 }
 
 /* Exchanges one message, so that the path to the server is established; a datagram may need several attempts. */
-static void first_answer(struct client *c, int type)
+static void first_answer(struct run *r, struct client *c, int type)
 {
 	struct pollfd answer = { .fd = c->fd, .events = POLLIN };
 	double end_s = now_s() + ANSWER_MS / 1e3;
 
-	request(c);
+	request(r, c);
 	while (now_s() < end_s) {
-		if (poll(&answer, 1, LOST_MS) > 0 && recv(c->fd, chunk, CHUNK, MSG_DONTWAIT) == 1)
+		ssize_t n = poll(&answer, 1, LOST_MS) > 0 ? recv(c->fd, chunk, CHUNK, MSG_DONTWAIT) : 0;
+
+		c->missing -= n > 0 ? n : 0;
+		if (c->missing <= 0)
 			return;
 		if (type == SOCK_DGRAM)
-			request(c);
+			request(r, c);
 	}
 	errno = ETIMEDOUT;
 	die("first answer");
@@ -119,12 +129,15 @@ static void read_answer(struct run *r, struct client *c, int type)
 {
 	ssize_t n = recv(c->fd, chunk, CHUNK, MSG_DONTWAIT);
 
-	if (n == 1 && chunk[0] == c->sequence) {
-		r->done++;
-		request(c);
-	} else if (type == SOCK_STREAM && (n >= 0 || errno != EAGAIN)) {
+	if (type == SOCK_STREAM && (n == 0 || (n < 0 && errno != EAGAIN)))
 		die("recv");
-	}
+	if (n <= 0 || (type == SOCK_DGRAM && chunk[0] != c->sequence))
+		return;
+	c->missing -= n;
+	if (c->missing > 0)
+		return;
+	r->done++;
+	request(r, c);
 }
 
 static void resend_lost(struct run *r, double now)
@@ -133,7 +146,7 @@ static void resend_lost(struct run *r, double now)
 		if (now - r->clients[i].sent_s < LOST_MS / 1e3)
 			continue;
 		r->failed++;
-		request(&r->clients[i]);
+		request(r, &r->clients[i]);
 	}
 }
 
@@ -144,13 +157,13 @@ static void run_rr(struct run *r, int type)
 
 	for (int i = 0; i < r->count; i++) {
 		r->clients[i].fd = connect_or_die(r, type);
-		first_answer(&r->clients[i], type);
+		first_answer(r, &r->clients[i], type);
 		watch(r->ep, r->clients[i].fd, EPOLLIN, i);
 	}
 	start_clock(r);
 	check_s = r->start_s + LOST_MS / 1e3;
 	for (int i = 0; i < r->count && r->seconds > 0; i++)
-		request(&r->clients[i]);
+		request(r, &r->clients[i]);
 	while ((now = now_s()) < r->end_s) {
 		int n = epoll_wait(r->ep, events, 256, LOST_MS);
 
@@ -315,7 +328,7 @@ int main(int argc, char **argv)
 	}
 	if (argc < 6 || (argc > 6 && strcmp(argv[1], "crr")) || (r.count = atoi(argv[4])) > MAX_CLIENTS) {
 		fputs("usage: load serve PORT | load refused|served ADDRESS PORT SECONDS\n"
-		      "       load rr|crr|up|down|udp ADDRESS PORT CLIENTS SECONDS [SOURCE ...]\n", stderr);
+		      "       load rr|rr16k|crr|up|down|udp ADDRESS PORT CLIENTS SECONDS [SOURCE ...]\n", stderr);
 		return 2;
 	}
 	int port = atoi(argv[3]);
@@ -325,11 +338,12 @@ int main(int argc, char **argv)
 	r.to = peer_of(argv[2], port);
 	r.ep = epoll_create1(0);
 	r.seconds = atof(argv[5]);
+	r.bytes = strcmp(mode, "rr16k") ? 1 : LONG_BYTES;
 	r.source_count = argc - 6;
 	r.sources = calloc(argc, sizeof(*r.sources));
 	for (int i = 0; i < r.source_count; i++)
 		r.sources[i] = peer_of(argv[6 + i], 0);
-	if (!strcmp(mode, "rr"))
+	if (!strcmp(mode, "rr") || !strcmp(mode, "rr16k"))
 		run_rr(&r, SOCK_STREAM);
 	else if (!strcmp(mode, "udp"))
 		run_rr(&r, SOCK_DGRAM);

@@ -1,8 +1,8 @@
 """How each row is measured: a function from a contender's turn to a figure.
 
 Some functions return a pair, gangway's figure and its reference; some return the figures of several rows, because they
-take long. Before traffic is measured, the same traffic runs for `WARM_UP_S`: gangway starts worker processes when there
-is enough of it, and docker-proxy's heap grows. Figures are in seconds, bytes, or per second.
+take long. Before traffic is measured, the same traffic runs for `WARM_UP_S`: docker-proxy's heap grows. Figures are in
+seconds, bytes, or per second.
 """
 
 import time
@@ -195,6 +195,7 @@ def _ports(count: int) -> list[Port]:
 MEASURES: dict[str, Callable[[Turn], float]] = {
     "rr1": partial(rate, "rr", 1),
     "rr64": partial(rate, "rr", 64),
+    "rr8-16k": partial(rate, "rr16k", 8),
     "crr16": connection_rate,
     "crr-sustained": sustained_connection_rate,
     "pgbench50": partial(transaction_rate, 50),
@@ -210,6 +211,10 @@ MEASURES: dict[str, Callable[[Turn], float]] = {
     "port-memory": port_memory,
     "udp-memory": client_memory,
     "docker": docker_time,
+    "relay-remote-rr1": partial(rate, "rr", 1),
+    "relay-remote-rr64": partial(rate, "rr", 64),
+    "relay-remote-rr8-16k": partial(rate, "rr16k", 8),
+    "relay-remote-crr16": connection_rate,
     "redirect-rr1": partial(rate, "rr", 1),
     "redirect-rr64": partial(rate, "rr", 64),
     "redirect-crr16": connection_rate,

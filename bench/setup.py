@@ -36,6 +36,7 @@ class Contender(ABC):
     def __init__(self, name: str, own_core: bool = False) -> None:
         self.name = name
         self.own_core = own_core
+        self.is_remote = False  # the client is another machine
 
     @contextmanager
     def set_up(self) -> Iterator["Setup"]:

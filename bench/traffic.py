@@ -14,7 +14,15 @@ from lab.netns import Namespace, end
 ECHO = 7000  # the discard port and the source port follow it; see load.c
 STREAMS = tuple(Port("tcp", port, port) for port in range(ECHO, ECHO + 3))
 DATAGRAMS = (Port("udp", ECHO, ECHO),)
-NEEDED = {"rr": STREAMS[0], "crr": STREAMS[0], "up": STREAMS[1], "down": STREAMS[2], "udp": DATAGRAMS[0]}  # by mode
+NEEDED = {
+    "rr": STREAMS[0],
+    "rr16k": STREAMS[0],
+    "crr": STREAMS[0],
+    "up": STREAMS[1],
+    "down": STREAMS[2],
+    "udp": DATAGRAMS[0],
+}
+"""By mode, the port that is needed."""
 _UNPUBLISHED_PORT = 1
 _PATIENCE_S = 60
 _SOURCES = [Path(__file__).with_name(name) for name in ("load.c", "load_server.c", "load.h")]
