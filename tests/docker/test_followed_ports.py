@@ -36,6 +36,14 @@ def target(site: DockerSite, port: int) -> tuple[str, str]:
     return next(((one["container"], one["container_address"]) for one in published), ("", ""))
 
 
+def is_served(site: DockerSite, port: int) -> bool:
+    """True if a neighbour reaches the port; it is listed a moment before."""
+    try:
+        return bool(site.road("neighbour", HOST, port))
+    except echo_server.NoAnswer:
+        return False
+
+
 @pytest.fixture(scope="module")
 def web(stock: DockerSite) -> Iterator[str]:
     """A container with a port that dockerd publishes; gangway adds another one."""
@@ -88,6 +96,7 @@ def test_port_follows_its_container_and_ends_with_it(stock: DockerSite) -> None:
     stock.docker.run("start", name)
     stock.serve(name, 8100)
     wait_until(lambda: target(stock, 8100) not in (former, ("", "")), "the port to be published again")
+    wait_until(lambda: is_served(stock, 8100), "the port to be served again")
     assert stock.road("neighbour", HOST, 8100).road == "relay"
     stock.gangway.kill()
     stock.remove(other)
@@ -96,6 +105,7 @@ def test_port_follows_its_container_and_ends_with_it(stock: DockerSite) -> None:
     stock.serve("shop", 8100)
     stock.gangway.start()
     wait_until(lambda: target(stock, 8100) == ("docker:shop", former[1]), "the port to follow again")
+    wait_until(lambda: is_served(stock, 8100), "the port to be served by the next daemon")
     for origin, road in (("host", "redirect"), ("neighbour", "relay")):
         assert stock.road(origin, "127.0.0.1" if origin == "host" else HOST, 8100).road == road
     stock.remove("shop")
