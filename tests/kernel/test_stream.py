@@ -275,15 +275,20 @@ def _relay_sockets(relay: int) -> Iterator[list[socket.socket]]:
         for number in os.listdir(f"/proc/{relay}/fd"):
             if os.readlink(f"/proc/{relay}/fd/{number}").startswith("socket:"):
                 socks.append(socket.socket(fileno=libc.syscall(_PIDFD_GETFD, pidfd, int(number), 0)))
-        yield [sock for sock in socks if sock.proto == socket.IPPROTO_TCP and not _listens(sock)]
+        yield [sock for sock in socks if sock.proto == socket.IPPROTO_TCP and _is_connected(sock)]
     finally:
         os.close(pidfd)
         for sock in socks:
             sock.close()
 
 
-def _listens(sock: socket.socket) -> bool:
-    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+def _is_connected(sock: socket.socket) -> bool:
+    """False for a listening socket, and for one that is kept for the next client's container."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def _options(relay: int) -> list[tuple[int, int, int]]:
