@@ -283,7 +283,7 @@ def _relay_sockets(relay: int) -> Iterator[list[socket.socket]]:
 
 
 def _is_connected(sock: socket.socket) -> bool:
-    """False for a listening socket, and for one that is kept for the next client's container."""
+    """False for a listening socket, and for one that was just made for a client's container."""
     try:
         sock.getpeername()
     except OSError:

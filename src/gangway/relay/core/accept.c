@@ -51,23 +51,9 @@ void lose_client(struct core *core, struct port *port, int error)
 }
 
 /* Return a new socket for a container; -1: errno. */
-static int open_backend(struct thread *thread, uint16_t family, uint16_t protocol)
+static int open_backend(uint16_t family, uint16_t protocol)
 {
-    int fd = thread->spare_socket;
-    if (fd >= 0) {
-        thread->spare_socket = -1;
-        if (thread->spare_family == family && thread->spare_protocol == protocol)
-            return fd;
-        close(fd);
-    }
     return socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol);
-}
-
-static void keep_socket(struct thread *thread, int fd, uint16_t family, uint16_t protocol)
-{
-    thread->spare_socket = fd;
-    thread->spare_family = family;
-    thread->spare_protocol = protocol;
 }
 
 /* Serve a client of a port, which is acquired; `backend` is a socket of the entrance's family. */
@@ -78,7 +64,7 @@ static void serve(struct thread *thread, struct entrance *entrance, struct port 
     if (family != atomic_load_explicit(&entrance->family, memory_order_relaxed)) {
         atomic_store_explicit(&entrance->family, family, memory_order_relaxed);
         close(backend);
-        backend = open_backend(thread, family, entrance->protocol);
+        backend = open_backend(family, entrance->protocol);
     }
     if (backend >= 0) {
         assign_client(thread, port, backend_port, client, backend);
@@ -91,7 +77,7 @@ static void serve(struct thread *thread, struct entrance *entrance, struct port 
 }
 
 /* Find the port of a client that was accepted at an entrance, and serve it. */
-static void receive(struct thread *thread, struct entrance *entrance, int client, int backend, uint16_t family)
+static void receive(struct thread *thread, struct entrance *entrance, int client, int backend)
 {
     uint16_t backend_port;
     struct port *port = acquire_port(thread->core, entrance, client, &backend_port);
@@ -100,9 +86,9 @@ static void receive(struct thread *thread, struct entrance *entrance, int client
         return;
     }
     /* Unpublished while the client waited, at an excluded address, or not for this client: as if nobody listened. */
+    close(backend);
     reset_on_close(client);
     close(client);
-    keep_socket(thread, backend, family, entrance->protocol);
     if (port != NULL) {
         count(&COUNTER(port, not_admitted), 1);
         release_port(thread->core, port);
@@ -131,18 +117,18 @@ void accept_client(struct thread *thread, struct watch *watch)
         pause_accepting(thread, watch);
         return;
     }
-    int backend = open_backend(thread, family, entrance->protocol);
+    int backend = open_backend(family, entrance->protocol);
     int client = backend < 0 ? -1 : accept4(entrance->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
     int error = errno;
     if (client >= 0) {
-        receive(thread, entrance, client, backend, family);
-    } else if (backend >= 0 && is_nobody(error)) {
-        keep_socket(thread, backend, family, entrance->protocol);
-    } else {
-        const struct core_end nobody = {0};
-        if (backend >= 0)
-            close(backend);
-        note(thread->core, NOTE_CLIENTS_WAIT, &nobody, entrance->protocol, error);
+        receive(thread, entrance, client, backend);
+        return;
+    }
+    if (backend >= 0)
+        close(backend);
+    if (backend < 0 || !is_nobody(error)) {
+        const struct core_end none = {0};
+        note(thread->core, NOTE_CLIENTS_WAIT, &none, entrance->protocol, error);
         pause_accepting(thread, watch);
     }
 }

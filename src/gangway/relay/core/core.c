@@ -24,7 +24,6 @@ static struct thread *make_thread(struct core *core, unsigned number)
     thread->number = number;
     thread->watched = WATCHED_WAKE;
     thread->last_letter = &thread->letters;
-    thread->spare_socket = -1;
     pthread_mutex_init(&thread->lock, NULL);
     struct link *heads[] = {&thread->passed, &thread->flows, &thread->young, &thread->closing, &thread->soon, &thread->paused};
     for (size_t at = 0; at < sizeof heads / sizeof *heads; at++)
@@ -93,8 +92,6 @@ static void free_thread(struct thread *thread)
     }
     while (thread->spares > 0)
         close_pipe(&thread->spare[--thread->spares]);
-    if (thread->spare_socket >= 0)
-        close(thread->spare_socket);
     close(thread->epoll);
     close(thread->wake);
     close(thread->routes);

@@ -162,8 +162,6 @@ struct thread {
     struct tally tally;
     struct pipe spare[SPARE_PIPES];
     int spares;
-    int spare_socket;                              /* for the next container, if it is of this family and protocol */
-    uint16_t spare_family, spare_protocol;
     bool is_stopping;
     bool is_chatty;                                /* the last wait was short; bulk transfers do not wait for answers */
     char buffer[MESSAGE_BYTES];
