@@ -108,6 +108,22 @@ FORMS = (
     mapping("127.0.0.1", "6001-6005"),
     mapping("fe80::5", "6000"),
 )
+RESTRICTED = (
+    admitting(mapping("0.0.0.0", "8000", "80"), "10.0.0.0/8", "192.0.2.5/32", "fd00::/8"),
+    admitting(mapping("::", "8000", "80"), "10.0.0.0/8"),
+    admitting(mapping("192.0.2.5", "9000-9010", protocol=Protocol.UDP), "0.0.0.0/0"),
+    admitting(mapping("fe80::5", "6000"), "fd00::/8"),
+)
+"""Mappings for some clients."""
+ROUTED = (
+    routed("8000"),
+    routed("9000-9010", 6, Protocol.UDP),
+    admitting(routed("80", protocol=Protocol.SCTP), "10.0.0.0/8", "192.0.2.5/32", "fd00::/8"),
+    admitting(routed("80", 6), "10.0.0.0/8"),
+    mapping("0.0.0.0", "7000", "70"),
+)
+"""Mappings at containers' own addresses, and one that is translated."""
+ROUTED_NETWORKS = (DIRECT, replace(BACK, routed=frozenset({6})), replace(INNER, routed=frozenset({4, 6})))
 """All forms of a mapping; no rules carry the last four."""
 
 _FAMILIES = st.frozensets(st.sampled_from((4, 6)))

@@ -10,24 +10,24 @@ from hypothesis import strategies as st
 from gangway.facts import Firewall, HostFacts
 from gangway.firewall.iptables.render import matching_rules, render
 from gangway.firewall.iptables.tables import Table, are_listed, batch, built_in, chain_of, parse_listing
-from gangway.model import Endpoint, Network, PortMapping, Protocol
+from gangway.model import Endpoint, Network, PortMapping
 from gangway.plan import Origin, Plan, Road, assemble, plan_mapping
 from tests.unit.golden import FOLDER, assert_golden
 from tests.unit.samples import (
     APART,
     BACK,
-    DIRECT,
     FACTS,
     FORMS,
     FOUR,
     INNER,
     IPTABLES,
     NETWORKS,
+    RESTRICTED,
+    ROUTED,
+    ROUTED_NETWORKS,
     WEB,
-    admitting,
     mapping,
     planned,
-    routed,
     whole,
 )
 
@@ -39,22 +39,8 @@ PLANS: dict[str, Plan] = {
     "unrouted": whole(
         HostFacts(Firewall.IPTABLES, forwarding=frozenset(), may_forward=False), mapping("192.0.2.5"), networks=(WEB,)
     ),
-    "restricted": whole(
-        IPTABLES,
-        admitting(mapping("0.0.0.0", "8000", "80"), "10.0.0.0/8", "192.0.2.5/32", "fd00::/8"),
-        admitting(mapping("::", "8000", "80"), "10.0.0.0/8"),
-        admitting(mapping("192.0.2.5", "9000-9010", protocol=Protocol.UDP), "0.0.0.0/0"),
-        admitting(mapping("fe80::5", "6000"), "fd00::/8"),
-    ),
-    "routed": whole(
-        IPTABLES,
-        routed("8000"),
-        routed("9000-9010", 6, Protocol.UDP),
-        admitting(routed("80", protocol=Protocol.SCTP), "10.0.0.0/8", "192.0.2.5/32", "fd00::/8"),
-        admitting(routed("80", 6), "10.0.0.0/8"),
-        mapping("0.0.0.0", "7000", "70"),
-        networks=(DIRECT, replace(BACK, routed=frozenset({6})), replace(INNER, routed=frozenset({4, 6}))),
-    ),
+    "restricted": whole(IPTABLES, *RESTRICTED),
+    "routed": whole(IPTABLES, *ROUTED, networks=ROUTED_NETWORKS),
 }
 
 

@@ -24,7 +24,6 @@ from tests.unit.golden import assert_golden
 from tests.unit.samples import (
     APART,
     BACK,
-    DIRECT,
     FACTS,
     FORMS,
     FOUR,
@@ -32,11 +31,12 @@ from tests.unit.samples import (
     NETWORKS,
     NFTABLES,
     NONE,
+    RESTRICTED,
+    ROUTED,
+    ROUTED_NETWORKS,
     WEB,
-    admitting,
     mapping,
     planned,
-    routed,
     whole,
 )
 
@@ -56,22 +56,8 @@ PLANS: dict[str, Plan] = {
         networks=(WEB,),
     ),
     "empty": whole(NFTABLES),
-    "restricted": whole(
-        NFTABLES,
-        admitting(mapping("0.0.0.0", "8000", "80"), "10.0.0.0/8", "192.0.2.5/32", "fd00::/8"),
-        admitting(mapping("::", "8000", "80"), "10.0.0.0/8"),
-        admitting(mapping("192.0.2.5", "9000-9010", protocol=Protocol.UDP), "0.0.0.0/0"),
-        admitting(mapping("fe80::5", "6000"), "fd00::/8"),
-    ),
-    "routed": whole(
-        NFTABLES,
-        routed("8000"),
-        routed("9000-9010", 6, Protocol.UDP),
-        admitting(routed("80", protocol=Protocol.SCTP), "10.0.0.0/8", "192.0.2.5/32", "fd00::/8"),
-        admitting(routed("80", 6), "10.0.0.0/8"),
-        mapping("0.0.0.0", "7000", "70"),
-        networks=(DIRECT, replace(BACK, routed=frozenset({6})), replace(INNER, routed=frozenset({4, 6}))),
-    ),
+    "restricted": whole(NFTABLES, *RESTRICTED),
+    "routed": whole(NFTABLES, *ROUTED, networks=ROUTED_NETWORKS),
 }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from gangway.log import Log
+from gangway.relay.core.datagram import DatagramPort
 from tests.unit.shared_relay import UDP, SharedRelay, running_relay
 
 
@@ -23,6 +24,7 @@ def test_fault_with_a_udp_client_forgets_this_one_only(relay: SharedRelay) -> No
     server, entrance = relay.bound(UDP, "127.0.0.1"), relay.bound(UDP, "127.0.0.1")
     port = relay.use(entrance)
     published = relay.publish("0.0.0.0", (port, port), server)
+    assert isinstance(published, DatagramPort)
     clients = [relay.bound(UDP, "127.0.0.1") for _ in range(2)]
     for client in clients:
         client.sendto(b"first", ("127.0.0.1", port))

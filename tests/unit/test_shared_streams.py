@@ -9,6 +9,8 @@ from functools import partial
 
 import pytest
 
+from gangway.relay.core.streams import StreamPort
+from lab.waiting import wait_until
 from tests.unit.descriptors import socket_count
 from tests.unit.shared_relay import TCP, SharedRelay, port_of, running_relay
 
@@ -193,3 +195,20 @@ def test_data_after_urgent_data_in_bulk_arrives(relay: SharedRelay, ends: bool) 
     reader.join(20)
     assert len(received) == _BULK_BYTES + 1000
     assert received.endswith(b"x" * 1000)
+
+
+def test_port_counts_connections_and_bytes(relay: SharedRelay) -> None:
+    server = relay.bound(TCP, "127.0.0.1")
+    host_port = relay.use(relay.bound(TCP, "127.0.0.1"))
+    port = relay.publish("127.0.0.1", (host_port, host_port), server)
+    assert isinstance(port, StreamPort)
+    client = relay.client("127.0.0.1", host_port)
+    backend = relay.accepted(server)
+    client.send(b"request")
+    assert relay.wait_for(lambda: backend.recv(100)) == b"request"
+    backend.send(b"yes")
+    assert relay.wait_for(lambda: client.recv(100)) == b"yes"
+    wait_until(lambda: port.counters().down_bytes, "the bytes to be counted")
+    found = port.counters()
+    assert (found.connections, found.active, found.up_bytes, found.down_bytes) == (1, 1, 7, 3)
+    assert (found.failed, found.timeouts, found.resets, found.not_admitted, found.lost) == (0,) * 5

@@ -6,6 +6,13 @@
 
 enum { RETRY_MS = 100 };
 
+/* Have a thread wait at an entrance; -1: errno. */
+int watch_entrance(struct thread *thread, struct watch *watch)
+{
+    struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.ptr = watch};
+    return epoll_ctl(thread->epoll, EPOLL_CTL_ADD, watch->entrance->fd, &event);
+}
+
 static void pause_accepting(struct thread *thread, struct watch *watch)
 {
     epoll_ctl(thread->epoll, EPOLL_CTL_DEL, watch->entrance->fd, NULL);
@@ -23,9 +30,8 @@ void resume_accepting(struct thread *thread)
     thread->resume_ms = 0;
     while (!link_empty(&waiting)) {
         struct watch *watch = OWNER(waiting.next, struct watch, paused);
-        struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.ptr = watch};
         link_remove(&watch->paused);
-        if (epoll_ctl(thread->epoll, EPOLL_CTL_ADD, watch->entrance->fd, &event) < 0) {
+        if (watch_entrance(thread, watch) < 0) {
             link_append(&thread->paused, &watch->paused);
             thread->resume_ms = clock_ms() + RETRY_MS;
         }

@@ -14,28 +14,8 @@ static bool has_prefix(const uint8_t *address, const uint8_t *prefix, unsigned b
     return rest == 0 || (address[whole] ^ prefix[whole]) >> (8 - rest) == 0;
 }
 
-/* Read the client's address, of IPv4 if it is mapped into IPv6; return its family, or 0 if the client has ended. */
-static uint16_t peer_address(int client, uint8_t address[16])
-{
-    struct sockaddr_storage peer;
-    socklen_t size = sizeof peer;
-    if (getpeername(client, (struct sockaddr *)&peer, &size) < 0)
-        return 0;
-    if (peer.ss_family == AF_INET) {
-        memcpy(address, &((struct sockaddr_in *)&peer)->sin_addr, 4);
-        return AF_INET;
-    }
-    const struct in6_addr *ipv6 = &((struct sockaddr_in6 *)&peer)->sin6_addr;
-    if (IN6_IS_ADDR_V4MAPPED(ipv6)) {
-        memcpy(address, ipv6->s6_addr + 12, 4);
-        return AF_INET;
-    }
-    memcpy(address, ipv6, 16);
-    return AF_INET6;
-}
-
 /* True if the host has an address; false also if the kernel does not say. */
-static bool is_the_hosts(int routes, uint16_t family, const uint8_t address[16])
+static bool is_the_hosts(int routes, const struct core_end *end)
 {
     struct {
         struct nlmsghdr header;
@@ -44,12 +24,12 @@ static bool is_the_hosts(int routes, uint16_t family, const uint8_t address[16])
         uint8_t address[16];
     } question = {0};
     char answer[4096] __attribute__((aligned(NLMSG_ALIGNTO)));
-    unsigned bytes = family == AF_INET ? 4 : 16;
+    unsigned bytes = end->family == AF_INET ? 4 : 16;
     question.header = (struct nlmsghdr){.nlmsg_type = RTM_GETROUTE, .nlmsg_flags = NLM_F_REQUEST, .nlmsg_seq = 1};
     question.header.nlmsg_len = (uint32_t)(offsetof(__typeof__(question), address) + bytes);
-    question.route = (struct rtmsg){.rtm_family = (uint8_t)family, .rtm_dst_len = (uint8_t)(bytes * 8)};
+    question.route = (struct rtmsg){.rtm_family = (uint8_t)end->family, .rtm_dst_len = (uint8_t)(bytes * 8)};
     question.attribute = (struct rtattr){.rta_len = (unsigned short)RTA_LENGTH(bytes), .rta_type = RTA_DST};
-    memcpy(question.address, address, bytes);
+    memcpy(question.address, end->address, bytes);
     bool is_asked = send(routes, &question, question.header.nlmsg_len, 0) >= 0;
     ssize_t got = is_asked ? recv(routes, answer, sizeof answer, MSG_DONTWAIT) : -1;
     const struct nlmsghdr *header = (const struct nlmsghdr *)answer;
@@ -62,16 +42,17 @@ static bool is_the_hosts(int routes, uint16_t family, const uint8_t address[16])
 bool is_admitted(const struct thread *thread, const struct port *port, int client)
 {
     const struct core_port_settings *settings = &port->settings;
-    uint8_t address[16] = {0};
+    struct sockaddr_storage peer;
+    socklen_t size = sizeof peer;
     if (settings->admitted_count == 0)
         return true;
-    uint16_t family = peer_address(client, address);
-    if (family == 0)
+    if (getpeername(client, (struct sockaddr *)&peer, &size) < 0)
         return false;
+    const struct core_end end = end_of(&peer);
     for (uint32_t number = 0; number < settings->admitted_count; number++) {
         const struct core_subnet *subnet = &settings->admitted[number];
-        if (subnet->family == family && has_prefix(address, subnet->address, subnet->length))
+        if (subnet->family == end.family && has_prefix(end.address, subnet->address, subnet->length))
             return true;
     }
-    return is_the_hosts(thread->routes, family, address);
+    return is_the_hosts(thread->routes, &end);
 }

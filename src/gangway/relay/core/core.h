@@ -7,8 +7,8 @@
    -------------------
    An *entrance* is a listening socket.  It serves one *port*, or all ports that the kernel steers to it; a port may be a
    range.  Each of N threads has an epoll set of its own (thread.c), and all wait at every entrance; the kernel wakes one
-   of them (EPOLLEXCLUSIVE).  The thread that accepts a client keeps it, unless another has fewer (accept.c).  It connects
-   to the container: the two sockets are a *flow* of two *halves* (flow.c).  From then on nothing of the flow crosses a
+   of them (EPOLLEXCLUSIVE).  The thread that accepts a client keeps it, unless another has fewer.  It connects to
+   the container: the two sockets are a *flow* of two *halves* (flow.c).  From then on nothing of the flow crosses a
    thread, and no lock is taken for it.  What follows from an event is in a table that is made from relay/flow.py; how
    bytes move is in pump.c.
 

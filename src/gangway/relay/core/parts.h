@@ -189,14 +189,14 @@ struct port *acquire_port(struct core *core, const struct entrance *entrance, in
 void release_port(struct core *core, struct port *port);
 void release_entrance(struct core *core, struct entrance *entrance);
 void note(struct core *core, enum core_note_kind kind, const struct core_end *end, uint32_t protocol, int error);
-bool is_exhausted(int error);
-void free_port(struct port *port);
+struct core_end end_of(const struct sockaddr_storage *address);
 void tell_all(struct core *core, struct letter *letter);
 
 /* admission.c */
 bool is_admitted(const struct thread *thread, const struct port *port, int client);
 
 /* accept.c */
+int watch_entrance(struct thread *thread, struct watch *watch);
 void accept_client(struct thread *thread, struct watch *watch);
 void resume_accepting(struct thread *thread);
 

@@ -6,25 +6,14 @@
 
 /* Notes */
 
-/* The errors that a call for a new descriptor or watch fails with when the process or the kernel has reached a limit. */
-bool is_exhausted(int error)
-{
-    return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM || error == ENOSPC;
-}
-
-static void add_note(struct core *core, const struct core_note *one)
-{
-    pthread_mutex_lock(&core->notes_lock);
-    if (core->note_count < NOTES)
-        core->notes[core->note_count++] = *one;
-    pthread_mutex_unlock(&core->notes_lock);
-    eventfd_write(core->notes_fd, 1);
-}
-
 void note(struct core *core, enum core_note_kind kind, const struct core_end *end, uint32_t protocol, int error)
 {
     const struct core_note one = {.end = *end, .kind = (int32_t)kind, .error = error, .protocol = protocol};
-    add_note(core, &one);
+    pthread_mutex_lock(&core->notes_lock);
+    if (core->note_count < NOTES)
+        core->notes[core->note_count++] = one;
+    pthread_mutex_unlock(&core->notes_lock);
+    eventfd_write(core->notes_fd, 1);
 }
 
 int core_notes_fd(const struct core *core)
@@ -32,7 +21,7 @@ int core_notes_fd(const struct core *core)
     return core->notes_fd;
 }
 
-void free_port(struct port *port)
+static void free_port(struct port *port)
 {
     free((void *)port->settings.admitted);
     free(port);
@@ -147,31 +136,26 @@ static struct port *find(const struct core *core, const struct core_port_setting
     return wanted->host.port <= found->settings.last ? found : NULL;
 }
 
-/* Read the address and port that a client connected to; IPv4 if they are mapped into IPv6. */
-static bool local_end(int client, struct core_end *end)
+/* Return the address and port in a socket address; IPv4 if they are mapped into IPv6. */
+struct core_end end_of(const struct sockaddr_storage *address)
 {
-    struct sockaddr_storage local;
-    socklen_t size = sizeof local;
-    *end = (struct core_end){0};
-    if (getsockname(client, (struct sockaddr *)&local, &size) < 0)
-        return false;
-    end->family = local.ss_family;
-    if (local.ss_family == AF_INET) {
-        const struct sockaddr_in *ipv4 = (const struct sockaddr_in *)&local;
-        end->port = ntohs(ipv4->sin_port);
-        memcpy(end->address, &ipv4->sin_addr, 4);
-        return true;
+    struct core_end end = {.family = address->ss_family};
+    if (address->ss_family == AF_INET) {
+        const struct sockaddr_in *ipv4 = (const struct sockaddr_in *)address;
+        end.port = ntohs(ipv4->sin_port);
+        memcpy(end.address, &ipv4->sin_addr, 4);
+        return end;
     }
-    const struct sockaddr_in6 *ipv6 = (const struct sockaddr_in6 *)&local;
-    end->port = ntohs(ipv6->sin6_port);
+    const struct sockaddr_in6 *ipv6 = (const struct sockaddr_in6 *)address;
+    end.port = ntohs(ipv6->sin6_port);
     if (IN6_IS_ADDR_V4MAPPED(&ipv6->sin6_addr)) {
-        end->family = AF_INET;
-        memcpy(end->address, ipv6->sin6_addr.s6_addr + 12, 4);
-        return true;
+        end.family = AF_INET;
+        memcpy(end.address, ipv6->sin6_addr.s6_addr + 12, 4);
+        return end;
     }
-    end->zone = ipv6->sin6_scope_id;
-    memcpy(end->address, &ipv6->sin6_addr, 16);
-    return true;
+    end.zone = ipv6->sin6_scope_id;
+    memcpy(end.address, &ipv6->sin6_addr, 16);
+    return end;
 }
 
 static bool is_excluded(const struct core *core, const struct core_end *at)
@@ -191,8 +175,13 @@ struct port *acquire_port(struct core *core, const struct entrance *entrance, in
     struct core_port_settings wanted = {.protocol = entrance->protocol};
     struct port *port = entrance->port;
     bool needs_address = port == NULL || (entrance->is_anywhere && core->excluded_count > 0);
-    if (needs_address && !local_end(client, &wanted.host))
-        return NULL;
+    if (needs_address) {
+        struct sockaddr_storage local;
+        socklen_t size = sizeof local;
+        if (getsockname(client, (struct sockaddr *)&local, &size) < 0)
+            return NULL;
+        wanted.host = end_of(&local);
+    }
     pthread_rwlock_rdlock(&core->lock);
     if (port == NULL) {
         port = find(core, &wanted);
@@ -248,14 +237,6 @@ static void take_out(struct core *core, struct port *port)
     memmove(core->ports + at, core->ports + at + 1, (core->port_count - at) * sizeof *core->ports);
 }
 
-/* Have one thread wait at an entrance; -1: errno. */
-static int watch_entrance(struct thread *thread, struct entrance *entrance)
-{
-    struct watch *watch = &entrance->watches[thread->number];
-    struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.ptr = watch};
-    return epoll_ctl(thread->epoll, EPOLL_CTL_ADD, entrance->fd, &event);
-}
-
 /* Have all threads wait at a listening socket; NULL: errno, and the socket is closed. */
 static struct entrance *listen_at(struct core *core, int fd, struct port *port, int is_anywhere)
 {
@@ -285,7 +266,7 @@ static struct entrance *listen_at(struct core *core, int fd, struct port *port, 
         link_init(&entrance->watches[number].paused);
     }
     for (unsigned number = 0; number < core->thread_count && error == 0; number++)
-        error = watch_entrance(core->threads[number], entrance) < 0 ? errno : 0;
+        error = watch_entrance(core->threads[number], &entrance->watches[number]) < 0 ? errno : 0;
     if (error == 0)
         return entrance;
     core_close_entrance(core, entrance);

@@ -22,9 +22,8 @@ _NOTES = 64  # read at once
 class StreamPort:
     """A published port, or a range of them."""
 
-    def __init__(self, streams: "Streams", backend: Backend, handle: int) -> None:
+    def __init__(self, streams: "Streams", handle: int) -> None:
         self._streams = streams
-        self.backend = backend
         self.handle = handle
 
     def counters(self) -> Counters:
@@ -102,7 +101,7 @@ class Streams:
         settings.admitted, settings.admitted_count = (Subnet * len(admitted))(*admitted), len(admitted)
         is_anywhere = sock is not None and is_unspecified(sock)
         fd = -1 if sock is None else sock.detach()
-        return StreamPort(self, backend, self._checked(core.core_add_port(self.handle, settings, fd, is_anywhere)))
+        return StreamPort(self, self._checked(core.core_add_port(self.handle, settings, fd, is_anywhere)))
 
     def abort(self) -> str:
         """Go on reading notes after an unexpected error."""

@@ -32,12 +32,13 @@ void wake(struct thread *thread)
 
 /* The inbox */
 
+/* Reset the thread's flows of a port; of all ports with NULL. */
 static void reset_flows_of(struct thread *thread, const struct port *port)
 {
     for (struct link *one = thread->flows.next, *next; one != &thread->flows; one = next) {
         struct flow *flow = OWNER(one, struct flow, all);
         next = one->next;
-        if (flow->port == port)
+        if (port == NULL || flow->port == port)
             handle(flow, UNPUBLISHED);
     }
 }
@@ -210,10 +211,7 @@ void *run_thread(void *argument)
     struct thread *thread = argument;
     while (!thread->is_stopping)
         run_round(thread);
-    for (struct link *one = thread->flows.next, *next; one != &thread->flows; one = next) {
-        next = one->next;
-        handle(OWNER(one, struct flow, all), UNPUBLISHED);
-    }
+    reset_flows_of(thread, NULL);
     close_flows(thread);
     return NULL;
 }
