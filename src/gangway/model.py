@@ -132,6 +132,15 @@ class PortRequest:
         """True if gangway has to choose the host port."""
         return self.host_ports is None or self.host_ports.count != self.container_ports.count
 
+    def names(self, mapping: "PortMapping") -> bool:
+        """True if this request may have led to a mapping."""
+        if mapping.protocol != self.protocol or mapping.host_address not in self.host_addresses:
+            return False
+        if not self.is_choice:
+            return (mapping.host_ports, mapping.container_ports) == (self.host_ports, self.container_ports)
+        is_host_port = self.host_ports is None or self.host_ports.includes(mapping.host_ports)
+        return is_host_port and self.container_ports.includes(mapping.container_ports)
+
     def split_ports(self) -> Iterator["PortRequest"]:
         """Yield one request for each container port if any host ports will do; else this request."""
         if self.host_ports is not None:

@@ -36,6 +36,7 @@ class DockerSite(Site):
         return {
             f"{one['container']} {one['host_address']} {one['host_ports']}:{one['container_ports']}/{one['protocol']}"
             for one in self.gangway.json("ls")
+            if not one["note"]
         }
 
     def wait_for(self, *ports: str) -> None:
@@ -129,8 +130,12 @@ def test_restarted_container_is_served_again(bare: DockerSite) -> None:
     bare.gangway("publish", f"docker:{name}", "-p", "8101:8100")
     assert bare.road("neighbour", HOST, 8101) == ("nat", NEIGHBOUR)
     first = bare.docker.address_of(name)
+    bare.gangway("publish", f"docker:{name}", "-p", "8102:8100")
     bare.docker.run("stop", "-t", "0", name)
     bare.wait_until_gone(name)
+    bare.gangway("unpublish", f"docker:{name}", "-p", "8102:8100")
+    listed = [line.split()[2:4] for line in bare.gangway("ls", f"docker:{name}").splitlines()[1:]]
+    assert listed == [["0.0.0.0:8101", "8100/tcp"], ["[::]:8101", "8100/tcp"]]
     other = bare.container()  # takes the address
     bare.docker.run("start", name)
     bare.serve(name, 8100)
@@ -139,6 +144,7 @@ def test_restarted_container_is_served_again(bare: DockerSite) -> None:
     for port in (8100, 8101):
         assert bare.road("neighbour", HOST, port) == ("nat", NEIGHBOUR)
         assert bare.road("host", "127.0.0.1", port).road == "redirect"
+    assert not bare.is_reached(bare.host.command, "127.0.0.1", 8102)
     bare.remove(name, other)
     bare.wait_until_gone(name)
 

@@ -32,7 +32,7 @@ def stock(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def target(site: DockerSite, port: int) -> tuple[str, str]:
     """Return the container that a port leads to, and its address; empty texts if the port is not published."""
-    published = (one for one in site.gangway.json("ls") if one["host_ports"] == str(port))
+    published = (one for one in site.gangway.json("ls") if one["host_ports"] == str(port) and not one["note"])
     return next(((one["container"], one["container_address"]) for one in published), ("", ""))
 
 
@@ -121,6 +121,8 @@ def test_port_admits_the_clients_of_its_subnets_and_leaves_nothing(stock: Docker
     assert stock.road("neighbour", HOST, 8200).road == "relay"
     with pytest.raises(echo_server.NoAnswer):
         echo_server.request(partial(stock.docker.command_in, name), "tcp", HOST, 8200)
+    stock.docker.run("stop", "-t", "0", name)
+    wait_until(lambda: "(container is stopped)" in stock.gangway("ls"), "the port to wait for its container")
     stock.gangway("unpublish", f"docker:{name}")
     assert name not in stock.gangway("ls") + stock.gangway("network", "ls")
     assert stock.is_free(8200)

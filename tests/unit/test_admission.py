@@ -85,7 +85,9 @@ def test_relay_knows_the_hosts_own_addresses() -> None:
 def test_parked_ports_stay_restricted(tmp_path: Path) -> None:
     with_clients, without = admitting(mapping("0.0.0.0"), "10.0.0.0/8", "fd00::/8"), mapping("::", "9000-9001")
     database = Database(tmp_path / "state.db")
-    ParkedPorts(database).park("3fa9", [with_clients, without])
+    ParkedPorts(database).park("3fa9", "docker:box", [with_clients, without])
     assert ParkedPorts(database).of("3fa9", "box") == [with_clients, without]
+    database.remember("parked", '{"3fa9": ["0.0.0.0:8000:8000/tcp"]}')  # by a daemon that did not store names
+    assert [str(one) for one in ParkedPorts(database).of("3fa9", "box")] == ["0.0.0.0:8000:8000/tcp"]
     database.remember("parked", '{"3fa9": ["0.0.0.0:8000:8000/tcp 10.0.0.0/99"]}')
     assert ParkedPorts(database).of("3fa9", "box") == []

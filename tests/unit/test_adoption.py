@@ -167,7 +167,7 @@ def test_requests_leave_what_is_dockers_to_docker(daemon: Daemon, box: Namespace
 def test_published_port_follows_a_container_to_its_new_address(daemon: Daemon, box: Namespace, tmp_path: Path) -> None:
     daemon.adopt(Adopted((BRIDGE,), (container(box, 8000),)))
     daemon.requests.publish("docker:web", ["0.0.0.0:9000-9001:90-91"])
-    daemon.adopt(Adopted((BRIDGE,), (), frozenset({"id of web"})))
+    daemon.adopt(Adopted((BRIDGE,), (), {"id of web": "docker:web"}))
     assert published(daemon) == []
     later = Daemon(tmp_path, daemon)
     later.adopt(Adopted((BRIDGE,), (container(box, 8000, last=3),)))
@@ -182,7 +182,7 @@ def test_published_port_follows_a_container_to_its_new_address(daemon: Daemon, b
 
 
 def test_published_port_waits_until_it_is_free_again(daemon: Daemon, box: Namespace) -> None:
-    running, stopped = Adopted((BRIDGE,), (container(box),)), Adopted((BRIDGE,), (), frozenset({"id of web"}))
+    running, stopped = Adopted((BRIDGE,), (container(box),)), Adopted((BRIDGE,), (), {"id of web": "docker:web"})
     daemon.adopt(running)
     daemon.requests.publish("docker:web", ["0.0.0.0:9000:90"])
     daemon.adopt(stopped)
@@ -198,6 +198,68 @@ def test_published_port_waits_until_it_is_free_again(daemon: Daemon, box: Namesp
         daemon.requests.unpublish("docker:web")
         daemon.adopt(running)
         assert published(daemon) == []
+
+
+def ports_of(daemon: Daemon) -> DockerPorts:
+    return DockerPorts(lambda: "", True, daemon.requests, daemon.adoption)
+
+
+def waiting(ports: DockerPorts, container: str | None = None) -> list[str]:
+    return [f"{one.container} {one} {ports.why_waiting(one)}" for one in ports.mappings(container).waiting]
+
+
+def test_ports_of_stopped_container_are_listed_and_can_be_unpublished(
+    daemon: Daemon, box: Namespace, tmp_path: Path
+) -> None:
+    """By the name that the container has by then, and also by the next daemon."""
+    running = Adopted((BRIDGE,), (container(box, 8000),))
+    daemon.adopt(running)
+    daemon.requests.publish("docker:web", ["0.0.0.0:9000:90", "0.0.0.0:9001:91/udp"])
+    daemon.adopt(Adopted((BRIDGE,), (), {"id of web": "docker:web"}))
+    daemon.adopt(Adopted((BRIDGE,), (), {"id of web": "docker:shop"}))
+    later = Daemon(tmp_path, daemon)
+    ports = ports_of(later)
+    reason = "container is stopped"
+    both = [f"docker:shop 0.0.0.0:9000:90/tcp {reason}", f"docker:shop 0.0.0.0:9001:91/udp {reason}"]
+    assert waiting(ports) == waiting(ports, "docker:shop") == both
+    for name, texts, said in (
+        ("docker:shop", ["0.0.0.0:9000:90", "0.0.0.0:9009:90"], "does not run, and has no mapping -p 0.0.0.0:9009:90"),
+        ("docker:web", [], "does not run, and gangway has published no ports of it"),
+    ):
+        with pytest.raises(Conflict, match=said):
+            ports.unpublish(name, texts)
+    assert waiting(ports) == both
+    assert [*map(str, ports.unpublish("docker:shop", ["9000:90"]).waiting)] == ["0.0.0.0:9000:90/tcp"]
+    assert waiting(ports) == both[1:]
+    ports.unpublish("docker:shop", [])
+    assert waiting(ports) == []
+    later.adopt(running)
+    assert published(later) == ["0.0.0.0:8000:80/tcp"]
+    later.close()
+
+
+def test_port_that_was_unpublished_does_not_come_back_with_one_that_waits(daemon: Daemon, box: Namespace) -> None:
+    """Of two ports one is in use when the container runs again; that is not forgotten, and the other one is."""
+    running, stopped = Adopted((BRIDGE,), (container(box),)), Adopted((BRIDGE,), (), {"id of web": "docker:web"})
+    daemon.adopt(running)
+    daemon.requests.publish("docker:web", ["0.0.0.0:9000:90", "0.0.0.0:9001:91", "0.0.0.0:9002:92"])
+    daemon.adopt(stopped)
+    ports = ports_of(daemon)
+    daemon.requests.create_network(WEB)
+    with Namespace("other") as other:
+        daemon.requests.attach(other.name, "web", ())
+        daemon.requests.publish(other.name, ["0.0.0.0:9000:90"])
+        daemon.adopt(running)
+        assert waiting(ports) == ["docker:web 0.0.0.0:9000:90/tcp not published: see the log"]
+        ports.unpublish("docker:web", ["0.0.0.0:9001:91"])
+        for one in (running, stopped, running):
+            daemon.adopt(one)
+        assert waiting(ports) == ["docker:web 0.0.0.0:9000:90/tcp not published: see the log"]
+        assert published(daemon) == ["0.0.0.0:9000:90/tcp", "0.0.0.0:9002:92/tcp"]
+        removed = ports.unpublish("docker:web", ["0.0.0.0:9000:90", "0.0.0.0:9002:92"])
+        assert ([len(one) for one in removed], waiting(ports)) == ([1, 1], [])
+        daemon.adopt(running)
+        assert published(daemon) == ["0.0.0.0:9000:90/tcp"]
 
 
 def test_container_moves_while_it_runs(daemon: Daemon, box: Namespace) -> None:
@@ -259,7 +321,7 @@ def test_ports_end_with_the_container_and_not_with_its_name(daemon: Daemon, box:
     daemon.adopt(Adopted((BRIDGE,), (container(box),)))
     daemon.requests.publish("docker:web", ["0.0.0.0:9000:90"])
     if is_renamed:
-        daemon.adopt(Adopted((BRIDGE,), (), frozenset({"id of web"})))
+        daemon.adopt(Adopted((BRIDGE,), (), {"id of web": "docker:web"}))
     later = (
         container(box, name="shop")._replace(id="id of web") if is_renamed else container(box)._replace(id="another")
     )
@@ -305,13 +367,11 @@ def test_port_beside_dockerds_rules_follows_its_container(
         assert daemon.requests.networks() == (DOCKERS,)
         assert published(daemon) == ["0.0.0.0:9000:90/tcp"]
         assert not daemon.driver.mappings
-        daemon.adoption.follow(Adopted((DOCKERS, others), (far,), frozenset({"id of web"})))
+        daemon.adoption.follow(Adopted((DOCKERS, others), (far,), {"id of web": "docker:web"}))
     assert published(daemon) == []
     later = Daemon(tmp_path, daemon)
     assert later.requests.follows_docker
     assert not later.requests.is_idle
-    with pytest.raises(Conflict, match="or does not run: then they can be unpublished after docker start web"):
-        DockerPorts(lambda: "", False, later.requests, later.adoption).unpublish("docker:web", [])
     later.adoption.follow(Adopted((DOCKERS,), (container(box),)))
     assert published(later) == ["0.0.0.0:9000:90/tcp"]
     DockerPorts(lambda: "", False, later.requests, later.adoption).unpublish("docker:web", [])

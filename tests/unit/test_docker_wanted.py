@@ -161,7 +161,7 @@ def test_network_that_gangway_cannot_serve_is_left_out_with_its_containers(
     changes: dict[str, Any], reason: str
 ) -> None:
     found = view([NETWORK | changes, {"Id": "b", "Name": "swarm", "Driver": "overlay"}], container())
-    assert found.adopted == Adopted(stopped=frozenset({"1"}))
+    assert found.adopted == Adopted(stopped={"1": "docker:box"})
     (problem,) = found.problems
     assert reason in problem
 
@@ -277,7 +277,7 @@ def test_container_is_removed_when_it_stops_or_leaves_its_bridge() -> None:
         assert len(found.adopted.containers) == 1
         found.use_container(msgspec.convert(changed, DockerContainer))
         assert not found.adopted.containers
-        assert found.adopted.stopped == {"1"}
+        assert found.adopted.stopped == {"1": "docker:box"}
         found.use_container(msgspec.convert(container(), DockerContainer))
     found.remove_container("1")
     found.remove_container("1")
@@ -285,7 +285,7 @@ def test_container_is_removed_when_it_stops_or_leaves_its_bridge() -> None:
     found.use_container(msgspec.convert(container(), DockerContainer))
     assert not found.adopted.stopped
     found.use_networks([])
-    assert found.adopted == Adopted(stopped=frozenset({"1"}))
+    assert found.adopted == Adopted(stopped={"1": "docker:box"})
     found.remove_container("1")
     assert found.adopted == Adopted()
 

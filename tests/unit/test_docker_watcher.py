@@ -156,14 +156,14 @@ async def test_only_what_an_event_concerns_is_read(path: Path) -> None:
             assert await stated.names(4) == ["two", "one"]
             docker.happen("container", "die", "one")
             assert await stated.names(5) == ["two"]
-            assert stated.all[-1].stopped == {"one"}
+            assert stated.all[-1].stopped == {"one": "docker:one"}
             docker.containers["two"]["Name"] = "/second"
             docker.happen("container", "rename", "two", name="second")
             assert await stated.names(6) == ["second"]
             assert stated.all[-1].containers[0].id == "two"
             docker.happen("container", "destroy", "one")
             assert await stated.names(7) == ["second"]
-            assert stated.all[-1].stopped == frozenset()
+            assert not stated.all[-1].stopped
             docker.networks = []
             docker.happen("network", "destroy", "net1")
             assert await stated.names(8) == []

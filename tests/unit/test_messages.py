@@ -113,6 +113,7 @@ def test_mapping_answer_has_the_road_of_each_kind_of_client() -> None:
         "source": "api",
         "redirected": 0,
         "from": [],
+        "note": "",
     }
     assert [(route["origin"], route["neighbour"]) for route in routes] == [
         ("loopback", False),

@@ -44,6 +44,12 @@ def test_admitted_clients_have_a_column_if_a_port_is_not_for_everybody(capsys: p
     assert [row[4] for row in _table(capsys)] == ["FROM", "10.0.0.0/8, fd00::/8", "-"]
 
 
+def test_port_that_waits_for_its_container_has_no_roads(capsys: pytest.CaptureFixture[str]) -> None:
+    port = admitting(mapping("::", "53", protocol=Protocol.UDP, container="docker:web"), "fd00::/8")
+    print_mappings(msgspec.to_builtins([MappingAnswer.waiting(port, "container is stopped")]))
+    assert _table(capsys)[1] == ["docker:web", "api", "[::]:53", "53/udp (container is stopped)", "fd00::/8", *"----"]
+
+
 @pytest.mark.parametrize(("container", "shown"), [("", "-"), ("docker:web", "docker:web")])
 def test_a_lease_is_shown_with_its_source(container: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
     answer = msgspec.to_builtins(MappingAnswer.of(planned(lease("0.0.0.0", "8000", "80"), NONE)))

@@ -163,8 +163,9 @@ def explanation(answer: Answer) -> Iterator[str]:
 
 
 def roads(mapping: Answer, origin: str) -> str:
-    """Return the road of an origin's clients; both, if those on the container's own network take another one."""
-    return ", ".join(dict.fromkeys(route["road"] for route in mapping["routes"] if route["origin"] == origin))
+    """Return the road of an origin's clients; two, if those on the container's own network take another one."""
+    found = dict.fromkeys(route["road"] for route in mapping["routes"] if route["origin"] == origin)
+    return ", ".join(found) or "-"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -177,11 +178,11 @@ def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _sides(mapping: Answer) -> tuple[str, str]:
-    """Return the host's and the container's side of a mapping."""
-    return (
-        f"{format_host(mapping['host_address'])}:{mapping['host_ports']}",
-        f"{format_host(mapping['container_address'])}:{mapping['container_ports']}/{mapping['protocol']}",
-    )
+    """Return the host's and the container's side of a mapping; while it waits for its container, why it does."""
+    host = f"{format_host(mapping['host_address'])}:{mapping['host_ports']}"
+    ports = f"{mapping['container_ports']}/{mapping['protocol']}"
+    at = format_host(mapping["container_address"])
+    return host, f"{at}:{ports}" if at else f"{ports} ({mapping['note']})"
 
 
 def _policy(network: Answer) -> Iterator[str]:

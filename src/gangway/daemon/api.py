@@ -41,7 +41,7 @@ from gangway.daemon.messages import (
 from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest, PortInUse, TimedOut, Unsupported
 from gangway.facts import Firewall
 from gangway.log import Log
-from gangway.model import PortRange, Protocol, Source, parse_address
+from gangway.model import PortMapping, PortRange, Protocol, Source, parse_address
 from gangway.peers import peer_credentials
 from gangway.reconcile.changes import ANSWERS_ELSEWHERE
 from gangway.state.requests import Requests
@@ -104,8 +104,13 @@ def _attach(service: Service, request: AttachRequest, _given: dict[str, str]) ->
 
 
 def _list_mappings(service: Service, _request: None, given: dict[str, str]) -> list[MappingAnswer]:
-    found = service.requests.mappings(given.get("container"))
-    return [MappingAnswer.of(planned, service.requests.redirected(planned)) for planned in found]
+    found = service.ports.mappings(given.get("container"))
+    published = [MappingAnswer.of(planned, service.requests.redirected(planned)) for planned in found.published]
+    return [*published, *(_waiting(service, mapping) for mapping in found.waiting)]
+
+
+def _waiting(service: Service, mapping: PortMapping) -> MappingAnswer:
+    return MappingAnswer.waiting(mapping, service.ports.why_waiting(mapping))
 
 
 def _publish(service: Service, request: PublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
@@ -113,6 +118,11 @@ def _publish(service: Service, request: PublishRequest, _given: dict[str, str]) 
         raise InvalidRequest("nothing to publish: name ports with -p")
     published = service.ports.publish(request.container, request.ports, parse_admitted(request.admitted))
     return list(map(MappingAnswer.of, published))
+
+
+def _unpublish(service: Service, request: UnpublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
+    found = service.ports.unpublish(request.container, request.ports)
+    return [*map(MappingAnswer.of, found.published), *(_waiting(service, mapping) for mapping in found.waiting)]
 
 
 def _explain(service: Service, _request: None, given: dict[str, str]) -> ExplainAnswer:
@@ -170,7 +180,7 @@ OPERATIONS = (
     Operation(
         "POST /mappings/withdraw",
         "Delete mappings of a container: those that are named, or all.",
-        lambda service, body, _: list(map(MappingAnswer.of, service.ports.unpublish(body.container, body.ports))),
+        _unpublish,
         list[MappingAnswer],
         UnpublishRequest,
     ),

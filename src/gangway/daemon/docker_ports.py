@@ -5,12 +5,20 @@ proxies: gangway then looks a container up when its first port is published, and
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from gangway.errors import Conflict
-from gangway.model import DOCKER_PREFIX, Subnets
+from gangway.model import DOCKER_PREFIX, PortMapping, Subnets, parse_port
 from gangway.plan import MappingPlan
 from gangway.state.adoption import Adoption
 from gangway.state.requests import Requests
+
+
+class Ports(NamedTuple):
+    """Ports of containers: those that are published, and those that wait for a container of Docker's or for a port."""
+
+    published: tuple[MappingPlan, ...]
+    waiting: tuple[PortMapping, ...] = ()
 
 
 class DockerPorts:
@@ -33,18 +41,43 @@ class DockerPorts:
         finally:
             self._adoption.forget_unpublished()
 
-    def unpublish(self, container: str, texts: Sequence[str]) -> tuple[MappingPlan, ...]:
-        """Unpublish a container's ports, as `Requests.unpublish` does.  Conflict: it is Docker's, and is stopped."""
-        if container.startswith(DOCKER_PREFIX) and not self._adoption.knows(container):
-            name = container.removeprefix(DOCKER_PREFIX)
-            raise Conflict(
-                f"container {name} has no published ports, or does not run: then they can be unpublished after docker "
-                f"start {name}, and end with docker rm {name}"
-            )
+    def mappings(self, container: str | None = None) -> Ports:
+        """Return all ports, or those of a container.  Conflict: it is unknown."""
+        waiting = self._adoption.waiting(container)
+        if container is not None and waiting and not self._adoption.knows(container):
+            return Ports((), waiting)
+        return Ports(self._requests.mappings(container), waiting)
+
+    def why_waiting(self, mapping: PortMapping) -> str:
+        """Return why a port that waits is not published."""
+        is_running = self._adoption.knows(mapping.container)
+        return "not published: see the log" if is_running else "container is stopped"
+
+    def unpublish(self, container: str, texts: Sequence[str]) -> Ports:
+        """Unpublish a container's ports, as `Requests.unpublish` does, and those that wait."""
+        known = self._adoption.waiting(container)
+        waiting = tuple(one for one in known if not texts or any(parse_port(text).names(one) for text in texts))
+        published: tuple[MappingPlan, ...] = ()
         try:
-            return self._requests.unpublish(container, texts)
+            if container.startswith(DOCKER_PREFIX) and not self._adoption.knows(container):
+                _require_named(container, texts, waiting)
+            else:
+                left = self._without_waiting(container, texts, waiting) if waiting else texts
+                published = self._requests.unpublish(container, left) if left or not texts else ()
+            self._adoption.forget_waiting((*waiting, *(one.mapping for one in published)))
         finally:
             self._adoption.forget_unpublished()
+        return Ports(published, waiting)
+
+    def _without_waiting(self, container: str, texts: Sequence[str], waiting: Sequence[PortMapping]) -> Sequence[str]:
+        """Leave out the texts, each as after Docker's `-p`, that name only ports that wait."""
+        published = [one.mapping for one in self._requests.mappings(container)]
+
+        def is_left(text: str) -> bool:
+            names = parse_port(text).names
+            return any(map(names, published)) or not any(map(names, waiting))
+
+        return list(filter(is_left, texts))
 
     def _look_up(self, name: str) -> None:
         from gangway.docker.lookup import find_container  # needs an HTTP client, as few daemons do
@@ -53,3 +86,15 @@ class DockerPorts:
         found = find_container(self._socket(), name)
         if not self._serves_docker:
             self._adoption.add(found)
+
+
+def _require_named(container: str, texts: Sequence[str], waiting: Sequence[PortMapping]) -> None:
+    """Conflict: one of the texts, each as after Docker's `-p`, names no port that waits, or there is none at all."""
+    name = container.removeprefix(DOCKER_PREFIX)
+    for text in texts:
+        if not any(map(parse_port(text).names, waiting)):
+            raise Conflict(
+                f"container {name} does not run, and has no mapping -p {text}: gangway ls lists its mappings"
+            )
+    if not waiting:
+        raise Conflict(f"container {name} does not run, and gangway has published no ports of it")

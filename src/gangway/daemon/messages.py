@@ -9,7 +9,7 @@ import msgspec
 
 from gangway.admission import parse_subnet
 from gangway.errors import InvalidRequest
-from gangway.model import Endpoint, Network, bridge_name, default_mtu, first_gateway, parse_address
+from gangway.model import Endpoint, Network, PortMapping, bridge_name, default_mtu, first_gateway, parse_address
 from gangway.plan import MappingPlan, Origin, Route
 
 _MAX_INT = (1 << 31) - 1
@@ -132,6 +132,15 @@ class MappingAnswer(msgspec.Struct):
     """How many sockets were redirected to it: connections, and peers of sockets that are not connected."""
     admitted: list[str] = msgspec.field(default=[], name="from")
     """The subnets of the clients that may connect, besides the host itself; empty: everybody."""
+    note: str = ""
+    """Why it is not published now; empty if it is."""
+
+    @classmethod
+    def waiting(cls, mapping: PortMapping, note: str) -> "MappingAnswer":
+        """Return a mapping that is not published now, and so has no roads."""
+        host = str(mapping.host_address), str(mapping.host_ports)
+        of = mapping.container, mapping.source, mapping.protocol
+        return cls(*of, *host, "", str(mapping.container_ports), [], 0, list(map(str, mapping.admitted)), note)
 
     @classmethod
     def of(cls, planned: MappingPlan, redirected: int = 0, routes: list[RouteAnswer] | None = None) -> "MappingAnswer":

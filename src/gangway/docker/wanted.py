@@ -178,7 +178,8 @@ class View:
         networks = tuple(bridge.network for bridge in self._bridges.values())
         names = {network.name for network in networks}
         containers = tuple(one for one in self._containers.values() if one.endpoint.network in names)
-        return Adopted(networks, containers, frozenset(self._names) - {one.id for one in containers})
+        running = {one.id for one in containers}
+        return Adopted(networks, containers, {one: name for one, name in self._names.items() if one not in running})
 
     @property
     def problems(self) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 Docker creates and deletes them; gangway adopts them, and changes nothing of them but the way of packets.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from gangway.model import Endpoint, Network, PortMapping
@@ -22,5 +24,5 @@ class Adopted(NamedTuple):
 
     networks: tuple[Network, ...] = ()
     containers: tuple[AdoptedContainer, ...] = ()
-    stopped: frozenset[str] = frozenset()
-    """The ids of containers that exist and do not run: ports that gangway has published for them come back."""
+    stopped: Mapping[str, str] = MappingProxyType({})
+    """The names of containers that exist and do not run, by their ids: ports that gangway has published come back."""

@@ -63,8 +63,8 @@ class Adoption:
         self._remove_ports(networks, containers)
         self._change_networks(networks)
         self._add(list(filter(self._is_incomplete, containers.values())))
-        unpublished = (one.id for one in containers.values() if self._is_incomplete(one))
-        self._registry.parked.retain({*unpublished, *wanted.stopped})
+        unpublished = {one.id: one.endpoint.container for one in containers.values() if self._is_incomplete(one)}
+        self._registry.parked.retain({**wanted.stopped, **unpublished})
         self.isolate()
 
     def follow(self, wanted: Adopted) -> None:
@@ -82,6 +82,14 @@ class Adoption:
     def knows(self, container: str) -> bool:
         """True if ports of a container can be published."""
         return self._registry.has_endpoint(container)
+
+    def waiting(self, container: str | None = None) -> tuple[PortMapping, ...]:
+        """Return the ports that gangway is to publish when their containers run, or when they are free."""
+        return self._registry.waiting(container)
+
+    def forget_waiting(self, mappings: Iterable[PortMapping]) -> None:
+        """Do not publish these ports again."""
+        self._registry.parked.remove(mappings)
 
     def add(self, found: Adopted) -> None:
         """Add containers whose network's rules are dockerd's, so that ports can be published for them."""
@@ -169,7 +177,8 @@ class Adoption:
         with self._controller.restoring():
             for container in ended:
                 mappings = (planned.mapping for planned in registry.mappings(container))
-                self._registry.parked.park(self._id(container), (one for one in mappings if one.source is Source.API))
+                own = (one for one in mappings if one.source is Source.API)
+                registry.parked.park(self._id(container), container, own)
             registry.remove_mappings(stale)
             for container in ended:
                 registry.remove_endpoint(container)

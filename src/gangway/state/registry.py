@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from gangway.errors import Conflict, InvalidRequest
 from gangway.facts import HostFacts
-from gangway.model import Address, Endpoint, Network, PortMapping, PortRequest, free_address, parse_port
+from gangway.model import Address, Endpoint, Network, PortMapping, free_address, parse_port
 from gangway.plan import MappingPlan, Plan, assemble, plan_mapping, plan_network
 from gangway.reconcile import properties
 from gangway.reconcile.state import Attachment, State, link_name, ports_of, redirects_of, steered_of
@@ -170,16 +170,19 @@ class Registry:
         request = parse_port(text)
         known = self._mappings[self.endpoint(container).container]
         if request.host_ports is None or request.is_choice:
-            found = tuple(planned for planned in known.values() if _may_be_of(planned.mapping, request))
+            found = tuple(planned for planned in known.values() if request.names(planned.mapping))
         else:
             given = request.host_ports, request.container_ports
             wanted = (str(PortMapping(container, request.protocol, at, *given)) for at in request.host_addresses)
             found = tuple(known[name] for name in wanted if name in known)
         if not found:
-            raise Conflict(
-                f"container {container} has no mapping -p {text}: list its mappings with gangway ls {container}"
-            )
+            raise Conflict(f"container {container} has no mapping -p {text}: gangway ls {container} lists them")
         return found
+
+    def waiting(self, container: str | None = None) -> tuple[PortMapping, ...]:
+        """Return the mappings of Docker's containers, or of one, that are not published: it is stopped, for example."""
+        found = (one for one in self.parked.all() if container in (None, one.container))
+        return tuple(one for one in found if str(one) not in self._mappings.get(one.container, {}))
 
     def add_mappings(self, mappings: Sequence[PortMapping]) -> tuple[MappingPlan, ...]:
         """Add mappings; they are in `index` already."""
@@ -282,16 +285,6 @@ class Registry:
         planned = self.planned(mapping)
         self._mappings[mapping.container][str(mapping)] = planned
         return planned
-
-
-def _may_be_of(mapping: PortMapping, request: PortRequest) -> bool:
-    """True if a request that leaves a choice of host port may have led to a mapping."""
-    return (
-        mapping.protocol == request.protocol
-        and request.container_ports.includes(mapping.container_ports)
-        and mapping.host_address in request.host_addresses
-        and (request.host_ports is None or request.host_ports.includes(mapping.host_ports))
-    )
 
 
 def _names(known: Iterable[str]) -> str:
