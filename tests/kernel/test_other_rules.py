@@ -1,9 +1,11 @@
 """Other programs' rules: gangway works beside them, explains their effects, and repairs its own."""
 
 import re
+import socket
 
 import pytest
 
+from lab import echo_server
 from lab.waiting import wait_until
 from tests.kernel.crossings import everywhere, reached
 from tests.kernel.snapshot import snapshot
@@ -113,6 +115,39 @@ def test_a_chain_that_drops_is_added_and_removed() -> None:
         assert "inet firewalld filter_FORWARD drops" in street.gangway.log.read_text()
         street.host.run("nft", "delete", "table", "inet", "firewalld")
         _is_served_by(street, port, "nat")
+
+
+def test_nftables_is_used_again_when_nobody_decides_in_forward_any_more() -> None:
+    """Without another program's policy or rule there; an established connection goes on all the while."""
+    with Street() as street, street.published(street.server, "8080:80") as port:
+        connect = (HOST4, port)
+        with street.neighbour.entered(), socket.create_connection(connect, 5) as client:
+            street.host.run("iptables", "-P", "FORWARD", "DROP")
+            _is_written_by(street, "iptables")
+            street.host.run("iptables", "-P", "FORWARD", "ACCEPT")
+            _is_written_by(street, "nftables")
+            assert street.host.run("iptables", "-S", "FORWARD").stdout == "-P FORWARD ACCEPT\n"
+            _is_served_by(street, port, "nat")
+            rule = "FORWARD", "-s", "192.0.2.1", "-j", "ACCEPT"
+            street.host.run("ip6tables", "-A", *(word.replace("192.0.2.1", "2001:db8::1") for word in rule))
+            _is_written_by(street, "iptables")
+            street.host.run("iptables", "-A", *rule)
+            street.host.run("ip6tables", "-D", *(word.replace("192.0.2.1", "2001:db8::1") for word in rule))
+            street.gangway("network", "create", "more", "--subnet", "172.28.0.0/24")
+            assert _firewall(street) == "iptables"
+            street.host.run("iptables", "-D", *rule)
+            _is_written_by(street, "nftables")
+            assert echo_server.request_over(client).peer == NEIGHBOUR4
+        _is_served_by(street, port, "nat")
+
+
+def _firewall(street: Street) -> str:
+    (found,) = (one["check"] for one in street.gangway.json("doctor") if one["note"] == "in use")
+    return str(found).removeprefix("firewall: ")
+
+
+def _is_written_by(street: Street, firewall: str) -> None:
+    wait_until(lambda: _firewall(street) == firewall, f"rules of {firewall}", _SOON_S)
 
 
 def _is_served_by(street: Street, port: int, road: str) -> None:

@@ -15,6 +15,7 @@ from gangway.firewall.iptables.driver import IptablesDriver
 from gangway.firewall.nft.driver import NftDriver
 from gangway.host.rule_notices import RuleNotices
 from gangway.host.saved_settings import SavedSettings
+from gangway.plan import Plan
 from tests.unit.fake_host import FakeGuard, FakeStorage
 from tests.unit.fake_iptables import Kernel, bare, restore, rules, save
 from tests.unit.samples import mapping, planned, whole
@@ -108,6 +109,31 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     found = Scene()
     yield found
     found.notices.close()
+
+
+@pytest.mark.parametrize(
+    ("rule", "policy", "set_later", "owned"),
+    [
+        ("", "ACCEPT", "", {4, 6}),
+        ("", "DROP", "", {6}),
+        ("", "DROP", "ACCEPT", {4, 6}),
+        ("-A FORWARD -i docker0 -j ACCEPT", "ACCEPT", "", {6}),
+    ],
+)
+@pytest.mark.parametrize("plan", [PLAN, CLOSED_PLAN], ids=["open", "closed"])
+def test_forward_is_ours_without_rules_and_policy_of_others(
+    scene: Scene, plan: Plan, rule: str, policy: str, set_later: str, owned: set[int]
+) -> None:
+    POLICIES["iptables"] = policy
+    if rule:
+        restore(HOST[4], f"*filter\n{rule}\nCOMMIT\n")
+    iptables = scene.driver(Firewall.IPTABLES)
+    iptables.rewrite(plan, None)
+    if set_later:
+        POLICIES["iptables"] = set_later
+        iptables.rewrite(plan, None)  # as the next check does
+    assert iptables.owned_forward_chains() == owned
+    assert Driver(scene.notices, scene.guard).owned_forward_chains() == set()
 
 
 @pytest.mark.parametrize("after", [Firewall.NFTABLES, Firewall.NONE])

@@ -68,11 +68,17 @@ class Parts:
         self.dataplane = DataPlane(relay, steering, redirect, settings)
         self.dataplane.reuse_ports = config.relay_settings.tcp_tw_reuse
         self._links = Links()
-        follow, changed_among = notices.rules.follow_filters, notices.changed_among
         self._registry = registry = Registry(self._database)
-        bridges = registry.adopted_bridges
         self.observer = Observer(
-            config, self._database, self._links, self.dataplane, bridges, lambda: leases.has_any, follow, changed_among
+            config,
+            self._database,
+            self._links,
+            self.dataplane,
+            registry.adopted_bridges,
+            lambda: leases.has_any,
+            notices.rules.follow_filters,
+            notices.changed_among,
+            self._owned_forward_chains,
         )
         forwarding = ForwardingSwitch(settings, self._links, lambda family: self._controller.filters(family))
         no_driver = Driver(notices.rules, self._guard)
@@ -91,6 +97,9 @@ class Parts:
     def adopt(self, found: Adopted) -> None:
         """Serve what Docker has, or let published ports follow its containers.  GangwayError: to be tried again."""
         (self._adoption.adopt if self.serves_docker else self._adoption.follow)(found)
+
+    def _owned_forward_chains(self) -> frozenset[int]:
+        return self._executor.driver.owned_forward_chains()
 
     def _driver_for(self, firewall: Firewall) -> Driver:
         nft, prefix = self.observer.tools.nft, self.config.chain_prefix

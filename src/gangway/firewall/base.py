@@ -63,6 +63,10 @@ class Driver:
         """True if other programs have rules in the FORWARD chain that ours are in."""
         return False
 
+    def owned_forward_chains(self) -> frozenset[int]:
+        """Return the families whose chain FORWARD would accept everything without our rules and our policy."""
+        return frozenset()
+
     def remove(self, before: Plan | None = None) -> None:
         """Remove all rules; `before` is the plan whose rules are known to be there."""
 

@@ -4,6 +4,7 @@
 final, so what our own table accepts does not pass a chain that drops (dockerd's and ufw's do), and what such a chain
 accepts does not pass a table of ours that drops because nothing was forwarded before.  gangway then adds its rules to
 that chain.  For the same reason a family counts as dropped if the chain that drops is not one that our rules are in.
+A FORWARD chain with nothing but our rules and our policy decides nothing: gangway returns to nftables.
 
 A chain drops if that is its policy, or if its last rule drops everything (as RHEL and firewalld have it).
 """
@@ -17,7 +18,7 @@ from secrets import token_hex
 import msgspec
 
 from gangway.daemon.config import Config
-from gangway.errors import HostRefused, Unsupported
+from gangway.errors import GangwayError, HostRefused, Unsupported
 from gangway.exclusions import excluded_addresses
 from gangway.facts import Firewall, HostFacts
 from gangway.firewall.iptables.render import DOCKERS_PREFIX
@@ -95,7 +96,7 @@ class Observer:
     """Looks at the host of one daemon; everything is read when it is first needed.
 
     `adopted_bridges` returns the names of Docker's bridges that are served, `has_leases` whether there are launchers.
-    `follow` is told the chains whose changes have to be noticed.
+    `follow` is told the chains whose changes have to be noticed.  `owned_forward_chains` is the driver's.
     `changed_among`: `host.events.Notices.changed_among`; without it any namespace may have changed.
     """
 
@@ -109,12 +110,14 @@ class Observer:
         has_leases: Callable[[], bool] = bool,
         follow: Callable[[Collection[str]], None] = lambda _: None,
         changed_among: Callable[[frozenset[int], bool], frozenset[int]] = lambda namespaces, _thorough: namespaces,
+        owned_forward_chains: Callable[[], Collection[int]] = tuple,
     ) -> None:
         self._config, self._database, self._links, self._dataplane = config, database, links, dataplane
-        self._changed_among = changed_among
+        self._changed_among, self._owned_forward_chains = changed_among, owned_forward_chains
         self._adopted_bridges, self._has_leases, self._follow = adopted_bridges, has_leases, follow
         self.tools = Tools()
         self._chains: Chains | None = None
+        self._owned: Collection[int] = ()
         self._routing: Routing | None = None
         self._excluded: frozenset[Address] | None = None
         self.answers_elsewhere: dict[str, set[Address]] = {}
@@ -156,7 +159,16 @@ class Observer:
             found = _read_chains()
             self._follow(list(map(str, found)))
             self._chains = _forward_chains(found)
+            with suppress(GangwayError):  # a tool failed: as it was
+                self._owned = self._owned_forward_chains()
         return self._chains
+
+    def _deciding_chains(self) -> Chains:
+        """Return other programs' chains, without iptables' FORWARD where it is ours alone."""
+        chains = {family: dict(found) for family, found in self.chains().items()}
+        for family in self._owned:
+            chains[family].pop(_forward_chain(family, self.tools), None)
+        return chains
 
     def routing(self, anew: bool = False) -> Routing:
         """Return what policy rules and interfaces' switches keep from being translated; read `anew`, or as last."""
@@ -176,7 +188,7 @@ class Observer:
 
         Unsupported: the configured firewall cannot be used.
         """
-        config, tools, chains = self._config, self.tools, self.chains()
+        config, tools, chains = self._config, self.tools, self._deciding_chains()
         forwarding = _forwarded()
         closing = frozenset(_FAMILIES) - (forwarding - switched_on) if config.ip_forward else frozenset()
         # Without root there are leases only, and no rule is written for them.
@@ -313,6 +325,11 @@ def _choose(wanted: str, tools: Tools, chains: Chains, closing: Collection[int])
     )
 
 
+def _forward_chain(family: int, tools: Tools) -> str:
+    """Return the chain FORWARD of the iptables that this host uses."""
+    return (_LEGACY_CHAIN if tools.is_legacy(family) else _IPTABLES_CHAIN)[family]
+
+
 def _decides(chains: dict[str, str], family: int, closing: Collection[int]) -> bool:
     """True if a FORWARD chain of iptables drops, or if a drop of ours would overrule what it accepts."""
     policies = [chains.get(names[family]) for names in (_IPTABLES_CHAIN, _LEGACY_CHAIN)]
@@ -321,7 +338,5 @@ def _decides(chains: dict[str, str], family: int, closing: Collection[int]) -> b
 
 def _dropper(firewall: Firewall, family: int, chains: dict[str, str], tools: Tools) -> str | None:
     """Return the chain that drops what our rules accept; None if there is none."""
-    own = None
-    if firewall is Firewall.IPTABLES:
-        own = (_LEGACY_CHAIN if tools.is_legacy(family) else _IPTABLES_CHAIN)[family]
+    own = _forward_chain(family, tools) if firewall is Firewall.IPTABLES else None
     return next((name for name, policy in chains.items() if policy == "drop" and name != own), None)

@@ -114,6 +114,11 @@ class IptablesDriver(Driver):
     def shares_forward_chain(self, family: int) -> bool:
         return bool(self._foreign_rules(family))
 
+    def owned_forward_chains(self) -> frozenset[int]:
+        found = (family for family in _FAMILIES if not self._foreign_rules(family))
+        policies = {family: self._saved.original(policy_name(self._tools[family])) for family in found}
+        return frozenset(family for family, policy in policies.items() if policy != _CLOSED)
+
     def remove(self, before: Plan | None = None) -> None:
         self._replace(dict.fromkeys(_FAMILIES, ()), ())
         self._built_in = dict.fromkeys(_FAMILIES, ())
