@@ -123,6 +123,7 @@ RELEASE_28_0: Listing = {
         "-A FORWARD -m set --match-set docker-ext-bridges-v4 dst -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
         "-A FORWARD -j DOCKER-ISOLATION-STAGE-1",
         "-A FORWARD -m set --match-set docker-ext-bridges-v4 dst -j DOCKER",
+        "-A FORWARD -i docker0 -j ACCEPT",
         "-A FORWARD -i docker_gwbridge ! -o docker_gwbridge -j ACCEPT",
         "-A FORWARD -i docker_gwbridge -o docker_gwbridge -j DROP",
         "-A DOCKER ! -i docker_gwbridge -o docker_gwbridge -j DROP",
@@ -141,7 +142,41 @@ RELEASE_28_0: Listing = {
         "-A DOCKER-INGRESS -j RETURN",
     ),
 }
-RELEASES = {"20.10": RELEASE_20, "28": RELEASE_28, "28 IPv6": RELEASE_28_IPV6, "28.0": RELEASE_28_0}
+# Swarm has left the rules of encrypted networks, as 20.10 and later releases write them.
+_U32 = '-m udp --dport 4789 -m u32 --u32 "0x0>>0x16&0x3c@0xc&0xffffff00=0x100000"'
+_BPF = (
+    '-m udp --dport 4789 -m bpf --bytecode "7,32 0 0 4294963252,7 0 0 0,64 0 0 4,116 0 0 8,21 1 0 4096,6 0 0 0,'
+    '6 0 0 4294967295"'
+)
+_MARKED = "-j MARK --set-xmark 0xd0c4e3/0xffffffff"
+ENCRYPTED: Listing = {
+    "mangle": (
+        f"-A OUTPUT -p udp {_U32} {_MARKED}",
+        f"-A OUTPUT -p udp {_BPF} {_MARKED}",
+        f"-A OUTPUT -p udp {_BPF} -m owner ! --socket-exists {_MARKED}",
+        "-A OUTPUT -p udp -m udp --dport 4789 -m owner --socket-exists -m mark --mark 0xd0c4e3"
+        " -j MARK --set-xmark 0x0/0xffffffff",
+    ),
+    "filter": (
+        f"-A INPUT -p udp -m policy --dir in --pol none {_BPF} -j DROP",
+        f"-A INPUT -p udp -m policy --dir in --pol ipsec {_U32} -j ACCEPT",
+        f"-A INPUT -p udp {_U32} -j DROP",
+        "-A FORWARD -j DOCKER-USER",
+        "-A FORWARD -j DOCKER-INGRESS",
+        "-A DOCKER-INGRESS -j RETURN",
+        "-A DOCKER-USER -j RETURN",
+        "-A FORWARD -o docker0 -j DOCKER",
+        "-A DOCKER ! -i docker0 -o docker0 -j DROP",
+    ),
+    "nat": ("-A DOCKER -i docker0 -j RETURN", "-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER"),
+}
+RELEASES = {
+    "20.10": RELEASE_20,
+    "28": RELEASE_28,
+    "28 IPv6": RELEASE_28_IPV6,
+    "28.0": RELEASE_28_0,
+    "encrypted networks": ENCRYPTED,
+}
 # Other programs' rules, some of them much like dockerd's.
 OTHERS: Listing = {
     "raw": (
@@ -150,7 +185,12 @@ OTHERS: Listing = {
         "-A PREROUTING -d 10.1.0.0/16 -i lo -j ACCEPT",
         "-A PREROUTING -d 127.0.0.1/32 ! -i lo -p tcp -m tcp --dport 5432 -j DROP",
     ),
-    "mangle": ("-A POSTROUTING -s 10.1.0.2/32 -p sctp -m sctp --sport 80 -j CHECKSUM --checksum-fill",),
+    "mangle": (
+        "-A POSTROUTING -s 10.1.0.2/32 -p sctp -m sctp --sport 80 -j CHECKSUM --checksum-fill",
+        "-A OUTPUT -p udp -m udp --dport 4789 -j MARK --set-xmark 0xd0c4e3/0xffffffff",
+        "-A OUTPUT -p udp -m owner --socket-exists -m udp --dport 4789 -j MARK --set-xmark 0x0/0xffffffff",
+        f"-A OUTPUT -p udp {_U32} -j MARK --set-xmark 0x1/0xffffffff",
+    ),
     "nat": (
         "-A PREROUTING -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.1.0.2:80",
         "-A PREROUTING -m addrtype --dst-type LOCAL -j theirs",
@@ -161,6 +201,8 @@ OTHERS: Listing = {
     ),
     "filter": (
         "-A INPUT -i docker0 -j ACCEPT",
+        "-A INPUT -p udp -m udp --dport 4789 -j DROP",
+        '-A INPUT -p udp -m udp --dport 4789 -m u32 --u32 "0x0>>0x16&0x3c@0xc=0x100000" -j DROP',
         "-A FORWARD -i docker0 -o eth0 -j ACCEPT",
         "-A FORWARD -i docker0 -j ACCEPT",
         "-A FORWARD -i eth1 ! -o eth1 -j ACCEPT",

@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from gangway.cli.views import print_change, print_docker
-from gangway.daemon import handover
+from gangway.daemon import docker_rules, handover
 from gangway.daemon.config import Config, Docker
 from gangway.daemon.docker_rules import DockerRules
 from gangway.daemon.handover import Handover
@@ -16,6 +16,8 @@ from gangway.daemon.messages import CheckAnswer, DockerChange
 from gangway.docker.running import Engine, Process
 from gangway.docker.settings_file import SettingsFile
 from gangway.errors import Conflict, HostRefused, InvalidRequest
+from gangway.host.saved_settings import SavedSettings
+from tests.unit.fake_host import FakeStorage
 
 NOW = 2_000_000_000.0  # later than any file of the test
 ENGINE = Engine("28.5.2", 7, False, False, False)
@@ -227,3 +229,20 @@ def test_disable_says_what_it_left(scene: Scene, capsys: pytest.CaptureFixture[s
     assert not SettingsFile(scene.path).backup.exists()
     print_change(cast("dict[str, object]", {"done": change.done, "advice": change.advice}))
     assert "\nWhat to do next:\n  set in gangway.toml" in capsys.readouterr().out
+
+
+def test_firewalld_settings_of_dockerds_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(docker_rules, "_FIREWALLD", tmp_path)
+    monkeypatch.setattr(docker_rules, "_tools", tuple)
+    monkeypatch.setattr(docker_rules, "_nft_tables", list)
+    storage = FakeStorage()
+    rules = DockerRules(lambda: None, storage, SavedSettings(storage, print))
+    assert [one.note for one in rules.checks()] == ["none"]
+    assert rules.remove(forward_accept=False).advice == []
+    (tmp_path / "zones").mkdir()
+    (tmp_path / "zones" / "docker.xml").touch()
+    first, second = rules.checks()
+    commands = "firewall-cmd --permanent --delete-zone=docker && firewall-cmd --reload"
+    assert first.note.endswith(commands)
+    assert (first.holds, second.note) == (True, "none")  # nothing of gangway's depends on them
+    assert rules.remove(forward_accept=False).advice[0].endswith(commands)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gangway.docker.leftovers import Leftovers, Rules, find, parse, removal
+from gangway.docker.leftovers import Leftovers, Rules, find, parse, removal, sets_of
 from tests.unit.dockers_rules import OTHERS, RELEASE_20, RELEASE_28, RELEASES, Listing
 from tests.unit.fake_iptables import Kernel, bare, restore, rules, save
 
@@ -60,7 +60,7 @@ def test_nothing_of_dockerds_stays(release: str) -> None:
 @given(seed=st.integers(0, 1 << 20))
 def test_rules_of_other_programs_stay(release: str, seed: int) -> None:
     listing = listed(RELEASES[release], OTHERS, seed=seed)
-    others = [line for found in OTHERS.values() for line in found]
+    others = [line for found in OTHERS.values() for line in found if line not in RELEASES[release]["filter"]]
     wanted = [line for line in lines(left_after(listing, [])) if line.rstrip() in others]
     left = left_after(listing, find(parse(listing), {}))
     assert lines(left) == wanted
@@ -97,6 +97,12 @@ def test_a_chain_with_rules_of_others_stays_and_what_leads_to_it(
     assert {line.split()[1] for line in jumps} - {*bare()[table]} <= set(there.kept)
     if table != "nat":
         assert not [one for one in find(parse(save(kernel)), {}) if one.table == "nat"]
+
+
+def test_sets_that_the_rules_used_are_named() -> None:
+    names = {release: [*map(sets_of, find(parse(listed(rules)), {}))] for release, rules in RELEASES.items()}
+    assert [one for found in names.pop("28.0") for one in found] == ["docker-ext-bridges-v4"]
+    assert not any(one for found in names.values() for one in found)
 
 
 def test_gangways_own_rules_stay() -> None:

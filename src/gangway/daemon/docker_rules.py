@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 from gangway.daemon.messages import CheckAnswer, DockerChange
-from gangway.docker.leftovers import USER_CHAIN, Leftovers, Rule, find, parse, removal
+from gangway.docker.leftovers import USER_CHAIN, Leftovers, Rule, find, parse, removal, sets_of
 from gangway.errors import GangwayError, HostRefused, Unsupported
 from gangway.firewall.iptables.driver import policy_name, remembered_rules
 from gangway.firewall.iptables.tool import Iptables
@@ -18,8 +19,15 @@ from gangway.firewall.nft.library import Nftables
 from gangway.host.saved_settings import SavedSettings, Storage
 
 _USUAL = {"iptables": 4, "ip6tables": 6}
-_NFT_TABLES = ("ip docker-bridges", "ip6 docker-bridges")  # dockerd 29, --firewall-backend nftables
+# dockerd 29, --firewall-backend nftables; `docker-overlay` has the rules of Swarm's encrypted networks.
+_NFT_TABLES = tuple(f"{family} docker-{what}" for what in ("bridges", "overlay") for family in ("ip", "ip6"))
 _CHECK = "dockerd's rules"
+_FIREWALLD = Path("/etc/firewalld")
+_PERMANENT = {
+    "zone": "zones/docker.xml",
+    "policy": "policies/docker-forwarding.xml",
+}  # by dockerd, where firewalld runs
+_IN_FIREWALLD = "firewalld has settings of dockerd's, which let everything pass to its bridges"
 
 
 class DockerRules:
@@ -33,6 +41,8 @@ class DockerRules:
         rows = [row for tool in _tools() for row in self._check(tool)]
         if tables := _nft_tables():
             rows.append(CheckAnswer(f"{_CHECK}: nftables", False, f"tables {', '.join(tables)}"))
+        if commands := _firewalld_commands():
+            yield CheckAnswer(f"{_CHECK}: firewalld", True, f"{_IN_FIREWALLD}; without dockerd's rules: {commands}")
         yield from rows or [CheckAnswer(_CHECK, True, "none")]
 
     def remove(self, forward_accept: bool) -> DockerChange:
@@ -48,6 +58,8 @@ class DockerRules:
                 errors.append(str(error))
         if errors:
             raise HostRefused(f"{'; '.join(errors)} ({'; '.join(change.done) or 'nothing was removed'})")
+        if commands := _firewalld_commands():
+            change.advice.append(f"{_IN_FIREWALLD}, and are not needed any more: {commands}")
         change.done = change.done or ["no rules of dockerd's were found: nothing was removed"]
         return change
 
@@ -64,6 +76,7 @@ class DockerRules:
                 tool.apply(text)
             place = f"{tool.command} {one.table}"
             change.done += [f"{place}: {text}" for text in (_removed(one, "removed "), _kept(one)) if text]
+            change.advice += [f"delete the set that these rules used: ipset destroy {name}" for name in sets_of(one)]
             if one.is_forward_closed and not is_ours:
                 (change.done if forward_accept else change.advice).append(_policy(tool, one, forward_accept))
 
@@ -107,6 +120,13 @@ def _nft_tables() -> list[str]:
         return [name for name in _NFT_TABLES if kernel.chains_and_rules(name)]
     except HostRefused:  # the kernel has no nftables
         return []
+
+
+def _firewalld_commands() -> str:
+    """Return the commands that delete what dockerd has added to firewalld's settings; empty if it has added nothing."""
+    found = {kind: Path(name).stem for kind, name in _PERMANENT.items() if (_FIREWALLD / name).exists()}
+    commands = [f"firewall-cmd --permanent --delete-{kind}={name}" for kind, name in found.items()]
+    return " && ".join([*commands, "firewall-cmd --reload"] if commands else [])
 
 
 def _is_left(one: Leftovers) -> bool:

@@ -1,7 +1,7 @@
 """dockerd's rules in what iptables-save(8) prints, and how they are removed.
 
-What this file knows: the rules that dockerd 20.10 to 29 writes (moby: libnetwork/drivers/bridge), as iptables-save
-spells them.  What it must not know: how the text gets into the kernel.
+What this file knows: the rules that dockerd 20.10 to 29 writes (moby: libnetwork/drivers/bridge, and overlay for the
+encrypted networks of Swarm), as iptables-save spells them.  What it must not know: how the text gets into the kernel.
 
 Other programs' rules stay.  In built-in chains and in dockerd's own ones, only rules of a form that dockerd writes, for
 one of its bridges, are dockerd's.  A chain of dockerd's that has another rule (as DOCKER-USER may), or that another
@@ -113,6 +113,12 @@ def removal(found: Leftovers, open_forward: bool = False) -> str:
     return "".join(f"{line}\n" for line in (f"*{found.table}", *lines, "COMMIT")) if lines else ""
 
 
+def sets_of(found: Leftovers) -> list[str]:
+    """Return the sets of dockerd's that the rules to delete match."""
+    names = (re.search(r"--match-set (\S+)", rule.text) for rule in found.rules)
+    return sorted({name[1] for name in names if name})
+
+
 def _leftovers(table: Table, known: "_Known", own: Mapping[str, int]) -> Leftovers:
     theirs, others = _sorted_out(table, known, own)
     chains = [chain for chain in table.chains if chain in _CHAINS.get(table.name, ())]
@@ -168,6 +174,12 @@ def _patterns(*forms: str) -> tuple[re.Pattern[str], ...]:
 _PORT = r"-p (?:tcp|udp|sctp) -m (?:tcp|udp|sctp) --dport \d+"
 _ESTABLISHED = "-m conntrack --ctstate RELATED,ESTABLISHED"
 _SET = r"-m set --match-set docker-ext-bridges-v[46] dst"  # 28.0.0
+_ACCEPTED_BRIDGE = r"-i BR -j ACCEPT"
+_MARK = "0xd0c4e3"  # of what encrypted networks send
+_NUMBER = r"0x[0-9a-f]+00"  # of such a network, behind the VXLAN header's flags
+_VNI = rf'-m (?:u32 --u32 "0x0>>0x16&0x3c@0xc&0xffffff00={_NUMBER}"|bpf --bytecode "[0-9 ,]+")'
+_VXLAN = rf"-m udp --dport \d+ {_VNI}"
+_NO_SOCKET = "(?:-m owner ! --socket-exists )?"
 _SOURCE = r"(?:MASQUERADE|SNAT --to-source \S+)"
 _FORWARD = (
     r"-j DOCKER-(?:USER|FORWARD|INGRESS|ISOLATION|ISOLATION-STAGE-1)",
@@ -186,6 +198,15 @@ _BRIDGES = _patterns(  # in the table `filter`: they tell which bridges are dock
 )
 _BUILT_IN = {
     ("filter", "FORWARD"): _patterns(*_FORWARD),
+    ("filter", "INPUT"): _patterns(
+        rf"-p udp -m policy --dir in --pol (?:none|ipsec) {_VXLAN} -j (?:DROP|ACCEPT)",
+        rf'-p udp -m udp --dport \d+ -m u32 --u32 "0x0>>0x16&0x3c@0xc&0xffffff00={_NUMBER}" -j DROP',
+    ),
+    ("mangle", "OUTPUT"): _patterns(
+        rf"-p udp {_NO_SOCKET}{_VXLAN} {_NO_SOCKET}-j MARK --set-xmark {_MARK}/0xffffffff",
+        rf"-p udp (?=.*{_MARK})(?:-m (?:owner --socket-exists|mark --mark {_MARK}|udp --dport \d+) )+"
+        r"-j MARK --set-xmark 0x0/0xffffffff",
+    ),
     ("nat", "PREROUTING"): _patterns(r"-m addrtype --dst-type LOCAL -j DOCKER(?:-INGRESS)?"),
     ("nat", "OUTPUT"): _patterns(
         r"(?:! -d (?:127\.0\.0\.0/8|::1/128) )?-m addrtype --dst-type LOCAL -j DOCKER(?:-INGRESS)?"
@@ -208,7 +229,7 @@ _OWN = {
     "filter": _patterns(
         *_FORWARD,
         rf"{_RETURN}|-j (?:{'|'.join(sorted(_CHAINS['filter']))})",
-        r"-i BR -j ACCEPT",
+        _ACCEPTED_BRIDGE,
         r"-i BR ! -o BR -j DOCKER-ISOLATION-STAGE-2",
         r"-o BR -j (?:DROP|RETURN)",
         rf"-i BR {_ESTABLISHED} -j ACCEPT",
@@ -230,6 +251,8 @@ _OWN = {
         r"(?:! -s fe80::/10 )?(?:-d NET )?(?:! -i BR )?PORT -j DNAT --to-destination \S+",
     ),
 }
+_BESIDE_SET = {("filter", "FORWARD"): _patterns(_ACCEPTED_BRIDGE)}
+"""What only 28.0.0 writes, whose rules there match a set of bridges."""
 _PUBLISHED = re.compile(rf"(?:-d (?P<host>\S+) )?(?:! -i \S+ )?(?P<port>{_PORT}) -j DNAT --to-destination (?P<to>\S+)")
 _MASQUERADED = re.compile(r"-s (?P<subnet>\S+) ! -o (?P<bridge>\S+) -j ")
 _PROTECTED = re.compile(r"-d (?P<subnet>\S+) ! -i (?P<bridge>\S+) -j DROP")
@@ -248,6 +271,7 @@ class _Known:
         jumps = [rule for rule in filters.get("FORWARD", ()) if rule.endswith(" -j DOCKER")]
         self._bridges = {found["bridge"] for found in _matches(_BRIDGES, [*own, *jumps])}
         published = [*_matches([_PUBLISHED], nat.get("DOCKER", ()))]
+        self._has_set = any(_matches(_patterns(rf"{_SET} -j DOCKER"), filters.get("FORWARD", ())))
         self._published = {(found["host"], found["port"]) for found in published}
         self._containers = {found["to"].rpartition(":")[0].strip("[]") for found in published}
         self._subnets = {one["subnet"] for one in self._of_bridges(_MASQUERADED, nat.get("POSTROUTING", ()))}
@@ -262,7 +286,10 @@ class _Known:
             return rule.text == _RETURN
         if self._is_user_chain_alone:
             return table == "filter" and rule == ("FORWARD", f"-j {USER_CHAIN}")
-        forms = _OWN[table] if rule.chain in _CHAINS.get(table, ()) else _BUILT_IN.get((table, rule.chain), ())
+        place = table, rule.chain
+        forms = _OWN[table] if rule.chain in _CHAINS.get(table, ()) else _BUILT_IN.get(place, ())
+        if self._has_set:
+            forms += _BESIDE_SET.get(place, ())
         return any(self._fits(found.groupdict()) for found in _matches(forms, [rule.text]))
 
     def _fits(self, found: Mapping[str, str | None]) -> bool:
