@@ -73,9 +73,14 @@ def test_ports_are_handed_over_and_back(tmp_path: Path) -> None:
         assert dockers(host) == set()
         gangway_serves(Site(host, docker), gangway)
 
-        assert "restored" in gangway("docker", "disable")
+        said = gangway("docker", "disable")
+        assert "restored" in said
         assert file.read_text() == BEFORE
         restart(docker)
+        assert "dockerd's bridges: route_localnet" in failing(gangway)[0]
+        command = next(line for line in said.splitlines() if "sysctl -w" in line)
+        host.run(*command.strip().removeprefix("then ").partition(" (")[0].split())
+        assert "dockerd's bridges: route_localnet" not in failing(gangway)[0]
         assert "-A DOCKER -i docker0 -j RETURN" in dockers(host)
         refuse_swarm(docker, gangway)
         assert file.read_text() == BEFORE

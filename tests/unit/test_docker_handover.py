@@ -30,6 +30,10 @@ class FakeRules(DockerRules):
 
     def __init__(self) -> None:
         self.there = True
+        self.localnet: list[str] = []
+
+    def localnet_settings(self) -> list[str]:
+        return self.localnet
 
     def checks(self) -> Iterator[CheckAnswer]:
         yield CheckAnswer("dockerd's rules", not self.there)
@@ -231,12 +235,30 @@ def test_disable_says_what_it_left(scene: Scene, capsys: pytest.CaptureFixture[s
     assert "\nWhat to do next:\n  set in gangway.toml" in capsys.readouterr().out
 
 
+def test_route_localnet_is_named_and_switched_off_when_the_proxy_is_back(scene: Scene) -> None:
+    scene.rules.localnet, scene.rules.there = ["net/ipv4/conf/docker0/route_localnet"], False
+    check, command = "dockerd's bridges: route_localnet", "sysctl -w net/ipv4/conf/docker0/route_localnet=0"
+    scene.path.write_text(OFF)
+    notes = {one.check: one.note for one in scene.handover.check().checks if one.holds}
+    assert notes[check].endswith("gangway's rules drop it")
+    scene.path.write_text("{}")
+    report = scene.handover.check()
+    assert [one.check for one in report.checks if not one.holds and one.check == check]
+    assert any(command in line for line in report.advice)
+    scene.handover.enable()
+    assert any(f"then {command}" in line for line in scene.handover.disable().advice)
+    scene.rules.localnet = []
+    assert check not in {one.check for one in scene.handover.check().checks}
+    scene.handover.enable()
+    assert not any("sysctl" in line for line in scene.handover.disable().advice)
+
+
 def test_firewalld_settings_of_dockerds_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(docker_rules, "_FIREWALLD", tmp_path)
     monkeypatch.setattr(docker_rules, "_tools", tuple)
     monkeypatch.setattr(docker_rules, "_nft_tables", list)
     storage = FakeStorage()
-    rules = DockerRules(lambda: None, storage, SavedSettings(storage, print))
+    rules = DockerRules(lambda: None, storage, SavedSettings(storage, print), tuple)
     assert [one.note for one in rules.checks()] == ["none"]
     assert rules.remove(forward_accept=False).advice == []
     (tmp_path / "zones").mkdir()

@@ -4,18 +4,19 @@ iptables' two variants have tables of their own, and dockerd may have used eithe
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from gangway.daemon.messages import CheckAnswer, DockerChange
-from gangway.docker.leftovers import USER_CHAIN, Leftovers, Rule, find, parse, removal, sets_of
+from gangway.docker.leftovers import NAMED, USER_CHAIN, Leftovers, Rule, find, parse, removal, sets_of
 from gangway.errors import GangwayError, HostRefused, Unsupported
 from gangway.firewall.iptables.driver import policy_name, remembered_rules
 from gangway.firewall.iptables.tool import Iptables
 from gangway.firewall.nft import kernel
 from gangway.firewall.nft.library import Nftables
+from gangway.host import sysctl
 from gangway.host.saved_settings import SavedSettings, Storage
 
 _USUAL = {"iptables": 4, "ip6tables": 6}
@@ -31,10 +32,26 @@ _IN_FIREWALLD = "firewalld has settings of dockerd's, which let everything pass 
 
 
 class DockerRules:
-    """The rules that dockerd has left.  `checks` changes nothing; `remove` is for one thread."""
+    """The rules that dockerd has left.  `checks` changes nothing; `remove` is for one thread.
 
-    def __init__(self, nft: Callable[[], Nftables | None], storage: Storage, saved: SavedSettings) -> None:
-        self._nft, self._storage, self._saved = nft, storage, saved
+    `bridges` returns the names of Docker's bridges that are served; those that dockerd has named are known anyway.
+    """
+
+    def __init__(
+        self,
+        nft: Callable[[], Nftables | None],
+        storage: Storage,
+        saved: SavedSettings,
+        bridges: Callable[[], Collection[str]],
+    ) -> None:
+        self._nft, self._storage, self._saved, self._bridges = nft, storage, saved, bridges
+
+    def localnet_settings(self) -> list[str]:
+        """Return the settings `route_localnet` of dockerd's bridges that are on, as without a proxy."""
+        served = self._bridges()
+        bridges = (name for name in sysctl.interfaces(4) if name in served or NAMED.fullmatch(name))
+        settings = (f"net/ipv4/conf/{name}/route_localnet" for name in bridges)
+        return [name for name in settings if sysctl.read(name) == "1"]
 
     def checks(self) -> Iterator[CheckAnswer]:
         """Yield a check for each tool that lists rules of dockerd's, or one that there are none."""

@@ -5,7 +5,7 @@ for that.  Its rules that are left then are removed by another command, because 
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from gangway.daemon.config import Config
 from gangway.daemon.docker_rules import DockerRules
 from gangway.daemon.messages import CheckAnswer, DockerChange, DockerReport
 from gangway.docker.activation import would_start_dockerd
-from gangway.docker.daemon_json import NOTED, SWITCHES, needed, to_change
+from gangway.docker.daemon_json import NOTED, PROXY, SWITCHES, needed, to_change
 from gangway.docker.running import Engine, Process, find_process, in_use, read_engine
 from gangway.docker.settings_file import DEFAULT, SettingsFile
 from gangway.errors import Conflict, HostRefused, InvalidRequest
@@ -36,6 +36,13 @@ _USER_CHAIN = (
 _OWN_LINES = ["add to gangway.toml, and restart gangway's daemon (or start it with --docker):"]
 _OWN_LINES += ["  [docker]", "  enabled = true"]
 _CLEANUP = "remove dockerd's rules: gangway docker cleanup"
+_LOCALNET_CHECK = "dockerd's bridges: route_localnet"
+_LOCALNET = (
+    "dockerd without a proxy switches it on, which lets in what containers send to the host's loopback addresses"
+)
+_LOCALNET_LEFT = (
+    "left on by a dockerd without a proxy: it lets in what containers send to the host's loopback addresses"
+)
 _SAME_RULES = f"gangway's own rules look like dockerd's (chain-prefix {DOCKERS_PREFIX})"
 
 
@@ -67,6 +74,12 @@ class _Dockerd(NamedTuple):
             for key in needed(settings, self.flags)
         }
         return {key: is_on for key, is_on in found.items() if is_on is not False}
+
+    def may_lack_proxy(self, settings: Mapping[str, object]) -> bool:
+        """True if it has started without any proxy, or if that cannot be told."""
+        if self.process is None:
+            return settings.get(PROXY) is False
+        return not in_use(PROXY, True, self.process, settings, self.file.changed_s(), None)
 
     def restart(self) -> str:
         """Return how it is restarted, and what that does to containers."""
@@ -105,12 +118,18 @@ class Handover:
         checks.append(CheckAnswer("gangway: Docker's ports", self._is_serving(), note))
         switched_on = dockerd.switched_on(settings)
         checks += _process_checks(dockerd, settings, switched_on)
+        localnet = self._rules.localnet_settings()
+        is_left = bool(localnet) and not dockerd.may_lack_proxy(settings)
+        if localnet:
+            note = _LOCALNET_LEFT if is_left else _LOCALNET + "; gangway's rules drop it" * self._is_serving()
+            checks.append(CheckAnswer(_LOCALNET_CHECK, not is_left, f"{', '.join(localnet)}: {note}"))
         rules = [CheckAnswer("dockerd's rules", True, f"{_SAME_RULES}: not told apart")]
         if self._config().chain_prefix != DOCKERS_PREFIX:
             rules = list(self._rules.checks())
         advice = [f"set in {dockerd.file.path}, or let gangway docker enable do it:"] if missing else []
         advice += [f'  "{key}": false' + "," * (key != missing[-1]) for key in missing]
         advice += [*self._own_lines(), *([dockerd.restart()] if switched_on else [])]
+        advice += [_switch_off(localnet)] * is_left
         if not all(check.holds for check in rules):
             advice.append("then " * bool(switched_on) + _CLEANUP)
         return DockerReport([*checks, *rules], advice)
@@ -140,7 +159,8 @@ class Handover:
         own = [
             "set in gangway.toml, table [docker]: enabled = false; and restart gangway's daemon"
         ] * self._is_serving()
-        return DockerChange(done, [*own, dockerd.restart()])
+        localnet = [] if dockerd.file.settings().get(PROXY) is False else self._rules.localnet_settings()
+        return DockerChange(done, [*own, dockerd.restart(), *([f"then {_switch_off(localnet)}"] if localnet else [])])
 
     def clean_up(self, forward_accept: bool) -> DockerChange:
         """Remove dockerd's rules.  Conflict: it needs them; nothing was removed.  HostRefused: which were not."""
@@ -213,6 +233,10 @@ def _process_checks(
         yield CheckAnswer("dockerd: flags", False, text)
     if dockerd.is_swarm:
         yield CheckAnswer("dockerd: no Swarm", False, _SWARM)
+
+
+def _switch_off(settings: Iterable[str]) -> str:
+    return f"sysctl -w {' '.join(f'{name}=0' for name in settings)} (dockerd with a proxy does not)"
 
 
 def _started_with(switched_on: Mapping[str, bool | None]) -> str:

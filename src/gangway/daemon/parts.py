@@ -146,7 +146,8 @@ class Parts:
     def handover(self) -> "Handover":
         from gangway.daemon.handover import Handover  # needs the HTTP client
 
-        rules = DockerRules(lambda: self.observer.tools.nft, self._database, self._settings)
+        nft, bridges = lambda: self.observer.tools.nft, self._registry.adopted_bridges
+        rules = DockerRules(nft, self._database, self._settings, bridges)
         return Handover(lambda: self.config, rules, lambda: self.serves_docker)
 
     def _wanted_settings(self) -> Iterator[tuple[str, str, str]]:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from gangway.errors import InvalidRequest
 
-SWITCHES = ("iptables", "ip6tables", "userland-proxy")
+PROXY = "userland-proxy"
+SWITCHES = ("iptables", "ip6tables", PROXY)
 """The keys that have to be false.  dockerd's backends for nftables and iptables obey the first two alike."""
 NOTED = ("userland-proxy-path", "ip-forward", "ip", "live-restore", "firewall-backend")
 """Other keys that matter to published ports."""

@@ -36,7 +36,8 @@ _CHAINS = {
 }
 _ORDER = ("raw", "mangle", "nat", "filter")
 """The chains, by which dockerd's rules are told, come last: what a failure leaves is found again."""
-_NAMED = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}")  # bridges that dockerd has named
+NAMED = re.compile(r"docker0|docker_gwbridge|br-[0-9a-f]{12}")
+"""The names that dockerd gives bridges."""
 _RETURN = "-j RETURN"
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')  # a comment, for example
 
@@ -304,7 +305,7 @@ class _Known:
         return "published" not in found or (found["published"], found["port"]) in self._published
 
     def _is_bridge(self, name: str) -> bool:
-        return name in self._bridges or _NAMED.fullmatch(name) is not None
+        return name in self._bridges or NAMED.fullmatch(name) is not None
 
     def _is_container(self, address: str) -> bool:
         found = ip_address(address.partition("/")[0])
