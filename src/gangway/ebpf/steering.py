@@ -154,8 +154,8 @@ class Steering(Program):
         missing = requirements.bind_errors()
         if missing is not None:
             raise Unsupported(missing)
-        for protocol, _ in KINDS:  # HostRefused: without the kernel's socket table no port could be checked
-            sockets.bound_ports(protocol)
+        for protocol in {protocol for protocol, _ in KINDS}:
+            sockets.bound_ports(protocol)  # HostRefused: without the kernel's socket table no port could be checked
         auto_bound = self._auto_bound_fd()
         loaded = LoadedObject(OBJECT, former_links, maps={} if auto_bound is None else {"auto_bound": auto_bound})
         port_map = PortMap(loaded, "published", keys.STATE_BYTES, keys.STEERING_ROWS, keys.steering_spans)

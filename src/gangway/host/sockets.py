@@ -12,7 +12,7 @@ import ctypes
 import errno
 import socket
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -129,7 +129,11 @@ def first_port_in_use(
 
 def bound_ports(protocol: str) -> frozenset[int]:
     """Return the ports of all sockets that are bound and not connected.  HostRefused: the kernel does not list them."""
-    return frozenset(port for address in ("0.0.0.0", "::") for port, _ in _bound(protocol, address))
+    return frozenset(
+        found["idiag_sport"]
+        for found in _listed(protocol, FAMILIES.values())
+        if found["idiag_src"] not in UNREACHABLE.values()
+    )
 
 
 def describe_holder(protocol: str, address: str, port: int) -> str:
@@ -142,19 +146,29 @@ def describe_holder(protocol: str, address: str, port: int) -> str:
 
 
 def _bound(protocol: str, address: str) -> Iterator[tuple[int, str]]:
-    """Yield port and address of each socket that is bound, not connected, and could conflict with one at `address`."""
+    """Yield port and address of each socket that is bound, not connected, and could conflict with one at `address`.
+
+    One at `::` serves IPv4, too, unless it is for IPv6 only.
+    """
+    is_ipv4 = ":" not in address
+    for found in _listed(protocol, FAMILIES.values() if is_ipv4 else (socket.AF_INET6,)):
+        at = found["idiag_src"].removeprefix("::ffff:")
+        is_dual = at == "::" and not found.get_attr("INET_DIAG_SKV6ONLY")
+        if at not in UNREACHABLE.values() and (is_ipv4 is (":" not in at) or (is_ipv4 and is_dual)):
+            yield found["idiag_sport"], at
+
+
+def _listed(protocol: str, families: Iterable[int]) -> Iterator[Any]:
+    """Yield the kernel's record of each socket that is bound and not connected.
+
+    A list takes milliseconds for TCP however few there are: the kernel walks through its whole hash table.
+    """
     from pyroute2.netlink.diag import DiagSocket  # it takes megabytes, and a daemon with leases only needs none of it
 
-    is_ipv4 = ":" not in address
     with attempting("list sockets"), DiagSocket() as diag:
         diag.bind()
-        wanted = {"states": _BOUND_STATES[protocol], "protocol": PROTOCOLS[protocol]}
-        for family in (socket.AF_INET, socket.AF_INET6) if is_ipv4 else (socket.AF_INET6,):
-            for found in diag.get_sock_stats(family=family, **wanted):
-                at = found["idiag_src"].removeprefix("::ffff:")
-                is_dual = at == "::" and not found.get_attr("INET_DIAG_SKV6ONLY")
-                if at not in UNREACHABLE.values() and (is_ipv4 is (":" not in at) or (is_ipv4 and is_dual)):
-                    yield found["idiag_sport"], at
+        for family in families:
+            yield from diag.get_sock_stats(family=family, states=_BOUND_STATES[protocol], protocol=PROTOCOLS[protocol])
 
 
 def _conflict(at: str, address: str) -> bool:
