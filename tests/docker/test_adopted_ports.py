@@ -3,6 +3,7 @@
 All tests of an engine share one dockerd and one daemon, so each uses different ports.
 """
 
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from lab import echo_server
 from lab.dockerd import Dockerd
 from lab.engines import engine_root
 from lab.gangwayd import Gangway
-from lab.netns import Host
+from lab.netns import Host, Namespace
 from lab.roads import ObservedRoad, observe_road
 from lab.waiting import wait_until
 from tests.docker.dockerhost import ENGINE_PARAMETERS, PROXY, Site
@@ -248,6 +249,48 @@ def test_drop_ins_leases_are_the_ports(tmp_path: Path) -> None:
         site.remove(name)
         site.wait_until_gone(name)
         assert site.is_free(8000)
+
+
+def test_label_restricts_leased_ports_with_either_firewall(tmp_path: Path) -> None:
+    """A relay that serves a launcher's lease admits everybody: rules have to drop the others."""
+    with docker_site("", tmp_path, PROXY) as site:
+        names = [
+            site.container(
+                *("-p", f"{port}:80", "-p", f"{port}:80/udp", "--label", f"gangway.from={clients}"), serving=(80,)
+            )
+            for port, clients in ((8700, "192.0.2.0/24,172.30.0.2"), (8701, "192.0.2.0/24,198.51.100.0/24"))
+        ]
+        site.wait_for(f"docker:{names[1]} :: 8701:80/udp")
+        for firewall in ("iptables", "nftables"):
+            _use_firewall(site, tmp_path / "gangway.toml", firewall)
+            wait_until(partial(_is_nat, site, 8700), "nat for an admitted client")
+            wait_until(lambda: not _answers(site.neighbour, "tcp", HOST, 8701), "the others to be dropped")
+            for protocol in ("tcp", "udp"):
+                assert _answers(site.neighbour, protocol, HOST, 8700)
+                assert not _answers(site.neighbour, protocol, HOST, 8701)
+                assert not _answers(site.neighbour, protocol, "fd30::1", 8700)
+                assert _answers(site.host, protocol, HOST, 8701)
+                assert _answers(site.host, protocol, "::1", 8701)
+            assert not site.is_reached(partial(site.docker.command_in, names[1]), HOST, 8700)
+
+
+def _use_firewall(site: DockerSite, settings: Path, firewall: str) -> None:
+    settings.write_text(f'firewall = "{firewall}"\n[docker]\nsocket = "{site.docker.socket}"\n')
+    assert site.gangway.daemon is not None
+    site.gangway.daemon.send_signal(signal.SIGHUP)
+    wait_until(lambda: "in use" in _doctor(site, f"firewall: {firewall}"), f"rules of {firewall}")
+
+
+def _doctor(site: DockerSite, check: str) -> str:
+    return next(str(one["note"]) for one in site.gangway.json("doctor") if one["check"] == check)
+
+
+def _answers(client: Namespace, protocol: str, address: str, port: int) -> bool:
+    try:
+        with client.entered():
+            return bool(echo_server.request_here(protocol, address, port, patience_s=0.7))
+    except echo_server.NoAnswer:
+        return False
 
 
 def _is_nat(site: DockerSite, port: int, protocol: str = "tcp") -> bool:

@@ -270,11 +270,14 @@ def test_container_moves_while_it_runs(daemon: Daemon, box: Namespace) -> None:
     assert published(daemon) == ["0.0.0.0:8000:80/tcp", "0.0.0.0:9000:90/tcp"]
 
 
-@pytest.mark.parametrize(("firewall", "restricted"), [(Firewall.NFTABLES, ["8000", "9000"]), (Firewall.NONE, ["9000"])])
+@pytest.mark.parametrize(
+    ("firewall", "restricted"),
+    [(Firewall.NFTABLES, ["8000", "9000"]), (Firewall.IPTABLES, ["8000", "9000"]), (Firewall.NONE, ["9000"])],
+)
 def test_port_that_a_launcher_serves_to_everybody_is_not_called_restricted(
     daemon: Daemon, box: Namespace, monkeypatch: pytest.MonkeyPatch, firewall: Firewall, restricted: list[str]
 ) -> None:
-    """Only the rules of nftables also restrict the leases of docker-proxy launchers."""
+    """Only rules also restrict the leases of docker-proxy launchers."""
     facts = replace(daemon.requests.facts, firewall=firewall, leased=True)
     monkeypatch.setattr(Controller, "facts", property(lambda _: facts))
     monkeypatch.setattr(Leases, "has_any", True)

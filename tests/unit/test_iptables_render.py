@@ -1,7 +1,7 @@
 """A plan as iptables rules: the whole text of some plans, the article's listings, and which rules match a client."""
 
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses, ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -26,11 +26,18 @@ from tests.unit.samples import (
     ROUTED,
     ROUTED_NETWORKS,
     WEB,
+    admitting,
+    held,
     mapping,
     planned,
     whole,
 )
 
+SUBNETS = st.builds(
+    lambda address, length: IPv4Network((address, length), strict=False),
+    st.integers(0, (1 << 32) - 1),
+    st.integers(0, 32),
+)
 PREFIX, DOCKER = "GANGWAY", "DOCKER"
 DOCKERS = HostFacts(Firewall.IPTABLES, own_bridge=False)
 PLANS: dict[str, Plan] = {
@@ -122,6 +129,48 @@ def test_a_mapping_has_a_rule_in_nat_and_one_in_filter(one: PortMapping, match: 
     start = f"-A {PREFIX} -s {address} -i gw-web -p tcp -m tcp --sport {inner} ! --tcp-flags FIN,SYN,RST,ACK SYN "
     is_kept = one.keeps_ports and one.host_address.is_unspecified
     assert [rule.startswith(start) for rule in rejected] == [True] * (not is_kept)
+
+
+LEASED = replace(IPTABLES, leased=True)
+
+
+def refusals(one: PortMapping, family: int, facts: HostFacts = LEASED) -> list[str]:
+    """Return the rules for what comes in at a mapping's port, and is not translated."""
+    tables = render(whole(facts, one), family, PREFIX)
+    return [rule for table in tables for rule in table.rules if rule.startswith("-A INPUT") and "--ctstate NEW" in rule]
+
+
+@pytest.mark.parametrize(
+    ("one", "family", "sources"),
+    [
+        (admitting(held("0.0.0.0"), "10.0.0.0/8"), 4, ["! -s 10.0.0.0/8 "]),
+        (admitting(held("0.0.0.0"), "0.0.0.0/1", "192.0.0.0/2"), 4, ["-s 128.0.0.0/2 "]),
+        (admitting(held("::"), "10.0.0.0/8"), 6, [""]),
+        (admitting(held("::"), "::/0"), 6, []),
+        (admitting(held("0.0.0.0"), "10.0.0.0/8"), 6, []),
+        (held("0.0.0.0"), 4, []),
+        (admitting(mapping("0.0.0.0"), "10.0.0.0/8"), 4, []),
+        (admitting(held("fe80::5"), "fd00::/8"), 6, []),
+    ],
+)
+def test_other_clients_are_dropped_at_leased_ports(one: PortMapping, family: int, sources: list[str]) -> None:
+    rest = "! -i lo -p tcp -m tcp --dport 8000 -m conntrack --ctstate NEW -j DROP"
+    assert refusals(one, family) == [f"-A INPUT {source}{rest}" for source in sources]
+    assert refusals(one, family, IPTABLES) == []
+
+
+@given(st.lists(SUBNETS, min_size=1, max_size=9), st.integers(0, (1 << 32) - 1), st.data())
+def test_a_client_is_dropped_or_admitted(subnets: list[IPv4Network], number: int, data: st.DataObject) -> None:
+    admitted = [*collapse_addresses(subnets)]
+    one = admitting(held("0.0.0.0"), *map(str, admitted))
+    edges = [at for one in admitted for at in (one[0], one[-1])]
+    client = data.draw(st.just(IPv4Address(number)) | st.sampled_from(edges))
+    drops = 0
+    for words in map(str.split, refusals(one, 4)):
+        is_inverted = words[2:4] == ["!", "-s"]
+        subnet = ip_network(words[4] if is_inverted else words[3])
+        drops += (client in subnet) is not is_inverted
+    assert drops == (not any(client in one for one in admitted))
 
 
 def test_matching_rules_of_each_kind_of_client() -> None:

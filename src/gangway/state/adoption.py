@@ -125,7 +125,7 @@ class Adoption:
     def _without_unrestrictable(self, one: AdoptedContainer) -> AdoptedContainer:
         """Leave out ports that are not for everybody, where a launcher's lease would serve everybody."""
         facts = self._controller.facts
-        if not facts.leased or facts.firewall is Firewall.NFTABLES:  # whose rules also restrict leased ports
+        if not facts.leased or facts.firewall is not Firewall.NONE:  # rules also restrict leased ports
             return one
         restricted = [mapping for mapping in one.mappings if mapping.admitted and mapping.is_held]
         for mapping in restricted:
@@ -256,7 +256,7 @@ class Adoption:
 def _refuse_restriction(mapping: PortMapping) -> None:
     raise Unsupported(
         f"the label gangway.from does not hold for {mapping}: gangway's docker-proxy serves everybody there; use "
-        '"userland-proxy": false in its place, or nftables'
+        '"userland-proxy": false in its place, or a firewall'
     )
 
 

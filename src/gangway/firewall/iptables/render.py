@@ -10,7 +10,8 @@ OUTPUT send packets for a local address to that chain, which has a rule for each
 established connections, what leaves a bridge, and what stays within one.  `mangle` and `raw` have what Docker's layout
 lacks: networks are isolated, a container or the host's loopback address can only be reached by a published port,
 invalid segments are dropped, and the size of segments is limited to what the routes carry (nft/render.py says why).
-For SCTP `mangle` has two more rules for each mapping, in both families: nft/render.py says why.
+Where launchers have leases of a port that is not for everybody, `mangle` drops the other clients before the relay gets
+them.  For SCTP `mangle` has two more rules for each mapping, in both families: nft/render.py says why.
 
 With the prefix DOCKER the rules are Docker's to the letter: connections from a container's own bridge are not
 translated but left to the relay, a container that connects to itself is masqueraded by a rule for each port, and what
@@ -20,14 +21,15 @@ a container's segment of a connection that conntrack has forgotten gets a reset,
 from another port.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_network
+from typing import Any
 
 from gangway.firewall.iptables import routed
 from gangway.firewall.iptables.tables import Table, chain_of, deletion
 from gangway.inet import format_host
 from gangway.model import Address, Network, Protocol, Subnet
-from gangway.plan import MappingPlan, Origin, Plan, Road, Route
+from gangway.plan import MappingPlan, Origin, Plan, Road, Route, is_link_local
 from gangway.reasons import Code
 
 DEFAULT_PREFIX = "GANGWAY"
@@ -61,14 +63,42 @@ def rules_of(planned: MappingPlan, family: int, prefix: str) -> dict[str, list[s
     """Return a mapping's rules in a family, by table."""
     if planned.is_opened and planned.family == family:
         return {"filter": [*_opening(planned, prefix)]}
-    if not planned.is_nat:
-        return {}
-    rules = _translation(planned, prefix) if planned.family == family else {}
-    if planned.mapping.protocol is Protocol.TCP and planned.family == family:
-        rules["mangle"] = [f"-A {prefix}{_requested(planned)} -j DROP"]
-    if planned.mapping.protocol is Protocol.SCTP:
-        rules["mangle"] = [*_associations(planned)]
+    rules = _translation(planned, prefix) if planned.is_nat and planned.family == family else {}
+    if drops := [*_drops(planned, family, prefix)]:
+        rules["mangle"] = drops
     return rules
+
+
+def _drops(planned: MappingPlan, family: int, prefix: str) -> Iterator[str]:
+    if planned.family == family:
+        yield from _refusals(planned)
+    if planned.is_nat and planned.mapping.protocol is Protocol.TCP and planned.family == family:
+        yield f"-A {prefix}{_requested(planned)} -j DROP"
+    if planned.is_nat and planned.mapping.protocol is Protocol.SCTP:
+        yield from _associations(planned)
+
+
+def _refusals(planned: MappingPlan) -> Iterator[str]:
+    """Drop clients that are not admitted, and so not translated, at a port of a lease: there the relay admits all."""
+    mapping = planned.mapping
+    if not (planned.is_leased and mapping.admitted) or is_link_local(mapping.host_address):
+        return
+    admitted = [one for one in mapping.admitted if one.version == planned.family]
+    sources = [f" -s {one}" for one in _others(admitted)] if admitted else [""]
+    if len(admitted) == 1 and sources:
+        sources = [f" ! -s {admitted[0]}"]
+    for source in sources:
+        yield f"-A INPUT{source}{_requested(planned, ' ! -i lo')} -m conntrack --ctstate NEW -j DROP"
+
+
+def _others(subnets: Sequence[Subnet]) -> list[Subnet]:
+    """Return the subnets of all addresses that are in none of these, of which none is within another one."""
+    left: list[Any] = [subnets[0].supernet(new_prefix=0)]
+    for subnet in subnets:
+        whole = next(one for one in left if subnet.subnet_of(one))
+        left.remove(whole)
+        left += whole.address_exclude(subnet)
+    return sorted(left)
 
 
 def _translation(planned: MappingPlan, prefix: str) -> dict[str, list[str]]:
