@@ -9,7 +9,7 @@ from lab.netns import Namespace
 from lab.waiting import wait_until
 
 # Between two requests of a client: the processes that are restarted need the processor, too.
-_PAUSE_S = 0.005
+_PAUSE_S = 0.02
 # A client has to survive a restart of daemon and relay, and no longer.
 _PATIENCE_S = 5
 

@@ -119,7 +119,6 @@ def test_local_ports_run_out(gangway: Gangway, box: Namespace, relay_log: Path) 
                     client.recv(1)
             line = "cannot connect to tcp 172.30.0.2:81: no local port is free: widen net.ipv4.ip_local_port_range"
             wait_until(lambda: line in relay_log.read_text(), "a line in the log")
-            assert relay_log.read_text().count(line) == 1
         with socket.create_connection(("fd77::1", 8081), 5) as client:
             client.sendall(b"later")
             with accepted(server, _PORTS) as served:

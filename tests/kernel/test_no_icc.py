@@ -20,10 +20,14 @@ class Isolated(Street):
     other: Box
 
 
-# Whether br_netfilter passes bridged frames of IPv4, and of IPv6, to the firewall.
+# Whether br_netfilter passes bridged frames of IPv4, and of IPv6, to the firewall. iptables has tables of its own for
+# each family: the mixed cases test either of both.
 @pytest.fixture(
     scope="module",
-    params=[(firewall, seen) for firewall in ("nftables", "iptables") for seen in ((1, 1), (0, 0), (1, 0), (0, 1))],
+    params=[
+        *(("nftables", seen) for seen in ((1, 1), (0, 0), (1, 0), (0, 1))),
+        *(("iptables", seen) for seen in ((1, 0), (0, 1))),
+    ],
     ids=lambda param: f"{param[0]}-seen{param[1][0]}{param[1][1]}",
 )
 def street(request: pytest.FixtureRequest) -> Iterator[Isolated]:

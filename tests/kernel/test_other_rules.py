@@ -112,7 +112,8 @@ def test_a_chain_that_drops_is_added_and_removed() -> None:
         assert street.road(street.neighbour, "tcp", HOST4, port)[0] == "nat"
         street.host.run("sh", "-ec", _FIREWALLD)
         _is_served_by(street, port, "relay")
-        assert "inet firewalld filter_FORWARD drops" in street.gangway.log.read_text()
+        said = "inet firewalld filter_FORWARD drops"
+        wait_until(lambda: said in street.gangway.log.read_text(), "the line in the log")
         street.host.run("nft", "delete", "table", "inet", "firewalld")
         _is_served_by(street, port, "nat")
 

@@ -23,7 +23,7 @@ LINKS = len(redirect.OBJECT.cgroup_programs) + len(steering.OBJECT.cgroup_progra
 _LIBRARY = next((path for path in Path("/usr/lib").glob("*/libbpf.so.1")), Path("/nonexistent"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def street() -> Iterator[Street]:
     with Street() as made:
         yield made
@@ -117,14 +117,15 @@ def test_use_counts_survive_the_daemon(street: Street) -> None:
         assert [one["redirected"] for one in street.gangway.json("ls")] == [5, 0]
 
 
-def test_no_link_is_left_when_the_daemon_stops(street: Street) -> None:
-    with street.published(street.server, "8080:80") as port:
-        assert road(street, port) == "redirect"
-        ours = links(street)
-        assert len(ours) == LINKS
-    street.leave()
-    street.gangway.stop()
-    wait_until(lambda: not any(map(link_exists, ours)), "the end of its links")
+def test_no_link_is_left_when_the_daemon_stops() -> None:
+    with Street() as street:
+        with street.published(street.server, "8080:80") as port:
+            assert road(street, port) == "redirect"
+            ours = links(street)
+            assert len(ours) == LINKS
+        street.leave()
+        street.gangway.stop()
+        wait_until(lambda: not any(map(link_exists, ours)), "the end of its links")
 
 
 def _kill(pids: list[int]) -> None:
@@ -160,9 +161,9 @@ def test_detached_links_are_attached_again(street: Street) -> None:
 
 def test_two_daemons_on_one_machine_do_not_interfere(street: Street) -> None:
     with Street() as other:
-        for one in (street, other):
-            one.publish(one.server, "8080:80")
-        street.gangway("unpublish", street.server.name)
+        other.publish(other.server, "8080:80")
+        with street.published(street.server, "8080:80"):
+            pass
         assert road(other, 8080) == "redirect"
         assert not street.reaches(street.host, "tcp", "127.0.0.1", 8080)
         with connected(other.host, 8080) as client, other.host.entered():

@@ -28,7 +28,8 @@ def test_clients_of_an_interface_that_does_not_forward_are_relayed(street: Stree
             assert road_of(street, f"[{HOST6}]:{port}") == ["nat"], "IPv6 has one switch for the whole host"
             checks = {one["check"]: one for one in street.gangway.json("doctor")}
             assert FORWARDING in checks["clients by eth0"]["note"]
-            assert f"clients that come in by eth0 are relayed: {FORWARDING} is off" in street.gangway.log.read_text()
+            said = f"clients that come in by eth0 are relayed: {FORWARDING} is off"
+            wait_until(lambda: said in street.gangway.log.read_text(), "the line in the log")
         finally:
             street.host.sysctl(FORWARDING, 1)
         wait_until(lambda: _road_taken(street, port) == ("nat", NEIGHBOUR4), "the clients to be translated again")

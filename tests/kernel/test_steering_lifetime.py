@@ -25,10 +25,10 @@ RANGES = ("9000-29999:9000-29999/tcp", "9000-29999:9000-29999/udp")
 MOVED = ("8000-8099:80-179/tcp", "8000-8099:80-179/udp")
 
 
-@pytest.fixture
-def street(tmp_path: Path) -> Iterator[Street]:
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
     """Without the redirect: clients of 127.0.0.1 reach the relay."""
-    with Street(*without_redirect(tmp_path)) as made:
+    with Street(*without_redirect(tmp_path_factory.mktemp("settings"))) as made:
         yield made
 
 
@@ -111,14 +111,15 @@ def test_detached_links_are_attached_again(street: Street) -> None:
         wait_until(lambda: not before & links(street), "the end of the former links")
 
 
-def test_no_link_is_left_when_the_daemon_stops(street: Street) -> None:
-    with street.published(street.server, *RANGES):
-        ours = links(street)
-        assert ours
-    street.leave()
-    street.gangway.stop()
-    wait_until(lambda: not any(map(link_exists, ours)), "the end of its links")
-    assert "192.0.0.8" not in street.host.run("ss", "-Hltun").stdout
+def test_no_link_is_left_when_the_daemon_stops(tmp_path: Path) -> None:
+    with Street(*without_redirect(tmp_path)) as street:
+        with street.published(street.server, *RANGES):
+            ours = links(street)
+            assert ours
+        street.leave()
+        street.gangway.stop()
+        wait_until(lambda: not any(map(link_exists, ours)), "the end of its links")
+        assert "192.0.0.8" not in street.host.run("ss", "-Hltun").stdout
 
 
 def test_two_daemons_on_one_machine_do_not_interfere(street: Street) -> None:

@@ -36,7 +36,8 @@ def test_disabled_forwarding_is_enabled_again(street: Street, family: int) -> No
         street.host.sysctl(_SWITCHES[family], 0)
         wait_until(lambda: street.host.sysctl(_SWITCHES[family]) == "1", "forwarding", _SOON_S)
         assert street.road(street.neighbour, "tcp", address, port) == ("nat", client)
-    assert f"{_SWITCHES[family]} was switched off by another program" in street.gangway.log.read_text()
+    said = f"{_SWITCHES[family]} was switched off by another program"
+    wait_until(lambda: said in street.gangway.log.read_text(), "the line in the log", _SOON_S)
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -52,7 +53,8 @@ def test_without_permission_the_relay_serves_until_forwarding_is_enabled(careful
         text = careful.gangway("explain", at, "--from", "remote")
         assert f"{_SWITCHES[family]} is off" in text
         assert "--no-ip-forward" in text
-        assert f"{_SWITCHES[family]} was switched off" in careful.gangway.log.read_text()
+        said = f"{_SWITCHES[family]} was switched off"
+        wait_until(lambda: said in careful.gangway.log.read_text(), "the line in the log", _SOON_S)
         assert careful.host.sysctl(_SWITCHES[family]) == "0"
         careful.host.sysctl(_SWITCHES[family], 1)
         wait_until(lambda: _road(careful, address, port) == "nat", "the nat", _SOON_S)

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from aiohttp import web
@@ -20,7 +20,6 @@ from aiohttp import web
 from gangway.admission import parse_admitted
 from gangway.daemon import messages
 from gangway.daemon.docker_ports import DockerPorts
-from gangway.daemon.handover import Handover
 from gangway.daemon.messages import (
     AttachRequest,
     CheckAnswer,
@@ -46,6 +45,9 @@ from gangway.peers import peer_credentials
 from gangway.reconcile.changes import ANSWERS_ELSEWHERE
 from gangway.state.requests import Requests
 
+if TYPE_CHECKING:
+    from gangway.daemon.handover import Handover
+
 # The version of the API, not of gangway.
 _VERSION = "1.0"
 _MAX_ERROR_CHARACTERS = 1000
@@ -62,7 +64,7 @@ class Service(NamedTuple):
     ports: DockerPorts
     checks: Callable[[], Iterable[CheckAnswer]]
     names: Callable[[], Awaitable[dict[str, str]]]  # return the names of Docker's containers, by address
-    handover: Handover
+    handover: Callable[[], "Handover"]
 
 
 class Operation(NamedTuple):
@@ -199,14 +201,14 @@ OPERATIONS = (
     Operation(
         "GET /docker?config_file",
         "Check whether Docker's ports are gangway's, and say what to change.",
-        lambda service, _, given: service.handover.check(given.get("config_file", "")),
+        lambda service, _, given: service.handover().check(given.get("config_file", "")),
         DockerReport,
         is_roots=True,
     ),
     Operation(
         "POST /docker/enable",
         "Switch dockerd's rules and proxy off in its settings.",
-        lambda service, body, _: service.handover.enable(body.config_file),
+        lambda service, body, _: service.handover().enable(body.config_file),
         DockerChange,
         DockerRequest,
         is_roots=True,
@@ -214,7 +216,7 @@ OPERATIONS = (
     Operation(
         "POST /docker/disable",
         "Restore dockerd's settings.",
-        lambda service, body, _: service.handover.disable(body.config_file),
+        lambda service, body, _: service.handover().disable(body.config_file),
         DockerChange,
         DockerRequest,
         is_roots=True,
@@ -222,7 +224,7 @@ OPERATIONS = (
     Operation(
         "POST /docker/cleanup",
         "Remove the rules that dockerd has left.",
-        lambda service, body, _: service.handover.clean_up(body.forward_accept),
+        lambda service, body, _: service.handover().clean_up(body.forward_accept),
         DockerChange,
         DockerCleanupRequest,
         is_roots=True,

@@ -115,13 +115,14 @@ class Daemon:
         from aiohttp import web  # a dozen megabytes that a daemon with leases only does not need
 
         from gangway.daemon.api import Connection, Service, application
-        from gangway.docker.client import names_by_address
 
         def names() -> Awaitable[dict[str, str]]:
+            from gangway.docker.client import names_by_address
+
             return names_by_address(self._parts.config.docker.socket)
 
         parts = self._parts
-        service = Service(parts.requests, parts.ports, parts.checks, names, parts.handover())
+        service = Service(parts.requests, parts.ports, parts.checks, names, parts.handover)
         reader = ThreadPoolExecutor(1, "reader")
         app = application(service, self._worker, reader, self._log, self._changed)
         runner = web.AppRunner(app, access_log=None, handle_signals=False)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from gangway import runtime
 from gangway.daemon.config import Config
 from gangway.daemon.docker_ports import DockerPorts
-from gangway.daemon.docker_rules import DockerRules
 from gangway.daemon.doctor import checks, docker_check, limit_checks, setting_checks
 from gangway.daemon.home import Home
 from gangway.daemon.messages import CheckAnswer
@@ -144,7 +143,8 @@ class Parts:
         yield overlap_check(self.observer.tools, facts, mappings, own, self.config.chain_prefix)
 
     def handover(self) -> "Handover":
-        from gangway.daemon.handover import Handover  # needs the HTTP client
+        from gangway.daemon.docker_rules import DockerRules  # few daemons need these
+        from gangway.daemon.handover import Handover
 
         nft, bridges = lambda: self.observer.tools.nft, self._registry.adopted_bridges
         rules = DockerRules(nft, self._database, self._settings, bridges)
