@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 _Result = TypeVar("_Result")
-# A pause is a tenth of the time that was waited already: whether a process has ended takes milliseconds to find out.
+# A pause is a tenth of the time that was waited already, but no shorter than it took to look: some list a whole host.
 _PAUSES_S = 0.005, 0.1
 
 # tests/vm emulates the processor, which makes everything slower.
@@ -21,10 +21,12 @@ def wait_until(condition: Callable[[], _Result], what: str, patience_s: float = 
     patience_s *= _SLOWNESS
     began_s = time.monotonic()
     while True:
+        looked_s = time.monotonic()
         result = condition()
         if result:
             return result
-        waited_s = time.monotonic() - began_s
+        now_s = time.monotonic()
+        waited_s = now_s - began_s
         if waited_s > patience_s:
             raise AssertionError(f"timed out after {patience_s:g} s waiting for {what}")
-        time.sleep(min(max(waited_s / 10, _PAUSES_S[0]), _PAUSES_S[1]))
+        time.sleep(min(max(waited_s / 10, now_s - looked_s, _PAUSES_S[0]), _PAUSES_S[1]))

@@ -152,7 +152,7 @@ def test_the_next_daemon_finishes_what_one_killed_at_its_start_began(ground: Gro
     publish(ground.requests)
     wanted, found = ground.wanted(), ground.found()
     ground.save(tmp_path / "saved")
-    for left in count(1, 4):
+    for left in count(1, 7):
         _remove_all(ground)
         goes_on = ground.is_killed_while_it_starts(tmp_path / "saved", left)
         assert ground.wanted() == wanted
