@@ -16,6 +16,7 @@ The dockerd of another Debian release runs from a root of lab/engines.py, in whi
 iptables and docker command of that release. The proxy under test is this machine's, and runs outside of the root.
 """
 
+import errno
 import http.client
 import io
 import os
@@ -335,8 +336,23 @@ def _send(pid: int, number: signal.Signals) -> None:
 
 
 def _remove_groups(group: Path) -> None:
-    """Remove a control group, after those below it: the kernel removes only groups without children."""
+    """Remove a control group, after those below it: the kernel removes only groups without children.
+
+    One is busy until the last process in it has been reaped.
+    """
     for child in group.iterdir():
         if child.is_dir():
             _remove_groups(child)
-    group.rmdir()
+    wait_until(lambda: _is_removed(group), f"{group} to be unused")
+
+
+def _is_removed(group: Path) -> bool:
+    try:
+        group.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
