@@ -176,6 +176,19 @@ def test_client_is_served_after_its_container_refused_datagrams(ports: Ports) ->
     _exchange(port, client, b"third")
 
 
+@pytest.mark.parametrize(("host_ip", "address"), [("0.0.0.0", "172.30.0.1"), ("::", "fd30::1")])
+def test_connected_client_is_told_that_nobody_listens_in_the_container(
+    ports: Ports, host_ip: str, address: str
+) -> None:
+    port = ports.udp(host_ip, address)
+    port.server.close()
+    client = _client(port, ports.site.other)
+    client.connect((address, port.number))
+    client.send(b"anybody?")
+    with pytest.raises(ConnectionRefusedError):
+        client.recv(1)
+
+
 def test_each_client_gets_its_own_answers(ports: Ports) -> None:
     port = ports.udp()
     clients = [_client(port) for _ in range(20)]

@@ -44,7 +44,7 @@ def _threads(pid: int) -> dict[str, Thread]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         status = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines() if ":\t" in line)
         after_name = (task / "stat").read_text().rpartition(") ")[2].split()
-        if status["Name"].startswith("streams-"):
+        if status["Name"].startswith("relay-"):
             found[status["Name"]] = Thread(status, int(after_name[11]) + int(after_name[12]))
     return found
 

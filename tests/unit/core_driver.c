@@ -17,7 +17,7 @@
 
 #include "core.h"
 
-enum { THREADS = 3, CLIENTS = 40, ROUNDS = 30, MOST_BYTES = 2000000 };
+enum { THREADS = 3, CLIENTS = 40, ROUNDS = 30, MOST_BYTES = 2000000, MOST_CLIENTS = 4 };
 
 static atomic_int watches_left = -1;               /* -1: any number */
 static atomic_bool has_pipes = true;
@@ -99,12 +99,22 @@ static void *echo_server(void *argument)
     return NULL;
 }
 
-static struct port *publish(const struct sockaddr_in *backend, int fd)
+static struct port *publish_as(uint16_t protocol, const struct sockaddr_in *backend, int fd)
 {
-    struct core_port_settings settings = {.backend = {.family = AF_INET}, .protocol = IPPROTO_TCP};
+    struct core_port_settings settings = {.backend = {.family = AF_INET}, .protocol = protocol};
     settings.backend.port = ntohs(backend->sin_port);
     memcpy(settings.backend.address, &backend->sin_addr, 4);
-    return core_add_port(core, &settings, fd, false);
+    return core_add_port(core, &settings, fd, -1);
+}
+
+static struct port *publish(const struct sockaddr_in *backend, int fd)
+{
+    return publish_as(IPPROTO_TCP, backend, fd);
+}
+
+static struct port *publish_udp(const struct sockaddr_in *backend, int fd)
+{
+    return publish_as(IPPROTO_UDP, backend, fd);
 }
 
 /* Wait for a note of a kind, and return it. */
@@ -262,9 +272,130 @@ static void refused(void)
     remove_port(port);
 }
 
+/* UDP */
+
+enum { UDP_CLIENTS = 30, ASKED = 400, LARGEST = 9000 };
+
+static int datagram_socket(struct sockaddr_in *address)
+{
+    struct timeval limit = {0, 200000};
+    socklen_t size = sizeof *address;
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    *address = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    CHECK(fd >= 0 && bind(fd, (struct sockaddr *)address, size) == 0);
+    CHECK(getsockname(fd, (struct sockaddr *)address, &size) == 0);
+    CHECK(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) == 0);
+    return fd;
+}
+
+/* Send back what clients send, sometimes from another port; ends with an empty datagram from the main thread. */
+static void *echo_datagrams(void *argument)
+{
+    struct sockaddr_in from, ignored;
+    char buffer[1 << 16];
+    int fd = *(int *)argument, other = datagram_socket(&ignored);
+    for (unsigned count = 0;; count++) {
+        socklen_t size = sizeof from;
+        ssize_t got = recvfrom(fd, buffer, sizeof buffer, 0, (struct sockaddr *)&from, &size);
+        if (got == 0)
+            break;
+        if (got > 0)
+            sendto(count % 7 ? fd : other, buffer, (size_t)got, 0, (struct sockaddr *)&from, size);
+    }
+    close(other);
+    return NULL;
+}
+
+static void *ask_datagrams(void *argument)
+{
+    const struct client *client = argument;
+    unsigned seed = client->seed, answered = 0;
+    struct sockaddr_in ignored;
+    char sent[LARGEST], got[LARGEST];
+    int fd = datagram_socket(&ignored);
+    for (unsigned number = 0; number < ASKED / UDP_CLIENTS; number++) {
+        size_t bytes = rand_r(&seed) % (LARGEST - 1) + 1;
+        if (number % 5 == 4) {                     /* another client, by the port that it sends from */
+            close(fd);
+            fd = datagram_socket(&ignored);
+        }
+        memset(sent, (int)rand_r(&seed), bytes);
+        CHECK(sendto(fd, sent, bytes, 0, (const struct sockaddr *)client->to, sizeof *client->to) == (ssize_t)bytes);
+        ssize_t came = recv(fd, got, sizeof got, 0);
+        CHECK(came > 0 || client->may_be_reset);
+        CHECK(came <= 0 || ((size_t)came == bytes && memcmp(sent, got, bytes) == 0));
+        answered += came > 0;
+    }
+    close(fd);
+    CHECK(answered > 0 || client->may_be_reset);
+    return NULL;
+}
+
+/* Clients of more ports than there are threads, one of which comes and goes, while addresses are excluded. */
+static void datagrams(void)
+{
+    enum { PORTS = THREADS + 2 };
+    struct sockaddr_in server, fronts[PORTS];
+    struct port *ports[PORTS];
+    struct client clients[UDP_CLIENTS];
+    pthread_t serving, ids[UDP_CLIENTS];
+    int fd = datagram_socket(&server), moving = datagram_socket(&fronts[0]);
+    CHECK(pthread_create(&serving, NULL, echo_datagrams, &fd) == 0);
+    for (int number = 1; number < PORTS; number++) {
+        ports[number] = publish_udp(&server, datagram_socket(&fronts[number]));
+        CHECK(ports[number] != NULL);
+    }
+    for (unsigned number = 0; number < UDP_CLIENTS; number++) {
+        clients[number] = (struct client){&fronts[number % PORTS], number + 1, number % PORTS == 0};
+        CHECK(pthread_create(&ids[number], NULL, ask_datagrams, &clients[number]) == 0);
+    }
+    const struct core_end nowhere = {.family = AF_INET, .address = {192, 0, 2, 1}};
+    for (int times = 0; times < 50; times++) {
+        struct port *again = publish_udp(&server, dup(moving));
+        CHECK(again != NULL && core_exclude(core, &nowhere, times % 2) == 0);
+        usleep(2000);
+        remove_port(again);
+    }
+    close(moving);
+    for (unsigned number = 0; number < UDP_CLIENTS; number++)
+        pthread_join(ids[number], NULL);
+    for (int number = 1; number < PORTS; number++) {
+        struct core_counters counters = read_counters(ports[number]);
+        CHECK(counters.connections > 0 && counters.active <= MOST_CLIENTS && counters.lost == 0);
+        CHECK(counters.down_bytes > 0 && counters.down_bytes <= counters.up_bytes);
+        remove_port(ports[number]);
+    }
+    CHECK(sendto(fd, "", 0, 0, (struct sockaddr *)&server, sizeof server) == 0);
+    pthread_join(serving, NULL);
+    close(fd);
+}
+
+/* Without watches new clients are lost, and are served as soon as there are some. */
+static void no_watches_for_datagrams(void)
+{
+    struct sockaddr_in server, front, ignored;
+    char byte;
+    int backend = datagram_socket(&server), client = datagram_socket(&ignored);
+    struct port *port = publish_udp(&server, datagram_socket(&front));
+    watches_left = 0;
+    CHECK(sendto(client, "x", 1, 0, (struct sockaddr *)&front, sizeof front) == 1);
+    CHECK(expect(NOTE_UDP_CLIENT_LOST).error == ENOSPC);
+    CHECK(publish_udp(&server, datagram_socket(&ignored)) == NULL && errno == ENOSPC);
+    watches_left = -1;
+    CHECK(sendto(client, "y", 1, 0, (struct sockaddr *)&front, sizeof front) == 1);
+    CHECK(recv(backend, &byte, 1, 0) == 1 && byte == 'y');
+    CHECK(read_counters(port).lost == 1 && read_counters(port).active == 1);
+    remove_port(port);
+    close(backend);
+    close(client);
+}
+
 int main(void)
 {
-    const struct core_settings settings = {.threads = THREADS, .keepalive_s = 15, .connect_timeout_ms = 10000};
+    const struct core_settings settings = {
+        .threads = THREADS, .keepalive_s = 15, .connect_timeout_ms = 10000, .udp_timeout_s = 1, .udp_clients = 20,
+        .udp_clients_per_port = MOST_CLIENTS, .icmp = -1, .icmp6 = -1,
+    };
     struct sockaddr_in server;
     pthread_t serving;
     int listener = listening(&server);
@@ -275,6 +406,8 @@ int main(void)
     no_watches(&server);
     no_pipes(&server);
     crowd(&server);
+    no_watches_for_datagrams();
+    datagrams();
     core_stop(core);
     shutdown(listener, SHUT_RDWR);
     pthread_join(serving, NULL);

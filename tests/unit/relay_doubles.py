@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 
 from gangway.log import Log
-from gangway.relay import protocol, sockets
+from gangway.relay import protocol
 from gangway.relay.control import Control
 from gangway.relay.core.loop import Loop
 from gangway.relay.ports import ServedPorts
@@ -19,61 +19,23 @@ from gangway.relay.sockets import Backend, PublishedRange
 
 
 class PublishedPort:
-    """A port that is served by a socket of its own."""
+    """A port that is served by a socket of its own, or ports that are served by a shared socket."""
 
-    def __init__(self, backend: Backend, sock: socket.socket) -> None:
-        self.backend = backend
-        self.sock = sock
-
-    def close(self) -> None:
-        self.sock.close()
-
-
-class SharedRange:
-    """Ports that are served by a shared socket."""
-
-    def __init__(self, ports: PublishedRange, backend: Backend, raw: socket.socket | None) -> None:
-        self.ports = ports
-        self.backend = backend
-        self.raw = [] if raw is None else [raw]
+    def __init__(
+        self, server: "Server", backend: Backend, *socks: socket.socket, at: PublishedRange | None = None
+    ) -> None:
+        self.backend, self.at = backend, at
+        self.socks = list(socks)
         self.is_closed = False
-
-    def close(self) -> None:
-        self.is_closed = True
-        for sock in self.raw:
-            sock.close()
-
-
-class SharedSockets:
-    """The shared sockets."""
-
-    def __init__(self, server: "Server") -> None:
         self._server = server
-        self.socks: dict[tuple[int, int], socket.socket] = {}
-        self.bindings: dict[int, int] = {}
-        """For each family, the inode of the map that came with the socket."""
 
-    def __len__(self) -> int:
-        return len(self.socks)
-
-    def use(self, protocol: int, family: int, sock: socket.socket, binding_fd: int | None) -> None:
-        self._server.fail()
-        former = self.socks.pop((protocol, family), None)
-        if former is not None:
-            former.close()
-        self.socks[protocol, family] = sock
-        if binding_fd is not None:
-            self.bindings[family] = os.fstat(binding_fd).st_ino
-
-    def close(self) -> None:
-        for sock in self.socks.values():
+    def close(self, then: Callable[[], None]) -> None:
+        self.is_closed = True
+        for sock in self.socks:
             sock.close()
-        self.socks.clear()
-
-    def publish(self, ports: PublishedRange, backend: Backend, raw: socket.socket | None = None) -> SharedRange:
-        self._server.fail()
-        self._server.ranges.append(SharedRange(ports, backend, raw))
-        return self._server.ranges[-1]
+        self._server.withdrawn.append(then)
+        if not self._server.has_connections:
+            self._server.end_connections()
 
 
 class Server:
@@ -81,36 +43,53 @@ class Server:
 
     def __init__(self) -> None:
         self.ports: list[PublishedPort] = []
-        self.ranges: list[SharedRange] = []
-        self.shared = SharedSockets(self)
+        self.ranges: list[PublishedPort] = []
+        self.socks: dict[tuple[int, int], socket.socket] = {}
+        """The shared sockets, by protocol and family."""
+        self.bindings: dict[int, int] = {}
+        """For each family, the inode of the map that came with the socket."""
         self.failure: Exception | None = None
         """Raised by whatever is called next."""
         self.has_connections = False
         """Withdrawn ports still have connections: `end_connections` ends them."""
-        self._withdrawn: list[Callable[[], None]] = []
+        self.withdrawn: list[Callable[[], None]] = []
         self.excluded: list[str] = []
-        self.log_files: list[int] = []
-        """The inodes of the log files that were to be used."""
+
+    @property
+    def shared_count(self) -> int:
+        return len(self.socks)
 
     def publish(self, backend: Backend, sock: socket.socket) -> PublishedPort:
         self.fail()
-        self.ports.append(PublishedPort(backend, sock))
+        self.ports.append(PublishedPort(self, backend, sock))
         return self.ports[-1]
+
+    def publish_shared(
+        self, ports: PublishedRange, backend: Backend, raw: socket.socket | None = None
+    ) -> PublishedPort:
+        self.fail()
+        self.ranges.append(PublishedPort(self, backend, *([] if raw is None else [raw]), at=ports))
+        return self.ranges[-1]
+
+    def share(self, protocol: int, family: int, sock: socket.socket, binding: int | None = None) -> None:
+        self.fail()
+        former = self.socks.pop((protocol, family), None)
+        if former is not None:
+            former.close()
+        self.socks[protocol, family] = sock
+        if binding is not None:
+            self.bindings[family] = os.fstat(binding).st_ino
+
+    def unshare(self) -> None:
+        for sock in self.socks.values():
+            sock.close()
+        self.socks.clear()
 
     def exclude(self, addresses: Sequence[str]) -> None:
         self.excluded = list(addresses)
 
-    def use_log(self, fd: int) -> None:
-        self.log_files.append(os.fstat(fd).st_ino)
-
-    def withdraw(self, port: sockets.PublishedPort, then: Callable[[], None]) -> None:
-        port.close()
-        self._withdrawn.append(then)
-        if not self.has_connections:
-            self.end_connections()
-
     def end_connections(self) -> None:
-        withdrawn, self._withdrawn = self._withdrawn, []
+        withdrawn, self.withdrawn = self.withdrawn, []
         for then in withdrawn:
             then()
 
@@ -121,14 +100,20 @@ class Server:
 
     def open_sockets(self) -> list[int]:
         """The descriptors of the sockets that are in use."""
-        socks = [port.sock for port in self.ports] + list(self.shared.socks.values())
+        socks = [sock for port in self.ports for sock in port.socks] + list(self.socks.values())
         return [sock.fileno() for sock in socks if sock.fileno() >= 0]
 
     def close(self) -> None:
         for port in self.ports:
-            port.close()
-        for sock in self.shared.socks.values():
-            sock.close()
+            port.close(lambda: None)
+        self.unshare()
+
+
+class RecordingLog(Log):
+    """A log that keeps the inodes of the files that it was to use."""
+
+    def use(self, fd: int) -> None:
+        self.files = [*getattr(self, "files", []), os.fstat(fd).st_ino]
 
 
 class Daemon:
@@ -202,7 +187,7 @@ class Relay:
         self.address = listener.getsockname()
         self.listener = listener
         listener.listen()
-        log = Log(lambda _level, line: self.lines.append(line), lambda: self.now_s)
+        self.log = log = RecordingLog(lambda _level, line: self.lines.append(line), lambda: self.now_s)
         self.control = Control(self.loop, listener, log, self._on_disconnected)
         self.ports = ServedPorts(self.loop, self.server, log, self.control.is_connected, self._on_emptied)
         self.control.ports = self.ports

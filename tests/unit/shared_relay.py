@@ -10,14 +10,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gangway.host import sockets
 from gangway.log import Log
-from gangway.relay.core.datagram import DatagramPort, Datagrams
 from gangway.relay.core.loop import Loop
-from gangway.relay.core.shared import SharedSockets
-from gangway.relay.core.streams import StreamPort, Streams
+from gangway.relay.core.serving import Core, Port, open_icmp
 from gangway.relay.protocol import canonical
 from gangway.relay.settings import Settings
 from gangway.relay.sockets import Backend, PublishedRange
@@ -41,15 +39,13 @@ class Clock:
 class SharedRelay:
     """A relay's shared sockets, in this process.  All sockets are closed at the end."""
 
-    def __init__(self, stack: ExitStack) -> None:
+    def __init__(self, stack: ExitStack, **settings: Any) -> None:
         self._stack = stack
         self.clock = Clock()
         self.loop = Loop(self.clock)
         self.log_lines: list[str] = []
-        settings, log = Settings(workers=1), Log(lambda _level, line: self.log_lines.append(line), self.clock)
-        self.streams = Streams(self.loop, settings, log)
-        self.datagrams = Datagrams(self.loop, settings, log)
-        self.shared = SharedSockets(self.streams, self.datagrams)
+        log = Log(lambda _level, line: self.log_lines.append(line), self.clock)
+        self.core = Core(self.loop, Settings(workers=1)._replace(**settings), log, open_icmp())
         self.binding_fd = os.memfd_create("binding")
         stack.callback(os.close, self.binding_fd)
         os.truncate(self.binding_fd, os.sysconf("SC_PAGESIZE"))
@@ -66,7 +62,7 @@ class SharedRelay:
                 return get()
             except BlockingIOError:
                 self.turn()
-                time.sleep(0.001)  # byte streams are relayed by threads
+                time.sleep(0.001)  # clients are served by threads
 
     def bound(self, protocol: int, address: str, port: int = 0) -> socket.socket:
         """Return a bound, non-blocking socket; for TCP it listens."""
@@ -85,7 +81,7 @@ class SharedRelay:
     def use(self, sock: socket.socket) -> int:
         """Share a socket; return its port."""
         port = port_of(sock)
-        self.shared.use(sock.proto, sock.family, sock, self.binding_fd if sock.proto == UDP else None)
+        self.core.share(sock.proto, sock.family, sock, self.binding_fd if sock.proto == UDP else None)
         return port
 
     def duplicate(self, sock: socket.socket) -> socket.socket:
@@ -98,7 +94,7 @@ class SharedRelay:
 
     def publish(
         self, at: str, ports: tuple[int, int], to: socket.socket, shift: int = 0, raw: socket.socket | None = None
-    ) -> StreamPort | DatagramPort:
+    ) -> Port:
         """Publish a range; clients of its first port + `shift` are connected to the socket `to`.
 
         `raw`: they are answered by this raw socket.
@@ -106,9 +102,7 @@ class SharedRelay:
         address, port = to.getsockname()[:2]
         family = socket.AF_INET6 if ":" in at else socket.AF_INET
         published = PublishedRange(to.proto, family, canonical(at), *ports)
-        found = self.shared.publish(published, Backend(to.proto, to.family, address, port - shift), raw)
-        assert isinstance(found, StreamPort | DatagramPort)
-        return found
+        return self.core.publish_shared(published, Backend(to.proto, to.family, address, port - shift), raw)
 
     def client(self, address: str, port: int) -> socket.socket:
         """Return a TCP client, which the kernel connects before the relay accepts it."""
@@ -127,18 +121,18 @@ class SharedRelay:
         data, address = self.wait_for(lambda: sock.recvfrom(100))
         return data, address[:2]
 
-    def pass_seconds(self, seconds: float) -> None:
-        """Let seconds pass, with a round for each."""
-        for _ in range(round(seconds)):
-            self.clock.now_s += 1
+    def closed(self, port: Port) -> None:
+        """Unpublish a port, and wait for its end."""
+        ended: list[bool] = []
+        port.close(lambda: ended.append(True))
+        while not ended:
             self.turn()
+            time.sleep(0.001)
 
     def close(self) -> None:
         """Remove all flows and clients."""
-        self.shared.close()
-        self.streams.close()
-        for client in tuple(self.datagrams.clients):
-            client.remove()
+        self.core.unshare()
+        self.core.close()
         self.loop.close()
 
 
@@ -161,10 +155,10 @@ def free_descriptors(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def running_relay() -> Iterator[SharedRelay]:
-    """Provide a relay."""
+def running_relay(**settings: Any) -> Iterator[SharedRelay]:
+    """Provide a relay with some settings of its own."""
     gc.collect()  # garbage of earlier tests must not free descriptors later, while a test limits them
     with ExitStack() as stack:
-        made = SharedRelay(stack)
+        made = SharedRelay(stack, **settings)
         yield made
         made.close()

@@ -129,17 +129,12 @@ PURE = (
 # The relay's data plane, and what each of its modules may import besides `errors`, `inet`, `intervals` and `log`.
 RELAY_CORE: dict[str, set[str]] = {
     "flow": set(),
-    "admission": set(),
-    "sockets": {"admission"},
+    "sockets": set(),
     "privilege": set(),
     "core.loop": set(),
-    "core.batch": set(),
-    "core.raw": {"core.batch"},
     "core.library": set(),
     "core.table": {"flow"},
-    "core.streams": {"core.library", "core.loop", "settings", "sockets"},
-    "core.datagram": {"core.loop", "core.batch", "core.raw", "settings", "sockets"},
-    "core.shared": {"core.batch", "core.datagram", "core.streams", "sockets"},
+    "core.serving": {"core.library", "core.loop", "settings", "sockets"},
 }
 IMPURE = {"socket", "select", "subprocess", "ctypes", "io", "pathlib", "tempfile", "asyncio"}
 

@@ -110,7 +110,7 @@ def test_lease_that_is_granted_again_has_a_new_owner(
         relay.turn()
     daemon.close()
     next_daemon.close()
-    assert [inodes([port.sock.fileno()]) for port in relay.server.ports] == [inodes([sock.fileno()])]
+    assert [inodes([port.socks[0].fileno()]) for port in relay.server.ports] == [inodes([sock.fileno()])]
     assert (len(relay.ports), relay.lines) == (1, []), "and connections go on"
     successor.exit()
     relay.turn()

@@ -142,7 +142,7 @@ def test_close_later_closes_after_the_batch(loop: Loop, pairs: list[tuple[socket
     open_inside: list[bool] = []
 
     def ready(ours: socket.socket, _events: int) -> None:
-        loop.close_later(ours)
+        loop.close_later(ours.fileno(), ours.close)
         open_inside.append(ours.fileno() >= 0)
 
     for ours, theirs in pairs:
@@ -161,7 +161,7 @@ def test_closed_descriptor_gets_no_more_events_of_the_batch(
     def close_all(ours: socket.socket, _events: int) -> None:
         handled.append(ours)
         for sock, _ in pairs:
-            loop.close_later(sock)
+            loop.close_later(sock.fileno(), sock.close)
 
     for ours, theirs in pairs:
         theirs.send(b"x")
@@ -176,7 +176,7 @@ def test_new_socket_with_a_reused_number_gets_only_its_own_events(
     ours, theirs = pairs[0]
     number = ours.fileno()
     theirs.send(b"x")
-    loop.add(number, lambda _events: loop.close_later(ours))
+    loop.add(number, lambda _events: loop.close_later(ours.fileno(), ours.close))
     turn(loop)
     with ExitStack() as stack:
         new, peer = (stack.enter_context(sock) for sock in socket.socketpair())
@@ -205,20 +205,6 @@ def test_run_ends_after_stop(loop: Loop) -> None:
     assert rounds == [1, 2, 3]
 
 
-def test_call_at_end_calls_after_all_handlers(loop: Loop) -> None:
-    made: list[str] = []
-
-    def ready(_events: int) -> None:
-        loop.call_at_end(partial(made.append, "end"))
-        made.append("turn")
-
-    loop.call_soon(ready, 0)
-    loop.call_soon(ready, 0)
-    loop.turn()
-    turn(loop)
-    assert made == ["turn", "turn", "end", "end"]
-
-
 class Fragile:
     """An object whose handler fails."""
 
@@ -243,7 +229,6 @@ def test_failing_handlers_do_not_end_the_loop(loop: Loop, pairs: list[tuple[sock
         pairs[number][1].send(b"x")
         loop.add(pairs[number][0].fileno(), handler, READABLE)
     loop.call_soon(fragile.handle, 0)
-    loop.call_at_end(lambda: called.remove(0))
     loop.call_in(0.0, lambda: called.remove(0))
     loop.turn()
     assert (fragile.aborted, called) == (2, [READABLE])
@@ -251,7 +236,6 @@ def test_failing_handlers_do_not_end_the_loop(loop: Loop, pairs: list[tuple[sock
         "a fault: given up",
         "a fault: given up",
         "integer division or modulo by zero: it is not called again",
-        "list.remove(x): x not in list: it was not completed",
         "list.remove(x): x not in list: it was not completed",
     ]
     errors.clear()

@@ -66,7 +66,7 @@ def launcher(relay: Relay) -> Iterator[Launcher]:
 
 def test_port_is_served_by_its_socket(relay: Relay, daemon: Daemon, sock: socket.socket) -> None:
     assert daemon.ask(OWN, sock.fileno()) == "ok"
-    ((backend, served),) = [(port.backend, port.sock) for port in relay.server.ports]
+    ((backend, served),) = [(port.backend, port.socks[0]) for port in relay.server.ports]
     assert (backend, inodes([served.fileno()])) == (BACKEND, inodes([sock.fileno()]))
     assert (len(relay.ports), daemon.served()) == (1, [OWN])
 
@@ -227,7 +227,7 @@ def test_excluded_addresses_are_replaced_from_an_offset_on(relay: Relay, daemon:
 def test_log_file_is_used_and_not_held(relay: Relay, daemon: Daemon, fds: list[int]) -> None:
     before = fd_count()
     assert daemon.ask(Hold(protocol.LOG, 1), fds[0]) == "ok"
-    assert (relay.server.log_files, daemon.held(protocol.LOG), fd_count()) == (inodes(fds[:1]), [], before)
+    assert (relay.log.files, daemon.held(protocol.LOG), fd_count()) == (inodes(fds[:1]), [], before)
 
 
 @pytest.mark.parametrize("said", [0, 1, 3, protocol.MAX_DESCRIPTORS])
@@ -259,13 +259,13 @@ def test_relay_that_is_about_to_end_serves_no_shared_sockets(
     daemon.ask(RANGE)
     daemon.close()
     relay.turn()
-    assert len(relay.server.shared) == 2, "it serves ports"
+    assert relay.server.shared_count == 2, "it serves ports"
     successor = relay.daemon()
     successor.ask(Remove(RANGE.ports))
-    assert len(relay.server.shared) == 2, "it may get others"
+    assert relay.server.shared_count == 2, "it may get others"
     successor.close()
     relay.turn()
-    assert len(relay.server.shared) == 0
+    assert relay.server.shared_count == 0
 
 
 # Ports that share a socket.
@@ -287,7 +287,7 @@ def test_range_is_served_by_a_shared_socket(
     number, family = PROTOCOLS[ports[0]], socket.AF_INET6 if ":" in ports[1] else socket.AF_INET
     assert daemon.ask(served) == "ok"
     (published,) = relay.server.ranges
-    assert published.ports == PublishedRange(number, family, *reached)
+    assert published.at == PublishedRange(number, family, *reached)
     assert published.backend == Backend(number, socket.AF_INET, "172.17.0.2", 1)
     assert daemon.served() == [served], "as it was written"
     assert daemon.ask(Remove(served.ports)) == "ok"
@@ -306,7 +306,7 @@ def test_held_range_comes_with_a_raw_socket_for_udp(
     with new_socket() as raw:
         assert daemon.ask(held, *[raw.fileno()][:needed]) == "ok"
         (published,) = relay.server.ranges
-        assert inodes([one.fileno() for one in published.raw]) == inodes([raw.fileno()][:needed])
+        assert inodes([one.fileno() for one in published.socks]) == inodes([raw.fileno()][:needed])
     assert daemon.served() == [held]
     assert daemon.ask(Remove(held.ports)) == "ok"
 
@@ -321,9 +321,9 @@ def test_shared_socket_replaces_the_one_before(
     with new_socket() as first:
         daemon.ask(Share(protocol, family), first.fileno(), fds[0])
     assert daemon.ask(Share(protocol, family), sock.fileno(), fds[1]) == "ok"
-    ((key, shared),) = relay.server.shared.socks.items()
+    ((key, shared),) = relay.server.socks.items()
     assert (key, inodes([shared.fileno()])) == ((PROTOCOLS[protocol], number), inodes([sock.fileno()]))
-    assert relay.server.shared.bindings == {number: os.fstat(fds[1]).st_ino}
+    assert relay.server.bindings == {number: os.fstat(fds[1]).st_ino}
     assert (daemon.ask(CountShared()), fd_count()) == ("ok 1", before + 1)
 
 

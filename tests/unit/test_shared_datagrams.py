@@ -1,19 +1,20 @@
 """UDP ports that share a socket: which port a client asked for, and where answers leave from."""
 
+import fcntl
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import termios
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from gangway.errors import InvalidRequest
-from gangway.relay.core.shared import Binding
-from gangway.relay.settings import Settings
+from lab.waiting import wait_until
 from tests.unit.descriptors import socket_count
 from tests.unit.shared_relay import UDP, SharedRelay, free_descriptors, port_of, running_relay
 
-_SO_COOKIE = 57
+UDP_SEGMENT = 103  # include/uapi/linux/udp.h
 
 
 @pytest.fixture
@@ -22,7 +23,16 @@ def relay() -> Iterator[SharedRelay]:
         yield made
 
 
-# UDP.  Outlets are bound to the unspecified address; what stands for the shared socket has one, so it is preferred.
+# Outlets are bound to the unspecified address; what stands for the shared socket has one, so it is preferred.
+
+
+def unread_bytes(sock: socket.socket) -> int:
+    """Return how many bytes of the first datagram in a socket's queue nobody has read (udp(7))."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def sockets_are(number: int) -> Callable[[], bool]:
+    return lambda: socket_count() == number
 
 
 def udp(relay: SharedRelay, address: str = "127.0.0.1") -> tuple[socket.socket, socket.socket, int]:
@@ -57,30 +67,32 @@ def test_datagram_prefers_exact_address_to_unspecified(relay: SharedRelay) -> No
 
 
 def test_datagram_for_unpublished_port_is_dropped(relay: SharedRelay) -> None:
-    server, client, host_port = udp(relay)
+    server, client, sock = (relay.bound(UDP, "127.0.0.1") for _ in range(3))
+    entrance, host_port = relay.duplicate(sock), relay.use(sock)
     client.sendto(b"too early", ("127.0.0.1", host_port))
-    relay.turn()
+    wait_until(lambda: unread_bytes(entrance) == 0, "the datagram to be read")
     relay.publish("0.0.0.0", (host_port, host_port), server)
     client.sendto(b"in time", ("127.0.0.1", host_port))
     assert relay.receive(server)[0] == b"in time"
     assert relay.log_lines == []
 
 
-def test_clients_of_a_port_share_one_outlet_while_they_are_known(relay: SharedRelay) -> None:
-    server, first, host_port = udp(relay)
-    second = relay.bound(UDP, "127.0.0.1")
-    relay.publish("0.0.0.0", (host_port, host_port), server)
-    before = socket_count()
-    for number, client in enumerate((first, second)):
-        client.sendto(b"request", ("127.0.0.1", host_port))
-        relay.receive(server)
-        assert socket_count() == before + 2 + number, "one for the port, and one to the backend for each client"
-    relay.pass_seconds(Settings().udp_timeout_s + 2)
-    assert socket_count() == before
-    first.sendto(b"again", ("127.0.0.1", host_port))
-    _, sender = relay.receive(server)
-    server.sendto(b"answer", sender)
-    assert relay.receive(first) == (b"answer", ("127.0.0.1", host_port))
+def test_clients_of_a_port_share_one_outlet_while_they_are_known() -> None:
+    with running_relay(udp_timeout_s=1) as relay:
+        server, first, host_port = udp(relay)
+        second = relay.bound(UDP, "127.0.0.1")
+        port = relay.publish("0.0.0.0", (host_port, host_port), server)
+        before = socket_count()
+        for number, client in enumerate((first, second)):
+            client.sendto(b"request", ("127.0.0.1", host_port))
+            relay.receive(server)
+            assert socket_count() == before + 2 + number, "one for the port, and one to the backend for each client"
+        wait_until(sockets_are(before), "the clients to be forgotten")
+        assert (port.counters().connections, port.counters().active) == (2, 0)
+        first.sendto(b"again", ("127.0.0.1", host_port))
+        _, sender = relay.receive(server)
+        server.sendto(b"answer", sender)
+        assert relay.receive(first) == (b"answer", ("127.0.0.1", host_port))
 
 
 def test_answers_of_one_round_leave_from_their_own_ports(relay: SharedRelay) -> None:
@@ -114,32 +126,31 @@ def test_held_port_answers_by_a_raw_socket(relay: SharedRelay, address: str, at:
     assert [relay.wait_for(lambda: client.recv(65535)) for _ in answers] == answers
 
 
-def test_held_port_needs_no_socket_of_its_own(relay: SharedRelay) -> None:
+def test_held_port_needs_no_socket_of_its_own() -> None:
     """A socket without SO_REUSEADDR keeps all others from the port; dockerd binds such a one whenever it likes."""
-    server, client, host_port = udp(relay)
-    before, raw = socket_count(), relay.raw(4)
-    published = relay.publish("0.0.0.0", (host_port, host_port), server, raw=raw)
-    client.sendto(b"request", ("127.0.0.1", host_port))
-    relay.receive(server)
-    assert socket_count() == before + 2, "the raw one, and the client's to the backend"
-    relay.pass_seconds(Settings().udp_timeout_s + 2)
-    assert socket_count() == before + 1, "another client may come"
-    published.close()
-    relay.turn()
-    assert (socket_count(), relay.log_lines) == (before, [])
+    with running_relay(udp_timeout_s=1) as relay:
+        server, client, host_port = udp(relay)
+        before, raw = socket_count(), relay.raw(4)
+        published = relay.publish("0.0.0.0", (host_port, host_port), server, raw=raw)
+        client.sendto(b"request", ("127.0.0.1", host_port))
+        relay.receive(server)
+        assert socket_count() == before + 2, "the raw one, and the client's to the backend"
+        wait_until(sockets_are(before + 1), "the client to be forgotten: another one may come")
+        relay.closed(published)
+        assert (socket_count(), relay.log_lines) == (before, [])
 
 
 def test_unpublishing_removes_the_clients_of_its_range(relay: SharedRelay) -> None:
-    server, client, host_port = udp(relay)
+    server, client, sock = (relay.bound(UDP, "127.0.0.1") for _ in range(3))
+    entrance, host_port = relay.duplicate(sock), relay.use(sock)
     port = relay.publish("0.0.0.0", (host_port, host_port), server)
     before = socket_count()
     client.sendto(b"request", ("127.0.0.1", host_port))
     relay.receive(server)
-    port.close()
-    relay.turn()
+    relay.closed(port)
     assert socket_count() == before
     client.sendto(b"too late", ("127.0.0.1", host_port))
-    relay.turn()
+    wait_until(lambda: unread_bytes(entrance) == 0, "the datagram to be read")
     with pytest.raises(BlockingIOError):
         server.recv(100)
 
@@ -158,38 +169,41 @@ def test_client_is_recognized_after_the_socket_was_passed_again(relay: SharedRel
         assert relay.receive(server) == (b"request", sender)
         server.sendto(b"answer", sender)
         assert relay.receive(client) == (b"answer", ("127.0.0.1", host_port))
-    relay.turn()
     before = socket_count()
-    port.close()
-    relay.turn()
-    assert socket_count() == before - 2, "one for the port, and one to the backend"
+    relay.closed(port)
+    wait_until(sockets_are(before - 2), "the end of one for the port, and one to the backend")
 
 
-def test_client_expires_after_the_socket_was_passed_again(relay: SharedRelay) -> None:
-    sock = relay.bound(UDP, "127.0.0.1")
-    again = relay.duplicate(sock)
-    server, client, host_port = relay.bound(UDP, "127.0.0.1"), relay.bound(UDP, "127.0.0.1"), relay.use(sock)
-    relay.publish("0.0.0.0", (host_port, host_port), server)
-    before = socket_count()
-    client.sendto(b"request", ("127.0.0.1", host_port))
-    relay.receive(server)
-    relay.use(again)
-    relay.pass_seconds(Settings().udp_timeout_s + 2)
-    assert socket_count() == before - 1, "the former socket is closed, too"
-    client.sendto(b"request", ("127.0.0.1", host_port))
-    assert relay.receive(server)[0] == b"request"
+def test_client_expires_after_the_socket_was_passed_again() -> None:
+    with running_relay(udp_timeout_s=1) as relay:
+        sock = relay.bound(UDP, "127.0.0.1")
+        again = relay.duplicate(sock)
+        server, client, host_port = relay.bound(UDP, "127.0.0.1"), relay.bound(UDP, "127.0.0.1"), relay.use(sock)
+        relay.publish("0.0.0.0", (host_port, host_port), server)
+        before = socket_count()
+        client.sendto(b"request", ("127.0.0.1", host_port))
+        relay.receive(server)
+        relay.use(again)
+        wait_until(sockets_are(before - 1), "the client to be forgotten, and the former socket to be closed")
+        client.sendto(b"request", ("127.0.0.1", host_port))
+        assert relay.receive(server)[0] == b"request"
 
 
 def test_failure_to_open_sockets_is_logged_and_leaves_none(relay: SharedRelay) -> None:
     server, client, host_port = udp(relay)
-    relay.publish("0.0.0.0", (host_port, host_port), server)
+    port = relay.publish("0.0.0.0", (host_port, host_port), server)
     before = socket_count()
     for left in (0, 1):  # for neither socket that a client needs, and for one
-        client.sendto(b"request", ("127.0.0.1", host_port))
         with free_descriptors(left):
-            relay.turn()
+            client.sendto(b"request", ("127.0.0.1", host_port))
+            wait_until(lambda lost=left + 1: port.counters().lost == lost, "the loss")  # type: ignore[misc]
         assert socket_count() == before
-        relay.clock.now_s += 1
+
+    def is_logged() -> bool:
+        relay.turn()
+        return bool(relay.log_lines)
+
+    wait_until(is_logged, "a line in the log")
     at = f"udp 127.0.0.1:{port_of(server)}"
     assert [line.partition(": raise")[0] for line in relay.log_lines] == [
         f"new clients of {at} are not relayed: out of file descriptors"
@@ -201,64 +215,122 @@ def test_failure_to_open_sockets_is_logged_and_leaves_none(relay: SharedRelay) -
 def test_without_descriptors_the_longest_idle_client_is_removed(relay: SharedRelay) -> None:
     server, other = relay.bound(UDP, "127.0.0.1"), relay.bound(UDP, "127.0.0.1")
     sock, first, second = (relay.bound(UDP, "127.0.0.1") for _ in range(3))
-    relay.publish("0.0.0.0", (port_of(sock), port_of(sock)), server)
+    number = port_of(sock)
+    port = relay.publish("0.0.0.0", (number, number), server)
     host_port = relay.use(relay.bound(UDP, "127.0.0.1"))
-    relay.publish("0.0.0.0", (host_port, host_port), other)
+    idle = relay.publish("0.0.0.0", (host_port, host_port), other)
     first.sendto(b"request", ("127.0.0.1", host_port))
     relay.receive(other)
     relay.use(sock)
-    second.sendto(b"request", ("127.0.0.1", port_of(sock)))
     with free_descriptors(1):
+        second.sendto(b"request", ("127.0.0.1", number))
         data, sender = relay.receive(server)
-    assert (data, len(relay.datagrams.clients)) == (b"request", 1)
+    assert (data, idle.counters().evicted, port.counters().active) == (b"request", 1, 1)
     server.sendto(b"answer", sender)
-    assert relay.receive(second) == (b"answer", ("127.0.0.1", port_of(sock)))
+    assert relay.receive(second) == (b"answer", ("127.0.0.1", number))
 
 
 def test_without_descriptors_the_outlet_of_the_removed_client_stays_usable(relay: SharedRelay) -> None:
     server, first, host_port = udp(relay)
     second = relay.bound(UDP, "127.0.0.1")
-    relay.publish("0.0.0.0", (host_port, host_port), server)
+    port = relay.publish("0.0.0.0", (host_port, host_port), server)
     first.sendto(b"request", ("127.0.0.1", host_port))
     relay.receive(server)
-    second.sendto(b"request", ("127.0.0.1", host_port))
     with free_descriptors(0):
+        second.sendto(b"request", ("127.0.0.1", host_port))
         data, sender = relay.receive(server)
-    assert (data, len(relay.datagrams.clients)) == (b"request", 1)
+    assert (data, port.counters().evicted, port.counters().active) == (b"request", 1, 1)
     server.sendto(b"answer", sender)
     assert relay.receive(second) == (b"answer", ("127.0.0.1", host_port))
 
 
 def test_udp_socket_needs_the_binding_map(relay: SharedRelay) -> None:
     with relay.bound(UDP, "127.0.0.1") as sock, pytest.raises(InvalidRequest, match="no map came"):
-        relay.shared.use(UDP, socket.AF_INET, sock, None)
-    assert len(relay.shared) == 0
+        relay.core.share(UDP, socket.AF_INET, sock)
+    assert relay.core.shared_count == 0
 
 
-def test_binding_is_allowed_only_within_the_block(relay: SharedRelay) -> None:
-    binding = Binding(relay.binding_fd)
-    sock = relay.bound(UDP, "127.0.0.1")
-    unset = bytes(8)
-    with binding.allowed(sock):
-        assert os.pread(relay.binding_fd, 8, 0) == sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8) != unset
-    assert os.pread(relay.binding_fd, 8, 0) == unset
-    with pytest.raises(OSError, match="in use"), binding.allowed(sock):
-        raise OSError("in use")
-    assert os.pread(relay.binding_fd, 8, 0) == unset
-
-
-def test_outlet_is_allowed_before_it_is_bound(relay: SharedRelay, monkeypatch: pytest.MonkeyPatch) -> None:
-    allowed: list[tuple[str, int]] = []
-
-    @contextmanager
-    def allow(_binding: Binding, sock: socket.socket) -> Iterator[None]:
-        assert port_of(sock) == 0
-        yield
-        allowed.append(sock.getsockname())
-
-    monkeypatch.setattr(Binding, "allowed", allow)
+@pytest.mark.parametrize("times", [1, 2])
+def test_binding_allows_no_socket_when_a_client_is_served(relay: SharedRelay, times: int) -> None:
+    """While a socket to answer from is bound its cookie is there: `test_steered_ranges` needs that."""
     server, client, host_port = udp(relay)
     relay.publish("0.0.0.0", (host_port - 1, host_port + 1), server, shift=1)
-    client.sendto(b"request", ("127.0.0.1", host_port))
-    relay.receive(server)
-    assert allowed == [("0.0.0.0", host_port)]
+    for _ in range(times):
+        client.sendto(b"request", ("127.0.0.1", host_port))
+        relay.receive(server)
+    assert os.pread(relay.binding_fd, 8, 0) == bytes(8)
+
+
+def test_refused_client_is_told(relay: SharedRelay) -> None:
+    """A connected socket learns that nobody listens in the container, as it would without a relay."""
+    for address in ("127.0.0.1", "::1"):
+        server, client, host_port = udp(relay, address)
+        port = relay.publish(address, (host_port, host_port), server)
+        server.close()
+        client.connect((address, host_port))
+        client.send(b"anybody?")
+        with pytest.raises(ConnectionRefusedError):
+            relay.wait_for(lambda client=client: client.recv(1))  # type: ignore[misc]
+        assert port.counters().resets == 1
+        relay.closed(port)
+
+
+def test_answer_from_another_port_of_the_container_is_accepted(relay: SharedRelay) -> None:
+    server, client, host_port = udp(relay)
+    other, stranger = relay.bound(UDP, "127.0.0.1"), relay.bound(UDP, "127.0.0.2")
+    port = relay.publish("0.0.0.0", (host_port, host_port), server)
+    for _ in range(2):
+        client.sendto(b"request", ("127.0.0.1", host_port))
+        sender = relay.receive(server)[1]
+        stranger.sendto(b"not from the container", sender)
+        other.sendto(b"answer", sender)
+        assert relay.receive(client) == (b"answer", ("127.0.0.1", host_port))
+    assert port.counters().dropped == 2
+
+
+def test_tftp_transfer_goes_on_with_the_port_that_answered(relay: SharedRelay) -> None:
+    server, client, host_port = udp(relay)
+    relay.publish("0.0.0.0", (host_port, host_port), server)
+    request, block, acknowledgement = b"\0\1file\0octet\0", b"\0\3\0\1text", b"\0\4\0\1"
+    for _ in range(2):
+        client.sendto(request, ("127.0.0.1", host_port))
+        data, sender = relay.receive(server)
+        assert data == request
+        transfer = relay.bound(UDP, "127.0.0.1")
+        for _ in range(2):
+            transfer.sendto(block, sender)
+            assert relay.receive(client) == (block, ("127.0.0.1", host_port))
+            client.sendto(acknowledgement, ("127.0.0.1", host_port))
+            assert relay.receive(transfer) == (acknowledgement, sender)
+
+
+@pytest.mark.parametrize(("of_all", "per_port", "left"), [(20, 10, 10), (6, 10, 5)])
+def test_flood_of_one_port_forgets_no_client_of_another(of_all: int, per_port: int, left: int) -> None:
+    with running_relay(udp_clients=of_all, udp_clients_per_port=per_port) as relay:
+        quiet_server, quiet, quiet_port = udp(relay, "::1")
+        server, _, port = udp(relay, "127.0.0.1")
+        other = relay.publish("::", (quiet_port, quiet_port), quiet_server)
+        flooded = relay.publish("0.0.0.0", (port, port), server)
+        quiet.sendto(b"request", ("::1", quiet_port))
+        sender = relay.receive(quiet_server)[1]
+        for _ in range(30):
+            relay.bound(UDP, "127.0.0.1").sendto(b"request", ("127.0.0.1", port))
+            relay.receive(server)
+        quiet.sendto(b"request", ("::1", quiet_port))
+        assert relay.receive(quiet_server)[1] == sender
+        counters = other.counters(), flooded.counters()
+        assert [(one.active, one.evicted) for one in counters] == [(1, 0), (left, 30 - left)]
+
+
+def test_joined_datagrams_are_cut_again(relay: SharedRelay) -> None:
+    """A client that has the kernel cut its datagrams sends them joined as far as the relay, and so does a container."""
+    server, client, host_port = udp(relay)
+    relay.publish("0.0.0.0", (host_port, host_port), server)
+    datagrams = [bytes([number]) * 1000 for number in range(20)] + [b"the last one"]
+    client.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+    client.sendto(b"".join(datagrams), ("127.0.0.1", host_port))
+    arrived = [relay.wait_for(lambda: server.recvfrom(2000)) for _ in datagrams]
+    assert [data for data, _ in arrived] == datagrams
+    server.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+    server.sendto(b"".join(datagrams), arrived[0][1])
+    assert [relay.wait_for(lambda: client.recv(2000)) for _ in datagrams] == datagrams

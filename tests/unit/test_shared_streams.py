@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from gangway.relay.core.streams import StreamPort
+from gangway.relay.core.serving import Port
 from lab.waiting import wait_until
 from tests.unit.descriptors import socket_count
 from tests.unit.shared_relay import TCP, SharedRelay, port_of, running_relay
@@ -130,9 +130,9 @@ def test_clients_that_waited_for_the_shared_socket_are_served(relay: SharedRelay
     server, sock = relay.bound(TCP, "127.0.0.1"), relay.bound(TCP, "127.0.0.1")
     client = relay.client("127.0.0.1", port_of(sock))
     relay.publish("127.0.0.1", (port_of(sock), port_of(sock)), server)
-    assert len(relay.shared) == 0
+    assert relay.core.shared_count == 0
     relay.use(sock)
-    assert len(relay.shared) == 1
+    assert relay.core.shared_count == 1
     backend = relay.accepted(server)
     client.send(b"still here")
     assert relay.wait_for(lambda: backend.recv(100)) == b"still here"
@@ -147,7 +147,7 @@ def test_socket_passed_again_replaces_the_former(relay: SharedRelay) -> None:
     backends = [relay.accepted(server)]
     relay.use(again)
     relay.turn()
-    assert (len(relay.shared), sock.fileno()) == (1, -1)
+    assert (relay.core.shared_count, sock.fileno()) == (1, -1)
     after = relay.client("127.0.0.1", host_port)
     backends.append(relay.accepted(server))
     for client, backend in zip((before, after), backends, strict=True):
@@ -158,12 +158,12 @@ def test_socket_passed_again_replaces_the_former(relay: SharedRelay) -> None:
 def test_closed_shared_socket_leaves_clients_to_the_next_relay(relay: SharedRelay) -> None:
     sock, server = relay.bound(TCP, "127.0.0.1"), relay.bound(TCP, "127.0.0.1")
     host_port = relay.use(relay.duplicate(sock))
-    relay.shared.close()
+    relay.core.unshare()
     relay.turn()
     relay.publish("127.0.0.1", (host_port, host_port), server)
     client = relay.client("127.0.0.1", host_port)
     relay.turn()
-    assert len(relay.shared) == 0
+    assert relay.core.shared_count == 0
     with sock.accept()[0] as accepted:
         accepted.sendall(b"served")
         assert relay.wait_for(lambda: client.recv(100)) == b"served"
@@ -201,7 +201,7 @@ def test_port_counts_connections_and_bytes(relay: SharedRelay) -> None:
     server = relay.bound(TCP, "127.0.0.1")
     host_port = relay.use(relay.bound(TCP, "127.0.0.1"))
     port = relay.publish("127.0.0.1", (host_port, host_port), server)
-    assert isinstance(port, StreamPort)
+    assert isinstance(port, Port)
     client = relay.client("127.0.0.1", host_port)
     backend = relay.accepted(server)
     client.send(b"request")

@@ -3,7 +3,7 @@
 Standard input is the control socket, which is bound.  The process gives up root, writes to standard output `0\\n` (or
 why it cannot start), and serves ports until it has had neither a port nor a daemon for `LINGER_S` seconds.  Nothing
 that it opens later (clients, backends, pipes) needs a privilege: the daemon or a launcher binds the ports' sockets, and
-the sockets that answer UDP clients of shared ports may be bound without one (core/shared.py).
+the sockets that answer UDP clients of shared ports may be bound without one (core/outlet.c).
 """
 
 import gc
@@ -12,20 +12,16 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
 from gangway.log import Log, open_log
 from gangway.relay.control import Control
-from gangway.relay.core.datagram import Datagrams, create_datagram_port
 from gangway.relay.core.loop import Loop, Timer
-from gangway.relay.core.shared import SharedSockets
-from gangway.relay.core.streams import StreamPort, Streams
+from gangway.relay.core.serving import Core, confine, open_icmp
 from gangway.relay.ports import ServedPorts
 from gangway.relay.privilege import drop_privileges, raise_descriptor_limit
 from gangway.relay.settings import Settings
-from gangway.relay.sockets import Backend, PublishedPort
 
 _STDOUT = 1
 # dockerd starts launchers one after the other, and `docker restart` ends the last before it starts the next.
@@ -35,40 +31,15 @@ LINGER_S = 3.0
 class RelayProcess:
     """One event loop, the control socket, and what serves the ports."""
 
-    def __init__(self, control: socket.socket, settings: Settings, log: Log) -> None:
-        self._log = log
+    def __init__(self, control: socket.socket, settings: Settings, log: Log, icmp: tuple[int, int]) -> None:
         self.loop = Loop()
         self.loop.on_error = log.unexpected
-        self.streams = Streams(self.loop, settings, log)
-        self._datagrams = Datagrams(self.loop, settings, log)
-        self.shared = SharedSockets(self.streams, self._datagrams)
+        self.core = Core(self.loop, settings, log, icmp)
         self._control = Control(self.loop, control, log, self._schedule_end)
-        self._control.ports = ServedPorts(self.loop, self, log, self._control.is_connected, self._schedule_end)
+        ports = ServedPorts(self.loop, self.core, log, self._control.is_connected, self._schedule_end)
+        self._control.ports = ports
         self._end: Timer | None = None
         self._schedule_end()
-
-    def publish(self, backend: Backend, sock: socket.socket) -> PublishedPort:
-        """Serve a port by a socket of its own."""
-        if backend.protocol == socket.IPPROTO_UDP:
-            return create_datagram_port(self._datagrams, backend, sock)
-        return self.streams.publish(backend, sock)
-
-    def withdraw(self, port: PublishedPort, then: Callable[[], None]) -> None:
-        """Stop serving a port; call `then` when no connection of it is left."""
-        if isinstance(port, StreamPort):
-            port.close(then)
-        else:
-            port.close()
-            then()
-
-    def use_log(self, fd: int) -> None:
-        """Write the log to a file that is open as `fd`."""
-        self._log.use(fd)
-
-    def exclude(self, addresses: Sequence[str]) -> None:
-        """Serve no new client at these addresses by sockets that are bound to all addresses, and no UDP client."""
-        self.streams.exclude(addresses)
-        self._datagrams.exclude(addresses)
 
     def _schedule_end(self) -> None:
         if self._end is not None:
@@ -102,18 +73,23 @@ def main() -> int:
 def _run(control: socket.socket, settings: Settings, log: Log) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the daemon reopens the log
     raise_descriptor_limit()
+    icmp = open_icmp()
     drop_privileges()
-    relay = RelayProcess(control, settings, log)
+    relay = RelayProcess(control, settings, log, icmp)  # starts threads, which have the privileges of this moment
     signal.signal(signal.SIGTERM, partial(_terminated, relay, log))
     gc.collect()
     gc.freeze()
+    try:
+        confine()
+    except OSError as error:
+        log.warning("the relay's calls to the kernel are not restricted: %s", error.strerror)
     _report("0\n")
     relay.loop.run()
 
 
 def _terminated(relay: RelayProcess, log: Log, number: int, _frame: object) -> None:
     """Write the last words, and end by the signal, which is what the daemon then reports."""
-    log.warning(f"relay ended by signal {number}: its {len(relay.streams)} connections end")
+    log.warning(f"relay ended by signal {number}: its {relay.core.connections} connections end")
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 

@@ -140,7 +140,7 @@ class Control:
 
     def _close(self, daemon: socket.socket) -> None:
         if self._greeted.pop(daemon, None) is not None:
-            self._loop.close_later(daemon)
+            self._loop.close_later(daemon.fileno(), daemon.close)
             self._loop.call_soon(lambda _events: self._reserve(), 0)
         if not self.is_connected():
             self.ports.daemon_left()

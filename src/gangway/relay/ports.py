@@ -20,7 +20,6 @@ from gangway.errors import InvalidRequest
 from gangway.inet import FAMILIES, PROTOCOLS
 from gangway.log import Log
 from gangway.relay import protocol
-from gangway.relay.admission import Admission
 from gangway.relay.core.loop import READABLE, Loop
 from gangway.relay.protocol import CountShared, Exclude, GetHeld, Hold, HostPorts, List, Mode, Remove, Serve, Share
 from gangway.relay.sockets import Backend, PublishedPort, PublishedRange, family_of
@@ -29,29 +28,21 @@ Answer = Callable[[str, Sequence[int]], None]
 """Send the answer to a request that was carried out: its text and descriptors."""
 
 
-class Shared(Protocol):
-    """The sockets that serve ports without one of their own; the length is how many there are."""
-
-    def __len__(self) -> int: ...
-
-    def use(self, protocol: int, family: int, sock: socket.socket, binding_fd: int | None) -> None: ...
-
-    def close(self) -> None: ...
-
-    def publish(self, ports: PublishedRange, backend: Backend, raw: socket.socket | None = None) -> PublishedPort: ...
-
-
 class Server(Protocol):
-    """Serves clients in this process: `RelayProcess`."""
+    """Serves clients in this process: `core.serving.Core`."""
 
     @property
-    def shared(self) -> Shared: ...
+    def shared_count(self) -> int: ...
 
     def publish(self, backend: Backend, sock: socket.socket) -> PublishedPort: ...
 
-    def withdraw(self, port: PublishedPort, then: Callable[[], None]) -> None: ...
+    def publish_shared(
+        self, ports: PublishedRange, backend: Backend, raw: socket.socket | None = None
+    ) -> PublishedPort: ...
 
-    def use_log(self, fd: int) -> None: ...
+    def share(self, protocol: int, family: int, sock: socket.socket, binding: int | None = None) -> None: ...
+
+    def unshare(self) -> None: ...
 
     def exclude(self, addresses: Sequence[str]) -> None: ...
 
@@ -94,12 +85,12 @@ class ServedPorts:
             case Share():
                 self._share(request, fds)
             case CountShared():
-                text = str(len(self._server.shared))
+                text = str(self._server.shared_count)
             case Hold(name, count):
                 if len(fds) != count:
                     raise InvalidRequest(f"wrong number of descriptors with {name}: {len(fds)}, not {count}")
                 if name == protocol.LOG and fds:
-                    self._server.use_log(fds[0])
+                    self._log.use(fds[0])
                 else:
                     self._held[name], fds[:] = list(fds), self._held.get(name, [])
             case Exclude(offset, addresses):
@@ -131,8 +122,7 @@ class ServedPorts:
         # Served already: a new daemon grants the lease again, and connections go on.
         if known is not None and not (is_leased and known.served == served):
             raise InvalidRequest(f"{_name(ports)} is served already")
-        admission = Admission(served.admitted) if served.admitted else None
-        backend = Backend(PROTOCOLS[ports.protocol], family_of(served.to.address), *served.to, admission)
+        backend = Backend(PROTOCOLS[ports.protocol], family_of(served.to.address), *served.to, served.admitted)
         if served.mode in (Mode.SHARED, Mode.HELD):
             return self._serve_shared(served, backend, fds)
         if not 1 <= len(fds) <= 1 + is_leased:
@@ -162,13 +152,12 @@ class ServedPorts:
         reached = PublishedRange(PROTOCOLS[ports.protocol], family_of(at), at, ports.first, ports.last)
         with ExitStack() as undo:
             raw = undo.enter_context(_first_socket(fds)) if needs_raw else None
-            self._ports[ports] = _Port(served, self._server.shared.publish(reached, backend, raw), None)
+            self._ports[ports] = _Port(served, self._server.publish_shared(reached, backend, raw), None)
             undo.pop_all()
 
     def _disown(self, port: _Port) -> None:
         if port.owner is not None:
-            self._loop.forget(port.owner)
-            self._loop.call_at_end(partial(os.close, port.owner))  # its number must not be used again in this batch
+            self._loop.close_later(port.owner, partial(os.close, port.owner))
 
     def _remove(self, ports: HostPorts, then: Callable[[], None]) -> None:
         port = self._ports.pop(ports, None)
@@ -177,13 +166,12 @@ class ServedPorts:
             return then()
         self._disown(port)
 
-        def removed(_events: int) -> None:
+        def removed() -> None:
             then()
             if not self._ports:
                 self._emptied()
 
-        # A UDP port's socket is closed at the end of a round; the port is free in the next one.
-        return self._server.withdraw(port.published, lambda: self._loop.call_soon(removed, 0))
+        return port.published.close(removed)
 
     def daemon_left(self) -> None:
         """Remove the ports that the last daemon had yet to remove: no daemon is connected now.
@@ -193,7 +181,7 @@ class ServedPorts:
         for ports in tuple(self._ownerless):
             self._remove_ownerless(ports)
         if not self._ports:
-            self._server.shared.close()
+            self._server.unshare()
 
     def _owner_ended(self, ports: HostPorts, owner: int) -> None:
         self._loop.forget(owner)
@@ -216,7 +204,7 @@ class ServedPorts:
         with ExitStack() as undo:
             sock = undo.enter_context(_first_socket(fds))
             binding_fd = fds[0] if fds else None
-            self._server.shared.use(PROTOCOLS[share.protocol], FAMILIES[share.family], sock, binding_fd)
+            self._server.share(PROTOCOLS[share.protocol], FAMILIES[share.family], sock, binding_fd)
             undo.pop_all()
 
 

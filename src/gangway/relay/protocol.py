@@ -53,8 +53,9 @@ MOST_SUBNETS = 64
 EXCLUDED_PAGE = 10
 """Addresses in one `exclude`."""
 REDIRECT = "redirect"
-LOG = "log"  # the name under which the relay is given its log file, which it does not hold but uses
 """The name under which the daemon has the relay hold the loopback redirect."""
+LOG = "log"
+"""The name under which the relay is given its log file, which it does not hold but uses."""
 _LAST_PORT = 65535
 
 

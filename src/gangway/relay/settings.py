@@ -12,6 +12,7 @@ _BOUNDS = {
     "keepalive_s": (1, 32767),  # include/net/tcp.h, MAX_TCP_KEEPIDLE
     "udp_timeout_s": (1, 86400),
     "udp_clients": (1, 1_000_000),
+    "udp_clients_per_port": (1, 1_000_000),
 }
 
 
@@ -19,7 +20,7 @@ class Settings(NamedTuple):
     """The relay's settings and their defaults; times in seconds."""
 
     workers: int = min(4, len(os.sched_getaffinity(0)))  # at most four: the host has other work to do
-    """How many threads carry TCP and SCTP."""
+    """How many threads carry the traffic; a UDP port has one of them."""
     connect_timeout_s: float = 10.0  # how long a container may take to answer a connection attempt
     keepalive_s: int = 15
     """How long a TCP connection is silent before the peer is probed, and the time between probes."""
@@ -27,6 +28,8 @@ class Settings(NamedTuple):
     """How long a UDP client and its container may both be silent before the client is forgotten."""
     udp_clients: int = 8192
     """How many UDP clients are remembered at once; the one that has been silent longest is forgotten first."""
+    udp_clients_per_port: int = 4096
+    """How many of them are clients of one port, or of ports that were published as one range."""
     tcp_tw_reuse: bool = True  # set net.ipv4.tcp_tw_reuse=1 in the relay's network namespace while it runs
     redirect: bool = True
     """Redirect sockets that connect to a published loopback address straight to the container, where the kernel can."""

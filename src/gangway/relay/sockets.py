@@ -1,18 +1,15 @@
 """The values that all parts of the relay describe sockets by: backends, ranges of ports, peers."""
 
-import errno
 import socket
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from gangway.inet import PROTOCOLS, format_host
-from gangway.relay.admission import Admission
 
 _PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
-OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-"""The errors that a call for a new descriptor fails with when the process or the kernel has reached a limit."""
 
 
 class Backend(NamedTuple):
@@ -22,7 +19,7 @@ class Backend(NamedTuple):
     family: int  # socket.AF_INET or AF_INET6
     address: str
     port: int
-    admission: Admission | None = None  # which clients are connected; None: all
+    admitted: tuple[str, ...] = ()  # the subnets of its clients, ADDRESS/PREFIX-LENGTH, besides the host; none: all
 
     def __str__(self) -> str:
         return f"{_PROTOCOL_NAMES[self.protocol]} {format_host(self.address)}:{self.port}"
@@ -41,17 +38,12 @@ class PublishedRange(NamedTuple):
 class PublishedPort(Protocol):
     """A port, or a range of them, that the relay serves until it is closed."""
 
-    def close(self) -> None: ...
+    def close(self, then: Callable[[], None]) -> None: ...
 
 
 def family_of(address: str) -> int:
     """Return socket.AF_INET or AF_INET6, after the form of an address."""
     return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
-def is_unspecified(sock: socket.socket) -> bool:
-    """True if a socket is bound to all addresses."""
-    return sock.getsockname()[0] in ("0.0.0.0", "::")
 
 
 def unlink_socket(path: Path) -> None:

@@ -1,4 +1,4 @@
-/* Accepts clients at entrances.
+/* Accepts connections at entrances.
 
    Entrances are level-triggered: one client for each report, so a long queue shares the thread with all other sockets.
    A thread that has reached a limit pauses: it accepts nobody there until one of its flows has ended, or RETRY_MS later. */
@@ -9,7 +9,8 @@ enum { RETRY_MS = 100 };
 /* Have a thread wait at an entrance; -1: errno. */
 int watch_entrance(struct thread *thread, struct watch *watch)
 {
-    struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.ptr = watch};
+    uint32_t exclusive = watch->watched == WATCHED_ENTRANCE ? EPOLLEXCLUSIVE : 0;
+    struct epoll_event event = {.events = EPOLLIN | exclusive, .data.ptr = watch};
     return epoll_ctl(thread->epoll, EPOLL_CTL_ADD, watch->entrance->fd, &event);
 }
 
@@ -52,7 +53,7 @@ static bool is_starved(struct core *core)
 void lose_client(struct core *core, struct port *port, int error)
 {
     count(&COUNTER(port, lost), 1);
-    note(core, NOTE_CLIENT_LOST, &port->settings.backend, port->settings.protocol, error);
+    note(core, &(struct core_note){.kind = NOTE_CLIENT_LOST, .error = error});
     atomic_store_explicit(&core->starved_until_ms, clock_ms() + RETRY_MS, memory_order_relaxed);
 }
 
@@ -82,12 +83,39 @@ static void serve(struct thread *thread, struct entrance *entrance, struct port 
     release_port(thread->core, port);
 }
 
+/* Return the port that a client was accepted for; NULL: there is none, or the client has ended. */
+static struct port *port_of_client(struct core *core, const struct entrance *entrance, int client, uint16_t *backend_port)
+{
+    struct core_end host = {0};
+    if (needs_host(core, entrance)) {
+        struct sockaddr_storage local;
+        socklen_t size = sizeof local;
+        if (getsockname(client, (struct sockaddr *)&local, &size) < 0)
+            return NULL;
+        host = end_of(&local);
+    }
+    return acquire_port(core, entrance, &host, backend_port);
+}
+
+/* True if a port is for a client; false also if the client has ended, and the port is not for everybody. */
+static bool may_connect(const struct thread *thread, const struct port *port, int client)
+{
+    struct sockaddr_storage peer;
+    socklen_t size = sizeof peer;
+    if (port->settings.admitted_count == 0)
+        return true;
+    if (getpeername(client, (struct sockaddr *)&peer, &size) < 0)
+        return false;
+    const struct core_end end = end_of(&peer);
+    return is_admitted(thread, port, &end);
+}
+
 /* Find the port of a client that was accepted at an entrance, and serve it. */
 static void receive(struct thread *thread, struct entrance *entrance, int client, int backend)
 {
     uint16_t backend_port;
-    struct port *port = acquire_port(thread->core, entrance, client, &backend_port);
-    if (port != NULL && is_admitted(thread, port, client)) {
+    struct port *port = port_of_client(thread->core, entrance, client, &backend_port);
+    if (port != NULL && may_connect(thread, port, client)) {
         serve(thread, entrance, port, backend_port, client, backend);
         return;
     }
@@ -133,8 +161,7 @@ void accept_client(struct thread *thread, struct watch *watch)
     if (backend >= 0)
         close(backend);
     if (backend < 0 || !is_nobody(error)) {
-        const struct core_end none = {0};
-        note(thread->core, NOTE_CLIENTS_WAIT, &none, entrance->protocol, error);
+        note(thread->core, &(struct core_note){.kind = NOTE_CLIENTS_WAIT, .error = error});
         pause_accepting(thread, watch);
     }
 }

@@ -38,21 +38,20 @@ static bool is_the_hosts(int routes, const struct core_end *end)
     return ((const struct rtmsg *)NLMSG_DATA(header))->rtm_type == RTN_LOCAL;
 }
 
-/* True if a port is for a client; false also if the client has ended, and the port is not for everybody. */
-bool is_admitted(const struct thread *thread, const struct port *port, int client)
+int core_admits(const struct core_subnet *subnets, uint32_t count, const struct core_end *client)
 {
-    const struct core_port_settings *settings = &port->settings;
-    struct sockaddr_storage peer;
-    socklen_t size = sizeof peer;
-    if (settings->admitted_count == 0)
-        return true;
-    if (getpeername(client, (struct sockaddr *)&peer, &size) < 0)
-        return false;
-    const struct core_end end = end_of(&peer);
-    for (uint32_t number = 0; number < settings->admitted_count; number++) {
-        const struct core_subnet *subnet = &settings->admitted[number];
-        if (subnet->family == end.family && has_prefix(end.address, subnet->address, subnet->length))
+    for (uint32_t number = 0; number < count; number++) {
+        const struct core_subnet *subnet = &subnets[number];
+        if (subnet->family == client->family && has_prefix(client->address, subnet->address, subnet->length))
             return true;
     }
-    return is_the_hosts(thread->routes, &end);
+    return false;
+}
+
+/* True if a port is for a client. */
+bool is_admitted(const struct thread *thread, const struct port *port, const struct core_end *client)
+{
+    const struct core_port_settings *settings = &port->settings;
+    return settings->admitted_count == 0 || core_admits(settings->admitted, settings->admitted_count, client) ||
+        is_the_hosts(thread->routes, client);
 }

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
+#include <sys/random.h>
 
 uint64_t core_active(const struct core *core)
 {
@@ -31,8 +32,12 @@ static struct thread *make_thread(struct core *core, unsigned number)
     thread->epoll = epoll_create1(EPOLL_CLOEXEC);
     thread->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     thread->routes = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+    thread->datagrams = make_datagrams();
+    thread->clients = make_clients();
     if (thread->epoll < 0 || thread->wake < 0 || thread->routes < 0)
         return NULL;                               /* the process exits: nothing to clean up for */
+    if (thread->datagrams == NULL || thread->clients == NULL)
+        return NULL;
     return epoll_ctl(thread->epoll, EPOLL_CTL_ADD, thread->wake, &event) == 0 ? thread : NULL;
 }
 
@@ -45,7 +50,7 @@ static int start_thread(struct thread *thread)
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = pthread_create(&thread->id, NULL, run_thread, thread);
     if (error == 0) {
-        snprintf(name, sizeof name, "streams-%u", thread->number);
+        snprintf(name, sizeof name, "relay-%u", thread->number);
         pthread_setname_np(thread->id, name);
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -59,6 +64,8 @@ struct core *core_start(const struct core_settings *settings)
     if (core == NULL)
         return NULL;
     core->settings = *settings;
+    if (getrandom(&core->secret, sizeof core->secret, 0) < 0)
+        return NULL;
     pthread_rwlockattr_init(&writers_first);
     pthread_rwlockattr_setkind_np(&writers_first, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
     pthread_rwlock_init(&core->lock, &writers_first);
@@ -96,6 +103,8 @@ static void free_thread(struct thread *thread)
     close(thread->wake);
     close(thread->routes);
     pthread_mutex_destroy(&thread->lock);
+    free_datagrams(thread->datagrams);
+    free_table(thread->clients);
     free(thread);
 }
 
@@ -110,6 +119,8 @@ void core_stop(struct core *core)
         free_thread(core->threads[number]);
     while (core_read_notes(core, &note, 1) > 0)
         ;
+    close(core->settings.icmp);
+    close(core->settings.icmp6);
     pthread_rwlock_destroy(&core->lock);
     pthread_mutex_destroy(&core->notes_lock);
     close(core->notes_fd);

@@ -1,4 +1,4 @@
-/* The relay's data plane: moves the bytes of TCP and SCTP connections between clients and containers.
+/* The relay's data plane: moves the bytes of TCP and SCTP connections, and UDP datagrams, between clients and containers.
 
    The library decides nothing.  Python says which ports lead to which containers and who may connect, and reads what is
    to be logged.  It is loaded by ctypes, and needs nothing but libc.
@@ -15,6 +15,13 @@
    Ports are found in a sorted array under a lock that threads only read (ports.c).  A port that is removed is out of the
    array first, so no flow begins any more; then the threads are told, and each resets its own flows.  Whoever drops the
    last reference (a flow, a thread that was told, the port's own entrance) hands the port back to Python by a note.
+
+   Datagrams arrive at entrances, too; but one thread serves each, so that they stay in order (datagram.c).  For each
+   *client* (client.c) it has a socket, whose port tells the container clients apart.  A client is known by its address
+   *and* by what it sent to: one that sends to two addresses of the host must get each answer from the right one.
+   Answers leave from an *outlet*, a socket that is bound to the port that the client sent to: the port's own, or, as
+   long as a shared port has clients, one that is opened for them; or a raw socket, if the port is another program's
+   (outlet.c).
 
    Kernel facts
    ------------
@@ -61,38 +68,48 @@ struct core_port_settings {
     const struct core_subnet *admitted;            /* who may connect besides the host itself; none: everybody */
     uint32_t admitted_count;
     uint16_t last;                                 /* the last port of the range */
-    uint16_t protocol;                             /* IPPROTO_TCP or IPPROTO_SCTP */
+    uint16_t protocol;                             /* IPPROTO_TCP, IPPROTO_UDP or IPPROTO_SCTP */
 };
 _Static_assert(sizeof(struct core_port_settings) == 64, "struct core_port_settings");
 
 /* Of one port, since it was added. */
 struct core_counters {
-    uint64_t connections, active;
+    uint64_t connections, active;                  /* UDP: clients */
     uint64_t up_bytes, down_bytes;                 /* to the container, to the client */
     uint64_t failed, timeouts;                     /* connection attempts to the container */
-    uint64_t resets;                               /* connections that a side has reset */
+    uint64_t resets;                               /* connections that a side has reset; datagrams that were refused */
     uint64_t not_admitted, lost;                   /* lost: out of descriptors, watches or memory */
+    uint64_t evicted, dropped;                     /* UDP clients that made room for others; datagrams not sent */
 };
-_Static_assert(sizeof(struct core_counters) == 72, "struct core_counters");
+_Static_assert(sizeof(struct core_counters) == 88, "struct core_counters");
 
 enum core_note_kind {
     NOTE_PORT_REMOVED = 1,                         /* `port` has no flow any more; its memory is free */
     NOTE_CANNOT_CONNECT,                           /* to `end`: `error` */
     NOTE_CLIENTS_WAIT,                             /* new ones are not accepted for a while: `error` */
     NOTE_CLIENT_LOST,                              /* no socket, or no watch for it: `error` */
+    NOTE_UDP_CLIENT_LOST,                          /* of a container: `error` */
+    NOTE_NOT_SENT_UP, NOTE_NOT_SENT_DOWN,          /* a datagram to or from a container: `error` */
 };
 
 struct core_note {
     uint64_t port;                                 /* the pointer that core_add_port returned */
     struct core_end end;
     int32_t kind, error;                           /* error: errno */
-    uint32_t protocol, unused;
+    uint32_t protocol, host_port;                  /* host_port: of a UDP client that is lost */
 };
 _Static_assert(sizeof(struct core_note) == 48, "struct core_note");
 
 struct core_settings {
     uint32_t threads, keepalive_s, connect_timeout_ms;
+    uint32_t udp_timeout_s;                        /* when a client is forgotten that neither sends nor is answered */
+    uint32_t udp_clients, udp_clients_per_port;    /* at most; the one that has been silent longest goes first */
+    int32_t icmp, icmp6;                           /* from core_open_icmp; they belong to the library from now on */
 };
+
+/* Return a raw socket of AF_INET or AF_INET6 to tell UDP clients by that nobody listens in their container.  It receives
+   nothing.  -1: errno, without CAP_NET_RAW. */
+CORE_API int core_open_icmp(int family);
 
 /* Every function that can fail returns NULL or -1 and sets errno. */
 
@@ -100,27 +117,36 @@ struct core_settings {
 CORE_API struct core *core_start(const struct core_settings *settings);
 CORE_API void core_stop(struct core *core);
 
+/* Let the process call the kernel only for what is listed in confine.c.  Calls that no relay makes, such as execve, end it
+   from now on.  The process must have no-new-privileges, and all its threads.  -1: errno; the kernel cannot. */
+CORE_API int core_confine(void);
+
 /* A descriptor that is readable when there are notes; core_read_notes reads up to `most` and returns how many.  If too
    many are unread new ones are lost, except that a port was removed. */
 CORE_API int core_notes_fd(const struct core *core);
 CORE_API int core_read_notes(struct core *core, struct core_note *notes, int most);
 
-/* Serve the shared ports, which are found by what a client connected to.  The listening socket belongs to the library
-   from now on, also after a failure.  One that is closed accepts nobody any more; clients that wait stay in its queue. */
-CORE_API struct entrance *core_listen(struct core *core, int fd);
+/* Serve the shared ports, which are found by what a client connected or sent to.  The socket belongs to the library from
+   now on, also after a failure.  One that is closed accepts nobody any more; clients that wait stay in its queue.  UDP
+   needs the map `binding` of ebpf/steering.bpf.c, too; its descriptor stays the caller's. */
+CORE_API struct entrance *core_listen(struct core *core, int fd, int binding);
 CORE_API void core_close_entrance(struct core *core, struct entrance *entrance);
 
-/* Serve a port by a listening socket `fd` of its own, which belongs to the library also after a failure, or, with -1, by
-   the shared ones.  A socket that `is_anywhere` refuses clients of excluded addresses. */
-CORE_API struct port *core_add_port(struct core *core, const struct core_port_settings *settings, int fd, int is_anywhere);
+/* Serve a port by a socket `fd` of its own, or, with -1, by the shared ones.  The answers of a UDP port leave by the raw
+   socket `raw`, if it is not -1.  Both belong to the library, also after a failure.  At a socket that is bound to all
+   addresses, clients of excluded ones are refused. */
+CORE_API struct port *core_add_port(struct core *core, const struct core_port_settings *settings, int fd, int raw);
 
 /* Stop serving a port, and reset its connections.  Returns at once: NOTE_PORT_REMOVED follows. */
 CORE_API void core_remove_port(struct core *core, struct port *port);
 
 CORE_API void core_read_counters(const struct port *port, struct core_counters *counters);
 
-/* Refuse new clients of these addresses at entrances that are bound to all addresses. */
+/* Refuse new clients of these addresses at entrances that are bound to all addresses; forget UDP clients of them. */
 CORE_API int core_exclude(struct core *core, const struct core_end *addresses, uint32_t count);
+
+/* True if one of the subnets has the client's address. */
+CORE_API int core_admits(const struct core_subnet *subnets, uint32_t count, const struct core_end *client);
 
 /* The number of connections. */
 CORE_API uint64_t core_active(const struct core *core);

@@ -140,10 +140,11 @@ static int connect_backend(const struct flow *flow)
 
 static void connect_failed(struct flow *flow, int error)
 {
-    struct core_end end = flow->port->settings.backend;
-    end.port = flow->backend_port;
+    struct core_note failure = {.kind = NOTE_CANNOT_CONNECT, .error = error, .protocol = flow->port->settings.protocol};
+    failure.end = flow->port->settings.backend;
+    failure.end.port = flow->backend_port;
     count(error == ETIMEDOUT ? &COUNTER(flow->port, timeouts) : &COUNTER(flow->port, failed), 1);
-    note(flow->thread->core, NOTE_CANNOT_CONNECT, &end, flow->port->settings.protocol, error);
+    note(flow->thread->core, &failure);
     handle(flow, CONNECT_FAILED);
 }
 

@@ -56,6 +56,7 @@ class Counters(ctypes.Structure):
         (name, c_uint64)
         for name in (
             "connections", "active", "up_bytes", "down_bytes", "failed", "timeouts", "resets", "not_admitted", "lost",
+            "evicted", "dropped",
         )
     )  # fmt: skip
 
@@ -69,18 +70,28 @@ class Note(ctypes.Structure):
         ("kind", c_int32),
         ("error", c_int32),
         ("protocol", c_uint32),
-        ("unused", c_uint32),
+        ("host_port", c_uint32),
     )
 
 
 PORT_REMOVED, CANNOT_CONNECT, CLIENTS_WAIT, CLIENT_LOST = 1, 2, 3, 4
+UDP_CLIENT_LOST, NOT_SENT_UP, NOT_SENT_DOWN = 5, 6, 7
 """enum core_note_kind."""
 
 
 class CoreSettings(ctypes.Structure):
     """struct core_settings."""
 
-    _fields_ = (("threads", c_uint32), ("keepalive_s", c_uint32), ("connect_timeout_ms", c_uint32))
+    _fields_ = (
+        ("threads", c_uint32),
+        ("keepalive_s", c_uint32),
+        ("connect_timeout_ms", c_uint32),
+        ("udp_timeout_s", c_uint32),
+        ("udp_clients", c_uint32),
+        ("udp_clients_per_port", c_uint32),
+        ("icmp", c_int32),
+        ("icmp6", c_int32),
+    )
 
 
 def _load() -> ctypes.CDLL:
@@ -90,11 +101,14 @@ def _load() -> ctypes.CDLL:
         (None, "stop", [c_void_p]),
         (c_int, "notes_fd", [c_void_p]),
         (c_int, "read_notes", [c_void_p, POINTER(Note), c_int]),
-        (c_void_p, "listen", [c_void_p, c_int]),
+        (c_void_p, "listen", [c_void_p, c_int, c_int]),
         (None, "close_entrance", [c_void_p, c_void_p]),
         (c_void_p, "add_port", [c_void_p, POINTER(PortSettings), c_int, c_int]),
         (None, "remove_port", [c_void_p, c_void_p]),
         (None, "read_counters", [c_void_p, POINTER(Counters)]),
+        (c_int, "open_icmp", [c_int]),
+        (c_int, "confine", []),
+        (c_int, "admits", [POINTER(Subnet), c_uint32, POINTER(End)]),
         (c_int, "exclude", [c_void_p, POINTER(End), c_uint32]),
         (c_uint64, "active", [c_void_p]),
     ):

@@ -1,25 +1,20 @@
-"""The event loop of the relay process: epoll, timers, deferred calls, and sockets to close.
+"""The event loop of the relay process: epoll, timers, deferred calls, and descriptors to close.
 
-It serves UDP and the control socket; byte streams have threads of their own (`core.h`).
+It serves the control socket; clients are served by threads of the C library (`core.h`).
 
 Kernel facts (epoll(7), fs/eventpoll.c):
 
 * The number of a closed descriptor can be used again at once, while an event for the old socket is still in the batch
   of events that is being handled.  So nothing is closed within a batch: `close_later` removes the handler at once, and
-  closes the socket after the batch.
-* Waking up costs more than polling again: some 20 µs until a core that was idle runs the process, more on a virtual
-  machine, and twice for every request and answer.  So after a short wait the loop polls for up to `AWAKE_S` before it
-  sleeps, and yields the core in between (sched_yield(2)).  A relay without traffic never does it.
+  closes the descriptor after the batch.
 * Sockets are level-triggered: one call for each report, so that one with much to read shares the loop with all others.
 """
 
 import heapq
-import os
 import select
 import time
 from collections.abc import Callable
 from itertools import count
-from socket import SocketType
 from typing import Protocol, cast
 
 Handler = Callable[[int], None]
@@ -28,9 +23,7 @@ handler raises; any other handler is removed: the loop goes on for everybody els
 
 READABLE = select.EPOLLIN
 
-# A wait shorter than this is short, and the loop polls for as long before it sleeps: a few times the cost of waking up.
-AWAKE_S = 100e-6
-# The number of events that one epoll_wait returns.  Descriptors of ended flows stay open until the batch is handled.
+# The number of events that one epoll_wait returns.
 BATCH = 128
 
 
@@ -64,13 +57,10 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()
         self._soon: list[tuple[Handler, int]] = []
-        self._at_end: list[Callable[[], None]] = []
-        self._closing: list[SocketType] = []
+        self._closing: list[Callable[[], None]] = []
         self._stopped = False
         self.on_error: Callable[[Exception, str], None] = _raise
         """Called after an unexpected error, with what was given up."""
-        self._chatty = False
-        """True if the last wait was short."""
 
     def add(self, fd: int, handler: Handler, events: int = READABLE) -> None:
         """Call `handler` with the event mask whenever one of `events` occurs on `fd`."""
@@ -86,18 +76,14 @@ class Loop:
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def close_later(self, sock: SocketType) -> None:
-        """Remove a socket's handler at once, and close it after the batch (see the head of this file)."""
-        self._handlers.pop(sock.fileno(), None)
-        self._closing.append(sock)
+    def close_later(self, fd: int, close: Callable[[], None]) -> None:
+        """Remove a descriptor's handler at once, and call `close` after the batch (see the head of this file)."""
+        self._handlers.pop(fd, None)
+        self._closing.append(close)
 
     def call_soon(self, handler: Handler, events: int) -> None:
         """Call `handler(events)` in the next round, after the handlers of that round's events."""
         self._soon.append((handler, events))
-
-    def call_at_end(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, at the end of this round."""
-        self._at_end.append(callback)
 
     def call_in(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         """Call `callback` once, in `delay_s` seconds."""
@@ -119,7 +105,7 @@ class Loop:
         """Run one round: wait for events, then make all the calls that are due."""
         soon, self._soon = self._soon, []
         handlers = self._handlers
-        for fd, events in self._wait(0 if soon or self._at_end else self._timeout_s()):
+        for fd, events in self._epoll.poll(0 if soon else self._timeout_s(), BATCH):
             handler = handlers.get(fd)
             if handler is not None:
                 try:
@@ -131,10 +117,6 @@ class Loop:
                 handler(events)
             except Exception as error:
                 self._abort(error, handler)
-        if self._at_end:
-            at_end, self._at_end = self._at_end, []
-            for callback in at_end:
-                self._guarded(callback)
         if self._timers:
             self._call_due_timers()
         if self._closing:
@@ -149,7 +131,7 @@ class Loop:
         self.on_error(error, done)
 
     def close(self) -> None:
-        """Close the sockets that wait to be closed, and the epoll set.  Registered sockets remain with their owners."""
+        """Close what waits to be closed, and the epoll set.  Registered descriptors remain with their owners."""
         self._close()
         self._epoll.close()
 
@@ -166,20 +148,6 @@ class Loop:
         except Exception as error:
             self.on_error(error, "it was not completed")
 
-    def _wait(self, timeout_s: float) -> list[tuple[int, int]]:
-        """Return the next batch of events; poll for a while first if the last one came quickly."""
-        poll, clock = self._epoll.poll, self.clock
-        began_s = clock()
-        if self._chatty and timeout_s:
-            while clock() - began_s < AWAKE_S:
-                batch = poll(0, BATCH)
-                if batch:
-                    return batch
-                os.sched_yield()
-        batch = poll(timeout_s, BATCH)
-        self._chatty = clock() - began_s < AWAKE_S
-        return batch
-
     def _timeout_s(self) -> float:
         """Return the seconds until the first timer is due, or -1 (no limit) without timers."""
         return max(0.0, self._timers[0][0] - self.clock()) if self._timers else -1
@@ -193,8 +161,8 @@ class Loop:
 
     def _close(self) -> None:
         closing, self._closing = self._closing, []
-        for sock in closing:
-            sock.close()
+        for close in closing:
+            close()
 
 
 def _raise(error: Exception, _done: str) -> None:

@@ -60,7 +60,7 @@ static inline void link_move_all(struct link *from, struct link *to)
 #define OWNER(link_pointer, type, member) ((type *)((char *)(link_pointer) - offsetof(type, member)))
 
 /* What an epoll event leads to. */
-enum watched { WATCHED_WAKE, WATCHED_ENTRANCE, WATCHED_HALF };
+enum watched { WATCHED_WAKE, WATCHED_ENTRANCE, WATCHED_HALF, WATCHED_RECEIVER, WATCHED_CLIENT };
 
 /* A message to all threads; each takes it from its inbox once. */
 struct letter {
@@ -70,18 +70,26 @@ struct letter {
 
 /* A thread's interest in an entrance. */
 struct watch {
-    enum watched watched;
+    enum watched watched;                          /* an entrance, or one of datagrams: a receiver */
     struct entrance *entrance;
     struct link paused;                            /* in the thread's list while it does not accept there */
+};
+
+/* A socket that answers to clients leave from. */
+struct outlet {
+    int fd;                                        /* open while there are clients */
+    unsigned clients;
 };
 
 struct entrance {
     struct letter letter;
     struct port *port;                             /* NULL: ports are looked up */
     int fd;
-    uint16_t protocol;
+    uint16_t protocol, host_port;
     _Atomic uint16_t family;                       /* of the last client's container, which the next one's has mostly, too */
-    bool is_anywhere;
+    bool is_anywhere;                              /* bound to all addresses */
+    struct thread *home;                           /* the one that serves it; NULL: all do */
+    _Atomic uint64_t *binding;                     /* shared, of datagrams: the variable of ebpf/steering.bpf.c */
     atomic_bool is_closed;
     atomic_uint references;                        /* threads that may have an event of it */
     struct watch watches[MAX_THREADS];
@@ -94,6 +102,11 @@ struct port {
     atomic_bool is_removed;
     bool was_refused;                              /* core_add_port failed: nobody waits for a note */
     atomic_uint references;                        /* flows, entrance, threads with a letter, and one until it is removed */
+    struct link clients;                           /* of UDP, used by one thread; the one that is silent longest is first */
+    unsigned client_count;
+    struct outlet *outlets;                        /* shared: one for each port of the range; NULL: not needed yet */
+    struct outlet only;                            /* its own socket, or the raw one: it answers from all of them */
+    int raw;                                       /* -1: none */
     struct port *next_removed;
     _Atomic uint64_t counters[sizeof(struct core_counters) / sizeof(uint64_t)];
 };
@@ -145,6 +158,47 @@ struct tally {
     uint64_t up_bytes, down_bytes;
 };
 
+/* Who sent a datagram, and to which address and port of the host: compared and hashed as bytes.  IPv4 is mapped. */
+struct client_key {
+    const struct port *own;                        /* the port, if its entrance serves no other; else NULL */
+    uint8_t address[16], asked[16];                /* asked: zeros if the kernel has not said it */
+    uint32_t zone, asked_zone;                     /* of link-local addresses */
+    uint16_t port, asked_port;
+    uint32_t unused;
+};
+_Static_assert(sizeof(struct client_key) == 7 * sizeof(uint64_t), "no padding");
+
+/* A socket address of either family. */
+struct name {
+    union {
+        struct sockaddr any;
+        struct sockaddr_in ipv4;
+        struct sockaddr_in6 ipv6;
+    } is;
+    socklen_t size;
+};
+
+enum { ORIGIN_BYTES = CMSG_SPACE(20) };            /* struct in6_pktinfo */
+
+/* A client of a UDP port. */
+struct client {
+    enum watched watched;
+    int fd;                                        /* the socket whose port tells the container clients apart */
+    struct client *next;                           /* of the same bucket */
+    uint64_t hash;
+    struct client_key key;
+    struct port *port;
+    struct outlet *outlet;
+    struct link by_age, of_port, closing;
+    uint32_t tick;                                 /* when a datagram was last moved */
+    uint16_t host_port, backend_port;
+    uint16_t burst;                                /* so many answers are received at once */
+    bool is_gone, is_tftp;
+    struct name container, name;                   /* `name`: the client's, for answers */
+    socklen_t origin_bytes;
+    char origin[ORIGIN_BYTES] __attribute__((aligned(8)));   /* the control message that says where answers leave from */
+};
+
 struct thread {
     struct core *core;
     pthread_t id;
@@ -158,7 +212,10 @@ struct thread {
     struct letter *letters, **last_letter;
     struct link passed;                            /* flows from other threads */
     struct link flows, young, closing, soon, paused;
-    int64_t tick_ms, resume_ms;                    /* when due; 0: not */
+    int64_t tick_ms, resume_ms, expire_ms;         /* when due; 0: not */
+    struct datagrams *datagrams;                   /* datagram.c */
+    struct clients *clients;                       /* client.c */
+    unsigned excluded_seen;                        /* the version of the excluded addresses that its clients are of */
     struct tally tally;
     struct pipe spare[SPARE_PIPES];
     int spares;
@@ -174,6 +231,10 @@ struct core {
     size_t port_count, port_room;
     struct core_end *excluded;
     _Atomic uint32_t excluded_count;
+    atomic_uint excluded_version;
+    atomic_uint client_count;                      /* of UDP */
+    uint64_t secret;                               /* of hashes: clients choose their ports */
+    unsigned homes;                                /* UDP ports with sockets of their own, ever */
     _Atomic int64_t starved_until_ms;              /* no client is accepted before: one has just been lost; 0: none */
     pthread_mutex_t notes_lock;
     int notes_fd;
@@ -185,15 +246,18 @@ struct core {
 };
 
 /* ports.c */
-struct port *acquire_port(struct core *core, const struct entrance *entrance, int client, uint16_t *backend_port);
+struct port *acquire_port(struct core *core, const struct entrance *entrance, const struct core_end *host,
+                          uint16_t *backend_port);
+bool needs_host(const struct core *core, const struct entrance *entrance);
+bool is_excluded(const struct core *core, const struct core_end *at);
 void release_port(struct core *core, struct port *port);
 void release_entrance(struct core *core, struct entrance *entrance);
-void note(struct core *core, enum core_note_kind kind, const struct core_end *end, uint32_t protocol, int error);
+void note(struct core *core, const struct core_note *note);
 struct core_end end_of(const struct sockaddr_storage *address);
 void tell_all(struct core *core, struct letter *letter);
 
 /* admission.c */
-bool is_admitted(const struct thread *thread, const struct port *port, int client);
+bool is_admitted(const struct thread *thread, const struct port *port, const struct core_end *client);
 
 /* accept.c */
 int watch_entrance(struct thread *thread, struct watch *watch);
@@ -218,6 +282,38 @@ void ready(struct half *half, uint32_t events);
 void discard(struct half *half);
 void flush_tally(struct thread *thread);
 void close_pipe(struct pipe *pipe);
+
+/* datagram.c */
+struct datagrams *make_datagrams(void);
+void free_datagrams(struct datagrams *datagrams);
+int prepare_receiver(int fd, int family, bool is_shared);
+void receive_datagrams(struct thread *thread, struct entrance *entrance);
+void receive_answers(struct thread *thread, struct client *client, uint32_t events);
+void send_answers(struct thread *thread);
+
+/* client.c */
+struct clients *make_clients(void);
+void free_table(struct clients *clients);
+struct client *find_client(struct thread *thread, const struct client_key *key, uint64_t *hash);
+struct client *make_client(struct thread *thread, struct entrance *entrance, const struct client_key *key, uint64_t hash,
+                           const struct name *name);
+int open_udp(struct thread *thread, struct port *port, int family);
+void touch(struct thread *thread, struct client *client);
+void remove_clients(struct thread *thread, const struct port *port);
+void remove_excluded(struct thread *thread);
+void free_clients(struct thread *thread);
+void expire_clients(struct thread *thread, int64_t now_ms);
+
+/* outlet.c */
+struct core_end end_of_key(const uint8_t *address, uint32_t zone, uint16_t port);
+struct name name_of(const struct core_end *end, uint16_t port);
+socklen_t write_origin(const struct client_key *key, char *control);
+struct outlet *acquire_outlet(struct thread *thread, const struct entrance *entrance, const struct client *client);
+void release_outlet(struct client *client);
+struct udphdr;
+void write_udp_header(const struct client *client, const void *data, size_t bytes, struct udphdr *header);
+struct name raw_name(const struct client_key *key);
+void report_refusal(const struct core *core, const struct client *client);
 
 /* thread.c */
 void *run_thread(void *thread);

@@ -3,15 +3,16 @@
 
 #include <fcntl.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 
 /* Notes */
 
-void note(struct core *core, enum core_note_kind kind, const struct core_end *end, uint32_t protocol, int error)
+void note(struct core *core, const struct core_note *note)
 {
-    const struct core_note one = {.end = *end, .kind = (int32_t)kind, .error = error, .protocol = protocol};
     pthread_mutex_lock(&core->notes_lock);
     if (core->note_count < NOTES)
-        core->notes[core->note_count++] = one;
+        core->notes[core->note_count++] = *note;
     pthread_mutex_unlock(&core->notes_lock);
     eventfd_write(core->notes_fd, 1);
 }
@@ -23,6 +24,9 @@ int core_notes_fd(const struct core *core)
 
 static void free_port(struct port *port)
 {
+    if (port->raw >= 0)
+        close(port->raw);
+    free(port->outlets);
     free((void *)port->settings.admitted);
     free(port);
 }
@@ -72,6 +76,8 @@ void release_entrance(struct core *core, struct entrance *entrance)
     if (atomic_fetch_sub(&entrance->references, 1) > 1)
         return;
     close(entrance->fd);
+    if (entrance->binding != NULL)
+        munmap((void *)(uintptr_t)entrance->binding, sizeof *entrance->binding);
     if (entrance->port != NULL)
         release_port(core, entrance->port);
     free(entrance);
@@ -158,7 +164,7 @@ struct core_end end_of(const struct sockaddr_storage *address)
     return end;
 }
 
-static bool is_excluded(const struct core *core, const struct core_end *at)
+bool is_excluded(const struct core *core, const struct core_end *at)
 {
     for (uint32_t number = 0; number < core->excluded_count; number++) {
         const struct core_end *one = &core->excluded[number];
@@ -168,33 +174,37 @@ static bool is_excluded(const struct core *core, const struct core_end *at)
     return false;
 }
 
-/* Return the port of an entrance that a client connected to, and the container's port for it; release it afterwards.
-   NULL: it is unpublished, or the address is excluded. */
-struct port *acquire_port(struct core *core, const struct entrance *entrance, int client, uint16_t *backend_port)
+/* Return the port that serves a host address and port, or all addresses of its family. */
+static struct port *find_shared(const struct core *core, uint16_t protocol, const struct core_end *host)
 {
-    struct core_port_settings wanted = {.protocol = entrance->protocol};
+    struct core_port_settings wanted = {.protocol = protocol, .host = *host};
+    struct port *port = find(core, &wanted);
+    if (port != NULL)
+        return port;
+    memset(wanted.host.address, 0, sizeof wanted.host.address);
+    wanted.host.zone = 0;
+    return find(core, &wanted);
+}
+
+/* True if which port an entrance leads to, or whether it does, depends on what a client came to. */
+bool needs_host(const struct core *core, const struct entrance *entrance)
+{
+    return entrance->port == NULL || (entrance->is_anywhere && core->excluded_count > 0);
+}
+
+/* Return the port of an entrance for a client that came to `host`, and the container's port for it; release it
+   afterwards.  NULL: it is unpublished, or the address is excluded. */
+struct port *acquire_port(struct core *core, const struct entrance *entrance, const struct core_end *host,
+                          uint16_t *backend_port)
+{
     struct port *port = entrance->port;
-    bool needs_address = port == NULL || (entrance->is_anywhere && core->excluded_count > 0);
-    if (needs_address) {
-        struct sockaddr_storage local;
-        socklen_t size = sizeof local;
-        if (getsockname(client, (struct sockaddr *)&local, &size) < 0)
-            return NULL;
-        wanted.host = end_of(&local);
-    }
     pthread_rwlock_rdlock(&core->lock);
     if (port == NULL) {
-        port = find(core, &wanted);
-        if (port == NULL) {
-            memset(wanted.host.address, 0, sizeof wanted.host.address);
-            wanted.host.zone = 0;
-            port = find(core, &wanted);
-        }
-        *backend_port = port == NULL ? 0
-            : (uint16_t)(port->settings.backend.port + wanted.host.port - port->settings.host.port);
+        port = find_shared(core, entrance->protocol, host);
+        *backend_port = port == NULL ? 0 : (uint16_t)(port->settings.backend.port + host->port - port->settings.host.port);
     } else {
         *backend_port = port->settings.backend.port;
-        if (needs_address && is_excluded(core, &wanted.host))
+        if (entrance->is_anywhere && is_excluded(core, host))
             port = NULL;
     }
     if (port != NULL)
@@ -237,36 +247,87 @@ static void take_out(struct core *core, struct port *port)
     memmove(core->ports + at, core->ports + at + 1, (core->port_count - at) * sizeof *core->ports);
 }
 
-/* Have all threads wait at a listening socket; NULL: errno, and the socket is closed. */
-static struct entrance *listen_at(struct core *core, int fd, struct port *port, int is_anywhere)
+/* The thread that serves a socket for datagrams: a shared one is always the same thread's, also if it is passed again. */
+static struct thread *choose_home(struct core *core, bool is_shared, int family)
 {
-    struct entrance *entrance = calloc(1, sizeof *entrance);
-    int family = 0, protocol = 0, error = 0;
-    socklen_t size = sizeof family;
-    if (entrance == NULL) {
-        close(fd);
-        errno = ENOMEM;
+    unsigned number = is_shared ? family != AF_INET : core->homes++;
+    return core->threads[number % core->thread_count];
+}
+
+static void prepare_listener(const struct core *core, const struct entrance *entrance)
+{
+    fcntl(entrance->fd, F_SETFL, fcntl(entrance->fd, F_GETFL) | O_NONBLOCK);   /* all threads may go for the same client */
+    disable_delay(entrance->fd, entrance->protocol);
+    enable_keepalive(entrance->fd, entrance->protocol, (int)core->settings.keepalive_s);
+}
+
+/* Map the variable; NULL: errno.  A file that is too short could be mapped, but not read: a map is none. */
+static _Atomic uint64_t *map_binding(int binding)
+{
+    struct stat status;
+    if (fstat(binding, &status) < 0)
+        return NULL;
+    if (S_ISREG(status.st_mode) && status.st_size < (off_t)sizeof(uint64_t)) {
+        errno = EINVAL;
         return NULL;
     }
-    getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &size);
+    void *mapped = mmap(NULL, sizeof(uint64_t), PROT_READ | PROT_WRITE, MAP_SHARED, binding, 0);
+    return mapped == MAP_FAILED ? NULL : mapped;
+}
+
+/* Return an entrance that nobody waits at yet; NULL: errno, and the socket is closed. */
+static struct entrance *make_entrance(struct core *core, int fd, struct port *port, int binding)
+{
+    struct entrance *entrance = calloc(1, sizeof *entrance);
+    struct sockaddr_storage name = {0};
+    int protocol = 0;
+    socklen_t size = sizeof protocol, name_size = sizeof name;
     getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size);
+    bool is_udp = protocol == IPPROTO_UDP;
+    if (entrance == NULL || getsockname(fd, (struct sockaddr *)&name, &name_size) < 0)
+        goto failed;
+    const struct core_end end = end_of(&name);
+    static const uint8_t anywhere[16];
     *entrance = (struct entrance){
         .letter.kind = LETTER_ENTRANCE_CLOSED, .port = port, .fd = fd, .protocol = (uint16_t)protocol,
-        .is_anywhere = is_anywhere,
+        .host_port = end.port, .is_anywhere = memcmp(end.address, anywhere, sizeof anywhere) == 0,
+        .home = is_udp ? choose_home(core, port == NULL, end.family) : NULL,
+        .binding = binding < 0 ? NULL : map_binding(binding),
     };
-    atomic_init(&entrance->family, port == NULL ? (uint16_t)family : port->settings.backend.family);
+    if (binding >= 0 && entrance->binding == NULL)
+        goto failed;
+    if (is_udp && prepare_receiver(fd, end.family, port == NULL) < 0)
+        goto failed;
+    if (!is_udp)
+        prepare_listener(core, entrance);
+    atomic_init(&entrance->family, port == NULL ? end.family : port->settings.backend.family);
     atomic_init(&entrance->references, core->thread_count);
-    if (port != NULL)
+    return entrance;
+failed:
+    close(fd);
+    free(entrance);
+    return NULL;
+}
+
+/* Have the threads wait at a socket; NULL: errno, and the socket is closed. */
+static struct entrance *listen_at(struct core *core, int fd, struct port *port, int binding)
+{
+    struct entrance *entrance = make_entrance(core, fd, port, binding);
+    int error = 0;
+    if (entrance == NULL)
+        return NULL;
+    if (port != NULL) {
         atomic_fetch_add(&port->references, 1);
-    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);   /* all threads may go for the same client */
-    disable_delay(fd, entrance->protocol);
-    enable_keepalive(fd, entrance->protocol, (int)core->settings.keepalive_s);
+        port->only.fd = port->raw < 0 ? fd : port->raw;
+    }
     for (unsigned number = 0; number < core->thread_count; number++) {
-        entrance->watches[number] = (struct watch){.watched = WATCHED_ENTRANCE, .entrance = entrance};
+        enum watched watched = entrance->home != NULL ? WATCHED_RECEIVER : WATCHED_ENTRANCE;
+        entrance->watches[number] = (struct watch){.watched = watched, .entrance = entrance};
         link_init(&entrance->watches[number].paused);
     }
     for (unsigned number = 0; number < core->thread_count && error == 0; number++)
-        error = watch_entrance(core->threads[number], &entrance->watches[number]) < 0 ? errno : 0;
+        if (entrance->home == NULL || entrance->home == core->threads[number])
+            error = watch_entrance(core->threads[number], &entrance->watches[number]) < 0 ? errno : 0;
     if (error == 0)
         return entrance;
     core_close_entrance(core, entrance);
@@ -274,9 +335,9 @@ static struct entrance *listen_at(struct core *core, int fd, struct port *port, 
     return NULL;
 }
 
-struct entrance *core_listen(struct core *core, int fd)
+struct entrance *core_listen(struct core *core, int fd, int binding)
 {
-    return listen_at(core, fd, NULL, false);
+    return listen_at(core, fd, NULL, binding);
 }
 
 void core_close_entrance(struct core *core, struct entrance *entrance)
@@ -286,7 +347,7 @@ void core_close_entrance(struct core *core, struct entrance *entrance)
 }
 
 /* Return a port that nobody can find yet; NULL: there is no memory. */
-static struct port *make_port(const struct core_port_settings *settings)
+static struct port *make_port(const struct core_port_settings *settings, int raw)
 {
     struct port *port = calloc(1, sizeof *port);
     size_t bytes = settings->admitted_count * sizeof *settings->admitted;
@@ -301,6 +362,8 @@ static struct port *make_port(const struct core_port_settings *settings)
     port->settings = *settings;
     port->settings.admitted = admitted;
     port->letter.kind = LETTER_PORT_REMOVED;
+    port->raw = port->only.fd = raw;
+    link_init(&port->clients);
     atomic_init(&port->references, 1);
     return port;
 }
@@ -316,30 +379,40 @@ static void reset_flows(struct core *core, struct port *port)
     release_port(core, port);
 }
 
-struct port *core_add_port(struct core *core, const struct core_port_settings *settings, int fd, int is_anywhere)
+static void close_if_open(int fd)
 {
-    struct port *port = make_port(settings);
-    bool is_served = false;
-    int error = ENOMEM;
+    if (fd >= 0)
+        close(fd);
+}
+
+static int add_shared(struct core *core, struct port *port)
+{
+    pthread_rwlock_wrlock(&core->lock);
+    int error = insert(core, port);
+    pthread_rwlock_unlock(&core->lock);
+    return error;
+}
+
+struct port *core_add_port(struct core *core, const struct core_port_settings *settings, int fd, int raw)
+{
+    struct port *port = make_port(settings, raw);
     if (port == NULL) {
-        if (fd >= 0)
-            close(fd);
-    } else if (fd >= 0) {
-        port->entrance = listen_at(core, fd, port, is_anywhere);
-        is_served = port->entrance != NULL;
-        error = errno;
+        close_if_open(fd);
+        close_if_open(raw);
+        errno = ENOMEM;
+        return NULL;
+    }
+    int error;
+    if (fd >= 0) {
+        port->entrance = listen_at(core, fd, port, -1);
+        error = port->entrance == NULL ? errno : 0;
     } else {
-        pthread_rwlock_wrlock(&core->lock);
-        error = insert(core, port);
-        is_served = error == 0;
-        pthread_rwlock_unlock(&core->lock);
+        error = add_shared(core, port);
     }
-    if (is_served)
+    if (error == 0)
         return port;
-    if (port != NULL) {
-        port->was_refused = true;
-        reset_flows(core, port);                   /* some threads may have accepted clients already */
-    }
+    port->was_refused = true;
+    reset_flows(core, port);                       /* some threads may have accepted clients already */
     errno = error;
     return NULL;
 }
@@ -375,5 +448,8 @@ int core_exclude(struct core *core, const struct core_end *addresses, uint32_t c
     core->excluded_count = count;
     pthread_rwlock_unlock(&core->lock);
     free(former);
+    atomic_fetch_add(&core->excluded_version, 1);
+    for (unsigned number = 0; number < core->thread_count; number++)
+        wake(core->threads[number]);
     return 0;
 }

@@ -61,6 +61,7 @@ static void open_letter(struct thread *thread, struct letter *letter)
         break;
     case LETTER_PORT_REMOVED:
         reset_flows_of(thread, OWNER(letter, struct port, letter));
+        remove_clients(thread, OWNER(letter, struct port, letter));
         break;
     case LETTER_ENTRANCE_CLOSED:
         forget_entrance(thread, OWNER(letter, struct entrance, letter));
@@ -76,6 +77,13 @@ static void drop_letter(struct thread *thread, struct letter *letter)
         release_entrance(thread->core, OWNER(letter, struct entrance, letter));
 }
 
+/* After a batch of events, none of which leads to what has ended any more. */
+static void free_ended(struct thread *thread)
+{
+    close_flows(thread);
+    free_clients(thread);
+}
+
 /* Take over flows from other threads, and carry out what Python wants.  Comes after a batch of events, so nothing that
    is freed here has an event left. */
 static void read_inbox(struct thread *thread)
@@ -88,6 +96,7 @@ static void read_inbox(struct thread *thread)
     thread->last_letter = &thread->letters;
     link_move_all(&thread->passed, &passed);
     pthread_mutex_unlock(&thread->lock);
+    remove_excluded(thread);
     while (!link_empty(&passed)) {
         struct link *one = passed.next;
         link_remove(one);
@@ -95,7 +104,7 @@ static void read_inbox(struct thread *thread)
     }
     for (struct letter *one = letters; one != NULL; one = one->next[thread->number])
         open_letter(thread, one);
-    close_flows(thread);
+    free_ended(thread);
     for (struct letter *one = letters, *next; one != NULL; one = next) {
         next = one->next[thread->number];
         drop_letter(thread, one);
@@ -107,18 +116,26 @@ static bool has_mail(struct thread *thread)
     pthread_mutex_lock(&thread->lock);
     bool has = thread->letters != NULL || !link_empty(&thread->passed);
     pthread_mutex_unlock(&thread->lock);
-    return has;
+    return has || thread->excluded_seen != atomic_load(&thread->core->excluded_version);
 }
 
 /* The loop */
+
+static int64_t first_ms(int64_t one_ms, int64_t other_ms)
+{
+    return one_ms == 0 || (other_ms != 0 && other_ms < one_ms) ? other_ms : one_ms;
+}
+
+static int64_t due_ms_of(const struct thread *thread)
+{
+    return first_ms(thread->tick_ms, first_ms(thread->resume_ms, thread->expire_ms));
+}
 
 static int timeout_ms(const struct thread *thread)
 {
     if (!link_empty(&thread->soon))
         return 0;
-    int64_t due_ms = thread->tick_ms;
-    if (thread->resume_ms != 0 && (due_ms == 0 || thread->resume_ms < due_ms))
-        due_ms = thread->resume_ms;
+    int64_t due_ms = due_ms_of(thread);
     if (due_ms == 0)
         return -1;
     int64_t left_ms = due_ms - clock_ms();
@@ -168,6 +185,12 @@ static void dispatch(struct thread *thread, const struct epoll_event *event)
     case WATCHED_HALF:
         half_event(event->data.ptr, event->events);
         break;
+    case WATCHED_RECEIVER:
+        receive_datagrams(thread, ((struct watch *)event->data.ptr)->entrance);
+        break;
+    case WATCHED_CLIENT:
+        receive_answers(thread, event->data.ptr, event->events);
+        break;
     }
 }
 
@@ -181,6 +204,20 @@ static void call_waiting(struct link *waiting)
     }
 }
 
+static void call_due(struct thread *thread)
+{
+    if (due_ms_of(thread) == 0)
+        return;
+    int64_t now_ms = clock_ms();
+    if (thread->tick_ms != 0 && now_ms >= thread->tick_ms)
+        tick(thread, now_ms);
+    if (thread->resume_ms != 0 && now_ms >= thread->resume_ms)
+        resume_accepting(thread);
+    if (thread->expire_ms != 0 && now_ms >= thread->expire_ms)
+        expire_clients(thread, now_ms);
+    free_ended(thread);
+}
+
 enum { COUNTED_ROUNDS = 256 };                     /* a busy thread adds to the ports' counters so often */
 
 static void run_round(struct thread *thread)
@@ -192,16 +229,12 @@ static void run_round(struct thread *thread)
     link_move_all(&thread->soon, &waiting);
     for (int number = 0; number < count; number++)
         dispatch(thread, &events[number]);
+    send_answers(thread);
     call_waiting(&waiting);
-    close_flows(thread);
+    free_ended(thread);
     if (has_mail(thread))
         read_inbox(thread);
-    int64_t now_ms = thread->tick_ms != 0 || thread->resume_ms != 0 ? clock_ms() : 0;
-    if (thread->tick_ms != 0 && now_ms >= thread->tick_ms)
-        tick(thread, now_ms);
-    if (thread->resume_ms != 0 && now_ms >= thread->resume_ms)
-        resume_accepting(thread);
-    close_flows(thread);
+    call_due(thread);
     if (++thread->rounds % COUNTED_ROUNDS == 0)
         flush_tally(thread);
 }
@@ -212,6 +245,7 @@ void *run_thread(void *argument)
     while (!thread->is_stopping)
         run_round(thread);
     reset_flows_of(thread, NULL);
-    close_flows(thread);
+    remove_clients(thread, NULL);
+    free_ended(thread);
     return NULL;
 }

@@ -1,0 +1,352 @@
+/* The clients of UDP ports: how a thread knows them again, and when it forgets them.
+
+   A client has two places in lists that are ordered by when it was last heard of: one of all the thread's clients, one of
+   its port's.  Time is counted in ticks of a second, so a datagram moves its client to the end once a second at most.
+
+   Too many.  A port at its limit forgets its own client that was silent longest.  At the limit of all ports it does so,
+   too: nobody who sends from many addresses to one port makes clients of another one be forgotten.  Only a port that has
+   no client yet takes the place of another's. */
+#include "parts.h"
+
+#include <netinet/udp.h>
+
+enum { TICK_MS = 1000, FEWEST_BUCKETS = 64 };
+
+struct table {
+    struct client **buckets;
+    size_t bucket_count;                           /* a power of two */
+    size_t client_count;
+};
+
+struct clients {
+    struct table table;
+    struct link by_age, gone;
+    uint32_t tick;
+};
+
+/* The table */
+
+/* Hash words with a secret: multiply, and fold the halves of the product. */
+static uint64_t hash_of(uint64_t secret, const struct client_key *key)
+{
+    uint64_t words[sizeof *key / sizeof(uint64_t)], hash = secret;
+    memcpy(words, key, sizeof words);
+    for (size_t number = 0; number < sizeof words / sizeof *words; number++) {
+        unsigned __int128 product = (unsigned __int128)(hash ^ words[number]) * (secret | 1);
+        hash = (uint64_t)product ^ (uint64_t)(product >> 64);
+    }
+    return hash;
+}
+
+static struct client **bucket_of(const struct table *table, uint64_t hash)
+{
+    return &table->buckets[hash & (table->bucket_count - 1)];
+}
+
+static int grow(struct table *table)
+{
+    struct table grown = {.bucket_count = table->bucket_count == 0 ? FEWEST_BUCKETS : table->bucket_count * 2};
+    grown.client_count = table->client_count;
+    grown.buckets = calloc(grown.bucket_count, sizeof *grown.buckets);
+    if (grown.buckets == NULL)
+        return -1;
+    for (size_t number = 0; number < table->bucket_count; number++)
+        for (struct client *one = table->buckets[number], *next; one != NULL; one = next) {
+            struct client **bucket = bucket_of(&grown, one->hash);
+            next = one->next;
+            one->next = *bucket;
+            *bucket = one;
+        }
+    free(table->buckets);
+    *table = grown;
+    return 0;
+}
+
+static int insert(struct table *table, struct client *client)
+{
+    if (table->client_count == table->bucket_count && grow(table) < 0)
+        return -1;
+    struct client **bucket = bucket_of(table, client->hash);
+    client->next = *bucket;
+    *bucket = client;
+    table->client_count++;
+    return 0;
+}
+
+static void take_out(struct table *table, const struct client *client)
+{
+    struct client **at = bucket_of(table, client->hash);
+    while (*at != client)
+        at = &(*at)->next;
+    *at = client->next;
+    table->client_count--;
+}
+
+/* Return the client with a key, or NULL; its hash in both cases. */
+struct client *find_client(struct thread *thread, const struct client_key *key, uint64_t *hash)
+{
+    const struct table *table = &thread->clients->table;
+    *hash = hash_of(thread->core->secret, key);
+    if (table->bucket_count == 0)
+        return NULL;
+    for (struct client *one = *bucket_of(table, *hash); one != NULL; one = one->next)
+        if (one->hash == *hash && memcmp(&one->key, key, sizeof *key) == 0)
+            return one;
+    return NULL;
+}
+
+/* The order */
+
+/* A datagram of the client is moved: it is heard of in this tick. */
+void touch(struct thread *thread, struct client *client)
+{
+    if (client->tick == thread->clients->tick)
+        return;
+    client->tick = thread->clients->tick;
+    link_remove(&client->by_age);
+    link_append(&thread->clients->by_age, &client->by_age);
+    link_remove(&client->of_port);
+    link_append(&client->port->clients, &client->of_port);
+}
+
+/* Forget a client; its sockets are closed after the batch. */
+static void forget_client(struct thread *thread, struct client *client)
+{
+    client->is_gone = true;
+    take_out(&thread->clients->table, client);
+    link_remove(&client->by_age);
+    link_remove(&client->of_port);
+    link_append(&thread->clients->gone, &client->closing);
+    client->port->client_count--;
+    atomic_fetch_sub_explicit(&COUNTER(client->port, active), 1, memory_order_relaxed);
+    atomic_fetch_sub_explicit(&thread->core->client_count, 1, memory_order_relaxed);
+}
+
+/* Forget the client that was silent longest, of a port or of all; NULL: there is none. */
+static struct client *evict(struct thread *thread, struct port *port)
+{
+    struct link *of_port = port->clients.next, *of_all = thread->clients->by_age.next;
+    bool is_own = of_port != &port->clients;
+    if (!is_own && of_all == &thread->clients->by_age)
+        return NULL;
+    struct client *client = is_own ? OWNER(of_port, struct client, of_port) : OWNER(of_all, struct client, by_age);
+    count(&COUNTER(client->port, evicted), 1);
+    forget_client(thread, client);
+    return client;
+}
+
+static void make_room(struct thread *thread, struct port *port)
+{
+    const struct core_settings *settings = &thread->core->settings;
+    unsigned all = atomic_load_explicit(&thread->core->client_count, memory_order_relaxed);
+    if (port->client_count >= settings->udp_clients_per_port || all >= settings->udp_clients)
+        evict(thread, port);
+}
+
+/* New clients */
+
+/* Return a socket for a client of a port; without descriptors that of the client that was silent longest is closed. */
+int open_udp(struct thread *thread, struct port *port, int family)
+{
+    const int kind = SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
+    int fd = socket(family, kind, 0);
+    if (fd >= 0 || (errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM))
+        return fd;
+    int error = errno;
+    struct client *oldest = evict(thread, port);
+    if (oldest == NULL) {
+        errno = error;
+        return -1;
+    }
+    close(oldest->fd);                             /* an event that it has left finds `is_gone` */
+    oldest->fd = -1;
+    return socket(family, kind, 0);
+}
+
+/* Give a socket a local port; EAGAIN: none is free. */
+static int bind_backend(int fd, int family)
+{
+    const struct core_end anywhere = {.family = (uint16_t)family};
+    const struct name name = name_of(&anywhere, 0);
+    int done = bind(fd, &name.is.any, name.size);
+    if (done < 0 && errno == EADDRINUSE)
+        errno = EAGAIN;
+    return done;
+}
+
+/* Prepare a socket for a container, which may also answer from another port: so it is not connected. */
+static int prepare_backend(struct thread *thread, struct client *client)
+{
+    const struct core_end *to = &client->port->settings.backend;
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = client};
+    bool is_ipv4 = to->family == AF_INET;
+    int on = 1;
+    setsockopt(client->fd, is_ipv4 ? IPPROTO_IP : IPPROTO_IPV6, is_ipv4 ? IP_RECVERR : IPV6_RECVERR, &on, sizeof on);
+    if (client->port->raw < 0)                     /* each of its answers needs a header */
+        setsockopt(client->fd, IPPROTO_UDP, UDP_GRO, &on, sizeof on);
+    if (bind_backend(client->fd, to->family) < 0)
+        return -1;
+    return epoll_ctl(thread->epoll, EPOLL_CTL_ADD, client->fd, &event);
+}
+
+static struct client *new_client(struct port *port, uint16_t backend_port, const struct client_key *key, uint64_t hash,
+                                 const struct name *name)
+{
+    struct client *client = calloc(1, sizeof *client);
+    if (client == NULL)
+        return NULL;
+    client->watched = WATCHED_CLIENT;
+    client->fd = -1;
+    client->hash = hash;
+    client->key = *key;
+    client->port = port;
+    client->backend_port = backend_port;
+    client->burst = 1;
+    client->container = name_of(&port->settings.backend, backend_port);
+    client->name = port->raw < 0 ? *name : raw_name(key);
+    client->origin_bytes = write_origin(key, client->origin);
+    link_init(&client->by_age);
+    link_init(&client->of_port);
+    link_init(&client->closing);
+    return client;
+}
+
+/* Give a client its sockets and its places; -1: errno, and it has none. */
+static int admit(struct thread *thread, struct entrance *entrance, struct client *client)
+{
+    struct port *port = client->port;
+    client->host_port = entrance->port != NULL ? entrance->host_port : client->key.asked_port;
+    make_room(thread, port);
+    client->fd = open_udp(thread, port, port->settings.backend.family);
+    client->outlet = client->fd < 0 ? NULL : acquire_outlet(thread, entrance, client);
+    if (client->outlet == NULL)
+        return -1;
+    if (prepare_backend(thread, client) < 0 || insert(&thread->clients->table, client) < 0) {
+        int error = errno;
+        release_outlet(client);
+        errno = error;
+        return -1;
+    }
+    client->tick = thread->clients->tick;
+    link_append(&thread->clients->by_age, &client->by_age);
+    link_append(&port->clients, &client->of_port);
+    port->client_count++;
+    count(&COUNTER(port, connections), 1);
+    count(&COUNTER(port, active), 1);
+    atomic_fetch_add_explicit(&thread->core->client_count, 1, memory_order_relaxed);
+    if (thread->expire_ms == 0)
+        thread->expire_ms = clock_ms() + TICK_MS;
+    return 0;
+}
+
+static void lose_udp_client(struct thread *thread, struct port *port, uint16_t backend_port, uint16_t host_port)
+{
+    struct core_note lost = {.kind = NOTE_UDP_CLIENT_LOST, .error = errno, .protocol = IPPROTO_UDP, .host_port = host_port};
+    lost.end = port->settings.backend;
+    lost.end.port = backend_port;
+    count(&COUNTER(port, lost), 1);
+    note(thread->core, &lost);
+}
+
+/* Return a new client of an entrance; NULL: nothing is published there, the client is not admitted, or it is lost. */
+struct client *make_client(struct thread *thread, struct entrance *entrance, const struct client_key *key, uint64_t hash,
+                           const struct name *name)
+{
+    const struct core_end host = end_of_key(key->asked, key->asked_zone, key->asked_port);
+    const struct core_end peer = end_of_key(key->address, key->zone, key->port);
+    uint16_t backend_port;
+    struct port *port = acquire_port(thread->core, entrance, &host, &backend_port);
+    if (port == NULL)
+        return NULL;
+    if (atomic_load(&port->is_removed) || !is_admitted(thread, port, &peer)) {
+        count(&COUNTER(port, not_admitted), 1);
+        release_port(thread->core, port);
+        return NULL;
+    }
+    struct client *client = new_client(port, backend_port, key, hash, name);
+    if (client != NULL && admit(thread, entrance, client) == 0)
+        return client;
+    lose_udp_client(thread, port, backend_port, client == NULL ? 0 : client->host_port);
+    if (client != NULL && client->fd >= 0)
+        close(client->fd);
+    free(client);
+    release_port(thread->core, port);
+    return NULL;
+}
+
+/* The end */
+
+/* Forget the thread's clients of a port; of all ports with NULL. */
+void remove_clients(struct thread *thread, const struct port *port)
+{
+    for (struct link *one = thread->clients->by_age.next, *next; one != &thread->clients->by_age; one = next) {
+        struct client *client = OWNER(one, struct client, by_age);
+        next = one->next;
+        if (port == NULL || client->port == port)
+            forget_client(thread, client);
+    }
+}
+
+/* Forget the clients that sent to addresses that nobody is served at any more. */
+void remove_excluded(struct thread *thread)
+{
+    struct core *core = thread->core;
+    unsigned version = atomic_load(&core->excluded_version);
+    if (thread->excluded_seen == version)
+        return;
+    thread->excluded_seen = version;
+    pthread_rwlock_rdlock(&core->lock);
+    for (struct link *one = thread->clients->by_age.next, *next; one != &thread->clients->by_age; one = next) {
+        struct client *client = OWNER(one, struct client, by_age);
+        const struct core_end host = end_of_key(client->key.asked, 0, 0);
+        next = one->next;
+        if (is_excluded(core, &host))
+            forget_client(thread, client);
+    }
+    pthread_rwlock_unlock(&core->lock);
+}
+
+/* Close the sockets of the clients that are forgotten, and free them. */
+void free_clients(struct thread *thread)
+{
+    while (!link_empty(&thread->clients->gone)) {
+        struct client *client = OWNER(thread->clients->gone.next, struct client, closing);
+        link_remove(&client->closing);
+        if (client->fd >= 0)
+            close(client->fd);
+        release_outlet(client);
+        release_port(thread->core, client->port);
+        free(client);
+    }
+}
+
+/* Once a second while there are clients: forget those that have been silent for too long. */
+void expire_clients(struct thread *thread, int64_t now_ms)
+{
+    struct clients *clients = thread->clients;
+    clients->tick++;
+    for (struct link *one = clients->by_age.next, *next; one != &clients->by_age; one = next) {
+        struct client *client = OWNER(one, struct client, by_age);
+        next = one->next;
+        if (clients->tick - client->tick <= thread->core->settings.udp_timeout_s)
+            break;
+        forget_client(thread, client);
+    }
+    thread->expire_ms = link_empty(&clients->by_age) ? 0 : now_ms + TICK_MS;
+}
+
+struct clients *make_clients(void)
+{
+    struct clients *clients = calloc(1, sizeof *clients);
+    if (clients == NULL)
+        return NULL;
+    link_init(&clients->by_age);
+    link_init(&clients->gone);
+    return clients;
+}
+
+void free_table(struct clients *clients)
+{
+    free(clients->table.buckets);
+    free(clients);
+}

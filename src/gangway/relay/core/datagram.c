@@ -1,0 +1,389 @@
+/* Moves datagrams: UDP.
+
+   A thread receives what has arrived at a socket together (recvmmsg), and sends what has the same client together
+   (sendmmsg).  Answers of one round wait until its end, or for one that leaves from another outlet.  A client that sends
+   or is sent much does so in datagrams that the kernel has joined and cuts again (UDP_GRO, UDP_SEGMENT; udp(7)).
+
+   Another port may answer.  A container's socket for a client is not connected, and takes what comes from any port of the
+   container's address.  The client goes on sending to the published port, with one exception: a TFTP server answers from
+   a new port, which the rest of the transfer goes to (RFC 1350, 4).
+
+   Kernel facts:
+   * sendmmsg(2) stops at the first datagram that cannot be sent, and returns how many were sent; it reports the error only
+     if that was the first one.
+   * With IP_RECVERR a socket that is not connected learns of ICMP errors, too (ip(7)).  They are read from a queue of
+     their own, and the next call of any kind reports the last one: a send that does so has sent nothing (net/core/sock.c,
+     sock_error).
+   * ip(7), struct in_pktinfo: `ipi_spec_dst` is the local address of the datagram: its destination or, for a broadcast,
+     the address of the interface.  A dual-stack socket reports it, too, besides IPv6's (net/ipv6/datagram.c).
+   * IP_RECVORIGDSTADDR and IPV6_RECVORIGDSTADDR report the address and port that a datagram was sent to, as a socket
+     address: a socket that serves many ports needs the port.
+   * The kernel refuses to cut datagrams that would not fit the MTU, which those of the client did (net/ipv4/udp.c,
+     udp_send_skb).  Then each is sent by itself, and fragmented. */
+#include "parts.h"
+
+#include <linux/errqueue.h>
+#include <netinet/udp.h>
+
+enum { MESSAGES = 32, DATAGRAM_BYTES = 1 << 16, MOST_ERRORS = 16 };
+enum { ARRIVED_BYTES = CMSG_SPACE(20) + CMSG_SPACE(12) + CMSG_SPACE(28) + CMSG_SPACE(sizeof(int)) };
+enum { LEAVING_BYTES = ORIGIN_BYTES + CMSG_SPACE(sizeof(uint16_t)) };
+#ifndef IPV6_ORIGDSTADDR
+enum { IPV6_ORIGDSTADDR = 74 };                    /* include/uapi/linux/in6.h */
+#endif
+
+/* Datagrams that are received, one in each slot. */
+struct inbox {
+    struct mmsghdr headers[MESSAGES];
+    struct iovec parts[MESSAGES];
+    struct name names[MESSAGES];
+    char controls[MESSAGES][ARRIVED_BYTES] __attribute__((aligned(8)));
+    char data[MESSAGES][DATAGRAM_BYTES];           /* the kernel gives it memory when a datagram of the size arrives */
+};
+
+/* Datagrams that leave by the same socket. */
+struct outbox {
+    unsigned count;
+    struct mmsghdr headers[MESSAGES];
+    struct iovec parts[MESSAGES][2];               /* a UDP header, which a raw socket needs; and the data */
+    uint16_t segments[MESSAGES];                   /* the kernel cuts it into such parts; 0: into none */
+    struct udphdr udp[MESSAGES];
+    char controls[MESSAGES][LEAVING_BYTES] __attribute__((aligned(8)));
+};
+
+struct datagrams {
+    struct inbox arrived, answers;
+    struct outbox up, down;
+    unsigned answer_count;                         /* slots of `answers` whose datagrams are in `down`, or dropped */
+    const struct client *answered;                 /* the client of the last one; its outlet is that of all */
+};
+
+struct datagrams *make_datagrams(void)
+{
+    return calloc(1, sizeof(struct datagrams));
+}
+
+void free_datagrams(struct datagrams *datagrams)
+{
+    free(datagrams);
+}
+
+/* Receive */
+
+/* Have the kernel say what each datagram was sent to, and join those of a client. */
+int prepare_receiver(int fd, int family, bool is_shared)
+{
+    const struct { int level, option; bool is_wanted; } options[] = {
+        {IPPROTO_IP, IP_PKTINFO, true},
+        {IPPROTO_IPV6, IPV6_RECVPKTINFO, family == AF_INET6},
+        {IPPROTO_IP, IP_RECVORIGDSTADDR, is_shared && family == AF_INET},
+        {IPPROTO_IPV6, IPV6_ORIGDSTADDR, is_shared && family == AF_INET6},
+    };
+    int on = 1;
+    for (size_t number = 0; number < sizeof options / sizeof *options; number++)
+        if (options[number].is_wanted && setsockopt(fd, options[number].level, options[number].option, &on, sizeof on) < 0)
+            return -1;
+    setsockopt(fd, IPPROTO_UDP, UDP_GRO, &on, sizeof on);   /* Linux 5.0 */
+    return 0;
+}
+
+static int receive(struct inbox *inbox, int fd, unsigned first, unsigned most)
+{
+    for (unsigned slot = first; slot < first + most; slot++) {
+        inbox->parts[slot] = (struct iovec){inbox->data[slot], DATAGRAM_BYTES};
+        inbox->headers[slot].msg_hdr = (struct msghdr){
+            .msg_name = &inbox->names[slot].is, .msg_namelen = sizeof inbox->names[slot].is,
+            .msg_iov = &inbox->parts[slot], .msg_iovlen = 1,
+            .msg_control = inbox->controls[slot], .msg_controllen = ARRIVED_BYTES,
+        };
+    }
+    int count = recvmmsg(fd, inbox->headers + first, most, MSG_DONTWAIT, NULL);
+    for (unsigned slot = first; count > 0 && slot < first + (unsigned)count; slot++)
+        inbox->names[slot].size = inbox->headers[slot].msg_hdr.msg_namelen;
+    return count;
+}
+
+/* Return an address as 16 bytes of a key, and its port and zone. */
+static void read_name(const struct name *name, uint8_t *address, uint32_t *zone, uint16_t *port)
+{
+    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
+    if (name->is.any.sa_family == AF_INET) {
+        memcpy(address, mapped, 12);
+        memcpy(address + 12, &name->is.ipv4.sin_addr, 4);
+        *port = ntohs(name->is.ipv4.sin_port);
+        return;
+    }
+    memcpy(address, &name->is.ipv6.sin6_addr, 16);
+    *zone = name->is.ipv6.sin6_scope_id;
+    *port = ntohs(name->is.ipv6.sin6_port);
+}
+
+static void read_asked4(const struct in_pktinfo *info, struct client_key *key)
+{
+    struct name name = {.is.ipv4 = {.sin_family = AF_INET, .sin_addr = info->ipi_spec_dst}};
+    uint16_t ignored;
+    key->asked_zone = 0;
+    read_name(&name, key->asked, &key->asked_zone, &ignored);
+}
+
+static void read_asked6(const struct in6_pktinfo *info, struct client_key *key)
+{
+    if (IN6_IS_ADDR_V4MAPPED(&info->ipi6_addr))    /* IPv4's says more */
+        return;
+    memcpy(key->asked, &info->ipi6_addr, 16);
+    key->asked_zone = IN6_IS_ADDR_LINKLOCAL(&info->ipi6_addr) ? info->ipi6_ifindex : 0;
+}
+
+/* Read what a datagram was sent to; return the size of its parts if several were joined, else 0. */
+static uint16_t read_control(struct msghdr *message, struct client_key *key)
+{
+    uint16_t segment = 0;
+    for (struct cmsghdr *one = CMSG_FIRSTHDR(message); one != NULL; one = CMSG_NXTHDR(message, one)) {
+        const void *data = CMSG_DATA(one);
+        if (one->cmsg_level == IPPROTO_IP && one->cmsg_type == IP_PKTINFO)
+            read_asked4(data, key);
+        else if (one->cmsg_level == IPPROTO_IPV6 && one->cmsg_type == IPV6_PKTINFO)
+            read_asked6(data, key);
+        else if (one->cmsg_level == IPPROTO_IP && one->cmsg_type == IP_ORIGDSTADDR)
+            key->asked_port = ntohs(((const struct sockaddr_in *)data)->sin_port);
+        else if (one->cmsg_level == IPPROTO_IPV6 && one->cmsg_type == IPV6_ORIGDSTADDR)
+            key->asked_port = ntohs(((const struct sockaddr_in6 *)data)->sin6_port);
+        else if (one->cmsg_level == IPPROTO_UDP && one->cmsg_type == UDP_GRO)
+            segment = (uint16_t)*(const int *)data;
+    }
+    return segment;
+}
+
+/* Send */
+
+/* Add a datagram to an outbox; `origin` says where it leaves from. */
+static void put(struct outbox *outbox, struct name *name, const struct client *origin, void *data, size_t bytes,
+                uint16_t segment)
+{
+    unsigned at = outbox->count++;
+    struct msghdr *message = &outbox->headers[at].msg_hdr;
+    bool is_raw = origin != NULL && origin->port->raw >= 0, is_cut = segment != 0 && segment < bytes;
+    outbox->parts[at][0] = (struct iovec){&outbox->udp[at], sizeof outbox->udp[at]};
+    outbox->parts[at][1] = (struct iovec){data, bytes};
+    outbox->segments[at] = is_cut ? segment : 0;
+    *message = (struct msghdr){
+        .msg_name = &name->is, .msg_namelen = name->size, .msg_iov = &outbox->parts[at][!is_raw], .msg_iovlen = 1 + is_raw,
+        .msg_control = outbox->controls[at],
+    };
+    if (is_raw)
+        write_udp_header(origin, data, bytes, &outbox->udp[at]);
+    if (origin != NULL) {
+        memcpy(outbox->controls[at], origin->origin, origin->origin_bytes);
+        message->msg_controllen = origin->origin_bytes;
+    }
+    if (is_cut) {
+        struct cmsghdr *cut = (struct cmsghdr *)(outbox->controls[at] + message->msg_controllen);
+        *cut = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof segment), .cmsg_level = IPPROTO_UDP, .cmsg_type = UDP_SEGMENT};
+        memcpy(CMSG_DATA(cut), &segment, sizeof segment);
+        message->msg_controllen += CMSG_SPACE(sizeof segment);
+    }
+}
+
+/* Send the parts of a datagram that the kernel does not cut, each by itself; return how many bytes were sent. */
+static size_t send_cut(int fd, const struct outbox *outbox, unsigned at)
+{
+    struct msghdr message = outbox->headers[at].msg_hdr;
+    struct iovec part = outbox->parts[at][1];
+    size_t left = part.iov_len, sent = 0;
+    message.msg_iov = &part, message.msg_iovlen = 1;
+    message.msg_controllen -= CMSG_SPACE(sizeof(uint16_t));
+    while (left > 0) {
+        part.iov_len = left < outbox->segments[at] ? left : outbox->segments[at];
+        if (sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+            sent += part.iov_len;
+        left -= part.iov_len;
+        part.iov_base = (char *)part.iov_base + part.iov_len;
+    }
+    return sent;
+}
+
+static void report_loss(struct thread *thread, const struct client *client, enum core_note_kind kind, int error)
+{
+    struct core_note lost = {.kind = (int32_t)kind, .error = error, .protocol = IPPROTO_UDP};
+    lost.end = client->port->settings.backend;
+    lost.end.port = client->backend_port;
+    count(&COUNTER(client->port, dropped), 1);
+    if (error != EAGAIN)                           /* a full buffer: UDP guarantees no delivery */
+        note(thread->core, &lost);
+}
+
+/* Send all of an outbox, in order; `client` is that of one of them.  Return how many bytes were sent. */
+static size_t send_all(struct thread *thread, int fd, struct outbox *outbox, const struct client *client,
+                       enum core_note_kind kind)
+{
+    unsigned done = 0, retried = MESSAGES;
+    size_t bytes = 0;
+    while (done < outbox->count) {
+        int sent = sendmmsg(fd, outbox->headers + done, outbox->count - done, MSG_DONTWAIT | MSG_NOSIGNAL);
+        int error = errno;
+        for (; sent > 0; sent--)
+            bytes += outbox->parts[done++][1].iov_len;
+        if (sent == 0)
+            continue;
+        if (error == ECONNREFUSED && retried != done) {   /* of an earlier datagram */
+            retried = done;
+            continue;
+        }
+        size_t cut = outbox->segments[done] != 0 && error != EAGAIN ? send_cut(fd, outbox, done) : 0;
+        if (cut < outbox->parts[done++][1].iov_len)
+            report_loss(thread, client, kind, error);
+        bytes += cut;
+    }
+    outbox->count = 0;
+    return bytes;
+}
+
+/* From clients to containers */
+
+/* True for the request of a TFTP client: RRQ or WRQ, a file's name, a mode (RFC 1350, 5). */
+static bool is_tftp_request(const char *data, size_t bytes)
+{
+    static const char *const modes[] = {"octet", "netascii", "mail"};
+    const char *end = data + bytes;
+    if (bytes < 9 || data[0] != 0 || (data[1] != 1 && data[1] != 2) || data[2] == 0)
+        return false;
+    const char *mode = memchr(data + 2, 0, bytes - 2);
+    if (mode == NULL || memchr(mode + 1, 0, (size_t)(end - mode - 1)) == NULL)
+        return false;
+    for (size_t number = 0; number < sizeof modes / sizeof *modes; number++)
+        if (strcasecmp(mode + 1, modes[number]) == 0)
+            return true;
+    return false;
+}
+
+static void set_container_port(struct client *client, uint16_t port)
+{
+    if (client->container.is.any.sa_family == AF_INET)
+        client->container.is.ipv4.sin_port = htons(port);
+    else
+        client->container.is.ipv6.sin6_port = htons(port);
+}
+
+static void send_up(struct thread *thread, struct client *client)
+{
+    struct outbox *outbox = &thread->datagrams->up;
+    if (outbox->count == 0)
+        return;
+    touch(thread, client);
+    count(&COUNTER(client->port, up_bytes), send_all(thread, client->fd, outbox, client, NOTE_NOT_SENT_UP));
+}
+
+/* Send the datagrams that have arrived at an entrance to the containers. */
+void receive_datagrams(struct thread *thread, struct entrance *entrance)
+{
+    struct datagrams *datagrams = thread->datagrams;
+    struct inbox *inbox = &datagrams->arrived;
+    struct client *client = NULL;
+    int arrived = receive(inbox, entrance->fd, 0, MESSAGES);
+    for (int slot = 0; slot < arrived; slot++) {
+        struct client_key key = {.own = entrance->port};
+        uint64_t hash;
+        uint16_t segment = read_control(&inbox->headers[slot].msg_hdr, &key);
+        read_name(&inbox->names[slot], key.address, &key.zone, &key.port);
+        if (client == NULL || memcmp(&client->key, &key, sizeof key) != 0) {
+            send_up(thread, client);
+            client = find_client(thread, &key, &hash);
+            if (client == NULL)
+                client = make_client(thread, entrance, &key, hash, &inbox->names[slot]);
+            if (client == NULL)
+                continue;
+        }
+        size_t bytes = inbox->headers[slot].msg_len;
+        if (is_tftp_request(inbox->data[slot], bytes)) {
+            client->is_tftp = true;
+            set_container_port(client, client->backend_port);
+        }
+        put(&datagrams->up, &client->container, NULL, inbox->data[slot], bytes, segment);
+    }
+    send_up(thread, client);
+}
+
+/* From containers to clients */
+
+void send_answers(struct thread *thread)
+{
+    struct datagrams *datagrams = thread->datagrams;
+    const struct client *client = datagrams->answered;
+    if (datagrams->down.count > 0)
+        count(&COUNTER(client->port, down_bytes),
+              send_all(thread, client->outlet->fd, &datagrams->down, client, NOTE_NOT_SENT_DOWN));
+    datagrams->answer_count = 0;
+}
+
+/* A container has refused a datagram, or another error has come back. */
+static void handle_error(struct thread *thread, struct client *client, const struct sock_extended_err *error)
+{
+    if (error->ee_errno != ECONNREFUSED) {
+        report_loss(thread, client, NOTE_NOT_SENT_UP, (int)error->ee_errno);
+        return;
+    }
+    count(&COUNTER(client->port, resets), 1);
+    set_container_port(client, client->backend_port);
+    report_refusal(thread->core, client);
+}
+
+static void read_errors(struct thread *thread, struct client *client)
+{
+    for (int number = 0; number < MOST_ERRORS; number++) {
+        char control[CMSG_SPACE(sizeof(struct sock_extended_err) + sizeof(struct sockaddr_in6))] __attribute__((aligned(8)));
+        struct msghdr message = {.msg_control = control, .msg_controllen = sizeof control};
+        if (recvmsg(client->fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT) < 0)
+            return;
+        for (struct cmsghdr *one = CMSG_FIRSTHDR(&message); one != NULL; one = CMSG_NXTHDR(&message, one))
+            if ((one->cmsg_level == IPPROTO_IP && one->cmsg_type == IP_RECVERR) ||
+                (one->cmsg_level == IPPROTO_IPV6 && one->cmsg_type == IPV6_RECVERR))
+                handle_error(thread, client, (const struct sock_extended_err *)CMSG_DATA(one));
+    }
+}
+
+/* True if a datagram comes from the client's container; during a TFTP transfer the next ones go where it came from. */
+static bool is_from_container(struct client *client, const struct name *name)
+{
+    uint8_t address[16], container[16];
+    uint32_t zone = 0;
+    uint16_t port, container_port;
+    read_name(&client->container, container, &zone, &container_port);
+    read_name(name, address, &zone, &port);
+    if (memcmp(address, container, sizeof address) != 0)
+        return false;
+    if (client->is_tftp && port != container_port)
+        set_container_port(client, port);
+    return true;
+}
+
+/* Receive answers from a client's container; epoll reports again if there are more. */
+void receive_answers(struct thread *thread, struct client *client, uint32_t events)
+{
+    struct datagrams *datagrams = thread->datagrams;
+    struct inbox *inbox = &datagrams->answers;
+    if (client->is_gone)
+        return;
+    if (events & EPOLLERR)
+        read_errors(thread, client);
+    if (datagrams->answer_count == MESSAGES || (datagrams->answer_count > 0 && datagrams->answered->outlet != client->outlet))
+        send_answers(thread);
+    unsigned first = datagrams->answer_count, room = MESSAGES - first, most = client->burst < room ? client->burst : room;
+    int arrived = receive(inbox, client->fd, first, most);
+    if (arrived <= 0)
+        return;
+    touch(thread, client);
+    if ((unsigned)arrived == most)
+        client->burst = client->burst < MESSAGES / 2 ? client->burst * 2 : MESSAGES;
+    else
+        client->burst = 1;
+    datagrams->answered = client;
+    datagrams->answer_count += (unsigned)arrived;
+    for (unsigned slot = first; slot < first + (unsigned)arrived; slot++) {
+        struct client_key ignored = {0};
+        uint16_t segment = read_control(&inbox->headers[slot].msg_hdr, &ignored);
+        if (is_from_container(client, &inbox->names[slot]))
+            put(&datagrams->down, &client->name, client, inbox->data[slot], inbox->headers[slot].msg_len, segment);
+        else
+            count(&COUNTER(client->port, dropped), 1);
+    }
+}

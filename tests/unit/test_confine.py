@@ -1,0 +1,43 @@
+"""What the relay may call the kernel for: a call that is not listed fails, and one that no relay makes ends it."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+CONFINED = """
+import ctypes, os, socket
+from gangway.relay.core.serving import confine
+from gangway.relay.privilege import drop_privileges
+drop_privileges()
+confine()
+try:
+    {call}
+except OSError as error:
+    print(error.strerror)
+else:
+    print("done")
+"""
+
+
+def outcome(call: str) -> tuple[int, str]:
+    """Return the exit status of a confined process that makes a call, and what it printed."""
+    command = [sys.executable, "-c", CONFINED.format(call=call)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return ran.returncode, ran.stdout.strip()
+
+
+@pytest.mark.parametrize("call", ['os.execv("/bin/true", ["true"])', "os.fork()", "os.unshare(0)", "os.setuid(0)"])
+def test_call_that_no_relay_makes_ends_the_process(call: str) -> None:
+    if "unshare" in call and sys.version_info < (3, 12):
+        call = "ctypes.CDLL(None).unshare(0)"
+    assert outcome(call) == (-signal.SIGSYS, "")
+
+
+def test_call_that_is_not_listed_fails() -> None:
+    assert outcome('os.mkdir("/tmp/never")') == (0, "Function not implemented")
+
+
+def test_listed_call_is_made() -> None:
+    assert outcome('socket.create_server(("127.0.0.1", 0)).close()') == (0, "done")
