@@ -1,5 +1,6 @@
 """A relay in this process: its real event loop, control socket and ports; only the serving of clients is a double."""
 
+import gc
 import os
 import resource
 import socket
@@ -289,6 +290,7 @@ def no_descriptors_left(spare: int = 0) -> Iterator[None]:
 @pytest.fixture
 def relay() -> Iterator[Relay]:
     """A relay, which leaves no descriptor open."""
+    gc.collect()  # garbage of earlier tests must not close descriptors while this one counts them
     before = fd_count()
     made = Relay()
     yield made
