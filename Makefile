@@ -73,9 +73,12 @@ format: build
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# All rows, or some: make bench ROWS=rr64,crr16
+COMMA := ,
+SPACE := $(subst ,, )
 bench: build
 	@scripts/apt-need $(APT_BENCH)
-	$(BIN)/python3 -m bench
+	$(BIN)/python3 -m bench $(if $(ROWS),--only $(subst $(COMMA),$(SPACE),$(ROWS)))
 
 demo: build
 	@scripts/apt-need $(APT_DEMO)

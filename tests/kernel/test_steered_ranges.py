@@ -98,6 +98,24 @@ def test_a_socket_with_the_same_port_at_another_address_receives_nothing(
 
 
 @pytest.mark.any_kernel
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_the_relay_has_carried_is_shown(steered: Street, protocol: str) -> None:
+    ports = f"127.0.0.2:9005-9006:9005-9006/{protocol}"
+    with listening(steered.server, protocol, [9005]) as at, steered.published(steered.server, ports):
+        for _ in range(3):
+            assert relayed(steered, protocol, 9005, at[9005], "127.0.0.2")
+
+        def counted() -> dict[str, int]:
+            (found,) = steered.gangway.json("ls", steered.server.name)
+            return dict(found["relayed"])
+
+        wait_until(lambda: counted()["connections"] == 3 and counted()["up_bytes"], "the numbers")
+        assert "3 (" in steered.gangway("ls", steered.server.name)
+        kind = "clients" if protocol == "udp" else "connections"
+        assert f"relayed so far: {kind} 3 (" in steered.gangway("explain", f"127.0.0.2:9005/{protocol}")
+
+
+@pytest.mark.any_kernel
 def test_publishing_a_port_at_another_address_does_not_disturb_the_first(steered: Street) -> None:
     with steered.published(steered.server, "127.0.0.2:9000:80"):
         before = steered.gangway.relays()

@@ -16,7 +16,7 @@ from gangway.relay.control import Control
 from gangway.relay.core.loop import Loop
 from gangway.relay.ports import ServedPorts
 from gangway.relay.protocol import GetHeld, Hello, List, Request, Serve
-from gangway.relay.sockets import Backend, PublishedRange
+from gangway.relay.sockets import Backend, Counters, PublishedRange
 
 
 class PublishedPort:
@@ -28,7 +28,11 @@ class PublishedPort:
         self.backend, self.at = backend, at
         self.socks = list(socks)
         self.is_closed = False
+        self.counted = Counters()
         self._server = server
+
+    def counters(self) -> Counters:
+        return self.counted
 
     def close(self, then: Callable[[], None]) -> None:
         self.is_closed = True

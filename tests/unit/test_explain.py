@@ -186,7 +186,7 @@ def answer(one: PortMapping, at: str, network: Network, facts: HostFacts) -> Exp
     name, gateways = network.name, list(map(str, network.gateways))
     if found.mapping.source.value == "lease":
         name, gateways = "", []
-    answered = MappingAnswer.of(found, dataplane.redirected(found), routes)
+    answered = MappingAnswer.of(found, dataplane.redirected(found), routes=routes)
     return ExplainAnswer(at, one.host_ports.first, facts.firewall.value, name, gateways, answered)
 
 

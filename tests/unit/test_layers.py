@@ -54,7 +54,8 @@ ALLOWED: dict[str, set[str]] = {
     "reconcile.routing": {"errors", "host", "inet", *PLANNING},
     "reconcile.repairs": {"reconcile.diff", "reconcile.properties", "reconcile.state"},
     "reconcile.dataplane": {"ebpf", "errors", "host.connected", "host.saved_settings", "host.sockets", "inet",
-                            "reconcile.repairs", "reconcile.state", "relay.client", "relay.protocol", *PLANNING},
+                            "reconcile.repairs", "reconcile.state", "relay.client", "relay.protocol", "relay.sockets",
+                            *PLANNING},
     "reconcile.executor": {"errors", "firewall.base", "host", "reconcile.dataplane", "reconcile.diff",
                            "reconcile.properties", "reconcile.state", *PLANNING},
     "reconcile.observe_links": {"errors", "host", "reconcile.properties"},
@@ -88,7 +89,7 @@ ALLOWED: dict[str, set[str]] = {
     "daemon": {"admission", "docker", "ebpf", "errors", "firewall", "host", "inet", "limits", "log", "peers",
                "reconcile", "relay", "runtime", "state", *PLANNING},
     "daemon.config": {"errors", "exclusions", "log", "model", "relay.settings"},
-    "daemon.messages": {"admission", "errors", *PLANNING},
+    "daemon.messages": {"admission", "errors", "relay.sockets", *PLANNING},
     # `run` makes the network namespace that its command lives in: only the command's own process can.
     "cli": {"daemon.config", "errors", "host.netns", "inet", "runtime"},
 }  # fmt: skip
@@ -132,7 +133,7 @@ RELAY_CORE: dict[str, set[str]] = {
     "sockets": set(),
     "privilege": set(),
     "core.loop": set(),
-    "core.library": set(),
+    "core.library": {"sockets"},
     "core.table": {"flow"},
     "core.serving": {"core.library", "core.loop", "settings", "sockets"},
 }

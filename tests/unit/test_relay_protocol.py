@@ -1,6 +1,7 @@
 """The wire protocol: what is encoded is parsed again, and whatever else arrives is refused by a ProtocolError."""
 
 import socket
+from contextlib import suppress
 from typing import get_args
 
 import pytest
@@ -11,6 +12,7 @@ from gangway import inet
 from gangway.inet import PROTOCOLS
 from gangway.relay import protocol
 from gangway.relay.protocol import (
+    Count,
     CountShared,
     Destination,
     Exclude,
@@ -27,6 +29,7 @@ from gangway.relay.protocol import (
     Serve,
     Share,
 )
+from gangway.relay.sockets import Counters
 
 LAST_PORT = 65535
 PORT_NUMBERS = st.integers(1, LAST_PORT)
@@ -60,6 +63,7 @@ KINDS: dict[type, st.SearchStrategy[Request]] = {
     Serve: served(),
     Remove: st.builds(Remove, host_ports()),
     List: st.builds(List, st.integers(0, 1 << 17)),
+    Count: st.builds(Count, st.integers(0, 1 << 17)),
     Share: st.builds(Share, NAMES, st.sampled_from(sorted(inet.FAMILIES))),
     CountShared: st.builds(CountShared),
     Hold: st.builds(Hold, NAMES, st.integers(0, protocol.MAX_DESCRIPTORS)),
@@ -70,7 +74,7 @@ KINDS: dict[type, st.SearchStrategy[Request]] = {
 REQUESTS = st.one_of(*KINDS.values())
 # Words of messages, and others, in any order.
 VOCABULARY = (
-    "hello serve remove list share countshared hold getheld lease tcp udp own leased 4 10.0.0.1 ::1 80 0 1 -1 65536"
+    "hello serve remove list count share countshared hold getheld lease tcp udp own leased 4 10.0.0.1 ::1 80 0 1 -1"
 )
 WORDS = st.sampled_from(VOCABULARY.split()) | st.text(max_size=5)
 ALMOST_REQUESTS = st.lists(WORDS, max_size=9).map(" ".join).map(str.encode)
@@ -86,6 +90,17 @@ def test_request_round_trip(request_: Request) -> None:
 @given(served())
 def test_served_port_round_trip(port: Serve) -> None:
     assert protocol.parse_served(protocol.encode_served(port)) == port
+
+
+@given(host_ports(), st.lists(st.integers(0, 2**64 - 1), min_size=11, max_size=11).map(Counters._make))
+def test_counters_round_trip(ports: HostPorts, counters: Counters) -> None:
+    assert protocol.parse_counted(protocol.encode_counted(ports, counters)) == (ports, counters)
+
+
+@given(st.text() | ALMOST_REQUESTS.map(bytes.decode))
+def test_any_line_is_counters_or_refused(line: str) -> None:
+    with suppress(ProtocolError):
+        protocol.parse_counted(line)
 
 
 @given(st.text().map(str.rstrip))

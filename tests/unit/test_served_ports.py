@@ -13,6 +13,7 @@ from gangway.inet import PROTOCOLS
 from gangway.relay import protocol
 from gangway.relay.protocol import (
     PAGE,
+    Count,
     CountShared,
     Destination,
     Exclude,
@@ -26,7 +27,7 @@ from gangway.relay.protocol import (
     Serve,
     Share,
 )
-from gangway.relay.sockets import Backend, PublishedRange
+from gangway.relay.sockets import Backend, Counters, PublishedRange
 from tests.unit.relay_doubles import Daemon, Launcher, Relay, close_all, fd_count, inodes, new_fds, new_socket, relay
 
 __all__ = ["relay"]
@@ -136,6 +137,18 @@ def test_served_ports_are_listed_by_the_page(daemon: Daemon, count: int) -> None
     assert [protocol.parse_served(line.strip()) for page in pages for line in page] == ports
 
 
+def test_counters_are_listed_by_the_page(relay: Relay, daemon: Daemon) -> None:
+    for port in range(1, PAGE + 2):
+        daemon.ask(RANGE._replace(ports=HostPorts("tcp", "::", port, port)))
+        relay.server.ranges[-1].counted = Counters(connections=port, dropped=2**60)
+    found: list[tuple[HostPorts, Counters]] = []
+    while lines := daemon.ask(Count(len(found))).removeprefix("ok").splitlines():
+        found += map(protocol.parse_counted, lines)
+    assert [(ports.first, one.connections, one.active, one.dropped) for ports, one in found] == [
+        (port, port, 0, 2**60) for port in range(1, PAGE + 2)
+    ]
+
+
 def test_long_lines_are_listed_by_shorter_pages(daemon: Daemon) -> None:
     clients = tuple(f"2001:db8:1111:2222:3333:4444:5555:{number:x}/128" for number in range(protocol.MOST_SUBNETS))
     ports = [RANGE._replace(ports=HostPorts("tcp", "::", port, port), admitted=clients) for port in range(1, 41)]
@@ -184,7 +197,7 @@ def test_file_instead_of_a_pidfd_is_refused(relay: Relay, daemon: Daemon, sock: 
     assert (daemon.served(), relay.server.open_sockets(), fd_count()) == ([], [], before)
 
 
-@pytest.mark.parametrize("request_", [List(0), CountShared(), GetHeld("redirect"), RANGE, Remove(PORT)])
+@pytest.mark.parametrize("request_", [List(0), Count(0), CountShared(), GetHeld("redirect"), RANGE, Remove(PORT)])
 def test_descriptors_of_other_requests_are_closed(daemon: Daemon, fds: list[int], request_: Request) -> None:
     before = fd_count()
     assert daemon.ask(request_, *fds).startswith("ok")

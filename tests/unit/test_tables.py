@@ -3,11 +3,12 @@
 import msgspec
 import pytest
 
-from gangway.cli.views import columns, print_checks, print_mappings, print_network, print_networks, roads
-from gangway.daemon.messages import MappingAnswer, NetworkAnswer
+from gangway.cli.views import columns, explanation, print_checks, print_mappings, print_network, print_networks, roads
+from gangway.daemon.messages import ExplainAnswer, MappingAnswer, NetworkAnswer
 from gangway.facts import Firewall, HostFacts
 from gangway.model import Protocol
 from gangway.plan import Origin
+from gangway.relay.sockets import Counters
 from tests.unit.samples import BACK, DIRECT, INNER, NONE, WEB, admitting, endpoint, lease, mapping, planned
 
 
@@ -48,6 +49,37 @@ def test_port_that_waits_for_its_container_has_no_roads(capsys: pytest.CaptureFi
     port = admitting(mapping("::", "53", protocol=Protocol.UDP, container="docker:web"), "fd00::/8")
     print_mappings(msgspec.to_builtins([MappingAnswer.waiting(port, "container is stopped")]))
     assert _table(capsys)[1] == ["docker:web", "api", "[::]:53", "53/udp (container is stopped)", "fd00::/8", *"----"]
+
+
+def test_what_the_relay_has_carried_has_a_column_if_it_had_work(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(mapping("0.0.0.0")), planned(mapping("::"))
+    counted = Counters(connections=7, active=2), Counters()
+    answers = [MappingAnswer.of(one, relayed=relayed) for one, relayed in zip(found, counted, strict=True)]
+    print_mappings(msgspec.to_builtins(answers))
+    assert [row[-1] for row in _table(capsys)] == ["RELAYED", "7 (2 now)", "0 (0 now)"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "counted", "said"),
+    [
+        (Protocol.TCP, Counters(), []),
+        (
+            Protocol.TCP,
+            Counters(connections=7, active=2, up_bytes=10, down_bytes=20, timeouts=1, not_admitted=3),
+            [
+                "relayed so far: connections 7 (2 now), bytes 10 to the container and 20 back; "
+                "1 not answered by the container; 3 not admitted"
+            ],
+        ),
+        (Protocol.UDP, Counters(lost=1), ["relayed so far: clients 0 (0 now), bytes 0 to the container and 0 back; "
+                                          "1 lost for want of descriptors, watches or memory"]),
+    ],
+)  # fmt: skip
+def test_explain_says_what_the_relay_has_carried(protocol: Protocol, counted: Counters, said: list[str]) -> None:
+    found = planned(mapping("0.0.0.0", protocol=protocol))
+    answer = ExplainAnswer("127.0.0.1", 80, "nftables", "web", [], MappingAnswer.of(found, relayed=counted))
+    lines = explanation(msgspec.to_builtins(answer))
+    assert [line for line in lines if line.startswith("relayed")] == said
 
 
 @pytest.mark.parametrize(("container", "shown"), [("", "-"), ("docker:web", "docker:web")])

@@ -111,18 +111,25 @@ def print_network(network: Answer) -> None:
 
 
 def print_mappings(mappings: Sequence[Answer]) -> None:
-    """Print the table of `ls`; it has a column for admitted clients if a mapping is not for everybody."""
+    """Print the table of `ls`.
+
+    It has a column for admitted clients if a mapping is not for everybody, and one for the relay if it had work.
+    """
     is_restricted = any(one["from"] for one in mappings)
+    is_relayed = any(one["relayed"]["connections"] for one in mappings)
     rows = (
         (
             *(one["container"] or "-", one["source"], *_sides(one)),
             *([", ".join(one["from"]) or "-"] if is_restricted else []),
             *(roads(one, origin) for origin in ORIGINS),
+            *(["{connections} ({active} now)".format_map(one["relayed"])] if is_relayed else []),
         )
         for one in mappings
     )
-    head = "CONTAINER", "SOURCE", "PUBLISHED", "TARGET", *(["FROM"] if is_restricted else []), *map(str.upper, ORIGINS)
-    _print_table(head, rows)
+    optional = ["FROM"] if is_restricted else [], ["RELAYED"] if is_relayed else []
+    _print_table(
+        ("CONTAINER", "SOURCE", "PUBLISHED", "TARGET", *optional[0], *map(str.upper, ORIGINS), *optional[1]), rows
+    )
 
 
 def print_checks(checks: Sequence[Answer]) -> None:
@@ -152,6 +159,8 @@ def explanation(answer: Answer) -> Iterator[str]:
     yield f"container {mapping['container'] or '-'}, {network}, firewall {answer['firewall']}"
     if mapping["from"]:
         yield f"admitted clients: {', '.join(mapping['from'])}, and this host; others are dropped or reset"
+    if any(mapping["relayed"].values()):
+        yield f"relayed so far: {_relayed(mapping)}"
     for route in mapping["routes"]:
         near = ", of the same network" if route["neighbour"] else ", of another network"
         yield ""
@@ -175,6 +184,26 @@ def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+
+
+_TROUBLES = {
+    "failed": "not taken by the container",
+    "timeouts": "not answered by the container",
+    "resets": "reset or refused",
+    "not_admitted": "not admitted",
+    "lost": "lost for want of descriptors, watches or memory",
+    "evicted": "UDP clients forgotten for others",
+    "dropped": "datagrams dropped",
+}
+
+
+def _relayed(mapping: Answer) -> str:
+    """Return what the relay has counted of a mapping, of what went wrong only what did."""
+    counted = mapping["relayed"]
+    what = "clients" if mapping["protocol"] == "udp" else "connections"
+    sums = f"{what} {{connections}} ({{active}} now), bytes {{up_bytes}} to the container and {{down_bytes}} back"
+    troubles = (f"{counted[key]} {said}" for key, said in _TROUBLES.items() if counted[key])
+    return "; ".join((sums.format_map(counted), *troubles))
 
 
 def _sides(mapping: Answer) -> tuple[str, str]:

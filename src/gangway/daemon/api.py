@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
+from itertools import starmap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -106,9 +107,11 @@ def _attach(service: Service, request: AttachRequest, _given: dict[str, str]) ->
 
 
 def _list_mappings(service: Service, _request: None, given: dict[str, str]) -> list[MappingAnswer]:
-    found = service.ports.mappings(given.get("container"))
-    published = [MappingAnswer.of(planned, service.requests.redirected(planned)) for planned in found.published]
-    return [*published, *(_waiting(service, mapping) for mapping in found.waiting)]
+    found, requests = service.ports.mappings(given.get("container")), service.requests
+    counted = zip(
+        found.published, map(requests.redirected, found.published), requests.relayed(found.published), strict=True
+    )
+    return [*starmap(MappingAnswer.of, counted), *(_waiting(service, mapping) for mapping in found.waiting)]
 
 
 def _waiting(service: Service, mapping: PortMapping) -> MappingAnswer:
@@ -140,7 +143,8 @@ def _explain(service: Service, _request: None, given: dict[str, str]) -> Explain
     found = service.requests.explain(Protocol.parse(protocol or "tcp"), address, ports.first, origin)
     routes = [RouteAnswer.of(route, rules) for route, rules in found.routes]
     name, gateways = (found.network.name, found.network.gateways) if found.network else ("", ())
-    answer = MappingAnswer.of(found.planned, service.requests.redirected(found.planned), routes)
+    (relayed,) = service.requests.relayed([found.planned])
+    answer = MappingAnswer.of(found.planned, service.requests.redirected(found.planned), relayed, routes)
     firewall = service.requests.facts.firewall if found.planned.has_rules else Firewall.NONE
     return ExplainAnswer(str(address), ports.first, firewall.value, name, list(map(str, gateways)), answer)
 

@@ -11,6 +11,7 @@ from gangway.admission import parse_subnet
 from gangway.errors import InvalidRequest
 from gangway.model import Endpoint, Network, PortMapping, bridge_name, default_mtu, first_gateway, parse_address
 from gangway.plan import MappingPlan, Origin, Route
+from gangway.relay.sockets import Counters
 
 _MAX_INT = (1 << 31) - 1
 
@@ -117,6 +118,9 @@ class RouteAnswer(msgspec.Struct):
         return cls(route.origin, route.neighbour, route.road, code, fact, route.seen_as, list(rules))
 
 
+_NOT_RELAYED = Counters()
+
+
 class MappingAnswer(msgspec.Struct):
     """A mapping, and the road of each kind of client."""
 
@@ -130,6 +134,9 @@ class MappingAnswer(msgspec.Struct):
     routes: list[RouteAnswer]
     redirected: int
     """How many sockets were redirected to it: connections, and peers of sockets that are not connected."""
+    relayed: dict[str, int]
+    """What the relay has counted since it serves the ports: `connections` (of UDP, clients), those of them that are
+    `active` now, `up_bytes` (to the container) and `down_bytes`; the others are what went wrong."""
     admitted: list[str] = msgspec.field(default=[], name="from")
     """The subnets of the clients that may connect, besides the host itself; empty: everybody."""
     note: str = ""
@@ -140,17 +147,24 @@ class MappingAnswer(msgspec.Struct):
         """Return a mapping that is not published now, and so has no roads."""
         host = str(mapping.host_address), str(mapping.host_ports)
         of = mapping.container, mapping.source, mapping.protocol
-        return cls(*of, *host, "", str(mapping.container_ports), [], 0, list(map(str, mapping.admitted)), note)
+        admitted = list(map(str, mapping.admitted))
+        return cls(*of, *host, "", str(mapping.container_ports), [], 0, _NOT_RELAYED._asdict(), admitted, note)
 
     @classmethod
-    def of(cls, planned: MappingPlan, redirected: int = 0, routes: list[RouteAnswer] | None = None) -> "MappingAnswer":
+    def of(
+        cls,
+        planned: MappingPlan,
+        redirected: int = 0,
+        relayed: Counters = _NOT_RELAYED,
+        routes: list[RouteAnswer] | None = None,
+    ) -> "MappingAnswer":
         mapping = planned.mapping
         host = str(mapping.host_address), str(mapping.host_ports)
         target = str(planned.container_address), str(mapping.container_ports)
         if routes is None:
             routes = [RouteAnswer.of(route) for route in planned.routes]
         kind, admitted = (mapping.source, mapping.protocol), list(map(str, mapping.admitted))
-        return cls(mapping.container, *kind, *host, *target, routes, redirected, admitted)
+        return cls(mapping.container, *kind, *host, *target, routes, redirected, relayed._asdict(), admitted)
 
 
 class ExplainAnswer(msgspec.Struct):

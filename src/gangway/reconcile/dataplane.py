@@ -9,6 +9,7 @@ milliseconds.  Only leases change what belongs to leases: the rest of gangway ne
 import socket
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from threading import RLock
 
 from gangway.ebpf.keys import PortBlock, Target, blocks
@@ -21,9 +22,10 @@ from gangway.inet import format_host
 from gangway.model import Address
 from gangway.plan import MappingPlan
 from gangway.reconcile.repairs import relay_restarted
-from gangway.reconcile.state import State, redirects_of
+from gangway.reconcile.state import State, ports_of, redirects_of
 from gangway.relay.client import RelayClient
 from gangway.relay.protocol import HostPorts, Mode, Serve
+from gangway.relay.sockets import Counters
 
 TW_REUSE = "net.ipv4.tcp_tw_reuse"
 """The relay's connections to a container come from one address, and its side keeps TIME_WAIT for 60 s: 28,000
@@ -186,6 +188,13 @@ class DataPlane:
         """Return how often sockets were redirected to a mapping: connections, and peers of unconnected sockets."""
         return self.redirect.count(block for block, _ in redirects_of(planned))
 
+    def relayed(self, found: Iterable[MappingPlan]) -> list[Counters]:
+        """Return, for each mapping, what the relay has counted of its ports since it serves them."""
+        counted: Mapping[HostPorts, Counters] = {}
+        with suppress(GangwayError):  # it has exited
+            counted = self.relay.counted() if self.relay.is_running() else {}
+        return [_total(counted[ports] for ports, _ in ports_of(planned) if ports in counted) for planned in found]
+
     def _end_stale_sockets(self) -> None:
         """End the sockets that lead where they would not be redirected any more.
 
@@ -224,6 +233,10 @@ class DataPlane:
         if family not in self._raw:
             self._raw[family] = sockets.open_raw(family)
         return [self._raw[family].fileno()]
+
+
+def _total(counted: Iterable[Counters]) -> Counters:
+    return Counters._make(map(sum, zip(Counters(), *counted, strict=True)))
 
 
 def lease_blocks(leased: HostPorts) -> Iterator[PortBlock]:

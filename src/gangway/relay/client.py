@@ -12,23 +12,38 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import RLock
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 from gangway.errors import HostRefused
 from gangway.peers import peer_credentials
 from gangway.relay import protocol
-from gangway.relay.protocol import Exclude, GetHeld, Hello, Hold, HostPorts, List, ProtocolError, Remove, Serve, Share
+from gangway.relay.protocol import (
+    Count,
+    Exclude,
+    GetHeld,
+    Hello,
+    Hold,
+    HostPorts,
+    List,
+    ProtocolError,
+    Remove,
+    Serve,
+    Share,
+)
 from gangway.relay.settings import Settings
-from gangway.relay.sockets import unlink_socket
+from gangway.relay.sockets import Counters, unlink_socket
 
 _TIMEOUT_S = 10.0
 _EXIT_S = 1.0
 _HUNG = "no status within {:g} s"
 _HUNG_S = 5.0  # how long none is started after one that hung: each port would wait for another one
+
+
+_Item = TypeVar("_Item")
 
 
 class _RelayExited(HostRefused):
@@ -86,17 +101,11 @@ class RelayClient:
 
     def served(self) -> list[Serve]:
         """Return the ports that the relay serves; none if it does not run."""
-        with self._lock:
-            found: list[Serve] = []
-            while self._channel is not None:
-                lines = self._ask(List(len(found)))[0].splitlines()
-                if not lines:
-                    break
-                try:
-                    found += map(protocol.parse_served, lines)
-                except ProtocolError as error:
-                    raise HostRefused(f"the relay failed: {error}") from None
-            return found
+        return self._pages(List, protocol.parse_served)
+
+    def counted(self) -> dict[HostPorts, Counters]:
+        """Return what the relay has counted of each port; nothing if it does not run."""
+        return dict(self._pages(Count, protocol.parse_counted))
 
     def start(self) -> None:
         """Start the relay, if it does not run."""
@@ -242,6 +251,20 @@ class RelayClient:
             self.hold(name, fds)
         if self._excluded:
             self._exclude(self._excluded)
+
+    def _pages(self, request: type[List | Count], parse: Callable[[str], _Item]) -> list[_Item]:
+        """Ask for lines about all ports, and parse each."""
+        with self._lock:
+            found: list[_Item] = []
+            while self._channel is not None:
+                lines = self._ask(request(len(found)))[0].splitlines()
+                if not lines:
+                    break
+                try:
+                    found += map(parse, lines)
+                except ProtocolError as error:
+                    raise HostRefused(f"the relay failed: {error}") from None
+            return found
 
     def _exclude(self, addresses: tuple[str, ...]) -> None:
         for offset in range(0, len(addresses) or 1, protocol.EXCLUDED_PAGE):

@@ -21,7 +21,19 @@ from gangway.inet import FAMILIES, PROTOCOLS
 from gangway.log import Log
 from gangway.relay import protocol
 from gangway.relay.core.loop import READABLE, Loop
-from gangway.relay.protocol import CountShared, Exclude, GetHeld, Hold, HostPorts, List, Mode, Remove, Serve, Share
+from gangway.relay.protocol import (
+    Count,
+    CountShared,
+    Exclude,
+    GetHeld,
+    Hold,
+    HostPorts,
+    List,
+    Mode,
+    Remove,
+    Serve,
+    Share,
+)
 from gangway.relay.sockets import Backend, PublishedPort, PublishedRange, family_of
 
 Answer = Callable[[str, Sequence[int]], None]
@@ -81,7 +93,9 @@ class ServedPorts:
             case Remove(ports):
                 return self._remove(ports, lambda: answer("", ()))
             case List(offset):
-                text = "\n".join(self._page(offset))
+                text = "\n".join(self._page(offset, lambda port: protocol.encode_served(self._listed(port))))
+            case Count(offset):
+                text = "\n".join(self._page(offset, _counted))
             case Share():
                 self._share(request, fds)
             case CountShared():
@@ -102,11 +116,11 @@ class ServedPorts:
                 raise InvalidRequest(f"the relay does not serve {type(request).__name__}")
         return answer(text, sent)
 
-    def _page(self, offset: int) -> Iterator[str]:
-        """Yield lines of the answer to `list`, from a port on: as many as fit."""
+    def _page(self, offset: int, line_of: Callable[[_Port], str]) -> Iterator[str]:
+        """Yield lines about the ports from one of them on: as many as fit an answer."""
         size = 0
         for port in islice(self._ports.values(), offset, offset + protocol.PAGE):
-            line = protocol.encode_served(self._listed(port))
+            line = line_of(port)
             size += len(line) + 1
             if size > protocol.PAGE_BYTES:
                 return
@@ -206,6 +220,10 @@ class ServedPorts:
             binding_fd = fds[0] if fds else None
             self._server.share(PROTOCOLS[share.protocol], FAMILIES[share.family], sock, binding_fd)
             undo.pop_all()
+
+
+def _counted(port: _Port) -> str:
+    return protocol.encode_counted(port.served.ports, port.published.counters())
 
 
 def _first_socket(fds: list[int]) -> socket.socket:

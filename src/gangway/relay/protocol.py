@@ -15,6 +15,7 @@ type, the others are its fields.  The first message of a connection carries the 
                       remove PROTO HOST-IP FIRST LAST        answered when the port is free
                       list OFFSET                            the served ports, from one of them on; the mode of a
                                                              leased one whose launcher has exited is `ended`
+                      count OFFSET                           what was counted of the served ports, from one of them on
                       share PROTO FAMILY    with the socket that serves ports without one of their own; for UDP also
                                             the map `binding` of ebpf/steering.bpf.c
                       countshared                            how many such sockets there are
@@ -23,7 +24,8 @@ type, the others are its fields.  The first message of a connection carries the 
                       exclude OFFSET ADDRESS...              the addresses that nobody is served at, from the one at
                                                              OFFSET on; all that there were from there on are replaced
     relay → daemon    ok [TEXT]    or    error TEXT          to `list`, TEXT has a line for each port: the words of its
-                                                           `serve`; to `hello`, the version; to `countshared`, the
+                                                           `serve`; to `count`, the words of its `remove` and the
+                                                           numbers; to `hello`, the version; to `countshared`, the
                                                            number
 
     launcher → daemon lease VERSION PROTO CONTAINER-IP CONTAINER-PORT        with the port's socket
@@ -38,16 +40,16 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from gangway.inet import PROTOCOLS
-from gangway.relay.sockets import family_of
+from gangway.relay.sockets import Counters, family_of
 
 VERSION = 1
 MAX_REQUEST_BYTES = 4096
 MAX_ANSWER_BYTES = 1 << 16
 MAX_DESCRIPTORS = 32
 PAGE = 200
-"""The most ports in one answer to `list`."""
+"""The most ports in one answer to `list` or `count`."""
 PAGE_BYTES = MAX_ANSWER_BYTES - MAX_REQUEST_BYTES
-"""An answer to `list` that has as many bytes is not continued."""
+"""An answer that has as many bytes is not continued."""
 MOST_SUBNETS = 64
 """In one `serve`."""
 EXCLUDED_PAGE = 10
@@ -108,6 +110,10 @@ class List(NamedTuple):
     offset: int
 
 
+class Count(NamedTuple):
+    offset: int
+
+
 class Share(NamedTuple):
     protocol: str
     family: int  # 4 or 6
@@ -136,7 +142,8 @@ class Lease(NamedTuple):
     to: Destination
 
 
-Request = Hello | Serve | Remove | List | Share | CountShared | Hold | GetHeld | Exclude | Lease
+_WITH_NUMBER: dict[str, type[Hello | List | Count]] = {"hello": Hello, "list": List, "count": Count}
+Request = Hello | Serve | Remove | List | Count | Share | CountShared | Hold | GetHeld | Exclude | Lease
 
 
 def canonical(address: str) -> str:
@@ -158,8 +165,8 @@ def parse(data: bytes) -> Request:
         match data.decode().split():
             case ["hello" | "lease", version, *_] if version.isdecimal() and version != str(VERSION):
                 raise ProtocolError(f"protocol version {version} is not supported (this is version {VERSION})")
-            case ["hello" | "list" as verb, number]:
-                return (Hello if verb == "hello" else List)(_number(number))
+            case ["hello" | "list" | "count" as verb, number]:
+                return _WITH_NUMBER[verb](_number(number))
             case ["exclude", offset, *addresses]:
                 return Exclude(_number(offset), tuple(map(_address, addresses)))
             case ["serve", *words] if Mode.ENDED not in words:
@@ -192,6 +199,20 @@ def parse_served(line: str) -> Serve:
         return _serve(line.split())
     except ValueError:
         raise ProtocolError(f"malformed port {line[:80]!r}") from None
+
+
+def encode_counted(ports: HostPorts, counters: Counters) -> str:
+    """Return a line of the answer to `count`."""
+    return " ".join(_words((ports, counters)))
+
+
+def parse_counted(line: str) -> tuple[HostPorts, Counters]:
+    """Return a port and its counters from a line of the answer to `count`.  ProtocolError: it is malformed."""
+    words = line.split()
+    try:
+        return _host_ports(words[:4]), Counters._make(map(_number, words[4:]))
+    except (ValueError, TypeError):
+        raise ProtocolError(f"malformed counters {line[:80]!r}") from None
 
 
 def encode_answer(text: str = "") -> bytes:

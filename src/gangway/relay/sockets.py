@@ -35,10 +35,28 @@ class PublishedRange(NamedTuple):
     last: int
 
 
+class Counters(NamedTuple):
+    """What the relay has counted of a port since it serves it; a UDP client counts as a connection."""
+
+    connections: int = 0
+    active: int = 0  # of them, now
+    up_bytes: int = 0  # to the container
+    down_bytes: int = 0
+    failed: int = 0  # attempts to connect to the container
+    timeouts: int = 0  # the same: it did not answer
+    resets: int = 0  # by either side; datagrams that the container refused
+    not_admitted: int = 0
+    lost: int = 0  # no descriptor, epoll watch or memory was left
+    evicted: int = 0  # UDP clients that were forgotten because there were too many
+    dropped: int = 0  # datagrams that could not be sent
+
+
 class PublishedPort(Protocol):
     """A port, or a range of them, that the relay serves until it is closed."""
 
     def close(self, then: Callable[[], None]) -> None: ...
+
+    def counters(self) -> Counters: ...
 
 
 def family_of(address: str) -> int:

@@ -91,7 +91,7 @@ class Requests:
         self._controller, self._registry, self._executor = controller, registry, executor
         self.leases = leases
         self.network = registry.network
-        self.redirected = executor.dataplane.redirected
+        self.redirected, self.relayed = executor.dataplane.redirected, executor.dataplane.relayed
         self.check, self.check_rules = controller.check, controller.check_rules
         self.check_thoroughly = partial(controller.check, thorough=True)
         self.reconcile = controller.reconcile

@@ -6,6 +6,8 @@ import socket
 from ctypes import POINTER, c_int, c_int32, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
+from gangway.relay import sockets
+
 _PATH = Path(__file__).with_name("core.so")
 
 
@@ -52,13 +54,7 @@ class PortSettings(ctypes.Structure):
 class Counters(ctypes.Structure):
     """struct core_counters."""
 
-    _fields_ = tuple(
-        (name, c_uint64)
-        for name in (
-            "connections", "active", "up_bytes", "down_bytes", "failed", "timeouts", "resets", "not_admitted", "lost",
-            "evicted", "dropped",
-        )
-    )  # fmt: skip
+    _fields_ = tuple((name, c_uint64) for name in sockets.Counters._fields)
 
 
 class Note(ctypes.Structure):

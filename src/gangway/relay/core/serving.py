@@ -15,11 +15,11 @@ from gangway.errors import InvalidRequest
 from gangway.limits import exhausted, out_of_ports
 from gangway.log import Log
 from gangway.relay.core import library
-from gangway.relay.core.library import Counters, End, PortSettings, Subnet
+from gangway.relay.core.library import End, PortSettings, Subnet
 from gangway.relay.core.library import library as core
 from gangway.relay.core.loop import READABLE, Loop
 from gangway.relay.settings import Settings
-from gangway.relay.sockets import Backend, PublishedRange
+from gangway.relay.sockets import Backend, Counters, PublishedRange
 
 _NOTES = 64  # read at once
 _NONE = -1  # for a descriptor
@@ -36,9 +36,9 @@ class Port:
     def counters(self) -> Counters:
         """Return what was counted since the port was published.  It is not closed."""
         assert self.handle
-        counters = Counters()
-        core.core_read_counters(self.handle, counters)
-        return counters
+        found = library.Counters()
+        core.core_read_counters(self.handle, found)
+        return Counters._make(getattr(found, name) for name in Counters._fields)
 
     def close(self, then: Callable[[], None] = lambda: None) -> None:
         """Stop serving, once: reset all connections, forget all clients; `then` is called when none is left."""
