@@ -6,7 +6,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 APT_BUILD := python3-venv gcc libc6-dev musl-tools clang libbpf-dev
 APT_DEMO  := iproute2 nftables libbpf1
-APT_TEST  := $(APT_DEMO) curl iptables docker.io busybox-static debootstrap
+APT_TEST  := $(APT_DEMO) libclang-rt-dev curl iptables docker.io busybox-static debootstrap
 APT_BENCH := $(APT_TEST) socat haproxy postgresql postgresql-contrib
 APT_VM    := qemu-system-x86 cpio kmod xz-utils
 
@@ -68,6 +68,7 @@ lint: build
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	for one in $(CORE)/*.c; do gcc -std=gnu11 -O1 -fanalyzer -Wall -Wextra -Werror -c -o /dev/null $$one || exit 1; done
 
 format: build
 	$(BIN)/ruff format .

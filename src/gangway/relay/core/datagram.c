@@ -134,21 +134,28 @@ static void read_asked6(const struct in6_pktinfo *info, struct client_key *key)
     key->asked_zone = IN6_IS_ADDR_LINKLOCAL(&info->ipi6_addr) ? info->ipi6_ifindex : 0;
 }
 
+/* Return the data of a control message of a kind; NULL: it is another one, or too short. */
+static const void *data_of(const struct cmsghdr *one, int level, int kind, size_t bytes)
+{
+    bool is_it = one->cmsg_level == level && one->cmsg_type == kind && one->cmsg_len >= CMSG_LEN(bytes);
+    return is_it ? CMSG_DATA(one) : NULL;
+}
+
 /* Read what a datagram was sent to; return the size of its parts if several were joined, else 0. */
 static uint16_t read_control(struct msghdr *message, struct client_key *key)
 {
     uint16_t segment = 0;
     for (struct cmsghdr *one = CMSG_FIRSTHDR(message); one != NULL; one = CMSG_NXTHDR(message, one)) {
-        const void *data = CMSG_DATA(one);
-        if (one->cmsg_level == IPPROTO_IP && one->cmsg_type == IP_PKTINFO)
+        const void *data;
+        if ((data = data_of(one, IPPROTO_IP, IP_PKTINFO, sizeof(struct in_pktinfo))) != NULL)
             read_asked4(data, key);
-        else if (one->cmsg_level == IPPROTO_IPV6 && one->cmsg_type == IPV6_PKTINFO)
+        else if ((data = data_of(one, IPPROTO_IPV6, IPV6_PKTINFO, sizeof(struct in6_pktinfo))) != NULL)
             read_asked6(data, key);
-        else if (one->cmsg_level == IPPROTO_IP && one->cmsg_type == IP_ORIGDSTADDR)
+        else if ((data = data_of(one, IPPROTO_IP, IP_ORIGDSTADDR, sizeof(struct sockaddr_in))) != NULL)
             key->asked_port = ntohs(((const struct sockaddr_in *)data)->sin_port);
-        else if (one->cmsg_level == IPPROTO_IPV6 && one->cmsg_type == IPV6_ORIGDSTADDR)
+        else if ((data = data_of(one, IPPROTO_IPV6, IPV6_ORIGDSTADDR, sizeof(struct sockaddr_in6))) != NULL)
             key->asked_port = ntohs(((const struct sockaddr_in6 *)data)->sin6_port);
-        else if (one->cmsg_level == IPPROTO_UDP && one->cmsg_type == UDP_GRO)
+        else if ((data = data_of(one, IPPROTO_UDP, UDP_GRO, sizeof(int))) != NULL)
             segment = (uint16_t)*(const int *)data;
     }
     return segment;
@@ -267,7 +274,7 @@ static void set_container_port(struct client *client, uint16_t port)
 static void send_up(struct thread *thread, struct client *client)
 {
     struct outbox *outbox = &thread->datagrams->up;
-    if (outbox->count == 0)
+    if (client == NULL || outbox->count == 0)
         return;
     touch(thread, client);
     count(&COUNTER(client->port, up_bytes), send_all(thread, client->fd, outbox, client, NOTE_NOT_SENT_UP));
@@ -332,12 +339,13 @@ static void read_errors(struct thread *thread, struct client *client)
     for (int number = 0; number < MOST_ERRORS; number++) {
         char control[CMSG_SPACE(sizeof(struct sock_extended_err) + sizeof(struct sockaddr_in6))] __attribute__((aligned(8)));
         struct msghdr message = {.msg_control = control, .msg_controllen = sizeof control};
+        const struct sock_extended_err *error;
         if (recvmsg(client->fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT) < 0)
             return;
         for (struct cmsghdr *one = CMSG_FIRSTHDR(&message); one != NULL; one = CMSG_NXTHDR(&message, one))
-            if ((one->cmsg_level == IPPROTO_IP && one->cmsg_type == IP_RECVERR) ||
-                (one->cmsg_level == IPPROTO_IPV6 && one->cmsg_type == IPV6_RECVERR))
-                handle_error(thread, client, (const struct sock_extended_err *)CMSG_DATA(one));
+            if ((error = data_of(one, IPPROTO_IP, IP_RECVERR, sizeof *error)) != NULL ||
+                (error = data_of(one, IPPROTO_IPV6, IPV6_RECVERR, sizeof *error)) != NULL)
+                handle_error(thread, client, error);
     }
 }
 
