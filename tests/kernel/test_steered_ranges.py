@@ -3,6 +3,7 @@
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,25 @@ def test_what_the_relay_has_carried_is_shown(steered: Street, protocol: str) -> 
         assert "3 (" in steered.gangway("ls", steered.server.name)
         kind = "clients" if protocol == "udp" else "connections"
         assert f"relayed so far: {kind} 3 (" in steered.gangway("explain", f"127.0.0.2:9005/{protocol}")
+
+
+def test_new_clients_of_both_families_at_once_are_answered(steered: Street) -> None:
+    """Each port gets a socket to answer from; to bind them, the relay's threads share one variable."""
+    ports = range(9100, 9140)
+    published = steered.published(steered.server, "9100-9139:9100-9139/udp")
+    with listening(steered.server, "udp", ports) as at, published, ExitStack() as stack:
+        clients = [
+            (port, stack.enter_context(bound(steered.host, "udp", address, 0)), address)
+            for port in ports
+            for address in ("127.0.0.1", "::1")
+        ]
+        for port, client, address in clients:
+            client.settimeout(5)
+            client.sendto(b"question", (address, port))
+        for sock in at.values():
+            for _ in range(2):
+                sock.sendto(b"answer", sock.recvfrom(100)[1])
+        assert [client.recvfrom(100)[1][:2] for _, client, _ in clients] == [(at_, port) for port, _, at_ in clients]
 
 
 @pytest.mark.any_kernel

@@ -274,7 +274,7 @@ static void refused(void)
 
 /* UDP */
 
-enum { UDP_CLIENTS = 30, ASKED = 400, LARGEST = 9000 };
+enum { UDP_CLIENTS = 30, ASKED = 400, LARGEST = 9000, MOST_ATTEMPTS = 50 };
 
 static int datagram_socket(struct sockaddr_in *address)
 {
@@ -306,6 +306,19 @@ static void *echo_datagrams(void *argument)
     return NULL;
 }
 
+/* Send a datagram, which begins with a number, until it is answered; answers to others are skipped. */
+static ssize_t ask(int fd, const struct sockaddr_in *to, unsigned number, const char *sent, size_t bytes, char *got,
+                   int attempts)
+{
+    for (; attempts > 0; attempts--) {
+        CHECK(sendto(fd, sent, bytes, 0, (const struct sockaddr *)to, sizeof *to) == (ssize_t)bytes);
+        for (ssize_t came; (came = recv(fd, got, LARGEST, 0)) > 0;)
+            if (memcmp(got, &number, sizeof number) == 0)
+                return came;
+    }
+    return -1;
+}
+
 static void *ask_datagrams(void *argument)
 {
     const struct client *client = argument;
@@ -314,14 +327,14 @@ static void *ask_datagrams(void *argument)
     char sent[LARGEST], got[LARGEST];
     int fd = datagram_socket(&ignored);
     for (unsigned number = 0; number < ASKED / UDP_CLIENTS; number++) {
-        size_t bytes = rand_r(&seed) % (LARGEST - 1) + 1;
+        size_t bytes = rand_r(&seed) % (LARGEST - sizeof number) + sizeof number;
         if (number % 5 == 4) {                     /* another client, by the port that it sends from */
             close(fd);
             fd = datagram_socket(&ignored);
         }
         memset(sent, (int)rand_r(&seed), bytes);
-        CHECK(sendto(fd, sent, bytes, 0, (const struct sockaddr *)client->to, sizeof *client->to) == (ssize_t)bytes);
-        ssize_t came = recv(fd, got, sizeof got, 0);
+        memcpy(sent, &number, sizeof number);
+        ssize_t came = ask(fd, client->to, number, sent, bytes, got, client->may_be_reset ? 1 : MOST_ATTEMPTS);
         CHECK(came > 0 || client->may_be_reset);
         CHECK(came <= 0 || ((size_t)came == bytes && memcmp(sent, got, bytes) == 0));
         answered += came > 0;

@@ -104,6 +104,10 @@ class SharedRelay:
         published = PublishedRange(to.proto, family, canonical(at), *ports)
         return self.core.publish_shared(published, Backend(to.proto, to.family, address, port - shift), raw)
 
+    def publish_own(self, sock: socket.socket, to: socket.socket) -> Port:
+        """Publish a port by its own socket; its clients are connected to the socket `to`."""
+        return self.core.publish(Backend(to.proto, to.family, *to.getsockname()[:2]), sock)
+
     def client(self, address: str, port: int) -> socket.socket:
         """Return a TCP client, which the kernel connects before the relay accepts it."""
         sock = self._stack.enter_context(socket.create_connection((address, port), 5))

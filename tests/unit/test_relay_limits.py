@@ -73,6 +73,7 @@ def test_missing_local_port_is_logged_once(relay: SharedRelay) -> None:
          f"widen {LOCAL_PORTS}"),
         (library.UDP_CLIENT_LOST, errno.EADDRINUSE,
          "cannot reach udp [fd00::2]:80: cannot answer from port 8080: another program uses it"),
+        (library.UNREACHABLE, errno.EHOSTUNREACH, "cannot reach udp [fd00::2]:80: No route to host"),
         (library.UDP_CLIENT_LOST, errno.ENETUNREACH, "cannot reach udp [fd00::2]:80: Network is unreachable"),
     ],
 )  # fmt: skip

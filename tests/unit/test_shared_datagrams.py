@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import struct
 import sys
 import termios
 from collections.abc import Callable, Iterator
@@ -304,22 +305,77 @@ def test_tftp_transfer_goes_on_with_the_port_that_answered(relay: SharedRelay) -
             assert relay.receive(transfer) == (acknowledgement, sender)
 
 
-@pytest.mark.parametrize(("of_all", "per_port", "left"), [(20, 10, 10), (6, 10, 5)])
-def test_flood_of_one_port_forgets_no_client_of_another(of_all: int, per_port: int, left: int) -> None:
+@pytest.mark.parametrize(("of_all", "per_port"), [(20, 7), (10, 10)])
+def test_floods_of_two_ports_forget_no_client_of_a_third(of_all: int, per_port: int) -> None:
     with running_relay(udp_clients=of_all, udp_clients_per_port=per_port) as relay:
-        quiet_server, quiet, quiet_port = udp(relay, "::1")
-        server, _, port = udp(relay, "127.0.0.1")
-        other = relay.publish("::", (quiet_port, quiet_port), quiet_server)
-        flooded = relay.publish("0.0.0.0", (port, port), server)
-        quiet.sendto(b"request", ("::1", quiet_port))
-        sender = relay.receive(quiet_server)[1]
-        for _ in range(30):
-            relay.bound(UDP, "127.0.0.1").sendto(b"request", ("127.0.0.1", port))
-            relay.receive(server)
-        quiet.sendto(b"request", ("::1", quiet_port))
-        assert relay.receive(quiet_server)[1] == sender
-        counters = other.counters(), flooded.counters()
-        assert [(one.active, one.evicted) for one in counters] == [(1, 0), (left, 30 - left)]
+        servers, socks = ([relay.bound(UDP, "127.0.0.1") for _ in range(3)] for _ in range(2))
+        numbers = [port_of(sock) for sock in socks]
+        ports = [relay.publish_own(sock, server) for sock, server in zip(socks, servers, strict=True)]
+
+        def ask(client: socket.socket, number: int) -> tuple[str, int]:
+            client.sendto(b"request", ("127.0.0.1", numbers[number]))
+            return relay.receive(servers[number])[1]
+
+        for number in (0, 1):
+            for _ in range(2 * of_all):
+                ask(relay.bound(UDP, "127.0.0.1"), number)
+        quiet = [relay.bound(UDP, "127.0.0.1") for _ in range(2)]
+        senders = [ask(one, 2) for one in quiet]
+        for number in (0, 1, 0):
+            for _ in range(of_all):
+                ask(relay.bound(UDP, "127.0.0.1"), number)
+        assert [ask(one, 2) for one in quiet] == senders
+        counters = [one.counters() for one in ports]
+        assert (counters[2].active, counters[2].evicted) == (2, 0)
+        assert sum(one.active for one in counters) <= of_all
+        assert max(one.active for one in counters) <= per_port
+
+
+def icmp_refusal(sender: tuple[str, int], destination: tuple[str, int]) -> bytes:
+    """Return a message that says nobody listens at a datagram's destination (RFC 792)."""
+    source, to = socket.inet_aton(sender[0]), socket.inet_aton(destination[0])
+    quoted = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28, 0, 0, 64, UDP, 0, source, to)
+    quoted += struct.pack("!HHHH", sender[1], destination[1], 8, 0)
+    message = struct.pack("!BBHI", 3, 3, 0, 0) + quoted
+    total = sum(struct.unpack(f"!{len(message) // 2}H", message))
+    total = (total & 0xFFFF) + (total >> 16)
+    return message[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + message[4:]
+
+
+@pytest.mark.parametrize("is_forged", [True, False])
+def test_refusal_counts_only_if_it_is_about_the_container(relay: SharedRelay, is_forged: bool) -> None:
+    """Whoever sends an ICMP message has to know what the relay has sent to whom."""
+    server, client, host_port = udp(relay)
+    port = relay.publish("0.0.0.0", (host_port, host_port), server)
+    client.connect(("127.0.0.1", host_port))
+    client.send(b"request")
+    sender = relay.receive(server)[1]
+    destination = ("198.51.100.9", 4242) if is_forged else server.getsockname()
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+        for _ in range(3 if is_forged else 1):
+            raw.sendto(icmp_refusal(sender, destination), ("127.0.0.1", 0))
+    if not is_forged:
+        wait_until(lambda: port.counters().resets > 0, "the refusal")
+        with pytest.raises(ConnectionRefusedError):
+            relay.wait_for(lambda: client.recv(1))
+    server.sendto(b"answer", sender)
+    assert relay.wait_for(lambda: client.recv(10)) == b"answer", "and it is served"
+    assert (port.counters().resets > 0, port.counters().dropped) == (not is_forged, 0)
+
+
+def test_stranger_does_not_keep_a_client() -> None:
+    with running_relay(udp_timeout_s=1) as relay:
+        server, client, host_port = udp(relay)
+        stranger = relay.bound(UDP, "127.0.0.2")
+        port = relay.publish("0.0.0.0", (host_port, host_port), server)
+        client.sendto(b"request", ("127.0.0.1", host_port))
+        sender = relay.receive(server)[1]
+
+        def is_forgotten() -> bool:
+            stranger.sendto(b"not from the container", sender)
+            return port.counters().active == 0
+
+        wait_until(is_forgotten, "the client to be forgotten")
 
 
 def test_joined_datagrams_are_cut_again(relay: SharedRelay) -> None:

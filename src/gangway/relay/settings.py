@@ -27,7 +27,7 @@ class Settings(NamedTuple):
     udp_timeout_s: float = 90.0
     """How long a UDP client and its container may both be silent before the client is forgotten."""
     udp_clients: int = 8192
-    """How many UDP clients are remembered at once; the one that has been silent longest is forgotten first."""
+    """How many UDP clients are remembered at once; then one of the port with the most is forgotten (core/client.c)."""
     udp_clients_per_port: int = 4096
     """How many of them are clients of one port, or of ports that were published as one range."""
     tcp_tw_reuse: bool = True  # set net.ipv4.tcp_tw_reuse=1 in the relay's network namespace while it runs

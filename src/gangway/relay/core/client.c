@@ -3,14 +3,14 @@
    A client has two places in lists that are ordered by when it was last heard of: one of all the thread's clients, one of
    its port's.  Time is counted in ticks of a second, so a datagram moves its client to the end once a second at most.
 
-   Too many.  A port at its limit forgets its own client that was silent longest.  At the limit of all ports it does so,
-   too: nobody who sends from many addresses to one port makes clients of another one be forgotten.  Only a port that has
-   no client yet takes the place of another's. */
+   Too many.  A port at its limit forgets its own client that was silent longest.  At the limit of all ports, or without
+   descriptors, one of the thread's port with the most clients is forgotten: whoever sends to some ports from many addresses
+   makes no client of another port be forgotten. */
 #include "parts.h"
 
 #include <netinet/udp.h>
 
-enum { TICK_MS = 1000, FEWEST_BUCKETS = 64 };
+enum { TICK_MS = 1000, FEWEST_BUCKETS = 64, MOST_REFUSALS = 100 };
 
 struct table {
     struct client **buckets;
@@ -20,8 +20,11 @@ struct table {
 
 struct clients {
     struct table table;
-    struct link by_age, gone;
+    struct link by_age, removed;
+    struct link ports;                             /* those that have clients */
+    unsigned port_count;                           /* of them */
     uint32_t tick;
+    unsigned refusals;                             /* reported in this tick */
 };
 
 /* The table */
@@ -109,43 +112,74 @@ void touch(struct thread *thread, struct client *client)
     link_append(&client->port->clients, &client->of_port);
 }
 
+static void add_to_port(struct thread *thread, struct client *client)
+{
+    struct port *port = client->port;
+    link_append(&thread->clients->by_age, &client->by_age);
+    link_append(&port->clients, &client->of_port);
+    if (port->client_count++ == 0) {
+        link_append(&thread->clients->ports, &port->with_clients);
+        thread->clients->port_count++;
+    }
+    count(&COUNTER(port, connections), 1);
+    count(&COUNTER(port, active), 1);
+    atomic_fetch_add_explicit(&thread->core->client_count, 1, memory_order_relaxed);
+}
+
 /* Forget a client; its sockets are closed after the batch. */
 static void forget_client(struct thread *thread, struct client *client)
 {
-    client->is_gone = true;
+    struct port *port = client->port;
+    client->is_removed = true;
     take_out(&thread->clients->table, client);
     link_remove(&client->by_age);
     link_remove(&client->of_port);
-    link_append(&thread->clients->gone, &client->closing);
-    client->port->client_count--;
-    atomic_fetch_sub_explicit(&COUNTER(client->port, active), 1, memory_order_relaxed);
+    link_append(&thread->clients->removed, &client->closing);
+    if (--port->client_count == 0) {
+        link_remove(&port->with_clients);
+        thread->clients->port_count--;
+    }
+    atomic_fetch_sub_explicit(&COUNTER(port, active), 1, memory_order_relaxed);
     atomic_fetch_sub_explicit(&thread->core->client_count, 1, memory_order_relaxed);
 }
 
-/* Forget the client that was silent longest, of a port or of all; NULL: there is none. */
+/* Forget the client of a port that was silent longest; NULL: it has none. */
 static struct client *evict(struct thread *thread, struct port *port)
 {
-    struct link *of_port = port->clients.next, *of_all = thread->clients->by_age.next;
-    bool is_own = of_port != &port->clients;
-    if (!is_own && of_all == &thread->clients->by_age)
+    if (link_empty(&port->clients))
         return NULL;
-    struct client *client = is_own ? OWNER(of_port, struct client, of_port) : OWNER(of_all, struct client, by_age);
-    count(&COUNTER(client->port, evicted), 1);
+    struct client *client = OWNER(port->clients.next, struct client, of_port);
+    count(&COUNTER(port, evicted), 1);
     forget_client(thread, client);
     return client;
+}
+
+/* The thread's port with the most clients; `port` if it has more than its share, which is mostly so in a flood. */
+static struct port *largest(struct thread *thread, struct port *port)
+{
+    const struct clients *clients = thread->clients;
+    if ((size_t)port->client_count * clients->port_count > clients->table.client_count)
+        return port;
+    for (struct link *one = clients->ports.next; one != &clients->ports; one = one->next) {
+        struct port *other = OWNER(one, struct port, with_clients);
+        if (other->client_count > port->client_count)
+            port = other;
+    }
+    return port;
 }
 
 static void make_room(struct thread *thread, struct port *port)
 {
     const struct core_settings *settings = &thread->core->settings;
-    unsigned all = atomic_load_explicit(&thread->core->client_count, memory_order_relaxed);
-    if (port->client_count >= settings->udp_clients_per_port || all >= settings->udp_clients)
+    if (port->client_count >= settings->udp_clients_per_port)
         evict(thread, port);
+    else if (atomic_load_explicit(&thread->core->client_count, memory_order_relaxed) >= settings->udp_clients)
+        evict(thread, largest(thread, port));
 }
 
 /* New clients */
 
-/* Return a socket for a client of a port; without descriptors that of the client that was silent longest is closed. */
+/* Return a socket for a client of a port; without descriptors another client is forgotten, and its socket closed. */
 int open_udp(struct thread *thread, struct port *port, int family)
 {
     const int kind = SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
@@ -153,12 +187,12 @@ int open_udp(struct thread *thread, struct port *port, int family)
     if (fd >= 0 || (errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM))
         return fd;
     int error = errno;
-    struct client *oldest = evict(thread, port);
+    struct client *oldest = evict(thread, largest(thread, port));
     if (oldest == NULL) {
         errno = error;
         return -1;
     }
-    close(oldest->fd);                             /* an event that it has left finds `is_gone` */
+    close(oldest->fd);                             /* an event that it has left finds `is_removed` */
     oldest->fd = -1;
     return socket(family, kind, 0);
 }
@@ -168,7 +202,7 @@ static int bind_backend(int fd, int family)
 {
     const struct core_end anywhere = {.family = (uint16_t)family};
     const struct name name = name_of(&anywhere, 0);
-    int done = bind(fd, &name.is.any, name.size);
+    int done = bind(fd, &name.as.any, name.size);
     if (done < 0 && errno == EADDRINUSE)
         errno = EAGAIN;
     return done;
@@ -212,10 +246,10 @@ static struct client *new_client(struct port *port, uint16_t backend_port, const
 }
 
 /* Give a client its sockets and its places; -1: errno, and it has none. */
-static int admit(struct thread *thread, struct entrance *entrance, struct client *client)
+static int open_client(struct thread *thread, struct entrance *entrance, struct client *client)
 {
     struct port *port = client->port;
-    client->host_port = entrance->port != NULL ? entrance->host_port : client->key.asked_port;
+    client->host_port = entrance->port != NULL ? entrance->host_port : client->key.destination_port;
     make_room(thread, port);
     client->fd = open_udp(thread, port, port->settings.backend.family);
     client->outlet = client->fd < 0 ? NULL : acquire_outlet(thread, entrance, client);
@@ -228,12 +262,7 @@ static int admit(struct thread *thread, struct entrance *entrance, struct client
         return -1;
     }
     client->tick = thread->clients->tick;
-    link_append(&thread->clients->by_age, &client->by_age);
-    link_append(&port->clients, &client->of_port);
-    port->client_count++;
-    count(&COUNTER(port, connections), 1);
-    count(&COUNTER(port, active), 1);
-    atomic_fetch_add_explicit(&thread->core->client_count, 1, memory_order_relaxed);
+    add_to_port(thread, client);
     if (thread->expire_ms == 0)
         thread->expire_ms = clock_ms() + TICK_MS;
     return 0;
@@ -252,7 +281,7 @@ static void lose_udp_client(struct thread *thread, struct port *port, uint16_t b
 struct client *make_client(struct thread *thread, struct entrance *entrance, const struct client_key *key, uint64_t hash,
                            const struct name *name)
 {
-    const struct core_end host = end_of_key(key->asked, key->asked_zone, key->asked_port);
+    const struct core_end host = end_of_key(key->destination, key->destination_zone, key->destination_port);
     const struct core_end peer = end_of_key(key->address, key->zone, key->port);
     uint16_t backend_port;
     struct port *port = acquire_port(thread->core, entrance, &host, &backend_port);
@@ -264,7 +293,7 @@ struct client *make_client(struct thread *thread, struct entrance *entrance, con
         return NULL;
     }
     struct client *client = new_client(port, backend_port, key, hash, name);
-    if (client != NULL && admit(thread, entrance, client) == 0)
+    if (client != NULL && open_client(thread, entrance, client) == 0)
         return client;
     lose_udp_client(thread, port, backend_port, client == NULL ? 0 : client->host_port);
     if (client != NULL && client->fd >= 0)
@@ -298,7 +327,7 @@ void remove_excluded(struct thread *thread)
     pthread_rwlock_rdlock(&core->lock);
     for (struct link *one = thread->clients->by_age.next, *next; one != &thread->clients->by_age; one = next) {
         struct client *client = OWNER(one, struct client, by_age);
-        const struct core_end host = end_of_key(client->key.asked, 0, 0);
+        const struct core_end host = end_of_key(client->key.destination, 0, 0);
         next = one->next;
         if (is_excluded(core, &host))
             forget_client(thread, client);
@@ -307,10 +336,10 @@ void remove_excluded(struct thread *thread)
 }
 
 /* Close the sockets of the clients that are forgotten, and free them. */
-void free_clients(struct thread *thread)
+void free_removed_clients(struct thread *thread)
 {
-    while (!link_empty(&thread->clients->gone)) {
-        struct client *client = OWNER(thread->clients->gone.next, struct client, closing);
+    while (!link_empty(&thread->clients->removed)) {
+        struct client *client = OWNER(thread->clients->removed.next, struct client, closing);
         link_remove(&client->closing);
         if (client->fd >= 0)
             close(client->fd);
@@ -325,6 +354,7 @@ void expire_clients(struct thread *thread, int64_t now_ms)
 {
     struct clients *clients = thread->clients;
     clients->tick++;
+    clients->refusals = 0;
     for (struct link *one = clients->by_age.next, *next; one != &clients->by_age; one = next) {
         struct client *client = OWNER(one, struct client, by_age);
         next = one->next;
@@ -332,7 +362,23 @@ void expire_clients(struct thread *thread, int64_t now_ms)
             break;
         forget_client(thread, client);
     }
-    thread->expire_ms = link_empty(&clients->by_age) ? 0 : now_ms + TICK_MS;
+    thread->expire_ms = now_ms + TICK_MS;
+    if (link_empty(&clients->by_age)) {
+        thread->expire_ms = 0;
+        release_memory(thread->datagrams);
+    }
+}
+
+/* True if a client may be told of a refusal: once in a tick, and not too many clients, as the kernel does with its own
+   messages (icmp_ratelimit and icmp_msgs_per_sec in ip-sysctl.rst), which is asked for none of these. */
+bool may_be_told(struct thread *thread, struct client *client)
+{
+    struct clients *clients = thread->clients;
+    if (client->is_group || client->was_told_at == clients->tick + 1 || clients->refusals == MOST_REFUSALS)
+        return false;
+    client->was_told_at = clients->tick + 1;
+    clients->refusals++;
+    return true;
 }
 
 struct clients *make_clients(void)
@@ -341,11 +387,12 @@ struct clients *make_clients(void)
     if (clients == NULL)
         return NULL;
     link_init(&clients->by_age);
-    link_init(&clients->gone);
+    link_init(&clients->removed);
+    link_init(&clients->ports);
     return clients;
 }
 
-void free_table(struct clients *clients)
+void free_clients(struct clients *clients)
 {
     free(clients->table.buckets);
     free(clients);

@@ -25,7 +25,7 @@
 static const int allowed[] = {
     /* The data plane */
     SYS_recvfrom, SYS_sendto, SYS_epoll_pwait, SYS_sched_yield, SYS_recvmmsg, SYS_sendmmsg, SYS_sendmsg, SYS_recvmsg,
-    SYS_splice, SYS_futex, SYS_close, SYS_socket, SYS_accept4, SYS_connect, SYS_shutdown, SYS_setsockopt, SYS_getsockopt,
+    SYS_splice, SYS_futex, SYS_close, SYS_accept4, SYS_connect, SYS_shutdown, SYS_setsockopt, SYS_getsockopt,
     SYS_epoll_ctl, SYS_bind, SYS_getsockname, SYS_getpeername, SYS_fcntl, SYS_pipe2, SYS_read, SYS_write,
 #ifdef SYS_epoll_wait
     SYS_epoll_wait,
@@ -33,7 +33,7 @@ static const int allowed[] = {
     /* Memory, time, the end of the process */
     SYS_mmap, SYS_munmap, SYS_mremap, SYS_mprotect, SYS_madvise, SYS_brk, SYS_clock_gettime, SYS_clock_nanosleep,
     SYS_nanosleep, SYS_gettimeofday, SYS_getrandom, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
-    SYS_sigaltstack, SYS_restart_syscall, SYS_getpid, SYS_gettid, SYS_kill, SYS_tgkill, SYS_exit, SYS_exit_group,
+    SYS_sigaltstack, SYS_restart_syscall, SYS_getpid, SYS_gettid, SYS_exit, SYS_exit_group,
     SYS_sched_getaffinity, SYS_getuid, SYS_geteuid, SYS_getgid, SYS_getegid,
     /* The control socket, the log, the source of a line in a traceback */
     SYS_accept, SYS_listen, SYS_dup, SYS_dup3, SYS_ppoll, SYS_openat, SYS_fstat, SYS_lseek, SYS_ioctl, SYS_getdents64,
@@ -65,7 +65,14 @@ static const int deadly[] = {
 #endif
 };
 
-enum { MOST_INSTRUCTIONS = 4 + 2 * (sizeof allowed + sizeof deadly) / sizeof(int) + 1 };
+/* Calls that are allowed with some first arguments only, and end the process with others. */
+struct limited {
+    uint32_t call;
+    unsigned value_count;
+    uint32_t values[4];
+};
+
+enum { CALLS = (sizeof allowed + sizeof deadly) / sizeof(int), LIMITED = 3, MOST_INSTRUCTIONS = 2 * CALLS + 9 * LIMITED + 5 };
 
 static unsigned add_verdicts(struct sock_filter *program, unsigned at, const int *calls, size_t count, uint32_t verdict)
 {
@@ -76,8 +83,27 @@ static unsigned add_verdicts(struct sock_filter *program, unsigned at, const int
     return at;
 }
 
+static unsigned add_limited(struct sock_filter *program, unsigned at, const struct limited *limited)
+{
+    enum { LOW_HALF = offsetof(struct seccomp_data, args) };   /* the values are small, and the machines little-endian */
+    uint8_t rest = (uint8_t)(limited->value_count + 3);
+    program[at++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, limited->call, 0, rest);
+    program[at++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, LOW_HALF);
+    for (unsigned number = 0; number < limited->value_count; number++) {
+        uint8_t to_allow = (uint8_t)(limited->value_count - number);
+        program[at++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, limited->values[number], to_allow, 0);
+    }
+    program[at++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+    program[at++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    return at;
+}
+
 int core_confine(void)
 {
+    const uint32_t own = (uint32_t)getpid();
+    const struct limited limited[LIMITED] = {
+        {SYS_socket, 4, {AF_INET, AF_INET6, AF_UNIX, AF_NETLINK}}, {SYS_kill, 1, {own}}, {SYS_tgkill, 1, {own}},
+    };
     struct sock_filter program[MOST_INSTRUCTIONS] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ARCHITECTURE, 1, 0),
@@ -85,6 +111,8 @@ int core_confine(void)
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
     };
     unsigned count = add_verdicts(program, 4, allowed, sizeof allowed / sizeof *allowed, SECCOMP_RET_ALLOW);
+    for (size_t number = 0; number < LIMITED; number++)
+        count = add_limited(program, count, &limited[number]);
     count = add_verdicts(program, count, deadly, sizeof deadly / sizeof *deadly, SECCOMP_RET_KILL_PROCESS);
     program[count++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS);
     const struct sock_fprog filter = {(unsigned short)count, program};
@@ -93,5 +121,8 @@ int core_confine(void)
         errno = ENOSYS;
         return -1;
     }
-    return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &filter) == 0 ? 0 : -1;
+    long done = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &filter);
+    if (done > 0)                                  /* the thread that has a filter of its own */
+        errno = ESRCH;
+    return done == 0 ? 0 : -1;
 }

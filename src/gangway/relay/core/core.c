@@ -71,6 +71,7 @@ struct core *core_start(const struct core_settings *settings)
     pthread_rwlock_init(&core->lock, &writers_first);
     pthread_rwlockattr_destroy(&writers_first);
     pthread_mutex_init(&core->notes_lock, NULL);
+    pthread_mutex_init(&core->binding_lock, NULL);
     core->notes_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (core->notes_fd < 0)
         return NULL;
@@ -104,7 +105,7 @@ static void free_thread(struct thread *thread)
     close(thread->routes);
     pthread_mutex_destroy(&thread->lock);
     free_datagrams(thread->datagrams);
-    free_table(thread->clients);
+    free_clients(thread->clients);
     free(thread);
 }
 
@@ -123,6 +124,7 @@ void core_stop(struct core *core)
     close(core->settings.icmp6);
     pthread_rwlock_destroy(&core->lock);
     pthread_mutex_destroy(&core->notes_lock);
+    pthread_mutex_destroy(&core->binding_lock);
     close(core->notes_fd);
     free(core->ports);
     free(core->excluded);

@@ -76,10 +76,10 @@ _Static_assert(sizeof(struct core_port_settings) == 64, "struct core_port_settin
 struct core_counters {
     uint64_t connections, active;                  /* UDP: clients */
     uint64_t up_bytes, down_bytes;                 /* to the container, to the client */
-    uint64_t failed, timeouts;                     /* connection attempts to the container */
+    uint64_t failed, timeouts;                     /* connection attempts to the container; datagrams that cannot reach it */
     uint64_t resets;                               /* connections that a side has reset; datagrams that were refused */
     uint64_t not_admitted, lost;                   /* lost: out of descriptors, watches or memory */
-    uint64_t evicted, dropped;                     /* UDP clients that made room for others; datagrams not sent */
+    uint64_t evicted, dropped;                     /* UDP clients that made room; datagrams not passed on */
 };
 _Static_assert(sizeof(struct core_counters) == 88, "struct core_counters");
 
@@ -90,6 +90,7 @@ enum core_note_kind {
     NOTE_CLIENT_LOST,                              /* no socket, or no watch for it: `error` */
     NOTE_UDP_CLIENT_LOST,                          /* of a container: `error` */
     NOTE_NOT_SENT_UP, NOTE_NOT_SENT_DOWN,          /* a datagram to or from a container: `error` */
+    NOTE_UNREACHABLE,                              /* a datagram has not reached `end`: `error` */
 };
 
 struct core_note {
@@ -103,7 +104,7 @@ _Static_assert(sizeof(struct core_note) == 48, "struct core_note");
 struct core_settings {
     uint32_t threads, keepalive_s, connect_timeout_ms;
     uint32_t udp_timeout_s;                        /* when a client is forgotten that neither sends nor is answered */
-    uint32_t udp_clients, udp_clients_per_port;    /* at most; the one that has been silent longest goes first */
+    uint32_t udp_clients, udp_clients_per_port;    /* at most; client.c says which are forgotten first */
     int32_t icmp, icmp6;                           /* from core_open_icmp; they belong to the library from now on */
 };
 

@@ -11,9 +11,10 @@
    Kernel facts:
    * sendmmsg(2) stops at the first datagram that cannot be sent, and returns how many were sent; it reports the error only
      if that was the first one.
-   * With IP_RECVERR a socket that is not connected learns of ICMP errors, too (ip(7)).  They are read from a queue of
-     their own, and the next call of any kind reports the last one: a send that does so has sent nothing (net/core/sock.c,
-     sock_error).
+   * With IP_RECVERR a socket that is not connected learns of ICMP errors, too (ip(7)): of all that quote its port, whatever
+     the destination.  So anybody can send some, and only those are heeded whose datagram went to the client's container.
+     They are read from a queue of their own; until then the next call of any kind reports one, and a send that does so has
+     sent nothing (net/core/sock.c, sock_error).
    * ip(7), struct in_pktinfo: `ipi_spec_dst` is the local address of the datagram: its destination or, for a broadcast,
      the address of the interface.  A dual-stack socket reports it, too, besides IPv6's (net/ipv6/datagram.c).
    * IP_RECVORIGDSTADDR and IPV6_RECVORIGDSTADDR report the address and port that a datagram was sent to, as a socket
@@ -24,6 +25,7 @@
 
 #include <linux/errqueue.h>
 #include <netinet/udp.h>
+#include <sys/mman.h>
 
 enum { MESSAGES = 32, DATAGRAM_BYTES = 1 << 16, MOST_ERRORS = 16 };
 enum { ARRIVED_BYTES = CMSG_SPACE(20) + CMSG_SPACE(12) + CMSG_SPACE(28) + CMSG_SPACE(sizeof(int)) };
@@ -68,6 +70,17 @@ void free_datagrams(struct datagrams *datagrams)
     free(datagrams);
 }
 
+/* Give back the memory of datagrams that have been moved; nothing is in an outbox. */
+void release_memory(struct datagrams *datagrams)
+{
+    struct inbox *const inboxes[] = {&datagrams->arrived, &datagrams->answers};
+    for (size_t number = 0; number < sizeof inboxes / sizeof *inboxes; number++) {
+        uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), data = (uintptr_t)inboxes[number]->data;
+        uintptr_t first = (data + page - 1) / page * page, end = (data + sizeof inboxes[number]->data) / page * page;
+        madvise((void *)first, end - first, MADV_DONTNEED);
+    }
+}
+
 /* Receive */
 
 /* Have the kernel say what each datagram was sent to, and join those of a client. */
@@ -92,7 +105,7 @@ static int receive(struct inbox *inbox, int fd, unsigned first, unsigned most)
     for (unsigned slot = first; slot < first + most; slot++) {
         inbox->parts[slot] = (struct iovec){inbox->data[slot], DATAGRAM_BYTES};
         inbox->headers[slot].msg_hdr = (struct msghdr){
-            .msg_name = &inbox->names[slot].is, .msg_namelen = sizeof inbox->names[slot].is,
+            .msg_name = &inbox->names[slot].as, .msg_namelen = sizeof inbox->names[slot].as,
             .msg_iov = &inbox->parts[slot], .msg_iovlen = 1,
             .msg_control = inbox->controls[slot], .msg_controllen = ARRIVED_BYTES,
         };
@@ -106,32 +119,36 @@ static int receive(struct inbox *inbox, int fd, unsigned first, unsigned most)
 /* Return an address as 16 bytes of a key, and its port and zone. */
 static void read_name(const struct name *name, uint8_t *address, uint32_t *zone, uint16_t *port)
 {
-    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
-    if (name->is.any.sa_family == AF_INET) {
-        memcpy(address, mapped, 12);
-        memcpy(address + 12, &name->is.ipv4.sin_addr, 4);
-        *port = ntohs(name->is.ipv4.sin_port);
+    if (name->as.any.sa_family == AF_INET) {
+        map_ipv4(&name->as.ipv4.sin_addr, address);
+        *port = ntohs(name->as.ipv4.sin_port);
         return;
     }
-    memcpy(address, &name->is.ipv6.sin6_addr, 16);
-    *zone = name->is.ipv6.sin6_scope_id;
-    *port = ntohs(name->is.ipv6.sin6_port);
+    memcpy(address, &name->as.ipv6.sin6_addr, 16);
+    *zone = name->as.ipv6.sin6_scope_id;
+    *port = ntohs(name->as.ipv6.sin6_port);
 }
 
-static void read_asked4(const struct in_pktinfo *info, struct client_key *key)
+/* What a datagram's control messages say, besides its destination. */
+struct arrival {
+    uint16_t segment;                              /* the size of its parts, if several were joined; else 0 */
+    bool is_group;                                 /* it was a broadcast or multicast */
+};
+
+static void read_destination4(const struct in_pktinfo *info, struct client_key *key, struct arrival *arrival)
 {
-    struct name name = {.is.ipv4 = {.sin_family = AF_INET, .sin_addr = info->ipi_spec_dst}};
-    uint16_t ignored;
-    key->asked_zone = 0;
-    read_name(&name, key->asked, &key->asked_zone, &ignored);
+    map_ipv4(&info->ipi_spec_dst, key->destination);
+    key->destination_zone = 0;
+    arrival->is_group = info->ipi_addr.s_addr != info->ipi_spec_dst.s_addr;
 }
 
-static void read_asked6(const struct in6_pktinfo *info, struct client_key *key)
+static void read_destination6(const struct in6_pktinfo *info, struct client_key *key, struct arrival *arrival)
 {
     if (IN6_IS_ADDR_V4MAPPED(&info->ipi6_addr))    /* IPv4's says more */
         return;
-    memcpy(key->asked, &info->ipi6_addr, 16);
-    key->asked_zone = IN6_IS_ADDR_LINKLOCAL(&info->ipi6_addr) ? info->ipi6_ifindex : 0;
+    memcpy(key->destination, &info->ipi6_addr, 16);
+    key->destination_zone = IN6_IS_ADDR_LINKLOCAL(&info->ipi6_addr) ? info->ipi6_ifindex : 0;
+    arrival->is_group = IN6_IS_ADDR_MULTICAST(&info->ipi6_addr);
 }
 
 /* Return the data of a control message of a kind; NULL: it is another one, or too short. */
@@ -141,24 +158,24 @@ static const void *data_of(const struct cmsghdr *one, int level, int kind, size_
     return is_it ? CMSG_DATA(one) : NULL;
 }
 
-/* Read what a datagram was sent to; return the size of its parts if several were joined, else 0. */
-static uint16_t read_control(struct msghdr *message, struct client_key *key)
+/* Read the control messages of a datagram; its destination is a part of the client's key. */
+static struct arrival read_control(struct msghdr *message, struct client_key *key)
 {
-    uint16_t segment = 0;
+    struct arrival arrival = {0};
     for (struct cmsghdr *one = CMSG_FIRSTHDR(message); one != NULL; one = CMSG_NXTHDR(message, one)) {
         const void *data;
         if ((data = data_of(one, IPPROTO_IP, IP_PKTINFO, sizeof(struct in_pktinfo))) != NULL)
-            read_asked4(data, key);
+            read_destination4(data, key, &arrival);
         else if ((data = data_of(one, IPPROTO_IPV6, IPV6_PKTINFO, sizeof(struct in6_pktinfo))) != NULL)
-            read_asked6(data, key);
+            read_destination6(data, key, &arrival);
         else if ((data = data_of(one, IPPROTO_IP, IP_ORIGDSTADDR, sizeof(struct sockaddr_in))) != NULL)
-            key->asked_port = ntohs(((const struct sockaddr_in *)data)->sin_port);
+            key->destination_port = ntohs(((const struct sockaddr_in *)data)->sin_port);
         else if ((data = data_of(one, IPPROTO_IPV6, IPV6_ORIGDSTADDR, sizeof(struct sockaddr_in6))) != NULL)
-            key->asked_port = ntohs(((const struct sockaddr_in6 *)data)->sin6_port);
+            key->destination_port = ntohs(((const struct sockaddr_in6 *)data)->sin6_port);
         else if ((data = data_of(one, IPPROTO_UDP, UDP_GRO, sizeof(int))) != NULL)
-            segment = (uint16_t)*(const int *)data;
+            arrival.segment = (uint16_t)*(const int *)data;
     }
-    return segment;
+    return arrival;
 }
 
 /* Send */
@@ -174,7 +191,7 @@ static void put(struct outbox *outbox, struct name *name, const struct client *o
     outbox->parts[at][1] = (struct iovec){data, bytes};
     outbox->segments[at] = is_cut ? segment : 0;
     *message = (struct msghdr){
-        .msg_name = &name->is, .msg_namelen = name->size, .msg_iov = &outbox->parts[at][!is_raw], .msg_iovlen = 1 + is_raw,
+        .msg_name = &name->as, .msg_namelen = name->size, .msg_iov = &outbox->parts[at][!is_raw], .msg_iovlen = 1 + is_raw,
         .msg_control = outbox->controls[at],
     };
     if (is_raw)
@@ -191,58 +208,73 @@ static void put(struct outbox *outbox, struct name *name, const struct client *o
     }
 }
 
-/* Send the parts of a datagram that the kernel does not cut, each by itself; return how many bytes were sent. */
-static size_t send_cut(int fd, const struct outbox *outbox, unsigned at)
-{
-    struct msghdr message = outbox->headers[at].msg_hdr;
-    struct iovec part = outbox->parts[at][1];
-    size_t left = part.iov_len, sent = 0;
-    message.msg_iov = &part, message.msg_iovlen = 1;
-    message.msg_controllen -= CMSG_SPACE(sizeof(uint16_t));
-    while (left > 0) {
-        part.iov_len = left < outbox->segments[at] ? left : outbox->segments[at];
-        if (sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
-            sent += part.iov_len;
-        left -= part.iov_len;
-        part.iov_base = (char *)part.iov_base + part.iov_len;
-    }
-    return sent;
-}
+/* What an outbox is sent for. */
+struct sending {
+    struct thread *thread;
+    const struct client *client;                   /* of one of the datagrams */
+    int fd;
+    enum core_note_kind kind;                      /* of a note about one that is not sent */
+    size_t bytes;                                  /* that were sent */
+};
 
-static void report_loss(struct thread *thread, const struct client *client, enum core_note_kind kind, int error)
+static void report_loss(const struct sending *sending, int error)
 {
-    struct core_note lost = {.kind = (int32_t)kind, .error = error, .protocol = IPPROTO_UDP};
+    const struct client *client = sending->client;
+    struct core_note lost = {.kind = (int32_t)sending->kind, .error = error, .protocol = IPPROTO_UDP};
     lost.end = client->port->settings.backend;
     lost.end.port = client->backend_port;
     count(&COUNTER(client->port, dropped), 1);
     if (error != EAGAIN)                           /* a full buffer: UDP guarantees no delivery */
-        note(thread->core, &lost);
+        note(sending->thread->core, &lost);
 }
 
-/* Send all of an outbox, in order; `client` is that of one of them.  Return how many bytes were sent. */
-static size_t send_all(struct thread *thread, int fd, struct outbox *outbox, const struct client *client,
-                       enum core_note_kind kind)
+/* Send a datagram by itself; the first attempt may report the error of an earlier one. */
+static void send_one(struct sending *sending, const struct msghdr *message, size_t bytes)
 {
-    unsigned done = 0, retried = MESSAGES;
-    size_t bytes = 0;
-    while (done < outbox->count) {
-        int sent = sendmmsg(fd, outbox->headers + done, outbox->count - done, MSG_DONTWAIT | MSG_NOSIGNAL);
-        int error = errno;
-        for (; sent > 0; sent--)
-            bytes += outbox->parts[done++][1].iov_len;
-        if (sent == 0)
-            continue;
-        if (error == ECONNREFUSED && retried != done) {   /* of an earlier datagram */
-            retried = done;
-            continue;
+    for (int attempt = 0; attempt < 2; attempt++) {
+        if (sendmsg(sending->fd, message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0) {
+            sending->bytes += bytes;
+            return;
         }
-        size_t cut = outbox->segments[done] != 0 && error != EAGAIN ? send_cut(fd, outbox, done) : 0;
-        if (cut < outbox->parts[done++][1].iov_len)
-            report_loss(thread, client, kind, error);
-        bytes += cut;
+        if (errno == EAGAIN)
+            break;
+    }
+    report_loss(sending, errno);
+}
+
+/* Send the parts of a datagram that the kernel has not cut. */
+static void send_parts(struct sending *sending, const struct outbox *outbox, unsigned at)
+{
+    struct msghdr message = outbox->headers[at].msg_hdr;
+    struct iovec part = outbox->parts[at][1];
+    size_t left = part.iov_len;
+    message.msg_iov = &part, message.msg_iovlen = 1;
+    message.msg_controllen -= CMSG_SPACE(sizeof(uint16_t));
+    while (left > 0) {
+        part.iov_len = left < outbox->segments[at] ? left : outbox->segments[at];
+        send_one(sending, &message, part.iov_len);
+        left -= part.iov_len;
+        part.iov_base = (char *)part.iov_base + part.iov_len;
+    }
+}
+
+/* Send all of an outbox, in order. */
+static void send_all(struct sending *sending, struct outbox *outbox)
+{
+    unsigned done = 0;
+    while (done < outbox->count) {
+        int sent = sendmmsg(sending->fd, outbox->headers + done, outbox->count - done, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (sent < 0 && errno == EAGAIN)
+            report_loss(sending, EAGAIN);
+        else if (sent < 0 && outbox->segments[done] != 0)
+            send_parts(sending, outbox, done);
+        else if (sent < 0)
+            send_one(sending, &outbox->headers[done].msg_hdr, outbox->parts[done][1].iov_len);
+        for (int number = 0; number < sent; number++)
+            sending->bytes += outbox->parts[done + (unsigned)number][1].iov_len;
+        done += sent < 0 ? 1 : (unsigned)sent;
     }
     outbox->count = 0;
-    return bytes;
 }
 
 /* From clients to containers */
@@ -265,10 +297,10 @@ static bool is_tftp_request(const char *data, size_t bytes)
 
 static void set_container_port(struct client *client, uint16_t port)
 {
-    if (client->container.is.any.sa_family == AF_INET)
-        client->container.is.ipv4.sin_port = htons(port);
+    if (client->container.as.any.sa_family == AF_INET)
+        client->container.as.ipv4.sin_port = htons(port);
     else
-        client->container.is.ipv6.sin6_port = htons(port);
+        client->container.as.ipv6.sin6_port = htons(port);
 }
 
 static void send_up(struct thread *thread, struct client *client)
@@ -276,8 +308,10 @@ static void send_up(struct thread *thread, struct client *client)
     struct outbox *outbox = &thread->datagrams->up;
     if (client == NULL || outbox->count == 0)
         return;
+    struct sending sending = {.thread = thread, .client = client, .fd = client->fd, .kind = NOTE_NOT_SENT_UP};
     touch(thread, client);
-    count(&COUNTER(client->port, up_bytes), send_all(thread, client->fd, outbox, client, NOTE_NOT_SENT_UP));
+    send_all(&sending, outbox);
+    count(&COUNTER(client->port, up_bytes), sending.bytes);
 }
 
 /* Send the datagrams that have arrived at an entrance to the containers. */
@@ -286,11 +320,13 @@ void receive_datagrams(struct thread *thread, struct entrance *entrance)
     struct datagrams *datagrams = thread->datagrams;
     struct inbox *inbox = &datagrams->arrived;
     struct client *client = NULL;
+    if (atomic_load(&entrance->is_closed))         /* what waits is the next relay's */
+        return;
     int arrived = receive(inbox, entrance->fd, 0, MESSAGES);
     for (int slot = 0; slot < arrived; slot++) {
         struct client_key key = {.own = entrance->port};
         uint64_t hash;
-        uint16_t segment = read_control(&inbox->headers[slot].msg_hdr, &key);
+        struct arrival arrival = read_control(&inbox->headers[slot].msg_hdr, &key);
         read_name(&inbox->names[slot], key.address, &key.zone, &key.port);
         if (client == NULL || memcmp(&client->key, &key, sizeof key) != 0) {
             send_up(thread, client);
@@ -301,11 +337,13 @@ void receive_datagrams(struct thread *thread, struct entrance *entrance)
                 continue;
         }
         size_t bytes = inbox->headers[slot].msg_len;
+        client->is_group = arrival.is_group;
         if (is_tftp_request(inbox->data[slot], bytes)) {
+            send_up(thread, client);               /* what came before the request goes where the last transfer went */
             client->is_tftp = true;
             set_container_port(client, client->backend_port);
         }
-        put(&datagrams->up, &client->container, NULL, inbox->data[slot], bytes, segment);
+        put(&datagrams->up, &client->container, NULL, inbox->data[slot], bytes, arrival.segment);
     }
     send_up(thread, client);
 }
@@ -316,36 +354,60 @@ void send_answers(struct thread *thread)
 {
     struct datagrams *datagrams = thread->datagrams;
     const struct client *client = datagrams->answered;
-    if (datagrams->down.count > 0)
-        count(&COUNTER(client->port, down_bytes),
-              send_all(thread, client->outlet->fd, &datagrams->down, client, NOTE_NOT_SENT_DOWN));
+    if (datagrams->down.count > 0) {
+        struct sending sending = {.thread = thread, .client = client, .fd = client->outlet->fd, .kind = NOTE_NOT_SENT_DOWN};
+        send_all(&sending, &datagrams->down);
+        count(&COUNTER(client->port, down_bytes), sending.bytes);
+    }
     datagrams->answer_count = 0;
 }
 
-/* A container has refused a datagram, or another error has come back. */
-static void handle_error(struct thread *thread, struct client *client, const struct sock_extended_err *error)
+/* True if an error is an ICMP message about a datagram that a client sent to `destination`, its container. */
+static bool is_about(const struct sock_extended_err *error, const struct client *client, const struct name *destination)
 {
-    if (error->ee_errno != ECONNREFUSED) {
-        report_loss(thread, client, NOTE_NOT_SENT_UP, (int)error->ee_errno);
-        return;
+    uint8_t address[16], container[16];
+    uint32_t zone = 0;
+    uint16_t port = 0, container_port = 0;
+    if (error->ee_origin != SO_EE_ORIGIN_ICMP && error->ee_origin != SO_EE_ORIGIN_ICMP6)
+        return false;
+    read_name(&client->container, container, &zone, &container_port);
+    read_name(destination, address, &zone, &port);
+    return memcmp(address, container, sizeof address) == 0 && (port == container_port || port == client->backend_port);
+}
+
+/* Handle what has become of a datagram: the container refused it, or it did not get there. */
+static void handle_error(struct thread *thread, struct client *client, uint32_t error)
+{
+    struct core_note failure = {.kind = NOTE_UNREACHABLE, .error = (int32_t)error, .protocol = IPPROTO_UDP};
+    failure.end = client->port->settings.backend;
+    failure.end.port = client->backend_port;
+    if (error == ECONNREFUSED) {
+        count(&COUNTER(client->port, resets), 1);
+        set_container_port(client, client->backend_port);
+        if (may_be_told(thread, client))
+            report_refusal(thread->core, client);
+    } else if (error != EMSGSIZE) {                /* the kernel has learned the path's MTU */
+        count(&COUNTER(client->port, failed), 1);
+        note(thread->core, &failure);
     }
-    count(&COUNTER(client->port, resets), 1);
-    set_container_port(client, client->backend_port);
-    report_refusal(thread->core, client);
 }
 
 static void read_errors(struct thread *thread, struct client *client)
 {
     for (int number = 0; number < MOST_ERRORS; number++) {
         char control[CMSG_SPACE(sizeof(struct sock_extended_err) + sizeof(struct sockaddr_in6))] __attribute__((aligned(8)));
-        struct msghdr message = {.msg_control = control, .msg_controllen = sizeof control};
+        struct name name = {0};
+        struct msghdr message = {
+            .msg_name = &name.as, .msg_namelen = sizeof name.as, .msg_control = control, .msg_controllen = sizeof control,
+        };
         const struct sock_extended_err *error;
         if (recvmsg(client->fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT) < 0)
             return;
         for (struct cmsghdr *one = CMSG_FIRSTHDR(&message); one != NULL; one = CMSG_NXTHDR(&message, one))
-            if ((error = data_of(one, IPPROTO_IP, IP_RECVERR, sizeof *error)) != NULL ||
-                (error = data_of(one, IPPROTO_IPV6, IPV6_RECVERR, sizeof *error)) != NULL)
-                handle_error(thread, client, error);
+            if (((error = data_of(one, IPPROTO_IP, IP_RECVERR, sizeof *error)) != NULL ||
+                 (error = data_of(one, IPPROTO_IPV6, IPV6_RECVERR, sizeof *error)) != NULL) &&
+                is_about(error, client, &name))
+                handle_error(thread, client, error->ee_errno);
     }
 }
 
@@ -369,7 +431,7 @@ void receive_answers(struct thread *thread, struct client *client, uint32_t even
 {
     struct datagrams *datagrams = thread->datagrams;
     struct inbox *inbox = &datagrams->answers;
-    if (client->is_gone)
+    if (client->is_removed)
         return;
     if (events & EPOLLERR)
         read_errors(thread, client);
@@ -379,19 +441,21 @@ void receive_answers(struct thread *thread, struct client *client, uint32_t even
     int arrived = receive(inbox, client->fd, first, most);
     if (arrived <= 0)
         return;
-    touch(thread, client);
+    datagrams->answered = client;
+    datagrams->answer_count += (unsigned)arrived;
     if ((unsigned)arrived == most)
         client->burst = client->burst < MESSAGES / 2 ? client->burst * 2 : MESSAGES;
     else
         client->burst = 1;
-    datagrams->answered = client;
-    datagrams->answer_count += (unsigned)arrived;
     for (unsigned slot = first; slot < first + (unsigned)arrived; slot++) {
         struct client_key ignored = {0};
-        uint16_t segment = read_control(&inbox->headers[slot].msg_hdr, &ignored);
-        if (is_from_container(client, &inbox->names[slot]))
-            put(&datagrams->down, &client->name, client, inbox->data[slot], inbox->headers[slot].msg_len, segment);
-        else
+        struct arrival arrival = read_control(&inbox->headers[slot].msg_hdr, &ignored);
+        size_t bytes = inbox->headers[slot].msg_len;
+        if (!is_from_container(client, &inbox->names[slot])) {
             count(&COUNTER(client->port, dropped), 1);
+            continue;
+        }
+        touch(thread, client);
+        put(&datagrams->down, &client->name, client, inbox->data[slot], bytes, arrival.segment);
     }
 }

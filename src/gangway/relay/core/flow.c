@@ -128,14 +128,8 @@ static bool watch_half(struct half *half)
 
 static int connect_backend(const struct flow *flow)
 {
-    const struct core_end *to = &flow->port->settings.backend;
-    struct sockaddr_in ipv4 = {.sin_family = AF_INET, .sin_port = htons(flow->backend_port)};
-    struct sockaddr_in6 ipv6 = {.sin6_family = AF_INET6, .sin6_port = htons(flow->backend_port), .sin6_scope_id = to->zone};
-    memcpy(&ipv4.sin_addr, to->address, sizeof ipv4.sin_addr);
-    memcpy(&ipv6.sin6_addr, to->address, sizeof ipv6.sin6_addr);
-    bool is_ipv4 = to->family == AF_INET;
-    const struct sockaddr *address = is_ipv4 ? (const struct sockaddr *)&ipv4 : (const struct sockaddr *)&ipv6;
-    return connect(flow->backend.fd, address, is_ipv4 ? sizeof ipv4 : sizeof ipv6) < 0 ? errno : 0;
+    const struct name name = name_of(&flow->port->settings.backend, flow->backend_port);
+    return connect(flow->backend.fd, &name.as.any, name.size) < 0 ? errno : 0;
 }
 
 static void connect_failed(struct flow *flow, int error)

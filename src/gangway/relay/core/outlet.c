@@ -30,6 +30,14 @@ static bool is_mapped(const uint8_t *address)
     return IN6_IS_ADDR_V4MAPPED((const struct in6_addr *)address);
 }
 
+/* Write an IPv4 address as the 16 bytes of a key. */
+void map_ipv4(const void *ipv4, uint8_t *address)
+{
+    static const uint8_t prefix[12] = {[10] = 0xff, [11] = 0xff};
+    memcpy(address, prefix, sizeof prefix);
+    memcpy(address + sizeof prefix, ipv4, 4);
+}
+
 /* Return an address of a client's key. */
 struct core_end end_of_key(const uint8_t *address, uint32_t zone, uint16_t port)
 {
@@ -47,13 +55,13 @@ struct name name_of(const struct core_end *end, uint16_t port)
 {
     struct name name = {0};
     if (end->family == AF_INET) {
-        name.is.ipv4 = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(port)};
-        memcpy(&name.is.ipv4.sin_addr, end->address, 4);
-        name.size = sizeof name.is.ipv4;
+        name.as.ipv4 = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(port)};
+        memcpy(&name.as.ipv4.sin_addr, end->address, 4);
+        name.size = sizeof name.as.ipv4;
     } else {
-        name.is.ipv6 = (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_scope_id = end->zone};
-        memcpy(&name.is.ipv6.sin6_addr, end->address, 16);
-        name.size = sizeof name.is.ipv6;
+        name.as.ipv6 = (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_scope_id = end->zone};
+        memcpy(&name.as.ipv6.sin6_addr, end->address, 16);
+        name.size = sizeof name.as.ipv6;
     }
     return name;
 }
@@ -65,17 +73,17 @@ socklen_t write_origin(const struct client_key *key, char *control)
     static const uint8_t unknown[16];
     struct msghdr message = {.msg_control = control, .msg_controllen = ORIGIN_BYTES};
     struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-    if (memcmp(key->asked, unknown, sizeof unknown) == 0 || key->asked[0] == 0xff)
+    if (memcmp(key->destination, unknown, sizeof unknown) == 0 || key->destination[0] == 0xff)
         return 0;
-    if (is_mapped(key->asked)) {
+    if (is_mapped(key->destination)) {
         struct in_pktinfo info = {0};
-        memcpy(&info.ipi_spec_dst, key->asked + 12, 4);
+        memcpy(&info.ipi_spec_dst, key->destination + 12, 4);
         *header = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof info), .cmsg_level = IPPROTO_IP, .cmsg_type = IP_PKTINFO};
         memcpy(CMSG_DATA(header), &info, sizeof info);
         return CMSG_SPACE(sizeof info);
     }
-    struct in6_pktinfo info = {.ipi6_ifindex = key->asked_zone};
-    memcpy(&info.ipi6_addr, key->asked, 16);
+    struct in6_pktinfo info = {.ipi6_ifindex = key->destination_zone};
+    memcpy(&info.ipi6_addr, key->destination, 16);
     *header = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof info), .cmsg_level = IPPROTO_IPV6, .cmsg_type = IPV6_PKTINFO};
     memcpy(CMSG_DATA(header), &info, sizeof info);
     return CMSG_SPACE(sizeof info);
@@ -91,7 +99,8 @@ static uint64_t cookie_of(int fd)
     return cookie;
 }
 
-static int bind_outlet(const struct entrance *entrance, const struct port *port, int fd, uint16_t host_port)
+static int bind_outlet(struct core *core, const struct entrance *entrance, const struct port *port, int fd,
+                       uint16_t host_port)
 {
     const struct name name = name_of(&port->settings.host, host_port);
     int on = 1, smallest = SMALLEST_BUFFER;
@@ -99,10 +108,12 @@ static int bind_outlet(const struct entrance *entrance, const struct port *port,
     setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &smallest, sizeof smallest);
     if (port->settings.host.family == AF_INET6)
         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
+    pthread_mutex_lock(&core->binding_lock);
     atomic_store(entrance->binding, cookie_of(fd));
-    int done = bind(fd, &name.is.any, name.size);
+    int done = bind(fd, &name.as.any, name.size);
     int error = errno;
     atomic_store(entrance->binding, 0);
+    pthread_mutex_unlock(&core->binding_lock);
     errno = error;
     return done;
 }
@@ -118,7 +129,7 @@ static struct outlet *outlet_at(struct port *port, uint16_t host_port)
 }
 
 /* Return the outlet of a client's port, for as long as the client lives; it is opened if there is none.  NULL: errno. */
-struct outlet *acquire_outlet(struct thread *thread, const struct entrance *entrance, const struct client *client)
+struct outlet *acquire_outlet(struct thread *thread, struct entrance *entrance, const struct client *client)
 {
     struct port *port = client->port;
     struct outlet *outlet = outlet_at(port, client->host_port);
@@ -128,7 +139,7 @@ struct outlet *acquire_outlet(struct thread *thread, const struct entrance *entr
         outlet->fd = open_udp(thread, port, port->settings.host.family);
         if (outlet->fd < 0)
             return NULL;
-        if (bind_outlet(entrance, port, outlet->fd, client->host_port) < 0) {
+        if (bind_outlet(thread->core, entrance, port, outlet->fd, client->host_port) < 0) {
             int error = errno;
             close(outlet->fd);
             errno = error;
@@ -180,9 +191,9 @@ void write_udp_header(const struct client *client, const void *data, size_t byte
     const struct client_key *key = &client->key;
     uint16_t length = htons((uint16_t)(sizeof *header + bytes)), protocol = htons(IPPROTO_UDP);
     *header = (struct udphdr){.source = htons(client->host_port), .dest = htons(key->port), .len = length};
-    if (!is_mapped(key->asked))
+    if (!is_mapped(key->destination))
         return;
-    uint64_t sum = add_words(add_words(0, key->asked + 12, 4), key->address + 12, 4) + protocol + length;
+    uint64_t sum = add_words(add_words(0, key->destination + 12, 4), key->address + 12, 4) + protocol + length;
     header->check = checksum(add_words(add_words(sum, header, sizeof *header), data, bytes));
     if (header->check == 0)
         header->check = 0xffff;                    /* RFC 768: 0 would mean that there is none */
@@ -222,7 +233,7 @@ static struct quoted4 quote4(const struct client *client)
     quoted.ip = (struct iphdr){.version = 4, .ihl = 5, .ttl = 64, .protocol = IPPROTO_UDP};
     quoted.ip.tot_len = htons(sizeof quoted.ip + sizeof quoted.udp);
     memcpy(&quoted.ip.saddr, client->key.address + 12, 4);
-    memcpy(&quoted.ip.daddr, client->key.asked + 12, 4);
+    memcpy(&quoted.ip.daddr, client->key.destination + 12, 4);
     quoted.ip.check = checksum(add_words(0, &quoted.ip, sizeof quoted.ip));
     quoted.icmp.checksum = checksum(add_words(0, &quoted, sizeof quoted));
     return quoted;
@@ -237,7 +248,7 @@ static struct quoted6 quote6(const struct client *client)
     quoted.ip.ip6_nxt = IPPROTO_UDP;
     quoted.ip.ip6_hlim = 64;
     memcpy(&quoted.ip.ip6_src, client->key.address, 16);
-    memcpy(&quoted.ip.ip6_dst, client->key.asked, 16);
+    memcpy(&quoted.ip.ip6_dst, client->key.destination, 16);
     return quoted;                                 /* the kernel adds the checksum (RFC 3542, 3.1) */
 }
 
@@ -261,7 +272,7 @@ void report_refusal(const struct core *core, const struct client *client)
 {
     bool is_ipv4 = is_mapped(client->key.address);
     int fd = is_ipv4 ? core->settings.icmp : core->settings.icmp6;
-    if (fd < 0 || client->origin_bytes == 0)       /* a client of a multicast address does not expect it */
+    if (fd < 0 || client->origin_bytes == 0)
         return;
     struct name name = raw_name(&client->key);
     struct quoted4 four = quote4(client);
@@ -270,7 +281,7 @@ void report_refusal(const struct core *core, const struct client *client)
     char origin[ORIGIN_BYTES] __attribute__((aligned(8)));
     memcpy(origin, client->origin, sizeof origin);
     struct msghdr message = {
-        .msg_name = &name.is, .msg_namelen = name.size, .msg_iov = &part, .msg_iovlen = 1,
+        .msg_name = &name.as, .msg_namelen = name.size, .msg_iov = &part, .msg_iovlen = 1,
         .msg_control = origin, .msg_controllen = client->origin_bytes,
     };
     sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);

@@ -104,6 +104,7 @@ struct port {
     atomic_uint references;                        /* flows, entrance, threads with a letter, and one until it is removed */
     struct link clients;                           /* of UDP, used by one thread; the one that is silent longest is first */
     unsigned client_count;
+    struct link with_clients;                      /* in the thread's list of ports that have some */
     struct outlet *outlets;                        /* shared: one for each port of the range; NULL: not needed yet */
     struct outlet only;                            /* its own socket, or the raw one: it answers from all of them */
     int raw;                                       /* -1: none */
@@ -161,9 +162,9 @@ struct tally {
 /* Who sent a datagram, and to which address and port of the host: compared and hashed as bytes.  IPv4 is mapped. */
 struct client_key {
     const struct port *own;                        /* the port, if its entrance serves no other; else NULL */
-    uint8_t address[16], asked[16];                /* asked: zeros if the kernel has not said it */
-    uint32_t zone, asked_zone;                     /* of link-local addresses */
-    uint16_t port, asked_port;
+    uint8_t address[16], destination[16];          /* destination: zeros if the kernel has not said it */
+    uint32_t zone, destination_zone;                     /* of link-local addresses */
+    uint16_t port, destination_port;
     uint32_t unused;
 };
 _Static_assert(sizeof(struct client_key) == 7 * sizeof(uint64_t), "no padding");
@@ -174,7 +175,7 @@ struct name {
         struct sockaddr any;
         struct sockaddr_in ipv4;
         struct sockaddr_in6 ipv6;
-    } is;
+    } as;
     socklen_t size;
 };
 
@@ -193,7 +194,9 @@ struct client {
     uint32_t tick;                                 /* when a datagram was last moved */
     uint16_t host_port, backend_port;
     uint16_t burst;                                /* so many answers are received at once */
-    bool is_gone, is_tftp;
+    bool is_removed, is_tftp;
+    bool is_group;                                 /* its last datagram was a broadcast or multicast */
+    uint32_t was_told_at;                          /* the tick of a refusal, and one */
     struct name container, name;                   /* `name`: the client's, for answers */
     socklen_t origin_bytes;
     char origin[ORIGIN_BYTES] __attribute__((aligned(8)));   /* the control message that says where answers leave from */
@@ -235,6 +238,7 @@ struct core {
     atomic_uint client_count;                      /* of UDP */
     uint64_t secret;                               /* of hashes: clients choose their ports */
     unsigned homes;                                /* UDP ports with sockets of their own, ever */
+    pthread_mutex_t binding_lock;                  /* the variable `binding` is the same for both families */
     _Atomic int64_t starved_until_ms;              /* no client is accepted before: one has just been lost; 0: none */
     pthread_mutex_t notes_lock;
     int notes_fd;
@@ -286,6 +290,7 @@ void close_pipe(struct pipe *pipe);
 /* datagram.c */
 struct datagrams *make_datagrams(void);
 void free_datagrams(struct datagrams *datagrams);
+void release_memory(struct datagrams *datagrams);
 int prepare_receiver(int fd, int family, bool is_shared);
 void receive_datagrams(struct thread *thread, struct entrance *entrance);
 void receive_answers(struct thread *thread, struct client *client, uint32_t events);
@@ -293,7 +298,7 @@ void send_answers(struct thread *thread);
 
 /* client.c */
 struct clients *make_clients(void);
-void free_table(struct clients *clients);
+void free_clients(struct clients *clients);
 struct client *find_client(struct thread *thread, const struct client_key *key, uint64_t *hash);
 struct client *make_client(struct thread *thread, struct entrance *entrance, const struct client_key *key, uint64_t hash,
                            const struct name *name);
@@ -301,14 +306,16 @@ int open_udp(struct thread *thread, struct port *port, int family);
 void touch(struct thread *thread, struct client *client);
 void remove_clients(struct thread *thread, const struct port *port);
 void remove_excluded(struct thread *thread);
-void free_clients(struct thread *thread);
+void free_removed_clients(struct thread *thread);
 void expire_clients(struct thread *thread, int64_t now_ms);
+bool may_be_told(struct thread *thread, struct client *client);
 
 /* outlet.c */
+void map_ipv4(const void *ipv4, uint8_t *address);
 struct core_end end_of_key(const uint8_t *address, uint32_t zone, uint16_t port);
 struct name name_of(const struct core_end *end, uint16_t port);
 socklen_t write_origin(const struct client_key *key, char *control);
-struct outlet *acquire_outlet(struct thread *thread, const struct entrance *entrance, const struct client *client);
+struct outlet *acquire_outlet(struct thread *thread, struct entrance *entrance, const struct client *client);
 void release_outlet(struct client *client);
 struct udphdr;
 void write_udp_header(const struct client *client, const void *data, size_t bytes, struct udphdr *header);

@@ -10,11 +10,14 @@
 
 void note(struct core *core, const struct core_note *note)
 {
+    bool was_empty;
     pthread_mutex_lock(&core->notes_lock);
-    if (core->note_count < NOTES)
+    was_empty = core->note_count == 0;
+    if (was_empty || (core->note_count < NOTES && memcmp(&core->notes[core->note_count - 1], note, sizeof *note) != 0))
         core->notes[core->note_count++] = *note;
     pthread_mutex_unlock(&core->notes_lock);
-    eventfd_write(core->notes_fd, 1);
+    if (was_empty)                                 /* else Python has been told, and has not read them yet */
+        eventfd_write(core->notes_fd, 1);
 }
 
 int core_notes_fd(const struct core *core)
@@ -303,9 +306,13 @@ static struct entrance *make_entrance(struct core *core, int fd, struct port *po
     atomic_init(&entrance->family, port == NULL ? end.family : port->settings.backend.family);
     atomic_init(&entrance->references, core->thread_count);
     return entrance;
-failed:
+failed:;
+    int error = errno;
     close(fd);
+    if (entrance != NULL && entrance->binding != NULL)
+        munmap((void *)(uintptr_t)entrance->binding, sizeof *entrance->binding);
     free(entrance);
+    errno = error;
     return NULL;
 }
 
@@ -364,6 +371,7 @@ static struct port *make_port(const struct core_port_settings *settings, int raw
     port->letter.kind = LETTER_PORT_REMOVED;
     port->raw = port->only.fd = raw;
     link_init(&port->clients);
+    link_init(&port->with_clients);
     atomic_init(&port->references, 1);
     return port;
 }
@@ -419,14 +427,17 @@ struct port *core_add_port(struct core *core, const struct core_port_settings *s
 
 void core_remove_port(struct core *core, struct port *port)
 {
-    if (port->entrance != NULL) {
-        core_close_entrance(core, port->entrance);
+    struct entrance *entrance = port->entrance;
+    if (entrance != NULL) {
+        atomic_store(&entrance->is_closed, true);
     } else {
         pthread_rwlock_wrlock(&core->lock);        /* threads acquire ports under it: those that do so are done now */
         take_out(core, port);
         pthread_rwlock_unlock(&core->lock);
     }
-    reset_flows(core, port);
+    reset_flows(core, port);                       /* before the entrance is closed: UDP clients are answered from it */
+    if (entrance != NULL)
+        tell_all(core, &entrance->letter);
 }
 
 void core_read_counters(const struct port *port, struct core_counters *counters)

@@ -179,7 +179,7 @@ class Core:
         error = OSError(note.error, os.strerror(note.error))
         reason = exhausted(error)
         match note.kind:
-            case library.CANNOT_CONNECT | library.UDP_CLIENT_LOST:
+            case library.CANNOT_CONNECT | library.UDP_CLIENT_LOST | library.UNREACHABLE:
                 self._report_unreachable(note, error)
             case library.CLIENTS_WAIT:
                 self._log.lasting(f"new clients wait to be accepted: {reason or error.strerror}")
@@ -193,7 +193,7 @@ class Core:
                 self._log.warning(text, receiver, _backend_of(note), error.strerror)
 
     def _report_unreachable(self, note: library.Note, error: OSError) -> None:
-        backend, is_udp = _backend_of(note), note.kind == library.UDP_CLIENT_LOST
+        backend, is_udp = _backend_of(note), note.protocol == socket.IPPROTO_UDP
         reason = exhausted(error) if is_udp else ""
         if reason := reason or out_of_ports(note.error, note.protocol, backend.family == socket.AF_INET6):
             self._log.lasting(

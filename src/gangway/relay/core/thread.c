@@ -81,7 +81,7 @@ static void drop_letter(struct thread *thread, struct letter *letter)
 static void free_ended(struct thread *thread)
 {
     close_flows(thread);
-    free_clients(thread);
+    free_removed_clients(thread);
 }
 
 /* Take over flows from other threads, and carry out what Python wants.  Comes after a batch of events, so nothing that
