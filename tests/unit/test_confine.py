@@ -38,6 +38,22 @@ def test_call_that_is_not_listed_fails() -> None:
     assert outcome('os.mkdir("/tmp/never")') == (0, "Function not implemented")
 
 
+def test_threads_that_have_just_been_started_begin() -> None:
+    """A thread's first calls come after the list applies to it, if the machine is busy."""
+    call = "[os.sched_yield() for _ in range(100)]"
+    threads = """
+from gangway.log import Log
+from gangway.relay.core.loop import Loop
+from gangway.relay.core.serving import Core
+from gangway.relay.settings import Settings
+core = Core(Loop(), Settings()._replace(workers=16), Log(print))
+"""
+    command = [sys.executable, "-c", CONFINED.replace("confine()\n", threads + "confine()\n").format(call=call)]
+    for _ in range(5):
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (ran.returncode, ran.stdout) == (0, "done\n")
+
+
 @pytest.mark.parametrize("call", ['socket.create_server(("127.0.0.1", 0)).close()', "os.kill(os.getpid(), 0)"])
 def test_listed_call_is_made(call: str) -> None:
     assert outcome(call) == (0, "done")

@@ -2,7 +2,7 @@
 
    Calls that are not listed fail with ENOSYS, as with a kernel that does not have them: a later libc that tries something
    new falls back.  Calls by which a process runs programs, looks into others or gets at more of the kernel end it: only
-   somebody else's code would make them.  The list is for all threads; threads that are to run are running already.
+   somebody else's code would make them.  The list is for all threads; threads that are to run have been started.
 
    seccomp(2).  The kernel decides about a call that is always allowed by a bitmap (Linux 5.11), so that the order does not
    matter; before, the program is run, so what moves bytes comes first.  Without SECCOMP_FILTER_FLAG_SPEC_ALLOW kernels
@@ -29,6 +29,11 @@ static const int allowed[] = {
     SYS_epoll_ctl, SYS_bind, SYS_getsockname, SYS_getpeername, SYS_fcntl, SYS_pipe2, SYS_read, SYS_write,
 #ifdef SYS_epoll_wait
     SYS_epoll_wait,
+#endif
+    /* What a thread does first: it may not have begun yet, and libc ends the process if rseq fails */
+    SYS_set_robust_list,
+#ifdef SYS_rseq
+    SYS_rseq,
 #endif
     /* Memory, time, the end of the process */
     SYS_mmap, SYS_munmap, SYS_mremap, SYS_mprotect, SYS_madvise, SYS_brk, SYS_clock_gettime, SYS_clock_nanosleep,
