@@ -207,7 +207,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
     static void (*const targets[])(const uint8_t *, size_t) = {control, stream, datagram};
     const struct core_settings settings = {
-        .threads = 1, .keepalive_s = 15, .connect_timeout_ms = 10000, .udp_timeout_s = 1, .udp_clients = 2,
+        .threads = 1, .keepalive_s = 15, .connect_timeout_ms = 10000, .udp_timeout_s = 60, .udp_clients = 2,
         .udp_clients_per_port = 2, .icmp = -1, .icmp6 = -1,
     };
     if (bytes == 0)

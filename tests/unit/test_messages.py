@@ -18,6 +18,7 @@ from gangway.daemon.messages import (
 from gangway.errors import InvalidRequest
 from gangway.model import Network
 from gangway.plan import Origin
+from gangway.relay.sockets import Counters
 from tests.unit.samples import BACK, INNER, NFTABLES, WEB, endpoint, lease, mapping, planned
 
 FOUR, SIX = "172.30.0.0/24", "fd30::/64"
@@ -102,7 +103,8 @@ def test_endpoint_answer() -> None:
 
 def test_mapping_answer_has_the_road_of_each_kind_of_client() -> None:
     answer = msgspec.to_builtins(MappingAnswer.of(planned(mapping("::", "8000-8001", "80-81"), NFTABLES)))
-    routes = answer.pop("routes")
+    routes, relayed = answer.pop("routes"), answer.pop("relayed")
+    assert relayed == Counters()._asdict()
     assert answer == {
         "container": "box",
         "protocol": "tcp",
