@@ -44,12 +44,13 @@ $(CORE)/core.so: $(wildcard $(CORE)/*.c) $(CORE)/core.h $(CORE)/parts.h $(CORE)/
 # Tests start a thousand Python programs, which would all compile the modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Tests wait more than they compute: three at once keep two cores busy.
+# Tests wait more than they compute: three at once keep two cores busy. The quickest files come last, so that none is
+# waited for alone.
 # The root of Debian 13's dockerd is built in the background, the first time only; tests that need it wait for it.
 test: build
 	@scripts/apt-need $(APT_TEST)
 	@$(BIN)/python3 -m lab.engines trixie & \
-	$(BIN)/python3 -m pytest -n 3 --dist loadfile tests
+	$(BIN)/python3 -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/kernel tests/docker tests/unit
 
 # The newest dockerd that Debian has, which changes from day to day: not in CI.
 test-engines: build

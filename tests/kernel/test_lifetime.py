@@ -62,7 +62,7 @@ def test_restarting_the_daemon_fails_no_client(street: Street, how: str) -> None
 
 def _listed(gangway: Gangway) -> list[dict[str, object]]:
     """Return what is published, without how often it was used."""
-    return [{**mapping, "redirected": None} for mapping in gangway.json("ls")]
+    return [{**mapping, "redirected": None, "relayed": None} for mapping in gangway.json("ls")]
 
 
 def test_ports_of_a_container_that_exited_are_free(street: Street) -> None:
