@@ -1,5 +1,6 @@
 """Which clients are admitted: the subnets that are requested, and what the relay decides by them."""
 
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -61,6 +62,17 @@ def test_relay_admits_the_addresses_of_the_subnets(subnets: list, data: st.DataO
     is_within = any(client in one for one in subnets if one.version == client.version)
     admits = library.core_admits((Subnet * len(asked))(*asked), len(asked), End.at(str(client)))
     assert bool(admits) is is_within
+
+
+def test_parked_port_that_was_published_anew_has_its_last_clients(tmp_path: Path) -> None:
+    parked = ParkedPorts(Database(tmp_path / "state.db"))
+    for_all = replace(mapping("0.0.0.0"), container="docker:box")
+    restricted = admitting(for_all, "10.0.0.0/8")
+    parked.park("3fa9", "docker:box", [for_all])
+    parked.park("3fa9", "docker:box", [restricted])
+    assert parked.of("3fa9", "docker:box") == [restricted]
+    parked.remove([for_all])
+    assert parked.of("3fa9", "docker:box") == []
 
 
 def test_parked_ports_stay_restricted(tmp_path: Path) -> None:

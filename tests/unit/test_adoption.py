@@ -200,6 +200,19 @@ def test_published_port_waits_until_it_is_free_again(daemon: Daemon, box: Namesp
         assert published(daemon) == []
 
 
+def test_published_port_outlives_the_moment_between_a_containers_end_and_dockers_word(
+    daemon: Daemon, box: Namespace
+) -> None:
+    """Docker still lists the container as running, and its process has ended."""
+    running = Adopted((BRIDGE,), (container(box),))
+    daemon.adopt(running)
+    daemon.requests.publish("docker:web", ["0.0.0.0:9000:90"])
+    daemon.adopt(Adopted((BRIDGE,), (container(box)._replace(namespace="/proc/4194305/ns/net"),)))
+    assert published(daemon) == []
+    daemon.adopt(running)
+    assert published(daemon) == ["0.0.0.0:9000:90/tcp"]
+
+
 def ports_of(daemon: Daemon) -> DockerPorts:
     return DockerPorts(lambda: "", True, daemon.requests, daemon.adoption)
 

@@ -37,7 +37,9 @@ class DockerPorts:
         try:
             if container.startswith(DOCKER_PREFIX) and not self._adoption.knows(container):
                 self._look_up(container.removeprefix(DOCKER_PREFIX))
-            return self._requests.publish(container, texts, admitted)
+            published = self._requests.publish(container, texts, admitted)
+            self._adoption.forget_waiting(one.mapping for one in published)
+            return published
         finally:
             self._adoption.forget_unpublished()
 

@@ -24,11 +24,11 @@ _USUAL = {"iptables": 4, "ip6tables": 6}
 _NFT_TABLES = tuple(f"{family} docker-{what}" for what in ("bridges", "overlay") for family in ("ip", "ip6"))
 _CHECK = "dockerd's rules"
 _FIREWALLD = Path("/etc/firewalld")
-_PERMANENT = {
-    "zone": "zones/docker.xml",
-    "policy": "policies/docker-forwarding.xml",
-}  # by dockerd, where firewalld runs
-_IN_FIREWALLD = "firewalld has settings of dockerd's, which let everything pass to its bridges"
+_PERMANENT = ("zones/docker.xml", "policies/docker-forwarding.xml")  # by dockerd, where firewalld runs
+_IN_FIREWALLD = (
+    "firewalld has a zone or policy of dockerd's, which lets the bridges' packets through firewalld's own rules: "
+    "leave it there while firewalld runs"
+)
 
 
 class DockerRules:
@@ -58,8 +58,8 @@ class DockerRules:
         rows = [row for tool in _tools() for row in self._check(tool)]
         if tables := _nft_tables():
             rows.append(CheckAnswer(f"{_CHECK}: nftables", False, f"tables {', '.join(tables)}"))
-        if commands := _firewalld_commands():
-            yield CheckAnswer(f"{_CHECK}: firewalld", True, f"{_IN_FIREWALLD}; without dockerd's rules: {commands}")
+        if any((_FIREWALLD / name).exists() for name in _PERMANENT):
+            yield CheckAnswer(f"{_CHECK}: firewalld", True, _IN_FIREWALLD)
         yield from rows or [CheckAnswer(_CHECK, True, "none")]
 
     def remove(self, forward_accept: bool) -> DockerChange:
@@ -75,8 +75,6 @@ class DockerRules:
                 errors.append(str(error))
         if errors:
             raise HostRefused(f"{'; '.join(errors)} ({'; '.join(change.done) or 'nothing was removed'})")
-        if commands := _firewalld_commands():
-            change.advice.append(f"{_IN_FIREWALLD}, and are not needed any more: {commands}")
         change.done = change.done or ["no rules of dockerd's were found: nothing was removed"]
         return change
 
@@ -137,13 +135,6 @@ def _nft_tables() -> list[str]:
         return [name for name in _NFT_TABLES if kernel.chains_and_rules(name)]
     except HostRefused:  # the kernel has no nftables
         return []
-
-
-def _firewalld_commands() -> str:
-    """Return the commands that delete what dockerd has added to firewalld's settings; empty if it has added nothing."""
-    found = {kind: Path(name).stem for kind, name in _PERMANENT.items() if (_FIREWALLD / name).exists()}
-    commands = [f"firewall-cmd --permanent --delete-{kind}={name}" for kind, name in found.items()]
-    return " && ".join([*commands, "firewall-cmd --reload"] if commands else [])
 
 
 def _is_left(one: Leftovers) -> bool:

@@ -76,10 +76,14 @@ class _Dockerd(NamedTuple):
         return {key: is_on for key, is_on in found.items() if is_on is not False}
 
     def may_lack_proxy(self, settings: Mapping[str, object]) -> bool:
-        """True if it has started without any proxy, or if that cannot be told."""
+        """True if it has started without any proxy, or will be; also if that cannot be told."""
         if self.process is None:
-            return settings.get(PROXY) is False
+            return self.will_lack_proxy(settings)
         return not in_use(PROXY, True, self.process, settings, self.file.changed_s(), None)
+
+    def will_lack_proxy(self, settings: Mapping[str, object]) -> bool:
+        """True if it starts without any proxy the next time, with the flags that it has now."""
+        return settings.get(PROXY) is False or self.flags.get(PROXY) == "false"
 
     def restart(self) -> str:
         """Return how it is restarted, and what that does to containers."""
@@ -106,10 +110,12 @@ class Handover:
         dockerd = self._dockerd(config_file)
         settings: Mapping[str, object] = {}
         missing: Sequence[str] = ()
+        is_readable = True
         try:
             settings = dockerd.file.settings()
         except (Conflict, HostRefused) as error:
             checks = [CheckAnswer("daemon.json", False, str(error))]
+            is_readable = False
         else:
             missing = to_change(settings, dockerd.flags)
             checks = [CheckAnswer("daemon.json", True, str(dockerd.file))]
@@ -119,9 +125,10 @@ class Handover:
         switched_on = dockerd.switched_on(settings)
         checks += _process_checks(dockerd, settings, switched_on)
         localnet = self._rules.localnet_settings()
-        is_left = bool(localnet) and not dockerd.may_lack_proxy(settings)
+        is_left = bool(localnet) and is_readable and not dockerd.may_lack_proxy(settings)
         if localnet:
-            note = _LOCALNET_LEFT if is_left else _LOCALNET + "; gangway's rules drop it" * self._is_serving()
+            has_rules = self._is_serving() and self._config().firewall != "none"
+            note = _LOCALNET_LEFT if is_left else _LOCALNET + "; gangway's rules drop it" * has_rules
             checks.append(CheckAnswer(_LOCALNET_CHECK, not is_left, f"{', '.join(localnet)}: {note}"))
         rules = [CheckAnswer("dockerd's rules", True, f"{_SAME_RULES}: not told apart")]
         if self._config().chain_prefix != DOCKERS_PREFIX:
@@ -159,7 +166,7 @@ class Handover:
         own = [
             "set in gangway.toml, table [docker]: enabled = false; and restart gangway's daemon"
         ] * self._is_serving()
-        localnet = [] if dockerd.file.settings().get(PROXY) is False else self._rules.localnet_settings()
+        localnet = [] if dockerd.will_lack_proxy(dockerd.file.settings()) else self._rules.localnet_settings()
         return DockerChange(done, [*own, dockerd.restart(), *([f"then {_switch_off(localnet)}"] if localnet else [])])
 
     def clean_up(self, forward_accept: bool) -> DockerChange:

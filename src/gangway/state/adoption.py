@@ -63,8 +63,10 @@ class Adoption:
         self._remove_ports(networks, containers)
         self._change_networks(networks)
         self._add(list(filter(self._is_incomplete, containers.values())))
-        unpublished = {one.id: one.endpoint.container for one in containers.values() if self._is_incomplete(one)}
-        self._registry.parked.retain({**wanted.stopped, **unpublished})
+        served = {one.id for one in containers.values() if not self._is_incomplete(one)}
+        # Docker may not have said yet that a container has ended: its ports are kept for when it runs again.
+        unserved = {one.id: one.endpoint.container for one in wanted.containers if one.id not in served}
+        self._registry.parked.retain({**wanted.stopped, **unserved})
         self.isolate()
 
     def follow(self, wanted: Adopted) -> None:

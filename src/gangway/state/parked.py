@@ -41,16 +41,19 @@ class ParkedPorts:
         return _parse(name, *self._texts.get(docker_id, [""])[1:])
 
     def park(self, docker_id: str, name: str, mappings: Iterable[PortMapping]) -> None:
-        """Keep ports of a container that does not run any more, beside those that it has here already."""
+        """Keep ports of a container that does not run any more, beside those that it has here already.
+
+        A port that is here with other admitted clients is replaced: it has been published again since.
+        """
         texts = [*self._texts.get(docker_id, [name])[1:], *map(_text, mappings)]
         if texts:
-            self._write(self._texts | {docker_id: [name, *dict.fromkeys(texts)]})
+            self._write(self._texts | {docker_id: [name, *{_port(text): text for text in texts}.values()]})
 
     def remove(self, mappings: Iterable[PortMapping]) -> None:
-        """Forget ports that were unpublished."""
-        removed = {(one.container, _text(one)) for one in mappings}
+        """Forget ports, whoever may be admitted there: they were unpublished, or published anew."""
+        removed = {(one.container, str(one)) for one in mappings}
         left = {
-            docker_id: [name, *(text for text in texts if (name, text) not in removed)]
+            docker_id: [name, *(text for text in texts if (name, _port(text)) not in removed)]
             for docker_id, (name, *texts) in self._texts.items()
         }
         self._replace({docker_id: texts for docker_id, texts in left.items() if len(texts) > 1})
@@ -70,6 +73,11 @@ class ParkedPorts:
 
 def _text(mapping: PortMapping) -> str:
     return " ".join(map(str, (mapping, *mapping.admitted)))
+
+
+def _port(text: str) -> str:
+    """Return a port without its admitted clients."""
+    return text.partition(" ")[0]
 
 
 def _parse(name: str, *texts: str) -> list[PortMapping]:
