@@ -36,7 +36,11 @@ static int bound(int kind, struct sockaddr_in *address)
 static void wait_for(int fd, short events)
 {
     struct pollfd ready = {fd, events, 0};
-    CHECK(poll(&ready, 1, PATIENCE_MS) == 1);
+    int count;
+    do                                             /* libFuzzer has an alarm, which interrupts */
+        count = poll(&ready, 1, PATIENCE_MS);
+    while (count < 0 && errno == EINTR);
+    CHECK(count == 1);
 }
 
 /* Publish a port for a backend; return the address to reach it at. */
