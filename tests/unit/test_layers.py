@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "firewall.iptables.tables": set(),
     "firewall.iptables.routed": PLANNING,
     "firewall.iptables.render": {"inet", "firewall.iptables.routed", "firewall.iptables.tables", *PLANNING},
-    "relay": {"errors", "inet", "intervals", "limits", "log", "peers"},
+    "relay": {"errors", "inet", "limits", "log", "peers"},
     "relay.protocol": {"inet", "relay.sockets"},
     "reconcile": set(),
     "reconcile.attempts": {"errors"},
@@ -127,7 +127,7 @@ PURE = (
     "relay/flow.py",
     "relay/settings.py",
 )
-# The relay's data plane, and what each of its modules may import besides `errors`, `inet`, `intervals` and `log`.
+# The relay's data plane, and what each of its modules may import besides `errors`, `inet`, `limits` and `log`.
 RELAY_CORE: dict[str, set[str]] = {
     "flow": set(),
     "sockets": set(),
@@ -212,7 +212,7 @@ def test_the_relays_data_plane_imports_no_control_code(module: str) -> None:
     used = set(imports(SOURCE / "gangway/relay" / f"{module.replace('.', '/')}.py"))
     assert {relay_module(name) for name in used} - {""} <= RELAY_CORE[module]
     outside = {name.split(".")[1] for name in used if name.startswith("gangway.")} - {"relay"}
-    assert outside <= {"errors", "inet", "intervals", "limits", "log"}
+    assert outside <= {"errors", "inet", "limits", "log"}
 
 
 def test_every_module_of_the_relays_data_plane_is_in_the_table() -> None:

@@ -122,25 +122,22 @@ class Loop:
         if self._closing:
             self._close()
 
-    def fail(self, error: Exception, owner: Abortable) -> None:
-        """Give up what an unexpected error has happened in, and report it."""
-        try:
-            done = owner.abort()
-        except Exception as another:
-            done = f"giving up failed, too: {another!r}"
-        self.on_error(error, done)
-
     def close(self) -> None:
         """Close what waits to be closed, and the epoll set.  Registered descriptors remain with their owners."""
         self._close()
         self._epoll.close()
 
     def _abort(self, error: Exception, handler: Handler, fd: int = -1) -> None:
+        """Give up what an unexpected error has happened in, and report it."""
         owner = getattr(handler, "__self__", None)
-        if hasattr(owner, "abort"):
-            return self.fail(error, cast(Abortable, owner))
-        self.forget(fd)
-        return self.on_error(error, "it is not called again")
+        if not hasattr(owner, "abort"):
+            self.forget(fd)
+            return self.on_error(error, "it is not called again")
+        try:
+            done = cast(Abortable, owner).abort()
+        except Exception as another:
+            done = f"giving up failed, too: {another!r}"
+        return self.on_error(error, done)
 
     def _guarded(self, callback: Callable[[], None]) -> None:
         try:
