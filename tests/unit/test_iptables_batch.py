@@ -178,7 +178,7 @@ def test_a_mapping_is_added_and_removed_by_its_own_rules() -> None:
         "*filter\n-A GANGWAY -d 172.30.0.2/32 -o gw-web -p tcp -m tcp --dport 80 -j ACCEPT\n"
         "-A GANGWAY -s 172.30.0.2/32 -i gw-web -p tcp -m tcp --sport 80 ! --tcp-flags FIN,SYN,RST,ACK SYN "
         "-m conntrack --ctstate NEW -j REJECT --reject-with tcp-reset\nCOMMIT\n"
-        "*mangle\n-A GANGWAY -p tcp -m tcp --dport 8000 -j DROP\nCOMMIT\n"
+        "*mangle\n-A GANGWAY -p tcp -m tcp --dport 8000 -m conntrack --ctstate INVALID -j DROP\nCOMMIT\n"
     )
     assert change(ONCE.mappings, (), 4, "GANGWAY") == published.replace("-A ", "-D ")
 

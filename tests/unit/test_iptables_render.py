@@ -1,14 +1,14 @@
 """A plan as iptables rules: the whole text of some plans, the article's listings, and which rules match a client."""
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, collapse_addresses, ip_address, ip_network
+from ipaddress import IPv4Network, collapse_addresses, ip_address, ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gangway.facts import Firewall, HostFacts
-from gangway.firewall.iptables.render import matching_rules, render
+from gangway.firewall.iptables.render import matching_rules, render, rules_of
 from gangway.firewall.iptables.tables import Table, are_listed, batch, built_in, chain_of, parse_listing
 from gangway.model import Endpoint, Network, PortMapping
 from gangway.plan import Origin, Plan, Road, assemble, plan_mapping
@@ -134,43 +134,75 @@ def test_a_mapping_has_a_rule_in_nat_and_one_in_filter(one: PortMapping, match: 
 LEASED = replace(IPTABLES, leased=True)
 
 
+PORT = "-p tcp -m tcp --dport 8000"
+TO_PORT = f"-A INPUT ! -i lo {PORT} -m conntrack --ctstate NEW -j {PREFIX}"
+
+
 def refusals(one: PortMapping, family: int, facts: HostFacts = LEASED) -> list[str]:
-    """Return the rules for what comes in at a mapping's port, and is not translated."""
-    tables = render(whole(facts, one), family, PREFIX)
-    return [rule for table in tables for rule in table.rules if rule.startswith("-A INPUT") and "--ctstate NEW" in rule]
+    """Return the rules for what comes in at a mapping's port, and is not translated; but those of invalid segments."""
+    of_mapping = rules_of(planned(one, facts), family, PREFIX).get("mangle", [])
+    return [rule for rule in of_mapping if "--ctstate INVALID" not in rule]
 
 
 @pytest.mark.parametrize(
     ("one", "family", "sources"),
     [
-        (admitting(held("0.0.0.0"), "10.0.0.0/8"), 4, ["! -s 10.0.0.0/8 "]),
-        (admitting(held("0.0.0.0"), "0.0.0.0/1", "192.0.0.0/2"), 4, ["-s 128.0.0.0/2 "]),
-        (admitting(held("::"), "10.0.0.0/8"), 6, [""]),
-        (admitting(held("::"), "::/0"), 6, []),
-        (admitting(held("0.0.0.0"), "10.0.0.0/8"), 6, []),
-        (held("0.0.0.0"), 4, []),
-        (admitting(mapping("0.0.0.0"), "10.0.0.0/8"), 4, []),
-        (admitting(held("fe80::5"), "fd00::/8"), 6, []),
+        (admitting(held("0.0.0.0"), "10.0.0.0/8"), 4, [" -s 10.0.0.0/8"]),
+        (admitting(held("0.0.0.0"), "0.0.0.0/1", "192.0.0.0/2"), 4, [" -s 0.0.0.0/1", " -s 192.0.0.0/2"]),
+        (admitting(held("::"), "10.0.0.0/8"), 6, []),
+        (admitting(held("::"), "::/0"), 6, [""]),
     ],
 )
 def test_other_clients_are_dropped_at_leased_ports(one: PortMapping, family: int, sources: list[str]) -> None:
-    rest = "! -i lo -p tcp -m tcp --dport 8000 -m conntrack --ctstate NEW -j DROP"
-    assert refusals(one, family) == [f"-A INPUT {source}{rest}" for source in sources]
+    admitted = [f"-A {PREFIX}{source} {PORT} -j RETURN" for source in sources]
+    dropped = f"-A {PREFIX} {PORT} -m conntrack --ctstate NEW -j DROP"
+    assert refusals(one, family) == [TO_PORT, *admitted, dropped]
     assert refusals(one, family, IPTABLES) == []
 
 
-@given(st.lists(SUBNETS, min_size=1, max_size=9), st.integers(0, (1 << 32) - 1), st.data())
-def test_a_client_is_dropped_or_admitted(subnets: list[IPv4Network], number: int, data: st.DataObject) -> None:
+@pytest.mark.parametrize(
+    ("one", "family"),
+    [
+        (admitting(held("0.0.0.0"), "10.0.0.0/8"), 6),
+        (held("0.0.0.0"), 4),
+        (admitting(mapping("0.0.0.0"), "10.0.0.0/8"), 4),
+        (admitting(held("fe80::5"), "fd00::/8"), 6),
+    ],
+)
+def test_nobody_is_dropped_at_other_ports(one: PortMapping, family: int) -> None:
+    assert refusals(one, family) == []
+
+
+@given(st.lists(SUBNETS, min_size=1, max_size=64))
+def test_refusals_take_a_rule_for_each_subnet(subnets: list[IPv4Network]) -> None:
     admitted = [*collapse_addresses(subnets)]
     one = admitting(held("0.0.0.0"), *map(str, admitted))
-    edges = [at for one in admitted for at in (one[0], one[-1])]
-    client = data.draw(st.just(IPv4Address(number)) | st.sampled_from(edges))
-    drops = 0
-    for words in map(str.split, refusals(one, 4)):
-        is_inverted = words[2:4] == ["!", "-s"]
-        subnet = ip_network(words[4] if is_inverted else words[3])
-        drops += (client in subnet) is not is_inverted
-    assert drops == (not any(client in one for one in admitted))
+    assert len(refusals(one, 4)) == 2 + len(admitted)
+
+
+def test_only_new_packets_to_the_host_get_to_the_refusals() -> None:
+    """An internal network's rule, which is before them, is for packets that go on to other links."""
+    internal = replace(WEB, internal=True)
+    one = admitting(held("0.0.0.0"), "10.0.0.0/8")
+    made = whole(LEASED, one, networks=(internal,))
+    mangle = next(table for table in render(made, 4, PREFIX) if table.name == "mangle")
+    elsewhere = f"-A {PREFIX} -i gw-web ! -o gw-web -m addrtype ! --dst-type LOCAL -j DROP"
+    returned = f"-A {PREFIX} -m addrtype ! --dst-type LOCAL -j RETURN"
+    excluded = f"-A {PREFIX} -d 192.0.2.9/32 -j RETURN"
+    assert mangle.own[1:3] == (elsewhere, returned)
+    assert excluded not in mangle.own
+    facts = replace(LEASED, excluded=frozenset({ip_address("192.0.2.9")}))
+    mangle = next(table for table in render(whole(facts, one), 4, PREFIX) if table.name == "mangle")
+    assert mangle.own.index(excluded) < mangle.own.index(f"-A {PREFIX} -s 10.0.0.0/8 {PORT} -j RETURN")
+
+
+def test_refusals_are_among_the_rules_that_match_what_comes_in_by_an_interface() -> None:
+    found = planned(admitting(held("0.0.0.0"), "10.0.0.0/8"), LEASED)
+    for route in found.routes:
+        rules = [
+            rule.removeprefix("mangle: ") for rule in matching_rules(found, route, WEB, PREFIX) if "mangle" in rule
+        ]
+        assert rules == (refusals(found.mapping, 4) if route.origin in (Origin.REMOTE, Origin.CONTAINER) else [])
 
 
 def test_matching_rules_of_each_kind_of_client() -> None:

@@ -257,7 +257,7 @@ class Controller:
 
     def filters(self, family: int) -> Collection[str]:
         """Return other programs' chains that filter forwarded traffic, without a shared one that has only our rules."""
-        found = set(self._observer.chains()[family])
+        found = set(self._observer.deciding_chains()[family])
         if self.facts.firewall is Firewall.IPTABLES:
             found -= set(shared_chains(family))
             if self._executor.driver.shares_forward_chain(family):

@@ -159,11 +159,12 @@ class Observer:
             found = _read_chains()
             self._follow(list(map(str, found)))
             self._chains = _forward_chains(found)
-            with suppress(GangwayError):  # a tool failed: as it was
+            self._owned = ()
+            with suppress(GangwayError):  # a tool failed: then others may have rules there
                 self._owned = self._owned_forward_chains()
         return self._chains
 
-    def _deciding_chains(self) -> Chains:
+    def deciding_chains(self) -> Chains:
         """Return other programs' chains, without iptables' FORWARD where it is ours alone."""
         chains = {family: dict(found) for family, found in self.chains().items()}
         for family in self._owned:
@@ -188,7 +189,7 @@ class Observer:
 
         Unsupported: the configured firewall cannot be used.
         """
-        config, tools, chains = self._config, self.tools, self._deciding_chains()
+        config, tools, chains = self._config, self.tools, self.deciding_chains()
         forwarding = _forwarded()
         closing = frozenset(_FAMILIES) - (forwarding - switched_on) if config.ip_forward else frozenset()
         # Without root there are leases only, and no rule is written for them.

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from gangway.errors import Conflict, InvalidRequest
 from gangway.facts import HostFacts
-from gangway.model import Address, Endpoint, Network, PortMapping, free_address, parse_port
+from gangway.model import Address, Endpoint, Network, PortMapping, PortRange, Protocol, free_address, parse_port
 from gangway.plan import MappingPlan, Plan, assemble, plan_mapping, plan_network
 from gangway.reconcile import properties
 from gangway.reconcile.state import Attachment, State, link_name, ports_of, redirects_of, steered_of
@@ -183,6 +183,11 @@ class Registry:
         """Return the mappings of Docker's containers, or of one, that are not published: it is stopped, for example."""
         found = (one for one in self.parked.all() if container in (None, one.container))
         return tuple(one for one in found if str(one) not in self._mappings.get(one.container, {}))
+
+    def waiting_at(self, protocol: Protocol, port: int) -> PortMapping | None:
+        """Return the mapping of a host port that is not published, but waits; None if there is none."""
+        at = PortRange(port, port)
+        return next((one for one in self.waiting() if one.protocol is protocol and one.host_ports.includes(at)), None)
 
     def add_mappings(self, mappings: Sequence[PortMapping]) -> tuple[MappingPlan, ...]:
         """Add mappings; they are in `index` already."""

@@ -98,10 +98,8 @@ class Requests:
         self.reap_dead_containers = controller.reap_dead_containers
         self.uplink_mtu = executor.links.uplink_mtu
         self.owners = registry.owners
-        self.orphans: Sequence[str] = controller.orphaned_links()
+        self.orphans: Sequence[str] = () if registry.networks else controller.orphaned_links()
         """The links of a daemon whose database is lost.  The kernel's state is left as it is until they are deleted."""
-        if registry.networks:
-            self.orphans = ()
         if controller.needs_start and not self.orphans:
             self.reconcile()
 
@@ -166,6 +164,8 @@ class Requests:
             if mapping is not None
             else sorted(index.with_port(protocol, port), key=lambda one: one.host_address.version != address.version)
         )
+        if not published and (waiting := self._registry.waiting_at(protocol, port)):
+            raise Conflict(f"port {waiting} of {waiting.container} is not published: gangway ls says why")
         planned, network = self._decided(published, f"{format_host(address)}:{port}/{protocol}")
         stands_for_all = address.is_unspecified and planned.family == address.version
         if mapping is None and not stands_for_all:

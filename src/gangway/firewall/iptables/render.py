@@ -21,9 +21,8 @@ a container's segment of a connection that conntrack has forgotten gets a reset,
 from another port.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
-from typing import Any
 
 from gangway.firewall.iptables import routed
 from gangway.firewall.iptables.tables import Table, chain_of, deletion
@@ -41,7 +40,9 @@ _NEITHER_ESTABLISHED_NOR_PUBLISHED = "-m conntrack ! --ctstate RELATED,ESTABLISH
 _SYN = "-p tcp -m tcp --tcp-flags SYN,RST SYN"
 _MIDSTREAM = "! --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate NEW"
 _INVALID = "-m conntrack --ctstate INVALID"
+_NEW = "-m conntrack --ctstate NEW"
 _HOST = " -m addrtype --src-type LOCAL"
+_TO_OTHERS = "-m addrtype ! --dst-type LOCAL"
 
 
 def render(plan: Plan, family: int, prefix: str) -> tuple[Table, ...]:
@@ -70,35 +71,27 @@ def rules_of(planned: MappingPlan, family: int, prefix: str) -> dict[str, list[s
 
 
 def _drops(planned: MappingPlan, family: int, prefix: str) -> Iterator[str]:
-    if planned.family == family:
-        yield from _refusals(planned)
     if planned.is_nat and planned.mapping.protocol is Protocol.TCP and planned.family == family:
-        yield f"-A {prefix}{_requested(planned)} -j DROP"
+        yield f"-A {prefix}{_requested(planned)} {_INVALID} -j DROP"
+    if _is_restricted(planned) and planned.family == family:
+        yield from _refusal(planned, prefix)
     if planned.is_nat and planned.mapping.protocol is Protocol.SCTP:
         yield from _associations(planned)
 
 
-def _refusals(planned: MappingPlan) -> Iterator[str]:
-    """Drop clients that are not admitted, and so not translated, at a port of a lease: there the relay admits all."""
+def _is_restricted(planned: MappingPlan) -> bool:
+    """True if clients that are not admitted, and so not translated, would get to a launcher's socket: it admits all."""
     mapping = planned.mapping
-    if not (planned.is_leased and mapping.admitted) or is_link_local(mapping.host_address):
-        return
-    admitted = [one for one in mapping.admitted if one.version == planned.family]
-    sources = [f" -s {one}" for one in _others(admitted)] if admitted else [""]
-    if len(admitted) == 1 and sources:
-        sources = [f" ! -s {admitted[0]}"]
-    for source in sources:
-        yield f"-A INPUT{source}{_requested(planned, ' ! -i lo')} -m conntrack --ctstate NEW -j DROP"
+    return bool(planned.is_leased and mapping.admitted) and not is_link_local(mapping.host_address)
 
 
-def _others(subnets: Sequence[Subnet]) -> list[Subnet]:
-    """Return the subnets of all addresses that are in none of these, of which none is within another one."""
-    left: list[Any] = [subnets[0].supernet(new_prefix=0)]
-    for subnet in subnets:
-        whole = next(one for one in left if subnet.subnet_of(one))
-        left.remove(whole)
-        left += whole.address_exclude(subnet)
-    return sorted(left)
+def _refusal(planned: MappingPlan, prefix: str) -> Iterator[str]:
+    """Drop clients that are not admitted."""
+    requested = _requested(planned)
+    yield f"-A INPUT{_requested(planned, ' ! -i lo')} {_NEW} -j {prefix}"
+    for subnet in (one for one in planned.mapping.admitted if one.version == planned.family):
+        yield f"-A {prefix}{f' -s {subnet}' if subnet.prefixlen else ''}{requested} -j RETURN"
+    yield f"-A {prefix}{requested} {_NEW} -j DROP"
 
 
 def _translation(planned: MappingPlan, prefix: str) -> dict[str, list[str]]:
@@ -150,6 +143,8 @@ def _requested(planned: MappingPlan, elsewhere: str = "") -> str:
 
 def matching_rules(planned: MappingPlan, route: Route, network: Network, prefix: str) -> Iterator[str]:
     """Yield the rules that match the first packet of a client on `route`, each as `TABLE: RULE`."""
+    if route.road is not Road.BLOCKED and route.origin in (Origin.REMOTE, Origin.CONTAINER) and _is_restricted(planned):
+        yield from (f"mangle: {rule}" for rule in _refusal(planned, prefix))
     if route.road is Road.ROUTED and route.origin is not Origin.HOST and not route.neighbour:
         yield f"filter: -A FORWARD -o {planned.bridge} -j {prefix}"
         yield from (f"filter: {rule}" for rule in _opening(planned, prefix) if planned.is_opened)
@@ -261,12 +256,12 @@ def _isolation(plan: Plan, family: int, prefix: str) -> Iterator[str]:
         bridge = network.bridge
         if not network.opens(family):
             yield f"-A {prefix} ! -i {bridge} -o {bridge} -j DROP"
-        yield f"-A {prefix} -i {bridge} ! -o {bridge}{'' if network.internal else f' {_INVALID}'} -j DROP"
+        left = _TO_OTHERS if network.internal else _INVALID  # INPUT sends packets here, too
+        yield f"-A {prefix} -i {bridge} ! -o {bridge} {left} -j DROP"
         if not network.icc:
             yield f"-A {prefix} -i {bridge} -o {bridge} -j DROP"
-    # What follows, a rule for each mapping, is for invalid segments to the host itself.
-    yield f"-A {prefix} -m conntrack ! --ctstate INVALID -j RETURN"
-    yield f"-A {prefix} -m addrtype ! --dst-type LOCAL -j RETURN"
+    # What follows, some rules for each mapping, is for packets to the host itself.
+    yield f"-A {prefix} {_TO_OTHERS} -j RETURN"
 
 
 def _excluded(plan: Plan, family: int, prefix: str) -> Iterator[str]:
