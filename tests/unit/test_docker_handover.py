@@ -266,7 +266,7 @@ def test_route_localnet_stays_if_a_flag_of_dockerds_leaves_it_without_a_proxy(sc
 
 def test_firewalld_settings_of_dockerds_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(docker_rules, "_FIREWALLD", tmp_path)
-    monkeypatch.setattr(docker_rules, "_tools", tuple)
+    monkeypatch.setattr(docker_rules, "all_tools", tuple)
     monkeypatch.setattr(docker_rules, "_nft_tables", list)
     storage = FakeStorage()
     rules = DockerRules(lambda: None, storage, SavedSettings(storage, print), tuple)

@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "host": {"errors", "inet", "limits", "runtime"},
     "ebpf": {"errors", "inet", "host.connected", "host.sockets", "runtime"},
     "ebpf.keys": {"inet"},
-    "firewall": {"errors", "host.netlink", "host.rule_notices", "host.saved_settings", *PLANNING},
+    "firewall": {"errors", "host.netlink", "inet", "host.rule_notices", "host.saved_settings", *PLANNING},
     "firewall.nft.asked": set(),
     "firewall.nft.transaction": set(),
     "firewall.nft.answers": {"firewall.nft.transaction", *PLANNING},

@@ -11,15 +11,14 @@ from pathlib import Path
 
 from gangway.daemon.messages import CheckAnswer, DockerChange
 from gangway.docker.leftovers import NAMED, USER_CHAIN, Leftovers, Rule, find, parse, removal, sets_of
-from gangway.errors import GangwayError, HostRefused, Unsupported
+from gangway.errors import GangwayError, HostRefused
 from gangway.firewall.iptables.driver import policy_name, remembered_rules
-from gangway.firewall.iptables.tool import Iptables
+from gangway.firewall.iptables.tool import Iptables, all_tools
 from gangway.firewall.nft import kernel
 from gangway.firewall.nft.library import Nftables
 from gangway.host import sysctl
 from gangway.host.saved_settings import SavedSettings, Storage
 
-_USUAL = {"iptables": 4, "ip6tables": 6}
 # dockerd 29, --firewall-backend nftables; `docker-overlay` has the rules of Swarm's encrypted networks.
 _NFT_TABLES = tuple(f"{family} docker-{what}" for what in ("bridges", "overlay") for family in ("ip", "ip6"))
 _CHECK = "dockerd's rules"
@@ -55,7 +54,7 @@ class DockerRules:
 
     def checks(self) -> Iterator[CheckAnswer]:
         """Yield a check for each tool that lists rules of dockerd's, or one that there are none."""
-        rows = [row for tool in _tools() for row in self._check(tool)]
+        rows = [row for tool in all_tools() for row in self._check(tool)]
         if tables := _nft_tables():
             rows.append(CheckAnswer(f"{_CHECK}: nftables", False, f"tables {', '.join(tables)}"))
         if any((_FIREWALLD / name).exists() for name in _PERMANENT):
@@ -66,7 +65,7 @@ class DockerRules:
         """Remove them, table by table.  HostRefused: some were not removed; it says which were."""
         change, errors = DockerChange([], []), []
         steps: list[Callable[[DockerChange], None]] = [
-            partial(self._remove_rules, tool, forward_accept) for tool in _tools()
+            partial(self._remove_rules, tool, forward_accept) for tool in all_tools()
         ]
         for step in (*steps, self._remove_tables):
             try:
@@ -81,7 +80,7 @@ class DockerRules:
     def user_chains(self) -> list[str]:
         """Return the tools that list rules of the operator's in DOCKER-USER."""
         with suppress(HostRefused):
-            return [tool.command for tool in _tools() for one in self._leftovers(tool) if USER_CHAIN in one.kept]
+            return [tool.command for tool in all_tools() for one in self._leftovers(tool) if USER_CHAIN in one.kept]
         return []
 
     def _remove_rules(self, tool: Iptables, forward_accept: bool, change: DockerChange) -> None:
@@ -113,21 +112,10 @@ class DockerRules:
 
     def _leftovers(self, tool: Iptables) -> list[Leftovers]:
         own: dict[str, Counter[str]] = {}
-        if tool.command in _USUAL:  # gangway's rules are written by the variant that the host uses
-            for table in remembered_rules(self._storage)[_USUAL[tool.command]]:
+        if tool.is_usual:  # gangway's rules are written by the variant that the host uses
+            for table in remembered_rules(self._storage)[tool.family]:
                 own.setdefault(table.name, Counter()).update(table.rules)
         return find(parse(tool.listing()), own)
-
-
-def _tools() -> Iterator[Iptables]:
-    """Yield the tools of both families: those of the variant that the host uses, and of the other one."""
-    for family in _USUAL.values():
-        try:
-            usual = Iptables(family)
-            yield usual
-            yield Iptables(family, "-nft" if usual.is_legacy else "-legacy")
-        except Unsupported:
-            continue
 
 
 def _nft_tables() -> list[str]:

@@ -1,6 +1,7 @@
 """Which published ports another program translates, too: `gangway doctor` names them."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import cache, partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -8,15 +9,15 @@ from gangway.daemon.messages import CheckAnswer
 from gangway.errors import HostRefused, TimedOut
 from gangway.facts import Firewall, HostFacts
 from gangway.firewall.iptables import translations as iptables
-from gangway.firewall.iptables.tool import Iptables
+from gangway.firewall.iptables.tool import all_tools
 from gangway.firewall.nft import translations as nftables
 from gangway.firewall.nft.render import AFTER_OTHERS
-from gangway.firewall.translations import Match, Translation
+from gangway.firewall.translations import HOOKS, IsWanted, Match, Spans, Translation, in_order
+from gangway.inet import PROTOCOLS
 from gangway.model import Address, PortMapping, without_zone
 from gangway.reconcile.observe import Tools
 
 _CHECK = "no other program translates published ports"
-_ALL_PORTS = 0, 65535
 _NAMED = 5  # overlaps; the others are counted
 _OUR_PRIORITY = {Firewall.NFTABLES: AFTER_OTHERS, Firewall.IPTABLES: iptables.PRIORITY}
 _ORDER = {
@@ -27,12 +28,11 @@ _ORDER = {
 
 
 class Overlap(NamedTuple):
-    """A translation of another program, and a mapping whose port it translates; `address` is the host's, if it names
-    one."""
+    """A translation of another program, and a mapping whose port it translates; `match` is what both have in common."""
 
     translation: Translation
+    match: Match
     mapping: PortMapping
-    address: Address | None
 
 
 def overlap_check(
@@ -41,34 +41,44 @@ def overlap_check(
     """Read other programs' rules, and compare them with these mappings; `own` are the host's addresses."""
     if not mappings:
         return CheckAnswer(_CHECK, True)
-    try:
-        found = [*dict.fromkeys(_read(tools, facts.firewall, prefix))]
-    except (HostRefused, TimedOut) as error:
-        return CheckAnswer(_CHECK, False, f"not known: {error}")
+    found: dict[Translation, None] = {}
+    failures: list[str] = []
+    is_wanted = wanted_matches(mappings, own)
+    for translations in _readers(tools, facts.firewall, prefix, is_wanted):
+        try:
+            for one in translations:
+                found[one] = None
+        except (HostRefused, TimedOut) as error:
+            failures.append(f"not all are known: {error}")
     overlaps = [*find_overlaps(found, mappings, own, facts)]
-    return CheckAnswer(_CHECK, not overlaps, describe(overlaps, facts.firewall))
+    said = filter(None, (describe(overlaps, facts.firewall), *failures))
+    return CheckAnswer(_CHECK, not (overlaps or failures), "; ".join(said))
+
+
+def wanted_matches(mappings: Collection[PortMapping], own: Collection[Address]) -> IsWanted:
+    """Return what is true of a match that packets to a published port may have: few of a host with many services."""
+    ports = in_order((one.host_ports.first, one.host_ports.last) for one in mappings)
+    places = {*own, *(without_zone(one.host_address) for one in mappings)}
+    published = [
+        Match(None, in_order((int(one), int(one)) for one in places if one.version == family), ports, family)
+        for family in (4, 6)
+    ]
+    return lambda match: any(match.within(one) is not None for one in published)
 
 
 def find_overlaps(
-    translations: Iterable[Translation], mappings: Iterable[PortMapping], own: Collection[Address], facts: HostFacts
+    translations: Iterable[Translation], mappings: Collection[PortMapping], own: Collection[Address], facts: HostFacts
 ) -> Iterator[Overlap]:
     """Yield each mapping with each translation that translates one of its ports at an address of the host."""
-    mappings, published = [*mappings], bytearray(1 << 16)
-    for mapping in mappings:
-        ports = mapping.host_ports
-        published[ports.first : ports.last + 1] = b"\1" * ports.count
-    places = {*own, *(without_zone(mapping.host_address) for mapping in mappings)}
     seen: set[tuple[str, Match, PortMapping]] = set()
+    reached = cache(partial(_reached, own, facts))
+    places = {hook: [(one, _published(one, reached(one.host_address, hook))) for one in mappings] for hook in HOOKS}
     for one in translations:
-        first, last = one.match.ports or _ALL_PORTS
-        if 1 not in published[first : last + 1] or not any(_includes(one.match, at) for at in places):
-            continue  # as most are of a host with thousands of services
-        for mapping in mappings:
-            key = one.place, one.match, mapping
-            if key not in seen and _has_port_of(one.match, mapping):
-                for address in islice(_addresses(one, mapping, own, facts), 1):
-                    seen.add(key)  # in the other hook it is the same overlap
-                    yield Overlap(one, mapping, address if one.match.addresses else None)
+        for mapping, published in places[one.hook]:
+            match = one.match.narrowed_to(published)
+            if match is not None and (one.place, match, mapping) not in seen:
+                seen.add((one.place, match, mapping))  # in the other hook it is the same overlap
+                yield Overlap(one, match, mapping)
 
 
 def describe(overlaps: Sequence[Overlap], firewall: Firewall) -> str:
@@ -79,48 +89,37 @@ def describe(overlaps: Sequence[Overlap], firewall: Firewall) -> str:
     return "; ".join(texts)
 
 
-def _read(tools: Tools, firewall: Firewall, prefix: str) -> Iterator[Translation]:
-    """Yield the translations of both firewalls, as far as the host has them."""
+def _readers(tools: Tools, firewall: Firewall, prefix: str, is_wanted: IsWanted) -> Iterator[Iterator[Translation]]:
+    """Yield what reads the translations: of nftables, and of both variants of iptables, as far as the host has them."""
     if tools.unusable(Firewall.NFTABLES) is None:
-        yield from nftables.foreign_translations()
-    if tools.unusable(Firewall.IPTABLES) is None:
-        own_chain = prefix if firewall is Firewall.IPTABLES else ""
-        for family in (4, 6):
-            yield from iptables.parse_translations(Iptables(family).listing(), family, own_chain)
+        yield nftables.foreign_translations(is_wanted)
+    for tool in all_tools():
+        own_chain = prefix if firewall is Firewall.IPTABLES and tool.is_usual else ""
+        yield iptables.foreign_translations(tool, is_wanted, own_chain)
 
 
-def _includes(match: Match, address: Address) -> bool:
-    """True if a packet to an address may match."""
-    if match.family not in (None, address.version):
-        return False
-    if match.addresses is None:
-        return True
-    first, last = match.addresses
-    return first.version == address.version and int(first) <= int(address) <= int(last)
+def _reached(own: Collection[Address], facts: HostFacts, at: Address, hook: str) -> Spans:
+    """Return the addresses at which a mapping is published at `at`, and of which packets pass a hook."""
+    found = (one for one in (own if at.is_unspecified else [without_zone(at)]) if one.version == at.version)
+    return in_order(
+        (int(one), int(one))
+        for one in found
+        if not facts.is_excluded(one) and (hook == "output" or not one.is_loopback)
+    )
 
 
-def _has_port_of(match: Match, mapping: PortMapping) -> bool:
-    first, last = match.ports or _ALL_PORTS
-    is_same = match.protocol in (None, "all", mapping.protocol)
-    return is_same and first <= mapping.host_ports.last and mapping.host_ports.first <= last
-
-
-def _addresses(one: Translation, mapping: PortMapping, own: Collection[Address], facts: HostFacts) -> Iterator[Address]:
-    """Yield the host's addresses at which both hold."""
-    at = mapping.host_address
-    for address in own if at.is_unspecified else [without_zone(at)]:
-        is_reached = one.hook == "output" or not address.is_loopback
-        is_published = address.version == at.version and not facts.is_excluded(address)
-        if is_published and is_reached and _includes(one.match, address):
-            yield address
+def _published(mapping: PortMapping, addresses: Spans) -> Match:
+    protocol, ports = PROTOCOLS[mapping.protocol], mapping.host_ports
+    return Match(((protocol, protocol),), addresses, ((ports.first, ports.last),), mapping.host_address.version)
 
 
 def _describe(overlap: Overlap, firewall: Firewall) -> str:
-    one, mapping, address = overlap
+    one, match, mapping = overlap
     order = _ORDER[_is_before_ours(one, firewall)]
-    what = f"{one.place} translates {one.match}, published as {mapping}: {order}"
-    if address is not None and mapping.host_address.is_unspecified:
-        return f"{what}; gangway daemon --exclude {address} leaves the address to the other program"
+    what = f"{one.place} translates {match}, published as {mapping}: {order}"
+    if match.addresses is not None and mapping.host_address.is_unspecified:
+        options = " ".join(f"--exclude {address}" for address in islice(match.each_address(), _NAMED))
+        return f"{what}; gangway daemon {options} leaves the address to the other program"
     return f"{what}; publish another port, or delete the other program's rule"
 
 

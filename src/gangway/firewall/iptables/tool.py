@@ -10,6 +10,7 @@ needs no lock.
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class Iptables:
     """
 
     def __init__(self, family: int, variant: str = "") -> None:
+        self.family, self.is_usual = family, not variant
         self.command = {4: "iptables", 6: "ip6tables"}[family] + variant
         self._save, self._restore = f"{self.command}-save", f"{self.command}-restore"
         for program in (self._save, self._restore):
@@ -69,6 +71,15 @@ class Iptables:
             is_name = len(lines) > 1 and lines[0].endswith(":")  # nft's variant: the reason is on the next line
             raise HostRefused(f"{words[0]}: {lines[is_name] if lines else 'refused'}")
         return done.stdout
+
+
+def all_tools() -> Iterator[Iptables]:
+    """Yield the tools of both families: of the host's usual variant, and of the other one, as far as installed."""
+    for family in (4, 6):
+        with suppress(Unsupported):
+            usual = Iptables(family)
+            yield usual
+            yield Iptables(family, "-nft" if usual.is_legacy else "-legacy")
 
 
 def _lock_file() -> Path:

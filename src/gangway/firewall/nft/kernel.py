@@ -7,7 +7,7 @@ Attributes, and what they mean: include/uapi/linux/netfilter/nf_tables.h.
 """
 
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from gangway.firewall.nft.elements import Element
 from gangway.host import netlink
 from gangway.host.netlink import attributes, pack_attribute, pack_nested
 
-_GET_CHAIN, _GET_RULE, _GET_ELEMENT = (netlink.NFTABLES << 8 | number for number in (4, 7, 13))
+_GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENT = (netlink.NFTABLES << 8 | number for number in (4, 7, 10, 13))
 _HEADER_BYTES = netlink.NETFILTER_HEADER.size
 _VERSIONS = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
 _NUMBERS = {name: number for number, name in netlink.TABLE_FAMILIES.items()}
@@ -27,9 +27,12 @@ _LIST_ELEMENT = 1
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE, _HOOK_NUMBER, _HOOK_PRIORITY = 1, 3, 4, 5, 7, 1, 2
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2, 4, 1, 2
 _SET_TABLE, _SET_NAME, _SET_ELEMENTS, _ELEMENT_KEY, _ELEMENT_DATA, _ELEMENT_KEY_END = 1, 2, 3, 1, 2, 10
+_SET_FLAGS, _SET_INTERVAL, _ELEMENT_FLAGS, _INTERVAL_END = 3, 4, 3, 1  # NFT_SET_INTERVAL, NFT_SET_ELEM_INTERVAL_END
 _DATA_VALUE, _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
 _IMMEDIATE_DATA, _TARGET_NAME = 2, 1
 _ELEMENT_PARTS = (_ELEMENT_KEY, _ELEMENT_KEY_END, _ELEMENT_DATA)
+
+_MOST_BYTES = 2 << 20  # of a set: some 50,000 elements, which take two seconds
 
 
 class Chain(NamedTuple):
@@ -64,6 +67,14 @@ class NatChain(NamedTuple):
         return _VERSIONS.get(self.family, ())
 
 
+class SetElement(NamedTuple):
+    """What an element of a set or map matches, and the chain that a verdict map leads to; without keys: anything."""
+
+    first: bytes
+    last: bytes
+    target: str
+
+
 def forward_chains() -> list[Chain]:
     """Return the base chains for what is forwarded.  HostRefused: the kernel has no nftables."""
     return [chain for body in _dump(_GET_CHAIN, 0) if (chain := _forward_chain(body))]
@@ -84,12 +95,17 @@ def nat_chains(hooks: Collection[str]) -> list[NatChain]:
 def rules(family: str, table: str) -> Iterator[tuple[str, list[tuple[str, dict[int, bytes]]]]]:
     """Yield the rules of a table, in order: the chain, and the name and attributes of each expression."""
     for body in _dump(_GET_RULE, _NUMBERS[family], pack_attribute(_RULE_TABLE, _packed(table))):
-        yield _text(attributes(body, _HEADER_BYTES)[_RULE_CHAIN]), _expressions(body)
+        yield text_of(attributes(body, _HEADER_BYTES)[_RULE_CHAIN]), _expressions(body)
 
 
 def jump_target(immediate: Mapping[int, bytes]) -> str:
     """Return the chain that an expression `immediate` jumps or goes to; empty if it does neither."""
-    return _text(_verdict(immediate).get(_VERDICT_CHAIN, b""))
+    return text_of(_verdict(immediate).get(_VERDICT_CHAIN, b""))
+
+
+def text_of(value: bytes) -> str:
+    """Return the text that an attribute has."""
+    return value.rstrip(b"\0").decode(errors="replace")
 
 
 def value_of(data: bytes) -> bytes:
@@ -114,6 +130,51 @@ def elements(table: str, name: str) -> frozenset[Element]:
         return frozenset(one for body in _dump(_GET_ELEMENT, *_set(table, name)) for one in _elements(body))
     except HostRefused:
         return frozenset()
+
+
+def set_elements(family: str, table: str, name: str) -> tuple[SetElement, ...]:
+    """Return what the elements of a set or map match.  HostRefused: they cannot be read, or are too many."""
+    place = pack_attribute(_SET_TABLE, _packed(table)), pack_attribute(_SET_NAME, _packed(name))
+    with _connected() as sock:
+        sock.send(_request(_GET_SET, netlink.ACK, _NUMBERS[family], *place))
+        (head, *_), _ = netlink.answer(sock)
+    is_interval = _number(attributes(bytes(head), _HEADER_BYTES).get(_SET_FLAGS, b"")) & _SET_INTERVAL
+    bodies = _dump(_GET_ELEMENT, _NUMBERS[family], *place)
+    if sum(map(len, bodies)) > _MOST_BYTES:
+        raise HostRefused(f"nftables: {family} {table} has a set {name} that is too large to be read")
+    listed = [
+        attributes(data)
+        for body in bodies
+        for _, data in netlink.each_attribute(attributes(body, _HEADER_BYTES).get(_SET_ELEMENTS, b""))
+    ]
+    is_whole = not is_interval or any(_ELEMENT_KEY_END in one for one in listed)
+    return tuple(map(_set_element, listed) if is_whole else _joined(listed))
+
+
+def _set_element(found: Mapping[int, bytes], last: bytes = b"") -> SetElement:
+    key = _value(found.get(_ELEMENT_KEY, b""))
+    last = last or _value(found.get(_ELEMENT_KEY_END, b"")) or key
+    return SetElement(key, last, jump_target({_IMMEDIATE_DATA: found.get(_ELEMENT_DATA, b"")}))
+
+
+def _joined(listed: Iterable[Mapping[int, bytes]]) -> Iterator[SetElement]:
+    """Yield the intervals of a set that lists where each begins and, as an element of its own, what comes after it."""
+    begun: Mapping[int, bytes] | None = None
+    ends = sorted(listed, key=lambda one: (_value(one.get(_ELEMENT_KEY, b"")), not _is_end(one)))
+    for one in ends:
+        key = _value(one.get(_ELEMENT_KEY, b""))
+        if not key:  # `*`: what is in no interval
+            yield _set_element(one)
+            continue
+        if begun is not None:
+            yield _set_element(begun, (int.from_bytes(key) - 1).to_bytes(len(key)))
+        begun = None if _is_end(one) else one
+    if begun is not None:
+        yield _set_element(begun, b"\xff" * len(_value(begun[_ELEMENT_KEY])))
+
+
+def _is_end(found: Mapping[int, bytes]) -> bool:
+    return bool(_number(found.get(_ELEMENT_FLAGS, b"")) & _INTERVAL_END)
 
 
 def element(table: str, name: str, key: bytes) -> Element | None:
@@ -143,21 +204,21 @@ def _elements(body: bytes) -> Iterator[Element]:
 def _forward_chain(body: bytes) -> Chain | None:
     found = attributes(body, _HEADER_BYTES)
     hook = attributes(found.get(_CHAIN_HOOK, b"")).get(_HOOK_NUMBER)
-    if hook is None or _number(hook) != _FORWARD or _text(found.get(_CHAIN_TYPE, b"")) != "filter":
+    if hook is None or _number(hook) != _FORWARD or text_of(found.get(_CHAIN_TYPE, b"")) != "filter":
         return None
     policy = "drop" if _number(found.get(_CHAIN_POLICY, b"\1")) == _DROP else "accept"
     family = netlink.TABLE_FAMILIES.get(body[0], "")
-    return Chain(family, _text(found[_CHAIN_TABLE]), _text(found[_CHAIN_NAME]), policy)
+    return Chain(family, text_of(found[_CHAIN_TABLE]), text_of(found[_CHAIN_NAME]), policy)
 
 
 def _nat_chain(body: bytes) -> NatChain | None:
     found = attributes(body, _HEADER_BYTES)
     hook = attributes(found.get(_CHAIN_HOOK, b""))
-    if not hook or _text(found.get(_CHAIN_TYPE, b"")) != "nat":
+    if not hook or text_of(found.get(_CHAIN_TYPE, b"")) != "nat":
         return None
     family, name = netlink.TABLE_FAMILIES.get(body[0], ""), _HOOKS.get(_number(hook[_HOOK_NUMBER]), "")
     priority = int.from_bytes(hook[_HOOK_PRIORITY], signed=True)
-    return NatChain(family, _text(found[_CHAIN_TABLE]), _text(found[_CHAIN_NAME]), name, priority)
+    return NatChain(family, text_of(found[_CHAIN_TABLE]), text_of(found[_CHAIN_NAME]), name, priority)
 
 
 def _drops_all(rule: bytes) -> bool:
@@ -167,7 +228,7 @@ def _drops_all(rule: bytes) -> bool:
         return False
     name, data = rest[0]
     if name == "target":  # of iptables
-        return _text(data.get(_TARGET_NAME, b"")) in ("DROP", "REJECT")
+        return text_of(data.get(_TARGET_NAME, b"")) in ("DROP", "REJECT")
     if name != "immediate":
         return name == "reject"
     return _number(_verdict(data).get(_VERDICT_CODE, b"\1")) == _DROP
@@ -177,7 +238,7 @@ def _expressions(rule: bytes) -> list[tuple[str, dict[int, bytes]]]:
     """Return the name and the attributes of each expression of a rule."""
     listed = netlink.each_attribute(attributes(rule, _HEADER_BYTES).get(_RULE_EXPRESSIONS, b""))
     found = (attributes(data) for _, data in listed)
-    return [(_text(one[_EXPRESSION_NAME]), attributes(one.get(_EXPRESSION_DATA, b""))) for one in found]
+    return [(text_of(one[_EXPRESSION_NAME]), attributes(one.get(_EXPRESSION_DATA, b""))) for one in found]
 
 
 def _verdict(immediate: Mapping[int, bytes]) -> dict[int, bytes]:
@@ -211,10 +272,6 @@ def _value(data: bytes) -> bytes:
 
 def _packed(text: str) -> bytes:
     return f"{text}\0".encode()
-
-
-def _text(value: bytes) -> str:
-    return value.rstrip(b"\0").decode(errors="replace")
 
 
 def _number(value: bytes) -> int:
