@@ -11,7 +11,7 @@ APT_BENCH := $(APT_TEST) socat haproxy postgresql postgresql-contrib
 APT_VM    := qemu-system-x86 cpio kmod xz-utils
 
 .DELETE_ON_ERROR:
-.PHONY: build test test-engines test-vm lint bench demo demo-docker format clean
+.PHONY: build test test-engines test-vm lint bench bench-docker demo demo-docker format clean
 
 # The compiled eBPF programs; nothing is compiled when gangway runs.
 BPF := src/gangway/ebpf/redirect.bpf.o src/gangway/ebpf/steering.bpf.o
@@ -75,12 +75,17 @@ format: build
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# All rows, or some: make bench ROWS=rr64,crr16
+# All rows but those of bench-docker, or some: make bench ROWS=rr64,crr16
 COMMA := ,
 SPACE := $(subst ,, )
 bench: build
 	@scripts/apt-need $(APT_BENCH)
 	$(BIN)/python3 -m bench $(if $(ROWS),--only $(subst $(COMMA),$(SPACE),$(ROWS)))
+
+# Docker's ports without dockerd's rules and proxies, with the dockerd of Debian 13.
+bench-docker: build
+	@scripts/apt-need $(APT_BENCH)
+	$(BIN)/python3 -m bench --docker --engine trixie --rounds 2
 
 demo: build
 	@scripts/apt-need $(APT_DEMO)

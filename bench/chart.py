@@ -19,8 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from bench.chapters import Chapter
 from bench.result import RowResult, Verdict
-from bench.rows import DOCKER_PROXY, Chapter, times
+from bench.rows import DOCKER_PROXY, HAPROXY, times
 
 _COLOURS = {
     Verdict.AIM: "#1b6e5a",
@@ -137,6 +138,6 @@ def _legend() -> list[Patch | Line2D]:
         [], [], color=_INK, linewidth=0, marker="|", markersize=11, markeredgewidth=2, label="bound (at least, at most)"
     )
     second = Line2D([], [], color=_INK, marker="X", markersize=7, markeredgecolor="white", linewidth=0)
-    second.set_label(f"{DOCKER_PROXY}, where it is not the reference")
+    second.set_label(f"{HAPROXY}, or {DOCKER_PROXY} where it is not the reference")
     aim = Line2D([], [], color="white", marker="D", markersize=5.5, markeredgecolor=_INK, linewidth=0, label="aim")
     return [*bars, bound, aim, second]

@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.daemon import Daemon
 from bench.processes import ProcessGroup
 from bench.remote import Remote, neighbour_of
-from bench.rows import DOCKERD_300, LOOPBACK, RELAY, REMOTE
+from bench.rows import DOCKER_PROXY, DOCKERD_300, HAPROXY, LOOPBACK, RELAY, REMOTE, SUBJECT
 from bench.setup import Client, Contender, Port, Setup
 from lab.netns import Namespace, Neighbour
 
@@ -51,7 +51,14 @@ class Proxy(Contender):
         return _client_of(self, host)
 
     def address(self, container: str) -> str:
-        return Neighbour.host4 if self.is_remote else "127.0.0.1"
+        if self.is_remote:
+            return Neighbour.host6 if self.is_ipv6 else Neighbour.host4
+        return "127.0.0.1"
+
+    @property
+    def host_address(self) -> str:
+        """The address that ports are published at."""
+        return "::" if self.is_ipv6 else "0.0.0.0"
 
 
 class DockerProxy(Proxy):
@@ -67,7 +74,7 @@ class DockerProxy(Proxy):
 
     def command(self, container: str, port: Port) -> list[str]:
         return [
-            *(str(self.program), "-proto", port.protocol, "-host-ip", "0.0.0.0", "-host-port", str(port.host)),
+            *(str(self.program), "-proto", port.protocol, "-host-ip", self.host_address, "-host-port", str(port.host)),
             *("-container-ip", container, "-container-port", str(port.container)),
         ]
 
@@ -103,7 +110,7 @@ class Haproxy(Proxy):
         configuration = setup.scratch / "haproxy.cfg"
         listeners = (
             f"listen port{port.host}\n"
-            f"    bind 0.0.0.0:{port.host}\n"
+            f"    bind {self.host_address}:{port.host}\n"
             f"    server container {setup.container_address}:{port.container}\n"
             for port in ports
         )
@@ -124,6 +131,14 @@ def relayed_from_afar(gangway: Path, docker_proxy: Path) -> dict[str, Contender]
     for contender in contenders.values():
         contender.is_remote = True
     return contenders
+
+
+def relayed_ipv6(gangway: Path, docker_proxy: Path) -> dict[str, Contender]:
+    """Return those of the same that copy from IPv6 to IPv4."""
+    contenders = relayed_from_afar(gangway, docker_proxy)
+    for contender in contenders.values():
+        contender.is_ipv6 = True
+    return {name: contenders[name] for name in (SUBJECT, DOCKER_PROXY, HAPROXY)}
 
 
 def in_docker(gangway: Path, docker_proxy: Path) -> dict[str, Contender]:
@@ -149,7 +164,9 @@ def unrelated_connections() -> dict[str, Contender]:
 
 
 def _client_of(contender: Contender, host: Namespace) -> AbstractContextManager[Client]:
-    return neighbour_of(host) if contender.is_remote else nullcontext(Client(host, own_core=contender.own_core))
+    if contender.is_remote:
+        return neighbour_of(host, contender.is_ipv6)
+    return nullcontext(Client(host, own_core=contender.own_core))
 
 
 def _by_name(*contenders: Contender) -> dict[str, Contender]:

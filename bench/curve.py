@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
-GANGWAY, DOCKERD, DROP_IN = "gangway", "dockerd", "dockerd, gangway's drop-in"
+GANGWAY, DOCKERD = "gangway", "dockerd"
 FRONT, STOCK = "dockerd with gangway", "dockerd as it comes"
 
 

@@ -9,14 +9,18 @@
  *   load up   ADDRESS PORT CLIENTS SECONDS   bulk to PORT+1
  *   load down ADDRESS PORT CLIENTS SECONDS   bulk from PORT+2
  *   load udp  ADDRESS PORT CLIENTS SECONDS   1-byte request/response on CLIENTS udp sockets
+ *   load idle ADDRESS PORT CLIENTS 0         exchange 1 byte on CLIENTS connections, and keep them open
  *   load refused ADDRESS PORT SECONDS        connect to a port without a server
  *   load served ADDRESS PORT SECONDS         connect to a port of this process
  *
- * A client's last line is "RATE DONE FAILED": operations (rr, crr, udp) or bytes (up, down) per second, the total, and
- * how many were lost or refused and retried. `crr` also prints a line for each whole second before, to show a rate that
- * falls. The clock starts when every client of rr and udp has received one answer and every bulk client is connected;
- * with SECONDS 0, rr and udp end at that point. crr connects from the SOURCE addresses in rotation: with TIME_WAIT, the
- * local ports of a single address limit the number of connections per second.
+ * A client's last line is "RATE DONE FAILED P99": operations (rr, crr, udp) or bytes (up, down) per second, the total,
+ * how many were lost or refused and retried, and the 99th percentile of the seconds from a request to its answer (rr,
+ * udp; else 0). `crr` also prints a line for each whole second before, to show a rate that falls. The clock starts when
+ * every client of rr and udp has received one answer and every bulk client is connected; with SECONDS 0, rr and udp end
+ * at that point. crr connects from the SOURCE addresses in rotation: with TIME_WAIT, the local ports of a single address
+ * limit the number of connections per second.
+ *
+ * `idle` prints "ready" when every connection is open, and keeps them until the end of its standard input.
  *
  * `refused` and `served` read standard input: for each byte they connect for SECONDS, in batches, and print the median
  * seconds for one connect; they exit at the end of the input. So one process can measure with and without something,
@@ -30,9 +34,9 @@
  */
 #include "load.h"
 
-enum { MAX_CLIENTS = 4096, LOST_MS = 200, ANSWER_MS = 10000, RETRY_MS = 10 };
+enum { MAX_CLIENTS = 1 << 14, LOST_MS = 200, ANSWER_MS = 10000, RETRY_MS = 10 };
 enum { LONG_BYTES = 16384 };
-enum { BATCH = 32, MAX_BATCHES = 1 << 16 };
+enum { MAX_LATENCY_US = 1000000 };
 
 static char chunk[CHUNK];
 
@@ -49,6 +53,7 @@ struct run {
 	double seconds, start_s, end_s;
 	ssize_t bytes; /* of a request and of its answer */
 	unsigned long long done, failed, opened;
+	unsigned int latencies[MAX_LATENCY_US]; /* answers by their microseconds; the last one counts all above, too */
 	struct peer *sources;
 	int source_count;
 	struct client clients[MAX_CLIENTS];
@@ -60,9 +65,29 @@ static void start_clock(struct run *r)
 	r->end_s = r->start_s + r->seconds;
 }
 
+static void record_latency(struct run *r, double seconds)
+{
+	long us = (long)(seconds * 1e6);
+
+	r->latencies[us < MAX_LATENCY_US ? us : MAX_LATENCY_US - 1]++;
+}
+
+/* Returns the seconds within which 99 of 100 answers arrived; 0 if no latencies are recorded. */
+static double p99_s(const struct run *r)
+{
+	unsigned long long slower = 0;
+	int us = r->done ? MAX_LATENCY_US : 0;
+
+	while (us > 0 && (slower += r->latencies[us - 1]) <= r->done / 100)
+		us--;
+	return us / 1e6;
+}
+
 static void report(struct run *r)
 {
-	printf("%.1f %llu %llu\n", (double)r->done / (now_s() - r->start_s), r->done, r->failed);
+	double elapsed_s = now_s() - r->start_s;
+
+	printf("%.1f %llu %llu %.6f\n", (double)r->done / elapsed_s, r->done, r->failed, p99_s(r));
 }
 
 /* Returns a connected (or connecting) socket, or -1 if connect failed. */
@@ -93,13 +118,13 @@ static int connect_or_die(struct run *r, int type)
 	return fd;
 }
 
-static void request(struct run *r, struct client *c)
+static void request(struct run *r, struct client *c, double now)
 {
 	static char message[LONG_BYTES];
 
 	message[0] = ++c->sequence;
 	c->missing = r->bytes;
-	c->sent_s = now_s();
+	c->sent_s = now;
 	/* Reports once that an earlier datagram was refused. */
 	if (send(c->fd, message, r->bytes, MSG_NOSIGNAL) != r->bytes && errno != ECONNREFUSED)
 		die("send");
@@ -111,7 +136,7 @@ static void first_answer(struct run *r, struct client *c, int type)
 	struct pollfd answer = { .fd = c->fd, .events = POLLIN };
 	double end_s = now_s() + ANSWER_MS / 1e3;
 
-	request(r, c);
+	request(r, c, now_s());
 	while (now_s() < end_s) {
 		ssize_t n = poll(&answer, 1, LOST_MS) > 0 ? recv(c->fd, chunk, CHUNK, MSG_DONTWAIT) : 0;
 
@@ -119,7 +144,7 @@ static void first_answer(struct run *r, struct client *c, int type)
 		if (c->missing <= 0)
 			return;
 		if (type == SOCK_DGRAM)
-			request(r, c);
+			request(r, c, now_s());
 	}
 	errno = ETIMEDOUT;
 	die("first answer");
@@ -128,6 +153,7 @@ static void first_answer(struct run *r, struct client *c, int type)
 static void read_answer(struct run *r, struct client *c, int type)
 {
 	ssize_t n = recv(c->fd, chunk, CHUNK, MSG_DONTWAIT);
+	double now;
 
 	if (type == SOCK_STREAM && (n == 0 || (n < 0 && errno != EAGAIN)))
 		die("recv");
@@ -137,7 +163,9 @@ static void read_answer(struct run *r, struct client *c, int type)
 	if (c->missing > 0)
 		return;
 	r->done++;
-	request(r, c);
+	now = now_s();
+	record_latency(r, now - c->sent_s);
+	request(r, c, now);
 }
 
 static void resend_lost(struct run *r, double now)
@@ -146,8 +174,25 @@ static void resend_lost(struct run *r, double now)
 		if (now - r->clients[i].sent_s < LOST_MS / 1e3)
 			continue;
 		r->failed++;
-		request(r, &r->clients[i]);
+		request(r, &r->clients[i], now);
 	}
+}
+
+static void open_clients(struct run *r, int type)
+{
+	for (int i = 0; i < r->count; i++) {
+		r->clients[i].fd = connect_or_die(r, type);
+		first_answer(r, &r->clients[i], type);
+	}
+}
+
+static void run_idle(struct run *r)
+{
+	open_clients(r, SOCK_STREAM);
+	puts("ready");
+	fflush(stdout);
+	while (getchar() != EOF)
+		;
 }
 
 static void run_rr(struct run *r, int type)
@@ -155,15 +200,13 @@ static void run_rr(struct run *r, int type)
 	struct epoll_event events[256];
 	double now, check_s;
 
-	for (int i = 0; i < r->count; i++) {
-		r->clients[i].fd = connect_or_die(r, type);
-		first_answer(r, &r->clients[i], type);
+	open_clients(r, type);
+	for (int i = 0; i < r->count; i++)
 		watch(r->ep, r->clients[i].fd, EPOLLIN, i);
-	}
 	start_clock(r);
 	check_s = r->start_s + LOST_MS / 1e3;
 	for (int i = 0; i < r->count && r->seconds > 0; i++)
-		request(r, &r->clients[i]);
+		request(r, &r->clients[i], r->start_s);
 	while ((now = now_s()) < r->end_s) {
 		int n = epoll_wait(r->ep, events, 256, LOST_MS);
 
@@ -260,61 +303,6 @@ static void run_crr(struct run *r)
 	report(r);
 }
 
-static int by_value(const void *one, const void *other)
-{
-	double a = *(const double *)one, b = *(const double *)other;
-
-	return (a > b) - (a < b);
-}
-
-/* Returns the seconds per connect of a batch. Each connect has its own socket, created before and closed after the timing.
- * `listener` is -1 if the connects must be refused; else it accepts them afterwards. */
-static double connect_s(const struct peer *to, int listener)
-{
-	double start_s, elapsed_s;
-	int fds[BATCH];
-
-	for (int i = 0; i < BATCH; i++)
-		fds[i] = open_socket(to->address.ss_family, SOCK_STREAM);
-	start_s = now_s();
-	for (int i = 0; i < BATCH; i++)
-		if (connect(fds[i], (void *)&to->address, to->length) ? listener >= 0 || errno != ECONNREFUSED : listener < 0)
-			die("connect");
-	elapsed_s = now_s() - start_s;
-	for (int i = 0; i < BATCH; i++) {
-		struct linger reset = { .l_onoff = 1 };
-
-		setsockopt(fds[i], SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
-		close(fds[i]);
-		if (listener >= 0)
-			close(accept(listener, NULL, NULL));
-	}
-	return elapsed_s / BATCH;
-}
-
-static void run_connects(struct peer to, double seconds, int listens)
-{
-	int listener = listens ? open_socket(to.address.ss_family, SOCK_STREAM) : -1;
-	int yes = 1;
-
-	if (listens && (setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes)) ||
-			bind(listener, (void *)&to.address, to.length) || listen(listener, BATCH)))
-		die("listen");
-	static double batches[MAX_BATCHES];
-
-	while (getchar() != EOF) {
-		double end_s = now_s() + seconds;
-		int count = 0;
-
-		do
-			batches[count++] = connect_s(&to, listener);
-		while (count < MAX_BATCHES && now_s() < end_s);
-		qsort(batches, count, sizeof(*batches), by_value);
-		printf("%.9g\n", batches[count / 2]);
-		fflush(stdout);
-	}
-}
-
 int main(int argc, char **argv)
 {
 	static struct run r;
@@ -328,7 +316,7 @@ int main(int argc, char **argv)
 	}
 	if (argc < 6 || (argc > 6 && strcmp(argv[1], "crr")) || (r.count = atoi(argv[4])) > MAX_CLIENTS) {
 		fputs("usage: load serve PORT | load refused|served ADDRESS PORT SECONDS\n"
-		      "       load rr|rr16k|crr|up|down|udp ADDRESS PORT CLIENTS SECONDS [SOURCE ...]\n", stderr);
+		      "       load rr|rr16k|crr|up|down|udp|idle ADDRESS PORT CLIENTS SECONDS [SOURCE ...]\n", stderr);
 		return 2;
 	}
 	int port = atoi(argv[3]);
@@ -349,6 +337,8 @@ int main(int argc, char **argv)
 		run_rr(&r, SOCK_DGRAM);
 	else if (!strcmp(mode, "crr"))
 		run_crr(&r);
+	else if (!strcmp(mode, "idle"))
+		run_idle(&r);
 	else
 		run_bulk(&r, !strcmp(mode, "up"));
 	return 0;

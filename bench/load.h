@@ -28,6 +28,10 @@ struct peer {
 /* Serves echo, discard and source on `port` and the two after it, until the process is ended. */
 void serve(int port);
 
+/* For each byte of standard input, connects for `seconds`, and prints the median seconds of one connect(). `listens`: to a
+ * port of this process; else the port must refuse. Returns at the end of the input. */
+void run_connects(struct peer to, double seconds, int listens);
+
 static inline double now_s(void)
 {
 	struct timespec t;

@@ -6,7 +6,8 @@ seconds, bytes, or per second.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from statistics import mean, median
@@ -18,9 +19,10 @@ from bench.many_containers import mapping, publication_s, with_many_containers
 from bench.publishing import all_ports, many_in_docker
 from bench.ranges import last_port
 from bench.setup import Port
-from bench.traffic import DATAGRAMS, NEEDED, STREAMS
+from bench.traffic import DATAGRAMS, NEEDED, STREAMS, LoadResult
 from bench.turn import WARM_UP_S, Outcome, Turn, check_road, daemon_setup, medians, widen_port_range
 from lab.dockerd import Dockerd, DockerFailed
+from lab.processes import pss_kib
 
 SUSTAINED_S, QUICK_SUSTAINED_S = 30, 12
 STARTS = 50
@@ -30,11 +32,14 @@ DOCKER_PORTS = 200
 MAPPINGS = 10_000
 BATCH = 500
 SLICES = 30
+IDLE_CONNECTIONS, IDLE_PORTS = 9_500, 4  # in gangway's relay each one has two of its 20,000 descriptors
 BULK_FACTOR = 4  # bulk transfers run longer: how well the two ends of a connection keep in step varies
 ALTERNATIONS, QUICK_ALTERNATIONS = 60, 20
 PUBLICATIONS, COMMANDS = 50, 40
 SETTLE_S = 1.0
-IDLE_LIMIT_BYTES = 60e6
+REAP_S = 0.1
+IDLE_LIMIT_BYTES, IDLE_RELAY_LIMIT_BYTES = 60e6, 12e6
+REQUESTS = 100_000  # whose CPU time is a row
 _FIRST = 10000
 _PYTHON = "/usr/bin/python3"  # the Python of gangway's virtual environment
 
@@ -44,6 +49,21 @@ def rate(mode: str, clients: int, turn: Turn) -> float:
     _serve(turn, (NEEDED[mode],))
     turn.load.run(turn.setup, mode, clients, WARM_UP_S)
     return turn.load.run(turn.setup, mode, clients, turn.seconds).rate
+
+
+def request_response(clients: int, rows: Sequence[str], turn: Turn) -> dict[str, Outcome]:
+    """Return operations per second, the CPU seconds for `REQUESTS` of them, and the 99th percentile of the latency."""
+    _serve(turn, (NEEDED["rr"],))
+    result, cpu_s = _run_with_cpu_time("rr", clients, turn)
+    return dict(zip(rows, ((result.rate,), (cpu_s / result.done * REQUESTS,), (result.p99_s,)), strict=False))
+
+
+def bulk(clients: int, rows: Sequence[str], turn: Turn) -> dict[str, Outcome]:
+    """Return bytes per second to and from the container, and the CPU seconds per byte, the mean of both directions."""
+    _serve(turn, STREAMS)
+    runs = [_run_with_cpu_time(mode, clients, turn) for mode in ("up", "down")]
+    cpu_for_byte = mean(cpu_s / result.done for result, cpu_s in runs)
+    return dict(zip(rows, (*((result.rate,) for result, _ in runs), (cpu_for_byte,)), strict=False))
 
 
 def connection_rate(turn: Turn) -> float:
@@ -71,13 +91,6 @@ def transaction_rate(clients: int, turn: Turn) -> float:
         return server.run(turn.setup, clients, turn.seconds)
 
 
-def bulk_cpu(turn: Turn) -> float:
-    """Return the CPU seconds of the contender's processes per byte of one connection: the mean of both directions."""
-    _serve(turn, STREAMS)
-    turn.load.run(turn.setup, "up", 1, WARM_UP_S)
-    return (_cpu_for_byte(turn, "up") + _cpu_for_byte(turn, "down")) / 2
-
-
 def start_time(turn: Turn) -> float:
     """Return the median time to start a launcher; the launchers before it keep running, as with dockerd."""
     contender = turn.setup.contender
@@ -103,6 +116,21 @@ def client_memory(turn: Turn) -> float:
     before = group.pss_bytes()
     turn.load.run(turn.setup, "udp", UDP_CLIENTS, 0)
     return (group.pss_bytes() - before) / UDP_CLIENTS
+
+
+def connection_memory(turn: Turn) -> float:
+    """Return the memory per connection that has exchanged one byte and is open."""
+    group, ports = turn.setup.group, _ports(IDLE_PORTS)
+    _serve(turn, tuple(ports))
+    for port in ports:
+        with turn.load.idle(turn.setup, 1, port.host):
+            pass
+    before = group.pss_bytes()
+    with ExitStack() as stack:
+        for port in ports:
+            stack.enter_context(turn.load.idle(turn.setup, IDLE_CONNECTIONS // IDLE_PORTS, port.host))
+        time.sleep(SETTLE_S)
+        return (group.pss_bytes() - before) / IDLE_CONNECTIONS
 
 
 def docker_time(turn: Turn) -> float:
@@ -170,11 +198,15 @@ def command_time(turn: Turn) -> tuple[float, float]:
     return medians(times[1:])  # the first pair warms the caches
 
 
-def idle_memory(turn: Turn) -> tuple[float, float]:
-    """Return the memory of the daemon and its relay with one idle port, and the limit for it."""
+def idle_memory(turn: Turn) -> dict[str, Outcome]:
+    """Return the memory of the daemon and its relay with one idle port, and that of the relay; and the limits."""
     turn.setup.publish(*_ports(1))
     time.sleep(SETTLE_S)
-    return turn.setup.group.pss_bytes(), IDLE_LIMIT_BYTES
+    relay_bytes = pss_kib(daemon_setup(turn.setup).gangway.relays()) * 1024
+    return {
+        "idle-memory": (turn.setup.group.pss_bytes(), IDLE_LIMIT_BYTES),
+        "idle-relay-memory": (relay_bytes, IDLE_RELAY_LIMIT_BYTES),
+    }
 
 
 def _serve(turn: Turn, ports: tuple[Port, ...]) -> None:
@@ -182,10 +214,18 @@ def _serve(turn: Turn, ports: tuple[Port, ...]) -> None:
     turn.setup.publish(*ports)
 
 
-def _cpu_for_byte(turn: Turn, mode: str) -> float:
-    before = turn.setup.group.cpu_s()
-    carried = turn.load.run(turn.setup, mode, 1, turn.seconds / 2).done
-    return (turn.setup.group.cpu_s() - before) / carried
+def _run_with_cpu_time(mode: str, clients: int, turn: Turn) -> tuple[LoadResult, float]:
+    """Return a client's result, and the CPU seconds of the contender's processes meanwhile."""
+    turn.load.run(turn.setup, mode, clients, WARM_UP_S)
+    before = _settled_cpu_s(turn)
+    result = turn.load.run(turn.setup, mode, clients, turn.seconds)
+    return result, _settled_cpu_s(turn) - before
+
+
+def _settled_cpu_s(turn: Turn) -> float:
+    """Return the CPU seconds when socat's children have exited, and count for their parent."""
+    time.sleep(REAP_S)
+    return turn.setup.group.cpu_s()
 
 
 def _ports(count: int) -> list[Port]:
@@ -193,28 +233,22 @@ def _ports(count: int) -> list[Port]:
 
 
 MEASURES: dict[str, Callable[[Turn], float]] = {
-    "rr1": partial(rate, "rr", 1),
-    "rr64": partial(rate, "rr", 64),
     "rr8-16k": partial(rate, "rr16k", 8),
     "crr16": connection_rate,
     "crr-sustained": sustained_connection_rate,
     "pgbench50": partial(transaction_rate, 50),
     "pgbench1": partial(transaction_rate, 1),
-    "up1": partial(rate, "up", 1),
-    "up8": partial(rate, "up", 8),
-    "down1": partial(rate, "down", 1),
-    "down8": partial(rate, "down", 8),
     "udp1": partial(rate, "udp", 1),
     "udp64": partial(rate, "udp", 64),
-    "bulk-cpu": bulk_cpu,
     "start": start_time,
     "port-memory": port_memory,
     "udp-memory": client_memory,
+    "idle-connections": connection_memory,
     "docker": docker_time,
-    "relay-remote-rr1": partial(rate, "rr", 1),
-    "relay-remote-rr64": partial(rate, "rr", 64),
     "relay-remote-rr8-16k": partial(rate, "rr16k", 8),
     "relay-remote-crr16": connection_rate,
+    "relay-ipv6-rr64": partial(rate, "rr", 64),
+    "relay-ipv6-crr16": connection_rate,
     "redirect-rr1": partial(rate, "rr", 1),
     "redirect-rr64": partial(rate, "rr", 64),
     "redirect-crr16": connection_rate,
@@ -240,7 +274,6 @@ PAIRS: dict[str, Callable[[Turn], tuple[float, float]]] = {
     "redirect-refused": partial(unrelated_connect_time, "refused"),
     "publish-10000": publish_time,
     "publish-command": command_time,
-    "idle-memory": idle_memory,
     **{f"scale-{road}-rr64": partial(last_port, "rr", 64) for road in ("remote", "loopback", "relay")},
     **{f"scale-{road}-crr16": partial(last_port, "crr", 16) for road in ("remote", "loopback", "relay")},
     "scale-relay-udp64": partial(last_port, "udp", 64),
@@ -248,8 +281,22 @@ PAIRS: dict[str, Callable[[Turn], tuple[float, float]]] = {
     "docker-front-first-answer": docker_front.first_answer,
 }
 
+
+def _one_turn(
+    measure: Callable[[int, Sequence[str], Turn], dict[str, Outcome]], clients: int, *rows: str
+) -> dict[str, Callable[[Turn], dict[str, Outcome]]]:
+    return dict.fromkeys(rows, partial(measure, clients, rows))
+
+
 # One turn that measures several rows.
 SHARED: dict[str, Callable[[Turn], dict[str, Outcome]]] = {
+    **_one_turn(request_response, 1, "rr1", "rr1-cpu"),
+    **_one_turn(request_response, 64, "rr64", "rr64-cpu", "rr64-p99"),
+    **_one_turn(request_response, 1, "relay-remote-rr1", "relay-remote-rr1-cpu"),
+    **_one_turn(request_response, 64, "relay-remote-rr64", "relay-remote-rr64-cpu", "relay-remote-rr64-p99"),
+    **_one_turn(bulk, 1, "up1", "down1", "bulk-cpu"),
+    **_one_turn(bulk, 8, "up8", "down8"),
+    **dict.fromkeys(("idle-memory", "idle-relay-memory"), idle_memory),
     **dict.fromkeys(("scale-publish", "scale-unpublish", "scale-memory"), all_ports),
     **dict.fromkeys(("scale-one-more", "scale-restart"), with_many_containers),
     **dict.fromkeys(("docker-many-run", "docker-many-rm", "docker-many-memory", "docker-many-threads"), many_in_docker),

@@ -133,8 +133,8 @@ class ProcessGroup:
 
     def _listening(self, protocol: str) -> set[int]:
         with self._namespace.entered():
-            lines = Path(f"/proc/thread-self/net/{protocol}").read_text().splitlines()[1:]
-        sockets = (line.split() for line in lines)
+            tables = [Path(f"/proc/thread-self/net/{protocol}{version}").read_text() for version in ("", "6")]
+        sockets = (line.split() for table in tables for line in table.splitlines()[1:])
         return {int(words[1].split(":")[1], 16) for words in sockets if words[3] == _LISTENING[protocol]}
 
 

@@ -16,10 +16,9 @@ from pathlib import Path
 from statistics import median
 
 from bench.contenders import DockerProxy
-from bench.curve import DOCKERD, DROP_IN, GANGWAY, Cost
+from bench.curve import DOCKERD, GANGWAY, Cost
 from bench.daemon import DaemonSetup
 from bench.errors import CannotCarry
-from bench.rows import SUBJECT
 from bench.setup import Setup
 from bench.turn import Outcome, Turn, daemon_setup
 from lab.dockerd import Dockerd, DockerFailed
@@ -59,18 +58,14 @@ def all_ports(turn: Turn) -> dict[str, Outcome]:
 def many_in_docker(turn: Turn) -> dict[str, Outcome]:
     """Measure starting and removing a container with many ports, and its proxies: launchers, daemon and relay."""
     count = QUICK_MANY if turn.quick else MANY
-    contender = _proxy(turn.setup)
-    with _dockerd(turn.setup, contender) as docker:
-        before = _available_bytes()
+    with _dockerd(turn.setup, _proxy(turn.setup)) as docker:
         run_s = _run_s(docker, count)
-        used = before - _available_bytes()
         proxies = [pid for pid, words in docker.processes().items() if _is_for_ports(words)]
         pss_bytes, threads = pss_kib(proxies) * 1024, sum(map(_threads, proxies))
-        cost = Cost(run_s, _remove_s(docker), used)
-    turn.curve.add(DROP_IN if contender.name == SUBJECT else DOCKERD, count, cost)
+        remove_s = _remove_s(docker)
     return {
-        "docker-many-run": (cost.publish_s,),
-        "docker-many-rm": (cost.unpublish_s,),
+        "docker-many-run": (run_s,),
+        "docker-many-rm": (remove_s,),
         "docker-many-memory": (pss_bytes,),
         "docker-many-threads": (threads,),
     }

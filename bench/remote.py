@@ -18,6 +18,7 @@ from bench.setup import Client, Contender, Port, Setup
 from lab.netns import Host, Namespace, Neighbour
 
 _MORE_ADDRESSES = ("10.77.0.3", "10.77.0.4", "10.77.0.5")
+_MORE_ADDRESSES6 = ("fd77::3", "fd77::4", "fd77::5")
 
 
 class Routed(Contender):
@@ -67,12 +68,15 @@ def without_docker() -> dict[str, Contender]:
 
 
 @contextmanager
-def neighbour_of(host: Namespace) -> Iterator[Client]:
-    """Create another machine that is connected to a host, and yield it as the client."""
+def neighbour_of(host: Namespace, ipv6: bool = False) -> Iterator[Client]:
+    """Create another machine that is connected to a host, and yield it as the client; `ipv6`: it connects by IPv6."""
+    first, more, length = Neighbour.address4, _MORE_ADDRESSES, 24
+    if ipv6:
+        first, more, length = Neighbour.address6, _MORE_ADDRESSES6, 64
     with Neighbour(host) as neighbour:
-        for address in _MORE_ADDRESSES:
-            neighbour.ip("address", "add", f"{address}/24", "dev", "eth0")
-        yield Client(neighbour, (neighbour.address4, *_MORE_ADDRESSES), own_core=True)
+        for address in more:
+            neighbour.ip("address", "add", f"{address}/{length}", "dev", "eth0", *(["nodad"] if ipv6 else []))
+        yield Client(neighbour, (first, *more), own_core=True)
 
 
 def _nat(host: Namespace, rule: str) -> None:

@@ -1,9 +1,10 @@
 """The results as tables in Markdown, which the terminal shows, too."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import count, groupby
 
-from bench.curve import DOCKERD, DROP_IN, FRONT, GANGWAY, STOCK, Cost, Curve
+from bench.curve import DOCKERD, FRONT, GANGWAY, STOCK, Cost, Curve
 from bench.result import RowResult, Verdict
 from bench.rows import SUBJECT, Row, megabytes, seconds, times
 
@@ -38,17 +39,45 @@ available memory (MemAvailable); it includes what a program takes for its first 
 ![cost by the number of ports](scale.png)"""
 
 
-def document(results: Sequence[RowResult], facts: Iterable[tuple[str, str]], curve: Curve) -> str:
-    """Return the text of RESULTS.md."""
-    ports, docker = curve.only(GANGWAY, DOCKERD, DROP_IN), curve.only(FRONT, STOCK)
+@dataclass(frozen=True)
+class Document:
+    """A file with the results of one run, and the picture of its ratios."""
+
+    name: str
+    picture: str
+    command: str
+    other_run: str
+    """What is measured in the run that this one does not include."""
+
+
+RESULTS = Document(
+    "RESULTS.md",
+    "results.png",
+    "make bench",
+    """\
+What takes containers with many ports is measured in a run of its own, `make bench-docker`: [DOCKER.md](DOCKER.md).""",
+)
+DOCKER = Document(
+    "DOCKER.md",
+    "docker-ratios.png",
+    "make bench-docker",
+    "All other rows are in [RESULTS.md](RESULTS.md) (`make bench`).",
+)
+
+
+def document(
+    results: Sequence[RowResult], facts: Iterable[tuple[str, str]], curve: Curve, of_run: Document = RESULTS
+) -> str:
+    """Return the text of the file with the results of a run."""
+    ports, docker = curve.only(GANGWAY, DOCKERD), curve.only(FRONT, STOCK)
     parts = [
-        "# Results of `make bench`",
+        f"# Results of `{of_run.command}`",
         summary(results),
-        _EXPLANATION,
+        f"{_EXPLANATION}\n{of_run.other_run}",
         *(f"## {of[0].row.chapter.title}\n\n{_table(of)}\n\n{of[0].row.chapter.note}" for of in _by_chapter(results)),
         *([_CURVE.format(table=_points(ports))] if ports.counts() else []),
         *([_DOCKER_CURVE.format(table=_points(docker))] if docker.counts() else []),
-        "![the ratios](results.png)",
+        f"![the ratios]({of_run.picture})",
         "\n".join(f"- {name}: {value}" for name, value in facts),
     ]
     return "\n\n".join(parts) + "\n"
@@ -65,7 +94,7 @@ def summary(results: Iterable[RowResult]) -> str:
 
 def tables(results: Iterable[RowResult], curve: Curve) -> str:
     """Return all tables."""
-    curves = curve.only(GANGWAY, DOCKERD, DROP_IN), curve.only(FRONT, STOCK)
+    curves = curve.only(GANGWAY, DOCKERD), curve.only(FRONT, STOCK)
     return "\n\n".join([*map(_table, _by_chapter(results)), *(_points(one) for one in curves if one.counts())])
 
 
@@ -125,7 +154,7 @@ def _line(
     figure, reference = (_figure(result, name, notes) for name in (SUBJECT, row.reference))
     compared = f"{reference} ({row.reference})" if names_reference else reference
     figures = (figure, compared, *(_figure(result, name, notes) for name in others))
-    other_ratios = (_ratio(result.ratio(to=name)) for name in also)
+    other_ratios = (_other_ratio(result, name) for name in also)
     ratio, worst = _ratio(result.ratio()), _ratio(result.worst())
     bounds = _bound(row, row.bound), _bound(row, row.aim)
     verdict = result.verdict()
@@ -145,6 +174,14 @@ def _figure(result: RowResult, contender: str, notes: list[str]) -> str:
 
 def _ratio(ratio: float | None) -> str:
     return _NONE if ratio is None else times(ratio)
+
+
+def _other_ratio(result: RowResult, contender: str) -> str:
+    """Return the ratio to a contender that is not the reference, with its limit if it has one."""
+    ratio, row = _ratio(result.ratio(to=contender)), result.row
+    if row.also_bound is None or contender != row.also_compared_with:
+        return ratio
+    return f"{ratio} ({_bound(row, row.also_bound)})"
 
 
 def _bound(row: Row, bound: float) -> str:

@@ -48,7 +48,7 @@ class RowResult:
 
     def verdict(self) -> Verdict:
         """Return the verdict. If gangway failed in any round, the row falls short, whatever its other rounds."""
-        if SUBJECT in self.failures:
+        if SUBJECT in self.failures or not self.keeps_other_bound():
             return Verdict.SHORT
         ratio = self.ratio()
         if ratio is None:
@@ -56,6 +56,11 @@ class RowResult:
         if self.row.reaches(ratio, self.row.aim):
             return Verdict.AIM
         return Verdict.HOLDS if self.row.reaches(ratio, self.row.bound) else Verdict.SHORT
+
+    def keeps_other_bound(self) -> bool:
+        """False if the ratio to the contender that gangway is also compared with is worse than the limit for it."""
+        ratio, bound = self.ratio(to=self.row.also_compared_with), self.row.also_bound
+        return ratio is None or bound is None or self.row.reaches(ratio, bound)
 
     def _ratios(self, of: str, to: str) -> Iterator[float]:
         for figures in self.rounds:

@@ -2,7 +2,7 @@
 
 A round measures every row once, so that a minute in which the machine is slow affects one round of some rows instead of
 all rounds of one. Within a row the contenders that are compared have consecutive turns, in alternating order; the
-others come before or after them, starting with a different one in each round. A measurement that compares two things by
+others, which are for orientation only, have turns in the first round. A measurement that compares two things by
 itself has one turn for both, and one that measures several rows has one turn for all of them.
 """
 
@@ -13,17 +13,16 @@ from functools import cache
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from bench.chapters import Chapter
 from bench.curve import Curve
 from bench.database import Database, database
 from bench.errors import CannotCarry
 from bench.measures import MEASURES, PAIRS, SHARED
 from bench.result import RowResult
-from bench.rows import SUBJECT, Chapter, Row
+from bench.rows import SUBJECT, Row
 from bench.setup import Contender
 from bench.traffic import Load
 from bench.turn import Outcome, Turn
-
-OTHERS_ROUNDS = 3  # contenders that are in no ratio are for orientation only: three rounds are enough
 
 
 @dataclass(frozen=True)
@@ -128,13 +127,8 @@ class Runner:
 
 
 def _order(row: Row, number: int) -> Iterator[str]:
-    pair = [name for name in (SUBJECT, row.reference, row.also_compared_with) if name in row.contenders][
-        :: -1 if number % 2 else 1
-    ]
-    others = [name for name in row.contenders if name not in pair]
-    if others and number < OTHERS_ROUNDS:
-        first = number % len(others)
-        others = others[first:] + others[:first]
-    else:
-        others = []
-    yield from (*others, *pair) if number % 2 else (*pair, *others)
+    """Yield a row's contenders in a round: those that are compared, and in the first round the others."""
+    compared = [name for name in (SUBJECT, row.reference, row.also_compared_with) if name in row.contenders]
+    yield from compared[:: -1 if number % 2 else 1]
+    if number == 0:
+        yield from (name for name in row.contenders if name not in compared)

@@ -14,13 +14,12 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from bench.curve import DOCKERD, DROP_IN, FRONT, GANGWAY, STOCK, Cost, Curve
+from bench.curve import DOCKERD, FRONT, GANGWAY, STOCK, Cost, Curve
 
 _INK, _GRID = "#22282e", "#e3e6e9"
 _STYLES = {  # colour, marker, line
     GANGWAY: ("#1b6e5a", "o", "-"),
     DOCKERD: ("#c8553d", "s", "-"),
-    DROP_IN: ("#6fb49f", "D", ""),
     FRONT: ("#1b6e5a", "o", "-"),
     STOCK: ("#c8553d", "s", "-"),
 }

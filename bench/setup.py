@@ -37,6 +37,7 @@ class Contender(ABC):
         self.name = name
         self.own_core = own_core
         self.is_remote = False  # the client is another machine
+        self.is_ipv6 = False  # the client uses IPv6; the container's address is of IPv4
 
     @contextmanager
     def set_up(self) -> Iterator["Setup"]:

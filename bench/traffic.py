@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.errors import CannotCarry, CannotMeasure
 from bench.setup import Port, Setup
@@ -25,16 +26,26 @@ NEEDED = {
 """By mode, the port that is needed."""
 _UNPUBLISHED_PORT = 1
 _PATIENCE_S = 60
-_SOURCES = [Path(__file__).with_name(name) for name in ("load.c", "load_server.c", "load.h")]
+_PIPES: dict[str, Any] = {
+    "stdin": subprocess.PIPE,
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.PIPE,
+    "text": True,
+}
+_SOURCES = [Path(__file__).with_name(name) for name in ("load.c", "load_connect.c", "load_server.c", "load.h")]
 
 
 @dataclass(frozen=True)
 class LoadResult:
-    """What a client did: operations (or bytes) per second, in total, failures, and per whole second (crr only)."""
+    """What a client did: operations (or bytes) per second, in total, failures, and per whole second (crr only).
+
+    99 % of the answers took at most `p99_s` seconds (rr and udp; else 0).
+    """
 
     rate: float
     done: int
     failed: int
+    p99_s: float
     each_second: list[int]
 
 
@@ -52,7 +63,7 @@ class Load:
             return cls(program)
         directory.mkdir(exist_ok=True)
         made = directory / f"load.{os.getpid()}"
-        command = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-o", str(made), *map(str, _SOURCES[:2])]
+        command = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-o", str(made), *map(str, _SOURCES[:-1])]
         done = subprocess.run(command, text=True, capture_output=True, check=False)
         if done.returncode:
             raise CannotMeasure(f"compiling load.c failed: {done.stderr.strip()}")
@@ -79,8 +90,26 @@ class Load:
         if done.returncode:
             raise CannotCarry(f"{mode} with {clients} clients: {done.stderr.strip().removeprefix('load: ')}")
         *before, last = done.stdout.splitlines()
-        rate, operations, failed = last.split()
-        return LoadResult(float(rate), int(operations), int(failed), [int(line) for line in before])
+        rate, operations, failed, p99_s = last.split()
+        return LoadResult(float(rate), int(operations), int(failed), float(p99_s), [int(line) for line in before])
+
+    @contextmanager
+    def idle(self, setup: Setup, clients: int, port: int) -> Iterator[None]:
+        """Open connections to a port, exchange a byte on each, and keep them open during the block.
+
+        CannotCarry: not all of them were answered.
+        """
+        words = [*_pinned(setup, 0), str(self._program), "idle", setup.address, str(port), str(clients), "0"]
+        client = setup.client.space.popen(*words, **_PIPES)
+        assert client.stdout is not None
+        assert client.stderr is not None
+        try:
+            if client.stdout.readline() != "ready\n":
+                problem = client.stderr.read().strip().removeprefix("load: ")
+                raise CannotCarry(f"{clients} idle connections: {problem}")
+            yield
+        finally:
+            end(client)
 
     @contextmanager
     def connecting(self, host: Namespace, mode: str, seconds: float) -> Iterator[Callable[[], float]]:
@@ -90,7 +119,7 @@ class Load:
         "refused" no server listens on the port, with "served" the client itself does.
         """
         words = [*_core(-1), str(self._program), mode, "127.0.0.1", str(_UNPUBLISHED_PORT), f"{seconds:g}"]
-        client = host.popen(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        client = host.popen(*words, **_PIPES)
         requests, answers, errors = client.stdin, client.stdout, client.stderr
         assert requests is not None
         assert answers is not None
