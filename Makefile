@@ -2,44 +2,70 @@
 PYTHON ?= /usr/bin/python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-APT_BUILD := python3-venv gcc libc6-dev musl-tools clang libbpf-dev
-APT_DEMO  := iproute2 nftables libbpf1
-APT_TEST  := $(APT_DEMO) libclang-rt-dev curl iptables docker.io busybox-static debootstrap
-APT_BENCH := $(APT_TEST) socat haproxy postgresql postgresql-contrib
+APT_PIP   := python3-pip-whl
+APT_BUILD := gcc libc6-dev musl-tools iproute2 netbase nftables libbpf1 procps
+APT_DEV   := clang libbpf-dev
+APT_TEST  := libclang-rt-dev curl iptables docker.io busybox-static debootstrap
+APT_BENCH := socat haproxy postgresql postgresql-contrib
 APT_VM    := qemu-system-x86 cpio kmod xz-utils
+APT_NEED  := $(PYTHON) scripts/apt_need.py
+
+PIP := $(BIN)/python3 -m pip install --quiet --disable-pip-version-check --no-compile --progress-bar off
+# Puts pip into the environment; ensurepip would need six seconds more, for setuptools and for what is compiled on use, too.
+UNPACK := import sys, sysconfig, zipfile; zipfile.ZipFile(sys.argv[1]).extractall(sysconfig.get_path("purelib"))
 
 .DELETE_ON_ERROR:
-.PHONY: build test test-engines test-vm lint bench bench-docker demo demo-docker format clean
+.PHONY: build parts need-pip need-compilers need-dev dev test test-install test-engines test-vm lint \
+    bench bench-docker demo demo-docker format clean
 
-# The compiled eBPF programs; nothing is compiled when gangway runs.
-BPF := src/gangway/ebpf/redirect.bpf.o src/gangway/ebpf/steering.bpf.o
+.DEFAULT_GOAL := build
+include compile.mk
+BPF := build/ebpf/redirect.bpf.o build/ebpf/steering.bpf.o
 
-# The relay's data plane, and the table of states that it is compiled with.
-CORE := src/gangway/relay/core
+# The Python packages and the compiled parts: at the same time, as installing takes longest.
+build:
+	@$(MAKE) --no-print-directory --jobs=2 parts
 
-build: $(BIN)/gangway $(BIN)/gangway-docker-proxy $(BPF) $(CORE)/core.so
+parts: $(BIN)/gangway $(BIN)/gangway-docker-proxy $(CORE)/core.so
 
-$(BIN)/gangway: pyproject.toml
-	@scripts/apt-need $(APT_BUILD)
-	@echo "make: installing gangway and its Python tools into $(VENV)"
-	@test -x $(BIN)/python3 || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python3 -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+need-pip:
+	@$(APT_NEED) $(APT_PIP)
+
+need-compilers: | need-pip
+	@$(APT_NEED) $(APT_BUILD)
+
+$(BIN)/gangway: pyproject.toml | need-pip
+	@echo "make: installing gangway and the Python packages that it needs into $(VENV)"
+	@$(PYTHON) -m venv --without-pip $(VENV)
+	@$(BIN)/python3 -c '$(UNPACK)' /usr/share/python-wheels/pip-*.whl
+	@$(PIP) --editable .
 	@touch $@
 
-$(BIN)/gangway-docker-proxy: $(wildcard launcher/*.c) launcher/launcher.h | $(BIN)/gangway
-	musl-gcc -std=gnu11 -static -Os -Wall -Wextra -Werror -DVERSION=\"$(VERSION)\" -o $@ $(filter %.c,$^)
+$(COMPILED): | need-compilers
 
-$(BPF): %.o: %.c src/gangway/ebpf/published.bpf.h | $(BIN)/gangway
-	clang -O2 -g -Wall -Wextra -Werror -target bpf -I/usr/include/$(shell gcc -print-multiarch) -c $< -o $@
+# The launcher starts the python3 beside it.
+$(BIN)/gangway-docker-proxy: $(LAUNCHER) | $(BIN)/gangway
+	@cp $< $@
 
-$(CORE)/flow_table.h: $(CORE)/table.py src/gangway/relay/flow.py | $(BIN)/gangway
-	$(BIN)/python3 -m gangway.relay.core.table > $@
+# What only developers need.
+dev: build $(BIN)/pytest $(BPF)
 
-$(CORE)/core.so: $(wildcard $(CORE)/*.c) $(CORE)/core.h $(CORE)/parts.h $(CORE)/flow_table.h
-	gcc -std=gnu11 -O2 -g -flto=auto -fPIC -shared -fvisibility=hidden -fstack-protector-strong -D_FORTIFY_SOURCE=2 \
-	    -Wl,-z,relro,-z,now -Wall -Wextra -Werror -o $@ $(filter %.c,$^)
+need-dev: | build
+	@$(APT_NEED) $(APT_DEV)
+
+$(BIN)/pytest: pyproject.toml | build
+	@echo "make: installing the developers' Python packages into $(VENV)"
+	@$(PIP) --editable '.[dev,bench]'
+	@touch $@
+
+# The compiled eBPF programs are in git, so that only those who change them need clang.  They are compiled here again, and
+# copied if they differ; `make lint` fails until the copy is in git, too.
+build/ebpf/%.bpf.o: src/gangway/ebpf/%.bpf.c src/gangway/ebpf/published.bpf.h | need-dev
+	@mkdir -p $(@D)
+	clang -O2 -g -Wall -Wextra -Werror -target bpf -fdebug-compilation-dir=. -I/usr/include/$(shell gcc -print-multiarch) \
+	    -c $< -o $@
+	@cmp -s $@ $(<:.c=.o) || cp $@ $(<:.c=.o)
 
 # Tests start a thousand Python programs, which would all compile the modules again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -47,53 +73,58 @@ unexport PYTHONDONTWRITEBYTECODE
 # Tests wait more than they compute: three at once keep two cores busy. The quickest files come last, so that none is
 # waited for alone.
 # The root of Debian 13's dockerd is built in the background, the first time only; tests that need it wait for it.
-test: build
-	@scripts/apt-need $(APT_TEST)
+test: dev
+	@$(APT_NEED) $(APT_TEST)
 	@$(BIN)/python3 -m lab.engines trixie & \
 	$(BIN)/python3 -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/kernel tests/docker tests/unit
 
+# Needs the network: new minimal systems, in which gangway is installed as users do.
+test-install: dev
+	@$(APT_NEED) debootstrap
+	$(BIN)/python3 -m pytest -s -o timeout=900 tests/install
+
 # The newest dockerd that Debian has, which changes from day to day: not in CI.
-test-engines: build
-	@scripts/apt-need $(APT_TEST)
+test-engines: dev
+	@$(APT_NEED) $(APT_TEST)
 	DOCKER_ENGINE=sid $(BIN)/python3 -m pytest tests/docker
 
 # Debian's kernel under qemu, which is slow: only tests whose outcome depends on the kernel. tests/unit/conftest.py lists
 # the unit tests among them; tests with the same outcome on every kernel are marked any_kernel.
 IN_VM := tests/vm/run $(abspath $(BIN))/python3 -m pytest -p no:cacheprovider -o timeout=600 -v -m 'not any_kernel'
-test-vm: build
-	@scripts/apt-need $(APT_TEST) $(APT_VM)
+test-vm: dev
+	@$(APT_NEED) $(APT_TEST) $(APT_VM)
 	GANGWAY_VM_LIMIT=2400 $(IN_VM) -n 2 --dist loadfile tests/unit tests/kernel
 	GANGWAY_VM_OPTIONS=ipv6.disable=1 $(IN_VM) tests/kernel/test_ipv6_disabled.py
 
-lint: build
+lint: dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	for one in $(CORE)/*.c; do gcc -std=gnu11 -O1 -fanalyzer -Wall -Wextra -Werror -c -o /dev/null $$one || exit 1; done
+	git diff --exit-code --stat -- '*.bpf.o' || { echo "lint: these were compiled again: add them to the commit"; exit 1; }
 
-format: build
+format: dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 # All rows but those of bench-docker, or some: make bench ROWS=rr64,crr16
 COMMA := ,
 SPACE := $(subst ,, )
-bench: build
-	@scripts/apt-need $(APT_BENCH)
+bench: dev
+	@$(APT_NEED) $(APT_TEST) $(APT_BENCH)
 	$(BIN)/python3 -m bench $(if $(ROWS),--only $(subst $(COMMA),$(SPACE),$(ROWS)))
 
 # Docker's ports without dockerd's rules and proxies, with the dockerd of Debian 13.
-bench-docker: build
-	@scripts/apt-need $(APT_BENCH)
+bench-docker: dev
+	@$(APT_NEED) $(APT_TEST) $(APT_BENCH)
 	$(BIN)/python3 -m bench --docker --engine trixie --rounds 2
 
 demo: build
-	@scripts/apt-need $(APT_DEMO)
 	@$(BIN)/python3 -m demo
 
 demo-docker: build
-	@scripts/apt-need $(APT_TEST)
+	@$(APT_NEED) $(APT_TEST)
 	@$(BIN)/python3 -m demo.docker
 
 clean:
-	rm -rf $(VENV) build $(BPF) $(CORE)/core.so $(CORE)/flow_table.h
+	rm -rf $(VENV) build $(CORE)/core.so $(CORE)/flow_table.h

@@ -141,6 +141,14 @@ def test_a_missing_firewall_is_named_with_an_alternative(
     assert re.search(message, _daemon(host, tmp_path, *flags, within=_without(tmp_path, *missing)))
 
 
+def test_nftables_without_the_list_of_protocols_names_the_package(host: Namespace, before: Snapshot) -> None:
+    hidden = "mount --bind /dev/null /etc/protocols"
+    within = ("unshare", "--mount", "--propagation", "slave", "sh", "-ec", f'{hidden}; exec "$0" "$@"')
+    with Gangway(host, "--firewall", "nftables", within=within) as gangway:
+        done = gangway.run("network", "create", "web", "--subnet", "172.30.0.0/24")
+        assert re.search("nftables: .*/etc/protocols.*apt-get install netbase", _line(done))
+
+
 @_NEEDS_LIBRARY
 @pytest.mark.parametrize(
     ("missing", "firewall", "road"),

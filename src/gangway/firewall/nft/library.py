@@ -10,6 +10,8 @@ from ctypes import c_bool, c_char_p, c_int, c_uint, c_void_p
 from gangway.errors import HostRefused, Unsupported
 
 _LONG_TEXT = 1 << 20  # bytes
+_UNKNOWN_PROTOCOL = "Could not resolve protocol name"  # `tcp`: it asks getprotobyname(3)
+_NO_PROTOCOLS = ": /etc/protocols is missing or incomplete (Debian: apt-get install netbase)"
 _LIBRARY = "libnftables.so.1"
 _STATELESS, _TERSE = 1 << 1, 1 << 11  # include/nftables/libnftables.h
 
@@ -79,5 +81,6 @@ class Nftables:
         errors = self._library.nft_ctx_get_error_buffer(self._context) or b""
         if failed:
             lines = [*errors.decode(errors="replace").splitlines(), "refused"]
-            raise HostRefused(f"nftables: {lines[0].removeprefix('Error: ')}")
+            reason = lines[0].removeprefix("Error: ")
+            raise HostRefused(f"nftables: {reason}{_NO_PROTOCOLS if _UNKNOWN_PROTOCOL in reason else ''}")
         return bytes(output).decode(errors="replace")
