@@ -16,6 +16,11 @@ WATCHES = "fs.epoll.max_user_watches (sysctl)"
 OPEN_FILES = "the limit of open files (LimitNOFILE= of the daemon's service, or ulimit -n where it is started)"
 ALL_OPEN_FILES = "fs.file-max (sysctl)"
 LOCAL_PORTS = "net.ipv4.ip_local_port_range (sysctl)"
+SOURCE_PORTS = "the kernel: 1024 to 65535 of one address towards one destination"
+FREE_SOURCE_PORTS = (
+    "keep fewer connections, or forget ended ones earlier: lower net.netfilter.nf_conntrack_tcp_timeout_time_wait or "
+    "nf_conntrack_udp_timeout_stream (sysctl)"
+)
 
 _NEARLY = 0.9  # the share in use that is nearly all
 _PAST = 0.8  # below this share it is over: a number that goes up and down around one share is logged once
@@ -34,6 +39,7 @@ class Usage(NamedTuple):
     setting: str  # what raises the limit
     consequence: str  # if all is in use
     is_bound: bool = False  # `used` is an upper bound: the kernel does not tell the number itself
+    remedy: str = ""  # if not to raise the setting
 
 
 class Level(IntEnum):
@@ -53,14 +59,15 @@ def level(usage: Usage) -> Level:
 
 def describe(usage: Usage) -> str:
     """Return the numbers and the setting; near the limit also the consequence, and what to do."""
+    remedy = usage.remedy or f"raise {usage.setting}"
     numbers = f"{'at most ' * usage.is_bound}{usage.used} of {usage.limit} in use"
     match level(usage):
         case Level.FREE:
             return f"{numbers}; set by {usage.setting}"
         case Level.NEARLY:
-            return f"{numbers}, nearly all; then {usage.consequence}: raise {usage.setting}"
+            return f"{numbers}, nearly all; then {usage.consequence}: {remedy}"
         case Level.REACHED:
-            return f"{numbers}: {usage.consequence}: raise {usage.setting}"
+            return f"{numbers}: {usage.consequence}: {remedy}"
 
 
 class LimitWatch:

@@ -65,6 +65,12 @@ def test_doctor_lists_number_limit_and_setting() -> None:
     ]
 
 
+def test_other_remedy_than_the_setting() -> None:
+    usage = tracked(950)._replace(remedy="keep fewer")
+    assert describe(usage) == "950 of 1000 in use, nearly all; then new ones are dropped: keep fewer"
+    assert describe(usage._replace(used=1000)) == "1000 of 1000 in use: new ones are dropped: keep fewer"
+
+
 @pytest.mark.parametrize(
     ("error", "setting"),
     [

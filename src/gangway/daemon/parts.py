@@ -25,7 +25,8 @@ from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Links
 from gangway.host.reserved_ports import RESERVED, ReservedPorts
 from gangway.host.saved_settings import SavedSettings
-from gangway.host.usage import usages
+from gangway.host.source_ports import RecentCount, busiest
+from gangway.host.usage import BusiestSource, usages
 from gangway.limits import LimitWatch, Usage
 from gangway.log import Log, open_file
 from gangway.model import parse_address, without_zone
@@ -83,6 +84,7 @@ class Parts:
         no_driver = Driver(notices.rules, self._guard)
         self._executor = executor = Executor(no_driver, self._links, self.dataplane, forwarding, self.observer.alias)
         self._reserved_ports, self._limits = ReservedPorts(settings, log.warning), LimitWatch()
+        self._source_ports = RecentCount()
         self._controller = controller = Controller(
             self.observer, registry, executor, self._reserved_ports, self._driver_for, log
         )
@@ -166,11 +168,12 @@ class Parts:
 
     def check_limits(self) -> None:
         """Log limits of the kernel that are nearly reached, and those that no longer are."""
-        for text in self._limits.update(self._usages()):
+        for text in self._limits.update(self._usages(self._source_ports.busiest)):
             self._log.warning(text)
 
-    def _usages(self) -> Iterator[Usage]:
-        return usages(self.dataplane.relay.pid, self._reserved_ports.local_ports(), self._container_addresses)
+    def _usages(self, busiest_source: BusiestSource = busiest) -> Iterator[Usage]:
+        ports = self._reserved_ports.local_ports()
+        return usages(self.dataplane.relay.pid, ports, self._container_addresses, busiest_source)
 
     def _container_addresses(self) -> set[str]:
         return {str(one.container_address) for one in (*self._registry.mappings(), *self.requests.leases.planned())}

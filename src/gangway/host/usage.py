@@ -24,8 +24,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gangway.host import netlink, sysctl
+from gangway.host.source_ports import PORTS
 from gangway.inet import FAMILIES, IPV4_MAPPED, PROTOCOLS, format_host, pack_address
-from gangway.limits import ALL_OPEN_FILES, CONNTRACK_MAX, LOCAL_PORTS, OPEN_FILES, WATCHES, Usage
+from gangway.limits import (
+    ALL_OPEN_FILES,
+    CONNTRACK_MAX,
+    FREE_SOURCE_PORTS,
+    LOCAL_PORTS,
+    OPEN_FILES,
+    SOURCE_PORTS,
+    WATCHES,
+    Usage,
+)
 
 _SOCK_DIAG, _BY_FAMILY = 4, 20  # include/uapi/linux/netlink.h, sock_diag.h
 # include/uapi/linux/inet_diag.h: struct inet_diag_req_v2 with an empty socket ID; of struct inet_diag_msg the ports of
@@ -40,6 +50,8 @@ _NEAR = 0.8  # the share of sockets to local ports from which on it pays to look
 
 Containers = Callable[[], Collection[str]]
 """Returns the addresses of containers."""
+BusiestSource = Callable[[], tuple[int, str]]
+"""Counts like `source_ports.busiest`."""
 
 
 class LocalPorts(NamedTuple):
@@ -50,12 +62,14 @@ class LocalPorts(NamedTuple):
     free: int
 
 
-def usages(relay: int | None, ports: LocalPorts, containers: Containers) -> Iterator[Usage]:
+def usages(
+    relay: int | None, ports: LocalPorts, containers: Containers, busiest_source: BusiestSource
+) -> Iterator[Usage]:
     """Yield what can be known of each limit; a process that has just ended is left out.
 
     `relay` is the relay's pid.
     """
-    yield from _tracked()
+    yield from _tracked(busiest_source)
     yield from _open_files("the daemon", os.getpid(), "requests and launchers wait")
     if relay is not None:
         yield from _open_files("the relay", relay, "new clients wait")
@@ -66,10 +80,21 @@ def usages(relay: int | None, ports: LocalPorts, containers: Containers) -> Iter
         yield from _local_ports(ports, containers)
 
 
-def _tracked() -> Iterator[Usage]:
+def _tracked(busiest_source: BusiestSource) -> Iterator[Usage]:
+    """Yield how many connections are tracked, and how many of them have the ports of one translated source address.
+
+    The latter exactly, if there are nearly as many as ports.
+    """
     count, most = (_number(f"net.netfilter.nf_conntrack_{name}") for name in ("count", "max"))
-    if count is not None and most:  # 0: no limit
+    if count is None:
+        return
+    if most:  # 0: no limit
         yield Usage("tracked connections", count, most, CONNTRACK_MAX, "packets of new connections are dropped")
+    ports, who = len(PORTS), "to one destination"
+    if is_near := count >= _NEAR * ports:
+        count, who = busiest_source()
+    consequence = f"new masqueraded connections {who} are dropped"
+    yield Usage("masquerade ports", count, ports, SOURCE_PORTS, consequence, not is_near, FREE_SOURCE_PORTS)
 
 
 def _open_files(name: str, pid: int, consequence: str) -> Iterator[Usage]:
