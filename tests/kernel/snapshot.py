@@ -9,7 +9,7 @@ from lab.waiting import wait_until
 # Timers of bridges, counters of rules, duplicate address detection: these change by themselves.
 _PASSING = re.compile(r" \S+_timer +[\d.]+| ?\[\d+:\d+\]| tentative| optimistic")
 # So does what rules learn from packets.
-_LEARNED = re.compile(r"(map asked \{[^}]*?)elements = \{[^}]*\}")
+_LEARNED = re.compile(r"(map asked\d \{[^}]*?)elements = \{[^}]*\}")
 # So do the addresses that an interface gives itself once it is up.
 _OWN = re.compile(r"fe80::|^anycast |^multicast |^ *valid_lft ")
 _LISTINGS = {

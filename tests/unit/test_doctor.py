@@ -11,6 +11,7 @@ from gangway.daemon.messages import CheckAnswer
 from gangway.docker.watcher import Watcher
 from gangway.ebpf import requirements
 from gangway.facts import Firewall, HostFacts
+from gangway.firewall.base import Driver
 from gangway.host import connected, conntrack, probe
 from gangway.model import Protocol
 from gangway.reconcile.changes import PASSES_INPUT
@@ -66,11 +67,13 @@ def report(
     programs: FakeDataPlane = ALL_ATTACHED,
     leases: int = 0,
     no_timeouts: str = "",
+    no_new_ports: str = "",
     unguarded: str = "",
 ) -> dict[str, CheckAnswer]:
     """Return the checks by their names."""
     dataplane = cast(DataPlane, programs)
-    found = list(checks(NoIptables(), facts, dataplane, FakeGuard(unguarded), leases, no_timeouts))
+    driver = cast(Driver, SimpleNamespace(no_timeouts=no_timeouts, no_new_ports=no_new_ports))
+    found = list(checks(NoIptables(), facts, dataplane, FakeGuard(unguarded), leases, driver))
     assert len({check.check for check in found}) == len(found)
     return {check.check: check for check in found}
 
@@ -207,3 +210,9 @@ def test_conntracks_timeouts() -> None:
             "closed and the other is silent",
         )
     }
+
+
+def test_answers_from_new_ports() -> None:
+    name = "nat: UDP answers from new ports"
+    note = "no maps: by nat a UDP server's answer from a new port (TFTP) may come from another address"
+    assert changes(report(no_new_ports="no maps")) == {name: CheckAnswer(name, False, note)}

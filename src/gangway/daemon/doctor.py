@@ -7,6 +7,7 @@ from gangway.daemon.messages import CheckAnswer
 from gangway.ebpf import requirements
 from gangway.ebpf.steering import Steering
 from gangway.facts import FORWARDING_SETTING, Firewall, HostFacts
+from gangway.firewall.base import Driver
 from gangway.firewall.nat_guard import NatGuard
 from gangway.host import connected, conntrack, probe, sysctl
 from gangway.limits import Level, Usage, describe, level
@@ -23,9 +24,9 @@ _DETACHED = "another program detached it: it is attached again within seconds"
 
 
 def checks(
-    tools: Tools, facts: HostFacts, dataplane: DataPlane, guard: NatGuard, leases: int, no_timeouts: str
+    tools: Tools, facts: HostFacts, dataplane: DataPlane, guard: NatGuard, leases: int, driver: Driver
 ) -> Iterator[CheckAnswer]:
-    """Yield every check; `leases` is how many there are, `no_timeouts` the firewall driver's."""
+    """Yield every check; `leases` is how many there are."""
     is_root = probe.is_root()
     yield CheckAnswer("root", is_root, "" if is_root else "not root: only docker-proxy's ports, all by relay")
     for firewall in (Firewall.NFTABLES, Firewall.IPTABLES):
@@ -64,10 +65,18 @@ def checks(
     reason = conntrack.unavailable() if is_root else ""
     note = f"{reason}: connections by nat survive unpublish; UDP clients keep their former road" if reason else ""
     yield CheckAnswer("tracked connections", not reason, note)
-    note = f"{no_timeouts}: they end {_CLOSE_WAIT} seconds after one end has closed and the other is silent"
-    yield CheckAnswer("tracked connections: half-closed", not no_timeouts, note if no_timeouts else "")
+    yield from _nat(driver)
     published = "1 port published by a lease" if leases == 1 else f"{leases} ports published by leases"
     yield CheckAnswer("docker-proxy launchers", True, published if leases else "none")
+
+
+def _nat(driver: Driver) -> Iterator[CheckAnswer]:
+    reason = driver.no_timeouts
+    note = f"{reason}: they end {_CLOSE_WAIT} seconds after one end has closed and the other is silent"
+    yield CheckAnswer("tracked connections: half-closed", not reason, note if reason else "")
+    reason = driver.no_new_ports
+    note = f"{reason}: by nat a UDP server's answer from a new port (TFTP) may come from another address"
+    yield CheckAnswer("nat: UDP answers from new ports", not reason, note if reason else "")
 
 
 def _guard(reason: str) -> CheckAnswer:

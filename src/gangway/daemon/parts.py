@@ -130,8 +130,7 @@ class Parts:
 
     def checks(self) -> Iterator[CheckAnswer]:
         facts, leases = self.requests.facts, len(self.requests.leases)
-        no_timeouts = self._executor.driver.no_timeouts
-        yield from checks(self.observer.tools, facts, self.dataplane, self._guard, leases, no_timeouts)
+        yield from checks(self.observer.tools, facts, self.dataplane, self._guard, leases, self._executor.driver)
         yield docker_check(self.docker, self.serves_docker)
         yield from limit_checks(self._usages())
         yield from setting_checks(self._wanted_settings())

@@ -20,6 +20,8 @@ class Driver:
 
     no_timeouts = ""
     """Why connections by nat have conntrack's ordinary timeouts; empty if they have their own."""
+    no_new_ports = ""
+    """Why answers of a UDP server from a new port may not leave from the address that was asked; empty if they do."""
     has_silent_rules = False  # True if the kernel gives no notice of some changes
 
     def __init__(self, notices: RuleNotices, guard: NatGuard) -> None:

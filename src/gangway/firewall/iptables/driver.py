@@ -50,6 +50,7 @@ class IptablesDriver(Driver):
     """
 
     no_timeouts = "iptables sets no timeouts without a policy of nfct(8)"
+    no_new_ports = "iptables does not know which address the client asked"
     has_silent_rules = True  # the legacy tables, and policies
 
     def __init__(

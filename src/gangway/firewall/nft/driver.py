@@ -44,6 +44,10 @@ class NftDriver(Driver):
             "" if self._features.timeouts else "this kernel's nftables sets no timeouts (CONFIG_NF_CONNTRACK_TIMEOUT)"
         )
 
+    @property
+    def no_new_ports(self) -> str:  # type: ignore[override]
+        return "" if self._features.remembers else "this kernel's nftables adds no elements to maps by rules"
+
     def owns(self, change: Change) -> bool:
         return f"{change.family} {change.table}" == TABLE
 

@@ -203,7 +203,7 @@ def remove() -> str:
 
 def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[str]]]:
     """Return each chain's hook and rules; a chain without a hook is jumped to."""
-    remember, answer = ([asked.REMEMBER], [asked.ANSWER]) if features.remembers else ([], [])
+    remember, answer = (asked.REMEMBER, asked.ANSWER) if features.remembers else ([], [])
     excluded = {family: [*_excluded(plan, family)] for family in (4, 6)}
     found = {
         f"published{family}": ("", [_HAS_PORTS, *excluded[family], *(_lookup(family, kind) for kind in _KINDS)])
