@@ -93,6 +93,31 @@ def test_many_entries(can_filter: bool, addresses: tuple[str, str, str, str], mo
     assert tracked() == {left}
 
 
+def test_the_kernel_deletes_by_a_filter_in_both_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it can: then most entries are not deleted one by one."""
+    one_by_one: list[int] = []
+    delete_batch = conntrack._Entries._delete_batch
+
+    def counted(entries: conntrack._Entries, tuples: list[bytes]) -> None:
+        one_by_one[-1] += len(tuples)
+        delete_batch(entries, tuples)
+
+    monkeypatch.setattr(conntrack._Entries, "_delete_batch", counted)
+    for at, other, box, of_other_family in ((HOST, OTHER, BOX, HOST6), (HOST6, OTHER6, BOX6, HOST)):
+        flush()
+        one_by_one.append(0)
+        left = {
+            Flow("tcp", of_other_family, 8000, of_other_family),
+            Flow("udp", at, 8000, box),
+            Flow("tcp", at, 8001, box),
+            Flow("tcp", other, 8001, box),
+        }
+        track(*left, *(Flow("tcp", at, 8000, box) for _ in range(8000)))
+        conntrack.delete("tcp", family(at), [Destination({at}, range(8000, 8001))])
+        assert tracked() == left
+    assert len({number < 6000 for number in one_by_one}) == 1, one_by_one
+
+
 def test_an_older_kernel_deletes_nothing_by_a_filter() -> None:
     """Without the attribute that it does not know, the request must be invalid: it must not mean all entries."""
     track(Flow("tcp", HOST, 8000, BOX))
