@@ -93,7 +93,7 @@ def _readers(tools: Tools, firewall: Firewall, prefix: str, is_wanted: IsWanted)
     """Yield what reads the translations: of nftables, and of both variants of iptables, as far as the host has them."""
     if tools.unusable(Firewall.NFTABLES) is None:
         yield nftables.foreign_translations(is_wanted)
-    for tool in all_tools():
+    for tool in all_tools() if tools.unusable(Firewall.IPTABLES) is None else ():
         own_chain = prefix if firewall is Firewall.IPTABLES and tool.is_usual else ""
         yield iptables.foreign_translations(tool, is_wanted, own_chain)
 
