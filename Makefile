@@ -16,7 +16,7 @@ PIP := $(BIN)/python3 -m pip install --quiet --disable-pip-version-check --no-co
 UNPACK := import sys, sysconfig, zipfile; zipfile.ZipFile(sys.argv[1]).extractall(sysconfig.get_path("purelib"))
 
 .DELETE_ON_ERROR:
-.PHONY: build parts need-pip need-compilers need-dev dev test test-install test-engines test-vm lint \
+.PHONY: build parts need-pip need-compilers need-dev dev wheel test test-wheel test-install test-engines test-vm lint \
     bench bench-docker demo demo-docker format clean
 
 .DEFAULT_GOAL := build
@@ -77,6 +77,14 @@ test: dev
 	@$(APT_NEED) $(APT_TEST)
 	@$(BIN)/python3 -m lab.engines trixie & \
 	$(BIN)/python3 -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/kernel tests/docker tests/unit
+
+# A wheel in build/dist, for this machine's architecture.
+wheel: dev
+	$(BIN)/python3 -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/dist .
+
+test-wheel: dev
+	@$(APT_NEED) debootstrap
+	$(BIN)/python3 -m pytest -s -o timeout=900 tests/install/test_wheel_install.py
 
 # Needs the network: new minimal systems, in which gangway is installed as users do.
 test-install: dev

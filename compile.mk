@@ -17,5 +17,5 @@ $(CORE)/flow_table.h: $(CORE)/table.py src/gangway/relay/flow.py
 	PYTHONPATH=src $(PYTHON) -m gangway.relay.core.table > $@
 
 $(CORE)/core.so: $(wildcard $(CORE)/*.c) $(CORE)/core.h $(CORE)/parts.h $(CORE)/flow_table.h
-	gcc -std=gnu11 -O2 -g -flto=auto -fPIC -shared -fvisibility=hidden -fstack-protector-strong -D_FORTIFY_SOURCE=2 \
-	    -Wl,-z,relro,-z,now -Wall -Wextra -Werror -o $@ $(filter %.c,$^)
+	gcc -std=gnu11 -O2 -g -ffile-prefix-map=$(CURDIR)=. -flto=auto -fPIC -shared -fvisibility=hidden \
+	    -fstack-protector-strong -D_FORTIFY_SOURCE=2 -Wl,-z,relro,-z,now -Wall -Wextra -Werror -o $@ $(filter %.c,$^)

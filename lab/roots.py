@@ -69,14 +69,8 @@ class Root(NamedTuple):
         return self.run(*_OFFLINE, *command)
 
     def add_sources(self, folder: str) -> None:
-        """Add the files of this repository that are in git or about to be."""
-        files = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
-        target = self.path / folder.lstrip("/")
-        target.mkdir(parents=True)
-        names = [name for name in files.split("\0") if name and (_TOP / name).exists()]
-        for name in names:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(_TOP / name, target / name)
+        """Add this repository's files."""
+        copy_sources(self.path / folder.lstrip("/"))
 
     def size_mb(self) -> int:
         """Return how much of the disk it uses, in MB of 2**20 bytes."""
@@ -95,6 +89,16 @@ def fresh_root(suite: str) -> Iterator[Root]:
         if certificates := os.environ.get("PIP_CERT"):  # this machine's way to PyPI needs them
             shutil.copy(certificates, path / _CERTIFICATES[1:])
         yield Root(path)
+
+
+def copy_sources(target: Path) -> None:
+    """Copy the files of this repository that are in git or about to be."""
+    command = ("git", "-C", str(_TOP), "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    listed = subprocess.run(command, text=True, capture_output=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (_TOP / name).exists():  # else it is about to be deleted
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(_TOP / name, target / name)
 
 
 def built_root(root: Path, suite: str, packages: Sequence[str]) -> Path:
@@ -137,7 +141,3 @@ def _mirror() -> str:
         if line.endswith(f" {release}"):
             return line.split()[0]
     return _DEFAULT_MIRROR
-
-
-def _git(*words: str) -> str:
-    return subprocess.run(("git", "-C", str(_TOP), *words), text=True, capture_output=True, check=True).stdout
