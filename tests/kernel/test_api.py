@@ -72,6 +72,9 @@ def test_every_operation_answers_as_documented(api: Api, tmp_path: Path) -> None
         ("POST", "/docker/enable", "/docker/enable", {"config_file": f"{tmp_path}/daemon.json"}),
         ("POST", "/docker/disable", "/docker/disable", {"config_file": f"{tmp_path}/daemon.json"}),
         ("POST", "/docker/cleanup", "/docker/cleanup", {}),
+        ("GET", "/status", "/status", None),
+        ("POST", "/reload", "/reload", None),
+        ("POST", "/stop", "/stop", None),
     ]
     for method, described, path, body in steps:
         status, answer = api.ask(method, path, body)
@@ -80,6 +83,9 @@ def test_every_operation_answers_as_documented(api: Api, tmp_path: Path) -> None
     assert {(described, method.lower()) for method, described, *_ in steps} == {
         (path, method) for path, methods in api.document["paths"].items() for method in methods
     }
+    assert api.gangway.daemon is not None
+    assert api.gangway.daemon.wait(20) == 0
+    api.gangway.start()
 
 
 @pytest.mark.parametrize(

@@ -101,13 +101,13 @@ def _links(host: Namespace) -> set[str]:
 def test_every_operation_withstands_generated_requests(api: Api) -> None:
     """Requests are generated from the OpenAPI document, valid ones and invalid ones.
 
-    Those that would change the machine's own dockerd are left out.
+    Those that would change the machine's own dockerd, or end the daemon, are left out.
     """
     schema = schemathesis.openapi.from_dict(api.ask("GET", "/openapi.json")[1])
     schema.config.update(base_url=_BASE)
     operations: list[Any] = [result.ok() for result in schema.get_all_operations()]  # type: ignore[union-attr]
     assert len(operations) >= 12
-    for operation in (one for one in operations if not one.path.startswith("/docker/")):
+    for operation in (one for one in operations if not one.path.startswith(("/docker/", "/stop"))):
         modes = list(schemathesis.GenerationMode)  # valid and invalid; any text is a valid parameter of path or query
         for mode in modes if operation.body else modes[:1]:
 

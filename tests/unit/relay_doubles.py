@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
+from gangway import __version__
 from gangway.log import Log
 from gangway.relay import protocol
 from gangway.relay.control import Control
@@ -208,7 +209,7 @@ class Relay:
     def daemon(self) -> Daemon:
         """Return a connected daemon."""
         daemon = self.connect()
-        assert daemon.ask(Hello(protocol.VERSION)) == f"ok {protocol.VERSION}"
+        assert daemon.ask(Hello(protocol.VERSION)) == f"ok {protocol.VERSION} {__version__}"
         return daemon
 
     def turn(self) -> None:

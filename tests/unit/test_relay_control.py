@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gangway import __version__
 from gangway.errors import InvalidRequest
 from gangway.limits import WATCHES
 from gangway.relay import protocol
@@ -38,7 +39,7 @@ NOBODY = 65534
 def test_hello_is_answered_with_the_version(relay: Relay) -> None:
     daemon = relay.connect()
     assert not relay.control.is_connected()
-    assert daemon.ask(Hello(protocol.VERSION)) == f"ok {protocol.VERSION}"
+    assert daemon.ask(Hello(protocol.VERSION)) == f"ok {protocol.VERSION} {__version__}"
     assert (relay.control.is_connected(), len(relay.control), relay.lines) == (True, 1, [])
 
 
@@ -179,7 +180,7 @@ def test_one_daemon_is_answered_without_watches_and_others_wait(relay: Relay) ->
     scarce.left = 1
     relay.now_s += RETRY_S
     relay.turn()
-    assert waiting.receive() == f"ok {protocol.VERSION}"
+    assert waiting.receive() == f"ok {protocol.VERSION} {__version__}"
 
 
 def test_spare_is_reserved_again(relay: Relay) -> None:

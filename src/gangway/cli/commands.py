@@ -11,8 +11,9 @@ import json
 import os
 import sys
 
+from gangway import __version__
 from gangway.cli import views
-from gangway.cli.client import Refused, ask, daemon_command, socket_path
+from gangway.cli.client import NoDaemon, Refused, ask, ask_running, daemon_command, socket_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "config": "Check the settings file.",
+    "daemon": "Manage the networks and published ports of this network namespace.",
     "docker": "Hand Docker's ports over to gangway, and back.",
     "network": "Create, list and remove networks.",
 }
-"""The first word of commands that have two, and its help."""
+"""The first word of commands that have two, and its help; `daemon` is a command by itself, too."""
 _INVALID, _FAILED = 2, 1
 
 
@@ -75,6 +77,8 @@ def parse(words: Sequence[str]) -> tuple[Function, dict[str, Any]]:
     SystemExit: the words are invalid, and that was reported; or they ask for help, and that was printed.
     """
     count = 2 if words and words[0] in GROUPS else 1
+    if count == 2 and " ".join(words[:2]) not in COMMANDS and words[0] in COMMANDS:
+        count = 1
     name = " ".join(words[:count])
     if name not in COMMANDS:
         _overview(words[0] if count == 2 else "", words[count - 1 :])
@@ -92,9 +96,7 @@ def _overview(group: str, words: Sequence[str]) -> NoReturn:
     """Print help, the version, or an error for words that name no command."""
     parser = _Parser(group, GROUPS.get(group, "Publish the ports of containers."))
     if not group:
-        from importlib.metadata import version
-
-        parser.add_argument("--version", action="version", version=f"gangway {version('gangway')}", help="Show it.")
+        parser.add_argument("--version", action="version", version=f"gangway {__version__}", help="Show it.")
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=argparse.ArgumentParser)
     texts = {name: function.__doc__ or "" for name, (function, _) in COMMANDS.items()} | GROUPS
     for name in sorted(texts):
@@ -107,8 +109,12 @@ def _overview(group: str, words: Sequence[str]) -> NoReturn:
 
 
 def _fail(text: str, code: int) -> int:
-    print("gangway:", " ".join(text.split("\n")), file=sys.stderr)
+    _say(" ".join(text.split("\n")))
     return code
+
+
+def _say(text: str) -> None:
+    print("gangway:", text, file=sys.stderr)
 
 
 def run(name: str | None, command: list[str], **given: Any) -> None:
@@ -124,11 +130,60 @@ def run(name: str | None, command: list[str], **given: Any) -> None:
 def daemon(path: str, config: str | None, **options: Any) -> None:
     """Manage the networks and published ports of this network namespace.
 
-    Other commands start a daemon if there is none.  Options override the settings file.
+    Other commands start a daemon if there is none.  Options override the settings file.  The daemon that runs is looked
+    after by gangway daemon status, reload, restart and stop.
     """
     given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
     words = daemon_command(path, given, config)
     os.execv(words[0], words)
+
+
+def show_version(path: str) -> None:
+    """Show the versions of this program, of the daemon that runs, and of its relay."""
+    from gangway.cli.lifecycle import mismatches, status, versions
+
+    found = status(path)
+    print(*versions(found), sep="\n")
+    for text in mismatches(found):
+        _say(text)
+
+
+def show_status(path: str) -> None:
+    """Show whether a daemon runs, and how much it has to look after."""
+    import time
+
+    from gangway.cli.lifecycle import described, status
+
+    found = status(path)
+    if found is None:
+        raise Refused("Conflict", f"no daemon runs at {path}")
+    print(*described(found, time.time()), sep="\n")
+
+
+def stop(path: str) -> None:
+    """End the daemon.  Ports stay published, and the next command starts a daemon again."""
+    from gangway.cli.lifecycle import stop_daemon
+
+    if not stop_daemon(path):
+        _say(f"no daemon runs at {path}")
+
+
+def restart(path: str) -> None:
+    """End the daemon, and start it again with the same options.  Ports stay published meanwhile."""
+    from gangway.cli.client import start_daemon
+    from gangway.cli.lifecycle import stop_daemon
+
+    stop_daemon(path)
+    start_daemon(path)
+
+
+def reload(path: str) -> None:
+    """Have the daemon read its settings again, and open its log files again."""
+    try:
+        for warning in ask_running(path, "POST", "/reload"):
+            _say(warning)
+    except NoDaemon:
+        raise Refused("Conflict", f"no daemon runs at {path}; the next one reads the settings when it starts") from None
 
 
 def check_config(file: str | None) -> None:
@@ -143,7 +198,7 @@ def check_config(file: str | None) -> None:
     except InvalidRequest as error:
         raise Refused("InvalidRequest", str(error)) from None
     for warning in warnings:
-        print(f"gangway: {warning}", file=sys.stderr)
+        _say(warning)
     print("OK")
 
 
@@ -318,6 +373,11 @@ COMMANDS: dict[str, Command] = {
         "POST /docker/cleanup", (_FORWARD_ACCEPT,), "Remove the rules that dockerd has left.", views.print_change
     ),
     "run": (run, (_RUN_NAME, _NETWORK, _ANY_PORTS, _ADMITTED_BY_RUN, _SOCKET, _COMMAND)),
+    "daemon reload": (reload, (_SOCKET,)),
+    "daemon restart": (restart, (_SOCKET,)),
+    "daemon status": (show_status, (_SOCKET,)),
+    "daemon stop": (stop, (_SOCKET,)),
+    "version": (show_version, (_SOCKET,)),
     "daemon": (daemon, (_FIREWALL, _NO_FORWARD, _EXCLUDE, _DOCKER, _CHAINS, _STATE, _CONFIG, _SOCKET)),
     "config check": (check_config, (_FILE,)),
 }

@@ -36,6 +36,7 @@ from gangway.daemon.messages import (
     NetworkRequest,
     PublishRequest,
     RouteAnswer,
+    StatusAnswer,
     UnpublishRequest,
 )
 from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest, PortInUse, TimedOut, Unsupported
@@ -66,6 +67,9 @@ class Service(NamedTuple):
     checks: Callable[[], Iterable[CheckAnswer]]
     names: Callable[[], Awaitable[dict[str, str]]]  # return the names of Docker's containers, by address
     handover: Callable[[], "Handover"]
+    status: Callable[[], StatusAnswer]
+    reload: Callable[[], list[str]]
+    stop: Callable[[], None]
 
 
 class Operation(NamedTuple):
@@ -203,6 +207,25 @@ OPERATIONS = (
         list[CheckAnswer],
     ),
     Operation(
+        "GET /status",
+        "Show what runs: the daemon, its relay, their versions, and how much they look after.",
+        lambda service, *_: service.status(),
+        StatusAnswer,
+    ),
+    Operation(
+        "POST /reload",
+        "Read the settings again, and open the log files again; the answer is warnings.",
+        lambda service, *_: service.reload(),
+        list[str],
+        is_roots=True,
+    ),
+    Operation(
+        "POST /stop",
+        "End the daemon; ports stay published.",
+        lambda service, *_: service.stop(),
+        is_roots=True,
+    ),
+    Operation(
         "GET /docker?config_file",
         "Check whether Docker's ports are gangway's, and say what to change.",
         lambda service, _, given: service.handover().check(given.get("config_file", "")),
@@ -258,7 +281,7 @@ def application(
             executor = reader if is_question else worker
             try:
                 if operation.is_roots and _client(request) != os.geteuid():
-                    raise Unsupported("only root may do this: the files and rules are dockerd's")
+                    raise Unsupported("only root may do this")
                 body = None if decode is None else decode(await request.read())
                 answer = await loop.run_in_executor(executor, operation.call, service, body, given)
             except msgspec.MsgspecError as error:

@@ -20,12 +20,13 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
+from gangway.daemon import supervisor
 from gangway.daemon.config import Config
 from gangway.daemon.home import BACKLOG, Home
 from gangway.daemon.leases import LeaseServer
 from gangway.daemon.owners import OwnerWatch
 from gangway.daemon.parts import Parts
-from gangway.errors import GangwayError, HostRefused
+from gangway.errors import Conflict, GangwayError, HostRefused
 from gangway.host import probe
 from gangway.host.events import Notices
 from gangway.limits import exhausted
@@ -81,7 +82,7 @@ class Daemon:
         self._loop.set_exception_handler(self._failed)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._over.set)
-        self._loop.add_signal_handler(signal.SIGHUP, self._run, self._reload)
+        self._loop.add_signal_handler(signal.SIGHUP, self._run, self._reload_or_log)
         for sock, settle_s in ((self._notices.links, _SETTLE_S), (self._notices.routes, _SETTLE_ROUTES_S)):
             self._loop.add_reader(sock, self._notified, sock, requests.check, settle_s)
         self._loop.add_reader(self._notices.rules.sock, self._rules_changed)
@@ -92,10 +93,13 @@ class Daemon:
         self._tasks = [self._loop.create_task(self._serve_api(home.api))]
         try:
             ready()
+            supervisor.notify(supervisor.READY)
+            self._keep_alive()
             self._changed()
             self._loop.call_later(_CHECK_S, self._check_thoroughly)
             await self._over.wait()
         finally:
+            supervisor.notify(supervisor.STOPPING)
             for task in self._tasks:
                 task.cancel()
             await asyncio.wait(self._tasks)
@@ -122,7 +126,9 @@ class Daemon:
             return names_by_address(self._parts.config.docker.socket)
 
         parts = self._parts
-        service = Service(parts.requests, parts.ports, parts.checks, names, parts.handover)
+        service = Service(
+            parts.requests, parts.ports, parts.checks, names, parts.handover, parts.status, self._reload, self._stop
+        )
         reader = ThreadPoolExecutor(1, "reader")
         app = application(service, self._worker, reader, self._log, self._changed)
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
@@ -168,16 +174,40 @@ class Daemon:
         finally:
             self._changed()
 
-    def _reload(self) -> None:
-        """Read the settings again, and open the log files again, which may have been renamed."""
+    def _keep_alive(self) -> None:
+        """Tell a service manager that this loop runs, as often as it wants to know."""
+        if (interval_s := supervisor.watchdog_s()) is not None:
+            supervisor.notify(supervisor.ALIVE)
+            self._loop.call_later(interval_s, self._keep_alive)
+
+    def _stop(self) -> None:
+        """End the daemon.  Conflict: whoever has started it would start it again."""
+        if supervisor.is_supervised():
+            raise Conflict("a service manager runs this daemon: systemctl stop gangway")
+        self._loop.call_soon_threadsafe(self._over.set)
+
+    def _reload(self) -> list[str]:
+        """Read the settings again, and open the log files again, which may have been renamed; return warnings.
+
+        InvalidRequest, HostRefused: the former settings are in use.
+        """
+        supervisor.notify(supervisor.reloading())
         try:
             config, warnings = self._load()
             self._parts.reload(config)
-        except (GangwayError, OSError) as error:
-            self._log.warning(f"settings not reloaded: {error}")
-            return
+        except OSError as error:
+            raise HostRefused(f"the log cannot be opened again: {error}") from None
+        finally:
+            supervisor.notify(supervisor.READY)
         for text in warnings:
             self._log.warning(text)
+        return warnings
+
+    def _reload_or_log(self) -> None:
+        try:
+            self._reload()
+        except GangwayError as error:
+            self._log.warning(f"settings not reloaded: {error}")
 
     def _notified(self, sock: socket.socket, check: Callable[[float], None], settle_s: float) -> None:
         if self._notices.drain(sock) and sock not in self._checks:

@@ -206,6 +206,22 @@ class DockerChange(msgspec.Struct):
     advice: list[str]  # what has to follow
 
 
+class StatusAnswer(msgspec.Struct):
+    """What runs, and how much it has to look after."""
+
+    version: str
+    pid: int
+    started: float  # Unix time, in seconds
+    is_service: bool  # a service manager has started the daemon
+    socket: str  # of the API
+    relay_version: str  # empty: unknown, or no relay runs
+    relay_pid: int | None
+    networks: int
+    containers: int
+    mappings: int
+    leases: int  # ports of docker-proxy launchers
+
+
 class ErrorAnswer(msgspec.Struct):
     """An error: its kind, and one line that explains it."""
 

@@ -1,17 +1,19 @@
 """Puts the daemon's parts together."""
 
 import os
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gangway import runtime
+from gangway import __version__, runtime
+from gangway.daemon import supervisor
 from gangway.daemon.config import Config
 from gangway.daemon.docker_ports import DockerPorts
 from gangway.daemon.doctor import checks, docker_check, limit_checks, setting_checks
 from gangway.daemon.home import Home
-from gangway.daemon.messages import CheckAnswer
+from gangway.daemon.messages import CheckAnswer, StatusAnswer
 from gangway.daemon.overlaps import overlap_check
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
@@ -52,7 +54,7 @@ class Parts:
     """The parts of one daemon.  `close` changes nothing on the host: ports stay published."""
 
     def __init__(self, config: Config, home: Home, log: Log, notices: Notices) -> None:
-        self.config = config
+        self.config, self._started_s = config, time.time()
         self.serves_docker = config.docker.enabled  # a change takes effect at the daemon's next start
         self.docker: Watcher | None = None  # if Docker's networks and ports are served, or its containers followed
         self._home, self._log, self._notices, self._guard = home, log, notices, NatGuard()
@@ -142,6 +144,23 @@ class Parts:
         mappings = [one.mapping for one in self._registry.mappings()]  # Docker has rules of its own for leases
         own = [without_zone(parse_address(one)) for one in self._links.addresses()]
         yield overlap_check(self.observer.tools, facts, mappings, own, self.config.chain_prefix)
+
+    def status(self) -> StatusAnswer:
+        """Return what runs, and how much it has to look after."""
+        relay, leases = self.dataplane.relay, len(self.requests.leases)
+        return StatusAnswer(
+            __version__,
+            os.getpid(),
+            self._started_s,
+            supervisor.is_supervised(),
+            str(self._home.api_path),
+            relay.release if relay.pid is not None else "",
+            relay.pid,
+            len(self._registry.networks),
+            len(self._registry.endpoints()),
+            len(self._registry.mappings()),
+            leases,
+        )
 
     def handover(self) -> "Handover":
         from gangway.daemon.docker_rules import DockerRules  # few daemons need these

@@ -67,6 +67,7 @@ class RelayClient:
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._peer_pid = 0
+        self.release = ""  # the version of gangway that the relay belongs to; empty: an earlier one, or there was none
         self._hung_until_s = 0.0
         self._exited = False
         self.exits = 0
@@ -89,7 +90,7 @@ class RelayClient:
             self._peer_pid = pid = peer_credentials(channel).pid
             self._channel, self._exited = channel, False
             try:
-                self._ask(Hello(protocol.VERSION))
+                self.release = self._ask(Hello(protocol.VERSION))[0].partition(" ")[2]
             except _RelayExited:  # it was about to end, unused, when we connected; or it was killed
                 return False
             except HostRefused as error:

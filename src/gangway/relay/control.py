@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
+from gangway import __version__
 from gangway.errors import InvalidRequest
 from gangway.limits import exhausted
 from gangway.log import Log
@@ -120,7 +121,7 @@ class Control:
     def _carry_out(self, daemon: socket.socket, request: protocol.Request, fds: list[int]) -> None:
         if isinstance(request, Hello):
             self._greeted[daemon] = True
-            return self._answer(daemon, str(protocol.VERSION))
+            return self._answer(daemon, f"{protocol.VERSION} {__version__}")
         if not self._greeted[daemon]:
             raise ProtocolError("the first message must be hello")
         try:

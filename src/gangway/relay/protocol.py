@@ -25,8 +25,8 @@ type, the others are its fields.  The first message of a connection carries the 
                                                              OFFSET on; all that there were from there on are replaced
     relay → daemon    ok [TEXT]    or    error TEXT          to `list`, TEXT has a line for each port: the words of its
                                                            `serve`; to `count`, the words of its `remove` and the
-                                                           numbers; to `hello`, the version; to `countshared`, the
-                                                           number
+                                                           numbers; to `hello`, the version of the protocol, and
+                                                           that of gangway; to `countshared`, the number
 
     launcher → daemon lease VERSION PROTO CONTAINER-IP CONTAINER-PORT        with the port's socket
     daemon → launcher ok           or    error TEXT
