@@ -1,0 +1,99 @@
+"""The unit for systemd, under a real systemd: what it is told, and what goes on while the service is restarted."""
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from lab.gangwayd import GANGWAY
+from lab.netns import Namespace
+from lab.processes import pids_running
+from lab.systemd import Systemd
+from lab.waiting import wait_until
+from tests.kernel.crossings import client_of
+
+pytestmark = pytest.mark.any_kernel
+
+_UNIT = Path(__file__).parents[2] / "systemd/gangway.service"
+_DROP_IN = (
+    "\n[Unit]\nDefaultDependencies=no\nAfter=\nBefore=\nWants=\n[Service]\nStandardError=append:{log}\nWatchdogSec=2\n"
+)
+
+
+class Service:
+    def __init__(self, host: Namespace, systemd: Systemd) -> None:
+        self.host, self.systemd = host, systemd
+
+    def gangway(self, *words: str) -> str:
+        return self.systemd(str(GANGWAY), *words)
+
+    def pid(self) -> int:
+        """Return the daemon's process ID here."""
+        (found,) = pids_running("gangway.daemon", self.host)
+        return found
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    scratch = tmp_path_factory.mktemp("systemd")
+    unit = _UNIT.read_text().replace("/usr/bin/gangway", str(GANGWAY)) + _DROP_IN.format(log=scratch / "service.log")
+    with Namespace("host") as host, Systemd(host, {"gangway.service": unit}, scratch) as systemd:
+        systemd("systemctl", "start", "gangway")
+        yield Service(host, systemd)
+
+
+def test_it_is_active_when_the_daemon_serves(service: Service) -> None:
+    assert service.systemd("systemctl", "is-active", "gangway") == "active\n"
+    assert "a service manager" in service.gangway("daemon", "status")
+    checks = {one["check"]: one["holds"] for one in json.loads(service.gangway("doctor", "--json"))}
+    assert all(checks[name] for name in ("root", "firewall: nftables", "eBPF: capabilities", "relay: raw sockets"))
+
+
+def test_ports_and_connections_outlive_a_restart(service: Service) -> None:
+    with Namespace("box") as box:
+        service.gangway("network", "create", "web", "--subnet", "172.30.0.0/24")
+        service.gangway("attach", box.name, "--network", "web")
+        service.gangway("publish", box.name, "-p", "127.0.0.1:8080:80")
+        with box.entered():
+            listener = socket.create_server(("", 80))
+        with (
+            closing(listener),
+            closing(client_of(service.host, "tcp", "127.0.0.1", 8080)) as client,
+            closing(listener.accept()[0]) as server,
+        ):
+            server.recv(100)
+            relays, before = pids_running("gangway.relay", service.host), service.pid()
+            for command in ("restart", "stop"):
+                service.systemd("systemctl", command, "gangway")
+                client.sendall(command.encode())
+                assert server.recv(100) == command.encode()
+            service.systemd("systemctl", "start", "gangway")
+            assert pids_running("gangway.relay", service.host) == relays
+            assert service.pid() != before
+            assert "8080" in service.gangway("ls")
+        service.gangway("detach", box.name)
+        service.gangway("network", "rm", "web")
+
+
+def test_reload_is_told_when_it_has_ended(service: Service) -> None:
+    before = service.pid()
+    service.systemd("systemctl", "reload", "gangway")
+    assert service.systemd("systemctl", "is-active", "gangway") == "active\n"
+    assert service.pid() == before
+
+
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_daemon_that_hangs_or_is_killed_is_started_again(service: Service, how: signal.Signals) -> None:
+    before = service.pid()
+
+    def is_another_active() -> bool:
+        state = service.systemd.run("systemctl", "is-active", "gangway").stdout
+        return state == "active\n" and pids_running("gangway.daemon", service.host) not in ([], [before])
+
+    os.kill(before, how)
+    wait_until(is_another_active, "another daemon", 30)
