@@ -221,6 +221,8 @@ class Database:
                 self._execute("DELETE FROM mappings WHERE protocol = ? AND host_address = ? AND host_first = ?", key)
 
     def remember(self, what: str, value: str) -> None:
+        if self.recall(what) == value:
+            return  # a full disk must not keep the rules from being restored
         self._execute("INSERT OR REPLACE INTO memory VALUES (?, ?)", (what, value))
 
     def recall(self, what: str) -> str | None:

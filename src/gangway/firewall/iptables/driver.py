@@ -233,7 +233,8 @@ class IptablesDriver(Driver):
     def _remember(self, *alternatives: Tables) -> None:
         """Remember the rules in built-in chains: those of all alternatives, of which one is written."""
         tables = {
-            family: [table for found in alternatives for table in built_in(found[family])] for family in _FAMILIES
+            family: [*dict.fromkeys(table for found in alternatives for table in built_in(found[family]))]
+            for family in _FAMILIES
         }
         self._storage.remember(_KEY, json.dumps({"prefix": self._prefix, "tables": tables}))
 

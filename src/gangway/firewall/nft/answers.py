@@ -38,18 +38,22 @@ class Answers:
         return _grouped(map(self._element, self._elements))
 
     def change(self, removed: Iterable[MappingPlan], added: Iterable[MappingPlan]) -> tuple[Elements, Elements]:
-        """Remove mappings and add others; return the elements to delete, and those to add."""
+        """Remove mappings and add others; return the elements to delete, and those to add.
+
+        A mapping may have been removed before, if a request failed after that.
+        """
         removed, added = tuple(removed), tuple(added)
         touched = dict.fromkeys(port for one in (*removed, *added) for port, _ in _elements(one))
         before = {port: self._element(port) for port in touched}
         for planned in removed:
             for port, element in _elements(planned):
-                self._elements[port].remove(element)
+                if element in self._elements.get(port, ()):
+                    self._elements[port].remove(element)
         self._add(added)
         after = {port: self._element(port) for port in touched}
         for port in touched:
-            if not self._elements[port]:
-                del self._elements[port]
+            if not self._elements.get(port):
+                self._elements.pop(port, None)
         changed = [port for port in touched if before[port] != after[port]]
         return _grouped(before[port] for port in changed), _grouped(after[port] for port in changed)
 
