@@ -76,6 +76,9 @@ def open_raw(family: int) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
             sock.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
             sock.bind((UNREACHABLE[family], 0))
+            with suppress(BlockingIOError):  # what had arrived before the filter
+                while True:
+                    sock.recv(1, socket.MSG_DONTWAIT)
         except OSError:
             sock.close()
             raise

@@ -261,6 +261,8 @@ int core_open_icmp(int family)
         return -1;
     bool is_deaf = setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0 &&
         setsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &on, sizeof on) == 0;
+    while (is_deaf && recv(fd, NULL, 0, MSG_DONTWAIT) >= 0)
+        ;                                          /* what had arrived before the filter */
     if (is_deaf)
         return fd;
     close(fd);
