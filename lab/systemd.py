@@ -24,12 +24,15 @@ _PROGRAM = "/lib/systemd/systemd"
 # Mounts are shared with the namespaces that systemd makes, as on any host: those of ip-netns, which come later, arrive.
 _BOOT = """
 set -e
-for root in /sys/fs/cgroup/*; do
-    if [ -e "$root/cgroup.procs" ] && mkdir "$root/$NAME" 2>/dev/null; then
-        for file in cpuset.cpus cpuset.mems; do
-            if [ -e "$root/$file" ]; then cat "$root/$file" >"$root/$NAME/$file"; fi
-        done
-        echo $$ >"$root/$NAME/cgroup.procs"
+for root in $(ls -d /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs 2>/dev/null); do
+    root=${root%/cgroup.procs}
+    if [ "$root" = /sys/fs/cgroup ] || mountpoint -q "$root"; then
+        if mkdir "$root/$NAME" 2>/dev/null; then
+            for file in cpuset.cpus cpuset.mems; do
+                if [ -e "$root/tasks" ] && [ -e "$root/$file" ]; then cat "$root/$file" >"$root/$NAME/$file"; fi
+            done
+            echo $$ >"$root/$NAME/cgroup.procs"
+        fi
     fi
 done
 exec unshare --cgroup --pid --fork --kill-child --mount --propagation slave --uts --ipc sh -ec '
@@ -46,10 +49,14 @@ exec unshare --cgroup --pid --fork --kill-child --mount --propagation slave --ut
     mount --rbind /dev dev
     mount --bind /tmp tmp
     mount -t sysfs sys sys
-    mount -t tmpfs cgroup sys/fs/cgroup
-    mkdir sys/fs/cgroup/systemd sys/fs/cgroup/unified
-    mount -t cgroup -o none,name=systemd systemd sys/fs/cgroup/systemd
-    mount -t cgroup2 unified sys/fs/cgroup/unified
+    if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+        mount -t cgroup2 cgroup sys/fs/cgroup
+    else
+        mount -t tmpfs cgroup sys/fs/cgroup
+        mkdir sys/fs/cgroup/systemd sys/fs/cgroup/unified
+        mount -t cgroup -o none,name=systemd systemd sys/fs/cgroup/systemd
+        mount -t cgroup2 unified sys/fs/cgroup/unified
+    fi
     cp "$UNITS"/* run/systemd/system/
     exec chroot . "$PROGRAM" --system --unit=test.target'
 """
@@ -107,7 +114,7 @@ class Systemd:
     def _has_no_groups(self) -> bool:
         """Remove the control groups; False: a process that has ended is still there."""
         try:
-            for group in _CGROUPS.glob(f"*/{self._name}"):
+            for group in (*_CGROUPS.glob(self._name), *_CGROUPS.glob(f"*/{self._name}")):
                 for folder, _, _ in os.walk(group, topdown=False):
                     os.rmdir(folder)
         except OSError:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gangway import __version__
-from lab.gangwayd import CommandFailed, Gangway
+from lab.gangwayd import GANGWAY, CommandFailed, Gangway
 from lab.netns import Namespace
 from lab.processes import pids_running
 from lab.waiting import wait_until
@@ -59,25 +60,24 @@ def test_status_and_versions(served: Served) -> None:
     assert facts["relay"] == f"{__version__}  pid {relay}"
     assert [facts[name] for name in ("networks", "containers", "mappings", "leases")] == ["1", "1", "1", "0"]
     assert facts["socket"] == str(gangway.socket)
-    assert facts["started by"] == "a command, a launcher or an operator"
+    assert facts["started by"] == "an operator"
     versions = {"client": __version__, "daemon": f"{__version__}  pid {daemon}", "relay": f"{__version__}  pid {relay}"}
     assert _facts(gangway, "version") == versions
 
 
-def test_restart_keeps_options_ports_and_connections(served: Served) -> None:
+def test_only_a_daemon_on_demand_is_restarted(served: Served) -> None:
     gangway = served.gangway
-    (before,), relays = pids_running("gangway.daemon", gangway.host), gangway.relays()
-    for _ in range(2):
+    with pytest.raises(CommandFailed, match=r"an operator has started this daemon: end it \(pid \d+\)"):
         gangway("daemon", "restart")
-        served.assert_connected()
-    (after,) = pids_running("gangway.daemon", gangway.host)
-    assert after != before
-    assert gangway.relays() == relays
-    assert "(--firewall none)" in gangway("explain", "172.30.0.1:8080")
+    with Namespace("other") as other, pytest.raises(subprocess.CalledProcessError) as refused:
+        other.run(str(GANGWAY), "daemon", "restart", "--socket", str(gangway.socket))
+    assert "is another network namespace's" in refused.value.stderr
+    served.assert_connected()
 
 
-def test_stop_keeps_ports_and_connections(served: Served) -> None:
+def test_stop_and_restart_keep_options_ports_and_connections(served: Served) -> None:
     gangway = served.gangway
+    relays = gangway.relays()
     gangway("daemon", "stop")
     assert not pids_running("gangway.daemon", gangway.host)
     served.assert_connected()
@@ -85,9 +85,30 @@ def test_stop_keeps_ports_and_connections(served: Served) -> None:
     for command in ("status", "reload"):
         with pytest.raises(CommandFailed, match=f"no daemon runs at {gangway.socket}"):
             gangway("daemon", command)
-    assert _facts(gangway, "version")["daemon"] == "does not run"
-    assert len(gangway.json("ls")) == 1
+    assert _facts(gangway, "version")["daemon"] == "not running"
+    assert len(gangway.json("ls")) == 1  # this starts a daemon
+    (before,) = pids_running("gangway.daemon", gangway.host)
+    gangway("daemon", "restart")
+    (after,) = pids_running("gangway.daemon", gangway.host)
+    assert after != before
+    assert _facts(gangway, "daemon status")["started by"] == "a command or launcher"
+    assert gangway.relays() == relays
+    assert "(--firewall none)" in gangway("explain", "172.30.0.1:8080")
     served.assert_connected()
+
+
+def test_daemon_on_demand_gives_way(served: Served) -> None:
+    gangway = served.gangway
+    gangway.stop()
+    gangway("ls")
+    gangway.start()
+    assert gangway.daemon is not None
+    pid = gangway.daemon.pid
+    wait_until(lambda: pids_running("gangway.daemon", gangway.host) == [pid], "the daemon on demand to end")
+    served.assert_connected()
+    second = gangway.host.run(str(GANGWAY), "daemon", check=False)
+    assert second.returncode == 1
+    assert f"a daemon (pid {pid}, " in second.stderr
 
 
 def test_reload_says_what_is_wrong(tmp_path: Path) -> None:
@@ -100,23 +121,23 @@ def test_reload_says_what_is_wrong(tmp_path: Path) -> None:
             gangway("daemon", "reload")
 
 
-def test_service_manager_is_told_and_asked(tmp_path: Path) -> None:
+def test_service_manager_is_notified(tmp_path: Path) -> None:
     """systemd's part is played by a socket: it reads what a service of Type=notify sends."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, Namespace("host") as host:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(10)
-        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"}
         with Gangway(host, "--firewall", "none", environment=environment) as gangway:
             assert manager.recv(4096) == b"READY=1"
             assert [manager.recv(4096) for _ in range(3)] == [b"WATCHDOG=1"] * 3
             assert _facts(gangway, "daemon status")["started by"] == "a service manager"
             with pytest.raises(CommandFailed, match="systemctl stop gangway"):
                 gangway("daemon", "stop")
-            with pytest.raises(CommandFailed, match="systemctl stop gangway"):
+            with pytest.raises(CommandFailed, match="use systemctl restart gangway"):
                 gangway("daemon", "restart")
             gangway("daemon", "reload")
-            wait_until(lambda: manager.recv(4096).startswith(b"RELOADING=1\nMONOTONIC_USEC="), "the reload to be told")
-            wait_until(lambda: manager.recv(4096) == b"READY=1", "its end to be told")
+            wait_until(lambda: manager.recv(4096).startswith(b"RELOADING=1\nMONOTONIC_USEC="), "the note of the reload")
+            wait_until(lambda: manager.recv(4096) == b"READY=1", "the note of its end")
             gangway.stop()
             wait_until(lambda: manager.recv(4096) == b"STOPPING=1", "the daemon to say that it ends")
 
@@ -125,10 +146,11 @@ def test_only_root_may_end_it(served: Served) -> None:
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c")
     gangway = served.gangway
     gangway("ls")
+    before = pids_running("gangway.daemon", gangway.host)
     os.chmod(gangway.folder, 0o755)
     os.chmod(gangway.socket, 0o666)
     body = "POST /stop HTTP/1.1\\r\\nHost: gangway\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n"
     script = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect('{gangway.socket}'); s.sendall(b'{body}'); "
     done = gangway.host.run(*nobody, f'python3 -c "{script}print(s.recv(9999).decode())"')
     assert "only root may do this" in done.stdout
-    served.assert_connected()
+    assert pids_running("gangway.daemon", gangway.host) == before

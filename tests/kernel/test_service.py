@@ -26,8 +26,8 @@ _DROP_IN = (
 
 
 class Service:
-    def __init__(self, host: Namespace, systemd: Systemd) -> None:
-        self.host, self.systemd = host, systemd
+    def __init__(self, host: Namespace, systemd: Systemd, settings: Path) -> None:
+        self.host, self.systemd, self.settings = host, systemd, settings
 
     def gangway(self, *words: str) -> str:
         return self.systemd(str(GANGWAY), *words)
@@ -42,9 +42,12 @@ class Service:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     scratch = tmp_path_factory.mktemp("systemd")
     unit = _UNIT.read_text().replace("/usr/bin/gangway", str(GANGWAY)) + _DROP_IN.format(log=scratch / "service.log")
+    settings = scratch / "gangway.toml"
+    settings.write_text("")
+    unit = unit.replace("gangway daemon\n", f"gangway daemon --config {settings}\n")
     with Namespace("host") as host, Systemd(host, {"gangway.service": unit}, scratch) as systemd:
         systemd("systemctl", "start", "gangway")
-        yield Service(host, systemd)
+        yield Service(host, systemd, settings)
 
 
 def test_it_is_active_when_the_daemon_serves(service: Service) -> None:
@@ -80,11 +83,22 @@ def test_ports_and_connections_outlive_a_restart(service: Service) -> None:
         service.gangway("network", "rm", "web")
 
 
-def test_reload_is_told_when_it_has_ended(service: Service) -> None:
+def test_reload_reports_a_mistake(service: Service) -> None:
     before = service.pid()
-    service.systemd("systemctl", "reload", "gangway")
-    assert service.systemd("systemctl", "is-active", "gangway") == "active\n"
+    for settings, code in (("ip-forward = false", 0), ("firewall = 'nonsense'", 1), ("", 0)):
+        service.settings.write_text(settings)
+        assert service.systemd.run("systemctl", "reload", "gangway").returncode == code
+        assert service.systemd("systemctl", "is-active", "gangway") == "active\n"
     assert service.pid() == before
+
+
+def test_service_replaces_a_daemon_on_demand(service: Service) -> None:
+    service.systemd("systemctl", "stop", "gangway")
+    service.gangway("network", "ls")
+    before = service.pid()
+    service.systemd("systemctl", "start", "gangway")
+    assert service.pid() != before
+    assert "a service manager" in service.gangway("daemon", "status")
 
 
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])

@@ -181,28 +181,34 @@ def test_refusals_take_a_rule_for_each_subnet(subnets: list[IPv4Network]) -> Non
 
 
 def test_only_new_packets_to_the_host_get_to_the_refusals() -> None:
-    """An internal network's rule, which is before them, is for packets that go on to other links."""
+    """An internal network's rules, which are before them, leave new packets to the host alone."""
     internal = replace(WEB, internal=True)
     one = admitting(held("0.0.0.0"), "10.0.0.0/8")
     made = whole(LEASED, one, networks=(internal,))
     mangle = next(table for table in render(made, 4, PREFIX) if table.name == "mangle")
-    elsewhere = f"-A {PREFIX} -i gw-web ! -o gw-web -m addrtype ! --dst-type LOCAL -j DROP"
+    leaving = f"-A {PREFIX} -i gw-web ! -o gw-web"
+    invalid, elsewhere = (
+        f"{leaving} -m conntrack --ctstate INVALID -j DROP",
+        f"{leaving} -m addrtype ! --dst-type LOCAL -j DROP",
+    )
     returned = f"-A {PREFIX} -m addrtype ! --dst-type LOCAL -j RETURN"
     excluded = f"-A {PREFIX} -d 192.0.2.9/32 -j RETURN"
-    assert mangle.own[1:3] == (elsewhere, returned)
+    assert mangle.own[1:4] == (invalid, elsewhere, returned)
     assert excluded not in mangle.own
     facts = replace(LEASED, excluded=frozenset({ip_address("192.0.2.9")}))
     mangle = next(table for table in render(whole(facts, one), 4, PREFIX) if table.name == "mangle")
     assert mangle.own.index(excluded) < mangle.own.index(f"-A {PREFIX} -s 10.0.0.0/8 {PORT} -j RETURN")
 
 
-def test_refusals_are_among_the_rules_that_match_what_comes_in_by_an_interface() -> None:
-    found = planned(admitting(held("0.0.0.0"), "10.0.0.0/8"), LEASED)
+@pytest.mark.parametrize("facts", [LEASED, replace(LEASED, forwarding=frozenset(), may_forward=False)])
+def test_refusals_are_among_the_rules_that_match_what_the_relay_gets_by_an_interface(facts: HostFacts) -> None:
+    found = planned(admitting(held("0.0.0.0"), "10.0.0.0/8"), facts)
     for route in found.routes:
         rules = [
             rule.removeprefix("mangle: ") for rule in matching_rules(found, route, WEB, PREFIX) if "mangle" in rule
         ]
-        assert rules == (refusals(found.mapping, 4) if route.origin in (Origin.REMOTE, Origin.CONTAINER) else [])
+        is_met = facts is not LEASED and route.origin in (Origin.REMOTE, Origin.CONTAINER)
+        assert rules == (refusals(found.mapping, 4) if is_met else [])
 
 
 def test_matching_rules_of_each_kind_of_client() -> None:

@@ -12,6 +12,8 @@ STATUS: dict[str, Any] = {
     "pid": 12,
     "started": 1000.0,
     "is_service": True,
+    "on_demand": False,
+    "folder": "/run/gangway/netns-1",
     "socket": "/run/gangway/netns-1/gangway.sock",
     "relay_version": __version__,
     "relay_pid": 34,
@@ -34,7 +36,7 @@ def test_status() -> None:
         "mappings    3",
         "leases      4",
     ]
-    assert "relay       does not run" in described(STATUS | WITHOUT_RELAY, 1000.0)
+    assert "relay       not running" in described(STATUS | WITHOUT_RELAY, 1000.0)
 
 
 @pytest.mark.parametrize(
@@ -46,13 +48,15 @@ def test_how_long_a_daemon_runs(age_s: int, text: str) -> None:
 
 
 def test_versions() -> None:
-    assert [*versions(None)] == [f"client  {__version__}", "daemon  does not run", "relay   does not run"]
+    assert [*versions(None)] == [f"client  {__version__}", "daemon  not running", "relay   not running"]
     found = STATUS | {"version": "0.0.9", "relay_version": ""}
     assert [*versions(found)] == [f"client  {__version__}", "daemon  0.0.9  pid 12", "relay   unknown  pid 34"]
 
 
-def test_a_mismatch_is_said() -> None:
+def test_version_mismatches() -> None:
     assert [*mismatches(None)] == [*mismatches(STATUS)] == [*mismatches(STATUS | WITHOUT_RELAY)] == []
     (daemon, relay) = mismatches(STATUS | {"version": "0.0.9"})
-    assert "gangway daemon restart" in daemon
+    assert daemon.endswith(f"daemon 0.0.9, command {__version__}; replace the daemon: systemctl restart gangway")
     assert "kill 34" in relay
+    (daemon, _) = mismatches(STATUS | {"version": "0.0.9", "is_service": False})
+    assert daemon.endswith("gangway daemon restart")

@@ -130,8 +130,8 @@ def run(name: str | None, command: list[str], **given: Any) -> None:
 def daemon(path: str, config: str | None, **options: Any) -> None:
     """Manage the networks and published ports of this network namespace.
 
-    Other commands start a daemon if there is none.  Options override the settings file.  The daemon that runs is looked
-    after by gangway daemon status, reload, restart and stop.
+    Other commands start a daemon if there is none.  Options override the settings file.  A running daemon is managed by
+    gangway daemon status, reload, restart and stop.
     """
     given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
     words = daemon_command(path, given, config)
@@ -139,7 +139,7 @@ def daemon(path: str, config: str | None, **options: Any) -> None:
 
 
 def show_version(path: str) -> None:
-    """Show the versions of this program, of the daemon that runs, and of its relay."""
+    """Show the versions of this program, of the running daemon, and of its relay."""
     from gangway.cli.lifecycle import mismatches, status, versions
 
     found = status(path)
@@ -149,7 +149,7 @@ def show_version(path: str) -> None:
 
 
 def show_status(path: str) -> None:
-    """Show whether a daemon runs, and how much it has to look after."""
+    """Show the running daemon and its relay, and how much they manage."""
     import time
 
     from gangway.cli.lifecycle import described, status
@@ -162,19 +162,20 @@ def show_status(path: str) -> None:
 
 def stop(path: str) -> None:
     """End the daemon.  Ports stay published, and the next command starts a daemon again."""
-    from gangway.cli.lifecycle import stop_daemon
+    from gangway.cli.lifecycle import status, stop_daemon
 
+    found = status(path)
     if not stop_daemon(path):
         _say(f"no daemon runs at {path}")
+    elif found and found["leases"]:
+        _say(f"{found['leases']} docker-proxy launchers start a daemon again, which serves their ports")
 
 
 def restart(path: str) -> None:
     """End the daemon, and start it again with the same options.  Ports stay published meanwhile."""
-    from gangway.cli.client import start_daemon
-    from gangway.cli.lifecycle import stop_daemon
+    from gangway.cli.lifecycle import restart_daemon
 
-    stop_daemon(path)
-    start_daemon(path)
+    restart_daemon(path)
 
 
 def reload(path: str) -> None:

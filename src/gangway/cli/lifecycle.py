@@ -1,4 +1,4 @@
-"""The daemon as a process: what runs, of which version, and how it is ended."""
+"""The daemon as a process: its status and version, and its end."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import select
 import time
 
-from gangway import __version__
-from gangway.cli.client import NoDaemon, Refused, ask_running, connect
+from gangway import __version__, runtime
+from gangway.cli.client import NoDaemon, Refused, ask, ask_running, connect
 from gangway.cli.views import columns
 
 TYPE_CHECKING = False
@@ -31,23 +31,26 @@ def status(path: str) -> Status | None:
 
 
 def versions(found: Status | None) -> Iterator[str]:
-    """Yield the versions of what runs, line by line."""
-    daemon = f"{found['version']}  pid {found['pid']}" if found else "does not run"
+    """Yield the versions of this program, the daemon and its relay, line by line."""
+    daemon = f"{found['version']}  pid {found['pid']}" if found else "not running"
     yield from _lines([("client", __version__), ("daemon", daemon), ("relay", _relay(found))])
 
 
 def mismatches(found: Status | None) -> Iterator[str]:
-    """Yield what runs and is of another version than this program, and what to do."""
+    """Yield how the versions differ, and what to do."""
     if found and found["version"] != __version__:
-        yield "the daemon is of another version than this command: gangway daemon restart replaces it"
+        restart = "systemctl restart gangway" if found["is_service"] else "gangway daemon restart"
+        yield f"version mismatch: daemon {found['version']}, command {__version__}; replace the daemon: {restart}"
     if found and found["relay_pid"] and found["relay_version"] != found["version"]:
-        advice = f"it serves until it ends; kill {found['relay_pid']} ends it, and its connections"
-        yield f"the relay is of another version than the daemon: {advice}"
+        versions = f"relay {found['relay_version'] or 'unknown'}, daemon {found['version']}"
+        yield f"version mismatch: {versions}; kill {found['relay_pid']} replaces the relay, and ends its connections"
 
 
 def described(found: Status, now_s: float) -> list[str]:
     """Return a daemon's status at a Unix time, line by line."""
-    starter = "a service manager" if found["is_service"] else "a command, a launcher or an operator"
+    starter = (
+        "a service manager" if found["is_service"] else "a command or launcher" if found["on_demand"] else "an operator"
+    )
     rows = [
         ("daemon", f"{found['version']}  pid {found['pid']}, for {_duration(now_s - found['started'])}"),
         ("started by", starter),
@@ -63,15 +66,33 @@ def stop_daemon(path: str) -> bool:
 
     Refused: it is a service manager's, or does not end.
     """
-    try:
-        pid = ask_running(path, "GET", "/status")["pid"]
-        ended = _pidfd(pid)
-        ask_running(path, "POST", "/stop")
-    except NoDaemon:
+    found = status(path)
+    if found is None:
         return False
+    pid, ended = found["pid"], _pidfd(found["pid"])
+    try:
+        ask_running(path, "POST", "/stop")
+    except NoDaemon:  # it has just ended by itself
+        return True
     if not _has_ended(path, ended):
-        raise Refused("HostRefused", f"the daemon (pid {pid}) has not ended within {_END_S:.0f} s: see its log")
+        raise Refused("HostRefused", f"the daemon (pid {pid}) did not exit within {_END_S:.0f} s: see its log")
     return True
+
+
+def restart_daemon(path: str) -> None:
+    """End the daemon that listens at `path`, and start it again with the same options; start one if there is none.
+
+    Refused: another program has started it, or it is another network namespace's.
+    """
+    found = status(path)
+    if found is not None and found["folder"] != runtime.folder():
+        raise Refused("Conflict", f"the daemon at {path} is another network namespace's: enter that with nsenter")
+    if found is not None and not found["on_demand"] and not found["is_service"]:
+        raise Refused(
+            "Conflict", f"an operator has started this daemon: end it (pid {found['pid']}), and start it there"
+        )
+    stop_daemon(path)
+    ask(path, "GET", "/status")  # which starts a daemon
 
 
 def _lines(rows: list[tuple[str, str]]) -> Iterator[str]:
@@ -80,7 +101,7 @@ def _lines(rows: list[tuple[str, str]]) -> Iterator[str]:
 
 def _relay(found: Status | None) -> str:
     if not found or not found["relay_pid"]:
-        return "does not run"
+        return "not running"
     return f"{found['relay_version'] or 'unknown'}  pid {found['relay_pid']}"
 
 

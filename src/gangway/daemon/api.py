@@ -208,7 +208,7 @@ OPERATIONS = (
     ),
     Operation(
         "GET /status",
-        "Show what runs: the daemon, its relay, their versions, and how much they look after.",
+        "Show the daemon and its relay: versions, processes, and how much they manage.",
         lambda service, *_: service.status(),
         StatusAnswer,
     ),

@@ -2,8 +2,10 @@
 
 import fcntl
 import os
+import signal
 import socket
 import stat
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -14,22 +16,26 @@ from gangway.errors import Conflict, HostRefused, InvalidRequest
 from gangway.relay.sockets import unlink_socket
 
 BACKLOG = 4096
+_ON_DEMAND = "on demand"  # in the lock's file: a command or a launcher has started the daemon
+_END_S, _LOOK_S = 15.0, 0.02  # how long such a daemon may take to end, and how often to look
 
 
 class Home:
     """The runtime folder of this network namespace, locked for as long as the daemon runs.
 
     `socket_path`: where API clients connect, if not in the folder; the group with the number `group` may, too.
-    Conflict: another daemon has the namespace, or the socket.
+    A daemon that was started on demand gives way to one that was not.  Conflict: another daemon has the namespace, or
+    the socket.
     """
 
     api: socket.socket
     leases: socket.socket
 
-    def __init__(self, socket_path: str | None, group: int) -> None:
+    def __init__(self, socket_path: str | None, group: int, on_demand: bool = False) -> None:
         self.folder = Path(runtime.folder())
         self.api_path = Path(socket_path).absolute() if socket_path else self.folder / runtime.API_SOCKET
         self.relay_path = self.folder / runtime.RELAY_SOCKET
+        self.on_demand = on_demand
         self.is_abandoned = False  # nothing is left to manage: the folder is removed, unless an operator's options stay
         self._group = group if os.geteuid() == 0 else -1
         self._scope = ExitStack()
@@ -86,15 +92,28 @@ class Home:
         path = self.folder / runtime.LOCK
         while True:
             lock = scope.enter_context(os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pid, _, at = lock.readline().strip().partition(" ")
-                raise Conflict(f"a daemon (pid {pid}, socket {at}) already manages this network namespace") from None
+            self._take(lock)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                     break  # else its last owner removed the file in between
         return lock
+
+    def _take(self, lock: TextIO) -> None:
+        """Lock the file.  A daemon on demand is ended, again and again: launchers start another one."""
+        deadline_s = time.monotonic() + _END_S
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                first, *others = lock.read().splitlines() or [""]
+                pid, _, at = first.partition(" ")
+                if self.on_demand or _ON_DEMAND not in others or time.monotonic() > deadline_s:
+                    text = f"a daemon (pid {pid}, socket {at}) already manages this network namespace"
+                    raise Conflict(text) from None
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGTERM)
+                time.sleep(_LOOK_S)
 
     def _record(self, lock: TextIO, former: dict[Path, str]) -> None:
         """Record this daemon's pid and API socket in place of the last daemon's.
@@ -108,7 +127,8 @@ class Home:
                 unlink_socket(at)
         lock.seek(0)
         lock.truncate()
-        lock.write(f"{os.getpid()} {self.api_path}\n{_identity(self.api_path)}\n")
+        kind = f"{_ON_DEMAND}\n" if self.on_demand else ""
+        lock.write(f"{os.getpid()} {self.api_path}\n{_identity(self.api_path)}\n{kind}")
         lock.flush()
 
     def _listen(self, scope: ExitStack, path: Path, kind: int, former: dict[Path, str]) -> socket.socket:
@@ -179,7 +199,7 @@ def _former_sockets(base: Path) -> dict[Path, str]:
     found = {}
     for lock in base.glob(f"netns-*/{runtime.LOCK}"):
         with suppress(OSError, UnicodeDecodeError):
-            first, _, identity = lock.read_text().strip().partition("\n")
+            first, identity, *_ = [*lock.read_text().splitlines(), "", ""]
             found[Path(first.partition(" ")[2])] = identity
     return found
 

@@ -183,7 +183,9 @@ class Daemon:
     def _stop(self) -> None:
         """End the daemon.  Conflict: whoever has started it would start it again."""
         if supervisor.is_supervised():
-            raise Conflict("a service manager runs this daemon: systemctl stop gangway")
+            raise Conflict(
+                "a service manager runs this daemon: use systemctl restart gangway, or systemctl stop gangway"
+            )
         self._loop.call_soon_threadsafe(self._over.set)
 
     def _reload(self) -> list[str]:
@@ -338,7 +340,7 @@ def run(
     """
     raise_descriptor_limit()
     with ExitStack() as stack:
-        home = stack.enter_context(Home(socket_path, config.group_id))
+        home = stack.enter_context(Home(socket_path, config.group_id, until_idle))
         worker = stack.enter_context(ThreadPoolExecutor(1, "worker"))
         notices = Notices()
         stack.callback(notices.close)

@@ -207,12 +207,14 @@ class DockerChange(msgspec.Struct):
 
 
 class StatusAnswer(msgspec.Struct):
-    """What runs, and how much it has to look after."""
+    """The daemon and its relay: versions, processes, and how much they manage."""
 
     version: str
     pid: int
     started: float  # Unix time, in seconds
     is_service: bool  # a service manager has started the daemon
+    on_demand: bool  # a command or a launcher has
+    folder: str  # of its network namespace
     socket: str  # of the API
     relay_version: str  # empty: unknown, or no relay runs
     relay_pid: int | None

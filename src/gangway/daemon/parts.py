@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,24 +111,25 @@ class Parts:
 
     def reload(self, config: Config) -> None:
         """Use other settings, and open the log files again.  GangwayError, OSError: the former settings are in use."""
-        former = self.config
-        self.observer.use(config)
-        try:
-            self._controller.reload()
-        except GangwayError:
-            self.observer.use(former)
-            raise
-        self.config = config
-        self._home.set_group(config.group_id)
-        self.dataplane.relay.settings = config.relay_settings
-        self.dataplane.reuse_ports = config.relay_settings.tcp_tw_reuse
-        if config.relay_settings.log == former.relay_settings.log != "syslog":
-            fd = open_file(config.relay_settings.log)
+        former, log = self.config, config.relay_settings.log
+        with ExitStack() as stack:
+            fd = None
+            if log == former.relay_settings.log != "syslog":
+                fd = open_file(log)
+                stack.callback(os.close, fd)
+            self.observer.use(config)
             try:
+                self._controller.reload()
+            except GangwayError:
+                self.observer.use(former)
+                raise
+            self.config = config
+            self._home.set_group(config.group_id)
+            self.dataplane.relay.settings = config.relay_settings
+            self.dataplane.reuse_ports = config.relay_settings.tcp_tw_reuse
+            if fd is not None:
                 self._log.use(fd)
                 self.dataplane.relay.use_log(fd)
-            finally:
-                os.close(fd)
         self._log.info("settings reloaded" + "".join(_later(former, config)).replace("%", "%%"))
 
     def checks(self) -> Iterator[CheckAnswer]:
@@ -146,13 +148,15 @@ class Parts:
         yield overlap_check(self.observer.tools, facts, mappings, own, self.config.chain_prefix)
 
     def status(self) -> StatusAnswer:
-        """Return what runs, and how much it has to look after."""
+        """Return the daemon's and the relay's versions and processes, and how much they manage."""
         relay, leases = self.dataplane.relay, len(self.requests.leases)
         return StatusAnswer(
             __version__,
             os.getpid(),
             self._started_s,
             supervisor.is_supervised(),
+            self._home.on_demand,
+            str(self._home.folder),
             str(self._home.api_path),
             relay.release if relay.pid is not None else "",
             relay.pid,

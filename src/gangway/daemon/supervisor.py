@@ -1,4 +1,4 @@
-"""The service manager that has started the daemon, if one has: sd_notify(3), and the watchdog of systemd.service(5).
+"""Notifies the service manager that has started the daemon: sd_notify(3), and the watchdog of systemd.service(5).
 
 A service manager passes the socket and the watchdog's interval in the environment; without them nothing is sent.
 """
@@ -8,20 +8,22 @@ import socket
 import time
 from contextlib import suppress
 
+_PATIENCE_S = 1.0  # for a service manager that has many messages to read
 _SOCKET, _INTERVAL, _PID = "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"
 READY, STOPPING, ALIVE = "READY=1", "STOPPING=1", "WATCHDOG=1"
 
 
 def is_supervised() -> bool:
-    """True if a service manager wants to know what the daemon does, and starts it again."""
+    """True if a service manager has started this process, and starts it again."""
     return _SOCKET in os.environ
 
 
 def notify(*states: str) -> None:
-    """Tell the service manager; it does not matter if it does not listen."""
+    """Send states to the service manager; none has to listen."""
     address = os.environ.get(_SOCKET, "")
     if address:
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(_PATIENCE_S)
             sock.sendto("\n".join(states).encode(), f"\0{address[1:]}" if address.startswith("@") else address)
 
 

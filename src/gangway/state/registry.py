@@ -184,10 +184,11 @@ class Registry:
         found = (one for one in self.parked.all() if container in (None, one.container))
         return tuple(one for one in found if str(one) not in self._mappings.get(one.container, {}))
 
-    def waiting_at(self, protocol: Protocol, port: int) -> PortMapping | None:
+    def waiting_at(self, protocol: Protocol, address: Address, port: int) -> PortMapping | None:
         """Return the mapping of a host port that is not published, but waits; None if there is none."""
         at = PortRange(port, port)
-        return next((one for one in self.waiting() if one.protocol is protocol and one.host_ports.includes(at)), None)
+        found = (one for one in self.waiting() if one.protocol is protocol and one.host_ports.includes(at))
+        return next((one for one in found if _is_any_or_same(address, one.host_address)), None)
 
     def add_mappings(self, mappings: Sequence[PortMapping]) -> tuple[MappingPlan, ...]:
         """Add mappings; they are in `index` already."""
@@ -294,3 +295,7 @@ class Registry:
 
 def _names(known: Iterable[str]) -> str:
     return ", ".join(sorted(known)) or "none"
+
+
+def _is_any_or_same(one: Address, other: Address) -> bool:
+    return one.is_unspecified or other.is_unspecified or one == other

@@ -164,7 +164,7 @@ class Requests:
             if mapping is not None
             else sorted(index.with_port(protocol, port), key=lambda one: one.host_address.version != address.version)
         )
-        if not published and (waiting := self._registry.waiting_at(protocol, port)):
+        if not published and (waiting := self._registry.waiting_at(protocol, address, port)):
             raise Conflict(f"port {waiting} of {waiting.container} is not published: gangway ls says why")
         planned, network = self._decided(published, f"{format_host(address)}:{port}/{protocol}")
         stands_for_all = address.is_unspecified and planned.family == address.version

@@ -143,7 +143,7 @@ def _requested(planned: MappingPlan, elsewhere: str = "") -> str:
 
 def matching_rules(planned: MappingPlan, route: Route, network: Network, prefix: str) -> Iterator[str]:
     """Yield the rules that match the first packet of a client on `route`, each as `TABLE: RULE`."""
-    if route.road is not Road.BLOCKED and route.origin in (Origin.REMOTE, Origin.CONTAINER) and _is_restricted(planned):
+    if route.road is Road.RELAY and route.origin in (Origin.REMOTE, Origin.CONTAINER) and _is_restricted(planned):
         yield from (f"mangle: {rule}" for rule in _refusal(planned, prefix))
     if route.road is Road.ROUTED and route.origin is not Origin.HOST and not route.neighbour:
         yield f"filter: -A FORWARD -o {planned.bridge} -j {prefix}"
@@ -256,8 +256,9 @@ def _isolation(plan: Plan, family: int, prefix: str) -> Iterator[str]:
         bridge = network.bridge
         if not network.opens(family):
             yield f"-A {prefix} ! -i {bridge} -o {bridge} -j DROP"
-        left = _TO_OTHERS if network.internal else _INVALID  # INPUT sends packets here, too
-        yield f"-A {prefix} -i {bridge} ! -o {bridge} {left} -j DROP"
+        yield f"-A {prefix} -i {bridge} ! -o {bridge} {_INVALID} -j DROP"
+        if network.internal:  # INPUT sends new packets here, too, which may get to the host
+            yield f"-A {prefix} -i {bridge} ! -o {bridge} {_TO_OTHERS} -j DROP"
         if not network.icc:
             yield f"-A {prefix} -i {bridge} -o {bridge} -j DROP"
     # What follows, some rules for each mapping, is for packets to the host itself.
