@@ -3,7 +3,7 @@
 CORE     := src/gangway/relay/core
 LAUNCHER := build/gangway-docker-proxy
 COMPILED := $(CORE)/core.so $(LAUNCHER)
-VERSION  := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+VERSION  := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/gangway/__init__.py)
 
 .PHONY: compiled
 compiled: $(COMPILED)

@@ -169,6 +169,15 @@ def test_port_is_served_until_it_is_removed(client: RelayClient) -> None:
         socket.create_server(at).close()
 
 
+def test_ports_of_a_relay_that_has_just_exited_are_removed(
+    relays: Relays, client: RelayClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.serve(RANGE)
+    relays.kill()
+    monkeypatch.setattr(client, "is_running", lambda: True)  # its end is seen when it is asked
+    client.remove(RANGE.ports)
+
+
 @pytest.mark.parametrize("count", [0, protocol.PAGE, protocol.PAGE + 1])
 def test_all_pages_are_read(client: RelayClient, count: int) -> None:
     ports = [RANGE._replace(ports=HostPorts("sctp", "::1", port, port)) for port in range(1, count + 1)]

@@ -114,7 +114,7 @@ def _wait(pid: int) -> int:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_PASSED_ON, signal.SIGCHLD})
     while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
         received = signal.sigwaitinfo({*_PASSED_ON, signal.SIGCHLD})
-        if received.si_signo != signal.SIGCHLD and not _reaches_both(received):
+        if received.si_signo != signal.SIGCHLD and not _reaches_both(received, pid):
             os.kill(pid, received.si_signo)
     while signal.sigtimedwait(_PASSED_ON, 0):
         pass  # it came too late for the command
@@ -123,11 +123,14 @@ def _wait(pid: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _reaches_both(received: signal.struct_siginfo) -> bool:
+def _reaches_both(received: signal.struct_siginfo, pid: int) -> bool:
     """True if a signal was sent to the command, too: a terminal sends Ctrl-C to the whole process group.
 
     What another process sends may be for the group or for us alone: that shows when the command does not end by it.
     """
     if received.si_signo not in _FROM_TERMINAL:
         return False
-    return received.si_code > 0 or signal.sigtimedwait({signal.SIGCHLD}, _PATIENCE_S) is not None
+    if received.si_code > 0:
+        return True
+    signal.sigtimedwait({signal.SIGCHLD}, _PATIENCE_S)  # which may be about a daemon that we have started
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None

@@ -129,7 +129,8 @@ class RelayClient:
         """Remove ports; their connections end.  A relay that is not running serves none."""
         with self._lock:
             if self.is_running() and self._channel is not None:
-                self._ask(Remove(ports))
+                with suppress(_RelayExited):  # just now
+                    self._ask(Remove(ports))
 
     def share(self, name: str, family: int, fds: Sequence[int]) -> None:
         """Hand over the socket that serves the ports of a protocol and family (4 or 6) that have none of their own; for
