@@ -169,9 +169,8 @@ def test_port_is_served_until_it_is_removed(client: RelayClient) -> None:
         socket.create_server(at).close()
 
 
-def test_ports_of_a_relay_that_has_just_exited_are_removed(
-    relays: Relays, client: RelayClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ports_of_a_relay_that_has_just_exited_are_removed(relays: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = relays.client(SETTINGS)
     client.serve(RANGE)
     relays.kill()
     monkeypatch.setattr(client, "is_running", lambda: True)  # its end is seen when it is asked
