@@ -16,7 +16,7 @@ PIP := $(BIN)/python3 -m pip install --quiet --disable-pip-version-check --no-co
 UNPACK := import sys, sysconfig, zipfile; zipfile.ZipFile(sys.argv[1]).extractall(sysconfig.get_path("purelib"))
 
 .DELETE_ON_ERROR:
-.PHONY: build parts need-pip need-compilers need-dev dev wheel test test-wheel test-install test-engines test-vm lint \
+.PHONY: build parts need-pip need-compilers need-dev dev wheel deb test test-wheel test-deb test-install test-engines test-vm lint \
     bench bench-docker demo demo-docker format clean
 
 .DEFAULT_GOAL := build
@@ -78,6 +78,7 @@ test: dev
 	@$(BIN)/python3 -m lab.engines trixie & \
 	$(BIN)/python3 -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/kernel tests/docker tests/unit
 
+WHEEL = $(lastword $(sort $(wildcard build/dist/gangway-$(VERSION)-py3-none-*.whl)))
 # A wheel in build/dist, for this machine's architecture.
 wheel: dev
 	$(BIN)/python3 -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/dist .
@@ -86,9 +87,17 @@ test-wheel: dev
 	@$(APT_NEED) debootstrap
 	$(BIN)/python3 -m pytest -s -o timeout=900 tests/install/test_wheel_install.py
 
+# Debian packages for Debian 12 and 13 in build/dist; they carry the Python packages that a release has not new enough.
+deb: wheel
+	for suite in bookworm trixie; do $(BIN)/python3 scripts/build_deb.py $$suite $(WHEEL) || exit 1; done
+
+test-deb: deb
+	@$(APT_NEED) debootstrap lintian
+	$(BIN)/python3 -m pytest -s -o timeout=900 tests/install/test_deb_install.py
+
 # Needs the network: new minimal systems, in which gangway is installed as users do.
-test-install: dev
-	@$(APT_NEED) debootstrap
+test-install: deb
+	@$(APT_NEED) debootstrap lintian
 	$(BIN)/python3 -m pytest -s -o timeout=900 tests/install
 
 # The newest dockerd that Debian has, which changes from day to day: not in CI.

@@ -40,6 +40,17 @@ exec chroot "$root" "$@"
 """
 _OFFLINE = ("unshare", "--net", "sh", "-ec", 'ip link set lo up; exec "$@"', "sh")
 
+# Asks for a page until the server has started.
+_ASK = """\
+import sys, time, urllib.request
+for _ in range(100):
+    try:
+        print(urllib.request.urlopen(sys.argv[1], timeout=3).status)
+        break
+    except OSError:
+        time.sleep(0.1)
+"""
+
 
 class BuildFailed(RuntimeError):
     """A root was not built; the message contains debootstrap's last line."""
@@ -67,6 +78,11 @@ class Root(NamedTuple):
     def run_offline(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command in a network namespace of its own; needs iproute2 in the root."""
         return self.run(*_OFFLINE, *command)
+
+    def answer(self, server: str, url: str) -> str:
+        """Return the HTTP status that a server gives, a shell command, in a network namespace of its own."""
+        script = f"{server} >/dev/null 2>&1 & exec python3 -c '{_ASK}' {url}"
+        return self.run_offline("sh", "-c", script).stdout.strip()
 
     def add_sources(self, folder: str) -> None:
         """Add this repository's files."""
