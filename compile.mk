@@ -8,7 +8,7 @@ VERSION  := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/gangway/__init__
 .PHONY: compiled
 compiled: $(COMPILED)
 
-$(LAUNCHER): $(wildcard launcher/*.c) launcher/launcher.h src/gangway/__init__.py
+$(LAUNCHER): $(wildcard launcher/*.c) launcher/launcher.h src/gangway/__init__.py compile.mk
 	@mkdir -p $(@D)
 	musl-gcc -std=gnu11 -static -Os -Wall -Wextra -Werror -DVERSION=\"$(VERSION)\" -o $@ $(filter %.c,$^)
 

@@ -1,7 +1,6 @@
 """Leases of docker-proxy launchers: what gangway's commands show, and what happens when a process is killed."""
 
 import json
-import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import pytest
 
 from lab.gangwayd import GANGWAY, CommandFailed, Gangway
 from lab.netns import Container, Host, Namespace
+from lab.processes import pids_running
 from lab.redirect import actual_peer
 from lab.waiting import wait_until
 from tests.kernel.ground import PATIENCE_S
@@ -224,15 +224,13 @@ def test_slow_launcher_takes_its_lease_again(scene: Scene) -> None:
 def test_leases_survive_the_takeover_by_an_operators_daemon(scene: Scene) -> None:
     host, box = scene
     launcher = publish(host, box, PORT)
-    said = host.run(str(GANGWAY), "daemon", check=False).stderr
-    assert re.fullmatch(r"gangway: a daemon \(pid \d+, socket .*\) already manages this network namespace\n", said)
-    launcher.send_signal(signal.SIGSTOP)
-    daemon, relay = daemon_and_relay(host)
+    _, relay = daemon_and_relay(host)
     with connect(host, PORT) as client:
         exchange(client)
-        kill(daemon)
-        with Gangway(host) as gangway:
-            launcher.send_signal(signal.SIGCONT)
+        with Gangway(host) as gangway:  # the launcher starts daemons, too, as long as it finds none
+            assert gangway.daemon is not None
+            pid = gangway.daemon.pid
+            wait_until(lambda: pids_running("gangway.daemon", host) == [pid], "the daemon on demand to end", PATIENCE_S)
             wait_until(lambda: scene.leased_ports() == [str(PORT)], "the lease to be taken again", PATIENCE_S)
             assert gangway.relays() == [relay]
             exchange(client)
