@@ -12,6 +12,7 @@ from gangway.cli.run import _PASSED_ON, _wait
 command = os.fork()
 if command == 0:
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # tests may run in the background of a shell that ignores it
+    signal.alarm(30)
     signal.pause()
 signal.pthread_sigmask(signal.SIG_BLOCK, {*_PASSED_ON, signal.SIGCHLD})
 other = os.fork()
