@@ -28,9 +28,9 @@ import tarfile
 import tempfile
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
+from lab.closing import Closing
 from lab.engines import mount_command
 from lab.netns import Namespace, end
 from lab.processes import processes_in
@@ -64,7 +64,7 @@ class DockerFailed(RuntimeError):
     """dockerd did not start, or a docker command failed; the message contains its error."""
 
 
-class Dockerd:
+class Dockerd(Closing):
     """A running dockerd, and its docker command line.
 
     The namespace's docker0 is 172.17.0.1. If the namespace has a default route, containers can use it, too.
@@ -101,11 +101,6 @@ class Dockerd:
             self.close()
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def pid(self) -> int:

@@ -18,13 +18,13 @@ import tempfile
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from threading import current_thread, main_thread
-from types import TracebackType
 from typing import Any, Self
 from unittest.mock import patch
 
 from gangway import runtime
 from gangway.cli import commands
 from gangway.cli.client import NoDaemon, Refused, ask_running
+from lab.closing import Closing
 from lab.netns import Namespace, end
 from lab.processes import pids_running
 from lab.waiting import wait_until
@@ -46,7 +46,7 @@ class CommandFailed(RuntimeError):
         self.code = code
 
 
-class Gangway:
+class Gangway(Closing):
     """A running daemon; call the object to run a gangway command."""
 
     def __init__(
@@ -75,11 +75,6 @@ class Gangway:
             self.close()
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def start(self, *flags: str) -> None:
         """Start the daemon, and wait until it serves. CommandFailed: it exited."""

@@ -19,17 +19,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from gangway import runtime
+from lab.closing import Closing
 
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 _numbers = count(1)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Namespace:
+class Namespace(Closing):
     """A network namespace with its loopback up, and the processes that were started in it."""
 
     def __init__(self, role: str) -> None:
@@ -45,11 +45,6 @@ class Namespace:
             self.close()
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop the processes that were started in here, and delete the namespace."""

@@ -12,9 +12,9 @@ import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
+from lab.closing import Closing
 from lab.netns import Namespace, end
 from lab.waiting import wait_until
 
@@ -24,16 +24,12 @@ _PROGRAM = "/lib/systemd/systemd"
 # Mounts are shared with the namespaces that systemd makes, as on any host: those of ip-netns, which come later, arrive.
 _BOOT = """
 set -e
-for root in $(ls -d /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs 2>/dev/null); do
-    root=${root%/cgroup.procs}
-    if [ "$root" = /sys/fs/cgroup ] || mountpoint -q "$root"; then
-        if mkdir "$root/$NAME" 2>/dev/null; then
-            for file in cpuset.cpus cpuset.mems; do
-                if [ -e "$root/tasks" ] && [ -e "$root/$file" ]; then cat "$root/$file" >"$root/$NAME/$file"; fi
-            done
-            echo $$ >"$root/$NAME/cgroup.procs"
-        fi
-    fi
+for root in $(findmnt --raw --noheadings --output TARGET --types cgroup,cgroup2); do
+    mkdir "$root/$NAME" || continue
+    for file in cpuset.cpus cpuset.mems; do
+        if [ -e "$root/tasks" ] && [ -e "$root/$file" ]; then cat "$root/$file" >"$root/$NAME/$file"; fi
+    done
+    echo $$ >"$root/$NAME/cgroup.procs"
 done
 exec unshare --cgroup --pid --fork --kill-child --mount --propagation slave --uts --ipc sh -ec '
     mount -t tmpfs tmp "$SCRATCH"
@@ -63,7 +59,7 @@ exec unshare --cgroup --pid --fork --kill-child --mount --propagation slave --ut
 _TARGET = "[Unit]\nDefaultDependencies=no\n"
 
 
-class Systemd:
+class Systemd(Closing):
     """systemd, and commands that run beside it."""
 
     def __init__(self, host: Namespace, units: Mapping[str, str], scratch: Path) -> None:
@@ -90,11 +86,6 @@ class Systemd:
             self.close()
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __call__(self, *words: str) -> str:
         """Run a command beside systemd, and return its output.  CalledProcessError: it failed."""

@@ -76,9 +76,8 @@ def parse(words: Sequence[str]) -> tuple[Function, dict[str, Any]]:
 
     SystemExit: the words are invalid, and that was reported; or they ask for help, and that was printed.
     """
-    count = 2 if words and words[0] in GROUPS else 1
-    if count == 2 and " ".join(words[:2]) not in COMMANDS and words[0] in COMMANDS:
-        count = 1
+    is_group = words and words[0] in GROUPS and (words[0] not in COMMANDS or " ".join(words[:2]) in COMMANDS)
+    count = 2 if is_group else 1
     name = " ".join(words[:count])
     if name not in COMMANDS:
         _overview(words[0] if count == 2 else "", words[count - 1 :])
@@ -165,9 +164,10 @@ def stop(path: str) -> None:
     from gangway.cli.lifecycle import status, stop_daemon
 
     found = status(path)
-    if not stop_daemon(path):
-        _say(f"no daemon runs at {path}")
-    elif found and found["leases"]:
+    if found is None:
+        return _say(f"no daemon runs at {path}")
+    stop_daemon(path, found)
+    if found["leases"]:
         _say(f"{found['leases']} docker-proxy launchers start a daemon again, which serves their ports")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from contextlib import suppress
 
 from gangway import __version__, runtime
 from gangway.cli.client import NoDaemon, Refused, ask, ask_running, connect
@@ -48,9 +49,9 @@ def mismatches(found: Status | None) -> Iterator[str]:
 
 def described(found: Status, now_s: float) -> list[str]:
     """Return a daemon's status at a Unix time, line by line."""
-    starter = (
-        "a service manager" if found["is_service"] else "a command or launcher" if found["on_demand"] else "an operator"
-    )
+    starter = "a command or launcher" if found["on_demand"] else "an operator"
+    if found["is_service"]:
+        starter = "a service manager"
     rows = [
         ("daemon", f"{found['version']}  pid {found['pid']}, for {_duration(now_s - found['started'])}"),
         ("started by", starter),
@@ -61,22 +62,16 @@ def described(found: Status, now_s: float) -> list[str]:
     return list(_lines(rows))
 
 
-def stop_daemon(path: str) -> bool:
-    """End the daemon that listens at `path`, and wait until it has ended; False: there is none.
+def stop_daemon(path: str, found: Status) -> None:
+    """End the daemon that listens at `path` and has this status, and wait until it has ended.
 
     Refused: it is a service manager's, or does not end.
     """
-    found = status(path)
-    if found is None:
-        return False
     pid, ended = found["pid"], _pidfd(found["pid"])
-    try:
+    with suppress(NoDaemon):  # it has just ended by itself
         ask_running(path, "POST", "/stop")
-    except NoDaemon:  # it has just ended by itself
-        return True
     if not _has_ended(path, ended):
         raise Refused("HostRefused", f"the daemon (pid {pid}) did not exit within {_END_S:.0f} s: see its log")
-    return True
 
 
 def restart_daemon(path: str) -> None:
@@ -85,13 +80,13 @@ def restart_daemon(path: str) -> None:
     Refused: another program has started it, or it is another network namespace's.
     """
     found = status(path)
-    if found is not None and found["folder"] != runtime.folder():
-        raise Refused("Conflict", f"the daemon at {path} is another network namespace's: enter that with nsenter")
-    if found is not None and not found["on_demand"] and not found["is_service"]:
-        raise Refused(
-            "Conflict", f"an operator has started this daemon: end it (pid {found['pid']}), and start it there"
-        )
-    stop_daemon(path)
+    if found is not None:
+        if found["folder"] != runtime.folder():
+            raise Refused("Conflict", f"the daemon at {path} is another network namespace's: enter that with nsenter")
+        if not found["on_demand"] and not found["is_service"]:
+            text = f"an operator has started this daemon: end it (pid {found['pid']}), and start it there"
+            raise Refused("Conflict", text)
+        stop_daemon(path, found)
     ask(path, "GET", "/status")  # which starts a daemon
 
 

@@ -149,21 +149,21 @@ class Parts:
 
     def status(self) -> StatusAnswer:
         """Return the daemon's and the relay's versions and processes, and how much they manage."""
-        relay, leases = self.dataplane.relay, len(self.requests.leases)
+        relay, registry = self.dataplane.relay, self._registry
         return StatusAnswer(
-            __version__,
-            os.getpid(),
-            self._started_s,
-            supervisor.is_supervised(),
-            self._home.on_demand,
-            str(self._home.folder),
-            str(self._home.api_path),
-            relay.release if relay.pid is not None else "",
-            relay.pid,
-            len(self._registry.networks),
-            len(self._registry.endpoints()),
-            len(self._registry.mappings()),
-            leases,
+            version=__version__,
+            pid=os.getpid(),
+            started=self._started_s,
+            is_service=supervisor.is_supervised(),
+            on_demand=self._home.on_demand,
+            folder=str(self._home.folder),
+            socket=str(self._home.api_path),
+            relay_version=relay.release if relay.pid is not None else "",
+            relay_pid=relay.pid,
+            networks=len(registry.networks),
+            containers=len(registry.endpoints()),
+            mappings=len(registry.mappings()),
+            leases=len(self.requests.leases),
         )
 
     def handover(self) -> "Handover":

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from gangway.host import netlink
-from gangway.host.netlink import attributes_among, pack_attribute
+from gangway.host.netlink import attributes_among, pack_attribute, text_of
 
 _NUMBER = struct.Struct("=I")
 # include/uapi/linux/rtnetlink.h, if_link.h, if_addr.h
@@ -185,9 +185,9 @@ def _link(body: memoryview) -> Link:
     port = attributes_among(info.get(_INFO_SLAVE_DATA, _EMPTY), 0, (_BRPORT_MODE, _BRPORT_ISOLATED))
     return Link(
         ifindex=ifindex,
-        name=_text(found[_IFNAME]),
-        kind=_text(info.get(_INFO_KIND, _EMPTY)),
-        alias=_text(found.get(_IFALIAS, _EMPTY)),
+        name=text_of(found[_IFNAME]),
+        kind=text_of(info.get(_INFO_KIND, _EMPTY)),
+        alias=text_of(found.get(_IFALIAS, _EMPTY)),
         master=_number(found.get(_MASTER)),
         isolated=any(port.get(_BRPORT_ISOLATED, _EMPTY)),
         mac=found.get(_MAC, _EMPTY).hex(":"),
@@ -230,10 +230,6 @@ def _way(family: int, body: memoryview) -> Way | None:
     if kind not in (_RTN_UNICAST, _RTN_LOCAL):
         return None
     return Way(kind == _RTN_LOCAL, _number(found.get(_RTA_OIF)), gateway, source)
-
-
-def _text(value: memoryview) -> str:
-    return bytes(value).rstrip(b"\0").decode(errors="replace")
 
 
 def _number(value: memoryview | None) -> int:

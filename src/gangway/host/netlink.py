@@ -88,6 +88,11 @@ def attributes(data: bytes, start: int = 0) -> dict[int, bytes]:
     return dict(each_attribute(data, start))
 
 
+def text_of(value: bytes | memoryview) -> str:
+    """Return the text that an attribute has, without the zero at its end."""
+    return bytes(value).rstrip(b"\0").decode(errors="replace")
+
+
 def attributes_among(data: memoryview, start: int, wanted: Collection[int]) -> dict[int, memoryview]:
     """Return the values of the wanted attributes that are present: of many, the few that are needed."""
     found, end, unpack = {}, len(data), _ATTRIBUTE.unpack_from

@@ -169,7 +169,7 @@ def _change(message: bytes, kind: int, author: int) -> Change:
     chain, is_forward = "", False
     if kind in _CHAINS or kind in _RULES:
         found = netlink.attributes(message, _FIRST_ATTRIBUTE)
-        chain = found[_CHAIN_NAME if kind in _CHAINS else _RULE_CHAIN].rstrip(b"\0").decode(errors="replace")
+        chain = netlink.text_of(found[_CHAIN_NAME if kind in _CHAINS else _RULE_CHAIN])
         if kind in _CHAINS and _CHAIN_HOOK in found:
             is_forward = int.from_bytes(netlink.attributes(found[_CHAIN_HOOK])[_HOOK_NUMBER]) == _FORWARD
     return Change(family, table, chain, is_forward, kind in _ELEMENTS, author)

@@ -9,7 +9,7 @@ from ipaddress import ip_network
 from gangway.errors import HostRefused
 from gangway.firewall.translations import Match
 from gangway.host import netlink
-from gangway.host.netlink import attributes, each_attribute, pack_attribute
+from gangway.host.netlink import attributes, each_attribute, pack_attribute, text_of
 
 _LIST = 6 << 8 | 7  # NFNL_SUBSYS_IPSET, IPSET_CMD_LIST
 _PROTOCOL = b"\6"  # the oldest version that kernels understand: Linux 2.6.39
@@ -27,13 +27,13 @@ def set_matches(name: str, directions: str) -> Iterator[Match]:
     """
     for body in _listed(name):
         found = attributes(body, netlink.NETFILTER_HEADER.size)
-        fields = _text(found[_TYPE]).partition(":")[2].split(",")[:2]  # a third one is another address
+        fields = text_of(found[_TYPE]).partition(":")[2].split(",")[:2]  # a third one is another address
         wanted = [field for field, to in zip(fields, directions.split(","), strict=False) if to == "dst"]
         for _, data in each_attribute(found.get(_ENTRIES, b"")):
             entry = attributes(data)
-            if member := _text(entry.get(_MEMBER, b"")):
+            if member := text_of(entry.get(_MEMBER, b"")):
                 yield from set_matches(member, directions)
-            elif not _number(entry.get(_FLAGS, b"")) & _NO_MATCH:
+            elif not int.from_bytes(entry.get(_FLAGS, b"")) & _NO_MATCH:
                 yield _match(entry, wanted)
 
 
@@ -42,8 +42,8 @@ def _listed(name: str) -> list[bytes]:
     body += pack_attribute(_VERSION, _PROTOCOL) + pack_attribute(_NAME, f"{name}\0".encode())
     try:
         with netlink.connect(netlink.NETFILTER) as sock:
-            sock.send(netlink.pack_message(_LIST, netlink.REQUEST | netlink.DUMP, body))
-            return [bytes(one) for one in netlink.answer(sock)[0]]
+            request = netlink.pack_message(_LIST, netlink.REQUEST | netlink.DUMP, body)
+            return [bytes(one) for one in netlink.listed(sock, request)]
     except OSError as error:
         raise HostRefused(f"the kernel refuses to list the ipset {name}: {error.strerror}") from None
 
@@ -53,18 +53,10 @@ def _match(entry: Mapping[int, bytes], fields: Collection[str]) -> Match:
     found = Match()
     if _ADDRESS in entry and not {"ip", "net"}.isdisjoint(fields):
         ((version, packed),) = attributes(entry[_ADDRESS]).items()
-        length = _number(entry[_PREFIX]) if _PREFIX in entry else 8 * len(packed)
+        length = int.from_bytes(entry[_PREFIX]) if _PREFIX in entry else 8 * len(packed)
         net = ip_network((packed, length), strict=False)
         found = Match(addresses=((int(net[0]), int(net[-1])),), family=_VERSIONS[version])
     if "port" in fields:
-        protocol, port = (_number(entry.get(kind, b"")) for kind in (_ENTRY_PROTOCOL, _PORT))
+        protocol, port = (int.from_bytes(entry.get(kind, b"")) for kind in (_ENTRY_PROTOCOL, _PORT))
         found = found._replace(ports=((port, port),), protocols=((protocol, protocol),) if protocol else None)
     return found
-
-
-def _number(value: bytes) -> int:
-    return int.from_bytes(value)
-
-
-def _text(value: bytes) -> str:
-    return value.rstrip(b"\0").decode(errors="replace")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from gangway.errors import HostRefused
 from gangway.firewall.nft.elements import Element
 from gangway.host import netlink
-from gangway.host.netlink import attributes, pack_attribute, pack_nested
+from gangway.host.netlink import attributes, pack_attribute, pack_nested, text_of
 
 _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENT = (netlink.NFTABLES << 8 | number for number in (4, 7, 10, 13))
 _HEADER_BYTES = netlink.NETFILTER_HEADER.size
@@ -101,11 +101,6 @@ def rules(family: str, table: str) -> Iterator[tuple[str, list[tuple[str, dict[i
 def jump_target(immediate: Mapping[int, bytes]) -> str:
     """Return the chain that an expression `immediate` jumps or goes to; empty if it does neither."""
     return text_of(_verdict(immediate).get(_VERDICT_CHAIN, b""))
-
-
-def text_of(value: bytes) -> str:
-    """Return the text that an attribute has."""
-    return value.rstrip(b"\0").decode(errors="replace")
 
 
 def value_of(data: bytes) -> bytes:

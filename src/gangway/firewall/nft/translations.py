@@ -26,6 +26,7 @@ from gangway.firewall.translations import (
     find_translations,
     in_order,
 )
+from gangway.host.netlink import text_of
 
 # NFTA_PAYLOAD_…, NFTA_META_…: the register comes first, as in every expression that loads something
 _REGISTER, _BASE, _OFFSET, _LENGTH, _META_KEY = 1, 2, 3, 4, 2
@@ -163,7 +164,7 @@ class _Lookup:
     """A lookup of fields of a packet in a set or a map."""
 
     def __init__(self, fields: Mapping[int, _Field], data: Mapping[int, bytes], elements_of: ElementsOf) -> None:
-        self._first, self._name = _register(data[_LOOKUP_REGISTER]), kernel.text_of(data[_LOOKUP_SET])
+        self._first, self._name = _register(data[_LOOKUP_REGISTER]), text_of(data[_LOOKUP_SET])
         self._is_inverted = bool(_number(data, _LOOKUP_FLAGS) & _INVERTED)
         self._fields, self._elements_of = fields, elements_of
 
