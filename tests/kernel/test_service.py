@@ -33,9 +33,13 @@ class Service:
         return self.systemd(str(GANGWAY), *words)
 
     def pid(self) -> int:
-        """Return the daemon's process ID here."""
-        (found,) = pids_running("gangway.daemon", self.host)
-        return found
+        """Return the process ID of the one daemon here; one that gives way ends just after the other is ready."""
+
+        def running() -> list[int]:
+            return pids_running("gangway.daemon", self.host)
+
+        wait_until(lambda: len(running()) == 1, "one daemon")
+        return running()[0]
 
 
 @pytest.fixture(scope="module")
