@@ -22,8 +22,8 @@ from typing import Any, Self
 from unittest.mock import patch
 
 from gangway import runtime
-from gangway.cli import commands
 from gangway.cli.client import NoDaemon, Refused, ask_running
+from gangway.cli.main import main
 from lab.closing import Closing
 from lab.netns import Namespace, end
 from lab.processes import pids_running
@@ -132,7 +132,7 @@ class Gangway(Closing):
             redirect_stderr(errors),
         ):
             try:
-                commands.main()
+                main()
             except SystemExit as end:
                 code = end.code
         return subprocess.CompletedProcess(words, int(code or 0), output.getvalue(), errors.getvalue())

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from gangway import runtime
 from gangway.cli.client import Refused, socket_path
-from gangway.cli.commands import COMMANDS, GROUPS, check_config, main, parse
+from gangway.cli.commands import COMMANDS, GROUPS, check_config
+from gangway.cli.main import main, parse
 from gangway.cli.views import mapping_line
 from gangway.daemon import config
 
@@ -176,7 +177,7 @@ def test_the_socket_is_the_environments_or_the_namespaces_own(environment: str) 
 
 
 def test_publish_imports_little() -> None:
-    program = "import sys; from gangway.cli.commands import parse; parse(['publish', 'web', '-p', '80'])"
+    program = "import sys; from gangway.cli.main import parse; parse(['publish', 'web', '-p', '80'])"
     program += "; print(*sys.modules)"
     loaded = set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.split())
     assert "argparse" in loaded

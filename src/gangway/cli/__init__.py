@@ -6,6 +6,6 @@ import gc
 def main() -> None:
     """Run the command that was typed."""
     gc.disable()  # a command ends before there is anything worth collecting
-    from gangway.cli import commands
+    from gangway.cli.main import main as run_command
 
-    commands.main()
+    run_command()

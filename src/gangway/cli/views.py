@@ -69,6 +69,11 @@ _REASONS = {
 """A sentence for each of `gangway.plan.Code`."""
 
 
+def say(text: str) -> None:
+    """Print a message on standard error."""
+    print("gangway:", text, file=sys.stderr)
+
+
 def mapping_line(mapping: Answer) -> str:
     """Return a mapping on one line: `0.0.0.0:8000 -> 172.30.0.2:80/tcp`."""
     return " -> ".join(_sides(mapping))

@@ -1,0 +1,103 @@
+"""The command line of `gangway`: which command is meant, and how its failure is reported.
+
+Most of a command's time is spent on imports, and `gangway publish` runs a hundred times when a host is set up.  So
+argparse gets the options of one command only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from gangway import __version__
+from gangway.cli.client import Refused, socket_path
+from gangway.cli.commands import COMMANDS, FAILED, GROUPS
+from gangway.cli.views import say
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, NoReturn
+
+    from gangway.cli.commands import Function
+
+_INVALID = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose every error is one line."""
+
+    def __init__(self, name: str, description: str) -> None:
+        super().__init__(
+            f"gangway {name}".strip(),
+            description=description,
+            allow_abbrev=False,
+            add_help=False,
+            # The default is the terminal's width, by shutil, which is slow to import.
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
+        )
+        self.add_argument("-h", "--help", action="help", help="Show this help.")
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_fail(f"{message} (see {self.prog} --help)", _INVALID))
+
+
+def main() -> NoReturn:
+    """Carry out the command that was typed, and exit: with 0, 1 if it failed, or 2 if it is invalid."""
+    try:
+        function, given = parse(sys.argv[1:])
+        function(**given)
+        if sys.stdout is not None:  # it is None if the command was started with it closed
+            sys.stdout.flush()
+        os._exit(0)  # Python would free each object first, which takes as long as the daemon's answer
+    except Refused as error:
+        sys.exit(_fail(str(error), error.exit_code))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted", FAILED))
+    except OSError as error:  # of our own output: other errors are turned into Refused where they arise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try to write again at its end
+        if not isinstance(error, BrokenPipeError):  # else its reader has exited, and wants no more
+            _fail(f"cannot write the output: {error.strerror}", FAILED)
+        sys.exit(FAILED)
+
+
+def parse(words: Sequence[str]) -> tuple[Function, dict[str, Any]]:
+    """Return the function of the command in `words`, and its arguments.
+
+    SystemExit: the words are invalid, and that was reported; or they ask for help, and that was printed.
+    """
+    is_group = words and words[0] in GROUPS and (words[0] not in COMMANDS or " ".join(words[:2]) in COMMANDS)
+    count = 2 if is_group else 1
+    name = " ".join(words[:count])
+    if name not in COMMANDS:
+        _overview(words[0] if count == 2 else "", words[count - 1 :])
+    function, options = COMMANDS[name]
+    parser = _Parser(name, function.__doc__ or "")
+    for names, settings in options:
+        parser.add_argument(*names, **settings)
+    given = vars(parser.parse_args(words[count:]))
+    if "path" in given:
+        given["path"] = given["path"] or socket_path()
+    return function, given
+
+
+def _overview(group: str, words: Sequence[str]) -> NoReturn:
+    """Print help, the version, or an error for words that name no command."""
+    parser = _Parser(group, GROUPS.get(group, "Publish the ports of containers."))
+    if not group:
+        parser.add_argument("--version", action="version", version=f"gangway {__version__}", help="Show it.")
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=argparse.ArgumentParser)
+    texts = {name: function.__doc__ or "" for name, (function, _) in COMMANDS.items()} | GROUPS
+    for name in sorted(texts):
+        if name.rpartition(" ")[0] == group and name != group:
+            commands.add_parser(name.rpartition(" ")[2], help=texts[name].partition("\n")[0], add_help=False)
+    if words:
+        parser.parse_args(words)
+    parser.print_help(sys.stderr)
+    sys.exit(_INVALID)
+
+
+def _fail(text: str, code: int) -> int:
+    say(" ".join(text.split("\n")))
+    return code

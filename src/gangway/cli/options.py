@@ -1,0 +1,82 @@
+"""The options and arguments of commands, as argparse's `add_argument` takes them: names, and settings."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from gangway.cli import views
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Option = tuple[list[str], dict[str, Any]]
+
+
+def _option(names: str, text: str, metavar: str | None = None, **settings: Any) -> Option:
+    """Return an option, or an argument, as argparse's `add_argument` takes it."""
+    return names.split(), {"help": text, "metavar": metavar, **settings}
+
+
+def _list(names: str, text: str, metavar: str, dest: str, required: bool = False) -> Option:
+    """Return an option that may be given more than once."""
+    return _option(names, text, metavar, dest=dest, action="append", default=[], required=required)
+
+
+def _flag(name: str, text: str, dest: str, value: Any = True) -> Option:
+    """Return an option that sets `dest` to `value`."""
+    return [name], {"help": text, "dest": dest, "action": "store_const", "const": value}
+
+
+def _container(name: str) -> str:
+    """A path is made absolute: the daemon has another working directory."""
+    return os.path.abspath(name) if "/" in name else _not_empty(name)
+
+
+def _path(text: str) -> str:
+    return os.path.abspath(_not_empty(text))
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("cannot be empty")
+    return text
+
+
+_ADMITTED_HELP = "Who may connect, besides this host: clients of this subnet."
+ADMITTED, ADMITTED_BY_RUN = (_list("--from", _ADMITTED_HELP, "SUBNET", name) for name in ("from", "admitted"))
+AT = _option("at", "The address that a client connects to.", "HOST-IP:PORT[/PROTO]", type=_not_empty)
+BRIDGE = _option("--bridge", "The bridge's name; gw-NAME if left out.", "IF", type=_not_empty)
+CHAINS = _option("--chain-prefix", "The name of iptables chains; DOCKER for Docker's own layout.", "NAME")
+COMMAND = _option("command", "The command and its arguments.", "COMMAND", nargs=argparse.PARSER)
+CONFIG = _option("--config", "The settings, instead of /etc/gangway/gangway.toml.", "FILE", type=_not_empty)
+CONFIG_FILE = _option("--config-file", "dockerd's settings, if not the usual ones.", "FILE", type=_path)
+CONTAINER = _option("container", "A name of ip-netns, a path, or pid:PID.", "CONTAINER", type=_container)
+DOCKER = _flag("--docker", "Serve Docker's networks and published ports.", "docker", {"enabled": True})
+EXCLUDE = _option(
+    "--exclude", "Publish nothing at this address, or at those of this interface.", "ADDRESS|IFACE", action="append"
+)
+FILE = _option("file", "/etc/gangway/gangway.toml if left out.", "FILE", nargs="?", type=_not_empty)
+FIREWALL = _option("--firewall", "What the rules are written with (auto).", "auto|nftables|iptables|none")
+FORWARD_ACCEPT = _flag("--forward-accept", "Set the policy of FORWARD to ACCEPT, if dockerd set it.", "forward_accept")
+FROM = _option("--from", "Only clients from there.", choices=views.ORIGINS)
+GATEWAYS = _list("--gateway", "The host's address in a subnet.", "ADDRESS", "gateways")
+INTERNAL = _flag("--internal", "Containers reach the host only, and only the host reaches them.", "internal")
+IPS = _list("--ip", "Its address; a free one if left out.", "ADDRESS", "addresses")
+JSON = _flag("--json", "Print a JSON array.", "as_json")
+MTU = _option("--mtu", "In bytes; that of the default route's interface if left out.", type=int)
+NAME = _option("name", "The network's name.", "NAME", type=_not_empty)
+NETWORK = _option(
+    "--network", "The network; gangway0, which is created on demand, if left out.", "NAME", type=_not_empty
+)
+NO_FORWARD = _flag("--no-ip-forward", "Do not enable forwarding; relay instead.", "ip_forward", False)
+NO_ICC = _flag("--no-icc", "Containers reach each other by published ports only.", "icc", False)
+NO_MASQUERADE = _flag("--no-masquerade", "Other hosts see the containers' own addresses.", "masquerade", False)
+OPTIONAL_CONTAINER = CONTAINER[0], {**CONTAINER[1], "nargs": "?"}
+_PORTS_HELP = "[HOST-IP:]HOST-PORT[-END]:PORT[-END][/PROTO]"
+PORTS, ANY_PORTS = (_list("-p --publish", _PORTS_HELP, "PORTS", "ports", required) for required in (True, False))
+RUN_NAME = _option("--name", "The container's name; run-PID if left out.", "NAME", type=_not_empty)
+SOCKET = _option("--socket", "The daemon's socket, if not the usual one.", "PATH", dest="path", type=_not_empty)
+STATE = _option("--state", "The database.", "PATH", type=_not_empty)
+SUBNETS = _list("--subnet", "One of IPv4, one of IPv6, or both.", "SUBNET", "subnets", required=True)
