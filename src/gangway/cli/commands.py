@@ -170,8 +170,10 @@ COMMANDS: dict[str, Command] = {
         lambda network: print(network["name"]),
     ),
     "network ls": _request("GET /networks", (), "List networks.", views.print_networks),
-    "network inspect": _request("GET /networks/{name}", (opt.NAME,), "Show a network's details.", views.print_network),
-    "network rm": _request("DELETE /networks/{name}", (opt.NAME,), "Remove a network that has no containers."),
+    "network inspect": _request(
+        "GET /networks/{name}", (opt.NETWORK_NAME,), "Show a network's details.", views.print_network
+    ),
+    "network rm": _request("DELETE /networks/{name}", (opt.NETWORK_NAME,), "Remove a network that has no containers."),
     "attach": _request(
         "POST /endpoints",
         (opt.CONTAINER, opt.NETWORK, opt.IPS),

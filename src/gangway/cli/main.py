@@ -13,6 +13,7 @@ import sys
 from gangway import __version__
 from gangway.cli.client import Refused, socket_path
 from gangway.cli.commands import COMMANDS, FAILED, GROUPS
+from gangway.cli.options import SOCKET
 from gangway.cli.views import say
 
 TYPE_CHECKING = False
@@ -25,19 +26,28 @@ if TYPE_CHECKING:
 _INVALID = 2
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help of a fixed width: the default is the terminal's, by shutil, which is slow to import."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=80)
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose every error is one line."""
 
-    def __init__(self, name: str, description: str) -> None:
+    def __init__(self, name: str, usage: str | None = None) -> None:
         super().__init__(
-            f"gangway {name}".strip(),
-            description=description,
-            allow_abbrev=False,
-            add_help=False,
-            # The default is the terminal's width, by shutil, which is slow to import.
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
+            f"gangway {name}".strip(), usage=usage, allow_abbrev=False, add_help=False, formatter_class=_Formatter
         )
+        self._name = name
         self.add_argument("-h", "--help", action="help", help="Show this help.")
+
+    def format_help(self) -> str:
+        from gangway.cli import manual
+
+        self.description, self.epilog = manual.description(self._name), manual.epilog(self._name)
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         sys.exit(_fail(f"{message} (see {self.prog} --help)", _INVALID))
@@ -67,33 +77,45 @@ def parse(words: Sequence[str]) -> tuple[Function, dict[str, Any]]:
 
     SystemExit: the words are invalid, and that was reported; or they ask for help, and that was printed.
     """
+    leading, words = _leading_socket(words)
     is_group = words and words[0] in GROUPS and (words[0] not in COMMANDS or " ".join(words[:2]) in COMMANDS)
     count = 2 if is_group else 1
     name = " ".join(words[:count])
     if name not in COMMANDS:
-        _overview(words[0] if count == 2 else "", words[count - 1 :])
-    function, options = COMMANDS[name]
-    parser = _Parser(name, function.__doc__ or "")
-    for names, settings in options:
-        parser.add_argument(*names, **settings)
-    given = vars(parser.parse_args(words[count:]))
+        _overview(words[0] if count == 2 else "", leading, words[count - 1 :])
+    given = vars(command_parser(name).parse_args([*leading, *words[count:]]))
     if "path" in given:
         given["path"] = given["path"] or socket_path()
-    return function, given
+    return COMMANDS[name][0], given
 
 
-def _overview(group: str, words: Sequence[str]) -> NoReturn:
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """Return the parser of a command's options."""
+    parser = _Parser(name)
+    for names, settings in COMMANDS[name][1]:
+        parser.add_argument(*names, **settings)
+    return parser
+
+
+def _leading_socket(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Split words into the options `--socket` before the command, and the rest."""
+    count = 0
+    while count < len(words) and words[count].partition("=")[0] == "--socket":
+        count += 1 if "=" in words[count] else 2
+    return words[:count], words[count:]
+
+
+def _overview(group: str, leading: Sequence[str], words: Sequence[str]) -> NoReturn:
     """Print help, the version, or an error for words that name no command."""
-    parser = _Parser(group, GROUPS.get(group, "Publish the ports of containers."))
+    parser = _Parser(group, f"gangway {group} COMMAND ..." if group else "gangway [--socket PATH] COMMAND ...")
     if not group:
         parser.add_argument("--version", action="version", version=f"gangway {__version__}", help="Show it.")
-    commands = parser.add_subparsers(metavar="COMMAND", parser_class=argparse.ArgumentParser)
-    texts = {name: function.__doc__ or "" for name, (function, _) in COMMANDS.items()} | GROUPS
-    for name in sorted(texts):
-        if name.rpartition(" ")[0] == group and name != group:
-            commands.add_parser(name.rpartition(" ")[2], help=texts[name].partition("\n")[0], add_help=False)
+        names, settings = SOCKET
+        parser.add_argument(*names, **settings)
+    if not words or words[0].startswith("-"):
+        parser.parse_args([*(() if group else leading), *words])
     if words:
-        parser.parse_args(words)
+        parser.error(f"unknown command {' '.join((group, words[0])).strip()!r}")
     parser.print_help(sys.stderr)
     sys.exit(_INVALID)
 

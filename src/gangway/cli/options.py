@@ -68,8 +68,9 @@ JSON = _flag("--json", "Print a JSON array.", "as_json")
 MTU = _option("--mtu", "In bytes; that of the default route's interface if left out.", type=int)
 NAME = _option("name", "The network's name.", "NAME", type=_not_empty)
 NETWORK = _option(
-    "--network", "The network; gangway0, which is created on demand, if left out.", "NAME", type=_not_empty
+    "--network", "The network; gangway0, which is created on demand, if left out.", "NETWORK", type=_not_empty
 )
+NETWORK_NAME = _option("name", "The network's name.", "NETWORK", type=_not_empty)
 NO_FORWARD = _flag("--no-ip-forward", "Do not enable forwarding; relay instead.", "ip_forward", False)
 NO_ICC = _flag("--no-icc", "Containers reach each other by published ports only.", "icc", False)
 NO_MASQUERADE = _flag("--no-masquerade", "Other hosts see the containers' own addresses.", "masquerade", False)

@@ -1,0 +1,201 @@
+"""What help and the manual pages say of commands besides their docstrings and options: sections, examples, `-p`.
+
+Only `--help`, and the scripts that write the manual pages, import it.
+"""
+
+from __future__ import annotations
+
+import textwrap
+
+from gangway.cli.commands import COMMANDS, GROUPS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    Pairs = tuple[tuple[str, str], ...]
+
+WIDTH = 80
+"""How wide help is, in characters."""
+PORTS: Pairs = (
+    ("8000:80", "port 8000 of all host addresses leads to the container's port 80"),
+    ("127.0.0.1:8000:80", "port 8000 of this host address only"),
+    ("[::1]:8000:80", "the same with an IPv6 address"),
+    ("5060:5060/udp", "udp or sctp instead of tcp"),
+    ("8000-8010:80-90", "a range: 8000 leads to 80, 8001 to 81, and so on"),
+    ("8000-8010:80", "the first free host port of a range"),
+    ("127.0.0.1::80", "a free host port of this address"),
+    ("80", "a free host port of all addresses"),
+)
+"""The grammar of `-p`, by example."""
+SECTIONS: dict[str, dict[str, Pairs]] = {
+    "Networks and containers": {
+        "network create": (
+            (
+                "gangway network create web --subnet 172.30.0.0/24 --subnet fd30::/64",
+                "a bridge for both IP versions; the host has the first address of each subnet",
+            ),
+            (
+                "gangway network create db --subnet 172.31.0.0/24 --internal",
+                "its containers reach the host only, and only the host reaches them",
+            ),
+        ),
+        "network ls": (
+            ("gangway network ls", "a table of all networks"),
+            ("gangway network ls --json", "the same as JSON, with each network's containers"),
+        ),
+        "network inspect": (
+            ("gangway network inspect web", "its subnets, gateways, policy and containers"),
+            ("gangway network inspect web --json", "the same as JSON"),
+        ),
+        "network rm": (
+            ("gangway network rm web", "delete the bridge of web and its rules"),
+            ("gangway detach box && gangway network rm web", "the containers have to be detached first"),
+        ),
+        "attach": (
+            ("gangway attach box --network web", "a namespace that `ip netns add box` has created"),
+            ("gangway attach pid:4711 --network web --ip 172.30.0.9", "that of a process, with this address"),
+        ),
+        "detach": (
+            ("gangway detach box", "also unpublishes its ports"),
+            ("gangway detach pid:4711", "a container that was attached by this name"),
+        ),
+    },
+    "Published ports": {
+        "run": (
+            (
+                "gangway run -p 8000:8000 -- python3 -m http.server 8000",
+                "a web server in a namespace of its own; its port is published until it ends",
+            ),
+            ("gangway run --name box --network web -- sh", "a shell in a container of the network web"),
+        ),
+        "publish": (
+            ("gangway publish box -p 8000:80 -p 5060-5070:5060-5070/udp", "a port and a range"),
+            ("gangway publish box -p 8443:443 --from 10.0.0.0/8", "for this host and clients of a subnet only"),
+            ("gangway publish docker:web -p 8080:80", "one more port of a running container of Docker's"),
+        ),
+        "unpublish": (
+            ("gangway unpublish box -p 8000:80", "one port, written as it was published"),
+            ("gangway unpublish box", "all ports of box"),
+        ),
+        "ls": (
+            ("gangway ls", "a table of all published ports"),
+            ("gangway ls box --json", "the ports of box as JSON"),
+        ),
+        "explain": (
+            ("gangway explain 127.0.0.1:8000", "the roads to a port, why, and the rules that match"),
+            ("gangway explain [::1]:53/udp --from loopback", "for one kind of client only"),
+        ),
+    },
+    "Docker": {
+        "docker check": (
+            ("gangway docker check", "what daemon.json says and which of dockerd's rules are there"),
+            ("gangway docker check --json", "the same as JSON; exit code 1 if something is to be changed"),
+        ),
+        "docker enable": (
+            ("gangway docker enable", "edit /etc/docker/daemon.json, and keep a backup beside it"),
+            ("gangway docker enable --config-file /srv/docker/daemon.json", "edit another file"),
+        ),
+        "docker cleanup": (
+            ("gangway docker cleanup", "after dockerd was restarted with its new settings"),
+            ("gangway docker cleanup --forward-accept", "also undo dockerd's policy DROP of FORWARD"),
+        ),
+        "docker disable": (
+            ("gangway docker disable", "undo what `gangway docker enable` has changed"),
+            ("gangway docker disable --config-file /srv/docker/daemon.json", "edit another file"),
+        ),
+    },
+    "The daemon": {
+        "daemon": (
+            ("gangway daemon", "run in the foreground until SIGTERM; ports stay published"),
+            ("gangway daemon --firewall nftables --exclude eth1", "publish nothing at the addresses of eth1"),
+        ),
+        "daemon status": (
+            ("gangway daemon status", "of the daemon of this network namespace"),
+            ("gangway daemon status --socket /run/other.sock", "of the one that listens there"),
+        ),
+        "daemon reload": (
+            ("gangway daemon reload", "after /etc/gangway/gangway.toml was edited"),
+            ("gangway config check && gangway daemon reload", "only if the settings are valid"),
+        ),
+        "daemon restart": (
+            ("gangway daemon restart", "after an upgrade; connections go on"),
+            ("gangway daemon restart --socket /run/other.sock", "the one that listens there"),
+        ),
+        "daemon stop": (
+            ("gangway daemon stop", "published ports keep working"),
+            ("gangway daemon stop --socket /run/other.sock", "the one that listens there"),
+        ),
+        "doctor": (
+            ("gangway doctor", "a table of checks, with the consequence of each that fails"),
+            ("gangway doctor --json", "the same as JSON"),
+        ),
+        "cleanup": (
+            ("gangway cleanup", "of this network namespace; needed only if the database is lost"),
+            ("gangway cleanup --socket /run/other.sock", "by the daemon that listens there"),
+        ),
+        "config check": (
+            ("gangway config check", "of /etc/gangway/gangway.toml"),
+            ("gangway config check new.toml", "of another file"),
+        ),
+        "version": (
+            ("gangway version", "warns if the daemon's or the relay's version differs"),
+            ("gangway --version", "the command's only, without asking the daemon"),
+        ),
+    },
+}
+"""The sections of `gangway --help`, their commands, and examples of each: a command line, and what it does."""
+EXAMPLES: dict[str, Pairs] = {name: pairs for section in SECTIONS.values() for name, pairs in section.items()}
+
+
+def takes_ports(name: str) -> bool:
+    """True if a command has the option `-p`."""
+    return any("-p" in names for names, _ in COMMANDS[name][1])
+
+
+def paragraphs(name: str) -> list[str]:
+    """Return what a command, a group, or gangway itself (an empty name) is for; each paragraph is one line."""
+    text = COMMANDS[name][0].__doc__ or "" if name in COMMANDS else GROUPS.get(name, "Publish the ports of containers.")
+    return [" ".join(one.split()) for one in text.split("\n\n")]
+
+
+def summary(name: str) -> str:
+    """Return the first sentence of a command's help."""
+    return f"{paragraphs(name)[0].removesuffix('.').partition('. ')[0]}."
+
+
+def description(name: str) -> str:
+    """Return the beginning of the help of a command, of a group, or of all commands."""
+    return "\n\n".join(textwrap.fill(one, WIDTH) for one in paragraphs(name))
+
+
+def epilog(name: str) -> str:
+    """Return what follows the options there."""
+    return "\n".join(_details(name) if name in COMMANDS else _overview(name))
+
+
+def _details(name: str) -> Iterator[str]:
+    if takes_ports(name):
+        width = max(len(ports) for ports, _ in PORTS)
+        yield from ("PORTS, by example:", *_columns(PORTS, width), "")
+    yield "examples:"
+    for line, meaning in EXAMPLES[name]:
+        yield f"  {line}"
+        yield from textwrap.wrap(meaning, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+
+
+def _overview(group: str) -> Iterator[str]:
+    width = max(map(len, COMMANDS))
+    for title, section in SECTIONS.items():
+        rows = [(name, summary(name)) for name in section if not group or name.startswith(f"{group} ")]
+        if rows:
+            yield from (f"{title}:", *_columns(rows, width), "")
+    yield " ".join(filter(None, ("gangway", group, "COMMAND --help shows a command's options, and examples.")))
+
+
+def _columns(rows: Iterable[tuple[str, str]], width: int) -> Iterator[str]:
+    """Yield two columns, the first one of this width; the second one is folded."""
+    for first, second in rows:
+        lines = textwrap.wrap(second, WIDTH - width - 4)
+        yield f"  {first:{width}}  {lines[0]}"
+        yield from (" " * (width + 4) + line for line in lines[1:])
