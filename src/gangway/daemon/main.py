@@ -118,7 +118,8 @@ class Daemon:
             self._loop.remove_reader(listener)
         from aiohttp import web  # a dozen megabytes that a daemon with leases only does not need
 
-        from gangway.daemon.api import Connection, Service, application
+        from gangway.daemon.api import Connection, application
+        from gangway.daemon.operations import Service
 
         def names() -> Awaitable[dict[str, str]]:
             from gangway.docker.client import names_by_address
