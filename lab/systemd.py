@@ -96,6 +96,10 @@ class Systemd(Closing):
         inside = ["nsenter", "--all", f"--target={self._pid}", f"--root=/proc/{self._pid}/root", "--", *words]
         return subprocess.run(inside, check=check, text=True, capture_output=True)
 
+    def path(self, path: str) -> Path:
+        """Return where a file beside systemd can be found from here."""
+        return Path(f"/proc/{self._pid}/root{path}")
+
     def close(self) -> None:
         """End systemd, and with it every process in its PID namespace."""
         if self._first is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gangway import runtime
 from lab.gangwayd import GANGWAY
 from lab.netns import Namespace
 from lab.processes import pids_running
@@ -20,14 +21,24 @@ from tests.kernel.crossings import client_of
 pytestmark = pytest.mark.any_kernel
 
 _UNIT = Path(__file__).parents[2] / "systemd/gangway.service"
-_DROP_IN = (
-    "\n[Unit]\nDefaultDependencies=no\nAfter=\nBefore=\nWants=\n[Service]\nStandardError=append:{log}\nWatchdogSec=2\n"
-)
+# While the file `gate` exists, no daemon is started.
+_DROP_IN = """
+[Unit]
+DefaultDependencies=no
+After=
+Before=
+Wants=
+[Service]
+StandardError=append:{folder}/service.log
+WatchdogSec=2
+ExecStartPre=/bin/sh -c 'while [ -e {folder}/gate ]; do sleep 0.02; done'
+"""
 
 
 class Service:
-    def __init__(self, host: Namespace, systemd: Systemd, settings: Path) -> None:
-        self.host, self.systemd, self.settings = host, systemd, settings
+    def __init__(self, host: Namespace, systemd: Systemd, folder: Path) -> None:
+        self.host, self.systemd = host, systemd
+        self.settings, self.gate = folder / "gangway.toml", folder / "gate"
 
     def gangway(self, *words: str) -> str:
         return self.systemd(str(GANGWAY), *words)
@@ -41,17 +52,26 @@ class Service:
         wait_until(lambda: len(running()) == 1, "one daemon")
         return running()[0]
 
+    def client(self, kind: int, name: str) -> socket.socket:
+        """Return a socket that is connected to one of the daemon's sockets."""
+        with self.host.entered():
+            path = self.systemd.path(f"{runtime.folder()}/{name}")
+        client = socket.socket(socket.AF_UNIX, kind)
+        client.settimeout(20)
+        client.connect(str(path))
+        return client
+
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     scratch = tmp_path_factory.mktemp("systemd")
-    unit = _UNIT.read_text().replace("/usr/bin/gangway", str(GANGWAY)) + _DROP_IN.format(log=scratch / "service.log")
-    settings = scratch / "gangway.toml"
-    settings.write_text("")
-    unit = unit.replace("gangway daemon\n", f"gangway daemon --config {settings}\n")
+    unit = _UNIT.read_text().replace("/usr/bin/gangway", str(GANGWAY)) + _DROP_IN.format(folder=scratch)
+    unit = unit.replace("gangway daemon\n", f"gangway daemon --config {scratch}/gangway.toml\n")
     with Namespace("host") as host, Systemd(host, {"gangway.service": unit}, scratch) as systemd:
+        made = Service(host, systemd, scratch)
+        made.settings.write_text("")
         systemd("systemctl", "start", "gangway")
-        yield Service(host, systemd, settings)
+        yield made
 
 
 def test_it_is_active_when_the_daemon_serves(service: Service) -> None:
@@ -85,6 +105,39 @@ def test_ports_and_connections_outlive_a_restart(service: Service) -> None:
             assert "8080" in service.gangway("ls")
         service.gangway("detach", box.name)
         service.gangway("network", "rm", "web")
+
+
+def test_commands_and_launchers_wait_while_it_is_restarted(service: Service) -> None:
+    before = service.pid()
+    service.gate.touch()
+    try:
+        service.systemd("systemctl", "restart", "--no-block", "gangway")
+        wait_until(lambda: not pids_running("gangway.daemon", service.host), "the daemon to end")
+        with (
+            service.client(socket.SOCK_STREAM, runtime.API_SOCKET) as command,
+            service.client(socket.SOCK_SEQPACKET, runtime.LEASE_SOCKET) as launcher,
+        ):
+            command.sendall(b"GET /status HTTP/1.1\r\nHost: gangway\r\nConnection: close\r\n\r\n")
+            launcher.send(b"nonsense")
+            service.gate.unlink()
+            assert command.recv(100).startswith(b"HTTP/1.1 200")
+            assert launcher.recv(100).startswith(b"error")
+    finally:
+        service.gate.unlink(missing_ok=True)
+    assert service.pid() != before
+
+
+def test_a_service_with_wrong_settings_fails_and_a_command_says_why(service: Service) -> None:
+    service.settings.write_text("firewall = 'nonsense'")
+    try:
+        assert service.systemd.run("systemctl", "restart", "gangway").returncode
+        assert service.systemd.run("systemctl", "is-failed", "gangway").stdout == "failed\n"
+        refused = service.systemd.run(str(GANGWAY), "network", "ls")
+        assert refused.returncode
+        assert "nonsense" in refused.stderr
+    finally:
+        service.settings.write_text("")
+        service.systemd("systemctl", "start", "gangway")
 
 
 def test_reload_reports_a_mistake(service: Service) -> None:

@@ -1,13 +1,17 @@
-"""The runtime folder: what is left of it when the daemon ends."""
+"""The runtime folder: what is left of it when the daemon ends, and what the next one gets."""
 
+import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from gangway import runtime
+from gangway.daemon import supervisor
 from gangway.daemon.home import Home
 from gangway.errors import HostRefused
 
@@ -79,3 +83,104 @@ def test_only_an_operators_options_outlive_an_abandoned_folder(
         assert left == ({runtime.START} if has_options else None)
     else:
         assert left == {runtime.LOCK, runtime.STATE} | ({runtime.START} if has_options else set())
+
+
+class Manager:
+    """A service manager that keeps the sockets that a daemon stores, and passes them to the next one."""
+
+    def __init__(self, sock: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._sock, self._monkeypatch = sock, monkeypatch
+        self.kept: dict[str, socket.socket] = {}
+
+    def read(self) -> list[str]:
+        """Keep what the daemon has stored since the last call, and return the names."""
+        names = []
+        with suppress(BlockingIOError):
+            while True:
+                text, fds, _, _ = socket.recv_fds(self._sock, 4096, 1)
+                name = text.decode().partition("FDNAME=")[2]
+                if name in self.kept:
+                    self.kept.pop(name).close()
+                if fds:
+                    names.append(name)
+                    self.kept[name] = socket.socket(fileno=fds[0])
+        return names
+
+    def pass_on(self) -> None:
+        """Pass all sockets to this process."""
+        first = 500  # the kernel gives out the lowest numbers, and these are free
+        for number, sock in enumerate(self.kept.values(), first):
+            os.dup2(sock.fileno(), number)
+        self._monkeypatch.setattr(supervisor, "_FIRST_FD", first)
+        for name, value in (("PID", os.getpid()), ("FDS", len(self.kept)), ("FDNAMES", ":".join(self.kept))):
+            self._monkeypatch.setenv(f"LISTEN_{name}", str(value))
+
+
+@pytest.fixture
+def manager(base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(base / "notify"))
+        sock.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(base / "notify"))
+        made = Manager(sock, monkeypatch)
+        yield made
+        for kept in made.kept.values():
+            kept.close()
+
+
+def _client(path: Path, kind: int) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX, kind)
+    client.connect(str(path))
+    return client
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_clients_wait_while_a_service_is_restarted(manager: Manager, base: Path, elsewhere: bool) -> None:
+    path = str(base / "own.sock") if elsewhere else None
+    with Home(path, -1) as home:
+        assert manager.read() == ["api", "leases"]
+    with (
+        _client(home.folder / runtime.API_SOCKET, socket.SOCK_STREAM) as client,
+        _client(home.lease_path, socket.SOCK_SEQPACKET) as launcher,
+    ):
+        client.send(b"request")
+        launcher.send(b"lease")
+        manager.pass_on()
+        with Home(path, -1) as home, home.api.accept()[0] as api, home.leases.accept()[0] as lease:
+            assert (api.recv(100), lease.recv(100)) == (b"request", b"lease")
+            assert not os.get_inheritable(home.api.fileno())
+        assert manager.read() == []
+
+
+def test_a_socket_that_a_daemon_listens_at_no_more_is_removed(manager: Manager, base: Path) -> None:
+    with Home(str(base / "own.sock"), -1):
+        manager.read()
+    manager.pass_on()
+    with Home(None, -1) as home:
+        assert manager.read() == ["api"]
+        assert not (base / "own.sock").exists()
+        _client(home.api_path, socket.SOCK_STREAM).close()
+
+
+def test_a_socket_whose_file_was_deleted_is_made_again(manager: Manager) -> None:
+    with Home(None, -1) as home:
+        manager.read()
+    home.lease_path.unlink()
+    manager.pass_on()
+    with Home(None, -1) as home:
+        assert manager.read() == ["leases"]
+        _client(home.lease_path, socket.SOCK_SEQPACKET).close()
+
+
+def test_the_sockets_of_a_socket_unit_are_used(manager: Manager, base: Path) -> None:
+    path = Path(runtime.create_folder(), runtime.API_SOCKET)
+    with socket.socket(socket.AF_UNIX) as listener, socket.create_server(("127.0.0.1", 0)) as other:
+        listener.bind(str(path))
+        listener.listen()
+        with _client(path, socket.SOCK_STREAM) as client:
+            client.send(b"request")
+            manager.kept = {"gangway.socket": listener, "other.socket": other}
+            manager.pass_on()
+            with Home(None, -1) as home, home.api.accept()[0] as api:
+                assert api.recv(100) == b"request"
+    assert path.is_socket()

@@ -57,3 +57,14 @@ def test_the_watchdog_is_told_twice_in_its_interval(
     if pid is not None:
         monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()) if pid == "own" else pid)
     assert supervisor.watchdog_s() == seconds
+
+
+def test_a_stored_socket_replaces_the_one_of_its_name(manager: socket.socket) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("")
+        supervisor.store("api", listener)
+        assert manager.recv(4096) == b"FDSTOREREMOVE=1\nFDNAME=api"
+        text, fds, _, _ = socket.recv_fds(manager, 4096, 2)
+        assert text == b"FDSTORE=1\nFDNAME=api"
+        with socket.socket(fileno=fds[0]) as stored:
+            assert stored.getsockname() == listener.getsockname()

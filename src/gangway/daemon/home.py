@@ -12,10 +12,12 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from gangway import runtime
+from gangway.daemon import supervisor
 from gangway.errors import Conflict, HostRefused, InvalidRequest
 from gangway.relay.sockets import unlink_socket
 
 BACKLOG = 4096
+_API, _LEASES = "api", "leases"  # the names of the sockets that a service manager keeps for the next daemon
 _ON_DEMAND = "on demand"  # in the lock's file: a command or a launcher has started the daemon
 _END_S, _LOOK_S = 15.0, 0.02  # how long such a daemon may take to end, and how often to look
 
@@ -24,8 +26,8 @@ class Home:
     """The runtime folder of this network namespace, locked for as long as the daemon runs.
 
     `socket_path`: where API clients connect, if not in the folder; the group with the number `group` may, too.
-    A daemon that was started on demand gives way to one that was not.  Conflict: another daemon has the namespace, or
-    the socket.
+    A daemon that was started on demand gives way to one that was not.  A service manager keeps the sockets for the next
+    daemon (`supervisor`).  Conflict: another daemon has the namespace, or the socket.
     """
 
     api: socket.socket
@@ -34,10 +36,13 @@ class Home:
     def __init__(self, socket_path: str | None, group: int, on_demand: bool = False) -> None:
         self.folder = Path(runtime.folder())
         self.api_path = Path(socket_path).absolute() if socket_path else self.folder / runtime.API_SOCKET
+        self.lease_path = self.folder / runtime.LEASE_SOCKET
         self.relay_path = self.folder / runtime.RELAY_SOCKET
         self.on_demand = on_demand
         self.is_abandoned = False  # nothing is left to manage: the folder is removed, unless an operator's options stay
         self._group = group if os.geteuid() == 0 else -1
+        self._passed: dict[Path, socket.socket] = {}  # by the service manager, and not used yet
+        self._are_kept = supervisor.is_supervised()  # the sockets, when this daemon ends
         self._scope = ExitStack()
 
     def __enter__(self) -> Self:
@@ -49,11 +54,12 @@ class Home:
                 raise Conflict(f"a daemon that ends has just removed {self.folder}: try again") from None
             scope.callback(self._remove_folder)  # while it is locked
             _unlink_link(self.folder / runtime.API_SOCKET)  # another daemon may use its target by now
+            self._take_passed()
             former = _former_sockets(self.folder.parent)
-            self.api = self._listen(scope, self.api_path, socket.SOCK_STREAM, former)
+            self.api = self._listen(scope, _API, self.api_path, socket.SOCK_STREAM, former)
             self._record(lock, former)
-            self.leases = self._listen(scope, self.folder / runtime.LEASE_SOCKET, socket.SOCK_SEQPACKET, former)
-            os.chmod(self.folder / runtime.LEASE_SOCKET, 0o600)
+            self.leases = self._listen(scope, _LEASES, self.lease_path, socket.SOCK_SEQPACKET, former)
+            os.chmod(self.lease_path, 0o600)
             os.chown(self.api_path, -1, self._group)
             os.chmod(self.api_path, 0o660)
             self._link(scope)
@@ -131,14 +137,30 @@ class Home:
         lock.write(f"{os.getpid()} {self.api_path}\n{_identity(self.api_path)}\n{kind}")
         lock.flush()
 
-    def _listen(self, scope: ExitStack, path: Path, kind: int, former: dict[Path, str]) -> socket.socket:
-        """Return a socket that listens at `path` until the end of `scope`, which removes it.
+    def _take_passed(self) -> None:
+        """Take the sockets that the service manager has kept, or made, where this daemon listens.
+
+        One that an earlier daemon had elsewhere is removed: its clients would wait in vain.
+        """
+        for name, sock in supervisor.passed_sockets():
+            path = Path(os.fsdecode(sock.getsockname())) if sock.family == socket.AF_UNIX else Path()
+            if path in (self.api_path, self.lease_path) and path.is_socket():
+                self._passed[path] = sock
+            else:
+                sock.close()
+                if name in (_API, _LEASES):
+                    unlink_socket(path)
+
+    def _listen(self, scope: ExitStack, name: str, path: Path, kind: int, former: dict[Path, str]) -> socket.socket:
+        """Return a socket that listens at `path` until the end of `scope`, which removes it unless it is kept.
 
         Conflict: another process listens there.  InvalidRequest, HostRefused: something else is there; it stays.
         """
         reason = runtime.socket_path_error(str(path))
         if reason is not None:
             raise InvalidRequest(reason)
+        if path in self._passed:
+            return scope.enter_context(self._passed.pop(path))
         if _is_stale(path, kind):
             if path.parent != self.folder and former.get(path) != _identity(path):
                 raise HostRefused(
@@ -152,7 +174,10 @@ class Home:
             sock.listen(BACKLOG)
         except OSError as error:
             raise HostRefused(f"the socket {path} cannot be created: {error.strerror or error}") from None
-        scope.callback(_unlink_unchanged, path, _identity(path))
+        if self._are_kept:
+            supervisor.store(name, sock)
+        else:
+            scope.callback(_unlink_unchanged, path, _identity(path))
         return sock
 
     def _link(self, scope: ExitStack) -> None:
@@ -165,7 +190,8 @@ class Home:
             here.symlink_to(self.api_path)
         except OSError as error:
             raise HostRefused(f"the link {here} cannot be created: {error.strerror}") from None
-        scope.callback(_unlink_link, here)
+        if not self._are_kept:
+            scope.callback(_unlink_link, here)
 
     def _remove_folder(self) -> None:
         if self.is_abandoned:
