@@ -20,6 +20,9 @@ _LOCK_S = 3  # how long to wait for the lock
 _LIMIT_S = 10.0  # how long a tool may take: longer than the lock, and than 10,000 rules on a slow machine
 _LOCK_FILE = "/run/xtables.lock"  # iptables/xshared.h: or what the environment's XTABLES_LOCKFILE says
 _RESOURCE_PROBLEM = 4  # include/xtables.h, enum xtables_exittype: also if the lock is held
+# The kernel loads all modules that iptables needs but this one, which the legacy variant would load, with the privilege
+# (libxtables/xtables.c, xtables_load_ko).  Without, it asks: libiptc/libip4tc.c, iptc_strerror.
+_MODULES, _MISSING = {4: "ip_tables", 6: "ip6_tables"}, "do you need to insmod?"
 
 
 class Iptables:
@@ -69,7 +72,11 @@ class Iptables:
         if done.returncode:
             lines = [line.strip() for line in done.stderr.splitlines() if line.strip() and not line.startswith("#")]
             is_name = len(lines) > 1 and lines[0].endswith(":")  # nft's variant: the reason is on the next line
-            raise HostRefused(f"{words[0]}: {lines[is_name] if lines else 'refused'}")
+            reason = lines[is_name] if lines else "refused"
+            if _MISSING in reason:
+                module = _MODULES[self.family]
+                reason = f"the kernel module {module} is not loaded: modprobe {module}, and add it to /etc/modules"
+            raise HostRefused(f"{words[0]}: {reason}")
         return done.stdout
 
 
