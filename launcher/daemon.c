@@ -95,7 +95,8 @@ static void become_daemon(int status) {
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     if (chdir("/") || null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 || dup2(status, 3) < 0) _exit(1);
     syscall(SYS_close_range, 4, ~0U, 0);           /* Linux 5.9; before it, descriptors that our parent did not mark CLOEXEC are inherited */
-    execve(python, (char *[]){ python, "-I", "-OO", "-m", "gangway.daemon", "{\"until_idle\":true,\"ready_fd\":3}", NULL }, environment);
+    char *cache = geteuid() ? "-I" : "-Xpycache_prefix=/var/cache/gangway";    /* runtime.py: python_flags */
+    execve(python, (char *[]){ python, "-I", "-OO", cache, "-m", "gangway.daemon", "{\"until_idle\":true,\"ready_fd\":3}", NULL }, environment);
     dprintf(3, "HostRefused cannot start gangway's daemon: %s: %s", python, strerror(errno));
     _exit(1);
 }

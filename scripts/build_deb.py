@@ -28,8 +28,6 @@ from gangway.cli import main
 
 main()
 """
-# The daemon runs with -OO; what Python compiles of its own library for that would stay in /usr/lib/python3.11.
-_CACHE = 'import sys; sys.flags.optimize == 2 and setattr(sys, "pycache_prefix", "/var/cache/gangway")\n'
 _ENVIRONMENT = "home = /usr/bin\ninclude-system-site-packages = true\nversion = {python}\n"
 
 
@@ -84,7 +82,6 @@ def _install_environment(target: Path, release: Release, wheel: Path, carried: P
     _write(target / "bin/gangway", _PROGRAM, 0o755)
     _copy(data / "scripts/gangway-docker-proxy", target / "bin/gangway-docker-proxy", 0o755)
     shutil.rmtree(data)
-    _write(packages / "gangway-cache.pth", _CACHE)
     _link(target / "bin/python3", "/usr/bin/python3")
     _write(target / "pyvenv.cfg", _ENVIRONMENT.format(python=release.python))
 

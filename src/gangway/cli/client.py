@@ -140,18 +140,14 @@ def start_daemon(path: str) -> None:
 
 
 def daemon_command(path: str, options: dict[str, Any], config: str | None = None, **start: Any) -> list[str]:
-    """Return the command line of a daemon that listens at `path`.
-
-    -I: it runs as root, and must not import modules from the current directory.  -OO: without docstrings it takes
-    8 MB less.
-    """
+    """Return the command line of a daemon that listens at `path`."""
     if "state" in options:
         options["state"] = os.path.abspath(options["state"])
     if config is not None:
         start["config"] = os.path.abspath(config)
     if os.path.abspath(path) != runtime.default_socket():
         start["socket"] = os.path.abspath(path)
-    return [sys.executable, "-I", "-OO", "-m", "gangway.daemon", json.dumps({"options": options, **start})]
+    return [sys.executable, *runtime.python_flags(), "-m", "gangway.daemon", json.dumps({"options": options, **start})]
 
 
 def _start(path: str) -> None:

@@ -273,12 +273,13 @@ class RelayClient:
             self._ask(Exclude(offset, addresses[offset : offset + protocol.EXCLUDED_PAGE]))
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
+        cache = [f"-Xpycache_prefix={sys.pycache_prefix}"] if sys.pycache_prefix else []  # the daemon's
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
             unlink_socket(self._path)
             control.bind(str(self._path))
             os.chmod(self._path, 0o600)
             return subprocess.Popen(
-                [sys.executable, "-OO", "-I", "-m", "gangway.relay", json.dumps(self.settings._asdict())],
+                [sys.executable, "-OO", "-I", *cache, "-m", "gangway.relay", json.dumps(self.settings._asdict())],
                 stdin=control.fileno(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
