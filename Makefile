@@ -93,7 +93,7 @@ deb: wheel
 
 test-deb: deb
 	@$(APT_NEED) debootstrap lintian
-	$(BIN)/python3 -m pytest -s -o timeout=900 tests/install/test_deb_install.py
+	$(BIN)/python3 -m pytest -s -o timeout=900 tests/install/test_deb_install.py tests/install/test_deb_upgrade.py
 
 # Needs the network: new minimal systems, in which gangway is installed as users do.
 test-install: deb

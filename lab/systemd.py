@@ -3,9 +3,9 @@
     with Systemd(host, {"gangway.service": text}) as systemd:
         systemd("systemctl", "start", "gangway")
 
-It runs in a host's network namespace on this machine's own file system, of which all changes are kept in memory (an
-overlay), with /run, /proc and the units of its own: nothing else is started.  It has a control group of its own in
-every hierarchy.  Leaving the block ends it, and with it every process that it has started.
+It runs in a host's network namespace on this machine's own file system, or on another root. All changes of files are
+kept in memory (an overlay), and it has a /run, a /proc and units of its own: nothing else is started. It has a control
+group of its own in every hierarchy. Leaving the block ends it, and with it every process that it has started.
 """
 
 import os
@@ -21,6 +21,7 @@ from lab.waiting import wait_until
 _CGROUPS = Path("/sys/fs/cgroup")
 _PROGRAM = "/lib/systemd/systemd"
 
+# The last word has systemd 256 and later accept cgroups of version 1; they look for it where a kernel has its options.
 # Mounts are shared with the namespaces that systemd makes, as on any host: those of ip-netns, which come later, arrive.
 _BOOT = """
 set -e
@@ -34,7 +35,7 @@ done
 exec unshare --cgroup --pid --fork --kill-child --mount --propagation slave --uts --ipc sh -ec '
     mount -t tmpfs tmp "$SCRATCH"
     mkdir "$SCRATCH/up" "$SCRATCH/work" "$SCRATCH/root"
-    mount -t overlay root -o "lowerdir=/,upperdir=$SCRATCH/up,workdir=$SCRATCH/work" "$SCRATCH/root"
+    mount -t overlay root -o "lowerdir=$LOWER,upperdir=$SCRATCH/up,workdir=$SCRATCH/work" "$SCRATCH/root"
     mount --make-rshared "$SCRATCH/root"
     cd "$SCRATCH/root"
     mount -t proc proc proc
@@ -53,8 +54,8 @@ exec unshare --cgroup --pid --fork --kill-child --mount --propagation slave --ut
         mount -t cgroup -o none,name=systemd systemd sys/fs/cgroup/systemd
         mount -t cgroup2 unified sys/fs/cgroup/unified
     fi
-    cp "$UNITS"/* run/systemd/system/
-    exec chroot . "$PROGRAM" --system --unit=test.target'
+    cp -r "$UNITS"/* run/systemd/system/
+    exec chroot . "$PROGRAM" --system --unit=test.target SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1'
 """
 _TARGET = "[Unit]\nDefaultDependencies=no\n"
 
@@ -62,9 +63,9 @@ _TARGET = "[Unit]\nDefaultDependencies=no\n"
 class Systemd(Closing):
     """systemd, and commands that run beside it."""
 
-    def __init__(self, host: Namespace, units: Mapping[str, str], scratch: Path) -> None:
-        """`units` are the texts of unit files, by name; `scratch` is an empty folder."""
-        self._host, self._units, self._scratch = host, units, scratch
+    def __init__(self, host: Namespace, units: Mapping[str, str], scratch: Path, root: Path = Path("/")) -> None:
+        """`units` are the texts of unit files, by their path; `scratch` is an empty folder."""
+        self._host, self._units, self._scratch, self._root = host, units, scratch, root
         self._name = f"{host.name}-systemd"
         self._first: subprocess.Popen[Any] | None = None
         self._pid = 0
@@ -74,10 +75,11 @@ class Systemd(Closing):
         units.mkdir()
         root.mkdir()
         for name, text in {"test.target": _TARGET, **self._units}.items():
+            (units / name).parent.mkdir(exist_ok=True)
             (units / name).write_text(text)
         log = self._scratch / "systemd.log"
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "container": "test", "NAME": self._name}
-        environment |= {"SCRATCH": str(root), "UNITS": str(units), "PROGRAM": _PROGRAM}
+        environment |= {"SCRATCH": str(root), "UNITS": str(units), "PROGRAM": _PROGRAM, "LOWER": str(self._root)}
         with log.open("w") as output:
             self._first = self._host.popen("sh", "-c", _BOOT, stdout=output, stderr=output, env=environment)
         try:
