@@ -108,6 +108,8 @@ def test_clients_notice_nothing_of_an_upgrade(root: Root, package: Path, former_
             assert _daemon(systemd) == ["daemon", __version__]
         assert [one for clients in traffic for one in clients.failed] == []
         print(f"\n{[clients.answered for clients in traffic]} clients were answered")
+        systemd("gangway", "detach", box.name)
+        systemd("gangway", "network", "rm", "web")
         _dpkg(systemd, "--purge", "gangway")
         wait_until(lambda: not pids_running("gangway.relay", host), "the relay to end")
         assert not pids_running("gangway.daemon", host)
