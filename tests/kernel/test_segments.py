@@ -114,10 +114,8 @@ def _entry_timeout_s(host: Namespace, client: socket.socket) -> int:
 @pytest.mark.parametrize("address", [HOST4, HOST6])
 @pytest.mark.parametrize("client_space", ["neighbour", "host"])
 def test_a_half_closed_connection_is_tracked_for_an_hour(
-    street: Street, firewall: str, port: int, listener: socket.socket, client_space: str, address: str
+    street: Street, port: int, listener: socket.socket, client_space: str, address: str
 ) -> None:
-    if firewall != "nftables":
-        pytest.skip("iptables cannot set timeouts without a policy of nfct(8)")
     space = {"neighbour": street.neighbour, "host": street.host}[client_space]
     with connection(space, address, port, listener) as (client, served):
         client.shutdown(socket.SHUT_WR)

@@ -85,7 +85,8 @@ def _command(chains: dict[str, list[str]], line: str) -> None:
 
 
 def _check_jumps(chains: dict[str, list[str]]) -> None:
-    known = {*chains, "ACCEPT", "DROP", "RETURN", "MASQUERADE", "DNAT", "SNAT", "REJECT", "TCPMSS", "CHECKSUM", "MARK"}
+    targets = ["ACCEPT", "DROP", "RETURN", "MASQUERADE", "DNAT", "SNAT", "REJECT", "TCPMSS", "CHECKSUM", "MARK", "CT"]
+    known = {*chains, *targets}
     for found in chains.values():
         for rule in found:
             words = shlex.split(rule)

@@ -10,7 +10,7 @@ from gangway.errors import Conflict, HostRefused
 from gangway.facts import Firewall, HostFacts
 from gangway.firewall.base import Driver
 from gangway.firewall.choice import driver_for
-from gangway.firewall.iptables import driver
+from gangway.firewall.iptables import driver, timeouts
 from gangway.firewall.iptables.driver import IptablesDriver
 from gangway.firewall.nft.driver import NftDriver
 from gangway.host.rule_notices import RuleNotices
@@ -106,6 +106,9 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     POLICIES.update({"iptables": "ACCEPT", "ip6tables": "ACCEPT"})
     FakeTool.refuses, FakeTool.writes, FakeTool.broken = -1, 0, False
     monkeypatch.setattr(driver, "Iptables", FakeTool)
+    monkeypatch.setattr(timeouts, "unavailable", lambda tools: "")
+    for change in ("create", "delete"):
+        monkeypatch.setattr(timeouts, change, lambda: None)
     found = Scene()
     yield found
     found.notices.close()

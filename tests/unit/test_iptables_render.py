@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gangway.facts import Firewall, HostFacts
 from gangway.firewall.iptables.render import matching_rules, render, rules_of
 from gangway.firewall.iptables.tables import Table, are_listed, batch, built_in, chain_of, parse_listing
-from gangway.model import Endpoint, Network, PortMapping
+from gangway.model import Endpoint, Network, PortMapping, Protocol
 from gangway.plan import Origin, Plan, Road, assemble, plan_mapping
 from tests.unit.golden import FOLDER, assert_golden
 from tests.unit.samples import (
@@ -103,6 +103,18 @@ def test_mappings_without_nat_have_no_rules() -> None:
     for family in (4, 6):
         text = "".join(rule for table in render(PLANS["forms"], family, PREFIX) for rule in table.rules)
         assert not [port for port in ("6000", "6001", "6005") if port in text]
+
+
+@pytest.mark.parametrize(("family", "loopback"), [(4, "127.0.0.0/8"), (6, "::1/128")])
+def test_first_packets_of_tcp_mappings_get_timeouts(family: int, loopback: str) -> None:
+    ports = mapping("0.0.0.0", "8000"), mapping("::", "8000"), mapping("0.0.0.0", "53", protocol=Protocol.UDP)
+    raw, *_ = render(whole(IPTABLES, *ports), family, PREFIX, timeouts=True)
+    first = "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m addrtype --dst-type LOCAL"
+    assert raw.rules[1:] == (
+        f"-A PREROUTING {first} -j {PREFIX}",
+        f"-A OUTPUT ! -d {loopback} {first} -j {PREFIX}",
+        f"-A {PREFIX} -p tcp -m tcp --dport 8000 -j CT --timeout gangway-tcp{family}",
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from functools import cached_property, partial
 from gangway.errors import Conflict, GangwayError, HostRefused
 from gangway.firewall.base import Driver
 from gangway.firewall.iptables import render as iptables
+from gangway.firewall.iptables import timeouts
 from gangway.firewall.iptables.tables import (
     TABLES,
     Listing,
@@ -49,7 +50,6 @@ class IptablesDriver(Driver):
     compared with those from before, because a tool that was ended may have written its rules nevertheless.
     """
 
-    no_timeouts = "iptables sets no timeouts without a policy of nfct(8)"
     no_new_ports = "iptables does not know which address the client asked"
     has_silent_rules = True  # the legacy tables, and policies
 
@@ -67,6 +67,11 @@ class IptablesDriver(Driver):
             )
 
     @cached_property
+    def no_timeouts(self) -> str:  # type: ignore[override]
+        """Why connections by nat have conntrack's ordinary timeouts.  TimedOut: that could not be found out."""
+        return timeouts.unavailable(self._tools.values())
+
+    @cached_property
     def _is_legacy(self) -> bool:
         return all(tool.is_legacy for tool in self._tools.values())
 
@@ -76,6 +81,8 @@ class IptablesDriver(Driver):
 
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
         self._check_chains()
+        if not self.no_timeouts:
+            timeouts.create()  # they are deleted with the rules
         wanted = self._render(plan)
         self.notices.forget()
         self._replace(wanted, plan.closed)
@@ -90,7 +97,9 @@ class IptablesDriver(Driver):
         built_in = {family: iptables.with_mappings(rules, removed, added, family) for family, rules in former.items()}
         if built_in != former:
             self._remember(former, built_in)
-        texts = {family: iptables.change(removed, added, family, self._prefix) for family in _FAMILIES}
+        texts = {
+            family: iptables.change(removed, added, family, self._prefix, not self.no_timeouts) for family in _FAMILIES
+        }
         try:
             for family, text in texts.items():
                 if text:
@@ -122,6 +131,7 @@ class IptablesDriver(Driver):
 
     def remove(self, before: Plan | None = None) -> None:
         self._replace(dict.fromkeys(_FAMILIES, ()), ())
+        timeouts.delete()
         self._built_in = dict.fromkeys(_FAMILIES, ())
         self._guard.stop()
         self._record(None)
@@ -194,7 +204,7 @@ class IptablesDriver(Driver):
         return parse_listing(self._tools[family].listing(table))
 
     def _render(self, plan: Plan) -> Tables:
-        return {family: iptables.render(plan, family, self._prefix) for family in _FAMILIES}
+        return {family: iptables.render(plan, family, self._prefix, not self.no_timeouts) for family in _FAMILIES}
 
     def _closed(self) -> list[int]:
         """Return the families whose policy of FORWARD is DROP because of us."""

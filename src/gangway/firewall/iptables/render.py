@@ -9,7 +9,8 @@ OUTPUT send packets for a local address to that chain, which has a rule for each
 `filter`, FORWARD jumps to the chain, which accepts packets for a container's published port; FORWARD also accepts
 established connections, what leaves a bridge, and what stays within one.  `mangle` and `raw` have what Docker's layout
 lacks: networks are isolated, a container or the host's loopback address can only be reached by a published port,
-invalid segments are dropped, and the size of segments is limited to what the routes carry (nft/render.py says why).
+invalid segments are dropped, the size of segments is limited to what the routes carry, and half-closed connections are
+tracked for an hour (nft/render.py says why).
 Where launchers have leases of a port that is not for everybody, `mangle` drops the other clients before the relay gets
 them.  For SCTP `mangle` has two more rules for each mapping, in both families: nft/render.py says why.
 
@@ -34,39 +35,44 @@ from gangway.reasons import Code
 DEFAULT_PREFIX = "GANGWAY"
 DOCKERS_PREFIX = "DOCKER"
 """The prefix that selects Docker's layout to the letter."""
+TIMEOUT_POLICIES = {4: "gangway-tcp4", 6: "gangway-tcp6"}
+"""The name of each family's timeouts, which timeouts.py creates."""
 
 _LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
 _NEITHER_ESTABLISHED_NOR_PUBLISHED = "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"
 _SYN = "-p tcp -m tcp --tcp-flags SYN,RST SYN"
-_MIDSTREAM = "! --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate NEW"
+_FIRST = "--tcp-flags FIN,SYN,RST,ACK SYN"
+_MIDSTREAM = f"! {_FIRST} -m conntrack --ctstate NEW"
 _INVALID = "-m conntrack --ctstate INVALID"
 _NEW = "-m conntrack --ctstate NEW"
 _HOST = " -m addrtype --src-type LOCAL"
 _TO_OTHERS = "-m addrtype ! --dst-type LOCAL"
 
 
-def render(plan: Plan, family: int, prefix: str) -> tuple[Table, ...]:
-    """Return all rules of a family."""
-    of_mappings = [rules_of(planned, family, prefix) for planned in plan.mappings]
+def render(plan: Plan, family: int, prefix: str, timeouts: bool = False) -> tuple[Table, ...]:
+    """Return all rules of a family; with `timeouts` half-closed connections get those of TIMEOUT_POLICIES."""
+    of_mappings = [rules_of(planned, family, prefix, timeouts) for planned in plan.mappings]
 
     def table(name: str, rules: Iterable[str]) -> Table:
         return Table(name, prefix, (*rules, *(rule for found in of_mappings for rule in found.get(name, ()))))
 
     return (
-        table("raw", [f"-A PREROUTING -d {_LOOPBACK[family]} ! -i lo -j DROP"]),
+        table("raw", _raw(plan, family, prefix, timeouts)),
         table("mangle", (*_isolation(plan, family, prefix), *_excluded(plan, family, prefix))),
         table("nat", _nat(plan, family, prefix)),
         table("filter", _filter(plan, family, prefix)),
     )
 
 
-def rules_of(planned: MappingPlan, family: int, prefix: str) -> dict[str, list[str]]:
-    """Return a mapping's rules in a family, by table."""
+def rules_of(planned: MappingPlan, family: int, prefix: str, timeouts: bool = False) -> dict[str, list[str]]:
+    """Return a mapping's rules in a family, by table; with `timeouts` TIMEOUT_POLICIES, too."""
     if planned.is_opened and planned.family == family:
         return {"filter": [*_opening(planned, prefix)]}
     rules = _translation(planned, prefix) if planned.is_nat and planned.family == family else {}
     if drops := [*_drops(planned, family, prefix)]:
         rules["mangle"] = drops
+    if timeouts and planned.is_nat and planned.mapping.protocol is Protocol.TCP and planned.family == family:
+        rules["raw"] = [f"-A {prefix}{_requested(planned)} -j CT --timeout {TIMEOUT_POLICIES[family]}"]
     return rules
 
 
@@ -165,12 +171,14 @@ def matching_rules(planned: MappingPlan, route: Route, network: Network, prefix:
         yield f"nat: {_to_gateway(planned.container_address, planned.bridge)}"
 
 
-def change(removed: Iterable[MappingPlan], added: Iterable[MappingPlan], family: int, prefix: str) -> str:
+def change(
+    removed: Iterable[MappingPlan], added: Iterable[MappingPlan], family: int, prefix: str, timeouts: bool = False
+) -> str:
     """Return the text that removes mappings and adds others; empty if none has a rule in the family."""
     lines: dict[str, list[str]] = {}
     for plans, spell in ((removed, deletion), (added, str)):
         for planned in plans:
-            for table, rules in rules_of(planned, family, prefix).items():
+            for table, rules in rules_of(planned, family, prefix, timeouts).items():
                 lines.setdefault(table, []).extend(spell(rule) for rule in rules)
     return "".join(f"*{table}\n" + "\n".join(rules) + "\nCOMMIT\n" for table, rules in lines.items())
 
@@ -192,6 +200,15 @@ def with_mappings(
         return table._replace(rules=(*left, *rules(added, table)))
 
     return tuple(map(changed, tables))
+
+
+def _raw(plan: Plan, family: int, prefix: str, timeouts: bool) -> Iterator[str]:
+    yield f"-A PREROUTING -d {_LOOPBACK[family]} ! -i lo -j DROP"
+    if timeouts:
+        # Only first packets pass the chain, which has a rule for each mapping.
+        for chain, others in (("PREROUTING", ""), ("OUTPUT", f" ! -d {_LOOPBACK[family]}")):
+            yield f"-A {chain}{others} -p tcp -m tcp {_FIRST} -m addrtype --dst-type LOCAL -j {prefix}"
+        yield from _excluded(plan, family, prefix)
 
 
 def _nat(plan: Plan, family: int, prefix: str) -> Iterator[str]:
