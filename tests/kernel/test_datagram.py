@@ -25,6 +25,7 @@ _FRONTS = [
     ("fd30::1", "fd30::1"),
 ]
 _LARGEST_BYTES = 65_507
+_UDP_SEGMENT = 103  # include/uapi/linux/udp.h
 _AT_ONCE = 50
 _CLIENTS = 100 if SLOW_MACHINE else 500
 
@@ -208,6 +209,21 @@ def test_burst_passes_in_order(ports: Ports) -> None:
     for number in range(100):
         client.sendto(b"%d" % number, (port.address, port.number))
     assert [int(port.server.recv(100)) for _ in range(100)] == list(range(100))
+
+
+@pytest.mark.parametrize("container", _CONTAINERS)
+def test_joined_datagrams_larger_than_the_mtu_are_fragmented(ports: Ports, container: str) -> None:
+    """The kernel refuses to cut them into datagrams that do not fit the way to the container."""
+    port = ports.udp(container=container)
+    client, route = _client(port), ["route", "replace", container, "dev", "br0", "mtu", "1280"]
+    datagrams = [bytes([number]) * 1400 for number in range(10)] + [b"the last one"]
+    port.site.host.ip(*route)
+    try:
+        client.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, 1400)
+        client.sendto(b"".join(datagrams), (port.address, port.number))
+        assert [port.server.recv(2000) for _ in datagrams] == datagrams
+    finally:
+        port.site.host.ip("route", "del", container, "dev", "br0")
 
 
 def test_batch_of_answers_leaves_from_the_right_ports(ports: Ports) -> None:
