@@ -113,7 +113,7 @@ def test_first_packets_of_tcp_mappings_get_timeouts(family: int, loopback: str) 
     assert raw.rules[1:] == (
         f"-A PREROUTING {first} -j {PREFIX}",
         f"-A OUTPUT ! -d {loopback} {first} -j {PREFIX}",
-        f"-A {PREFIX} -p tcp -m tcp --dport 8000 -j CT --timeout gangway-tcp{family}",
+        f"-A {PREFIX} -p tcp -m tcp --dport 8000 -j CT --timeout gw-{family}",
     )
 
 

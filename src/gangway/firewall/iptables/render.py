@@ -35,8 +35,9 @@ from gangway.reasons import Code
 DEFAULT_PREFIX = "GANGWAY"
 DOCKERS_PREFIX = "DOCKER"
 """The prefix that selects Docker's layout to the letter."""
-TIMEOUT_POLICIES = {4: "gangway-tcp4", 6: "gangway-tcp6"}
-"""The name of each family's timeouts, which timeouts.py creates."""
+TIMEOUT_POLICIES = {4: "gw-4", 6: "gw-6"}
+"""The name of each family's timeouts, which timeouts.py creates.  The kernel lists only four characters of a longer one
+(net/netfilter/xt_CT.c, `usersize` of revision 1), and then no rule can be compared or deleted."""
 
 _LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
 _NEITHER_ESTABLISHED_NOR_PUBLISHED = "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"

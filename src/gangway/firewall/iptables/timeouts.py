@@ -21,7 +21,7 @@ from gangway.inet import FAMILIES, PROTOCOLS
 
 _HALF_CLOSED_S = 3600
 _NEW, _DELETE = (8 << 8 | kind for kind in (0, 2))  # NFNL_SUBSYS_CTNETLINK_TIMEOUT, IPCTNL_MSG_TIMEOUT_…
-_CREATE = 0x400  # NLM_F_CREATE; one that exists gets these timeouts
+_SET = 0x400 | 0x100  # NLM_F_CREATE, NLM_F_REPLACE: one that exists gets these timeouts
 _NAME, _L3_PROTOCOL, _L4_PROTOCOL, _DATA = 1, 2, 3, 4  # CTA_TIMEOUT_…
 _FIN_WAIT, _CLOSE_WAIT = 4, 5  # CTA_TIMEOUT_TCP_…
 _UNKNOWN = (errno.EINVAL, errno.EPROTONOSUPPORT)  # the subsystem, the timeouts of TCP
@@ -36,7 +36,7 @@ def create() -> None:
     timeouts = netlink.pack_nested(_DATA, *data)
     for version in TIMEOUT_POLICIES:
         family = netlink.pack_attribute(_L3_PROTOCOL, FAMILIES[version].to_bytes(2, "big"))
-        if code := _request(_NEW, _CREATE, version, family, protocol, timeouts):
+        if code := _request(_NEW, _SET, version, family, protocol, timeouts):
             what = f"cannot create the timeout policy {TIMEOUT_POLICIES[version]}"
             if code in _UNKNOWN:
                 raise Unsupported(f"{what}: this kernel has none (CONFIG_NF_CT_NETLINK_TIMEOUT)")
