@@ -135,8 +135,8 @@ def test_restarted_container_is_served_again(bare: DockerSite) -> None:
     bare.docker.run("stop", "-t", "0", name)
     bare.wait_until_gone(name)
     bare.gangway("unpublish", f"docker:{name}", "-p", "8102:8100")
-    listed = [line.split()[2:4] for line in bare.gangway("ls", f"docker:{name}").splitlines()[1:]]
-    assert listed == [["0.0.0.0:8101", "8100/tcp"], ["[::]:8101", "8100/tcp"]]
+    listed = bare.gangway("ls", f"docker:{name}", "--format", "{published} {port} {roads}").splitlines()
+    assert listed == [f"{at}:8101/tcp 8100 (container is stopped)" for at in ("0.0.0.0", "[::]")]
     other = bare.container()  # takes the address
     bare.docker.run("start", name)
     bare.serve(name, 8100)

@@ -16,8 +16,6 @@ from tests.docker.dockerhost import site as new_site
 
 pytestmark = pytest.mark.skipif("gangway" not in PROXY.name, reason="another proxy is tested")
 
-ROADS = ["redirect", "relay", "relay", "relay"]
-
 
 def leases(site: Site, port: int) -> list[dict[str, Any]]:
     """Return the leases of a host port."""
@@ -28,10 +26,9 @@ def leases(site: Site, port: int) -> list[dict[str, Any]]:
 def test_ls_shows_published_port_with_its_roads(shared_site: Site) -> None:
     name = shared_site.container("-p", "8006:80", serving=(80,))
     address = shared_site.docker.address_of(name)
-    lines = [line.split() for line in shared_site.host.run(str(GANGWAY), "ls").stdout.splitlines()]
-    assert [line[1:] for line in lines if ":8006" in line[2]] == [
-        ["lease", f"{host}:8006", f"{address}:80/tcp", *ROADS] for host in ("0.0.0.0", "[::]")
-    ]
+    shown = "{source} {published} {target} {roads}"
+    listed = shared_site.host.run(str(GANGWAY), "ls", "--filter", "port=8006", "--format", shown).stdout.splitlines()
+    assert listed == [f"lease {host}:8006/tcp {address}:80 relay; lo redirect" for host in ("0.0.0.0", "[::]")]
     assert shared_site.request(8006)
     assert [one["redirected"] for one in leases(shared_site, 8006)] == [1, 0]
     shared_site.remove(name)

@@ -109,7 +109,7 @@ def test_clients_are_listed_and_explained(street: Gated) -> None:
     with street.restricted(NEIGHBOURS, "8000:80"):
         (first, _) = street.gangway.json("ls", street.server.name)
         assert first["from"] == [*NEIGHBOURS]
-        assert ", ".join(NEIGHBOURS) in street.gangway("ls")
+        assert ", ".join(NEIGHBOURS) in street.gangway("ls", "--wide")
         text = street.gangway("explain", f"{HOST4}:8000", "--from", "remote")
         assert f"admitted clients: {', '.join(NEIGHBOURS)}, and this host" in text
         if street.firewall != "none":

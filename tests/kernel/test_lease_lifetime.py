@@ -71,12 +71,13 @@ def test_ls_shows_source_addresses_and_roads(scene: Scene) -> None:
     publish(scene.host, scene.box, PORT)
     publish(scene.host, scene.box, PORT, proto="udp")
     head, *rows = [line.split() for line in scene.gangway("ls").splitlines()]
-    assert head == ["CONTAINER", "SOURCE", "PUBLISHED", "TARGET", "LOOPBACK", "HOST", "REMOTE", "CONTAINER"]
-    roads = ["redirect", "relay", "relay", "relay"]
+    assert head == ["PUBLISHED", "CONTAINER", "PORT", "SOURCE", "ROADS"]
     assert rows == [
-        ["-", "lease", f"0.0.0.0:{PORT}", f"{scene.box.address4}:{Echo.port}/{protocol}", *roads]
+        [f"0.0.0.0:{PORT}/{protocol}", "-", str(Echo.port), "lease", "relay;", "lo", "redirect"]
         for protocol in ("tcp", "udp")
     ]
+    target = f"{scene.box.address4}:{Echo.port}"
+    assert scene.gangway("ls", "--format", "{target}").splitlines() == [target] * 2
 
 
 def test_ls_shows_both_families_of_a_dual_stack_socket(scene: Scene) -> None:
@@ -85,7 +86,7 @@ def test_ls_shows_both_families_of_a_dual_stack_socket(scene: Scene) -> None:
     with listener:
         publish(scene.host, scene.box, PORT, "-host-ip", "::", "-use-listen-fd", passed=listener.fileno())
     mappings = json.loads(scene.gangway("ls", "--json"))
-    assert [mapping["host_address"] for mapping in mappings] == ["::", "0.0.0.0"]
+    assert [mapping["host_address"] for mapping in mappings] == ["0.0.0.0", "::"]
     assert all(scene.is_redirected(PORT, address) for address in ("::1", "127.0.0.1"))
 
 

@@ -195,7 +195,7 @@ def test_without_root_everything_is_relayed(scene: tuple[Host, Container], rootl
         assert not is_redirected(host, PORT)
         assert host.sysctl("net.ipv4.tcp_tw_reuse") == before
         (row,) = rootless.run(host, "ls").stdout.splitlines()[1:]
-        assert row.split()[1:2] + row.split()[4:8] == ["lease", *["relay"] * 4]
+        assert row.split()[3:] == ["lease", "relay"]
         said = rootless.run(host, "explain", f"127.0.0.1:{PORT}").stdout
         assert "sockets cannot be redirected: this process lacks CAP_NET_ADMIN and CAP_SYS_ADMIN" in said
         os.kill(daemon, 9)

@@ -111,7 +111,7 @@ def test_what_the_relay_has_carried_is_shown(steered: Street, protocol: str) -> 
             return dict(found["relayed"])
 
         wait_until(lambda: counted()["connections"] == 3 and counted()["up_bytes"], "the numbers")
-        assert "3 (" in steered.gangway("ls", steered.server.name)
+        assert "3 (" in steered.gangway("ls", steered.server.name, "--wide")
         kind = "clients" if protocol == "udp" else "connections"
         assert f"relayed so far: {kind} 3 (" in steered.gangway("explain", f"127.0.0.2:9005/{protocol}")
 

@@ -27,7 +27,8 @@ def command_lines(example: str) -> Iterator[list[str]]:
             words.append(word)
         else:
             if "gangway" in words:
-                yield words[words.index("gangway") + 1 :]
+                is_fed = words[0] == "xargs"  # with ports
+                yield [*words[words.index("gangway") + 1 :], *(["8000:80"] if is_fed else [])]
             words = []
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import select
 import signal
 import socket
 import struct
@@ -18,6 +17,7 @@ import sys
 import time
 
 from gangway import runtime
+from gangway.cli.progress import wait_readable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def ask(path: str, method: str, target: str, body: object = None) -> Any:
             time.sleep(_LOOK_S)
 
 
-def ask_running(path: str, method: str, target: str, body: object = None) -> Any:
+def ask_running(path: str, method: str, target: str, body: object = None, limit_s: float = _ANSWER_S) -> Any:
     """Send a request to a daemon that runs, and return its answer.  NoDaemon: there is none.  Refused: it failed."""
     content = b"" if body is None else json.dumps(body).encode()
     head = f"{method} {target} HTTP/1.1\r\nHost: gangway\r\nConnection: close\r\nContent-Length: {len(content)}\r\n\r\n"
@@ -74,6 +74,8 @@ def ask_running(path: str, method: str, target: str, body: object = None) -> Any
     with connect(path) as sock:
         try:
             sock.sendall(head.encode() + content)
+            if not wait_readable(sock, limit_s, "waiting for the daemon"):
+                raise BlockingIOError
             while part := sock.recv(65536):
                 received += part
             status, _, answer = received.partition(b"\r\n\r\n")
@@ -82,7 +84,7 @@ def ask_running(path: str, method: str, target: str, body: object = None) -> Any
                 return found
             refusal = Refused(found["kind"], found["error"])
         except BlockingIOError:
-            refusal = Refused("HostRefused", f"the daemon at {path} did not answer within {_ANSWER_S} s")
+            refusal = Refused("HostRefused", f"the daemon at {path} did not answer within {limit_s} s")
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             if isinstance(error, ConnectionResetError) and not received:  # it ended before it accepted us
                 raise NoDaemon from None
@@ -157,7 +159,7 @@ def _start(path: str) -> None:
     actions = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
     pid = os.posix_spawn(command[0], command, _environment(), file_actions=actions, setsid=True)
     os.close(writing)
-    in_time = bool(select.select([reading], [], [], _START_S)[0])
+    in_time = wait_readable(reading, _START_S, "starting a daemon")
     status = os.read(reading, 65536).decode(errors="replace") if in_time else ""  # the daemon writes it at once
     os.close(reading)
     if not in_time:

@@ -16,9 +16,10 @@ from gangway.cli.views import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
+    from gangway.cli.listing import Filter, Listing
     from gangway.cli.options import Option
 
     Function = Callable[..., None]
@@ -106,6 +107,42 @@ def reload(path: str) -> None:
         raise Refused("Conflict", f"no daemon runs at {path}; the next one reads the settings when it starts") from None
 
 
+def list_ports(path: str, container: str | None, filters: Sequence[Filter], **form: Any) -> None:
+    """List published ports, and the road that each kind of client takes."""
+    from gangway.cli.listing import MAPPINGS, select
+
+    def members(network: str) -> set[tuple[str, str]]:
+        endpoints = ask(path, "GET", _filled("/networks/{name}", {"name": network}))["endpoints"]
+        return {(one["container"], address) for one in endpoints for address in one["addresses"]}
+
+    _check_form(**form)
+    found = ask(path, "GET", _filled("/mappings", {"container": container} if container else {}))
+    tests = [(key, members(value) if key == "network" else value) for key, value in filters]
+    _show(MAPPINGS, select(MAPPINGS, found, tests), **form)
+
+
+def list_networks(path: str, filters: Sequence[Filter], **form: Any) -> None:
+    """List networks."""
+    from gangway.cli.listing import NETWORKS, select
+
+    _check_form(**form)
+    _show(NETWORKS, select(NETWORKS, ask(path, "GET", "/networks"), filters), **form)
+
+
+def _check_form(as_json: bool, wide: bool, template: str | None) -> None:
+    if bool(as_json) + bool(wide) + (template is not None) > 1:
+        raise Refused("InvalidRequest", "give only one of --json, --wide, --format and -q")
+
+
+def _show(listing: Listing, answers: list[Any], as_json: bool, wide: bool, template: str | None) -> None:
+    from gangway.cli.listing import show
+
+    if as_json:
+        print(json.dumps(answers, indent=2))
+    else:
+        show(listing, answers, wide, template)
+
+
 def check_config(file: str | None) -> None:
     """Check the settings, without a daemon."""
     from pathlib import Path
@@ -169,7 +206,7 @@ COMMANDS: dict[str, Command] = {
         "Create a network: a bridge, its subnets, and a policy.",
         lambda network: print(network["name"]),
     ),
-    "network ls": _request("GET /networks", (), "List networks.", views.print_networks),
+    "network ls": (list_networks, opt.LISTED_NETWORKS),
     "network inspect": _request(
         "GET /networks/{name}", (opt.NETWORK_NAME,), "Show a network's details.", views.print_network
     ),
@@ -191,12 +228,7 @@ COMMANDS: dict[str, Command] = {
         (opt.CONTAINER, opt.ANY_PORTS),
         "Unpublish ports of a container: those given by -p, or all.",
     ),
-    "ls": _request(
-        "GET /mappings",
-        (opt.OPTIONAL_CONTAINER,),
-        "List published ports, and the road that each kind of client takes.",
-        views.print_mappings,
-    ),
+    "ls": (list_ports, (opt.OPTIONAL_CONTAINER, *opt.LISTED_PORTS)),
     "explain": _request(
         "GET /explain",
         (opt.AT, opt.FROM),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import select
 import time
 from contextlib import suppress
 
 from gangway import __version__, runtime
 from gangway.cli.client import NoDaemon, Refused, ask, ask_running, connect
-from gangway.cli.views import columns
+from gangway.cli.progress import wait_readable
+from gangway.cli.tables import columns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def status(path: str) -> Status | None:
 def versions(found: Status | None) -> Iterator[str]:
     """Yield the versions of this program, the daemon and its relay, line by line."""
     daemon = f"{found['version']}  pid {found['pid']}" if found else "not running"
-    yield from _lines([("client", __version__), ("daemon", daemon), ("relay", _relay(found))])
+    yield from columns([("client", __version__), ("daemon", daemon), ("relay", _relay(found))])
 
 
 def mismatches(found: Status | None) -> Iterator[str]:
@@ -59,7 +59,7 @@ def described(found: Status, now_s: float) -> list[str]:
         ("relay", _relay(found)),
         *((name, str(found[name])) for name in ("networks", "containers", "mappings", "leases")),
     ]
-    return list(_lines(rows))
+    return list(columns(rows))
 
 
 def stop_daemon(path: str, found: Status) -> None:
@@ -90,10 +90,6 @@ def restart_daemon(path: str) -> None:
     ask(path, "GET", "/status")  # which starts a daemon
 
 
-def _lines(rows: list[tuple[str, str]]) -> Iterator[str]:
-    return map(str.rstrip, columns(rows))
-
-
 def _relay(found: Status | None) -> str:
     if not found or not found["relay_pid"]:
         return "not running"
@@ -122,9 +118,9 @@ def _pidfd(pid: int) -> int | None:
 def _has_ended(path: str, ended: int | None) -> bool:
     """Wait for the daemon's end; False: it takes too long."""
     if ended is not None:
-        found = select.select([ended], [], [], _END_S)[0]
+        has_ended = wait_readable(ended, _END_S, "waiting for the daemon to end")
         os.close(ended)
-        return bool(found)
+        return has_ended
     deadline_s = time.monotonic() + _END_S
     while time.monotonic() < deadline_s:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 
 from gangway.cli.commands import COMMANDS, GROUPS
+from gangway.cli.listing import MAPPINGS, NETWORKS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 """How wide help is, in characters."""
+_PROGRAM = """Publish the ports of containers.
+
+Clients that connect to a port of the host reach a port in a container's network namespace, each kind of client by the
+shortest road that the kernel offers.  Most commands are requests to a daemon, which is started on demand.
+"""
 PORTS: Pairs = (
     ("8000:80", "port 8000 of all host addresses leads to the container's port 80"),
     ("127.0.0.1:8000:80", "port 8000 of this host address only"),
@@ -41,8 +47,8 @@ SECTIONS: dict[str, dict[str, Pairs]] = {
             ),
         ),
         "network ls": (
-            ("gangway network ls", "a table of all networks"),
-            ("gangway network ls --json", "the same as JSON, with each network's containers"),
+            ("gangway network ls --wide", "a table of all networks, with gateways and MTU"),
+            ("gangway network ls -q --filter container=box", "the names of the networks that box is on"),
         ),
         "network inspect": (
             ("gangway network inspect web", "its subnets, gateways, policy and containers"),
@@ -79,8 +85,9 @@ SECTIONS: dict[str, dict[str, Pairs]] = {
             ("gangway unpublish box", "all ports of box"),
         ),
         "ls": (
-            ("gangway ls", "a table of all published ports"),
-            ("gangway ls box --json", "the ports of box as JSON"),
+            ("gangway ls --filter road=relay --filter protocol=tcp", "a table of relayed TCP ports"),
+            ("gangway ls --format '{host_address}\\t{host_ports}\\t{container}'", "separated by tabs, without a head"),
+            ("gangway ls -q box | xargs -n1 gangway unpublish box -p", "unpublish the ports of box one by one"),
         ),
         "explain": (
             ("gangway explain 127.0.0.1:8000", "the roads to a port, why, and the rules that match"),
@@ -148,14 +155,9 @@ SECTIONS: dict[str, dict[str, Pairs]] = {
 EXAMPLES: dict[str, Pairs] = {name: pairs for section in SECTIONS.values() for name, pairs in section.items()}
 
 
-def takes_ports(name: str) -> bool:
-    """True if a command has the option `-p`."""
-    return any("-p" in names for names, _ in COMMANDS[name][1])
-
-
 def paragraphs(name: str) -> list[str]:
     """Return what a command, a group, or gangway itself (an empty name) is for; each paragraph is one line."""
-    text = COMMANDS[name][0].__doc__ or "" if name in COMMANDS else GROUPS.get(name, "Publish the ports of containers.")
+    text = COMMANDS[name][0].__doc__ or "" if name in COMMANDS else GROUPS.get(name, _PROGRAM)
     return [" ".join(one.split()) for one in text.split("\n\n")]
 
 
@@ -174,10 +176,24 @@ def epilog(name: str) -> str:
     return "\n".join(_details(name) if name in COMMANDS else _overview(name))
 
 
+def tables(name: str) -> dict[str, Pairs]:
+    """Return what explains the options of a command, by title: the grammar of -p, the fields and keys of listings."""
+    listing = {"ls": MAPPINGS, "network ls": NETWORKS}.get(name)
+    if listing is None:
+        return {"PORTS, by example": PORTS} if any("-p" in names for names, _ in COMMANDS[name][1]) else {}
+    return {
+        "FIELD, as in --format '{FIELD}\\t{FIELD:>9}' (\\t: a tab; \\n: a new line)": tuple(
+            (key, meaning) for key, (meaning, _) in listing.fields.items()
+        ),
+        "KEY (of several filters with one key, any has to match)": tuple(
+            (key, meaning) for key, (meaning, *_) in listing.filters.items()
+        ),
+    }
+
+
 def _details(name: str) -> Iterator[str]:
-    if takes_ports(name):
-        width = max(len(ports) for ports, _ in PORTS)
-        yield from ("PORTS, by example:", *_columns(PORTS, width), "")
+    for title, rows in tables(name).items():
+        yield from (f"{title}:", *_columns(rows, max(len(first) for first, _ in rows)), "")
     yield "examples:"
     for line, meaning in EXAMPLES[name]:
         yield f"  {line}"

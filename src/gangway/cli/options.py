@@ -9,7 +9,10 @@ from gangway.cli import views
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
+
+    from gangway.cli.listing import Filter, Listing
 
     Option = tuple[list[str], dict[str, Any]]
 
@@ -19,14 +22,14 @@ def _option(names: str, text: str, metavar: str | None = None, **settings: Any) 
     return names.split(), {"help": text, "metavar": metavar, **settings}
 
 
-def _list(names: str, text: str, metavar: str, dest: str, required: bool = False) -> Option:
+def _list(names: str, text: str, metavar: str, dest: str, **settings: Any) -> Option:
     """Return an option that may be given more than once."""
-    return _option(names, text, metavar, dest=dest, action="append", default=[], required=required)
+    return _option(names, text, metavar, dest=dest, action="append", default=[], **settings)
 
 
-def _flag(name: str, text: str, dest: str, value: Any = True) -> Option:
+def _flag(names: str, text: str, dest: str, value: Any = True) -> Option:
     """Return an option that sets `dest` to `value`."""
-    return [name], {"help": text, "dest": dest, "action": "store_const", "const": value}
+    return names.split(), {"help": text, "dest": dest, "action": "store_const", "const": value}
 
 
 def _container(name: str) -> str:
@@ -42,6 +45,41 @@ def _not_empty(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("cannot be empty")
     return text
+
+
+def _mappings() -> Listing:
+    from gangway.cli.listing import MAPPINGS
+
+    return MAPPINGS
+
+
+def _networks() -> Listing:
+    from gangway.cli.listing import NETWORKS
+
+    return NETWORKS
+
+
+def _listed(listing: Callable[[], Listing], quiet: str, text: str) -> tuple[Option, ...]:
+    """Return the options of a command that prints a listing; `quiet` is the format that -q stands for."""
+
+    def checked_format(text: str) -> str:
+        from gangway.cli.listing import parse_format
+
+        return parse_format(text, listing())
+
+    def checked_filter(text: str) -> Filter:
+        from gangway.cli.listing import parse_filter
+
+        return parse_filter(text, listing())
+
+    return (
+        _list("--filter", "Only those with this value; see KEY below.", "KEY=VALUE", "filters", type=checked_filter),
+        _flag("-q --quiet", text, "template", quiet),
+        _option("--format", "Print this for each; see FIELD below.", "FORMAT", dest="template", type=checked_format),
+        _flag("--wide", "Print all columns.", "wide"),
+        JSON,
+        SOCKET,
+    )
 
 
 _ADMITTED_HELP = "Who may connect, besides this host: clients of this subnet."
@@ -76,8 +114,12 @@ NO_ICC = _flag("--no-icc", "Containers reach each other by published ports only.
 NO_MASQUERADE = _flag("--no-masquerade", "Other hosts see the containers' own addresses.", "masquerade", False)
 OPTIONAL_CONTAINER = CONTAINER[0], {**CONTAINER[1], "nargs": "?"}
 _PORTS_HELP = "[HOST-IP:]HOST-PORT[-END]:PORT[-END][/PROTO]"
-PORTS, ANY_PORTS = (_list("-p --publish", _PORTS_HELP, "PORTS", "ports", required) for required in (True, False))
+PORTS, ANY_PORTS = (
+    _list("-p --publish", _PORTS_HELP, "PORTS", "ports", required=required) for required in (True, False)
+)
 RUN_NAME = _option("--name", "The container's name; run-PID if left out.", "NAME", type=_not_empty)
 SOCKET = _option("--socket", "The daemon's socket, if not the usual one.", "PATH", dest="path", type=_not_empty)
 STATE = _option("--state", "The database.", "PATH", type=_not_empty)
 SUBNETS = _list("--subnet", "One of IPv4, one of IPv6, or both.", "SUBNET", "subnets", required=True)
+LISTED_PORTS = _listed(_mappings, "{ports}", "Print only the mappings, as they are written after -p.")
+LISTED_NETWORKS = _listed(_networks, "{name}", "Print only the names.")

@@ -1,4 +1,4 @@
-"""What commands print: tables, and the sentences of `explain`.
+"""What commands print: lines, tables of checks, and the sentences of `explain`.
 
 Every command imports this module, so it imports almost nothing: rich alone takes longer than the daemon's answer.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 
+from gangway.cli.tables import print_table
 from gangway.inet import format_host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
     Answer = dict[str, Any]
@@ -90,56 +91,20 @@ def print_attached(endpoint: Answer) -> None:
         print(f"gangway: container {endpoint['container']}: {endpoint['note']}", file=sys.stderr)
 
 
-def print_networks(networks: Sequence[Answer]) -> None:
-    """Print the table of `network ls`."""
-    rows = (
-        (
-            network["name"],
-            network["bridge"],
-            ", ".join(network["subnets"]),
-            ", ".join(network["gateways"]),
-            ", ".join(_policy(network)) or "-",
-            str(len(network["endpoints"])),
-        )
-        for network in networks
-    )
-    _print_table(("NETWORK", "BRIDGE", "SUBNETS", "GATEWAYS", "POLICY", "CONTAINERS"), rows)
-
-
 def print_network(network: Answer) -> None:
     """Print the tables of `network inspect`."""
-    print_networks([network])
+    from gangway.cli.listing import NETWORKS, show
+
+    show(NETWORKS, [network], wide=True)
     if network["endpoints"]:
         print()
         rows = ((endpoint["container"], ", ".join(endpoint["addresses"])) for endpoint in network["endpoints"])
-        _print_table(("CONTAINER", "ADDRESSES"), rows)
-
-
-def print_mappings(mappings: Sequence[Answer]) -> None:
-    """Print the table of `ls`.
-
-    It has a column for admitted clients if a mapping is not for everybody, and one for the relay if it had work.
-    """
-    is_restricted = any(one["from"] for one in mappings)
-    is_relayed = any(one["relayed"]["connections"] for one in mappings)
-    rows = (
-        (
-            *(one["container"] or "-", one["source"], *_sides(one)),
-            *([", ".join(one["from"]) or "-"] if is_restricted else []),
-            *(roads(one, origin) for origin in ORIGINS),
-            *(["{connections} ({active} now)".format_map(one["relayed"])] if is_relayed else []),
-        )
-        for one in mappings
-    )
-    optional = ["FROM"] if is_restricted else [], ["RELAYED"] if is_relayed else []
-    _print_table(
-        ("CONTAINER", "SOURCE", "PUBLISHED", "TARGET", *optional[0], *map(str.upper, ORIGINS), *optional[1]), rows
-    )
+        print_table(("CONTAINER", "ADDRESSES"), rows)
 
 
 def print_checks(checks: Sequence[Answer]) -> None:
     rows = ((one["check"], "yes" if one["holds"] else "no", one["note"]) for one in checks)
-    _print_table(("CHECK", "HOLDS", "NOTE"), rows)
+    print_table(("CHECK", "HOLDS", "NOTE"), rows)
 
 
 def print_docker(report: Answer) -> None:
@@ -176,21 +141,6 @@ def explanation(answer: Answer) -> Iterator[str]:
         yield from (f"    {rule}" for rule in route["rules"])
 
 
-def roads(mapping: Answer, origin: str) -> str:
-    """Return the road of an origin's clients; two, if those on the container's own network take another one."""
-    found = dict.fromkeys(route["road"] for route in mapping["routes"] if route["origin"] == origin)
-    return ", ".join(found) or "-"
-
-
-def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield rows as lines, with each column as wide as its widest cell."""
-    from rich.cells import cell_len
-
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
-
-
 _TROUBLES = {
     "failed": "not taken by the container",
     "timeouts": "not answered by the container",
@@ -219,18 +169,6 @@ def _sides(mapping: Answer) -> tuple[str, str]:
     return host, f"{at}:{ports}" if at else f"{ports} ({mapping['note']})"
 
 
-def _policy(network: Answer) -> Iterator[str]:
-    if network["internal"]:
-        yield "internal"
-    elif not network["masquerade"]:
-        yield "no masquerade"
-    yield from (f"IPv{family} routed" for family in network["routed"])
-    if not network["icc"]:
-        yield "no icc"
-    if network["mtu"] != 1500:
-        yield f"mtu {network['mtu']}"
-
-
 def _seen_address(route: Answer, answer: Answer) -> str:
     """Return whose address the container sees as the client's."""
     if route["seen_as"] != "gateway":
@@ -239,27 +177,3 @@ def _seen_address(route: Answer, answer: Answer) -> str:
         return "the gateway of its network"
     is_ipv6 = ":" in answer["mapping"]["container_address"]
     return f"the gateway, {next((one for one in answer['gateways'] if (':' in one) == is_ipv6), answer['gateways'][0])}"
-
-
-def _print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows as wide as they are; fold cells if the terminal is narrower.  Nothing is ever cut off.
-
-    rich needs half a millisecond for a row, so it only prints the head and folds.
-    """
-    from rich.cells import cell_len
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    cells = [head, *rows]
-    first, *others = columns(cells)
-    console = Console(highlight=False)
-    if not console.is_terminal or cell_len(first) <= console.width:
-        console.print(Text(first, style="bold"), soft_wrap=True)
-        return print("".join(f"{line}\n" for line in others), end="")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in head:
-        table.add_column(title, overflow="fold", no_wrap=False)
-    for row in cells[1:]:
-        table.add_row(*map(Text, row))  # brackets are an address's, not markup
-    console.print(table)
