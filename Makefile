@@ -6,7 +6,8 @@ BIN    := $(VENV)/bin
 APT_PIP   := python3-pip-whl
 APT_BUILD := gcc libc6-dev musl-tools iproute2 netbase nftables libbpf1 procps
 APT_DEV   := clang libbpf-dev
-APT_TEST  := libclang-rt-dev curl iptables docker.io busybox-static debootstrap systemd
+APT_TEST  := libclang-rt-dev curl iptables docker.io busybox-static debootstrap systemd man-db
+APT_SHELLS := fish zsh
 APT_BENCH := socat haproxy postgresql postgresql-contrib
 APT_VM    := qemu-system-x86 cpio kmod xz-utils
 APT_NEED  := $(PYTHON) scripts/apt_need.py
@@ -95,9 +96,9 @@ test-deb: deb
 	@$(APT_NEED) debootstrap lintian
 	$(BIN)/python3 -m pytest -s -o timeout=900 tests/install/test_deb_install.py tests/install/test_deb_upgrade.py
 
-# Needs the network: new minimal systems, in which gangway is installed as users do.
+# Needs the network: new minimal systems, in which gangway is installed as users do; completion in other shells than bash.
 test-install: deb
-	@$(APT_NEED) debootstrap lintian
+	@$(APT_NEED) debootstrap lintian $(APT_SHELLS)
 	$(BIN)/python3 -m pytest -s -o timeout=900 tests/install
 
 # The newest dockerd that Debian has, which changes from day to day: not in CI.

@@ -5,8 +5,13 @@ LAUNCHER := build/gangway-docker-proxy
 COMPILED := $(CORE)/core.so $(LAUNCHER)
 VERSION  := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/gangway/__init__.py)
 
-.PHONY: compiled
+.PHONY: compiled man
 compiled: $(COMPILED)
+
+# The manual pages, made from the texts of the help and the example of the settings.
+man:
+	rm -rf build/man
+	$(PYTHON) scripts/build_man.py build/man
 
 $(LAUNCHER): $(wildcard launcher/*.c) launcher/launcher.h src/gangway/__init__.py compile.mk
 	@mkdir -p $(@D)

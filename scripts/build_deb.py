@@ -81,9 +81,21 @@ def _install_environment(target: Path, release: Release, wheel: Path, carried: P
     (data,) = packages.glob("gangway-*.data")
     _write(target / "bin/gangway", _PROGRAM, 0o755)
     _copy(data / "scripts/gangway-docker-proxy", target / "bin/gangway-docker-proxy", 0o755)
+    _install_shared(data / "data/share", target.parents[1] / "share")
     shutil.rmtree(data)
     _link(target / "bin/python3", "/usr/bin/python3")
     _write(target / "pyvenv.cfg", _ENVIRONMENT.format(python=release.python))
+
+
+def _install_shared(source: Path, target: Path) -> None:
+    """Install what the wheel has for other programs: manual pages and completions."""
+    for page in source.glob("man/*/*"):
+        packed = target / page.relative_to(source).with_name(f"{page.name}.gz")
+        packed.parent.mkdir(parents=True, exist_ok=True)
+        packed.write_bytes(gzip.compress(page.read_bytes(), 9, mtime=0))
+    for folder in ("bash-completion", "fish"):
+        shutil.copytree(source / folder, target / folder)
+    _copy(source / "zsh/site-functions/_gangway", target / "zsh/vendor-completions/_gangway")
 
 
 def _install_files(tree: Path, version: str) -> None:

@@ -1,4 +1,5 @@
-"""Compiles the launcher and the relay's data plane for a wheel (compile.mk), and says which machines it is for.
+"""Compiles the launcher and the relay's data plane for a wheel, writes the manual pages (both by compile.mk), and says
+which machines it is for.
 
 The wheel fits every Python 3, as nothing in it is compiled against Python, and every Linux whose glibc is at least as
 new as this machine's (PEP 600).
@@ -15,6 +16,12 @@ from typing import Any
 from hatchling.builders.config import BuilderConfig
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+COMPLETIONS = {
+    "gangway.bash": "bash-completion/completions/gangway",
+    "_gangway": "zsh/site-functions/_gangway",
+    "gangway.fish": "fish/vendor_completions.d/gangway.fish",
+}
+"""The shells' files of completion, and where each shell looks for them in a prefix's share/."""
 _COMPILERS = {"make": "make", "gcc": "gcc libc6-dev", "musl-gcc": "musl-tools"}
 
 
@@ -29,7 +36,7 @@ class CompiledParts(BuildHookInterface[BuilderConfig]):
         if missing:
             packages = " ".join(_COMPILERS[program] for program in missing)
             self.app.abort(f"gangway cannot be built without {', '.join(missing)}: apt-get install {packages}")
-        command = ("make", "--silent", "--file=compile.mk", f"PYTHON={sys.executable}", "compiled")
+        command = ("make", "--silent", "--file=compile.mk", f"PYTHON={sys.executable}", "compiled", "man")
         if subprocess.run(command, cwd=self.root, check=False).returncode:
             self.app.abort("gangway cannot be built: the compiler's messages are above")
         build_data["pure_python"] = False
@@ -37,6 +44,10 @@ class CompiledParts(BuildHookInterface[BuilderConfig]):
         build_data["shared_scripts"]["build/gangway-docker-proxy"] = "gangway-docker-proxy"
         for unit in sorted(Path(self.root, "systemd").glob("gangway*")):
             build_data["shared_data"][f"systemd/{unit.name}"] = f"share/gangway/systemd/{unit.name}"
+        for page in sorted(Path(self.root, "build/man").glob("man?/*")):
+            build_data["shared_data"][str(page)] = f"share/man/{page.parent.name}/{page.name}"
+        for name, target in COMPLETIONS.items():
+            build_data["shared_data"][f"packaging/completions/{name}"] = f"share/{target}"
 
 
 def _platform() -> str:

@@ -11,7 +11,10 @@ from zipfile import ZipFile
 
 import pytest
 
+from gangway.cli.commands import COMMANDS
 from lab.roots import copy_sources
+from scripts.build_hook import COMPLETIONS
+from scripts.build_man import page_name
 
 _TOP = Path(__file__).parents[2]
 _COMPILED = ("build/gangway-docker-proxy", "src/gangway/relay/core/flow_table.h", "src/gangway/relay/core/core.so")
@@ -61,6 +64,12 @@ def test_the_launcher_is_an_executable_command(wheel: ZipFile) -> None:
 def test_units_are_in_the_wheel(wheel: ZipFile, sources: Path) -> None:
     units = {path.name for path in sources.glob("systemd/gangway*")}
     assert units == {name.rpartition("/")[2] for name in wheel.namelist() if "/share/gangway/systemd/" in name}
+
+
+def test_manual_pages_and_completions_are_in_the_wheel(wheel: ZipFile) -> None:
+    shared = {name.partition(".data/data/share/")[2] for name in wheel.namelist()}
+    pages = {f"man/man1/{page_name(name)}.1" for name in COMMANDS}
+    assert {"man/man1/gangway.1", "man/man5/gangway.toml.5", *pages, *COMPLETIONS.values()} <= shared
 
 
 def test_the_tag_names_architecture_and_oldest_glibc(wheel: ZipFile) -> None:

@@ -77,7 +77,9 @@ def parse(words: Sequence[str]) -> tuple[Function, dict[str, Any]]:
 
     SystemExit: the words are invalid, and that was reported; or they ask for help, and that was printed.
     """
-    leading, words = _leading_socket(words)
+    if words[:1] == ["__complete"]:
+        return _complete, {"words": words[1:]}
+    leading, words = split_leading_socket(words)
     is_group = words and words[0] in GROUPS and (words[0] not in COMMANDS or " ".join(words[:2]) in COMMANDS)
     count = 2 if is_group else 1
     name = " ".join(words[:count])
@@ -97,12 +99,18 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _leading_socket(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+def split_leading_socket(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     """Split words into the options `--socket` before the command, and the rest."""
     count = 0
     while count < len(words) and words[count].partition("=")[0] == "--socket":
         count += 1 if "=" in words[count] else 2
     return words[:count], words[count:]
+
+
+def _complete(words: Sequence[str]) -> None:
+    from gangway.cli.completion import complete  # it imports this module, and few need it
+
+    complete(words)
 
 
 def _overview(group: str, leading: Sequence[str], words: Sequence[str]) -> NoReturn:
