@@ -60,7 +60,7 @@ class Gangway(Closing):
         self.host = host
         self._flags = flags
         self._within = within
-        own = {name: value for name, value in os.environ.items() if name != "GANGWAY_SOCKET"}
+        own = {name: value for name, value in os.environ.items() if not name.startswith("GANGWAY_")}
         self._environment = own | (environment or {})
         self.daemon: subprocess.Popen[Any] | None = None
 

@@ -11,7 +11,7 @@
 #ifndef SO_NETNS_COOKIE
 #define SO_NETNS_COOKIE 71                         /* Linux 5.14 */
 #endif
-enum { BUSY_MS = 10 };
+enum { BUSY_MS = 10, MOST_VARIABLES = 64 };
 
 static char socket_path[sizeof(((struct sockaddr_un *)0)->sun_path)];
 static bool is_busy;                               /* the daemon did not start because another one is starting or ending */
@@ -82,12 +82,13 @@ static bool is_absent(int error) {
 
 /* Becomes the daemon: descriptor 3 is its status pipe; it inherits no other descriptor of ours. */
 static void become_daemon(int status) {
-    char python[PATH_MAX], runtime[PATH_MAX] = "", *environment[] = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", NULL, NULL };
+    char python[PATH_MAX], *environment[MOST_VARIABLES + 1] = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8" };
+    int count = 2;
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    if (getenv("XDG_RUNTIME_DIR") && snprintf(runtime, sizeof runtime, "XDG_RUNTIME_DIR=%s", getenv("XDG_RUNTIME_DIR")) < (int)sizeof runtime)
-        environment[2] = runtime;
+    for (char **one = environ; *one && count < MOST_VARIABLES; one++)    /* GANGWAY_…: its settings */
+        if (!strncmp(*one, "GANGWAY_", 8) || !strncmp(*one, "XDG_RUNTIME_DIR=", 16)) environment[count++] = *one;
     ssize_t length = readlink("/proc/self/exe", python, sizeof python - sizeof "python3");
     python[length < 0 ? 0 : length] = 0;
     char *name = strrchr(python, '/');

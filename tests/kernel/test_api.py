@@ -73,6 +73,7 @@ def test_every_operation_answers_as_documented(api: Api, tmp_path: Path) -> None
         ("POST", "/docker/disable", "/docker/disable", {"config_file": f"{tmp_path}/daemon.json"}),
         ("POST", "/docker/cleanup", "/docker/cleanup", {}),
         ("GET", "/status", "/status", None),
+        ("GET", "/config", "/config", None),
         ("POST", "/reload", "/reload", None),
         ("POST", "/stop", "/stop", None),
     ]

@@ -43,9 +43,9 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def load(path: Path | None, options: dict[str, Any]) -> Config:
     """Return settings that cause no warnings."""
-    found, warnings = config.load(path, options)
-    assert warnings == []
-    return found
+    found = config.load(path, options, {})
+    assert found.warnings == []
+    return found.config
 
 
 def refusal(file: Path, text: str) -> str:
@@ -192,8 +192,10 @@ def test_the_old_file_is_read_as_relay_settings_with_a_warning(file: Path) -> No
     config.OLD_SETTINGS.write_text("workers = 3\nudp_timeout_s = 5")
     file.write_text("[relay]\nworkers = 2")
     for path, workers in ((None, 3), (file, 2)):
-        found, warnings = config.load(path, {})
+        found, warnings, sources = config.load(path, {}, {})
         assert found.relay_settings == Settings(workers=workers, udp_timeout_s=5)
+        assert sources["relay.udp_timeout_s"] == f"{config.OLD_SETTINGS}:2"
+        assert sources["relay.workers"] == (f"{file}:2" if path else f"{config.OLD_SETTINGS}:1")
         assert len(warnings) == 1
         assert str(config.OLD_SETTINGS) in warnings[0]
         assert f"is deprecated: move its keys to the table [relay] of {config.SETTINGS}" in warnings[0]
@@ -203,14 +205,14 @@ def test_the_old_file_is_read_as_relay_settings_with_a_warning(file: Path) -> No
 def test_a_mistake_in_the_old_file_is_reported(text: str) -> None:
     config.OLD_SETTINGS.write_text(text)
     with pytest.raises(InvalidRequest) as refused:
-        config.load(None, {})
+        config.load(None, {}, {})
     assert str(refused.value).startswith(f"{config.OLD_SETTINGS}: ")
 
 
 def test_an_old_file_that_cannot_be_read_is_refused() -> None:
     config.OLD_SETTINGS.mkdir()
     with pytest.raises(InvalidRequest, match=f"^{config.OLD_SETTINGS}: Is a directory$"):
-        config.load(None, {})
+        config.load(None, {}, {})
 
 
 def test_the_group_of_the_api_socket_defaults_to_gangway(monkeypatch: pytest.MonkeyPatch) -> None:

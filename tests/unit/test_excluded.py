@@ -46,7 +46,7 @@ def test_wrong_value_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     file = tmp_path / "gangway.toml"
     file.write_text(f'exclude = ["eth1", "{text}"]')
     with pytest.raises(InvalidRequest) as refused:
-        config.load(file, {})
+        config.load(file, {}, {})
     assert str(refused.value).startswith(f"{file}: invalid exclude {text!r}: ")
     assert "\n" not in str(refused.value)
 
@@ -54,8 +54,8 @@ def test_wrong_value_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
 def test_option_overrides_the_file(tmp_path: Path) -> None:
     file = tmp_path / "gangway.toml"
     file.write_text('exclude = ["eth1"]')
-    assert config.load(file, {})[0].exclude == ("eth1",)
-    assert config.load(file, {"exclude": ["10.0.0.5"]})[0].exclude == ("10.0.0.5",)
+    assert config.load(file, {}, {}).config.exclude == ("eth1",)
+    assert config.load(file, {"exclude": ["10.0.0.5"]}, {}).config.exclude == ("10.0.0.5",)
 
 
 @pytest.mark.parametrize("firewall", Firewall)

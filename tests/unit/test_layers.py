@@ -90,8 +90,11 @@ ALLOWED: dict[str, set[str]] = {
                "reconcile", "relay", "runtime", "state", *PLANNING},
     "daemon.config": {"errors", "exclusions", "log", "model", "relay.settings"},
     "daemon.messages": {"admission", "errors", "relay.sockets", *PLANNING},
+    "daemon.in_force": {"daemon.config", "daemon.messages"},
+    "daemon.start": {"daemon.config", "runtime"},
     # `run` makes the network namespace that its command lives in: only the command's own process can.
-    "cli": {"daemon.config", "errors", "host.netns", "inet", "runtime"},
+    # `config` reads the settings where no daemon runs.
+    "cli": {"daemon.config", "daemon.in_force", "daemon.start", "errors", "host.netns", "inet", "runtime"},
 }  # fmt: skip
 PURE = (
     "inet.py",

@@ -172,8 +172,13 @@ def _start(path: str) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of a daemon: the same whoever starts it.  launcher/daemon.c has the same."""
-    kept = {name: os.environ[name] for name in ("XDG_RUNTIME_DIR",) if name in os.environ}
+    """Return the environment of a daemon: the settings in ours, and else the same whoever starts it.
+
+    launcher/daemon.c has the same.
+    """
+    kept = {
+        name: value for name, value in os.environ.items() if name == "XDG_RUNTIME_DIR" or name.startswith("GANGWAY_")
+    }
     return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **kept}
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FAILED = 1
 """The exit code of a command that failed."""
 GROUPS = {
-    "config": "Check the settings file.",
+    "config": "Check and show the settings.",
     "daemon": "Manage the networks and published ports of this network namespace.",
     "docker": "Hand Docker's ports over to gangway, and back.",
     "network": "Create, list and remove networks.",
@@ -144,19 +144,23 @@ def _show(listing: Listing, answers: list[Any], as_json: bool, wide: bool, templ
 
 
 def check_config(file: str | None) -> None:
-    """Check the settings, without a daemon."""
-    from pathlib import Path
+    """Check the settings file and the environment, without a daemon."""
+    from gangway.cli.configuration import check
 
-    from gangway.daemon.config import load
-    from gangway.errors import InvalidRequest
+    check(file)
 
-    try:
-        _, warnings = load(None if file is None else Path(file), {})
-    except InvalidRequest as error:
-        raise Refused("InvalidRequest", str(error)) from None
-    for warning in warnings:
-        say(warning)
-    print("OK")
+
+def show_config(path: str, as_json: bool | None) -> None:
+    """Show the settings in force, and where each comes from: those of the daemon, or else of one started on demand.
+
+    A setting is a default, or from a line of the settings file, which the environment overrides, and options both.
+    """
+    from gangway.cli.configuration import settings
+
+    found = settings(path)
+    if as_json:
+        return print(json.dumps(found, indent=2))
+    views.print_settings(found)
 
 
 def _request(
@@ -272,6 +276,7 @@ COMMANDS: dict[str, Command] = {
         (opt.FIREWALL, opt.NO_FORWARD, opt.EXCLUDE, opt.DOCKER, opt.CHAINS, opt.STATE, opt.CONFIG, opt.SOCKET),
     ),
     "config check": (check_config, (opt.FILE,)),
+    "config show": (show_config, (opt.JSON, opt.SOCKET)),
 }
 """Each command's function, which is called with the values of its options, and those options.  The function's docstring
 is the command's help."""

@@ -145,6 +145,10 @@ SECTIONS: dict[str, dict[str, Pairs]] = {
             ("gangway config check", "of /etc/gangway/gangway.toml"),
             ("gangway config check new.toml", "of another file"),
         ),
+        "config show": (
+            ("gangway config show", "of the running daemon, or of one that would be started"),
+            ("gangway config show --json", "the same as JSON"),
+        ),
         "version": (
             ("gangway version", "warns if the daemon's or the relay's version differs"),
             ("gangway --version", "the command's only, without asking the daemon"),

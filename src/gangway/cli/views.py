@@ -107,6 +107,21 @@ def print_checks(checks: Sequence[Answer]) -> None:
     print_table(("CHECK", "HOLDS", "NOTE"), rows)
 
 
+def print_settings(settings: Sequence[Answer]) -> None:
+    """Print the table of `config show`."""
+    import json
+
+    rows = (
+        (
+            one["name"],
+            json.dumps(one["value"], ensure_ascii=False),
+            "; ".join(filter(None, (one["source"], one["note"]))),
+        )
+        for one in settings
+    )
+    print_table(("SETTING", "VALUE", "SOURCE"), rows)
+
+
 def print_docker(report: Answer) -> None:
     print_checks(report["checks"])
     if report["advice"]:

@@ -5,35 +5,26 @@ START is JSON; every key may be left out:
 
     {"socket": PATH, "options": {…}, "config": FILE, "until_idle": bool, "ready_fd": NUMBER}
 
-`until_idle`: the daemon ends when there is nothing to look after; it is started with the socket, options and file with
-which an operator last started one here (start.json in the runtime folder), unless it is given others.  `ready_fd` is a
-pipe to the process that waits: `0\\n` when the daemon serves, or the error's kind and text.
+`until_idle`: the daemon ends when there is nothing to look after; it is started with the socket, options, file and
+environment with which an operator last started one here (`start`), unless it is given others.  `ready_fd` is a pipe to
+the process that waits: `0\\n` when the daemon serves, or the error's kind and text.
 """
 
 import ctypes
 import gc
-import json
 import os
 import signal
 import sys
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import msgspec
 
 from gangway import runtime
-from gangway.daemon import config, detach, main
+from gangway.daemon import detach, main
+from gangway.daemon.start import Start
 from gangway.errors import GangwayError, HostRefused, InvalidRequest
 from gangway.log import open_log, stderr_log
-
-
-class Start(msgspec.Struct):
-    socket: str | None = None
-    options: dict[str, str | bool | list[str] | dict[str, bool]] = {}
-    config: str | None = None
-    until_idle: bool = False
-    ready_fd: int | None = None
 
 
 def run() -> int:
@@ -45,17 +36,17 @@ def run() -> int:
     name = f"gangway-{os.path.basename(runtime.folder())}"
     if start.until_idle:
         detach.detach(name, start.ready_fd)
-        _apply_last_start(start)
+        start.apply_last()
     is_abandoned = False
     log = stderr_log()
     try:
-        load = partial(config.load, Path(start.config) if start.config else None, start.options)
-        settings, warnings = load()
+        load = partial(start.load, os.environ)
+        loaded = load()
         if start.until_idle:
-            log = open_log(settings.relay_settings.log)
-        for text in warnings:
+            log = open_log(loaded.config.relay_settings.log)
+        for text in loaded.warnings:
             log.warning(text)
-        is_abandoned = main.run(settings, start.socket, log, start.until_idle, lambda: _ready(start), load)
+        is_abandoned = main.run(loaded, start.socket, log, start.until_idle, lambda: _ready(start), load)
     except (GangwayError, OSError) as error:
         _report_failure(start.ready_fd, error)
         return 2 if isinstance(error, InvalidRequest) else 1
@@ -69,24 +60,13 @@ def run() -> int:
     return 0
 
 
-def _apply_last_start(start: Start) -> None:
-    with suppress(OSError, ValueError), open(os.path.join(runtime.folder(), runtime.START), "rb") as file:
-        if os.fstat(file.fileno()).st_uid == os.geteuid():
-            last = msgspec.json.decode(file.read(), type=Start)
-            start.socket = start.socket or last.socket
-            start.options = start.options or last.options
-            start.config = start.config or last.config
-
-
 def _ready(start: Start) -> None:
     """Record how an operator has started the daemon, and report that it serves.
 
     Memory that only the start has used is returned to the kernel.
     """
     if not start.until_idle:
-        path, flags = os.path.join(runtime.folder(), runtime.START), os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        with suppress(OSError), open(os.open(path, flags, 0o600), "w") as file:
-            json.dump({"socket": start.socket, "options": start.options, "config": start.config}, file)
+        start.record(os.environ)
     gc.collect()
     gc.freeze()
     gc.enable()

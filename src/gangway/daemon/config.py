@@ -1,9 +1,15 @@
-"""The daemon's settings: a TOML file, and command-line options that override it."""
+"""The daemon's settings: a TOML file, environment variables that override it, and options that override both.
+
+A setting's name is its key, with that of its table: `ip-forward`, `relay.workers`.  Its variable is made of the name:
+GANGWAY_IP_FORWARD, GANGWAY_RELAY_WORKERS.
+"""
 
 import grp
+import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -20,6 +26,9 @@ GROUP = "gangway"
 """The group that may use the API socket, if it exists and the settings name no other."""
 FIREWALLS = ("auto", "nftables", "iptables", "none")
 PREFIX = "GANGWAY"
+DAEMON_STARTS, RELAY_STARTS = "from the daemon's next start", "from the relay's next start"
+_VARIABLES = "GANGWAY_"  # how the name of each setting's variable begins
+_OTHER_VARIABLES = ("GANGWAY_SOCKET",)  # the commands' own
 _LONGEST_PREFIX = 20  # the name of an iptables chain has at most 28 characters
 # iptables refuses a chain with such a name, or uses it instead of the target.
 _RESERVED = {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "ACCEPT", "DROP", "RETURN", "QUEUE"}
@@ -78,32 +87,145 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
             raise InvalidRequest(f"invalid chain-prefix {prefix!r}: {rule}")
 
 
-def load(path: Path | None, options: dict[str, Any]) -> tuple[Config, list[str]]:
-    """Return the settings in a TOML file, overridden by `options`, and warnings for the log.
+class Loaded(NamedTuple):
+    """Settings, warnings for the log, and where each setting comes from, by name; the others are defaults."""
 
-    Without a path the file is `SETTINGS`, if that exists.  An option that is a table overrides the file's keys one by
-    one.  InvalidRequest names the file, the key and the problem.
+    config: Config
+    warnings: list[str]
+    sources: dict[str, str]
+
+
+def load(path: Path | None, options: dict[str, Any], environment: Mapping[str, str]) -> Loaded:
+    """Return the settings in a TOML file, overridden by variables of the environment, and these by `options`.
+
+    Without a path the file is `SETTINGS`, if that exists.  Tables are overridden key by key.  InvalidRequest names the
+    file or variable, the key and the problem.
     """
-    given = _read(path or SETTINGS, is_optional=path is None)
-    _convert(given, str(path or SETTINGS))
+    file = path or SETTINGS
+    given, sources = _read(file, is_optional=path is None)
+    _convert(given, str(file))
     warnings = []
-    old = _read(OLD_SETTINGS, is_optional=True)
+    old, old_sources = _read(OLD_SETTINGS, is_optional=True)
     if old:
         checked(old, str(OLD_SETTINGS))
-        given["relay"] = old | given.get("relay", {})
+        given = _overridden({"relay": old}, given)
+        sources = {f"relay.{name}": source for name, source in old_sources.items()} | sources
         warnings.append(f"{OLD_SETTINGS} is deprecated: move its keys to the table [relay] of {SETTINGS}")
-    tables = {name: given.get(name, {}) | value for name, value in options.items() if isinstance(value, dict)}
-    return _convert(given | options | tables, "options"), warnings
+    settings = {variable(name): (name, default) for name, default in by_name(Config()).items()}
+    for name, text in variables(environment).items():
+        if name not in settings:
+            warnings.append(f"{name} in the environment names no setting: gangway config show lists them")
+            continue
+        setting, default = settings[name]
+        value = _nested(setting, _parsed(name, text, default))
+        _convert(value, name)
+        given, sources = _overridden(given, value), sources | {setting: f"environment {name}"}
+    sources |= dict.fromkeys(_names(options), "option")
+    return Loaded(_convert(_overridden(given, options), "options"), warnings, sources)
 
 
-def _read(path: Path, is_optional: bool) -> dict[str, Any]:
-    """Return what a file says; nothing if it is optional and missing."""
+def by_name(config: Config) -> dict[str, Any]:
+    """Return the value of every setting, by name."""
+    found: dict[str, Any] = {}
+    for field in msgspec.structs.fields(config):
+        value = getattr(config, field.name)
+        if field.name == "relay":
+            found |= {f"relay.{name}": one for name, one in config.relay_settings._asdict().items()}
+        elif isinstance(value, Docker):
+            found |= {f"docker.{name}": one for name, one in msgspec.structs.asdict(value).items()}
+        else:
+            found[field.encode_name] = value
+    return found
+
+
+def variable(name: str) -> str:
+    """Return the name of the environment variable of a setting."""
+    return _VARIABLES + re.sub("[.-]", "_", name).upper()
+
+
+def variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of an environment that are, or should be, settings; an empty one is none."""
+    return {
+        name: text
+        for name, text in environment.items()
+        if text and name.startswith(_VARIABLES) and name not in _OTHER_VARIABLES
+    }
+
+
+def later(former: Config, now: Config) -> dict[str, str]:
+    """Return the settings whose change takes effect later, by name: each with when."""
+    before, after = by_name(former), by_name(now)
+    is_docker_served = former.docker.enabled or now.docker.enabled
+    found = {}
+    for name in (name for name, value in after.items() if value != before[name]):
+        is_none = name == "firewall" and "none" in (before[name], after[name])
+        if name in ("chain-prefix", "state") or is_none or (name.startswith("docker.") and is_docker_served):
+            found[name] = DAEMON_STARTS
+        elif name.startswith("relay."):
+            found[name] = RELAY_STARTS
+    return found
+
+
+def _parsed(name: str, text: str, default: Any) -> Any:
+    """Return the value of a variable: of the type that the setting's default has.  InvalidRequest: it is no such."""
+    if isinstance(default, tuple):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if isinstance(default, str):
+        return text
+    if isinstance(default, bool):
+        if text not in ("true", "false"):
+            raise InvalidRequest(f"{name} must be true or false, not {text!r}")
+        return text == "true"
     try:
-        return tomllib.loads(path.read_text())
+        return type(default)(text)
+    except ValueError:
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        raise InvalidRequest(f"{name} must be {kind}, not {text!r}") from None
+
+
+def _nested(name: str, value: Any) -> dict[str, Any]:
+    """Return a setting as a settings file has it."""
+    table, _, key = name.rpartition(".")
+    return {table: {key: value}} if table else {key: value}
+
+
+def _overridden(given: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings that are overridden by others, tables key by key."""
+    tables = {name: given.get(name, {}) | value for name, value in by.items() if isinstance(value, dict)}
+    return {**given, **by, **tables}
+
+
+def _names(given: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of the settings in a file's tables."""
+    for name, value in given.items():
+        if isinstance(value, dict):
+            yield from (f"{name}.{key}" for key in value)
+        else:
+            yield name
+
+
+def _read(path: Path, is_optional: bool) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what a file says, and where in it each setting is; nothing if it is optional and missing."""
+    try:
+        text = path.read_text()
+        given = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         if is_optional and isinstance(error, FileNotFoundError):
-            return {}
+            return {}, {}
         raise InvalidRequest(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    lines = _lines(text)
+    return given, {name: f"{path}:{lines[name]}" if name in lines else str(path) for name in _names(given)}
+
+
+def _lines(text: str) -> dict[str, int]:
+    """Return the line of each setting that has one of its own, below the head of its table."""
+    table, found = "", {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if head := re.match(r"\s*\[+\s*([\w.-]+)\s*\]", line):
+            table = f"{head[1]}."
+        elif key := re.match(r"\s*([\w.-]+)\s*=", line):
+            found.setdefault(table + key[1], number)
+    return found
 
 
 def _convert(given: dict[str, Any], source: str) -> Config:

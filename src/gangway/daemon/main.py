@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from gangway.daemon import supervisor
-from gangway.daemon.config import Config
+from gangway.daemon.config import Loaded
 from gangway.daemon.home import BACKLOG, Home
 from gangway.daemon.leases import LeaseServer
 from gangway.daemon.owners import OwnerWatch
@@ -47,8 +47,8 @@ _CHECK_S = 10.0
 # dockerd starts launchers one after the other, and `docker restart` ends the last before it starts the next.
 _LINGER_S = 5.0
 
-Load = Callable[[], tuple[Config, list[str]]]
-"""Reads the settings; returns them, and warnings for the log."""
+Load = Callable[[], Loaded]
+"""Reads the settings."""
 
 
 class Daemon:
@@ -128,7 +128,15 @@ class Daemon:
 
         parts = self._parts
         service = Service(
-            parts.requests, parts.ports, parts.checks, names, parts.handover, parts.status, self._reload, self._stop
+            parts.requests,
+            parts.ports,
+            parts.checks,
+            names,
+            parts.handover,
+            parts.status,
+            parts.settings,
+            self._reload,
+            self._stop,
         )
         reader = ThreadPoolExecutor(1, "reader")
         app = application(service, self._worker, reader, self._log, self._changed)
@@ -196,15 +204,15 @@ class Daemon:
         """
         supervisor.notify(supervisor.reloading())
         try:
-            config, warnings = self._load()
-            self._parts.reload(config)
+            loaded = self._load()
+            self._parts.reload(loaded)
         except OSError as error:
             raise HostRefused(f"the log cannot be opened again: {error}") from None
         finally:
             supervisor.notify(supervisor.READY)
-        for text in warnings:
+        for text in loaded.warnings:
             self._log.warning(text)
-        return warnings
+        return loaded.warnings
 
     def _reload_or_log(self) -> None:
         try:
@@ -330,7 +338,7 @@ class Daemon:
 
 
 def run(
-    config: Config, socket_path: str | None, log: Log, until_idle: bool, ready: Callable[[], None], load: Load
+    loaded: Loaded, socket_path: str | None, log: Log, until_idle: bool, ready: Callable[[], None], load: Load
 ) -> bool:
     """Run a daemon to its end; `ready` is called when it serves.  Return True if it ended because it was idle.
 
@@ -341,11 +349,11 @@ def run(
     """
     raise_descriptor_limit()
     with ExitStack() as stack:
-        home = stack.enter_context(Home(socket_path, config.group_id, until_idle))
+        home = stack.enter_context(Home(socket_path, loaded.config.group_id, until_idle))
         worker = stack.enter_context(ThreadPoolExecutor(1, "worker"))
         notices = Notices()
         stack.callback(notices.close)
-        parts = worker.submit(Parts, config, home, log, notices).result()
+        parts = worker.submit(Parts, loaded, home, log, notices).result()
         stack.callback(lambda: worker.submit(parts.close).result())
         if not until_idle and probe.is_root():  # an operator learns at once that the firewall cannot be used
             worker.submit(lambda: parts.requests.facts).result()

@@ -224,6 +224,15 @@ class StatusAnswer(msgspec.Struct):
     leases: int  # ports of docker-proxy launchers
 
 
+class SettingAnswer(msgspec.Struct):
+    """A setting of the daemon that is in force."""
+
+    name: str  # `ip-forward`, `relay.workers`
+    value: bool | int | float | str | list[str]
+    source: str  # `default`, `FILE:LINE`, `FILE`, `environment VARIABLE` or `option`
+    note: str = ""  # another value that takes effect later, and when
+
+
 class ErrorAnswer(msgspec.Struct):
     """An error: its kind, and one line that explains it."""
 

@@ -26,6 +26,7 @@ from gangway.daemon.messages import (
     NetworkRequest,
     PublishRequest,
     RouteAnswer,
+    SettingAnswer,
     StatusAnswer,
     UnpublishRequest,
 )
@@ -48,6 +49,7 @@ class Service(NamedTuple):
     names: Callable[[], Awaitable[dict[str, str]]]  # return the names of Docker's containers, by address
     handover: Callable[[], "Handover"]
     status: Callable[[], StatusAnswer]
+    settings: Callable[[], list[SettingAnswer]]
     reload: Callable[[], list[str]]
     stop: Callable[[], None]
 
@@ -191,6 +193,12 @@ OPERATIONS = (
         "Show the daemon and its relay: versions, processes, and how much they manage.",
         lambda service, *_: service.status(),
         StatusAnswer,
+    ),
+    Operation(
+        "GET /config",
+        "Show the settings in force, and where each comes from.",
+        lambda service, *_: service.settings(),
+        list[SettingAnswer],
     ),
     Operation(
         "POST /reload",

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from gangway import __version__, runtime
 from gangway.daemon import supervisor
-from gangway.daemon.config import Config
+from gangway.daemon.config import Config, Loaded, later
 from gangway.daemon.docker_ports import DockerPorts
 from gangway.daemon.doctor import checks, docker_check, limit_checks, setting_checks
 from gangway.daemon.home import Home
-from gangway.daemon.messages import CheckAnswer, StatusAnswer
+from gangway.daemon.in_force import in_force
+from gangway.daemon.messages import CheckAnswer, SettingAnswer, StatusAnswer
 from gangway.daemon.overlaps import overlap_check
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
@@ -54,8 +55,11 @@ if TYPE_CHECKING:
 class Parts:
     """The parts of one daemon.  `close` changes nothing on the host: ports stay published."""
 
-    def __init__(self, config: Config, home: Home, log: Log, notices: Notices) -> None:
-        self.config, self._started_s = config, time.time()
+    def __init__(self, loaded: Loaded, home: Home, log: Log, notices: Notices) -> None:
+        self._loaded = self._loaded_at_start = loaded
+        self._relay_before: int | None = None  # the pid of the relay that runs with settings from before a reload
+        config = self.config = loaded.config
+        self._started_s = time.time()
         self.serves_docker = config.docker.enabled  # a change takes effect at the daemon's next start
         self.docker: Watcher | None = None  # if Docker's networks and ports are served, or its containers followed
         self._home, self._log, self._notices, self._guard = home, log, notices, NatGuard()
@@ -109,9 +113,10 @@ class Parts:
         nft, prefix = self.observer.tools.nft, self.config.chain_prefix
         return driver_for(firewall, nft, self._notices.rules, self._guard, self._database, self._settings, prefix)
 
-    def reload(self, config: Config) -> None:
+    def reload(self, loaded: Loaded) -> None:
         """Use other settings, and open the log files again.  GangwayError, OSError: the former settings are in use."""
-        former, log = self.config, config.relay_settings.log
+        former, config = self.config, loaded.config
+        log = config.relay_settings.log
         with ExitStack() as stack:
             fd = None
             if log == former.relay_settings.log != "syslog":
@@ -123,7 +128,9 @@ class Parts:
             except GangwayError:
                 self.observer.use(former)
                 raise
-            self.config = config
+            self.config, self._loaded = config, loaded
+            if config.relay_settings != former.relay_settings:
+                self._relay_before = self.dataplane.relay.pid
             self._home.set_group(config.group_id)
             self.dataplane.relay.settings = config.relay_settings
             self.dataplane.reuse_ports = config.relay_settings.tcp_tw_reuse
@@ -165,6 +172,10 @@ class Parts:
             mappings=len(registry.mappings()),
             leases=len(self.requests.leases),
         )
+
+    def settings(self) -> list[SettingAnswer]:
+        """Return the settings in force, and of those that take effect later, what they are going to be."""
+        return [*in_force(self._loaded_at_start, self._loaded, self._relay_before == self.dataplane.relay.pid)]
 
     def handover(self) -> "Handover":
         from gangway.daemon.docker_rules import DockerRules  # few daemons need these
@@ -219,12 +230,9 @@ class Parts:
 
 def _later(former: Config, now: Config) -> Iterator[str]:
     """Yield what to log about changed settings that take effect later."""
-    names = [name for name in ("chain_prefix", "state") if getattr(former, name) != getattr(now, name)]
-    if former.firewall != now.firewall and Firewall.NONE in (former.firewall, now.firewall):
-        names.append("firewall")
-    if names:
-        yield f"; {' and '.join(names).replace('_', '-')}: from the daemon's next start"
-    if former.docker != now.docker and (former.docker.enabled or now.docker.enabled):
-        yield "; [docker]: from the daemon's next start"
-    if former.relay_settings != now.relay_settings:
-        yield "; [relay]: from the relay's next start"
+    by_time: dict[str, list[str]] = {}
+    for name, when in later(former, now).items():
+        table = name.rpartition(".")[0]
+        by_time.setdefault(when, []).append(f"[{table}]" if table else name)
+    for when, names in by_time.items():
+        yield f"; {' and '.join(dict.fromkeys(names))}: {when}"
