@@ -23,6 +23,10 @@ class HostRefused(GangwayError):
     """The kernel, or one of its tools, refused or failed: the host's operator has to act."""
 
 
+class Forbidden(GangwayError):
+    """This client may not do that: another one has to ask, who may."""
+
+
 class Unsupported(GangwayError):
     """The host lacks something that this needs: a kernel feature, a program, a privilege."""
 

@@ -1,8 +1,9 @@
 """The runtime folder: where the daemon of a network namespace has its sockets and files.
 
     /run/gangway                    0755
-    /run/gangway/netns-COOKIE       0750   owned by root and the API's group
+    /run/gangway/netns-COOKIE       0751   owned by root and the API's group; others may only open what they know
         gangway.sock                0660   the HTTP API, for root and the group
+        gangway-ro.sock             0660   the same API for reading, for root and another group
         relay.sock                  0600   the relay's control socket
         lease.sock                  0600   where docker-proxy launchers take leases
         daemon.lock                 0600   locked by the daemon for as long as it runs; holds its pid and API socket,
@@ -23,8 +24,8 @@ import stat
 import sys
 
 BASE = "/run/gangway"
-BASE_MODE, FOLDER_MODE = 0o755, 0o750
-API_SOCKET, LEASE_SOCKET, RELAY_SOCKET = "gangway.sock", "lease.sock", "relay.sock"
+BASE_MODE, FOLDER_MODE = 0o755, 0o751
+API_SOCKET, READ_SOCKET, LEASE_SOCKET, RELAY_SOCKET = "gangway.sock", "gangway-ro.sock", "lease.sock", "relay.sock"
 LOCK, START, STATE = "daemon.lock", "start.json", "state.db"
 HOST_STATE = "/var/lib/gangway/state.db"
 """The database of the daemon in the machine's own network namespace (that of pid 1): it survives a reboot."""
@@ -62,6 +63,11 @@ def default_socket() -> str:
     own = os.path.join(folder(), API_SOCKET)
     of_root = os.path.join(BASE, os.path.basename(folder()), API_SOCKET)
     return own if os.path.exists(own) or not os.path.isdir(os.path.dirname(of_root)) else of_root
+
+
+def read_socket(path: str) -> str:
+    """Return the path of the socket for reading beside an API socket."""
+    return os.path.join(os.path.dirname(path), READ_SOCKET)
 
 
 def socket_path_error(path: str) -> str | None:

@@ -151,7 +151,7 @@ class Ground:
         self.host = host
         self.boxes = boxes
         self._firewall = firewall
-        self._home = Home(None, -1)  # not entered: no client connects to this daemon
+        self._home = Home(None, (-1, -1))  # not entered: no client connects to this daemon
         self._home.relay_path = directory / "relay"
         self._path = directory / "state"
         self._daemons: list[Parts] = []

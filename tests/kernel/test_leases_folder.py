@@ -33,7 +33,7 @@ PORT = 8000
 GROUP = "games"  # any group that every Debian has
 STRANGER = 12345
 MODES = {"gangway.sock": 0o660, "relay.sock": 0o600, "lease.sock": 0o600, "daemon.lock": 0o600}
-MODES |= {"state.db": 0o600}
+MODES |= {"state.db": 0o600, "gangway-ro.sock": 0o660}
 
 
 @pytest.fixture

@@ -189,6 +189,7 @@ def test_the_runtime_folder_has_the_documented_modes(host: Namespace) -> None:
         assert stat.S_IMODE(gangway.folder.stat().st_mode) == runtime.FOLDER_MODE
         assert modes == {
             runtime.API_SOCKET: 0o660,
+            runtime.READ_SOCKET: 0o660,
             runtime.LEASE_SOCKET: 0o600,
             runtime.RELAY_SOCKET: 0o600,
             runtime.LOCK: 0o600,

@@ -113,6 +113,7 @@ def test_every_firewall_is_accepted(firewall: str) -> None:
         ("fire-wall = 1", "fire-wall"),
         ("group = 0", "group"),
         ('group = "no-such-group"', "invalid group 'no-such-group'"),
+        ('read-group = "no-such-group"', "invalid read-group 'no-such-group'"),
         ("docker = 1", "docker"),
         ('[docker]\nsocket = "docker.sock"', "docker: socket must be an absolute path, not 'docker.sock'"),
         ('[docker]\nsokcet = "/run/docker.sock"', "sokcet"),
@@ -217,7 +218,11 @@ def test_an_old_file_that_cannot_be_read_is_refused() -> None:
 
 def test_the_group_of_the_api_socket_defaults_to_gangway(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "GROUP", "no-such-group")
-    assert Config().group_id == 0
+    monkeypatch.setattr(config, "READ_GROUP", "no-such-group")
+    assert Config().group_ids == (0, 0)
     monkeypatch.setattr(config, "GROUP", "tty")
-    assert Config().group_id == grp.getgrnam("tty").gr_gid
-    assert Config(group="daemon").group_id == grp.getgrnam("daemon").gr_gid
+    monkeypatch.setattr(config, "READ_GROUP", "games")
+    tty, games, daemon = (grp.getgrnam(name).gr_gid for name in ("tty", "games", "daemon"))
+    assert Config().group_ids == (tty, games)
+    assert Config(group="daemon").group_ids == (daemon, games)
+    assert Config(read_group="daemon").group_ids == (tty, daemon)

@@ -80,7 +80,7 @@ def test_a_check_that_ends_after_the_daemon_is_ignored(tmp_path: Path, monkeypat
         await checking
         await asyncio.sleep(0)  # its callbacks
 
-    with ExitStack() as scope, Home(None, -1) as home, ThreadPoolExecutor(1) as worker:
+    with ExitStack() as scope, Home(None, (-1, -1)) as home, ThreadPoolExecutor(1) as worker:
         asyncio.run(serve(scope, home, worker))
     assert problems == []
 
@@ -102,7 +102,7 @@ def test_limits_are_checked_and_shortages_logged_in_one_line(tmp_path: Path, mon
         daemon._over.set()
         await running
 
-    with ExitStack() as scope, Home(None, -1) as home, ThreadPoolExecutor(1) as worker:
+    with ExitStack() as scope, Home(None, (-1, -1)) as home, ThreadPoolExecutor(1) as worker:
         asyncio.run(serve(scope, home, worker))
     shortage, fault = (line for line in lines if line != "limits")
     assert shortage.startswith("commands wait for an answer: out of file descriptors: raise ")
@@ -128,7 +128,7 @@ def test_daemon_that_serves_docker_is_not_idle(tmp_path: Path, monkeypatch: pyte
         return bool(ended)
 
     for docker in (Docker(), Docker(True, str(tmp_path / "docker.sock"))):
-        with ExitStack() as scope, Home(None, -1) as home, ThreadPoolExecutor(1) as worker:
+        with ExitStack() as scope, Home(None, (-1, -1)) as home, ThreadPoolExecutor(1) as worker:
             assert asyncio.run(serve(scope, home, worker, docker)) != docker.enabled
 
 
@@ -154,7 +154,7 @@ def test_docker_is_watched_while_a_container_has_a_published_port(
         daemon._over.set()
         await running
 
-    with ExitStack() as scope, Home(None, -1) as home, ThreadPoolExecutor(1) as worker:
+    with ExitStack() as scope, Home(None, (-1, -1)) as home, ThreadPoolExecutor(1) as worker:
         asyncio.run(serve(scope, home, worker))
 
 

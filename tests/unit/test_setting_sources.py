@@ -22,6 +22,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "chain-prefix": ("MINE", "MINE"),
     "state": ("/tmp/other.db", "/tmp/other.db"),
     "group": ("daemon", "daemon"),
+    "read-group": ("games", "games"),
     "exclude": ("10.0.0.5, eth1", ("10.0.0.5", "eth1")),
     "docker.enabled": ("true", True),
     "docker.socket": ("/run/other.sock", "/run/other.sock"),

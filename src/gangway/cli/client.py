@@ -71,7 +71,7 @@ def ask_running(path: str, method: str, target: str, body: object = None, limit_
     content = b"" if body is None else json.dumps(body).encode()
     head = f"{method} {target} HTTP/1.1\r\nHost: gangway\r\nConnection: close\r\nContent-Length: {len(content)}\r\n\r\n"
     received = bytearray()
-    with connect(path) as sock:
+    with connect(path, is_reading=method == "GET") as sock:
         try:
             sock.sendall(head.encode() + content)
             if not wait_readable(sock, limit_s, "waiting for the daemon"):
@@ -92,9 +92,10 @@ def ask_running(path: str, method: str, target: str, body: object = None, limit_
     raise refusal
 
 
-def connect(path: str) -> socket.socket:
+def connect(path: str, is_reading: bool = False) -> socket.socket:
     """Return a socket that is connected to the daemon.  NoDaemon: there is none.  Refused: it cannot be reached.
 
+    A user who may not use this socket, but the one for reading, is connected to that if it `is_reading`.
     Time limits are the kernel's: a Python socket with a timeout does not block, and connecting such a one to a unix
     socket fails at once when the queue of connections is full (net/unix/af_unix.c, unix_stream_connect).
     """
@@ -110,13 +111,35 @@ def connect(path: str) -> socket.socket:
         sock.close()
         if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
             raise NoDaemon from None
-        raise refused_by_host(f"the daemon at {path} cannot be reached", error) from None
+        other = runtime.read_socket(path)
+        if is_reading and isinstance(error, PermissionError) and other != path:
+            try:
+                return connect(other)
+            except (NoDaemon, Refused):
+                pass  # neither may this user use that one
+        members = _members(path, *([other] if is_reading else []))
+        raise refused_by_host(f"the daemon at {path} cannot be reached", error, members) from None
     return sock
 
 
-def refused_by_host(text: str, error: OSError) -> Refused:
-    advice = "; run as root" if isinstance(error, PermissionError) else ""
+def refused_by_host(text: str, error: OSError, others: str = "") -> Refused:
+    """Return the error for what this user may not do: root may, and `others`."""
+    advice = f"; run as root{others}" if isinstance(error, PermissionError) else ""
     return Refused("HostRefused", f"{text}: {error.strerror or error}{advice}")
+
+
+def _members(*sockets: str) -> str:
+    """Return who besides root may use one of these sockets: members of their groups."""
+    import grp
+
+    names = []
+    for one in sockets:
+        try:
+            group = os.stat(one).st_gid
+            names += [grp.getgrgid(group).gr_name] if group else []
+        except (OSError, KeyError):
+            pass  # the folder may not be searched, or the group has no name
+    return f", or as a member of the group {' or '.join(names)}" if names else ""
 
 
 def start_daemon(path: str) -> None:

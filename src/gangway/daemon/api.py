@@ -1,4 +1,4 @@
-"""The daemon's HTTP API, on a unix socket.
+"""The daemon's HTTP API, on two unix sockets: one for everything, one for reading.
 
 Requests that change something are carried out one after the other in one thread, as each changes what the next one
 starts from; questions (GET) in another one, so that they are answered meanwhile.  The loop stays free to accept
@@ -19,21 +19,38 @@ from aiohttp import web
 from gangway.daemon.messages import ErrorAnswer, ExplainAnswer, MappingAnswer
 from gangway.daemon.openapi import openapi
 from gangway.daemon.operations import OPERATIONS, Operation, Service
-from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest, PortInUse, TimedOut, Unsupported
+from gangway.errors import (
+    Conflict,
+    Forbidden,
+    GangwayError,
+    HostRefused,
+    InvalidRequest,
+    PortInUse,
+    TimedOut,
+    Unsupported,
+)
 from gangway.log import Log
 from gangway.model import Source
 from gangway.peers import peer_credentials
+from gangway.runtime import API_SOCKET
 
 _MAX_ERROR_CHARACTERS = 1000
-_STATUS = {InvalidRequest: 400, Conflict: 409, PortInUse: 409, HostRefused: 500, Unsupported: 501, TimedOut: 503}
+_STATUS = {InvalidRequest: 400, Forbidden: 403, Conflict: 409, PortInUse: 409}
+_STATUS |= {HostRefused: 500, Unsupported: 501, TimedOut: 503}
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def application(
-    service: Service, worker: Executor, reader: Executor, log: Log, done: Callable[[], None]
+    service: Service,
+    worker: Executor,
+    reader: Executor,
+    log: Log,
+    done: Callable[[], None],
+    is_for_reading: bool = False,
 ) -> web.Application:
-    """Return the API.  The worker carries out requests, and the reader answers questions.
+    """Return the API, perhaps without what changes anything.  The worker carries out requests, and the reader answers
+    questions.
 
     `done` is called in the loop after each request that may have changed something.
     """
@@ -52,7 +69,7 @@ def application(
             executor = reader if is_question else worker
             try:
                 if operation.is_roots and _client(request) != os.geteuid():
-                    raise Unsupported("only root may do this")
+                    raise Forbidden("only root may do this")
                 body = None if decode is None else decode(await request.read())
                 answer = await loop.run_in_executor(executor, operation.call, service, body, given)
             except msgspec.MsgspecError as error:
@@ -71,7 +88,7 @@ def application(
 
         return handle
 
-    app = web.Application(middlewares=[_refuse_in_json])
+    app = web.Application(middlewares=[_refuse_in_json, *([_refuse_changes] if is_for_reading else [])])
     for operation in OPERATIONS:
         app.router.add_route(*operation.route, handler(operation))
     app.router.add_get("/openapi.json", describe)
@@ -92,6 +109,15 @@ async def _name_leases(answer: Any, names: Callable[[], Awaitable[dict[str, str]
     for lease in leases:
         name = known.get(lease.container_address)
         lease.container = f"docker:{name}" if name else ""
+
+
+@web.middleware
+async def _refuse_changes(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """Answer questions only."""
+    if request.method == "GET":
+        return await handler(request)
+    text = f"{request.method} {request.path}: this socket is for reading; send changes to {API_SOCKET}"
+    return _refusal(Forbidden(text))
 
 
 @web.middleware

@@ -23,7 +23,8 @@ SETTINGS = Path("/etc/gangway/gangway.toml")
 OLD_SETTINGS = Path("/etc/gangway/docker-proxy.toml")
 """Read if it exists, as the table `[relay]`; deprecated."""
 GROUP = "gangway"
-"""The group that may use the API socket, if it exists and the settings name no other."""
+READ_GROUP = "gangway-ro"
+"""The groups that may use the API socket and the socket for reading, if they exist and the settings name no others."""
 FIREWALLS = ("auto", "nftables", "iptables", "none")
 PREFIX = "GANGWAY"
 DAEMON_STARTS, RELAY_STARTS = "from the daemon's next start", "from the relay's next start"
@@ -52,6 +53,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     state: str = ""  # the database's path; empty: it depends on the network namespace and the socket
     group: str = ""
     """The group that may use the API socket; empty: `gangway` if there is such a group, else root only."""
+    read_group: str = ""
+    """The group that may use the socket for reading; empty: `gangway-ro` if there is such a group, else root only."""
     exclude: tuple[str, ...] = ()
     """Addresses of the host, and interfaces, at whose addresses nothing is published."""
     relay: dict[str, Any] = {}  # the relay's settings: `gangway.relay.settings`
@@ -63,17 +66,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
         return checked(self.relay, "relay")
 
     @property
-    def group_id(self) -> int:
-        """The number of the group that may use the API socket; 0 for root only."""
-        try:
-            return grp.getgrnam(self.group or GROUP).gr_gid
-        except KeyError:
-            if self.group:
-                raise InvalidRequest(f"invalid group {self.group!r}: there is no such group") from None
-            return 0
+    def group_ids(self) -> tuple[int, int]:
+        """The numbers of the groups that may use the API socket, and the socket for reading; 0 for root only."""
+        return _group_id("group", self.group, GROUP), _group_id("read-group", self.read_group, READ_GROUP)
 
     def __post_init__(self) -> None:
-        _ = self.group_id
+        _ = self.group_ids
         for text in self.exclude:
             parse_exclusion(text)
         log = self.relay_settings.log
@@ -85,6 +83,15 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
         if not (prefix.isascii() and prefix.isalnum() and len(prefix) <= _LONGEST_PREFIX) or prefix in _RESERVED:
             rule = f"use 1 to {_LONGEST_PREFIX} letters and digits, but no built-in chain or target"
             raise InvalidRequest(f"invalid chain-prefix {prefix!r}: {rule}")
+
+
+def _group_id(key: str, name: str, default: str) -> int:
+    try:
+        return grp.getgrnam(name or default).gr_gid
+    except KeyError:
+        if name:
+            raise InvalidRequest(f"invalid {key} {name!r}: there is no such group") from None
+        return 0
 
 
 class Loaded(NamedTuple):

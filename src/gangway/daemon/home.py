@@ -17,7 +17,8 @@ from gangway.errors import Conflict, HostRefused, InvalidRequest
 from gangway.relay.sockets import unlink_socket
 
 BACKLOG = 4096
-_API, _LEASES = "api", "leases"  # the names of the sockets that a service manager keeps for the next daemon
+# The names of the sockets that a service manager keeps for the next daemon.
+_NAMES = _API, _READING, _LEASES = "api", "reading", "leases"
 _ON_DEMAND = "on demand"  # in the lock's file: a command or a launcher has started the daemon
 _END_S, _LOOK_S = 15.0, 0.02  # how long such a daemon may take to end, and how often to look
 
@@ -25,22 +26,23 @@ _END_S, _LOOK_S = 15.0, 0.02  # how long such a daemon may take to end, and how 
 class Home:
     """The runtime folder of this network namespace, locked for as long as the daemon runs.
 
-    `socket_path`: where API clients connect, if not in the folder; the group with the number `group` may, too.
-    A daemon that was started on demand gives way to one that was not.  A service manager keeps the sockets for the next
-    daemon (`supervisor`).  Conflict: another daemon has the namespace, or the socket.
+    `socket_path`: where API clients connect, if not in the folder; the first of `groups` may, too, and the second may
+    read.  A daemon that was started on demand gives way to one that was not.  A service manager keeps the sockets for
+    the next daemon (`supervisor`).  Conflict: another daemon has the namespace, or the socket.
     """
 
     api: socket.socket
+    reading: socket.socket  # for clients that may only read
     leases: socket.socket
 
-    def __init__(self, socket_path: str | None, group: int, on_demand: bool = False) -> None:
+    def __init__(self, socket_path: str | None, groups: tuple[int, int], on_demand: bool = False) -> None:
         self.folder = Path(runtime.folder())
         self.api_path = Path(socket_path).absolute() if socket_path else self.folder / runtime.API_SOCKET
-        self.lease_path = self.folder / runtime.LEASE_SOCKET
+        self.read_path, self.lease_path = self.folder / runtime.READ_SOCKET, self.folder / runtime.LEASE_SOCKET
         self.relay_path = self.folder / runtime.RELAY_SOCKET
         self.on_demand = on_demand
         self.is_abandoned = False  # nothing is left to manage: the folder is removed, unless an operator's options stay
-        self._group = group if os.geteuid() == 0 else -1
+        self._group, self._read_group = groups if os.geteuid() == 0 else (-1, -1)
         self._passed: dict[Path, socket.socket] = {}  # by the service manager, and not used yet
         self._are_kept = supervisor.is_supervised()  # the sockets, when this daemon ends
         self._scope = ExitStack()
@@ -58,10 +60,12 @@ class Home:
             former = _former_sockets(self.folder.parent)
             self.api = self._listen(scope, _API, self.api_path, socket.SOCK_STREAM, former)
             self._record(lock, former)
+            self.reading = self._listen(scope, _READING, self.read_path, socket.SOCK_STREAM, former)
             self.leases = self._listen(scope, _LEASES, self.lease_path, socket.SOCK_SEQPACKET, former)
             os.chmod(self.lease_path, 0o600)
-            os.chown(self.api_path, -1, self._group)
-            os.chmod(self.api_path, 0o660)
+            for path, group in self._by_group():
+                os.chown(path, -1, group)
+                os.chmod(path, 0o660)
             self._link(scope)
             self._scope = scope.pop_all()
         return self
@@ -71,11 +75,16 @@ class Home:
     ) -> None:
         self._scope.close()
 
-    def set_group(self, group: int) -> None:
-        """Let another group use the API socket."""
+    def set_groups(self, groups: tuple[int, int]) -> None:
+        """Let other groups use the API socket, and the socket for reading."""
         if os.geteuid() == 0:
-            for path in (self.folder, self.api_path):
+            self._group, self._read_group = groups
+            for path, group in ((self.folder, self._group), *self._by_group()):
                 os.chown(path, -1, group)
+
+    def _by_group(self) -> tuple[tuple[Path, int], ...]:
+        """Return the sockets that groups may use."""
+        return (self.api_path, self._group), (self.read_path, self._read_group)
 
     def _make_folder(self) -> None:
         """Create the folder, or give an existing one (a launcher may have made it) its modes."""
@@ -144,15 +153,16 @@ class Home:
         """
         for name, sock in supervisor.passed_sockets():
             path = Path(os.fsdecode(sock.getsockname())) if sock.family == socket.AF_UNIX else Path()
-            if path in (self.api_path, self.lease_path) and path.is_socket():
+            if path in (self.api_path, self.read_path, self.lease_path) and path.is_socket():
                 self._passed[path] = sock
             else:
                 sock.close()
-                if name in (_API, _LEASES):
+                if name in _NAMES:
                     unlink_socket(path)
 
     def _listen(self, scope: ExitStack, name: str, path: Path, kind: int, former: dict[Path, str]) -> socket.socket:
-        """Return a socket that listens at `path` until the end of `scope`, which removes it unless it is kept.
+        """Return a socket of mode 0600 that listens at `path` until the end of `scope`, which removes it unless it is
+        kept.
 
         Conflict: another process listens there.  InvalidRequest, HostRefused: something else is there; it stays.
         """
@@ -170,7 +180,11 @@ class Home:
         sock = scope.enter_context(socket.socket(socket.AF_UNIX, kind))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            sock.bind(str(path))
+            umask = os.umask(0o177)  # at no time may others connect
+            try:
+                sock.bind(str(path))
+            finally:
+                os.umask(umask)
             sock.listen(BACKLOG)
         except OSError as error:
             raise HostRefused(f"the socket {path} cannot be created: {error.strerror or error}") from None

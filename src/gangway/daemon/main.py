@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gangway.daemon import supervisor
 from gangway.daemon.config import Loaded
@@ -33,6 +33,9 @@ from gangway.limits import exhausted
 from gangway.log import Log
 from gangway.relay.privilege import raise_descriptor_limit
 from gangway.state.adopted import Adopted
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 # After a notification from the kernel, how long to wait for more before checking.
 _SETTLE_S = 0.1
@@ -90,7 +93,7 @@ class Daemon:
         changed = partial(self._loop.call_soon_threadsafe, self._changed)
         self._leases = LeaseServer(home.leases, requests.leases, self._log, changed)
         self._leases.start()
-        self._tasks = [self._loop.create_task(self._serve_api(home.api))]
+        self._tasks = [self._loop.create_task(self._serve_api(home))]
         try:
             ready()
             supervisor.notify(supervisor.READY)
@@ -108,17 +111,18 @@ class Daemon:
             self._hangups.close()
             self._owners.close()
 
-    async def _serve_api(self, listener: socket.socket) -> None:
+    async def _serve_api(self, home: Home) -> None:
         """Serve the API from its first client on, until cancelled."""
         arrived = asyncio.Event()
-        self._loop.add_reader(listener, arrived.set)
+        listeners = home.api, home.reading
+        for listener in listeners:
+            self._loop.add_reader(listener, arrived.set)
         try:
             await arrived.wait()
         finally:
-            self._loop.remove_reader(listener)
-        from aiohttp import web  # a dozen megabytes that a daemon with leases only does not need
-
-        from gangway.daemon.api import Connection, application
+            for listener in listeners:
+                self._loop.remove_reader(listener)
+        from gangway.daemon.api import application  # a dozen megabytes that a daemon with leases only does not need
         from gangway.daemon.operations import Service
 
         def names() -> Awaitable[dict[str, str]]:
@@ -138,20 +142,29 @@ class Daemon:
             self._reload,
             self._stop,
         )
-        reader = ThreadPoolExecutor(1, "reader")
-        app = application(service, self._worker, reader, self._log, self._changed)
+        with ThreadPoolExecutor(1, "reader") as reader:
+            api = partial(application, service, self._worker, reader, self._log, self._changed)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._serve(api(is_for_reading=False), home.api))
+                group.create_task(self._serve(api(is_for_reading=True), home.reading))
+
+    async def _serve(self, app: "web.Application", listener: socket.socket) -> None:
+        """Serve HTTP clients until cancelled; answers that are on their way are sent."""
+        from aiohttp import web
+
+        from gangway.daemon.api import Connection
+
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await runner.setup()
         try:
             create = partial(Connection, runner.server, loop=self._loop, access_log=None)  # type: ignore[arg-type]
             server = await self._loop.create_server(create, sock=listener, backlog=BACKLOG)
             try:
-                await self._over.wait()
+                await asyncio.Event().wait()
             finally:
                 server.close()
         finally:
             await runner.cleanup()
-            reader.shutdown()
 
     def _update_watcher(self) -> None:
         """Watch Docker while that is necessary."""
@@ -349,7 +362,7 @@ def run(
     """
     raise_descriptor_limit()
     with ExitStack() as stack:
-        home = stack.enter_context(Home(socket_path, loaded.config.group_id, until_idle))
+        home = stack.enter_context(Home(socket_path, loaded.config.group_ids, until_idle))
         worker = stack.enter_context(ThreadPoolExecutor(1, "worker"))
         notices = Notices()
         stack.callback(notices.close)

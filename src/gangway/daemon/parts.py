@@ -131,7 +131,7 @@ class Parts:
             self.config, self._loaded = config, loaded
             if config.relay_settings != former.relay_settings:
                 self._relay_before = self.dataplane.relay.pid
-            self._home.set_group(config.group_id)
+            self._home.set_groups(config.group_ids)
             self.dataplane.relay.settings = config.relay_settings
             self.dataplane.reuse_ports = config.relay_settings.tcp_tw_reuse
             if fd is not None:

@@ -141,7 +141,7 @@ def test_daemon_that_is_ended_is_started_again_for_its_leases(fresh: tuple[Host,
 def test_other_users_cannot_reach_the_sockets(host: Host, box: Container, port: int) -> None:
     launcher = publish(host, box, port)
     folder = runtime_folder(host)
-    for path, mode in ((folder.parent, 0o755), (folder, 0o750)):
+    for path, mode in ((folder.parent, 0o755), (folder, runtime.FOLDER_MODE)):
         assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_uid) == (mode, 0)
     for name in (runtime.LEASE_SOCKET, runtime.RELAY_SOCKET):
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
