@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from gangway.daemon.config import Config
+from gangway.daemon.down import Down
 from gangway.ebpf.keys import PortBlock, SteeringState, Target, blocks
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
@@ -66,6 +67,8 @@ class Calls:
 
 class FakeRelay:
     """A relay that keeps the sockets that it is given open."""
+
+    pid: int | None = None
 
     def __init__(self, calls: Calls) -> None:
         self.exits = 0
@@ -260,7 +263,7 @@ class Daemon:
             self.redirect.targets, self.steering.steered = former.redirect.targets, former.steering.steered
         self.driver = FakeDriver(self.calls, RuleNotices())
         self.database = Database(folder / "state.db")
-        settings = SavedSettings(self.database, self.log.append)
+        self.settings = settings = SavedSettings(self.database, self.log.append)
         self.dataplane = DataPlane(cast(RelayClient, self.relay), self.steering, self.redirect, settings)
         self.links = Links()
         self.registry = Registry(self.database)
@@ -282,6 +285,8 @@ class Daemon:
         parts = self.controller, self.registry, self.executor, self.leases, self.log.append
         self.adoption = Adoption(self.requests.repair, *parts)
         self.adopt = self.adoption.adopt
+        parts_of_down = self.requests, self.registry, self.adoption, self.dataplane, settings, self.database
+        self.down = Down(*parts_of_down)
 
     def close(self) -> None:
         """Close everything; what the fakes have stays as it is."""

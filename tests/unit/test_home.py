@@ -137,8 +137,8 @@ def _client(path: Path, kind: int) -> socket.socket:
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_clients_wait_while_a_service_is_restarted(manager: Manager, base: Path, elsewhere: bool) -> None:
     path = str(base / "own.sock") if elsewhere else None
-    with Home(path, -1) as home:
-        assert manager.read() == ["api", "leases"]
+    with Home(path, (-1, -1)) as home:
+        assert manager.read() == ["api", "reading", "leases"]
     with (
         _client(home.folder / runtime.API_SOCKET, socket.SOCK_STREAM) as client,
         _client(home.lease_path, socket.SOCK_SEQPACKET) as launcher,
@@ -146,28 +146,28 @@ def test_clients_wait_while_a_service_is_restarted(manager: Manager, base: Path,
         client.send(b"request")
         launcher.send(b"lease")
         manager.pass_on()
-        with Home(path, -1) as home, home.api.accept()[0] as api, home.leases.accept()[0] as lease:
+        with Home(path, (-1, -1)) as home, home.api.accept()[0] as api, home.leases.accept()[0] as lease:
             assert (api.recv(100), lease.recv(100)) == (b"request", b"lease")
             assert not os.get_inheritable(home.api.fileno())
         assert manager.read() == []
 
 
 def test_a_socket_that_a_daemon_listens_at_no_more_is_removed(manager: Manager, base: Path) -> None:
-    with Home(str(base / "own.sock"), -1):
+    with Home(str(base / "own.sock"), (-1, -1)):
         manager.read()
     manager.pass_on()
-    with Home(None, -1) as home:
+    with Home(None, (-1, -1)) as home:
         assert manager.read() == ["api"]
         assert not (base / "own.sock").exists()
         _client(home.api_path, socket.SOCK_STREAM).close()
 
 
 def test_a_socket_whose_file_was_deleted_is_made_again(manager: Manager) -> None:
-    with Home(None, -1) as home:
+    with Home(None, (-1, -1)) as home:
         manager.read()
     home.lease_path.unlink()
     manager.pass_on()
-    with Home(None, -1) as home:
+    with Home(None, (-1, -1)) as home:
         assert manager.read() == ["leases"]
         _client(home.lease_path, socket.SOCK_SEQPACKET).close()
 
@@ -181,6 +181,22 @@ def test_the_sockets_of_a_socket_unit_are_used(manager: Manager, base: Path) -> 
             client.send(b"request")
             manager.kept = {"gangway.socket": listener, "other.socket": other}
             manager.pass_on()
-            with Home(None, -1) as home, home.api.accept()[0] as api:
+            with Home(None, (-1, -1)) as home, home.api.accept()[0] as api:
                 assert api.recv(100) == b"request"
     assert path.is_socket()
+
+
+@pytest.mark.parametrize("is_passed", [False, True])
+def test_nothing_is_kept_after_everything_was_removed(manager: Manager, is_passed: bool) -> None:
+    if is_passed:
+        with Home(None, (-1, -1)):
+            manager.read()
+        manager.pass_on()
+    with Home(None, (-1, -1)) as home:
+        manager.read()
+        (home.folder / runtime.START).touch()
+        home.is_abandoned = True
+        home.leave_for_good()
+    manager.read()
+    assert manager.kept == {}
+    assert not home.folder.exists()

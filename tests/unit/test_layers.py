@@ -93,8 +93,9 @@ ALLOWED: dict[str, set[str]] = {
     "daemon.in_force": {"daemon.config", "daemon.messages"},
     "daemon.start": {"daemon.config", "runtime"},
     # `run` makes the network namespace that its command lives in: only the command's own process can.
-    # `config` reads the settings where no daemon runs.
-    "cli": {"daemon.config", "daemon.in_force", "daemon.start", "errors", "host.netns", "inet", "runtime"},
+    # `config` reads the settings where no daemon runs, and `uninstall-check` the host.
+    "cli": {"daemon.config", "daemon.in_force", "daemon.remains", "daemon.start", "errors", "host.netns", "inet",
+            "runtime"},
 }  # fmt: skip
 PURE = (
     "inet.py",

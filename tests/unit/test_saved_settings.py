@@ -243,3 +243,15 @@ def test_the_real_host_has_a_namespace_and_a_boot() -> None:
     saved.register(setting)
     saved.set("mine", "1")
     assert SavedSettings(storage, lambda _text: None).is_changed("mine")
+
+
+def test_what_is_to_be_restored_is_listed_with_what_is_restored_with_it(scene: Scene) -> None:
+    scene.saved.set(NAME, "1", side_effects=["beside"])
+    scene.saved.set(OTHER, "1", restored_with=NAME)
+    scene.host.settings["beside"] = "1"
+    assert scene.saved.unrestored() == {NAME: {NAME: "2", OTHER: "4096"}}
+    assert scene.daemon().unrestored() == scene.saved.unrestored()
+    scene.host.settings[NAME] = "3"  # by another program, which keeps it
+    assert scene.saved.unrestored() == {NAME: {OTHER: "4096"}}
+    scene.saved.restore(NAME)
+    assert scene.saved.unrestored() == {}

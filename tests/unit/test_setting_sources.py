@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gangway.daemon import config, start
+from gangway import runtime
+from gangway.daemon import config
 from gangway.daemon.config import Config, Loaded, by_name, load, variable
 from gangway.daemon.in_force import in_force
 from gangway.daemon.start import Start
@@ -151,7 +152,7 @@ def test_what_takes_effect_later_is_shown_as_it_is_now() -> None:
 def test_daemon_on_demand_is_started_like_the_operators_last_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(start.runtime, "folder", lambda: str(tmp_path))
+    monkeypatch.setattr(runtime, "folder", lambda: str(tmp_path))
     own = {"GANGWAY_FIREWALL": "none", "GANGWAY_RELAY_WORKERS": "2", "SECRET": "1"}
     Start(socket="/run/own.sock", options={"ip-forward": False}).record(own)
     assert "SECRET" not in json.loads((tmp_path / "start.json").read_text())["environment"]

@@ -81,12 +81,12 @@ def show_status(path: str) -> None:
 
 def stop(path: str) -> None:
     """End the daemon.  Ports stay published, and the next command starts a daemon again."""
-    from gangway.cli.lifecycle import status, stop_daemon
+    from gangway.cli.lifecycle import end_daemon, status
 
     found = status(path)
     if found is None:
         return say(f"no daemon runs at {path}")
-    stop_daemon(path, found)
+    end_daemon(path, found)
     if found["leases"]:
         say(f"{found['leases']} docker-proxy launchers start a daemon again, which serves their ports")
 
@@ -161,6 +161,36 @@ def show_config(path: str, as_json: bool | None) -> None:
     if as_json:
         return print(json.dumps(found, indent=2))
     views.print_settings(found)
+
+
+def down(path: str, yes: bool | None) -> None:
+    """Remove everything of gangway's in this network namespace, and end the daemon.
+
+    Networks, published ports, rules, the relay and the database are removed, and changed settings restored.  It asks
+    first.
+    """
+    from gangway.cli.uninstall import down as take_down
+
+    take_down(path, is_confirmed=bool(yes))
+
+
+def uninstall_check(as_json: bool | None) -> None:
+    """Show what is left of gangway's in this network namespace, and how to remove it.
+
+    It changes nothing.  The exit code is 0 if nothing is left, and else 1.
+    """
+    from gangway.cli.uninstall import left
+
+    found = left()
+    if as_json:
+        print(json.dumps([one._asdict() for one in found], indent=2))
+    elif found:
+        views.print_remains(found)
+    else:
+        print("nothing is left")
+    if found:
+        sys.stdout.flush()
+        sys.exit(FAILED)
 
 
 def _request(
@@ -275,6 +305,8 @@ COMMANDS: dict[str, Command] = {
         daemon,
         (opt.FIREWALL, opt.NO_FORWARD, opt.EXCLUDE, opt.DOCKER, opt.CHAINS, opt.STATE, opt.CONFIG, opt.SOCKET),
     ),
+    "down": (down, (opt.YES, opt.SOCKET)),
+    "uninstall-check": (uninstall_check, (opt.JSON,)),
     "config check": (check_config, (opt.FILE,)),
     "config show": (show_config, (opt.JSON, opt.SOCKET)),
 }

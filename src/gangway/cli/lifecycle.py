@@ -62,16 +62,17 @@ def described(found: Status, now_s: float) -> list[str]:
     return list(columns(rows))
 
 
-def stop_daemon(path: str, found: Status) -> None:
-    """End the daemon that listens at `path` and has this status, and wait until it has ended.
+def end_daemon(path: str, found: Status, target: str = "/stop") -> Any:
+    """End the daemon that listens at `path` and has this status by a POST, and wait until it has ended.
 
-    Refused: it is a service manager's, or does not end.
+    Return its answer; None if it has just ended by itself.  Refused: it is a service manager's, or does not end.
     """
-    pid, ended = found["pid"], _pidfd(found["pid"])
-    with suppress(NoDaemon):  # it has just ended by itself
-        ask_running(path, "POST", "/stop")
-    if not _has_ended(path, ended):
-        raise Refused("HostRefused", f"the daemon (pid {pid}) did not exit within {_END_S:.0f} s: see its log")
+    answer, ended = None, pidfd(found["pid"])
+    with suppress(NoDaemon):
+        answer = ask_running(path, "POST", target)
+    if not (has_ended(ended) if ended is not None else _has_gone_silent(path)):
+        raise Refused("HostRefused", f"the daemon (pid {found['pid']}) did not exit within {_END_S:.0f} s: see its log")
+    return answer
 
 
 def restart_daemon(path: str) -> None:
@@ -86,7 +87,7 @@ def restart_daemon(path: str) -> None:
         if not found["on_demand"] and not found["is_service"]:
             text = f"an operator has started this daemon: end it (pid {found['pid']}), and start it there"
             raise Refused("Conflict", text)
-        stop_daemon(path, found)
+        end_daemon(path, found)
     ask(path, "GET", "/status")  # which starts a daemon
 
 
@@ -107,7 +108,7 @@ def _duration(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-def _pidfd(pid: int) -> int | None:
+def pidfd(pid: int) -> int | None:
     """Return a descriptor that becomes readable when a process ends; None: the kernel has none (before Linux 5.3)."""
     try:
         return os.pidfd_open(pid)
@@ -115,12 +116,15 @@ def _pidfd(pid: int) -> int | None:
         return None
 
 
-def _has_ended(path: str, ended: int | None) -> bool:
-    """Wait for the daemon's end; False: it takes too long."""
-    if ended is not None:
-        has_ended = wait_readable(ended, _END_S, "waiting for the daemon to end")
-        os.close(ended)
-        return has_ended
+def has_ended(process: int) -> bool:
+    """Wait for the end of a process, and close its pidfd; False: it takes too long."""
+    found = wait_readable(process, _END_S, "waiting for the daemon to end")
+    os.close(process)
+    return found
+
+
+def _has_gone_silent(path: str) -> bool:
+    """Wait until no daemon listens at `path`; False: it takes too long."""
     deadline_s = time.monotonic() + _END_S
     while time.monotonic() < deadline_s:
         try:

@@ -149,6 +149,14 @@ SECTIONS: dict[str, dict[str, Pairs]] = {
             ("gangway config show", "of the running daemon, or of one that would be started"),
             ("gangway config show --json", "the same as JSON"),
         ),
+        "down": (
+            ("gangway down", "show what there is, ask, and remove it"),
+            ("gangway down --yes && gangway uninstall-check", "in a script: remove it, and check"),
+        ),
+        "uninstall-check": (
+            ("gangway uninstall-check", "a table of what is left, with a command for each"),
+            ("gangway uninstall-check --json", "the same as JSON"),
+        ),
         "version": (
             ("gangway version", "warns if the daemon's or the relay's version differs"),
             ("gangway --version", "the command's only, without asking the daemon"),

@@ -122,6 +122,11 @@ def print_settings(settings: Sequence[Answer]) -> None:
     print_table(("SETTING", "VALUE", "SOURCE"), rows)
 
 
+def print_remains(remains: Sequence[tuple[str, str]]) -> None:
+    """Print the table of `uninstall-check`."""
+    print_table(("LEFT", "REMOVED BY"), remains)
+
+
 def print_docker(report: Answer) -> None:
     print_checks(report["checks"])
     if report["advice"]:

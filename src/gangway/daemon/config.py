@@ -226,7 +226,8 @@ def _read(path: Path, is_optional: bool) -> tuple[dict[str, Any], dict[str, str]
 
 def _lines(text: str) -> dict[str, int]:
     """Return the line of each setting that has one of its own, below the head of its table."""
-    table, found = "", {}
+    table = ""
+    found: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if head := re.match(r"\s*\[+\s*([\w.-]+)\s*\]", line):
             table = f"{head[1]}."

@@ -64,17 +64,21 @@ def remove_groups(name: str, is_relay_ending: bool) -> None:
     empty later is removed by the next daemon of any network namespace.
     """
     deadline_s = time.monotonic() + (_LEAVE_S if is_relay_ending else 0)
-    for hierarchy in _hierarchies():
-        group = hierarchy.root / name
+    for group in groups(name):
         while group.is_dir():
             with suppress(OSError):
-                (hierarchy.root / "cgroup.procs").write_text(str(os.getpid()))
+                (group.parent / "cgroup.procs").write_text(str(os.getpid()))
             with suppress(OSError):
                 group.rmdir()
                 break
             if time.monotonic() > deadline_s:
                 break
             time.sleep(_LOOK_S)
+
+
+def groups(name: str) -> list[Path]:
+    """Return the cgroups of this name that there are, at most one in each hierarchy."""
+    return [group for hierarchy in _hierarchies() if (group := hierarchy.root / name).is_dir()]
 
 
 def _raise_limits() -> None:

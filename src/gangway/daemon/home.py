@@ -42,6 +42,7 @@ class Home:
         self.relay_path = self.folder / runtime.RELAY_SOCKET
         self.on_demand = on_demand
         self.is_abandoned = False  # nothing is left to manage: the folder is removed, unless an operator's options stay
+        self.is_left_for_good = False  # an operator has removed everything: they do not stay
         self._group, self._read_group = groups if os.geteuid() == 0 else (-1, -1)
         self._passed: dict[Path, socket.socket] = {}  # by the service manager, and not used yet
         self._are_kept = supervisor.is_supervised()  # the sockets, when this daemon ends
@@ -74,6 +75,12 @@ class Home:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._scope.close()
+
+    def leave_for_good(self) -> None:
+        """Keep nothing for a next daemon: an operator has removed everything."""
+        self.is_left_for_good, self._are_kept = True, False
+        for name in _NAMES:
+            supervisor.forget(name)
 
     def set_groups(self, groups: tuple[int, int]) -> None:
         """Let other groups use the API socket, and the socket for reading."""
@@ -170,6 +177,7 @@ class Home:
         if reason is not None:
             raise InvalidRequest(reason)
         if path in self._passed:
+            scope.callback(self._unlink, path, _identity(path))
             return scope.enter_context(self._passed.pop(path))
         if _is_stale(path, kind):
             if path.parent != self.folder and former.get(path) != _identity(path):
@@ -190,9 +198,13 @@ class Home:
             raise HostRefused(f"the socket {path} cannot be created: {error.strerror or error}") from None
         if self._are_kept:
             supervisor.store(name, sock)
-        else:
-            scope.callback(_unlink_unchanged, path, _identity(path))
+        scope.callback(self._unlink, path, _identity(path))
         return sock
+
+    def _unlink(self, path: Path, identity: str) -> None:
+        """Remove our socket, unless it is kept, or another program has put its own there."""
+        if not self._are_kept and _identity(path) == identity:
+            unlink_socket(path)
 
     def _link(self, scope: ExitStack) -> None:
         """Create a link in the folder, where clients look, to a socket that is elsewhere."""
@@ -204,13 +216,13 @@ class Home:
             here.symlink_to(self.api_path)
         except OSError as error:
             raise HostRefused(f"the link {here} cannot be created: {error.strerror}") from None
-        if not self._are_kept:
-            scope.callback(_unlink_link, here)
+        scope.callback(lambda: None if self._are_kept else _unlink_link(here))
 
     def _remove_folder(self) -> None:
         if self.is_abandoned:
             state = (f"{runtime.STATE}{end}" for end in ("", "-wal", "-shm"))
-            for name in (runtime.LOCK, runtime.RELAY_SOCKET, *state):
+            start = (runtime.START,) if self.is_left_for_good else ()
+            for name in (runtime.LOCK, runtime.RELAY_SOCKET, *state, *start):
                 with suppress(OSError):
                     (self.folder / name).unlink()
             with suppress(OSError):  # start.json stays; or a launcher is about to start another daemon
@@ -251,12 +263,6 @@ def _identity(path: Path) -> str:
     except OSError:
         return ""
     return f"{found.st_dev} {found.st_ino}"
-
-
-def _unlink_unchanged(path: Path, identity: str) -> None:
-    """Remove our socket, unless another program has put its own there."""
-    if _identity(path) == identity:
-        unlink_socket(path)
 
 
 def _unlink_link(path: Path) -> None:

@@ -139,8 +139,10 @@ class Daemon:
             parts.handover,
             parts.status,
             parts.settings,
+            parts.down,
             self._reload,
             self._stop,
+            self._take_down,
         )
         with ThreadPoolExecutor(1, "reader") as reader:
             api = partial(application, service, self._worker, reader, self._log, self._changed)
@@ -209,6 +211,12 @@ class Daemon:
                 "a service manager runs this daemon: use systemctl restart gangway, or systemctl stop gangway"
             )
         self._loop.call_soon_threadsafe(self._over.set)
+
+    def _take_down(self) -> list[str]:
+        """Remove everything of gangway's, and end the daemon; return what was removed."""
+        removed = self._parts.take_down()
+        self._loop.call_soon_threadsafe(self._over.set)
+        return removed
 
     def _reload(self) -> list[str]:
         """Read the settings again, and open the log files again, which may have been renamed; return warnings.
@@ -373,7 +381,7 @@ def run(
 
         async def serve() -> bool:
             await Daemon(parts, notices, worker, log, until_idle, load).run(home, ready)
-            return until_idle and parts.requests.is_idle
+            return (until_idle or home.is_left_for_good) and parts.requests.is_idle
 
         home.is_abandoned = asyncio.run(serve())
     return home.is_abandoned

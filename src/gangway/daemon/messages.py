@@ -224,6 +224,14 @@ class StatusAnswer(msgspec.Struct):
     leases: int  # ports of docker-proxy launchers
 
 
+class DownAnswer(msgspec.Struct):
+    """What is removed with the daemon, or was, line by line."""
+
+    removed: list[str]
+    advice: list[str]
+    """What stays or comes again, and what to do about it."""
+
+
 class SettingAnswer(msgspec.Struct):
     """A setting of the daemon that is in force."""
 

@@ -19,6 +19,7 @@ from gangway.daemon.messages import (
     DockerCleanupRequest,
     DockerReport,
     DockerRequest,
+    DownAnswer,
     EndpointAnswer,
     ExplainAnswer,
     MappingAnswer,
@@ -37,6 +38,7 @@ from gangway.reconcile.changes import ANSWERS_ELSEWHERE
 from gangway.state.requests import Requests
 
 if TYPE_CHECKING:
+    from gangway.daemon.down import Down
     from gangway.daemon.handover import Handover
 
 
@@ -50,8 +52,10 @@ class Service(NamedTuple):
     handover: Callable[[], "Handover"]
     status: Callable[[], StatusAnswer]
     settings: Callable[[], list[SettingAnswer]]
+    down: "Down"
     reload: Callable[[], list[str]]
     stop: Callable[[], None]
+    take_down: Callable[[], list[str]]
 
 
 class Operation(NamedTuple):
@@ -211,6 +215,19 @@ OPERATIONS = (
         "POST /stop",
         "End the daemon; ports stay published.",
         lambda service, *_: service.stop(),
+        is_roots=True,
+    ),
+    Operation(
+        "GET /down",
+        "Show what POST /down would remove.",
+        lambda service, *_: DownAnswer(service.down.planned(), service.down.advice()),
+        DownAnswer,
+    ),
+    Operation(
+        "POST /down",
+        "Remove everything of gangway's in this network namespace, and end the daemon.",
+        lambda service, *_: DownAnswer(service.take_down(), service.down.advice()),
+        DownAnswer,
         is_roots=True,
     ),
     Operation(

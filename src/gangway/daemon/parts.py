@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from gangway.daemon import supervisor
 from gangway.daemon.config import Config, Loaded, later
 from gangway.daemon.docker_ports import DockerPorts
 from gangway.daemon.doctor import checks, docker_check, limit_checks, setting_checks
+from gangway.daemon.down import Down
 from gangway.daemon.home import Home
 from gangway.daemon.in_force import in_force
 from gangway.daemon.messages import CheckAnswer, SettingAnswer, StatusAnswer
@@ -100,6 +101,7 @@ class Parts:
         leases = Leases(registry.index, self.dataplane, self.observer.lease_facts, former_flows)
         self.requests = requests = Requests(controller, registry, executor, leases)
         self._adoption = Adoption(requests.repair, controller, registry, executor, leases, log.warning)
+        self.down = Down(requests, registry, self._adoption, self.dataplane, settings, self._database)
         self.ports = DockerPorts(lambda: self.config.docker.socket, self.serves_docker, requests, self._adoption)
 
     def adopt(self, found: Adopted) -> None:
@@ -218,6 +220,19 @@ class Parts:
         except Exception as error:
             self._log.warning(f"the relay could not be stopped: {error}")
             return False
+
+    def take_down(self) -> list[str]:
+        """Remove everything of gangway's; return what was removed.  The daemon has to end then.
+
+        Conflict, HostRefused: something is left, which is managed as before.
+        """
+        removed = self.down.carry_out()
+        self._database.delete()
+        if self._database.path == Path(runtime.HOST_STATE):
+            with suppress(OSError):  # it has something else
+                self._database.path.parent.rmdir()
+        self._home.leave_for_good()
+        return removed
 
     def close(self) -> None:
         self.stop_if_idle()

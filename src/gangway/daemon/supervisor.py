@@ -37,8 +37,13 @@ def notify(*states: str, fds: Sequence[int] = ()) -> None:
 
 def store(name: str, sock: socket.socket) -> None:
     """Have the service manager keep a listening socket for the next daemon, in place of the last one with this name."""
-    notify("FDSTOREREMOVE=1", f"FDNAME={name}")
+    forget(name)
     notify("FDSTORE=1", f"FDNAME={name}", fds=[sock.fileno()])
+
+
+def forget(name: str) -> None:
+    """Have the service manager close the socket that it keeps by this name."""
+    notify("FDSTOREREMOVE=1", f"FDNAME={name}")
 
 
 def passed_sockets() -> Iterator[tuple[str, socket.socket]]:

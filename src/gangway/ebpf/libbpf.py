@@ -28,6 +28,7 @@ class ProgramInfo(ctypes.Structure):
         *((name, c_uint64) for name in ("jited", "xlated", "load_time")),
         *((name, c_uint32) for name in ("created_by_uid", "map_count")),
         ("map_ids", c_void_p),
+        ("name", ctypes.c_char * 16),
     )
 
 
@@ -44,6 +45,7 @@ def library() -> ctypes.CDLL:
         (c_int, [c_void_p, c_int], ["map__reuse_fd"]),
         (c_void_p, [c_void_p, c_int], ["program__attach_cgroup", "program__attach_netns"]),
         (c_int, [c_uint32], ["map_get_fd_by_id", "prog_get_fd_by_id"]),
+        (c_int, [c_uint32, POINTER(c_uint32)], ["prog_get_next_id"]),
         (c_int, [c_int, c_void_p, c_void_p], ["obj_get_info_by_fd"]),
         (c_int, [c_int, c_char_p, c_char_p, c_uint64], ["map_update_elem"]),
         (c_int, [c_int, c_char_p, c_char_p], ["map_lookup_elem", "map_get_next_key"]),

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from gangway.ebpf import libbpf, requirements
 from gangway.errors import HostRefused, Unsupported
 
-_MOST_MAPS = 16
+MOST_MAPS = 16
 _MOST_ENTRIES = 4096  # that are read with one call
 _LAYOUT = ("type", "key_size", "value_size", "max_entries")
 # include/uapi/asm-generic/unistd.h: the same on all architectures
@@ -168,8 +168,8 @@ class LoadedObject:
         program = self._bpf.bpf_prog_get_fd_by_id(libbpf.fdinfo(link, "prog_id"))
         if program < 0:
             return ()
-        numbers = (c_uint32 * _MOST_MAPS)()
-        info = libbpf.ProgramInfo(map_count=_MOST_MAPS, map_ids=ctypes.addressof(numbers))
+        numbers = (c_uint32 * MOST_MAPS)()
+        info = libbpf.ProgramInfo(map_count=MOST_MAPS, map_ids=ctypes.addressof(numbers))
         try:
             self._read_info(program, info)
         finally:

@@ -127,11 +127,14 @@ class Links:
                 if _error_number(error) != errno.ENODEV:
                     raise
 
+    def unfinished(self) -> list[str]:
+        """Return the bridges that a daemon that was killed did not finish."""
+        return [link.name for link in self.bridges() if link.mac == _mac(link.name) and not link.alias]
+
     def delete_unfinished(self) -> None:
-        """Delete the bridges that a daemon that was killed did not finish."""
-        for link in self.bridges():
-            if link.mac == _mac(link.name) and not link.alias:
-                self.delete(link.name)
+        """Delete these bridges."""
+        for name in self.unfinished():
+            self.delete(name)
 
     def attach(
         self,

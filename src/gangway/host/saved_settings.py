@@ -115,6 +115,18 @@ class SavedSettings:
         """True if gangway has changed the setting and not restored it."""
         return name in self._records
 
+    def unrestored(self) -> dict[str, dict[str, str]]:
+        """Return the settings that gangway has changed and that are to be restored, by name.
+
+        Each comes with the values to write, in that order: its own, and those of what is restored with it.
+        """
+        found: dict[str, dict[str, str]] = {}
+        for name in sorted(self._records, key=lambda one: bool(self._records[one].restored_with)):
+            value = self.original(name)
+            if value not in (None, self._setting(name).read()):
+                found.setdefault(self._records[name].restored_with or name, {})[name] = value or ""
+        return found
+
     def is_intact(self, name: str) -> bool:
         """True if no other program has changed the setting since gangway did, if it did."""
         return name not in self._records or self._records[name].written in (None, self._setting(name).read())

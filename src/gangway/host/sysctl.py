@@ -23,7 +23,7 @@ def interfaces(family: int) -> list[str]:
 def read(name: str) -> str | None:
     """Return a setting's value; None if the kernel has no such setting."""
     try:
-        with _path(name).open("rb", buffering=0) as setting:
+        with path(name).open("rb", buffering=0) as setting:
             return setting.read(_LIST_BYTES).decode().strip()
     except OSError:
         return None
@@ -32,7 +32,7 @@ def read(name: str) -> str | None:
 def unwritable(name: str) -> str:
     """Return why a setting cannot be written; empty if it can, or if the kernel has none.  Nothing is changed."""
     try:
-        os.close(os.open(_path(name), os.O_WRONLY))
+        os.close(os.open(path(name), os.O_WRONLY))
     except FileNotFoundError:
         return ""
     except OSError as error:
@@ -43,7 +43,7 @@ def unwritable(name: str) -> str:
 def write(name: str, value: str) -> None:
     """Set a value.  HostRefused: the kernel does not allow it."""
     try:
-        _path(name).write_text(f"{value}\n")  # with the newline an empty list is written, too
+        path(name).write_text(f"{value}\n")  # with the newline an empty list is written, too
     except OSError as error:
         raise _refused(f"{name} cannot be set to {value}", error) from None
 
@@ -54,7 +54,7 @@ def extend(name: str, value: str) -> None:
     What is written at another position than 0 is added to the list (kernel/sysctl.c, proc_do_large_bitmap).
     """
     try:
-        with _path(name).open("rb+", buffering=0) as setting:
+        with path(name).open("rb+", buffering=0) as setting:
             left = value.encode()
             while left:  # the kernel reads one page at a time
                 setting.seek(1)
@@ -69,6 +69,6 @@ def _refused(what: str, error: OSError) -> HostRefused:
     return kind(f"{what}: {error.strerror}{advice}")
 
 
-def _path(name: str) -> Path:
+def path(name: str) -> Path:
     """Return the file of a setting; names are spelled as in sysctl(8): with slashes if an interface's has dots."""
     return _ROOT.joinpath(*name.split("/" if "/" in name else "."))

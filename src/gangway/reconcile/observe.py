@@ -40,7 +40,8 @@ _NOTHING = State()
 _IPTABLES_CHAIN = {4: "ip filter FORWARD", 6: "ip6 filter FORWARD"}
 _LEGACY_CHAIN = {4: "iptables-legacy filter FORWARD", 6: "ip6tables-legacy filter FORWARD"}
 
-_MARK = "gangway "  # what the alias of each link of gangway's begins with
+MARK = "gangway "
+"""What the alias of each link of gangway's begins with."""
 
 Chains = dict[int, dict[str, str]]
 """By family, other programs' chains for what is forwarded, and the policy of each."""
@@ -140,7 +141,7 @@ class Observer:
         if identity is None:
             identity = token_hex(4)
             self._database.remember("identity", identity)
-        return _MARK + identity
+        return MARK + identity
 
     def is_fresh(self) -> bool:
         """True if no daemon with this database has ever changed anything."""
@@ -149,8 +150,8 @@ class Observer:
     def orphaned_links(self) -> list[str]:
         """Return the links that daemons with other databases have made, bridges first."""
         ours = self._database.recall("identity")
-        marked = [link for link in self._links.all().values() if link.alias.startswith(_MARK)]
-        orphans = [link for link in marked if ours is None or not link.alias.startswith(_MARK + ours)]
+        marked = [link for link in self._links.all().values() if link.alias.startswith(MARK)]
+        orphans = [link for link in marked if ours is None or not link.alias.startswith(MARK + ours)]
         return [link.name for link in sorted(orphans, key=lambda link: (link.kind != "bridge", link.name))]
 
     def chains(self, anew: bool = False) -> Chains:

@@ -11,6 +11,7 @@ A file that is damaged is renamed, and a new one takes its place; the kernel's s
 it (`gangway cleanup`).  A row that makes no sense is removed, after the file was copied.  Both are logged.
 """
 
+import glob
 import os
 import sqlite3
 import time
@@ -99,7 +100,7 @@ class Database:
     """
 
     def __init__(self, path: Path, warn: Callable[[str], None] = lambda _text: None) -> None:
-        self._path, self._warn = path, warn
+        self.path, self._warn = path, warn
         self._copy: Path | None = None  # of the file, before invalid rows were removed
         self._lock = RLock()  # leases use it from a thread of their own
         try:
@@ -119,13 +120,13 @@ class Database:
 
     def _set_aside(self) -> Path:
         """Rename a damaged file of gangway's, with what SQLite keeps beside it; return the new name."""
-        found = self._path.stat()
+        found = self.path.stat()
         if found.st_mode & 0o077 or found.st_uid != os.geteuid():  # gangway makes its file private
-            raise HostRefused(f"{self._path} is not a database of gangway's: name another one with --state")
-        kept = _unused(self._path)
+            raise HostRefused(f"{self.path} is not a database of gangway's: name another one with --state")
+        kept = _unused(self.path)
         for end in ("", "-wal", "-shm"):
             with suppress(FileNotFoundError):
-                os.rename(f"{self._path}{end}", f"{kept}{end}")
+                os.rename(f"{self.path}{end}", f"{kept}{end}")
         return kept
 
     def _remove_strays(self) -> None:
@@ -138,17 +139,26 @@ class Database:
     def _discard(self, table: str, row: tuple[object, ...], reason: object) -> None:
         """Remove a row that makes no sense; before the first one, copy the file."""
         if self._copy is None:
-            self._copy = _unused(self._path)
+            self._copy = _unused(self.path)
             os.close(os.open(self._copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             with closing(sqlite3.connect(self._copy)) as copy:
                 self._database.backup(copy)
-        self._warn(f"database {self._path}: removed an invalid row of {table} ({reason}): {row}; copy: {self._copy}")
+        self._warn(f"database {self.path}: removed an invalid row of {table} ({reason}): {row}; copy: {self._copy}")
         condition = " AND ".join(f"{name} IS ?" for name in _COLUMNS[table].split(", "))
         self._execute(f"DELETE FROM {table} WHERE {condition}", row)
 
     def close(self) -> None:
         """Close the database.  A daemon that is killed before loses nothing."""
         self._database.close()
+
+    def delete(self) -> None:
+        """Close the database, and delete its file, but no copies of it.  Whatever is to be written later fails."""
+        self.close()
+        try:
+            for end in ("", "-wal", "-shm"):
+                Path(f"{self.path}{end}").unlink(missing_ok=True)
+        except OSError as error:
+            raise HostRefused(f"the database {self.path} cannot be deleted: {error.strerror}") from None
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -238,14 +248,14 @@ class Database:
             with self._lock:
                 self._database.execute(statement, values)
         except sqlite3.Error as error:
-            raise HostRefused(f"the database {self._path} cannot be written: {error}") from None
+            raise HostRefused(f"the database {self.path} cannot be written: {error}") from None
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            raise HostRefused(f"the database {self._path} cannot be read: {error}") from None
+            raise HostRefused(f"the database {self.path} cannot be read: {error}") from None
 
     def _all(self, table: str, condition: str = "") -> list[tuple]:  # type: ignore[type-arg]  # whatever the columns are
         with self._reading():
@@ -253,6 +263,11 @@ class Database:
 
     def _insert(self, table: str, row: tuple[object, ...]) -> None:
         self._execute(f"INSERT INTO {table} ({_COLUMNS[table]}) VALUES ({', '.join('?' * len(row))})", row)
+
+
+def copies_of(path: Path) -> list[Path]:
+    """Return the copies of a database that were made before something damaged was removed."""
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}.damaged-*"))
 
 
 def _opened(path: Path) -> sqlite3.Connection:

@@ -1,0 +1,54 @@
+"""`gangway down` and `gangway uninstall-check`: the end of gangway in a network namespace."""
+
+from __future__ import annotations
+
+import sys
+
+from gangway.cli.client import Refused, ask
+from gangway.cli.lifecycle import end_daemon, has_ended, pidfd, status
+from gangway.cli.views import say
+from gangway.daemon.remains import Remain, remains
+from gangway.errors import GangwayError
+
+_YES = ("y", "yes")
+
+
+def down(path: str, is_confirmed: bool) -> None:
+    """Remove everything of gangway's, and end the daemon that listens at `path`; ask first, unless it `is_confirmed`.
+
+    Refused: something is left, or nobody can be asked.
+    """
+    is_asked = not is_confirmed
+    if is_asked and not (sys.stdin and sys.stdin.isatty()):
+        raise Refused(
+            "InvalidRequest", "this removes everything of gangway's: add --yes, as there is no terminal to ask"
+        )
+    planned = ask(path, "GET", "/down")
+    if is_asked:
+        print("This will be removed:", *_indented(planned["removed"]), *_notes(planned["advice"]), sep="\n")
+        if input("Remove it? [y/N] ").strip().lower() not in _YES:
+            return say("nothing was removed")
+    found = status(path)
+    if found is None:
+        raise Refused("Conflict", f"the daemon at {path} has just ended: try again")
+    relay = pidfd(found["relay_pid"]) if found["relay_pid"] else None
+    done = end_daemon(path, found, "/down")
+    if relay is not None and not has_ended(relay):
+        raise Refused("HostRefused", f"the relay (pid {found['relay_pid']}) did not exit: kill it")
+    print("Removed:", *_indented(done["removed"]), *_notes(done["advice"]), sep="\n")
+
+
+def left() -> list[Remain]:
+    """Return what there is of gangway's in this network namespace.  Refused: that cannot be found out."""
+    try:
+        return remains()
+    except GangwayError as error:
+        raise Refused(type(error).__name__, str(error)) from None
+
+
+def _indented(lines: list[str]) -> list[str]:
+    return [f"  {line}" for line in lines]
+
+
+def _notes(advice: list[str]) -> list[str]:
+    return ["Note:", *_indented(advice)] if advice else []

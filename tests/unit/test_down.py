@@ -1,0 +1,123 @@
+"""What `gangway down` removes and refuses, and what a failure leaves; what `uninstall-check` reads of a database."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gangway.cli import uninstall
+from gangway.cli.client import Refused
+from gangway.daemon.remains import Remain, _of_process, _Process
+from gangway.errors import Conflict, HostRefused
+from gangway.host import sysctl
+from gangway.reconcile.dataplane import TW_REUSE
+from gangway.relay import protocol
+from gangway.relay.protocol import Destination
+from gangway.state.database import Database
+from gangway.state.memory import Memory
+from lab.netns import Namespace
+from tests.unit.fake_daemon import Daemon, listening
+from tests.unit.samples import WEB
+
+
+@pytest.fixture
+def used(own_namespace: Namespace, daemon: Daemon, box: Namespace) -> Iterator[Daemon]:
+    """A daemon with two networks, and a container with ports."""
+    daemon.requests.create_network(WEB)
+    daemon.requests.attach(box.name, None, ())
+    daemon.requests.publish(box.name, ["127.0.0.1:8000:80/udp", "9000-9001:90-91"])
+    relay = subprocess.Popen(["sleep", "60"])
+    daemon.relay.pid = relay.pid
+    yield daemon
+    relay.kill()
+    relay.wait()
+
+
+def test_down_removes_what_it_has_named(used: Daemon, box: Namespace) -> None:
+    before = {"net.ipv4.ip_forward": "0", TW_REUSE: "2"}
+    planned = used.down.planned()
+    assert planned[:3] == ["network web", "network gangway0", f"container {box.name} on it, 3 published ports"]
+    assert f"saved setting, restored: {TW_REUSE}" in planned
+    assert planned[-3:] == [
+        f"relay (pid {used.relay.pid})",
+        f"daemon (pid {os.getpid()})",
+        f"database {used.database.path}",
+    ]
+    assert used.down.carry_out() == planned
+    assert used.is_consistent()
+    assert used.requests.networks() == ()
+    assert used.settings.unrestored() == {}
+    assert {name: sysctl.read(name) for name in before} == before
+    assert used.calls.names[-1] == "relay.stop"
+    assert used.relay.pid is not None
+    assert os.waitpid(used.relay.pid, 0)[1] == signal.SIGTERM
+
+
+def test_failure_names_what_is_left(used: Daemon, box: Namespace) -> None:
+    used.calls.fail("relay.remove")
+    with pytest.raises(HostRefused) as refused:
+        used.down.carry_out()
+    for text in ("relay.remove failed", "network web", f"container {box.name} on it, 3 published ports"):
+        assert text in str(refused.value)
+    assert len(used.requests.mappings()) == 3
+    used.calls.fail()
+    used.down.carry_out()
+    assert used.is_consistent()
+
+
+def test_launchers_are_named_and_nothing_is_removed(used: Daemon) -> None:
+    lease = protocol.Lease("tcp", Destination("172.17.0.2", 80))
+    used.leases.grant(lease, listening("127.0.0.1", 8888), os.getpid())
+    for call in (used.down.planned, used.down.carry_out):
+        with pytest.raises(Conflict, match=r"nothing was removed: .*\(127.0.0.1:8888:80/tcp\).*stop the containers"):
+            call()
+    assert len(used.requests.networks()) == 2
+
+
+def test_nothing_is_recorded_any_more_after_the_database_is_deleted(used: Daemon) -> None:
+    used.down.carry_out()
+    used.database.delete()
+    assert not used.database.path.exists()
+    with pytest.raises(HostRefused, match="database"):
+        used.requests.create_network(WEB)
+    assert WEB.bridge not in used.links.all()
+
+
+def test_down_has_to_be_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(Refused, match="add --yes"):
+        uninstall.down("/run/no.sock", is_confirmed=False)
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_memory_is_read_without_changing_a_file(tmp_path: Path, is_closed: bool) -> None:
+    database = Database(tmp_path / "state.db")
+    database.remember("what", "value")
+    if is_closed:
+        database.close()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if not path.name.endswith("-shm")}
+    assert Memory(database.path).recall("what") == "value"
+    assert Memory(database.path).recall("nothing") is None
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir() if not path.name.endswith("-shm")}
+    assert after == before
+    database.close()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"nonsense" * 1000])
+def test_memory_of_no_database_is_empty(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "state.db"
+    if content is not None:
+        path.write_bytes(content)
+    assert Memory(path).recall("what") is None
+    assert path.exists() == (content is not None)
+
+
+def test_processes_are_ended_by_whoever_runs_them() -> None:
+    words = ["/usr/bin/docker-proxy", "-proto", "udp", "-host-ip", "0.0.0.0", "-host-port", "53"]
+    assert _of_process(_Process(7, "gangway-docker-proxy", words)) == Remain(
+        "gangway-docker-proxy (pid 7)", "docker stop $(docker ps --quiet --filter publish=53/udp)"
+    )
+    assert _of_process(_Process(8, "gangway.relay", [])) == Remain("relay (pid 8)", "kill 8")
