@@ -18,7 +18,7 @@ UNPACK := import sys, sysconfig, zipfile; zipfile.ZipFile(sys.argv[1]).extractal
 
 .DELETE_ON_ERROR:
 .PHONY: build parts need-pip need-compilers need-dev dev wheel deb test test-wheel test-deb test-install test-engines test-vm lint \
-    bench bench-docker demo demo-docker format clean
+    docs bench bench-docker demo demo-docker format clean
 
 .DEFAULT_GOAL := build
 include compile.mk
@@ -125,12 +125,22 @@ format: dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The documentation as a site in build/site. Only installing mkdocs needs the network; warnings are errors.
+docs: $(BIN)/mkdocs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python3 -m mkdocs --quiet build --strict
+
+$(BIN)/mkdocs: pyproject.toml | build
+	@echo "make: installing mkdocs into $(VENV)"
+	@$(PIP) --editable '.[docs]'
+	@touch $@
+
 # All rows but those of bench-docker, or some: make bench ROWS=rr64,crr16
 COMMA := ,
 SPACE := $(subst ,, )
 bench: dev
 	@$(APT_NEED) $(APT_TEST) $(APT_BENCH)
 	$(BIN)/python3 -m bench $(if $(ROWS),--only $(subst $(COMMA),$(SPACE),$(ROWS)))
+	$(BIN)/python3 -m manual.chart
 
 # Docker's ports without dockerd's rules and proxies, with the dockerd of Debian 13.
 bench-docker: dev

@@ -96,7 +96,7 @@ class Dockerd(Closing):
         (self._root / "daemon.json").write_text("{}")
         try:
             self.start()
-            self.run("import", "-", self.image, input=_busybox_archive(), text=False)
+            self.run("import", "-", self.image, input=busybox_archive(), text=False)
         except BaseException:
             self.close()
             raise
@@ -303,7 +303,8 @@ def _docker() -> str:
     return "/usr/bin/docker" if Path("/usr/bin/docker").exists() else "docker"
 
 
-def _busybox_archive() -> bytes:
+def busybox_archive() -> bytes:
+    """Return the image's file system: this machine's static busybox."""
     busybox = Path(shutil.which("busybox") or "/bin/busybox").resolve()
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:

@@ -32,7 +32,7 @@ for root in $(findmnt --raw --noheadings --output TARGET --types cgroup,cgroup2)
     done
     echo $$ >"$root/$NAME/cgroup.procs"
 done
-exec unshare --cgroup --pid --fork --kill-child --mount --propagation slave --uts --ipc sh -ec '
+exec unshare $CGROUP --pid --fork --kill-child --mount --propagation slave --uts --ipc sh -ec '
     mount -t tmpfs tmp "$SCRATCH"
     mkdir "$SCRATCH/up" "$SCRATCH/work" "$SCRATCH/root"
     mount -t overlay root -o "lowerdir=$LOWER,upperdir=$SCRATCH/up,workdir=$SCRATCH/work" "$SCRATCH/root"
@@ -46,7 +46,9 @@ exec unshare --cgroup --pid --fork --kill-child --mount --propagation slave --ut
     mount --rbind /dev dev
     mount --bind /tmp tmp
     mount -t sysfs sys sys
-    if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+    if [ -z "$CGROUP" ]; then
+        mount --rbind /sys/fs/cgroup sys/fs/cgroup
+    elif [ -e /sys/fs/cgroup/cgroup.controllers ]; then
         mount -t cgroup2 cgroup sys/fs/cgroup
     else
         mount -t tmpfs cgroup sys/fs/cgroup
@@ -63,9 +65,21 @@ _TARGET = "[Unit]\nDefaultDependencies=no\n"
 class Systemd(Closing):
     """systemd, and commands that run beside it."""
 
-    def __init__(self, host: Namespace, units: Mapping[str, str], scratch: Path, root: Path = Path("/")) -> None:
-        """`units` are the texts of unit files, by their path; `scratch` is an empty folder."""
+    def __init__(
+        self,
+        host: Namespace,
+        units: Mapping[str, str],
+        scratch: Path,
+        root: Path = Path("/"),
+        *,
+        sees_all_groups: bool = False,
+    ) -> None:
+        """`units` are the texts of unit files, by their path; `scratch` is an empty folder.
+
+        With `sees_all_groups` it has no namespace of control groups: eBPF programs are attached to the machine's root.
+        """
         self._host, self._units, self._scratch, self._root = host, units, scratch, root
+        self._cgroup = "" if sees_all_groups else "--cgroup"
         self._name = f"{host.name}-systemd"
         self._first: subprocess.Popen[Any] | None = None
         self._pid = 0
@@ -80,6 +94,7 @@ class Systemd(Closing):
         log = self._scratch / "systemd.log"
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "container": "test", "NAME": self._name}
         environment |= {"SCRATCH": str(root), "UNITS": str(units), "PROGRAM": _PROGRAM, "LOWER": str(self._root)}
+        environment["CGROUP"] = self._cgroup
         with log.open("w") as output:
             self._first = self._host.popen("sh", "-c", _BOOT, stdout=output, stderr=output, env=environment)
         try:
@@ -95,8 +110,11 @@ class Systemd(Closing):
 
     def run(self, *words: str, check: bool = False) -> subprocess.CompletedProcess[str]:
         """Run a command beside systemd, and return its result."""
-        inside = ["nsenter", "--all", f"--target={self._pid}", f"--root=/proc/{self._pid}/root", "--", *words]
-        return subprocess.run(inside, check=check, text=True, capture_output=True)
+        return subprocess.run(self.command(*words), check=check, text=True, capture_output=True)
+
+    def command(self, *words: str) -> list[str]:
+        """Return the command line that runs `words` beside systemd."""
+        return ["nsenter", "--all", f"--target={self._pid}", f"--root=/proc/{self._pid}/root", "--", *words]
 
     def path(self, path: str) -> Path:
         """Return where a file beside systemd can be found from here."""
@@ -105,7 +123,7 @@ class Systemd(Closing):
     def close(self) -> None:
         """End systemd, and with it every process in its PID namespace."""
         if self._first is not None:
-            end(self._first)
+            end(self._first, patience_s=0)  # unshare ignores SIGTERM, and systemd ends with it
         wait_until(self._has_no_groups, "the control groups to be removed")
 
     def _has_no_groups(self) -> bool:
