@@ -77,7 +77,9 @@ def _operation(title: str, described: dict[str, Any], is_roots: bool) -> str:
 
 
 def _body(part: dict[str, Any]) -> str:
-    return _type(part["content"]["application/json"]["schema"])
+    """Return the type of a body; a stream has many of it."""
+    ((media, content),) = part["content"].items()
+    return _type(content["schema"]) + ("" if media == "application/json" else f", as `{media}`")
 
 
 def _message(name: str, schema: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ class Recorder:
         self._lines: list[str] = []
         self._refuse = refuse
         self.adopted = Adopted()
-        self.watcher = Watcher(str(path), self._adopt, Log(lambda _level, line: self._lines.append(line)))
+        self.watcher = Watcher(str(path), self._adopt, Log(lambda event: self._lines.append(event.text)))
 
     async def _adopt(self, adopted: Adopted) -> None:
         if self._refuse(adopted):

@@ -36,7 +36,7 @@ class Site:
         self.log = folder / "log"
         (folder / "etc/gangway").mkdir(parents=True)
         settings = {"redirect": False, **settings}
-        lines = ["[relay]", f'log = "{self.log}"', *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
+        lines = [f'log = "{self.log}"', "[relay]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
         (folder / "etc/gangway/gangway.toml").write_text("\n".join(lines))
         self.before = ("unshare", "--mount", "sh", "-c", _SETTINGS, str(folder / "etc"), *before)
         self.host = Host()

@@ -170,7 +170,7 @@ class Ground:
         """Start a daemon in the state that the last one left."""
         config = Config(firewall=self._firewall, state=str(self._path))
         self._daemons.append(Parts.__new__(Parts))  # to be closed though it is killed while it starts
-        Parts.__init__(self._parts, Loaded(config, [], {}), self._home, Log(lambda _level, _line: None), self._notices)
+        Parts.__init__(self._parts, Loaded(config, [], {}), self._home, Log(lambda _event: None), self._notices)
 
     def is_killed(self, act: Act, left: int) -> bool:
         """Kill the daemon after `left` operations of an act, and start another; False if the act ended before."""

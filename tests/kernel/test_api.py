@@ -1,6 +1,7 @@
 """The daemon's HTTP API: every operation, and that it matches its OpenAPI document."""
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
+from gangway import __version__
 from lab.gangwayd import Gangway
 from lab.netns import Namespace
+from lab.waiting import wait_until
 
 pytestmark = pytest.mark.any_kernel
 
@@ -30,9 +33,22 @@ class Api:
         answer, _, status = self.gangway.host.run(*words).stdout.rpartition("\n")
         return int(status), json.loads(answer)
 
+    def first_event(self) -> tuple[bytes, Any]:
+        """Return the head of the answer that follows events, and the first of them."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(10)
+            sock.connect(str(self.gangway.socket))
+            sock.sendall(b"GET /events HTTP/1.0\r\nHost: gangway\r\n\r\n")
+            received = b""
+            while received.count(b"\n\n") == 0:
+                received += sock.recv(65536)
+        head, _, body = received.partition(b"\r\n\r\n")
+        return head, json.loads(body.partition(b"\n\n")[0].removeprefix(b"data: "))
+
     def check(self, path: str, method: str, answer: object, status: str = "200") -> None:
         """Check that the answer matches the document's schema."""
-        described = self.document["paths"][path][method]["responses"][status]["content"]["application/json"]["schema"]
+        ((_, content),) = self.document["paths"][path][method]["responses"][status]["content"].items()
+        described = content["schema"]
         schema = {**described, "components": self.document["components"]}
         Draft202012Validator(schema).validate(answer)
 
@@ -45,6 +61,30 @@ def api() -> Iterator[Api]:
 
 def test_the_document_is_valid(api: Api) -> None:
     validate(api.document)
+    assert api.document["info"]["version"] == __version__
+    assert api.ask("GET", "/version") == (200, {"version": __version__, "relay_version": ""})
+
+
+def test_events_are_streamed_as_documented(api: Api) -> None:
+    head, started = api.first_event()
+    assert b"200 OK" in head
+    assert b"Content-Type: text/event-stream" in head
+    api.check("/events", "get", started)
+    assert (started["event"], started["version"]) == ("started", __version__)
+    assert api.gangway.daemon is not None
+    assert started["pid"] == api.gangway.daemon.pid
+
+
+def test_health_names_the_reasons(tmp_path: Path) -> None:
+    config = tmp_path / "gangway.toml"
+    config.write_text(f'[docker]\nenabled = true\nsocket = "{tmp_path}/docker.sock"\n')
+    with Namespace("host") as host, Gangway(host, "--config", str(config)) as gangway:
+        api = Api(gangway, host)
+        wait_until(lambda: api.ask("GET", "/health")[0] == 503, "the daemon to see that there is no dockerd")
+        status, answer = api.ask("GET", "/health")
+        api.check("/health", "get", answer, str(status))
+        assert answer["is_healthy"] is False
+        assert [f"{tmp_path}/docker.sock" in reason for reason in answer["reasons"]] == [True]
 
 
 def test_every_operation_answers_as_documented(api: Api, tmp_path: Path) -> None:
@@ -74,6 +114,8 @@ def test_every_operation_answers_as_documented(api: Api, tmp_path: Path) -> None
         ("POST", "/docker/cleanup", "/docker/cleanup", {}),
         ("GET", "/status", "/status", None),
         ("GET", "/config", "/config", None),
+        ("GET", "/version", "/version", None),
+        ("GET", "/health", "/health", None),
         ("POST", "/reload", "/reload", None),
         ("GET", "/down", "/down", None),
         ("POST", "/stop", "/stop", None),
@@ -88,7 +130,7 @@ def test_every_operation_answers_as_documented(api: Api, tmp_path: Path) -> None
             assert api.gangway.daemon.wait(20) == 0
             api.gangway.start()
     assert {(described, method.lower()) for method, described, *_ in steps} == {
-        (path, method) for path, methods in api.document["paths"].items() for method in methods
+        (path, method) for path, methods in api.document["paths"].items() for method in methods if path != "/events"
     }
 
 
@@ -113,4 +155,4 @@ def test_an_error_names_its_cause(
     assert (found, answer["kind"]) == (status, kind)
     assert message in answer["error"]
     described = "/networks/{name}" if path.startswith("/networks/") else path.partition("?")[0]
-    api.check(described, method.lower(), answer, "default")
+    api.check(described, method.lower(), answer, str(status))

@@ -75,21 +75,21 @@ def _limit(listing: str, name: str) -> str:
 
 
 def test_sighup_reloads_settings_and_reopens_logs(host: Namespace, tmp_path: Path) -> None:
-    config, log = tmp_path / "gangway.toml", tmp_path / "relay.log"
-    config.write_text(f'[relay]\nlog = "{log}"\n')
+    config, log = tmp_path / "gangway.toml", tmp_path / "gangway.log"
+    config.write_text(f'log = "{log}"\n')
     with Gangway(host, "--config", str(config)) as gangway, Namespace("box") as box:
         gangway("network", "create", "web", "--subnet", "172.30.0.0/24")
         gangway("attach", box.name, "--network", "web")
         gangway("publish", box.name, "-p", "127.0.0.1:8080:80/udp")
         (relay,) = gangway.relays()
-        log.rename(tmp_path / "relay.log.1")
-        config.write_text(f'ip-forward = false\n[relay]\nlog = "{log}"\nudp_timeout_s = 5\n')
-        _hang_up(gangway, "settings reloaded; [relay]: from the relay's next start")
+        log.rename(tmp_path / "gangway.log.1")
+        config.write_text(f'ip-forward = false\nlog = "{log}"\n[relay]\nudp_timeout_s = 5\n')
+        _hang_up(gangway, log, "settings reloaded; [relay]: from the relay's next start")
         opened = {os.readlink(f"/proc/{relay}/fd/{fd}") for fd in os.listdir(f"/proc/{relay}/fd")}
         assert str(log) in opened
         assert f"{log}.1" not in opened
         config.write_text("firewall = 'nonsense'\n")
-        _hang_up(gangway, "settings not reloaded: ")
+        _hang_up(gangway, log, "settings not reloaded: ")
         os.kill(relay, signal.SIGHUP)
         assert gangway.relays() == [relay]
         assert len(gangway.json("ls")) == 1
@@ -100,10 +100,10 @@ def test_sighup_reloads_settings_and_reopens_logs(host: Namespace, tmp_path: Pat
         gangway.start("--firewall", "nftables")
 
 
-def _hang_up(gangway: Gangway, message: str) -> None:
+def _hang_up(gangway: Gangway, log: Path, message: str) -> None:
     assert gangway.daemon is not None
     gangway.daemon.send_signal(signal.SIGHUP)
-    wait_until(lambda: message in gangway.log.read_text(), f"the log to say {message!r}")
+    wait_until(lambda: log.exists() and message in log.read_text(), f"the log to say {message!r}")
 
 
 def test_a_scope_is_requested_from_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

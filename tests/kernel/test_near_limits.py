@@ -33,7 +33,7 @@ def gangway(relay_log: Path) -> Iterator[Gangway]:
     """A daemon that sees low limits, which only the machine itself may set."""
     low, config = relay_log.with_name("low"), relay_log.with_name("gangway.toml")
     low.write_text(f"{_LOW}\n")
-    config.write_text(f'[relay]\nlog = "{relay_log}"\n')
+    config.write_text(f'log = "{relay_log}"\n')
     binds = " && ".join(f"mount --bind {low} /proc/sys/{name}" for name in _SEEN)
     with Namespace("host") as host:
         within: tuple[str, ...] = (

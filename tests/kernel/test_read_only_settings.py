@@ -61,7 +61,7 @@ def scene_with(firewall: str, settings: dict[str, int]) -> Iterator[Scene]:
     with Namespace("host") as host, Neighbour(host) as neighbour, Namespace("box") as box:
         for name, value in settings.items():
             host.sysctl(name, value)
-        with Gangway(host, "--firewall", firewall, within=_WITHIN) as gangway:
+        with Gangway(host, "--firewall", firewall, "--log-level", "warning", within=_WITHIN) as gangway:
             gangway("network", "create", "web", "--subnet", "172.30.0.0/24", "--subnet", "fd30::/64")
             gangway("attach", box.name, "--network", "web")
             echo_server.serve(box.popen, 80)

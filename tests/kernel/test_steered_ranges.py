@@ -231,7 +231,7 @@ def test_a_range_that_needs_more_descriptors_than_allowed_is_refused(tmp_path: P
 @pytest.mark.any_kernel
 def test_a_port_that_cannot_be_answered_from_is_logged(tmp_path: Path) -> None:
     log, config = tmp_path / "log", tmp_path / "config.toml"
-    config.write_text(f"[relay]\nlog = '{log}'\n")
+    config.write_text(f"log = '{log}'\n")
     with (
         Street("--config", str(config)) as street,
         listening(street.server, "udp", [9001]) as at,

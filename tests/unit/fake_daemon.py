@@ -277,13 +277,19 @@ class Daemon:
         former_flows = partial(self.executor.delete_flows, former=True)
         self.leases = Leases(self.registry.index, self.dataplane, self.observer.lease_facts, former_flows)
         # A clock on which every line is long after the last one: nothing is suppressed.
-        log = Log(lambda _level, line: self.log.append(line), clock=iter(range(0, 1 << 30, 100)).__next__)
+        log = Log(lambda event: self.log.append(event.text), clock=iter(range(0, 1 << 30, 100)).__next__)
         self.controller = Controller(
             self.observer, self.registry, self.executor, self.reserved_ports, self._driver_for, log
         )
         self.requests = Requests(self.controller, self.registry, self.executor, self.leases)
         parts = self.controller, self.registry, self.executor, self.leases, self.log.append
-        self.adoption = Adoption(self.requests.repair, *parts)
+        self.reported: list[tuple[str, str, int]] = []
+        """Of Docker's containers: what was done, and with how many ports."""
+        self.adoption = Adoption(
+            self.requests.repair,
+            *parts,
+            lambda what, container, ports: self.reported.append((what, container, len(ports))),
+        )
         self.adopt = self.adoption.adopt
         parts_of_down = self.requests, self.registry, self.adoption, self.dataplane, settings, self.database
         self.down = Down(*parts_of_down)

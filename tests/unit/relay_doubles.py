@@ -193,7 +193,7 @@ class Relay:
         self.address = listener.getsockname()
         self.listener = listener
         listener.listen()
-        self.log = log = RecordingLog(lambda _level, line: self.lines.append(line), lambda: self.now_s)
+        self.log = log = RecordingLog(lambda event: self.lines.append(event.text), lambda: self.now_s)
         self.control = Control(self.loop, listener, log, self._on_disconnected)
         self.ports = ServedPorts(self.loop, self.server, log, self.control.is_connected, self._on_emptied)
         self.control.ports = self.ports

@@ -44,7 +44,7 @@ class SharedRelay:
         self.clock = Clock()
         self.loop = Loop(self.clock)
         self.log_lines: list[str] = []
-        log = Log(lambda _level, line: self.log_lines.append(line), self.clock)
+        log = Log(lambda event: self.log_lines.append(event.text), self.clock)
         self.core = Core(self.loop, Settings(workers=1)._replace(**settings), log, open_icmp())
         self.binding_fd = os.memfd_create("binding")
         stack.callback(os.close, self.binding_fd)

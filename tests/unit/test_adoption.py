@@ -60,6 +60,8 @@ def test_ports_follow_the_containers(daemon: Daemon, box: Namespace) -> None:
     assert [str(one.container_address) for one in daemon.requests.mappings()] == ["172.17.0.3"]
     daemon.adopt(Adopted((BRIDGE,), ()))
     assert published(daemon) == []
+    said = [f"{what} {count}" for what, _, count in daemon.reported]
+    assert said == ["published 2", "unpublished 1", "published 1", "unpublished 2", "published 1", "unpublished 1"]
     daemon.adopt(Adopted())
     assert daemon.requests.networks() == ()
     assert daemon.requests.is_idle

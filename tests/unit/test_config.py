@@ -17,6 +17,9 @@ ip-forward = false
 chain-prefix = "DOCKER"
 state = "/var/lib/other.db"
 group = "root"
+log = "/var/log/gangway.log"
+log-level = "debug"
+log-format = "json"
 
 [docker]
 socket = "/run/other.sock"
@@ -24,7 +27,6 @@ socket = "/run/other.sock"
 [relay]
 workers = 2
 udp_timeout_s = 30
-log = "/var/log/gangway.log"
 """
 
 
@@ -57,8 +59,19 @@ def refusal(file: Path, text: str) -> str:
 
 
 def test_log_that_cannot_be_written_is_refused(file: Path) -> None:
-    text = refusal(file, '[relay]\nlog = "/nowhere/log"\n')
-    assert text == f"{file}: relay: log cannot be written to '/nowhere/log': there is no folder /nowhere"
+    text = refusal(file, 'log = "/nowhere/log"\n')
+    assert text == f"{file}: log cannot be written to '/nowhere/log': there is no folder /nowhere"
+    assert 'it must be "auto", "syslog" or a file\'s absolute path' in refusal(file, 'log = "here"')
+
+
+def test_log_in_the_table_of_the_relay_is_deprecated(file: Path) -> None:
+    file.write_text('[relay]\nlog = "syslog"\nworkers = 2\n')
+    found, warnings, sources = config.load(file, {}, {})
+    assert (found.log, found.relay_settings.workers) == ("syslog", 2)
+    assert warnings == [f"{file}: log in the table [relay] is deprecated: move it before the first table"]
+    assert sources["log"] == f"{file}:2"
+    file.write_text('log = "auto"\n[relay]\nlog = "syslog"\n')
+    assert config.load(file, {}, {}).config.log == "auto"
 
 
 def test_everything_has_a_default(file: Path) -> None:
@@ -74,7 +87,9 @@ def test_a_file_sets_every_key(file: Path) -> None:
     found = load(file, {})
     assert (found.firewall, found.ip_forward, found.chain_prefix) == ("iptables", False, "DOCKER")
     assert (found.state, found.group, found.docker.socket) == ("/var/lib/other.db", "root", "/run/other.sock")
-    assert found.relay_settings == Settings(workers=2, udp_timeout_s=30, log="/var/log/gangway.log")
+    log = {"log": "/var/log/gangway.log", "log_level": "debug", "log_format": "json"}
+    assert found.relay_settings == Settings(workers=2, udp_timeout_s=30, **log)  # type: ignore[arg-type]
+    assert (found.log, found.log_level, found.log_format) == tuple(log.values())
 
 
 @pytest.mark.parametrize(
@@ -84,6 +99,8 @@ def test_a_file_sets_every_key(file: Path) -> None:
         ({"ip-forward": True}, "ip_forward"),
         ({"chain-prefix": "MINE"}, "chain_prefix"),
         ({"state": "/tmp/state.db"}, "state"),
+        ({"log-level": "warning"}, "log_level"),
+        ({"log-format": "text"}, "log_format"),
     ],
 )
 def test_an_option_overrides_the_file_and_changes_nothing_else(
@@ -107,6 +124,8 @@ def test_every_firewall_is_accepted(firewall: str) -> None:
     [
         ('firewall = "ufw"', "unknown firewall 'ufw': auto, nftables, iptables, none"),
         ("firewall = 1", "firewall"),
+        ('log-level = "loud"', "unknown log-level 'loud': debug, info, warning, error"),
+        ('log-format = "xml"', "unknown log-format 'xml': text, json"),
         ('ip-forward = "no"', "ip-forward"),
         ("ip_forward = false", "ip_forward"),
         ("state = 1", "state"),
@@ -121,7 +140,7 @@ def test_every_firewall_is_accepted(firewall: str) -> None:
         ("relay = 1", "relay"),
         ("[relay]\nworker = 2", "unknown key 'worker'"),
         ("[relay]\nworkers = 0", "workers must be a whole number from 1 to 16, not 0"),
-        ('[relay]\nlog = "here"', "log must be"),
+        ('[relay]\nlog = "here"', "log cannot be written to 'here': it must be"),
         ("firewall", "(at "),
         ('firewall = "none"\nfirewall = "none"', "(at "),
     ],

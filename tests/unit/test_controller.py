@@ -142,8 +142,10 @@ def test_failure_is_logged_once(daemon: Daemon) -> None:
     for _ in range(3):
         daemon.controller.check(thorough=True)
     assert daemon.log == ["redirect.set_own_addresses failed"]
+    assert [*daemon.controller.problems] == ["redirect.set_own_addresses failed"]
     daemon.calls.fail()
     daemon.controller.check()
+    assert [*daemon.controller.problems] == []
     daemon.controller.check()
     daemon.calls.fail("redirect.set_own_addresses")
     daemon.controller.check()

@@ -18,6 +18,7 @@ import pytest
 from gangway import runtime
 from gangway.daemon import main
 from gangway.daemon.config import Config, Docker
+from gangway.daemon.history import History
 from gangway.daemon.home import Home
 from gangway.daemon.main import Daemon
 from gangway.log import Log
@@ -38,7 +39,7 @@ def _quiet(scope: ExitStack) -> socket.socket:
 def _daemon(
     scope: ExitStack,
     worker: ThreadPoolExecutor,
-    write: Callable[[int, str], None] = _nothing,
+    write: Callable[[str], object] = _nothing,
     is_idle: bool = False,
     docker: Docker = NO_DOCKER,
 ) -> Daemon:
@@ -57,13 +58,15 @@ def _daemon(
         requests=requests,
         stop_if_idle=lambda: True,
         dataplane=SimpleNamespace(relay=relay),
-        check_limits=lambda: write(0, "limits"),
+        check_limits=lambda: write("limits"),
         check_thoroughly=_nothing,
     )
     rules = SimpleNamespace(sock=_quiet(scope))
     notices: Any = SimpleNamespace(links=_quiet(scope), routes=_quiet(scope), rules=rules)
     load: Any = _nothing
-    return Daemon(parts, notices, worker, Log(write), until_idle=is_idle, load=load)
+    return Daemon(
+        parts, notices, worker, Log(lambda event: write(event.text)), History(), until_idle=is_idle, load=load
+    )
 
 
 def test_a_check_that_ends_after_the_daemon_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +75,7 @@ def test_a_check_that_ends_after_the_daemon_is_ignored(tmp_path: Path, monkeypat
     may_end, problems = Event(), list[str]()
 
     async def serve(scope: ExitStack, home: Home, worker: ThreadPoolExecutor) -> None:
-        daemon = _daemon(scope, worker, lambda _level, line: problems.append(line))
+        daemon = _daemon(scope, worker, problems.append)
         checking = daemon._run(lambda: _nothing(may_end.wait(10)))
         daemon._over.set()
         await daemon.run(home, lambda: None)
@@ -92,7 +95,7 @@ def test_limits_are_checked_and_shortages_logged_in_one_line(tmp_path: Path, mon
     lines: list[str] = []
 
     async def serve(scope: ExitStack, home: Home, worker: ThreadPoolExecutor) -> None:
-        daemon = _daemon(scope, worker, lambda _level, line: lines.append(line))
+        daemon = _daemon(scope, worker, lines.append)
         running = asyncio.create_task(daemon.run(home, lambda: None))
         while "limits" not in lines:
             await asyncio.sleep(0.01)
@@ -118,7 +121,7 @@ def test_daemon_that_serves_docker_is_not_idle(tmp_path: Path, monkeypatch: pyte
 
     async def serve(scope: ExitStack, home: Home, worker: ThreadPoolExecutor, docker: Docker) -> bool:
         """Return whether the daemon ends although no signal came."""
-        daemon = _daemon(scope, worker, lambda _level, line: lines.append(line), True, docker)
+        daemon = _daemon(scope, worker, lines.append, True, docker)
         running = asyncio.create_task(daemon.run(home, lambda: None))
         while docker.enabled and not any("No such file or directory" in line for line in lines):
             await asyncio.sleep(0.01)

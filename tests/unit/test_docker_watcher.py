@@ -61,7 +61,7 @@ class Stated:
 @asynccontextmanager
 async def watching(path: Path, has_rules: bool = True) -> AsyncIterator[tuple[Watcher, Stated]]:
     stated = Stated()
-    watcher = Watcher(str(path), stated.adopt, Log(lambda _level, line: stated.lines.append(line)), has_rules)
+    watcher = Watcher(str(path), stated.adopt, Log(lambda event: stated.lines.append(event.text)), has_rules)
     task = asyncio.create_task(watcher.run())
     try:
         yield watcher, stated

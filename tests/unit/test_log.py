@@ -1,31 +1,37 @@
-"""The log: one warning of each kind per second, and the number of suppressed ones."""
+"""The log: one warning of each kind per second, what an event looks like, and where it goes."""
 
+import json
 import os
 import re
 import socket
 import syslog
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-import gangway.log as log_module
-from gangway.log import Log, open_file, open_log, stderr_log, unusable
+import gangway.log_targets as log_module
+from gangway.log import LEVELS, Event, Log, event
+from gangway.log_targets import AUTO, _for_file, _for_journal, _for_stderr, open_file, open_log, unusable
 
 
 class Written:
-    """The lines of a log, with a clock that the test sets."""
+    """The events of a log, with a clock that the test sets."""
 
     def __init__(self) -> None:
         self.now_s = 50.0
-        self.lines: list[tuple[int, str]] = []
-        self.log = Log(self._write, lambda: self.now_s)
+        self.events: list[Event] = []
+        self.log = Log(self.events.append, lambda: self.now_s)
 
-    def _write(self, level: int, line: str) -> None:
-        self.lines.append((level, line))
+    @property
+    def lines(self) -> list[tuple[int, str]]:
+        """The texts, each with its level."""
+        return [(one.level, one.text) for one in self.events]
 
     def texts(self) -> list[str]:
-        """Return the lines without their levels."""
-        return [line for _, line in self.lines]
+        return [one.text for one in self.events]
 
 
 @pytest.fixture
@@ -67,6 +73,50 @@ def test_information_is_never_suppressed(written: Written) -> None:
     assert written.lines == [(syslog.LOG_INFO, "up: all")] * 3
 
 
+def test_less_important_events_are_left_out(written: Written) -> None:
+    written.log.level = LEVELS["warning"]
+    written.log.info("started", event="started")
+    written.log.warning("repaired", event="repaired")
+    written.log.level = LEVELS["debug"]
+    written.log.write(event("answered", "GET /mappings: 200", {}, syslog.LOG_DEBUG))
+    assert [one.name for one in written.events] == ["repaired", "answered"]
+
+
+def test_a_second_writer_gets_the_same_events(written: Written) -> None:
+    others: list[Event] = []
+    written.log.add_writer(others.append)
+    written.log.info("container %s exited", "box", event="exited", container="box")
+    assert others == written.events
+    assert (others[0].name, others[0].text, others[0].fields) == (
+        "exited",
+        "container box exited",
+        {"container": "box"},
+    )
+
+
+def test_event_as_json() -> None:
+    made = Event(1764371411.25, syslog.LOG_WARNING, "refused", "no “port”", {"status": 409, "is_last": True})
+    found = json.loads(made.as_json())
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.250[+-]\d\d:\d\d", found.pop("time"))
+    assert found == {"level": "warning", "event": "refused", "message": "no “port”", "status": 409, "is_last": True}
+
+
+@given(text=st.text(max_size=3000), value=st.text(max_size=3000))
+def test_whatever_an_event_says_it_is_one_line_of_each_format(text: str, value: str) -> None:
+    made = event("refused", text, {"error": value, "status": 400})
+    for form in (_for_file, _for_stderr):
+        for as_json in (False, True):
+            line = form(as_json, made)
+            assert line.endswith(b"\n")
+            assert len(line) <= 4096
+            assert line.count(b"\n") == len(line.decode(errors="replace").splitlines()) == 1
+            if as_json:
+                assert json.loads(line)["event"] == "refused"
+    fields = dict(line.split(b"=", 1) for line in _for_journal(made).splitlines())
+    assert fields.keys() >= {b"MESSAGE", b"PRIORITY", b"GANGWAY_EVENT", b"GANGWAY_ERROR", b"GANGWAY_STATUS"}
+    assert len(fields) == 6
+
+
 def test_failure_is_written_with_its_traceback(written: Written) -> None:
     try:
         raise ValueError("unexpected")
@@ -105,7 +155,7 @@ def test_log_that_blocks_loses_lines_and_says_how_many(tmp_path: Path) -> None:
 def test_daemon_does_not_wait_for_a_reader_of_its_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     monkeypatch.setattr(log_module, "_STDERR", writer)
-    log = stderr_log()
+    log = open_log(AUTO, foreground=True)
     for _ in range(20):
         log.info("x" * 10000)
     assert len(os.read(reader, 1 << 20)) <= 1 << 16
@@ -113,14 +163,16 @@ def test_daemon_does_not_wait_for_a_reader_of_its_standard_error(monkeypatch: py
         os.close(fd)
 
 
-def test_syslog_that_hangs_or_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("target", ["syslog", "auto"])
+def test_syslog_that_hangs_or_comes_back(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def listen() -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         sock.bind(str(tmp_path / "log"))
         return sock
 
     monkeypatch.setattr(log_module, "_SYSLOG", str(tmp_path / "log"))
-    log = open_log("syslog")
+    monkeypatch.setattr(log_module, "_JOURNAL", str(tmp_path / "nowhere"))
+    log = open_log(target)
     log.info("lost: there is none yet")
     with listen() as server:
         for _ in range(2000):  # the queue of a socket holds fewer
@@ -135,6 +187,43 @@ def test_syslog_that_hangs_or_comes_back(tmp_path: Path, monkeypatch: pytest.Mon
         log.info("back")
         assert "lines were lost" in server.recv(1000).decode()
         assert re.fullmatch(r"<30>\w{3} [ \d]\d \d\d:\d\d:\d\d gangway\[\d+\]: back", server.recv(1000).decode())
+
+
+@pytest.fixture
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """What the journal listens on."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "journal"))
+        sock.setblocking(False)
+        monkeypatch.setattr(log_module, "_JOURNAL", str(tmp_path / "journal"))
+        yield sock
+
+
+def test_journal_gets_fields(journal: socket.socket) -> None:
+    open_log("auto").warning("no route to box", event="unreachable", container="box", port=80)
+    fields = "PRIORITY=4 SYSLOG_IDENTIFIER=gangway GANGWAY_EVENT=unreachable GANGWAY_CONTAINER=box GANGWAY_PORT=80"
+    assert journal.recv(4096).decode().splitlines() == ["MESSAGE=no route to box", *fields.split()]
+
+
+def test_program_in_the_foreground_uses_the_journal_if_it_is_connected_to_it(
+    journal: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/null", "w") as file:
+        monkeypatch.setattr(log_module, "_STDERR", file.fileno())
+        found = os.fstat(file.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino + 1}")
+        open_log("auto", foreground=True).info("to standard error")
+        with pytest.raises(BlockingIOError):
+            journal.recv(4096)
+        monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+        open_log("auto", foreground=True).info("to the journal")
+        assert journal.recv(4096).startswith(b"MESSAGE=to the journal\n")
+
+
+def test_json_in_a_file(tmp_path: Path) -> None:
+    open_log(str(tmp_path / "log"), form="json").info("up", event="started", pid=12)
+    found = json.loads((tmp_path / "log").read_text())
+    assert (found["event"], found["message"], found["pid"]) == ("started", "up", 12)
 
 
 @pytest.mark.parametrize(

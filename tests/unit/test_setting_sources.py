@@ -35,7 +35,9 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "relay.udp_clients_per_port": ("10", 10),
     "relay.tcp_tw_reuse": ("false", False),
     "relay.redirect": ("false", False),
-    "relay.log": ("/tmp/gangway.log", "/tmp/gangway.log"),
+    "log": ("/tmp/gangway.log", "/tmp/gangway.log"),
+    "log-level": ("debug", "debug"),
+    "log-format": ("json", "json"),
 }
 """For each setting another value than its default: as a variable, and as it is loaded."""
 

@@ -143,6 +143,16 @@ def _show(listing: Listing, answers: list[Any], as_json: bool, wide: bool, templ
         show(listing, answers, wide, template)
 
 
+def log(path: str, as_json: bool | None) -> None:
+    """Follow the daemon's events: the last 1000 that it has kept, and then each new one."""
+    from gangway.cli.log import follow
+
+    try:
+        follow(path, bool(as_json))
+    except NoDaemon:
+        raise Refused("Conflict", f"no daemon runs at {path}") from None
+
+
 def check_config(file: str | None) -> None:
     """Check the settings file and the environment, without a daemon."""
     from gangway.cli.configuration import check
@@ -300,10 +310,14 @@ COMMANDS: dict[str, Command] = {
     "daemon restart": (restart, (opt.SOCKET,)),
     "daemon status": (show_status, (opt.SOCKET,)),
     "daemon stop": (stop, (opt.SOCKET,)),
+    "log": (log, (opt.JSON_LINES, opt.SOCKET)),
     "version": (show_version, (opt.SOCKET,)),
     "daemon": (
         daemon,
-        (opt.FIREWALL, opt.NO_FORWARD, opt.EXCLUDE, opt.DOCKER, opt.CHAINS, opt.STATE, opt.CONFIG, opt.SOCKET),
+        (
+            *(opt.FIREWALL, opt.NO_FORWARD, opt.EXCLUDE, opt.DOCKER, opt.CHAINS, opt.STATE),
+            *(opt.LOG_LEVEL, opt.LOG_FORMAT, opt.CONFIG, opt.SOCKET),
+        ),
     ),
     "down": (down, (opt.YES, opt.SOCKET)),
     "uninstall-check": (uninstall_check, (opt.JSON,)),

@@ -157,6 +157,10 @@ SECTIONS: dict[str, dict[str, Pairs]] = {
             ("gangway uninstall-check", "a table of what is left, with a command for each"),
             ("gangway uninstall-check --json", "the same as JSON"),
         ),
+        "log": (
+            ("gangway log", "what the daemon did, who asked for it, and then what it does"),
+            ("gangway log --json | grep refused", "refused requests, a JSON object for each"),
+        ),
         "version": (
             ("gangway version", "warns if the daemon's or the relay's version differs"),
             ("gangway --version", "the command's only, without asking the daemon"),

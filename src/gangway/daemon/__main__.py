@@ -24,7 +24,7 @@ from gangway import runtime
 from gangway.daemon import detach, main
 from gangway.daemon.start import Start
 from gangway.errors import GangwayError, HostRefused, InvalidRequest
-from gangway.log import open_log, stderr_log
+from gangway.log_targets import AUTO, open_log
 
 
 def run() -> int:
@@ -38,12 +38,12 @@ def run() -> int:
         detach.detach(name, start.ready_fd)
         start.apply_last()
     is_abandoned = False
-    log = stderr_log()
+    log = open_log(AUTO, foreground=True)
     try:
         load = partial(start.load, os.environ)
         loaded = load()
-        if start.until_idle:
-            log = open_log(loaded.config.relay_settings.log)
+        config = loaded.config
+        log = open_log(config.log, config.log_level, config.log_format, foreground=not start.until_idle)
         for text in loaded.warnings:
             log.warning(text)
         is_abandoned = main.run(loaded, start.socket, log, start.until_idle, lambda: _ready(start), load)

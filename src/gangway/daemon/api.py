@@ -11,14 +11,18 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from gangway.daemon.messages import ErrorAnswer, ExplainAnswer, MappingAnswer
+from gangway.daemon import audit
+from gangway.daemon.audit import NOBODY, Client, Described, client_of
+from gangway.daemon.messages import ErrorAnswer, ExplainAnswer, HealthAnswer, MappingAnswer
 from gangway.daemon.openapi import openapi
 from gangway.daemon.operations import OPERATIONS, Operation, Service
+from gangway.daemon.streams import Streams
 from gangway.errors import (
     Conflict,
     Forbidden,
@@ -29,16 +33,16 @@ from gangway.errors import (
     TimedOut,
     Unsupported,
 )
-from gangway.log import Log
+from gangway.log import LEVELS, Log
 from gangway.model import Source
-from gangway.peers import peer_credentials
 from gangway.runtime import API_SOCKET
 
 _MAX_ERROR_CHARACTERS = 1000
 _STATUS = {InvalidRequest: 400, Forbidden: 403, Conflict: 409, PortInUse: 409}
 _STATUS |= {HostRefused: 500, Unsupported: 501, TimedOut: 503}
+_INTERNAL = "internal error: {!r}; the daemon's log has the details"
 
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_Decode = Callable[[bytes], Any]
 
 
 def application(
@@ -55,50 +59,83 @@ def application(
     `done` is called in the loop after each request that may have changed something.
     """
     document = msgspec.json.encode(openapi())
+    handlers = Handlers(service, worker, reader, log, done, is_for_reading)
 
     async def describe(_request: web.Request) -> web.Response:
         return web.json_response(body=document)
 
-    def handler(operation: Operation) -> Callable[[web.Request], Awaitable[web.Response]]:
-        decode = None if operation.request is None else msgspec.json.Decoder(operation.request).decode
-
-        async def handle(request: web.Request) -> web.Response:
-            given = {**request.query, **request.match_info}
-            loop = asyncio.get_running_loop()
-            is_question = request.method == "GET" and service.requests.is_ready
-            executor = reader if is_question else worker
-            try:
-                if operation.is_roots and _client(request) != os.geteuid():
-                    raise Forbidden("only root may do this")
-                body = None if decode is None else decode(await request.read())
-                answer = await loop.run_in_executor(executor, operation.call, service, body, given)
-            except msgspec.MsgspecError as error:
-                return _refusal(InvalidRequest(str(error)))
-            except GangwayError as error:
-                return _refusal(error)
-            except web.HTTPException:
-                raise
-            except Exception as error:
-                log.failure(error)
-                return _refusal(HostRefused(_in_one_line(error)))
-            if request.method != "GET":
-                done()
-            await _name_leases(answer, service.names)
-            return web.json_response(body=msgspec.json.encode(answer))
-
-        return handle
-
-    app = web.Application(middlewares=[_refuse_in_json, *([_refuse_changes] if is_for_reading else [])])
+    app = web.Application()
     for operation in OPERATIONS:
-        app.router.add_route(*operation.route, handler(operation))
+        app.router.add_route(*operation.route, partial(handlers.handle, operation, _decoder(operation)))
     app.router.add_get("/openapi.json", describe)
+    app.on_shutdown.append(handlers.streams.end)
     return app
 
 
-def _client(request: web.Request) -> int:
-    """Return the user ID of a client; nobody's if it has closed the connection."""
+class Handlers:
+    """Has requests carried out, and answers and logs them."""
+
+    def __init__(
+        self,
+        service: Service,
+        worker: Executor,
+        reader: Executor,
+        log: Log,
+        done: Callable[[], None],
+        is_for_reading: bool,
+    ) -> None:
+        self._service, self._worker, self._reader, self._log, self._done = service, worker, reader, log, done
+        self._is_for_reading = is_for_reading
+        self.streams = Streams()
+
+    async def handle(self, operation: Operation, decode: _Decode | None, request: web.Request) -> web.StreamResponse:
+        client, is_change = _client(request), request.method != "GET"
+        try:
+            self._check_allowed(operation, client, is_change)
+            body = None if decode is None else decode(await request.read())
+            answer = await self._call(operation, request, body)
+        except web.HTTPException:
+            raise
+        except Exception as error:
+            return _refuse(request, client, _in_one_line(error, self._log), self._log)
+        if operation.is_stream:
+            return await self.streams.send(request, answer)
+        if is_change:
+            self._log.write(audit.carried_out(_described(operation, request, body, answer), client))
+            self._done()
+        await _name_leases(answer, self._service.names)
+        status = 503 if isinstance(answer, HealthAnswer) and not answer.is_healthy else 200
+        return web.json_response(body=msgspec.json.encode(answer), status=status)
+
+    def _check_allowed(self, operation: Operation, client: Client, is_change: bool) -> None:
+        if is_change and self._is_for_reading:
+            raise Forbidden(f"this socket is for reading; send changes to {API_SOCKET}")
+        if operation.is_roots and client.uid != os.geteuid():
+            raise Forbidden("only root may do this")
+
+    async def _call(self, operation: Operation, request: web.Request, body: Any) -> Any:
+        given = {**request.query, **request.match_info}
+        if operation.is_instant or operation.is_stream:
+            return operation.call(self._service, body, given)
+        is_question = request.method == "GET" and self._service.requests.is_ready
+        executor = self._reader if is_question else self._worker
+        return await asyncio.get_running_loop().run_in_executor(executor, operation.call, self._service, body, given)
+
+
+def _decoder(operation: Operation) -> _Decode | None:
+    return None if operation.request is None else msgspec.json.Decoder(operation.request).decode
+
+
+def _client(request: web.BaseRequest) -> Client:
     sock = request.transport.get_extra_info("socket") if request.transport else None
-    return -1 if sock is None else peer_credentials(sock).uid
+    return NOBODY if sock is None else client_of(sock)
+
+
+def _described(operation: Operation, request: web.Request, body: Any, answer: Any) -> Described:
+    """Say what a request has done."""
+    if operation.describe is None:
+        return audit.requested(operation.pattern)
+    return operation.describe({**(msgspec.structs.asdict(body) if body else {}), **request.match_info}, answer)
 
 
 async def _name_leases(answer: Any, names: Callable[[], Awaitable[dict[str, str]]]) -> None:
@@ -111,57 +148,67 @@ async def _name_leases(answer: Any, names: Callable[[], Awaitable[dict[str, str]
         lease.container = f"docker:{name}" if name else ""
 
 
-@web.middleware
-async def _refuse_changes(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Answer questions only."""
-    if request.method == "GET":
-        return await handler(request)
-    text = f"{request.method} {request.path}: this socket is for reading; send changes to {API_SOCKET}"
-    return _refusal(Forbidden(text))
-
-
-@web.middleware
-async def _refuse_in_json(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Answer what the HTTP server refuses, such as an unknown path, as every other error."""
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        text = f"{request.method} {request.path}: {error.reason}; GET /openapi.json describes the API"
-        refused = _refusal(InvalidRequest(text), error.status)
-        if "Allow" in error.headers:
-            refused.headers["Allow"] = error.headers["Allow"]
-        return refused
-
-
 class Connection(web.RequestHandler):
-    """A client's connection: a request that is not valid HTTP is answered as every other error."""
+    """A client's connection: what the HTTP server refuses is answered as every other error."""
+
+    def __init__(self, log: Log, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._log = log
+
+    def log_exception(self, *args: Any, **named: Any) -> None:
+        """Log what the HTTP server did not expect."""
+        if isinstance(error := named.get("exc_info"), BaseException):
+            self._log.failure(error)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        if isinstance(resp, web.HTTPException):  # an unknown path, for example
+            text = f"{request.method} {request.path}: {resp.reason}; GET /openapi.json describes the API"
+            refused = _refuse(request, _client(request), InvalidRequest(text), self._log, resp.status)
+            refused.headers.update({name: resp.headers[name] for name in ("Allow",) if name in resp.headers})
+            resp = refused
+        if self._log.level >= LEVELS["debug"]:
+            self._log.write(audit.answered(request.method, request.path, resp.status, _client(request)))
+        return await super().finish_response(request, resp, start_time)
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer was sent already")
+        if request.writer.output_size > 0 or isinstance(exc, ConnectionError):
+            raise ConnectionError("an answer was sent already, or the client has closed the connection")
         if status < 500:
-            refused = _refusal(InvalidRequest(f"invalid HTTP request: {message or exc}"), status)
+            error = InvalidRequest(f"invalid HTTP request: {message or exc}")
+            refused = _refuse(request, _client(request), error, self._log, status)
         else:
-            self.log_exception("internal error", exc_info=exc)
-            refused = _refusal(HostRefused(f"internal error: {exc!r}; the daemon's log has the details"), status)
+            if exc is not None:
+                self._log.failure(exc)
+            refused = _refuse(request, _client(request), HostRefused(_INTERNAL.format(exc)), self._log)
         refused.force_close()
         return refused
 
 
-def _refusal(error: GangwayError, status: int | None = None) -> web.Response:
-    """Return the answer to a request that failed: one line, however long the request's values are."""
+def _refuse(
+    request: web.BaseRequest, client: Client, error: GangwayError, log: Log, status: int | None = None
+) -> web.Response:
+    """Log a request that failed, and return its answer: one line, however long the request's values are."""
     text = " ".join(str(error).splitlines())
     if len(text) > _MAX_ERROR_CHARACTERS:
         half = _MAX_ERROR_CHARACTERS // 2
         text = f"{text[:half]} … {text[-half:]}"
-    body = msgspec.json.encode(ErrorAnswer(type(error).__name__, text))
-    return web.json_response(body=body, status=status or _STATUS[type(error)])
+    answer, status = ErrorAnswer(type(error).__name__, text), status or _STATUS[type(error)]
+    log.write(audit.refused(request.method, request.path, status, answer, client))
+    return web.json_response(body=msgspec.json.encode(answer), status=status)
 
 
-def _in_one_line(error: Exception) -> str:
+def _in_one_line(error: Exception, log: Log) -> GangwayError:
+    """Return the error that a client is told of; what is unexpected is logged with its traceback."""
+    if isinstance(error, GangwayError):
+        return error
+    if isinstance(error, msgspec.MsgspecError):
+        return InvalidRequest(str(error))
+    log.failure(error)
     if isinstance(error, ExceptionGroup):
         first, *rest = map(str, error.exceptions)
-        return f"{first} ({error.message}: {'; '.join(rest)})"
-    return f"internal error: {error!r}; the daemon's log has the details"
+        return HostRefused(f"{first} ({error.message}: {'; '.join(rest)})")
+    return HostRefused(_INTERNAL.format(error))

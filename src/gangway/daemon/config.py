@@ -7,7 +7,7 @@ GANGWAY_IP_FORWARD, GANGWAY_RELAY_WORKERS.
 import grp
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,8 @@ import msgspec
 
 from gangway.errors import InvalidRequest
 from gangway.exclusions import parse_exclusion
-from gangway.log import unusable
+from gangway.log import LEVELS
+from gangway.log_targets import AUTO, FORMATS, unusable
 from gangway.relay.settings import Settings, checked
 
 SETTINGS = Path("/etc/gangway/gangway.toml")
@@ -57,13 +58,17 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     """The group that may use the socket for reading; empty: `gangway-ro` if there is such a group, else root only."""
     exclude: tuple[str, ...] = ()
     """Addresses of the host, and interfaces, at whose addresses nothing is published."""
+    log: str = AUTO  # where the log goes: `gangway.log_targets`
+    log_level: str = "info"  # the least important events in the log: `debug`, `info`, `warning` or `error`
+    log_format: str = "text"  # `text` or `json`; the journal has fields in either case
     relay: dict[str, Any] = {}  # the relay's settings: `gangway.relay.settings`
     docker: Docker = Docker()  # the container engine
 
     @property
     def relay_settings(self) -> Settings:
-        """The relay's settings, checked."""
-        return checked(self.relay, "relay")
+        """The relay's settings, checked, and those of the log."""
+        table = checked(self.relay, "relay")
+        return table._replace(log=self.log, log_level=self.log_level, log_format=self.log_format)
 
     @property
     def group_ids(self) -> tuple[int, int]:
@@ -74,11 +79,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
         _ = self.group_ids
         for text in self.exclude:
             parse_exclusion(text)
-        log = self.relay_settings.log
-        if reason := unusable(log):
-            raise InvalidRequest(f"relay: log cannot be written to {log!r}: {reason}")
-        if self.firewall not in FIREWALLS:
-            raise InvalidRequest(f"unknown firewall {self.firewall!r}: {', '.join(FIREWALLS)}")
+        _ = self.relay_settings
+        if reason := unusable(self.log):
+            raise InvalidRequest(f"log cannot be written to {self.log!r}: {reason}")
+        _require_one_of(FIREWALLS, "firewall", self.firewall)
+        _require_one_of(LEVELS, "log-level", self.log_level)
+        _require_one_of(FORMATS, "log-format", self.log_format)
         prefix = self.chain_prefix
         if not (prefix.isascii() and prefix.isalnum() and len(prefix) <= _LONGEST_PREFIX) or prefix in _RESERVED:
             rule = f"use 1 to {_LONGEST_PREFIX} letters and digits, but no built-in chain or target"
@@ -92,6 +98,11 @@ def _group_id(key: str, name: str, default: str) -> int:
         if name:
             raise InvalidRequest(f"invalid {key} {name!r}: there is no such group") from None
         return 0
+
+
+def _require_one_of(known: Iterable[str], key: str, value: str) -> None:
+    if value not in known:
+        raise InvalidRequest(f"unknown {key} {value!r}: {', '.join(known)}")
 
 
 class Loaded(NamedTuple):
@@ -108,12 +119,17 @@ def load(path: Path | None, options: dict[str, Any], environment: Mapping[str, s
     Without a path the file is `SETTINGS`, if that exists.  Tables are overridden key by key.  InvalidRequest names the
     file or variable, the key and the problem.
     """
-    file = path or SETTINGS
+    file, warnings = path or SETTINGS, list[str]()
     given, sources = _read(file, is_optional=path is None)
+    if _move_log(given.get("relay"), given):
+        sources.setdefault("log", sources.pop("relay.log"))
+        warnings.append(f"{file}: log in the table [relay] is deprecated: move it before the first table")
     _convert(given, str(file))
-    warnings = []
     old, old_sources = _read(OLD_SETTINGS, is_optional=True)
     if old:
+        if _move_log(old, given):
+            sources.setdefault("log", old_sources.pop("log"))
+        _convert(given, str(OLD_SETTINGS))
         checked(old, str(OLD_SETTINGS))
         given = _overridden({"relay": old}, given)
         sources = {f"relay.{name}": source for name, source in old_sources.items()} | sources
@@ -137,7 +153,7 @@ def by_name(config: Config) -> dict[str, Any]:
     for field in msgspec.structs.fields(config):
         value = getattr(config, field.name)
         if field.name == "relay":
-            found |= {f"relay.{name}": one for name, one in config.relay_settings._asdict().items()}
+            found |= {f"relay.{name}": one for name, one in config.relay_settings.table().items()}
         elif isinstance(value, Docker):
             found |= {f"docker.{name}": one for name, one in msgspec.structs.asdict(value).items()}
         else:
@@ -166,11 +182,23 @@ def later(former: Config, now: Config) -> dict[str, str]:
     found = {}
     for name in (name for name, value in after.items() if value != before[name]):
         is_none = name == "firewall" and "none" in (before[name], after[name])
-        if name in ("chain-prefix", "state") or is_none or (name.startswith("docker.") and is_docker_served):
+        if (
+            name in ("chain-prefix", "state", "log", "log-format")
+            or is_none
+            or (name.startswith("docker.") and is_docker_served)
+        ):
             found[name] = DAEMON_STARTS
         elif name.startswith("relay."):
             found[name] = RELAY_STARTS
     return found
+
+
+def _move_log(table: Any, settings: dict[str, Any]) -> bool:
+    """Move the key `log` from a table to the settings, unless they have one; False if it is not there."""
+    if not isinstance(table, dict) or "log" not in table:
+        return False
+    settings.setdefault("log", table.pop("log"))
+    return True
 
 
 def _parsed(name: str, text: str, default: Any) -> Any:

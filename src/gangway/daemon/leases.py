@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from threading import Thread
 
+from gangway.daemon import audit
 from gangway.errors import GangwayError, InvalidRequest
 from gangway.limits import exhausted
 from gangway.log import Log
@@ -99,7 +100,7 @@ class LeaseServer:
     def _restore(self) -> None:
         try:
             if text := self._leases.restore():
-                self._log.warning(text)
+                self._log.warning(text, event="relay-restarted")
         finally:
             self._changed()  # there is another relay to watch
 
@@ -113,7 +114,7 @@ class LeaseServer:
             time.sleep(_RETRY_S)
             return
         if peer_credentials(connection).uid != os.geteuid():
-            self._log.warning("lease refused: the launcher is a process of another user")
+            self._log.warning("lease refused: the launcher is a process of another user", event="lease-refused")
             connection.close()
             return
         connection.setblocking(False)
@@ -159,12 +160,13 @@ class LeaseServer:
             del fds[0]  # it is the socket's now
             lease = self._leases.grant(wanted, sock, peer_credentials(connection).pid)
         except (ProtocolError, GangwayError, ExceptionGroup, OSError) as error:
-            self._log.warning("lease refused: %s", error)
+            self._log.warning("lease refused: %s", error, event="lease-refused")
             self._answer(connection, protocol.encode_refusal(str(error)))
             self._end(fd)
             return
         self._connections[fd] = connection, lease
         self._answer(connection, protocol.encode_answer())
+        self._log.write(audit.lease_granted(lease.mappings[0], audit.client_of(connection)))
         self._changed()
 
     def _end(self, fd: int) -> None:
@@ -173,6 +175,7 @@ class LeaseServer:
         try:
             if lease is not None:
                 self._leases.end(lease)
+                self._log.write(audit.lease_ended(lease.mappings[0]))
         except (GangwayError, ExceptionGroup) as error:
             self._log.warning("lease ended, but not everything was removed: %s", error)
         finally:

@@ -20,9 +20,10 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gangway.daemon import supervisor
+from gangway.daemon import audit, supervisor
 from gangway.daemon.config import Loaded
-from gangway.daemon.home import BACKLOG, Home
+from gangway.daemon.history import History
+from gangway.daemon.home import Home
 from gangway.daemon.leases import LeaseServer
 from gangway.daemon.owners import OwnerWatch
 from gangway.daemon.parts import Parts
@@ -35,7 +36,7 @@ from gangway.relay.privilege import raise_descriptor_limit
 from gangway.state.adopted import Adopted
 
 if TYPE_CHECKING:
-    from aiohttp import web
+    from gangway.daemon.operations import Service
 
 # After a notification from the kernel, how long to wait for more before checking.
 _SETTLE_S = 0.1
@@ -58,10 +59,18 @@ class Daemon:
     """A daemon that runs until a signal or, if `until_idle`, until there is nothing to look after."""
 
     def __init__(
-        self, parts: Parts, notices: Notices, worker: ThreadPoolExecutor, log: Log, until_idle: bool, load: Load
+        self,
+        parts: Parts,
+        notices: Notices,
+        worker: ThreadPoolExecutor,
+        log: Log,
+        history: History,
+        until_idle: bool,
+        load: Load,
     ) -> None:
         self._parts, self._notices, self._worker = parts, notices, worker
         self._log, self._until_idle, self._load = log, until_idle, load
+        self._history = history
         self._over = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._checks: dict[socket.socket, asyncio.TimerHandle] = {}
@@ -122,7 +131,12 @@ class Daemon:
         finally:
             for listener in listeners:
                 self._loop.remove_reader(listener)
-        from gangway.daemon.api import application  # a dozen megabytes that a daemon with leases only does not need
+        from gangway.daemon.server import serve
+
+        await serve(home, self._service(), self._worker, self._log, self._changed)
+
+    def _service(self) -> "Service":
+        """Return what the API serves."""
         from gangway.daemon.operations import Service
 
         def names() -> Awaitable[dict[str, str]]:
@@ -131,42 +145,22 @@ class Daemon:
             return names_by_address(self._parts.config.docker.socket)
 
         parts = self._parts
-        service = Service(
-            parts.requests,
-            parts.ports,
-            parts.checks,
-            names,
-            parts.handover,
-            parts.status,
-            parts.settings,
-            parts.down,
-            self._reload,
-            self._stop,
-            self._take_down,
+        return Service(
+            requests=parts.requests,
+            ports=parts.ports,
+            checks=parts.checks,
+            names=names,
+            handover=parts.handover,
+            status=parts.status,
+            settings=parts.settings,
+            down=parts.down,
+            version=parts.version,
+            health=parts.health,
+            history=self._history,
+            reload=self._reload,
+            stop=self._stop,
+            take_down=self._take_down,
         )
-        with ThreadPoolExecutor(1, "reader") as reader:
-            api = partial(application, service, self._worker, reader, self._log, self._changed)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._serve(api(is_for_reading=False), home.api))
-                group.create_task(self._serve(api(is_for_reading=True), home.reading))
-
-    async def _serve(self, app: "web.Application", listener: socket.socket) -> None:
-        """Serve HTTP clients until cancelled; answers that are on their way are sent."""
-        from aiohttp import web
-
-        from gangway.daemon.api import Connection
-
-        runner = web.AppRunner(app, access_log=None, handle_signals=False)
-        await runner.setup()
-        try:
-            create = partial(Connection, runner.server, loop=self._loop, access_log=None)  # type: ignore[arg-type]
-            server = await self._loop.create_server(create, sock=listener, backlog=BACKLOG)
-            try:
-                await asyncio.Event().wait()
-            finally:
-                server.close()
-        finally:
-            await runner.cleanup()
 
     def _update_watcher(self) -> None:
         """Watch Docker while that is necessary."""
@@ -239,7 +233,7 @@ class Daemon:
         try:
             self._reload()
         except GangwayError as error:
-            self._log.warning(f"settings not reloaded: {error}")
+            self._log.warning(f"settings not reloaded: {error}", event="not-reloaded")
 
     def _notified(self, sock: socket.socket, check: Callable[[float], None], settle_s: float) -> None:
         if self._notices.drain(sock) and sock not in self._checks:
@@ -369,6 +363,8 @@ def run(
     SIGHUP.
     """
     raise_descriptor_limit()
+    history = History()
+    log.add_writer(history.add)
     with ExitStack() as stack:
         home = stack.enter_context(Home(socket_path, loaded.config.group_ids, until_idle))
         worker = stack.enter_context(ThreadPoolExecutor(1, "worker"))
@@ -379,9 +375,15 @@ def run(
         if not until_idle and probe.is_root():  # an operator learns at once that the firewall cannot be used
             worker.submit(lambda: parts.requests.facts).result()
 
+        def serves() -> None:
+            ready()
+            log.write(audit.started(parts.status()))
+            log.write(audit.settings(loaded.config))
+
         async def serve() -> bool:
-            await Daemon(parts, notices, worker, log, until_idle, load).run(home, ready)
+            await Daemon(parts, notices, worker, log, history, until_idle, load).run(home, serves)
             return (until_idle or home.is_left_for_good) and parts.requests.is_idle
 
         home.is_abandoned = asyncio.run(serve())
+        log.info("daemon stopped" + ("" if home.is_abandoned else ": ports stay published"), event="stopped")
     return home.is_abandoned

@@ -241,6 +241,29 @@ class SettingAnswer(msgspec.Struct):
     note: str = ""  # another value that takes effect later, and when
 
 
+class VersionAnswer(msgspec.Struct):
+    """The version of gangway that the daemon belongs to, which is also the API's, and that of its relay."""
+
+    version: str
+    relay_version: str  # empty: unknown, or no relay runs
+
+
+class HealthAnswer(msgspec.Struct):
+    """Whether everything that is wanted is applied, as far as the daemon knows."""
+
+    is_healthy: bool
+    reasons: list[str]  # why it is not; tried again without a request
+
+
+class EventAnswer(msgspec.Struct):
+    """An event of the daemon's log.  It has further fields, which depend on its name."""
+
+    time: str  # RFC 3339
+    level: str  # `debug`, `info`, `warning` or `error`
+    event: str  # its name
+    message: str
+
+
 class ErrorAnswer(msgspec.Struct):
     """An error: its kind, and one line that explains it."""
 

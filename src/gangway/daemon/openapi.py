@@ -5,11 +5,23 @@ from typing import Any
 
 import msgspec
 
-from gangway.daemon.messages import ErrorAnswer
+from gangway import __version__
+from gangway.daemon.messages import ErrorAnswer, HealthAnswer
 from gangway.daemon.operations import OPERATIONS, Operation
 
-# The version of the API, not of gangway.
-_VERSION = "1.0"
+_ERRORS = {
+    400: "The request is invalid.",
+    403: "The client may not do this.",
+    404: "There is no such path.",
+    405: "The path has no such method.",
+    409: "The request does not fit the current state, or another program uses a port; no changes were made.",
+    413: "The request is too large.",
+    417: "The header Expect has an unknown value.",
+    500: "The kernel, or one of its tools, refused or failed; no changes were made.",
+    501: "The host lacks something that this needs.",
+    503: "A tool, or a lock that another program holds, took too long; no changes were made.",
+}
+"""The statuses of errors.  Each is answered by an ErrorAnswer, whose `kind` is more precise."""
 
 
 def openapi() -> dict[str, Any]:
@@ -24,19 +36,20 @@ def openapi() -> dict[str, Any]:
         paths.setdefault(path, {})[method.lower()] = _described(operation, schema)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "gangway", "version": _VERSION},
+        "info": {"title": "gangway", "version": __version__},
         "paths": paths,
         "components": {"schemas": components},
     }
 
 
 def _described(operation: Operation, schema: dict[str, Any]) -> dict[str, Any]:
-    def body(kind: Any) -> dict[str, Any]:
-        return {"application/json": {"schema": {"type": "null"} if kind is None else schema[repr(kind)]}}
+    def body(kind: Any, media: str = "application/json") -> dict[str, Any]:
+        return {media: {"schema": {"type": "null"} if kind is None else schema[repr(kind)]}}
 
     path, _, query = operation.pattern.partition("?")
     in_path, in_query = re.findall(r"{(\w+)}", path), re.findall(r"\w+", query)
     text = {"schema": {"type": "string"}}
+    media = "text/event-stream" if operation.is_stream else "application/json"
     described: dict[str, Any] = {
         "summary": operation.summary,
         "parameters": [
@@ -44,10 +57,12 @@ def _described(operation: Operation, schema: dict[str, Any]) -> dict[str, Any]:
             *({"name": name, "in": "query", **text} for name in in_query),
         ],
         "responses": {
-            "200": {"description": "OK", "content": body(operation.answer)},
-            "default": {"description": "Request failed; no changes were made", "content": body(ErrorAnswer)},
+            "200": {"description": "OK", "content": body(operation.answer, media)},
+            **{str(status): {"description": said, "content": body(ErrorAnswer)} for status, said in _ERRORS.items()},
         },
     }
+    if operation.answer is HealthAnswer:
+        described["responses"]["503"] = {"description": "It is not healthy.", "content": body(HealthAnswer)}
     if operation.request is not None:
         described["requestBody"] = {"required": True, "content": body(operation.request)}
     return described

@@ -3,15 +3,16 @@
 `OPERATIONS` defines the API: its handlers (`api`) and its document (`openapi`) are generated from it.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from gangway.admission import parse_admitted
-from gangway.daemon import messages
+from gangway.daemon import audit, messages
 from gangway.daemon.docker_ports import DockerPorts
+from gangway.daemon.history import History
 from gangway.daemon.messages import (
     AttachRequest,
     CheckAnswer,
@@ -21,7 +22,9 @@ from gangway.daemon.messages import (
     DockerRequest,
     DownAnswer,
     EndpointAnswer,
+    EventAnswer,
     ExplainAnswer,
+    HealthAnswer,
     MappingAnswer,
     NetworkAnswer,
     NetworkRequest,
@@ -30,6 +33,7 @@ from gangway.daemon.messages import (
     SettingAnswer,
     StatusAnswer,
     UnpublishRequest,
+    VersionAnswer,
 )
 from gangway.errors import InvalidRequest
 from gangway.facts import Firewall
@@ -53,6 +57,9 @@ class Service(NamedTuple):
     status: Callable[[], StatusAnswer]
     settings: Callable[[], list[SettingAnswer]]
     down: "Down"
+    version: Callable[[], VersionAnswer]
+    health: Callable[[], HealthAnswer]
+    history: History
     reload: Callable[[], list[str]]
     stop: Callable[[], None]
     take_down: Callable[[], list[str]]
@@ -67,6 +74,11 @@ class Operation(NamedTuple):
     answer: Any = None
     request: type[msgspec.Struct] | None = None
     is_roots: bool = False  # refused to the group that may use the API
+    is_instant: bool = False  # answered at once, in the loop
+    is_stream: bool = False
+    """`call` returns a history, whose events are sent as they happen; `answer` is one of them."""
+    describe: Callable[[Mapping[str, Any], Any], audit.Described] | None = None
+    """Says what was done, for the log, by the request's values and the answer."""
 
     @property
     def route(self) -> tuple[str, str]:
@@ -141,7 +153,14 @@ def _explain(service: Service, _request: None, given: dict[str, str]) -> Explain
 
 OPERATIONS = (
     Operation("GET /networks", "List networks.", _list_networks, list[NetworkAnswer]),
-    Operation("POST /networks", "Create a network.", _create_network, NetworkAnswer, NetworkRequest),
+    Operation(
+        "POST /networks",
+        "Create a network.",
+        _create_network,
+        NetworkAnswer,
+        NetworkRequest,
+        describe=audit.network_created,
+    ),
     Operation(
         "GET /networks/{name}",
         "Show a network.",
@@ -152,6 +171,7 @@ OPERATIONS = (
         "DELETE /networks/{name}",
         "Remove a network that has no containers.",
         lambda service, _, given: service.requests.remove_network(given["name"]),
+        describe=audit.network_removed,
     ),
     Operation(
         "GET /endpoints",
@@ -165,20 +185,31 @@ OPERATIONS = (
         lambda service, *_: service.requests.clean_up(),
         list[str],
     ),
-    Operation("POST /endpoints", "Attach a container to a network.", _attach, EndpointAnswer, AttachRequest),
+    Operation(
+        "POST /endpoints",
+        "Attach a container to a network.",
+        _attach,
+        EndpointAnswer,
+        AttachRequest,
+        describe=audit.attached,
+    ),
     Operation(
         "DELETE /endpoints/{container}",
         "Detach a container, and delete its mappings.  In the path, `/` is %2F.",
         lambda service, _, given: service.requests.detach(given["container"]),
+        describe=audit.detached,
     ),
     Operation("GET /mappings?container", "List all mappings, or a container's.", _list_mappings, list[MappingAnswer]),
-    Operation("POST /mappings", "Publish ports.", _publish, list[MappingAnswer], PublishRequest),
+    Operation(
+        "POST /mappings", "Publish ports.", _publish, list[MappingAnswer], PublishRequest, describe=audit.published
+    ),
     Operation(
         "POST /mappings/withdraw",
         "Delete mappings of a container: those that are named, or all.",
         _unpublish,
         list[MappingAnswer],
         UnpublishRequest,
+        describe=audit.unpublished,
     ),
     Operation(
         "GET /explain?at&from",
@@ -203,6 +234,27 @@ OPERATIONS = (
         "Show the settings in force, and where each comes from.",
         lambda service, *_: service.settings(),
         list[SettingAnswer],
+    ),
+    Operation(
+        "GET /version",
+        "Show the versions of the daemon and its relay.",
+        lambda service, *_: service.version(),
+        VersionAnswer,
+        is_instant=True,
+    ),
+    Operation(
+        "GET /health",
+        "Check whether everything that is wanted is applied: the status is 200 if it is, else 503.",
+        lambda service, *_: service.health(),
+        HealthAnswer,
+        is_instant=True,
+    ),
+    Operation(
+        "GET /events",
+        "Follow the daemon's events, the last 1000 first, as server-sent events; `missed` says that some were lost.",
+        lambda service, *_: service.history,
+        EventAnswer,
+        is_stream=True,
     ),
     Operation(
         "POST /reload",

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gangway import __version__, runtime
-from gangway.daemon import supervisor
+from gangway.daemon import audit, supervisor
 from gangway.daemon.config import Config, Loaded, later
 from gangway.daemon.docker_ports import DockerPorts
 from gangway.daemon.doctor import checks, docker_check, limit_checks, setting_checks
 from gangway.daemon.down import Down
 from gangway.daemon.home import Home
 from gangway.daemon.in_force import in_force
-from gangway.daemon.messages import CheckAnswer, SettingAnswer, StatusAnswer
+from gangway.daemon.messages import CheckAnswer, HealthAnswer, SettingAnswer, StatusAnswer, VersionAnswer
 from gangway.daemon.overlaps import overlap_check
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
@@ -33,7 +33,8 @@ from gangway.host.saved_settings import SavedSettings
 from gangway.host.source_ports import RecentCount, busiest
 from gangway.host.usage import BusiestSource, usages
 from gangway.limits import LimitWatch, Usage
-from gangway.log import Log, open_file
+from gangway.log import LEVELS, Log
+from gangway.log_targets import is_file, open_file
 from gangway.model import parse_address, without_zone
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.dataplane import TW_REUSE, WITHOUT_TW_REUSE, DataPlane
@@ -100,7 +101,8 @@ class Parts:
         former_flows = partial(executor.delete_flows, former=True)
         leases = Leases(registry.index, self.dataplane, self.observer.lease_facts, former_flows)
         self.requests = requests = Requests(controller, registry, executor, leases)
-        self._adoption = Adoption(requests.repair, controller, registry, executor, leases, log.warning)
+        parts = requests.repair, controller, registry, executor, leases
+        self._adoption = Adoption(*parts, log.warning, lambda *what: log.write(audit.adopted(*what)))
         self.down = Down(requests, registry, self._adoption, self.dataplane, settings, self._database)
         self.ports = DockerPorts(lambda: self.config.docker.socket, self.serves_docker, requests, self._adoption)
 
@@ -118,11 +120,10 @@ class Parts:
     def reload(self, loaded: Loaded) -> None:
         """Use other settings, and open the log files again.  GangwayError, OSError: the former settings are in use."""
         former, config = self.config, loaded.config
-        log = config.relay_settings.log
         with ExitStack() as stack:
             fd = None
-            if log == former.relay_settings.log != "syslog":
-                fd = open_file(log)
+            if config.log == former.log and is_file(config.log):
+                fd = open_file(config.log)
                 stack.callback(os.close, fd)
             self.observer.use(config)
             try:
@@ -136,10 +137,12 @@ class Parts:
             self._home.set_groups(config.group_ids)
             self.dataplane.relay.settings = config.relay_settings
             self.dataplane.reuse_ports = config.relay_settings.tcp_tw_reuse
+            self._log.level = LEVELS[config.log_level]
             if fd is not None:
                 self._log.use(fd)
                 self.dataplane.relay.use_log(fd)
-        self._log.info("settings reloaded" + "".join(_later(former, config)).replace("%", "%%"))
+        self._log.info("settings reloaded" + "".join(_later(former, config)), event="reloaded")
+        self._log.write(audit.settings(config))
 
     def checks(self) -> Iterator[CheckAnswer]:
         facts, leases = self.requests.facts, len(self.requests.leases)
@@ -178,6 +181,21 @@ class Parts:
     def settings(self) -> list[SettingAnswer]:
         """Return the settings in force, and of those that take effect later, what they are going to be."""
         return [*in_force(self._loaded_at_start, self._loaded, self._relay_before == self.dataplane.relay.pid)]
+
+    def version(self) -> VersionAnswer:
+        relay = self.dataplane.relay
+        return VersionAnswer(__version__, relay.release if relay.pid is not None else "")
+
+    def health(self) -> HealthAnswer:
+        """Return whether everything that is wanted is applied, as far as is known: nobody is asked."""
+        reasons = list(self._controller.problems)
+        if self.requests.leases.is_incomplete:
+            reasons.append("the relay does not serve all ports of docker-proxy launchers")
+        if self.requests.orphans:
+            reasons.append(f"the database is lost, and these links are left: {', '.join(self.requests.orphans)}")
+        if self.docker is not None and self.docker.problem:
+            reasons.append(self.docker.problem)
+        return HealthAnswer(not reasons, reasons)
 
     def handover(self) -> "Handover":
         from gangway.daemon.docker_rules import DockerRules  # few daemons need these

@@ -13,6 +13,11 @@ class Attempts:
         self._failures: set[str] = set()  # as they were logged
         self._former: set[str] = set()
 
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What has failed in this round, or in the one before if nothing has yet."""
+        return tuple(sorted(self._failures or self._former))
+
     def begin_round(self) -> None:
         self._former, self._failures = self._failures, set()
 

@@ -79,6 +79,11 @@ class Controller:
         return self._facts is not None
 
     @property
+    def problems(self) -> Collection[str]:
+        """What failed when everything was compared last, and is tried again."""
+        return () if self._condition is Condition.APPLIED or not self._registry.networks else self._attempts.failures
+
+    @property
     def needs_start(self) -> bool:
         """True if a daemon that starts has something to compare: networks, or what an earlier daemon changed."""
         return bool(self._registry.networks) or not self._observer.is_fresh()
@@ -283,11 +288,12 @@ class Controller:
         return done, failed
 
     def _log_repair(self, text: str, since_s: float | None) -> None:
-        self._log.warning(text + ("" if since_s is None else f" after {time.monotonic() - since_s:.2f} s"))
+        after = "" if since_s is None else f" after {time.monotonic() - since_s:.2f} s"
+        self._log.warning(text + after, event="repaired")
 
     def _log_restart(self, exits: int) -> None:
         if text := self._executor.dataplane.restarted("networks", exits):
-            self._log.warning(text)
+            self._log.warning(text, event="relay-restarted")
 
     def _reattach(self) -> bool:
         """Attach the programs again that another program has detached; True unless one could not be."""
@@ -301,7 +307,9 @@ class Controller:
         return not relay.is_running() or relay.exits != self._relay_exits
 
     def _reap(self, container: str) -> None:
-        self._log.warning(f"container {container} exited: its ports are unpublished")
+        self._log.warning(
+            f"container {container} exited: its ports are unpublished", event="exited", container=container
+        )
         state = self._registry.state_of_container(container)
         try:
             self._executor.carry_out(diff(state, State()))

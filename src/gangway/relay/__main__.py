@@ -15,7 +15,8 @@ import sys
 from contextlib import suppress
 from functools import partial
 
-from gangway.log import Log, open_log
+from gangway.log import Log
+from gangway.log_targets import open_log
 from gangway.relay.control import Control
 from gangway.relay.core.loop import Loop, Timer
 from gangway.relay.core.serving import Core, confine, open_icmp
@@ -57,7 +58,7 @@ def main() -> int:
     with socket.socket(fileno=os.dup(0)) as control:
         try:
             control.listen()  # here, not in the daemon: SO_PEERCRED names the process that called it
-            log = open_log(settings.log)
+            log = open_log(settings.log, settings.log_level, settings.log_format)
         except OSError as error:
             _report(str(error))
             return 1

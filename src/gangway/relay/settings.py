@@ -1,11 +1,11 @@
-"""The relay's settings, which are the table `[relay]` of the settings file."""
+"""The relay's settings: the table `[relay]` of the settings file, and those of the log, which is the daemon's, too."""
 
 import os
 from typing import Any, NamedTuple
 
 from gangway.errors import InvalidRequest
 
-# The least and the greatest value of each number.  The other settings are booleans and text.
+# The least and the greatest value of each number.  The other settings are booleans.
 _BOUNDS = {
     "workers": (1, 16),
     "connect_timeout_s": (0.1, 3600),
@@ -33,25 +33,33 @@ class Settings(NamedTuple):
     tcp_tw_reuse: bool = True  # set net.ipv4.tcp_tw_reuse=1 in the relay's network namespace while it runs
     redirect: bool = True
     """Redirect sockets that connect to a published loopback address straight to the container, where the kernel can."""
-    log: str = "syslog"  # `syslog`, or a file's path
+    log: str = "auto"  # where the log goes: `gangway.log_targets`
+    log_level: str = "info"
+    log_format: str = "text"
+
+    def table(self) -> dict[str, Any]:
+        """Return the keys of the table `[relay]`, with their values."""
+        return {name: value for name, value in self._asdict().items() if name in TABLE}
+
+
+_OF_THE_LOG = ("log", "log_level", "log_format")
+TABLE = tuple(name for name in Settings._fields if name not in _OF_THE_LOG)
+"""The keys of the table."""
 
 
 def checked(given: dict[str, Any], where: str) -> Settings:
     """Return the settings in `given`, with the defaults of the others.  InvalidRequest names `where` they are from."""
     defaults = Settings()._asdict()
     for key, value in given.items():
-        if key not in defaults:
-            raise InvalidRequest(f"{where}: unknown key {key!r}; known are {', '.join(defaults)}")
+        if key not in TABLE:
+            raise InvalidRequest(f"{where}: unknown key {key!r}; known are {', '.join(TABLE)}")
         kind = type(defaults[key])
         if key in _BOUNDS:
             low, high = _BOUNDS[key]
             is_valid = type(value) in (int, kind) and low <= value <= high
             allowed = f"{'a number' if kind is float else 'a whole number'} from {low} to {high}"
-        elif kind is bool:
-            is_valid, allowed = isinstance(value, bool), "true or false"
         else:
-            is_valid = value == "syslog" or (isinstance(value, str) and value.startswith("/"))
-            allowed = '"syslog" or a file\'s absolute path'
+            is_valid, allowed = isinstance(value, bool), "true or false"
         if not is_valid:
             raise InvalidRequest(f"{where}: {key} must be {allowed}, not {value!r}")
     return Settings(**given)

@@ -7,7 +7,8 @@ creates, repairs and deletes none of their links; it only isolates bridge ports.
 logged and left out; each later call tries it again.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -27,9 +28,15 @@ from gangway.state.leases import Leases
 from gangway.state.publication import publish
 from gangway.state.registry import Registry
 
+Report = Callable[[str, str, Sequence[MappingPlan]], None]
+"""Logs what was done (`published` or `unpublished`), of which container, and its ports."""
+
 
 class Adoption:
-    """What is adopted; `repair` comes before each change, `warn` logs what cannot be adopted."""
+    """What is adopted; `repair` comes before each change, `warn` logs what cannot be adopted.
+
+    `report` is told of containers whose ports were `published` or `unpublished`.
+    """
 
     def __init__(
         self,
@@ -39,8 +46,9 @@ class Adoption:
         executor: Executor,
         leases: Leases,
         warn: Callable[[str], None],
+        report: Report,
     ) -> None:
-        self._repair, self._leases = repair, leases
+        self._repair, self._leases, self._report = repair, leases, report
         self._controller, self._registry, self._executor = controller, registry, executor
         self._attempts = Attempts(warn)  # a round begins with each call of `adopt`
 
@@ -176,6 +184,7 @@ class Adoption:
                 stale += published
         if stale:
             self._controller.remove(registry.state_of(stale))
+            self._report_each("unpublished", stale)
         with self._controller.restoring():
             for container in ended:
                 mappings = (planned.mapping for planned in registry.mappings(container))
@@ -239,10 +248,18 @@ class Adoption:
                 if not registry.has_endpoint(name):
                     registry.add_endpoint(one.endpoint, _place(one))
                     undo.callback(registry.remove_endpoint, name)
-            publish(self._controller, registry, self._executor, partial(self._reserve, containers))
+            added = publish(self._controller, registry, self._executor, partial(self._reserve, containers))
             undo.pop_all()
+        self._report_each("published", added)
         for one in containers:
             self._controller.look_into(one.endpoint.container)
+
+    def _report_each(self, what: str, mappings: Sequence[MappingPlan]) -> None:
+        by_container = defaultdict[str, list[MappingPlan]](list)
+        for one in mappings:
+            by_container[one.mapping.container].append(one)
+        for container, own in by_container.items():
+            self._report(what, container, own)
 
     def _reserve(self, containers: Iterable[AdoptedContainer], allocation: Allocation) -> None:
         """Reserve the ports of containers that are not published yet, as far as that is possible."""

@@ -1,6 +1,7 @@
 """net.ipv4.tcp_tw_reuse: set while the relay runs, and restored in every order in which processes end."""
 
 import os
+import re
 import signal
 from collections.abc import Callable
 
@@ -150,5 +151,10 @@ def test_old_settings_file_is_read_with_a_warning(
     scene.before = with_settings(f'tcp_tw_reuse = false\nlog = "{log}"', "docker-proxy.toml")
     launcher = scene.publish()
     assert scene.setting() == "2"
-    assert "/etc/gangway/docker-proxy.toml is deprecated: move its keys to the table [relay]" in log.read_text()
+    logged = log.read_text()
+    assert "/etc/gangway/docker-proxy.toml is deprecated: move its keys to the table [relay]" in logged
+    said = (
+        rf"lease granted: 0\.0\.0\.0:{scene.port} -> [\d.]+:\d+/tcp, by gangway-docker- \(pid {launcher.pid}, uid 0\)"
+    )
+    assert re.search(said, logged)
     assert stop(launcher) == 0
