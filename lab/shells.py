@@ -44,10 +44,10 @@ def complete(shell: str, script: Path, typed: str, folder: Path, environment: Ma
         try:
             keyboard.write(f"{setup.format(script=script, folder=folder)}\r".encode())
             _read(keyboard.fileno(), lambda shown: _PROMPT in shown, f"{shell}'s prompt")
-            # Ctrl-A and Ctrl-E go to the line's beginning and end.
-            keyboard.write(f"{typed}\t\x01echo '\x05' > part; mv part completed\r".encode())
+            # Ctrl-A and Ctrl-E go to the line's beginning and end; zsh would then remove a space that nothing follows.
+            keyboard.write(f"{typed}\tX\x01echo '\x05' > part; mv part completed\r".encode())
             _read(keyboard.fileno(), lambda _: result.exists(), f"what {shell} completes")
-            return result.read_text().rstrip("\n")
+            return result.read_text().removesuffix("X\n")
         finally:
             process.kill()
             process.wait()
