@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -52,9 +53,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def answering(path: Path) -> Iterator[dict[str, str]]:
-    """Answer requests at a unix socket; the environment in which commands find it."""
-    with ThreadingUnixStreamServer(str(path), _Handler) as server:
+def answering(path: Path, delay_s: float = 0) -> Iterator[dict[str, str]]:
+    """Answer requests at a unix socket, after some time; the environment in which commands find it."""
+
+    class Handler(_Handler):
+        def do_GET(self) -> None:
+            time.sleep(delay_s)
+            super().do_GET()
+
+    with ThreadingUnixStreamServer(str(path), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

@@ -9,11 +9,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from gangway.cli import progress
+from gangway.cli.client import ask_running
 from gangway.cli.progress import wait_readable
+from tests.unit.answering import ANSWERS, answering
 
 
 @contextmanager
@@ -40,13 +43,19 @@ def answered_after(delay_s: float) -> socket.socket:
     return ours
 
 
+def read_until_removed(shown: int) -> str:
+    """Return what a terminal shows until the line is removed; the kernel delivers it a moment after it was written."""
+    received = ""
+    while not received.endswith(" \r"):
+        select.select([shown], [], [])
+        received += os.read(shown, 65536).decode()
+    return received
+
+
 def test_a_terminal_shows_what_is_waited_for_and_then_nothing() -> None:
     with answered_after(0.2) as sock, terminal(0.02) as shown:
         assert wait_readable(sock, 5, "waiting for the daemon")
-        received = ""
-        while not received.endswith(" \r"):  # the kernel delivers it a moment later
-            select.select([shown], [], [])
-            received += os.read(shown, 65536).decode()
+        received = read_until_removed(shown)
     first, *texts, blanks, last = received.split("\r")
     assert texts
     assert all(re.fullmatch(r"gangway: waiting for the daemon: \d+ s", text) for text in texts)
@@ -73,3 +82,9 @@ def test_a_limit_ends_the_wait() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, terminal(0.02):
         assert not wait_readable(ours, 0.05, "waiting")
+
+
+def test_a_command_shows_that_it_waits_for_the_daemon(tmp_path: Path) -> None:
+    with answering(tmp_path / "gangway.sock", delay_s=0.2), terminal(0.02) as shown:
+        assert ask_running(f"{tmp_path}/gangway.sock", "GET", "/networks") == ANSWERS["/networks"]
+        assert "gangway: waiting for the daemon: 0 s" in read_until_removed(shown)
