@@ -130,7 +130,7 @@ def _short_roads(mapping: Answer) -> str:
 
 
 def _published(mapping: Answer) -> str:
-    return f"{format_host(mapping['host_address'])}:{mapping['host_ports']}/{mapping['protocol']}"
+    return f"{format_host(mapping['host_address'])}:{mapping['host_ports'] or 'any'}/{mapping['protocol']}"
 
 
 def _target(mapping: Answer) -> str:
