@@ -67,7 +67,7 @@ def test_status_and_versions(served: Served) -> None:
 
 def test_only_a_daemon_on_demand_is_restarted(served: Served) -> None:
     gangway = served.gangway
-    with pytest.raises(CommandFailed, match=r"an operator has started this daemon: end it \(pid \d+\)"):
+    with pytest.raises(CommandFailed, match=r"by kill \d+ \(ports stay .* again: gangway daemon --firewall none"):
         gangway("daemon", "restart")
     with Namespace("other") as other, pytest.raises(subprocess.CalledProcessError) as refused:
         other.run(str(GANGWAY), "daemon", "restart", "--socket", str(gangway.socket))
@@ -128,7 +128,7 @@ def test_service_manager_is_notified(tmp_path: Path) -> None:
         manager.settimeout(10)
         environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"}
         with Gangway(host, "--firewall", "none", environment=environment) as gangway:
-            assert manager.recv(4096) == b"READY=1"
+            wait_until(lambda: manager.recv(4096) == b"READY=1", "the note that it serves")
             assert [manager.recv(4096) for _ in range(3)] == [b"WATCHDOG=1"] * 3
             assert _facts(gangway, "daemon status")["started by"] == "a service manager"
             with pytest.raises(CommandFailed, match="systemctl stop gangway"):

@@ -168,3 +168,15 @@ def test_a_daemon_that_hangs_or_is_killed_is_started_again(service: Service, how
 
     os.kill(before, how)
     wait_until(is_another_active, "another daemon", 30)
+
+
+def test_down_ends_the_service_and_leaves_nothing(service: Service) -> None:
+    service.gangway("network", "create", "last", "--subnet", "172.39.0.0/24")
+    said = service.gangway("down", "--yes")
+    assert "network last\n" in said
+    assert "systemctl disable --now gangway" in said
+    is_active = ("systemctl", "is-active", "gangway")
+    wait_until(lambda: service.systemd.run(*is_active).stdout == "inactive\n", "systemd to know that it has ended")
+    assert service.gangway("uninstall-check") == "nothing is left\n"
+    service.systemd("systemctl", "start", "gangway")
+    assert json.loads(service.gangway("network", "ls", "--json")) == []

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,16 @@ from gangway.cli.client import Refused
 from gangway.daemon.remains import Remain, _of_process, _Process
 from gangway.errors import Conflict, HostRefused
 from gangway.host import sysctl
+from gangway.model import Endpoint, Network, Source
 from gangway.reconcile.dataplane import TW_REUSE
 from gangway.relay import protocol
 from gangway.relay.protocol import Destination
+from gangway.state.adopted import Adopted, AdoptedContainer
 from gangway.state.database import Database
 from gangway.state.memory import Memory
 from lab.netns import Namespace
 from tests.unit.fake_daemon import Daemon, listening
-from tests.unit.samples import WEB
+from tests.unit.samples import WEB, mapping
 
 
 @pytest.fixture
@@ -54,6 +57,21 @@ def test_down_removes_what_it_has_named(used: Daemon, box: Namespace) -> None:
     assert used.calls.names[-1] == "relay.stop"
     assert used.relay.pid is not None
     assert os.waitpid(used.relay.pid, 0)[1] == signal.SIGTERM
+
+
+def test_what_is_dockers_keeps_all_but_the_rules(own_namespace: Namespace, daemon: Daemon, box: Namespace) -> None:
+    subnets, gateways = (ip_network("172.17.0.0/16"),), (ip_address("172.17.0.1"),)
+    bridge = Network("docker:bridge", "docker0", subnets, gateways, source=Source.DOCKER)
+    endpoint = Endpoint("docker:web", bridge.name, (ip_address("172.17.0.2"),))
+    daemon.adopt(Adopted((bridge,), (AdoptedContainer("id", endpoint, f"/run/netns/{box.name}", ()),)))
+    daemon.registry.parked.park("other", "docker:other", [mapping("0.0.0.0", "8000", "80", container="docker:other")])
+    assert daemon.down.carry_out()[:3] == [
+        "network docker:bridge (rules only: it is Docker's)",
+        "container docker:web on it, 0 published ports",
+        "port 0.0.0.0:8000:80/tcp, which waits for docker:other",
+    ]
+    assert daemon.requests.is_idle
+    assert daemon.is_consistent()
 
 
 def test_failure_names_what_is_left(used: Daemon, box: Namespace) -> None:

@@ -1,14 +1,18 @@
 """Where settings come from: which source wins, and what each is called."""
 
 import json
+import os
+import shlex
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gangway import runtime
+from gangway.cli.main import parse
 from gangway.daemon import config
 from gangway.daemon.config import Config, Loaded, by_name, load, variable
 from gangway.daemon.in_force import in_force
@@ -164,3 +168,14 @@ def test_daemon_on_demand_is_started_like_the_operators_last_one(
     assert later.socket == "/run/own.sock"
     assert (found.config.firewall, found.config.ip_forward) == ("none", False)
     assert found.config.relay_settings.workers == 3
+
+
+def test_how_a_daemon_was_started_is_a_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["daemon", "--firewall", "none", "--no-ip-forward", "--exclude", "eth1", "--exclude", "10.0.0.5"]
+    words += ["--docker", "--state", "/srv/a b.db", "--config", "/srv/gangway.toml", "--socket", "/run/own.sock"]
+    executed: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _program, command: executed.append(command))
+    function, given_by_option = parse(words)
+    function(**given_by_option)
+    started = msgspec.json.decode(executed[0][-1], type=Start)
+    assert parse(shlex.split(started.command_line())[1:]) == (function, given_by_option)

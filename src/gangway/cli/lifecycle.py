@@ -85,10 +85,22 @@ def restart_daemon(path: str) -> None:
         if found["folder"] != runtime.folder():
             raise Refused("Conflict", f"the daemon at {path} is another network namespace's: enter that with nsenter")
         if not found["on_demand"] and not found["is_service"]:
-            text = f"an operator has started this daemon: end it (pid {found['pid']}), and start it there"
-            raise Refused("Conflict", text)
+            raise Refused("Conflict", _by_hand(found["pid"]))
         end_daemon(path, found)
     ask(path, "GET", "/status")  # which starts a daemon
+
+
+def _by_hand(pid: int) -> str:
+    """Return why a daemon that an operator has started cannot be restarted by a command, and what to do."""
+    from gangway.daemon.start import Start
+
+    start = Start()
+    start.apply_last()
+    return (
+        f"the daemon (pid {pid}) belongs to the terminal or program in which an operator has started it, and a command "
+        f"cannot start another one there: end it, for example by kill {pid} (ports stay published), and start it "
+        f"there again: {start.command_line()}"
+    )
 
 
 def _relay(found: Status | None) -> str:

@@ -26,13 +26,14 @@ def down(path: str, is_confirmed: bool) -> None:
     planned = ask(path, "GET", "/down")
     if is_asked:
         print("This will be removed:", *_indented(planned["removed"]), *_notes(planned["advice"]), sep="\n")
-        if input("Remove it? [y/N] ").strip().lower() not in _YES:
+        print("Remove it? [y/N] ", end="", flush=True)
+        if sys.stdin.readline().strip().lower() not in _YES:
             return say("nothing was removed")
     found = status(path)
-    if found is None:
+    relay = pidfd(found["relay_pid"]) if found and found["relay_pid"] else None
+    done = end_daemon(path, found, "/down") if found else None
+    if found is None or done is None:
         raise Refused("Conflict", f"the daemon at {path} has just ended: try again")
-    relay = pidfd(found["relay_pid"]) if found["relay_pid"] else None
-    done = end_daemon(path, found, "/down")
     if relay is not None and not has_ended(relay):
         raise Refused("HostRefused", f"the relay (pid {found['relay_pid']}) did not exit: kill it")
     print("Removed:", *_indented(done["removed"]), *_notes(done["advice"]), sep="\n")

@@ -1,6 +1,7 @@
 """How a daemon is started, and how the last one was: start.json in the runtime folder."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +38,20 @@ class Start(msgspec.Struct, omit_defaults=True):
                 self.options = self.options or last.options
                 self.config = self.config or last.config
                 self.environment = last.environment
+
+    def command_line(self) -> str:
+        """Return the command that starts a daemon like this one."""
+        words = ["gangway", "daemon"]
+        for name, value in self.options.items():
+            if isinstance(value, list):
+                words += [word for one in value for word in (f"--{name}", one)]
+            elif isinstance(value, str):
+                words += [f"--{name}", value]
+            else:  # a flag: there is one for a setting that is false, and one for a table
+                words.append(f"--no-{name}" if value is False else f"--{name}")
+        for name, path in (("config", self.config), ("socket", self.socket)):
+            words += [f"--{name}", path] if path else []
+        return shlex.join(words)
 
     def record(self, environment: Mapping[str, str]) -> None:
         """Record how an operator has started the daemon, for those that are started on demand."""
