@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gangway.model import Network, first_gateway
+from gangway.addressing import first_gateway
+from gangway.model import Network
 from gangway.state.requests import Requests
 from lab.netns import Namespace
 from tests.kernel.mortal import Found, Ground

@@ -5,8 +5,9 @@ from ipaddress import ip_address, ip_network
 
 from hypothesis import strategies as st
 
+from gangway.addressing import first_gateway
 from gangway.facts import Firewall, HostFacts
-from gangway.model import Endpoint, Network, PortMapping, PortRange, Protocol, Source, first_gateway, lease_endpoint
+from gangway.model import Endpoint, Network, PortMapping, PortRange, Protocol, Source, lease_endpoint
 from gangway.plan import MappingPlan, Plan, assemble, plan_mapping
 
 NFTABLES = HostFacts(Firewall.NFTABLES)

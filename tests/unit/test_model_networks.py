@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gangway.addressing import first_gateway, free_address, free_subnets
 from gangway.errors import Conflict, InvalidRequest
-from gangway.model import Address, Network, Subnet, first_gateway, free_address, free_subnets, require_no_conflict
+from gangway.model import Address, Network, Subnet, require_no_conflict
 
 PRIVATE = IPv4Network("10.201.0.0/16")
 GLOBAL_IDS = st.binary(min_size=5, max_size=5)

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import msgspec
 
+from gangway.addressing import first_gateway
 from gangway.admission import parse_subnet
 from gangway.errors import InvalidRequest
-from gangway.model import Endpoint, Network, PortMapping, bridge_name, default_mtu, first_gateway, parse_address
+from gangway.model import Endpoint, Network, PortMapping, bridge_name, default_mtu, parse_address
 from gangway.plan import MappingPlan, Origin, Route
 from gangway.relay.sockets import Counters
 

@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from gangway.addressing import first_gateway
 from gangway.admission import parse_label
 from gangway.errors import InvalidRequest
 from gangway.model import (
@@ -40,7 +41,6 @@ from gangway.model import (
     Protocol,
     Source,
     Subnet,
-    first_gateway,
     parse_address,
 )
 from gangway.state.adopted import Adopted, AdoptedContainer

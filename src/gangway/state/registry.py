@@ -8,9 +8,10 @@ may change: `tuple(dictionary.values())` is one step of the interpreter.
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
+from gangway.addressing import free_address
 from gangway.errors import Conflict, InvalidRequest
 from gangway.facts import HostFacts
-from gangway.model import Address, Endpoint, Network, PortMapping, PortRange, Protocol, free_address, parse_port
+from gangway.model import Address, Endpoint, Network, PortMapping, PortRange, Protocol, parse_port
 from gangway.plan import MappingPlan, Plan, assemble, plan_mapping, plan_network
 from gangway.reconcile import properties
 from gangway.reconcile.state import Attachment, State, link_name, ports_of, redirects_of, steered_of

@@ -17,6 +17,7 @@ from functools import partial, wraps
 from secrets import token_bytes
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
+from gangway.addressing import first_gateway, free_subnets
 from gangway.errors import Conflict, PortInUse, Unsupported
 from gangway.facts import Firewall, HostFacts
 from gangway.host import netns, probe, sockets
@@ -32,8 +33,6 @@ from gangway.model import (
     Subnets,
     check_container,
     default_mtu,
-    first_gateway,
-    free_subnets,
     parse_port,
     require_no_conflict,
 )
