@@ -72,6 +72,7 @@ ALLOWED: dict[str, set[str]] = {
     "state.adopted": {"model"},
     "state.adoption": {"errors", "host.netns", "reconcile.attempts", "reconcile.controller", "reconcile.executor",
                        "reconcile.state", "state", *PLANNING},
+    "state.checks": {"errors", "host.netns", "state.database", *PLANNING},
     "state.database": {"errors", "model"},
     "state.parked": {"admission", "errors", "model", "state.database"},
     "state.port_index": {"errors", "inet", "intervals", "model"},

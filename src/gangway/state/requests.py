@@ -27,7 +27,6 @@ from gangway.model import (
     Endpoint,
     Network,
     PortMapping,
-    PortRequest,
     Protocol,
     Source,
     Subnets,
@@ -43,6 +42,7 @@ from gangway.reconcile.executor import Executor
 from gangway.reconcile.state import State, rules_of
 from gangway.state import families
 from gangway.state.allocate import Allocation
+from gangway.state.checks import check_internal, check_reachable, check_same_process
 from gangway.state.database import Place
 from gangway.state.leases import Leases
 from gangway.state.publication import publish
@@ -287,7 +287,7 @@ class Requests:
         """Publish a container's ports to `admitted` clients; each text is as after Docker's `-p`.  All or none."""
         self.repair(container)
         network = self._registry.network_of(container)
-        _check_same_process(container, self._registry.place(container))
+        check_same_process(container, self._registry.place(container))
         requests = [one for text in texts for one in families.without_missing(parse_port(text, admitted)).split_ports()]
         for address in {address for request in requests for address in request.host_addresses}:
             sockets.require_no_broadcast(str(address))
@@ -295,10 +295,10 @@ class Requests:
 
         def reserve(allocation: Allocation) -> None:
             for request in requests:
-                _check_internal(request, network)
+                check_internal(request, network)
                 allocation.allocate(container, request)
 
-        return publish(self._controller, self._registry, self._executor, reserve, _check_reachable)
+        return publish(self._controller, self._registry, self._executor, reserve, check_reachable)
 
     @retry_after_reaping
     def unpublish(self, container: str, texts: Sequence[str] = ()) -> tuple[MappingPlan, ...]:
@@ -370,29 +370,3 @@ def _applied(plan: Plan | None, network: Network) -> State:
     """Return the state of a plan's rules, and of the network's bridge if it is in the plan."""
     planned = () if plan is None else plan.networks
     return replace(rules_of(plan), bridges={one.network.bridge: one for one in planned if one.network == network})
-
-
-def _check_same_process(container: str, place: Place) -> None:
-    if netns.is_of_process(place.namespace) and netns.current_inode(place.namespace) not in (None, place.inode):
-        raise Conflict(
-            f"container {container} lives, but its process has ended, and {place.namespace} is another namespace now: "
-            f"gangway detach {container}, and attach it by another name"
-        )
-
-
-def _check_reachable(planned: Sequence[MappingPlan]) -> None:
-    for one in planned:
-        if not (one.is_nat or one.is_redirected or one.is_relayed):
-            raise Unsupported(
-                f"{one.mapping} would be unreachable: this kernel has no {one.mapping.protocol} sockets for the relay, "
-                "and no rule serves it"
-            )
-
-
-def _check_internal(request: PortRequest, network: Network) -> None:
-    if network.internal and not all(address.is_loopback for address in request.host_addresses):
-        inner = request.container_ports
-        raise Conflict(
-            f"network {network.name} is internal: its containers' ports can be published on a loopback address only, "
-            f"as in -p 127.0.0.1:{request.host_ports or inner}:{inner}"
-        )
