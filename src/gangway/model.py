@@ -37,6 +37,8 @@ _MAX_NAME_LENGTH = 128
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{_MAX_NAME_LENGTH - 1}}}")
 DOCKER_PREFIX = "docker:"
 """What the names of Docker's networks and containers begin with."""
+ON_DEMAND = "gangway0"
+"""The network that is created when a container is attached and no network was named."""
 _MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 4095  # include/uapi/linux/limits.h; PATH_MAX counts the closing zero
 _IPV4_BROADCAST = IPv4Address("255.255.255.255")
 # The kernel allows more (net/core/dev.c, dev_valid_name).  But rules contain interface names, and there a quote ends a
@@ -61,10 +63,11 @@ class Protocol(StrEnum):
 
 
 class Source(StrEnum):
-    """Who requests a network or a mapping."""
+    """Who requests a network, an endpoint or a mapping."""
 
     API = "api"  # a client of the API; the mapping is stored in the database
     LEASE = "lease"  # a docker-proxy launcher; the mapping is in memory only, and lasts as long as its connection
+    DECLARED = "declared"  # a file of conf.d; it is in the database, too, and removed when no file declares it
     DOCKER = "docker"  # Docker's API says so: a network, container or port of dockerd's, which is adopted
 
 
@@ -115,6 +118,7 @@ class PortRequest:
     host_ports: PortRange | None
     container_ports: PortRange
     admitted: Subnets = ()  # as in PortMapping
+    source: Source = Source.API
 
     def __post_init__(self) -> None:
         for address in self.host_addresses:
@@ -288,6 +292,7 @@ class Endpoint:
     container: str
     network: str
     addresses: tuple[Address, ...]
+    source: Source = Source.API
 
     def address_for(self, host_address: Address) -> Address:
         """Return the address that a mapping of `host_address` leads to: of the same family, if there is one."""

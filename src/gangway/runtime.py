@@ -10,6 +10,7 @@
                                            and after its death shows which stale socket was ours
         start.json                  0600   the options with which an operator last started the daemon
         state.db                    0600   the database, unless this is the machine's own network namespace
+        conf.d                      0755   what is declared, unless this is the machine's own network namespace
 
 A namespace is identified by its cookie (SO_NETNS_COOKIE, Linux 5.14), which is not reused before the next boot; on
 older kernels by its inode number.  Without root the base is $XDG_RUNTIME_DIR/gangway.  launcher/daemon.c computes the
@@ -26,11 +27,13 @@ import sys
 BASE = "/run/gangway"
 BASE_MODE, FOLDER_MODE = 0o755, 0o751
 API_SOCKET, READ_SOCKET, LEASE_SOCKET, RELAY_SOCKET = "gangway.sock", "gangway-ro.sock", "lease.sock", "relay.sock"
-LOCK, START, STATE = "daemon.lock", "start.json", "state.db"
+LOCK, START, STATE, DECLARED = "daemon.lock", "start.json", "state.db", "conf.d"
 HOST_STATE = "/var/lib/gangway/state.db"
 """The database of the daemon in the machine's own network namespace (that of pid 1): it survives a reboot."""
 CACHE = "/var/cache/gangway"
 """Where root's daemon and relay keep compiled Python files, also those of Python's own library."""
+HOST_DECLARED = "/etc/gangway/conf.d"
+"""What is declared in the machine's own network namespace."""
 
 _MAX_PATH_BYTES = 107  # unix(7): sun_path has 108, one of them the closing zero
 _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h
@@ -87,11 +90,20 @@ def socket_path_error(path: str) -> str | None:
 
 def default_state() -> str:
     """Return the path of this network namespace's database."""
+    return HOST_STATE if _is_machines_own() else os.path.join(folder(), STATE)
+
+
+def default_declared() -> str:
+    """Return the path of the folder with what is declared in this network namespace."""
+    return HOST_DECLARED if _is_machines_own() else os.path.join(folder(), DECLARED)
+
+
+def _is_machines_own() -> bool:
+    """True if the calling thread's network namespace is that of pid 1."""
     try:
-        is_host = os.path.samefile("/proc/1/ns/net", _OWN_NETNS)
+        return os.path.samefile("/proc/1/ns/net", _OWN_NETNS)
     except OSError:  # only root may look at that of pid 1
-        is_host = False
-    return HOST_STATE if is_host else os.path.join(folder(), STATE)
+        return False
 
 
 def python_flags() -> list[str]:

@@ -5,6 +5,7 @@ All tests of an engine share one dockerd and one daemon, so each uses different 
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -127,6 +128,23 @@ def test_port_admits_the_clients_of_its_subnets_and_leaves_nothing(stock: Docker
     assert name not in stock.gangway("ls") + stock.gangway("network", "ls")
     assert stock.is_free(8200)
     stock.remove(name)
+
+
+def test_declared_ports_follow_every_container_of_that_name(stock: DockerSite, tmp_path: Path) -> None:
+    declared = tmp_path / "shop.toml"
+    declared.write_text('[[publish]]\ncontainer = "docker:declared"\nports = ["8400:8400"]\n')
+    assert "container docker:declared does not exist yet" in stock.gangway.run("apply", str(declared)).stderr
+    for _ in range(2):
+        stock.docker.run("run", "-d", "--name", "declared", stock.docker.image, "sleep", "1h")
+        stock.serve("declared", 8400)
+        wait_until(lambda: is_served(stock, 8400), "the port to be served")
+        with pytest.raises(CommandFailed, match=r"is declared in .*/shop\.toml"):
+            stock.gangway("unpublish", "docker:declared")
+        stock.remove("declared")
+        wait_until(lambda: "(container does not run)" in stock.gangway("ls"), "the port to wait")
+    declared.write_text("")
+    stock.gangway("apply", str(declared))
+    assert "8400" not in stock.gangway("ls")
 
 
 def test_containers_without_a_bridge_are_refused(stock: DockerSite) -> None:

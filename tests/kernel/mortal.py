@@ -153,7 +153,7 @@ class Ground:
         self._firewall = firewall
         self._home = Home(None, (-1, -1))  # not entered: no client connects to this daemon
         self._home.relay_path = directory / "relay"
-        self._path = directory / "state"
+        self._path, self._declared = directory / "state", directory / "conf.d"
         self._daemons: list[Parts] = []
         self._notices = Notices()
 
@@ -170,7 +170,8 @@ class Ground:
         """Start a daemon in the state that the last one left."""
         config = Config(firewall=self._firewall, state=str(self._path))
         self._daemons.append(Parts.__new__(Parts))  # to be closed though it is killed while it starts
-        Parts.__init__(self._parts, Loaded(config, [], {}), self._home, Log(lambda _event: None), self._notices)
+        log = Log(lambda _event: None)
+        Parts.__init__(self._parts, Loaded(config, [], {}), self._home, log, self._notices, self._declared)
 
     def is_killed(self, act: Act, left: int) -> bool:
         """Kill the daemon after `left` operations of an act, and start another; False if the act ended before."""

@@ -104,6 +104,8 @@ def test_every_operation_answers_as_documented(api: Api, tmp_path: Path) -> None
         ("GET", "/mappings", "/mappings", None),
         ("GET", "/explain", "/explain?at=127.0.0.1:8000&from=loopback", None),
         ("GET", "/doctor", "/doctor", None),
+        ("POST", "/apply", "/apply", {"name": "app.toml", "text": '[[network]]\nname = "app"\n'}),
+        ("POST", "/apply", "/apply", {"name": "app.toml", "text": ""}),
         ("POST", "/mappings/withdraw", "/mappings/withdraw", {"container": api.box.path, "ports": ["8000:80"]}),
         ("DELETE", "/endpoints/{container}", f"/endpoints/{api.box.path.replace('/', '%2F')}", None),
         ("DELETE", "/networks/{name}", "/networks/web", None),
@@ -137,7 +139,7 @@ def test_every_operation_answers_as_documented(api: Api, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "kind", "message"),
     [
-        ("POST", "/networks", {"name": "web"}, 400, "InvalidRequest", "subnets"),
+        ("POST", "/networks", {"subnets": []}, 400, "InvalidRequest", "name"),
         ("POST", "/networks", {"name": "web", "subnets": ["10.0.0.0/24"], "more": 1}, 400, "InvalidRequest", "more"),
         ("POST", "/networks", {"name": "web", "subnets": ["10.0.0.1/24"]}, 400, "InvalidRequest", "10.0.0.1/24"),
         ("GET", "/networks/nosuch", None, 409, "Conflict", "nosuch"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from gangway.daemon.config import Config
+from gangway.daemon.declared_files import DeclaredFiles
 from gangway.daemon.down import Down
 from gangway.ebpf.keys import PortBlock, SteeringState, Target, blocks
 from gangway.ebpf.redirect import Redirect
@@ -292,7 +293,7 @@ class Daemon:
         )
         self.adopt = self.adoption.adopt
         parts_of_down = self.requests, self.registry, self.adoption, self.dataplane, settings, self.database
-        self.down = Down(*parts_of_down)
+        self.down = Down(*parts_of_down, DeclaredFiles(folder / "conf.d"))
 
     def close(self) -> None:
         """Close everything; what the fakes have stays as it is."""

@@ -9,7 +9,7 @@ import msgspec
 from gangway.daemon import audit
 from gangway.daemon.audit import NOBODY, Client, client_of
 from gangway.daemon.config import Config, Docker
-from gangway.daemon.messages import EndpointAnswer, ErrorAnswer, MappingAnswer, NetworkAnswer
+from gangway.daemon.messages import ApplyAnswer, EndpointAnswer, ErrorAnswer, MappingAnswer, NetworkAnswer
 from gangway.daemon.operations import OPERATIONS
 from tests.unit.samples import WEB, endpoint, held, lease, mapping, planned
 
@@ -82,8 +82,23 @@ def test_every_setting_is_said() -> None:
 
 def test_every_change_has_an_event() -> None:
     """Those that change nothing of what is published have a common one."""
-    described = {operation.pattern for operation in OPERATIONS if operation.describe is not None}
+    described = {" ".join(operation.route) for operation in OPERATIONS if operation.describe is not None}
     assert {"POST /mappings", "POST /mappings/withdraw", "POST /networks", "DELETE /networks/{name}"} <= described
-    assert {"POST /endpoints", "DELETE /endpoints/{container}"} <= described
+    assert {"POST /endpoints", "DELETE /endpoints/{container}", "POST /apply"} <= described
     assert not [pattern for pattern in described if pattern.startswith("GET")]
     assert audit.requested("POST /docker/enable").text == "POST /docker/enable carried out"
+
+
+def test_what_was_applied() -> None:
+    answer = ApplyAnswer([f"+ network net{number}: free subnets" for number in range(10)], [])
+    made = audit.applied({"name": "web.toml", "dry_run": False}, answer)
+    assert made.text.startswith("web.toml applied: + network net0: free subnets; ")
+    assert made.text.endswith("net7: free subnets and 2 more")
+    assert audit.applied({"name": "web.toml", "dry_run": True}, ApplyAnswer([], [])).text.endswith("nothing to change")
+
+
+def test_a_condition_is_said_as_the_answer_does_not_say_whether_it_held() -> None:
+    removed = audit.network_removed({"name": "web", "if_exists": "true"}, None)
+    assert removed.text == "network web removed, if it was there"
+    published = audit.published({"container": "box", "if_not_exists": True}, [])
+    assert published.text.endswith(", as far as it was not there")

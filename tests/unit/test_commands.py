@@ -95,7 +95,7 @@ def test_publish_takes_its_options_in_any_order(words: str, path: str | None, co
         ("publish web -p 80 --json", "--json"),
         ("publish web -p 80 --sock /run/g.sock", "--sock"),
         ("publish web --pub 80", "--pub"),
-        ("network create web --sub 10.0.0.0/24", "--subnet"),
+        ("network create web --sub 10.0.0.0/24", "--sub"),
         ("network create web --subnet 10.0.0.0/24 --mtu big", "'big'"),
         ("explain 127.0.0.1:80 --from moon", "'moon'"),
         ("run", "required: COMMAND"),
@@ -159,8 +159,8 @@ def test_any_words_are_a_command_or_help_or_one_line(words: list[str], capsys: p
 
 def arguments(name: str) -> list[str]:
     """Return the least that a command needs."""
-    needed = {"publish": ["web", "-p", "80"], "network create": ["web", "--subnet", "10.0.0.0/24"], "run": ["true"]}
-    one_word = "network inspect", "network rm", "attach", "detach", "unpublish", "explain"
+    needed = {"publish": ["web", "-p", "80"], "run": ["true"]}
+    one_word = "network create", "network inspect", "network rm", "attach", "detach", "unpublish", "explain", "apply"
     return ["web"] if name in one_word else needed.get(name, [])
 
 

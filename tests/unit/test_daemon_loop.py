@@ -49,13 +49,18 @@ def _daemon(
     """
     checks = dict.fromkeys(("check", "check_rules"), _nothing)
     leases = SimpleNamespace(unclaimed=False, is_incomplete=False, is_settling=False)
-    requests = SimpleNamespace(**checks, is_idle=is_idle, owners=frozenset, leases=leases, follows_docker=False)
+    requests = SimpleNamespace(**checks, owners=frozenset, leases=leases)
+    declared = SimpleNamespace(reload=_nothing, serve_new=_nothing, has_namespaces=False)
     relay = SimpleNamespace(exits=0, fileno=_quiet(scope).fileno)
     parts: Any = SimpleNamespace(
         config=Config(docker=docker),
         docker=None,
         serves_docker=docker.enabled,
         requests=requests,
+        declared=declared,
+        is_idle=is_idle,
+        follows_docker=False,
+        check=_nothing,
         stop_if_idle=lambda: True,
         dataplane=SimpleNamespace(relay=relay),
         check_limits=lambda: write("limits"),
@@ -148,11 +153,11 @@ def test_docker_is_watched_while_a_container_has_a_published_port(
         for _ in range(2):
             await asyncio.sleep(0.01)
             assert parts.docker is None
-            parts.requests.follows_docker = True
+            parts.follows_docker = True
             daemon._changed()
             while parts.docker is None or "No such file or directory" not in parts.docker.problem:
                 await asyncio.sleep(0.01)
-            parts.requests.follows_docker = False
+            parts.follows_docker = False
             daemon._changed()
         daemon._over.set()
         await running

@@ -92,13 +92,18 @@ ALLOWED: dict[str, set[str]] = {
     "daemon": {"addressing", "admission", "docker", "ebpf", "errors", "firewall", "host", "inet", "limits", "log",
                "log_targets", "peers", "reconcile", "relay", "runtime", "state", *PLANNING},
     "daemon.config": {"errors", "exclusions", "log", "log_targets", "model", "relay.settings"},
+    "daemon.declaration": {"admission", "daemon.messages", "errors", "inet", "model"},
+    "daemon.difference": {"daemon.declaration", "model"},
+    "daemon.kept": {"daemon.declaration", "daemon.messages", "model"},
+    "daemon.declared_files": {"daemon.declaration", "errors", "runtime"},
+    "daemon.mounts": set(),
     "daemon.messages": {"addressing", "admission", "errors", "relay.sockets", *PLANNING},
     "daemon.in_force": {"daemon.config", "daemon.messages"},
     "daemon.start": {"daemon.config", "runtime"},
     # `run` makes the network namespace that its command lives in: only the command's own process can.
     # `config` reads the settings where no daemon runs, and `uninstall-check` the host.
-    "cli": {"daemon.config", "daemon.in_force", "daemon.remains", "daemon.start", "errors", "host.netns", "inet",
-            "runtime"},
+    "cli": {"daemon.config", "daemon.declared_files", "daemon.in_force", "daemon.remains", "daemon.start", "errors",
+            "host.netns", "inet", "runtime"},
 }  # fmt: skip
 PURE = (
     "inet.py",
@@ -127,6 +132,9 @@ PURE = (
     "reconcile/diff.py",
     "state/adopted.py",
     "state/port_index.py",
+    "daemon/declaration.py",
+    "daemon/difference.py",
+    "daemon/kept.py",
     "daemon/messages.py",
     "docker/daemon_json.py",
     "docker/leftovers.py",

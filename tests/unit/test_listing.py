@@ -84,10 +84,17 @@ def test_no_two_columns_have_one_name(table: listing.Listing) -> None:
 
 
 def test_port_that_waits_for_its_container_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    port = mapping("::", "53", protocol=Protocol.UDP, container="docker:web")
-    found = [msgspec.to_builtins(MappingAnswer.waiting(port, "container is stopped"))]
+    found = msgspec.to_builtins(
+        MappingAnswer.waiting("docker:web", parse_port("[::]:53:53/udp"), "container is stopped")
+    )
     assert printed(found, capsys)[1] == ["[::]:53/udp", "docker:web", "53", "api", "(container is stopped)"]
     assert printed(found, capsys, wide=True)[1][2:8] == ["53 (container is stopped)", "api", *"----"]
+
+
+def test_a_port_that_is_to_be_chosen_is_any(capsys: pytest.CaptureFixture[str]) -> None:
+    found = msgspec.to_builtins(MappingAnswer.waiting("box", parse_port("127.0.0.1::80"), "container does not exist"))
+    assert printed(found, capsys)[1] == ["127.0.0.1:any/tcp", "box", "80", "api", "(container does not exist)"]
+    assert parse_port(listing.MAPPINGS.fields["ports"][1](found[0])) == parse_port("127.0.0.1::80")
 
 
 def test_a_long_name_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,11 +9,10 @@ import pytest
 from gangway.errors import Conflict, HostRefused, PortInUse, Unsupported
 from gangway.host import probe, sockets
 from gangway.host.links import Links
-from gangway.model import Protocol
+from gangway.model import ON_DEMAND, Protocol
 from gangway.plan import Origin, Road
 from gangway.relay import protocol
 from gangway.relay.protocol import Destination
-from gangway.state.requests import ON_DEMAND
 from lab.netns import Namespace
 from lab.waiting import wait_until
 from tests.unit.fake_daemon import Daemon, listening

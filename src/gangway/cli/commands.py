@@ -154,7 +154,7 @@ def log(path: str, as_json: bool | None) -> None:
 
 
 def check_config(file: str | None) -> None:
-    """Check the settings file and the environment, without a daemon."""
+    """Check the settings file, the environment, and what is declared in the folder conf.d, without a daemon."""
     from gangway.cli.configuration import check
 
     check(file)
@@ -203,6 +203,38 @@ def uninstall_check(as_json: bool | None) -> None:
         sys.exit(FAILED)
 
 
+def apply(path: str, file: str, dry_run: bool | None) -> None:
+    """Declare the networks and ports of a file, also after a reboot, and remove what it declared before.
+
+    The file is copied to /etc/gangway/conf.d.  Containers need not exist yet.
+    """
+    try:
+        with open(file, encoding="utf-8") as opened:
+            text = opened.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused("InvalidRequest", f"{file}: {getattr(error, 'strerror', None) or error}") from None
+    body = {"name": os.path.basename(file), "text": text, "dry_run": bool(dry_run)}
+    answer = ask(path, "POST", "/apply", body)
+    print("".join(f"{line}\n" for line in answer["changes"]), end="", flush=True)
+    for note in answer["notes"]:
+        say(note)
+
+
+def remove_networks(path: str, names: list[str], if_exists: bool | None) -> None:
+    """Remove networks that have no containers."""
+    given = {"if_exists": True} if if_exists else {}
+    failed = []
+    for name in names:
+        try:
+            ask(path, "DELETE", _filled("/networks/{name}", {"name": name, **given}))
+        except Refused as error:
+            failed.append(error)
+    for refused in failed[:-1]:
+        say(str(refused))
+    if failed:
+        raise failed[-1]
+
+
 def _request(
     request: str,
     options: tuple[Option, ...],
@@ -234,11 +266,11 @@ def _request(
     return send, (*options, opt.JSON, opt.SOCKET) if method == "GET" else (*options, opt.SOCKET)
 
 
-def _filled(target: str, given: dict[str, str]) -> str:
+def _filled(target: str, given: dict[str, Any]) -> str:
     """Return a path with these values, and those that it has no place for as its query."""
     from urllib.parse import quote
 
-    quoted = {name: quote(value, safe="") for name, value in given.items()}
+    quoted = {name: "true" if value is True else quote(value, safe="") for name, value in given.items()}
     query = "&".join(f"{name}={value}" for name, value in quoted.items() if f"{{{name}}}" not in target)
     return target.format(**quoted) + (f"?{query}" if query else "")
 
@@ -246,7 +278,10 @@ def _filled(target: str, given: dict[str, str]) -> str:
 COMMANDS: dict[str, Command] = {
     "network create": _request(
         "POST /networks",
-        (opt.NAME, opt.SUBNETS, opt.GATEWAYS, opt.BRIDGE, opt.NO_MASQUERADE, opt.NO_ICC, opt.INTERNAL, opt.MTU),
+        (
+            *(opt.NAME, opt.SUBNETS, opt.GATEWAYS, opt.BRIDGE, opt.NO_MASQUERADE, opt.NO_ICC, opt.INTERNAL, opt.MTU),
+            opt.IF_NOT_EXISTS,
+        ),
         "Create a network: a bridge, its subnets, and a policy.",
         lambda network: print(network["name"]),
     ),
@@ -254,22 +289,25 @@ COMMANDS: dict[str, Command] = {
     "network inspect": _request(
         "GET /networks/{name}", (opt.NETWORK_NAME,), "Show a network's details.", views.print_network
     ),
-    "network rm": _request("DELETE /networks/{name}", (opt.NETWORK_NAME,), "Remove a network that has no containers."),
+    "network rm": (remove_networks, (opt.NETWORK_NAMES, opt.IF_EXISTS, opt.SOCKET)),
     "attach": _request(
         "POST /endpoints",
-        (opt.CONTAINER, opt.NETWORK, opt.IPS),
+        (opt.CONTAINER, opt.NETWORK, opt.IPS, opt.IF_NOT_EXISTS),
         "Attach a container to a network.",
         views.print_attached,
     ),
     "detach": _request(
-        "DELETE /endpoints/{container}", (opt.CONTAINER,), "Detach a container, and unpublish its ports."
+        "DELETE /endpoints/{container}", (opt.CONTAINER, opt.IF_EXISTS), "Detach a container, and unpublish its ports."
     ),
     "publish": _request(
-        "POST /mappings", (opt.CONTAINER, opt.PORTS, opt.ADMITTED), "Publish ports of a container.", views.print_lines
+        "POST /mappings",
+        (opt.CONTAINER, opt.PORTS, opt.ADMITTED, opt.KEEP, opt.IF_NOT_EXISTS),
+        "Publish ports of a container.",
+        views.print_lines,
     ),
     "unpublish": _request(
         "POST /mappings/withdraw",
-        (opt.CONTAINER, opt.ANY_PORTS),
+        (opt.OPTIONAL_CONTAINER, opt.ANY_PORTS, opt.ALL, opt.IF_EXISTS),
         "Unpublish ports of a container: those given by -p, or all.",
     ),
     "ls": (list_ports, (opt.OPTIONAL_CONTAINER, *opt.LISTED_PORTS)),
@@ -279,6 +317,7 @@ COMMANDS: dict[str, Command] = {
         "Explain which road a client takes to a published port, and why.",
         lambda answer: print(*views.explanation(answer), sep="\n"),
     ),
+    "apply": (apply, (opt.DECLARATION, opt.DRY_RUN, opt.SOCKET)),
     "cleanup": _request(
         "POST /cleanup",
         (),

@@ -10,6 +10,7 @@ import msgspec
 from gangway.cli.client import NoDaemon, Refused, ask_running
 from gangway.cli.views import say
 from gangway.daemon.config import load
+from gangway.daemon.declared_files import check_files, folder_for
 from gangway.daemon.in_force import in_force
 from gangway.daemon.start import Start
 from gangway.errors import InvalidRequest
@@ -20,13 +21,19 @@ if TYPE_CHECKING:
 
 
 def check(file: str | None) -> None:
-    """Check the settings in a file, or else in the usual one, and in the environment.  Refused: they are invalid."""
+    """Check the settings in a file, or else in the usual one, and in the environment, and the files of conf.d.
+
+    Refused: they are invalid.
+    """
     try:
         loaded = load(None if file is None else Path(file), {}, os.environ)
     except InvalidRequest as error:
         raise Refused("InvalidRequest", str(error)) from None
-    for warning in loaded.warnings:
-        say(warning)
+    problems = check_files(folder_for(file))
+    for text in (*loaded.warnings, *problems[:-1]):
+        say(text)
+    if problems:
+        raise Refused("InvalidRequest", problems[-1])
     print("OK")
 
 

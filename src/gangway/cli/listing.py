@@ -19,7 +19,7 @@ from gangway.cli.views import ORIGINS
 from gangway.inet import PROTOCOLS, format_host, pack_address
 
 ROADS = "nat", "redirect", "relay", "routed", "blocked"
-SOURCES = "api", "lease", "docker"
+SOURCES = "api", "declared", "lease", "docker"
 _SHORT = dict(zip(ORIGINS, ("lo", *ORIGINS[1:]), strict=True))
 
 Answer = dict[str, Any]

@@ -45,6 +45,7 @@ SECTIONS: dict[str, dict[str, Pairs]] = {
                 "gangway network create db --subnet 172.31.0.0/24 --internal",
                 "its containers reach the host only, and only the host reaches them",
             ),
+            ("gangway network create web --if-not-exists", "with free subnets, unless it exists already"),
         ),
         "network ls": (
             ("gangway network ls --wide", "a table of all networks, with gateways and MTU"),
@@ -57,6 +58,7 @@ SECTIONS: dict[str, dict[str, Pairs]] = {
         "network rm": (
             ("gangway network rm web", "delete the bridge of web and its rules"),
             ("gangway detach box && gangway network rm web", "the containers have to be detached first"),
+            ("gangway network rm --if-exists web db", "several, if they exist"),
         ),
         "attach": (
             ("gangway attach box --network web", "a namespace that `ip netns add box` has created"),
@@ -79,10 +81,16 @@ SECTIONS: dict[str, dict[str, Pairs]] = {
             ("gangway publish box -p 8000:80 -p 5060-5070:5060-5070/udp", "a port and a range"),
             ("gangway publish box -p 8443:443 --from 10.0.0.0/8", "for this host and clients of a subnet only"),
             ("gangway publish docker:web -p 8080:80", "one more port of a running container of Docker's"),
+            ("gangway publish box --keep -p 8000:80", "also after a reboot, as soon as box exists"),
         ),
         "unpublish": (
             ("gangway unpublish box -p 8000:80", "one port, written as it was published"),
             ("gangway unpublish box", "all ports of box"),
+            ("gangway unpublish --all", "all ports of all containers, but for what files declare"),
+        ),
+        "apply": (
+            ("gangway apply web.toml", "publish what the file declares, and remove what it declared before"),
+            ("gangway apply --dry-run web.toml", "print what would be done"),
         ),
         "ls": (
             ("gangway ls --filter road=relay --filter protocol=tcp", "a table of relayed TCP ports"),
@@ -122,7 +130,7 @@ SECTIONS: dict[str, dict[str, Pairs]] = {
             ("gangway daemon status --socket /run/other.sock", "of the one that listens there"),
         ),
         "daemon reload": (
-            ("gangway daemon reload", "after /etc/gangway/gangway.toml was edited"),
+            ("gangway daemon reload", "after /etc/gangway/gangway.toml or a file of conf.d was edited"),
             ("gangway config check && gangway daemon reload", "only if the settings are valid"),
         ),
         "daemon restart": (
@@ -142,8 +150,8 @@ SECTIONS: dict[str, dict[str, Pairs]] = {
             ("gangway cleanup --socket /run/other.sock", "by the daemon that listens there"),
         ),
         "config check": (
-            ("gangway config check", "of /etc/gangway/gangway.toml"),
-            ("gangway config check new.toml", "of another file"),
+            ("gangway config check", "of /etc/gangway/gangway.toml, and of the files in conf.d beside it"),
+            ("gangway config check new.toml", "of another file, and of conf.d beside that"),
         ),
         "config show": (
             ("gangway config show", "of the running daemon, or of one that would be started"),

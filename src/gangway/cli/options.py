@@ -84,6 +84,7 @@ def _listed(listing: Callable[[], Listing], quiet: str, text: str) -> tuple[Opti
 
 _ADMITTED_HELP = "Who may connect, besides this host: clients of this subnet."
 ADMITTED, ADMITTED_BY_RUN = (_list("--from", _ADMITTED_HELP, "SUBNET", name) for name in ("from", "admitted"))
+ALL = _flag("--all", "Of all containers, but for what files declare.", "all")
 AT = _option("at", "The address that a client connects to.", "HOST-IP:PORT[/PROTO]", type=_not_empty)
 BRIDGE = _option("--bridge", "The bridge's name; gw-NAME if left out.", "IF", type=_not_empty)
 CHAINS = _option("--chain-prefix", "The name of iptables chains; DOCKER for Docker's own layout.", "NAME")
@@ -100,6 +101,8 @@ FIREWALL = _option("--firewall", "What the rules are written with (auto).", "aut
 FORWARD_ACCEPT = _flag("--forward-accept", "Set the policy of FORWARD to ACCEPT, if dockerd set it.", "forward_accept")
 FROM = _option("--from", "Only clients from there.", choices=views.ORIGINS)
 GATEWAYS = _list("--gateway", "The host's address in a subnet.", "ADDRESS", "gateways")
+IF_EXISTS = _flag("--if-exists", "It is no error if there is none.", "if_exists")
+IF_NOT_EXISTS = _flag("--if-not-exists", "It is no error if it is there, as requested.", "if_not_exists")
 INTERNAL = _flag("--internal", "Containers reach the host only, and only the host reaches them.", "internal")
 IPS = _list("--ip", "Its address; a free one if left out.", "ADDRESS", "addresses")
 JSON = _flag("--json", "Print a JSON array.", "as_json")
@@ -108,6 +111,7 @@ LOG_FORMAT = _option("--log-format", "How the log is written (text).", "text|jso
 LOG_LEVEL = _option("--log-level", "The least important events in the log (info).", "debug|info|warning|error")
 MTU = _option("--mtu", "In bytes; that of the default route's interface if left out.", type=int)
 NAME = _option("name", "The network's name.", "NAME", type=_not_empty)
+NETWORK_NAMES = _option("names", "The networks' names.", "NETWORK", type=_not_empty, nargs="+")
 NETWORK = _option(
     "--network", "The network; gangway0, which is created on demand, if left out.", "NETWORK", type=_not_empty
 )
@@ -116,6 +120,9 @@ NO_FORWARD = _flag("--no-ip-forward", "Do not enable forwarding; relay instead."
 NO_ICC = _flag("--no-icc", "Containers reach each other by published ports only.", "icc", False)
 NO_MASQUERADE = _flag("--no-masquerade", "Other hosts see the containers' own addresses.", "masquerade", False)
 OPTIONAL_CONTAINER = CONTAINER[0], {**CONTAINER[1], "nargs": "?"}
+DECLARATION = _option("file", "Tables [[network]] and [[publish]], in TOML.", "FILE", type=_not_empty)
+DRY_RUN = _flag("--dry-run", "Only print what would be done.", "dry_run")
+KEEP = _flag("--keep", "Also after a reboot; unpublish ends it.", "keep")
 _PORTS_HELP = "[HOST-IP:]HOST-PORT[-END]:PORT[-END][/PROTO]"
 PORTS, ANY_PORTS = (
     _list("-p --publish", _PORTS_HELP, "PORTS", "ports", required=required) for required in (True, False)
@@ -123,7 +130,7 @@ PORTS, ANY_PORTS = (
 RUN_NAME = _option("--name", "The container's name; run-PID if left out.", "NAME", type=_not_empty)
 SOCKET = _option("--socket", "The daemon's socket, if not the usual one.", "PATH", dest="path", type=_not_empty)
 STATE = _option("--state", "The database.", "PATH", type=_not_empty)
-SUBNETS = _list("--subnet", "One of IPv4, one of IPv6, or both.", "SUBNET", "subnets", required=True)
+SUBNETS = _list("--subnet", "One of IPv4, one of IPv6, or both; free ones if left out.", "SUBNET", "subnets")
 LISTED_PORTS = _listed(_mappings, "{ports}", "Print only the mappings, as they are written after -p.")
 LISTED_NETWORKS = _listed(_networks, "{name}", "Print only the names.")
 YES = _flag("--yes", "Do not ask.", "yes")

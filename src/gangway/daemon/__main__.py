@@ -22,6 +22,7 @@ import msgspec
 
 from gangway import runtime
 from gangway.daemon import detach, main
+from gangway.daemon.declared_files import folder_for
 from gangway.daemon.start import Start
 from gangway.errors import GangwayError, HostRefused, InvalidRequest
 from gangway.log_targets import AUTO, open_log
@@ -46,7 +47,8 @@ def run() -> int:
         log = open_log(config.log, config.log_level, config.log_format, foreground=not start.until_idle)
         for text in loaded.warnings:
             log.warning(text)
-        is_abandoned = main.run(loaded, start.socket, log, start.until_idle, lambda: _ready(start), load)
+        declared = folder_for(start.config)
+        is_abandoned = main.run(loaded, start.socket, log, start.until_idle, lambda: _ready(start), load, declared)
     except (GangwayError, OSError) as error:
         _report_failure(start.ready_fd, error)
         return 2 if isinstance(error, InvalidRequest) else 1

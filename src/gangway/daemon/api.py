@@ -135,7 +135,8 @@ def _described(operation: Operation, request: web.Request, body: Any, answer: An
     """Say what a request has done."""
     if operation.describe is None:
         return audit.requested(operation.pattern)
-    return operation.describe({**(msgspec.structs.asdict(body) if body else {}), **request.match_info}, answer)
+    values = msgspec.structs.asdict(body) if body else {}
+    return operation.describe({**values, **request.query, **request.match_info}, answer)
 
 
 async def _name_leases(answer: Any, names: Callable[[], Awaitable[dict[str, str]]]) -> None:

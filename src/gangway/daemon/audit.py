@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from gangway.daemon.config import Config, by_name
-from gangway.daemon.messages import EndpointAnswer, ErrorAnswer, MappingAnswer, NetworkAnswer, StatusAnswer
+from gangway.daemon.messages import ApplyAnswer, EndpointAnswer, ErrorAnswer, MappingAnswer, NetworkAnswer, StatusAnswer
 from gangway.inet import format_host
 from gangway.log import Event, Field, event
 from gangway.model import PortMapping
@@ -89,31 +89,42 @@ def answered(method: str, path: str, status: int, client: Client) -> Event:
 
 
 def published(given: Mapping[str, Any], mappings: Sequence[MappingAnswer]) -> Described:
-    return _ports("published", given["container"], mappings, len(mappings))
+    described = _ports("published", given["container"], mappings, len(mappings))
+    return described._replace(text=described.text + _condition(given))
 
 
 def unpublished(given: Mapping[str, Any], mappings: Sequence[MappingAnswer]) -> Described:
     return _ports("unpublished", given["container"], mappings, len(mappings))
 
 
-def network_created(_given: Mapping[str, Any], network: NetworkAnswer) -> Described:
+def applied(given: Mapping[str, Any], answer: ApplyAnswer) -> Described:
+    count = len(answer.changes)
+    said = "; ".join(answer.changes[:_MAX_NAMED]) or "nothing to change"
+    more = f" and {count - _MAX_NAMED} more" * (count > _MAX_NAMED)
+    text = f"{given['name']} {'compared' if given['dry_run'] else 'applied'}: {said}{more}"
+    return Described("applied", text, {"file": given["name"], "changes": count})
+
+
+def network_created(given: Mapping[str, Any], network: NetworkAnswer) -> Described:
     subnets = ", ".join(network.subnets)
-    text = f"network {network.name} created: bridge {network.bridge}, {subnets}"
+    text = f"network {network.name} created: bridge {network.bridge}, {subnets}{_condition(given)}"
     return Described("network-created", text, {"network": network.name, "bridge": network.bridge, "subnets": subnets})
 
 
 def network_removed(given: Mapping[str, Any], _answer: None) -> Described:
-    return Described("network-removed", f"network {given['name']} removed", {"network": given["name"]})
+    text = f"network {given['name']} removed{_condition(given)}"
+    return Described("network-removed", text, {"network": given["name"]})
 
 
-def attached(_given: Mapping[str, Any], endpoint: EndpointAnswer) -> Described:
+def attached(given: Mapping[str, Any], endpoint: EndpointAnswer) -> Described:
     container, network, addresses = endpoint.container, endpoint.network, ", ".join(endpoint.addresses)
-    text = f"container {container} attached to network {network}: {addresses}"
+    text = f"container {container} attached to network {network}: {addresses}{_condition(given)}"
     return Described("attached", text, {"container": container, "network": network, "addresses": addresses})
 
 
 def detached(given: Mapping[str, Any], _answer: None) -> Described:
-    return Described("detached", f"container {given['container']} detached", {"container": given["container"]})
+    text = f"container {given['container']} detached{_condition(given)}"
+    return Described("detached", text, {"container": given["container"]})
 
 
 def adopted(name: str, container: str, mappings: Sequence[MappingPlan]) -> Event:
@@ -137,6 +148,13 @@ def lease_ended(mapping: PortMapping) -> Event:
 def requested(pattern: str) -> Described:
     """Describe a request that has no event of its own."""
     return Described("requested", f"{pattern} carried out", {"request": pattern})
+
+
+def _condition(given: Mapping[str, Any]) -> str:
+    """Return under which condition something was done, as the answer does not say whether it held."""
+    if given.get("if_not_exists"):
+        return ", as far as it was not there"
+    return ", if it was there" if given.get("if_exists") == "true" else ""
 
 
 def _ports(name: str, container: str, mappings: Sequence[MappingAnswer], count: int) -> Described:

@@ -4,11 +4,11 @@ Where Docker's networks and ports are served, the containers are known.  Elsewhe
 proxies: gangway then looks a container up when its first port is published, and forgets it with its last port.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from gangway.errors import Conflict
-from gangway.model import DOCKER_PREFIX, PortMapping, Subnets, parse_port
+from gangway.model import DOCKER_PREFIX, PortMapping, Source, Subnets, parse_port
 from gangway.plan import MappingPlan
 from gangway.state.adoption import Adoption
 from gangway.state.requests import Requests
@@ -29,7 +29,9 @@ class DockerPorts:
         self._socket, self._serves_docker = socket, serves_docker
         self._requests, self._adoption = requests, adoption
 
-    def publish(self, container: str, texts: Sequence[str], admitted: Subnets) -> tuple[MappingPlan, ...]:
+    def publish(
+        self, container: str, texts: Sequence[str], admitted: Subnets, source: Source = Source.API
+    ) -> tuple[MappingPlan, ...]:
         """Publish a container's ports, as `Requests.publish` does.
 
         Conflict, HostRefused: it is one of Docker's, and cannot be looked up.
@@ -37,7 +39,7 @@ class DockerPorts:
         try:
             if container.startswith(DOCKER_PREFIX) and not self._adoption.knows(container):
                 self._look_up(container.removeprefix(DOCKER_PREFIX))
-            published = self._requests.publish(container, texts, admitted)
+            published = self._requests.publish(container, texts, admitted, source)
             self._adoption.forget_waiting(one.mapping for one in published)
             return published
         finally:
@@ -49,6 +51,10 @@ class DockerPorts:
         if container is not None and waiting and not self._adoption.knows(container):
             return Ports((), waiting)
         return Ports(self._requests.mappings(container), waiting)
+
+    def waiting(self, container: str) -> tuple[PortMapping, ...]:
+        """Return the ports of a container of Docker's that are published when it runs, or when they are free."""
+        return self._adoption.waiting(container)
 
     def why_waiting(self, mapping: PortMapping) -> str:
         """Return why a port that waits is not published."""
@@ -66,6 +72,19 @@ class DockerPorts:
             else:
                 left = self._without_waiting(container, texts, waiting) if waiting else texts
                 published = self._requests.unpublish(container, left) if left or not texts else ()
+            self._adoption.forget_waiting((*waiting, *(one.mapping for one in published)))
+        finally:
+            self._adoption.forget_unpublished()
+        return Ports(published, waiting)
+
+    def unpublish_all(self, chosen: Collection[PortMapping]) -> Ports:
+        """Unpublish these mappings, but for those of Docker and its launchers, and all ports that wait."""
+        of_dockers, waiting = (Source.DOCKER, Source.LEASE), self._adoption.waiting()
+        published = tuple(
+            one for one in self._requests.mappings() if one.mapping in chosen and one.mapping.source not in of_dockers
+        )
+        try:
+            self._requests.withdraw(published)
             self._adoption.forget_waiting((*waiting, *(one.mapping for one in published)))
         finally:
             self._adoption.forget_unpublished()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from gangway.daemon import supervisor
+from gangway.daemon.declared_files import DeclaredFiles
 from gangway.docker import settings_file
 from gangway.errors import Conflict, GangwayError, HostRefused
 from gangway.host.saved_settings import SavedSettings
@@ -33,9 +34,11 @@ class Down:
         dataplane: DataPlane,
         settings: SavedSettings,
         database: Database,
+        declared: DeclaredFiles,
     ) -> None:
         self._requests, self._registry, self._adoption = requests, registry, adoption
         self._dataplane, self._settings, self._database = dataplane, settings, database
+        self._declared = declared
 
     def planned(self) -> list[str]:
         """Return what would be removed, line by line.  Conflict: nothing would, because of launchers."""
@@ -53,6 +56,7 @@ class Down:
         """Return what stays, or comes again, and what to do about it, line by line."""
         backup = settings_file.SettingsFile(settings_file.DEFAULT).backup
         found = [f"kept: {copy}, a damaged database" for copy in copies_of(self._database.path)]
+        found += (f"kept: {path}, which the next daemon serves again: delete it" for path in self._declared.paths())
         if backup.exists():
             found.append(f"gangway docker disable restores {settings_file.DEFAULT}: dockerd publishes its ports again")
         if supervisor.is_supervised():

@@ -225,6 +225,8 @@ class Home:
             for name in (runtime.LOCK, runtime.RELAY_SOCKET, *state, *start):
                 with suppress(OSError):
                     (self.folder / name).unlink()
+            with suppress(OSError):
+                (self.folder / runtime.DECLARED).rmdir()
             with suppress(OSError):  # start.json stays; or a launcher is about to start another daemon
                 self.folder.rmdir()
 

@@ -16,8 +16,9 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gangway.daemon import audit, supervisor
@@ -25,6 +26,7 @@ from gangway.daemon.config import Loaded
 from gangway.daemon.history import History
 from gangway.daemon.home import Home
 from gangway.daemon.leases import LeaseServer
+from gangway.daemon.mounts import MountWatch
 from gangway.daemon.owners import OwnerWatch
 from gangway.daemon.parts import Parts
 from gangway.errors import Conflict, GangwayError, HostRefused
@@ -84,6 +86,7 @@ class Daemon:
         self._relay_exits = 0
         self._hangups = select.epoll()
         self._owners = OwnerWatch(self._loop, lambda: self._run(self._parts.requests.check))
+        self._mounts = MountWatch(self._loop, lambda: self._run(self._parts.declared.serve_new))
         self._tasks: list[asyncio.Task[None]] = []
         self._watching: asyncio.Task[None] | None = None  # if Docker is watched
         self._leases: LeaseServer
@@ -96,7 +99,7 @@ class Daemon:
             self._loop.add_signal_handler(number, self._over.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._run, self._reload_or_log)
         for sock, settle_s in ((self._notices.links, _SETTLE_S), (self._notices.routes, _SETTLE_ROUTES_S)):
-            self._loop.add_reader(sock, self._notified, sock, requests.check, settle_s)
+            self._loop.add_reader(sock, self._notified, sock, self._parts.check, settle_s)
         self._loop.add_reader(self._notices.rules.sock, self._rules_changed)
         self._loop.add_reader(self._hangups, self._relay_exited)
         changed = partial(self._loop.call_soon_threadsafe, self._changed)
@@ -104,6 +107,7 @@ class Daemon:
         self._leases.start()
         self._tasks = [self._loop.create_task(self._serve_api(home))]
         try:
+            await self._loop.run_in_executor(self._worker, self._guarded, self._parts.declared.reload)
             ready()
             supervisor.notify(supervisor.READY)
             self._keep_alive()
@@ -119,6 +123,7 @@ class Daemon:
             self._loop.remove_reader(self._hangups)
             self._hangups.close()
             self._owners.close()
+            self._mounts.close()
 
     async def _serve_api(self, home: Home) -> None:
         """Serve the API from its first client on, until cancelled."""
@@ -148,6 +153,8 @@ class Daemon:
         return Service(
             requests=parts.requests,
             ports=parts.ports,
+            declared=parts.declared,
+            commands=parts.commands,
             checks=parts.checks,
             names=names,
             handover=parts.handover,
@@ -164,7 +171,7 @@ class Daemon:
 
     def _update_watcher(self) -> None:
         """Watch Docker while that is necessary."""
-        is_needed = self._parts.serves_docker or self._parts.requests.follows_docker
+        is_needed = self._parts.serves_docker or self._parts.follows_docker
         if is_needed and self._watching is None:
             self._watching = self._loop.create_task(self._watch_docker())
             self._tasks = [*(task for task in self._tasks if not task.done()), self._watching]
@@ -227,7 +234,7 @@ class Daemon:
             supervisor.notify(supervisor.READY)
         for text in loaded.warnings:
             self._log.warning(text)
-        return loaded.warnings
+        return [*loaded.warnings, *self._parts.declared.reload()]
 
     def _reload_or_log(self) -> None:
         try:
@@ -293,7 +300,7 @@ class Daemon:
         running.add_done_callback(lambda _: self._changed())
         return running
 
-    def _guarded(self, check: Callable[[], None]) -> None:
+    def _guarded(self, check: Callable[[], object]) -> None:
         try:
             check()
         except GangwayError as error:
@@ -312,8 +319,9 @@ class Daemon:
             self._relay_exits = relay.exits
             self._serve_again()
         self._owners.update(self._parts.requests.owners())
+        self._mounts.update(self._parts.declared.has_namespaces)
         self._update_watcher()
-        if not self._parts.requests.is_idle:
+        if not self._parts.is_idle:
             if self._end is not None:
                 self._end.cancel()
             self._end = None
@@ -353,14 +361,18 @@ class Daemon:
 
 
 def run(
-    loaded: Loaded, socket_path: str | None, log: Log, until_idle: bool, ready: Callable[[], None], load: Load
+    loaded: Loaded,
+    socket_path: str | None,
+    log: Log,
+    until_idle: bool,
+    ready: Callable[[], None],
+    load: Load,
+    declared: Path,
 ) -> bool:
     """Run a daemon to its end; `ready` is called when it serves.  Return True if it ended because it was idle.
 
-    GangwayError: it cannot run.
-
-    `socket_path` is where API clients connect; None: in the runtime folder.  `load` reads the settings again, after a
-    SIGHUP.
+    GangwayError: it cannot run.  `socket_path` is where API clients connect; None: in the runtime folder.  `load` reads
+    the settings again, after a SIGHUP.  `declared` is the folder with the files of what is declared.
     """
     raise_descriptor_limit()
     history = History()
@@ -368,9 +380,8 @@ def run(
     with ExitStack() as stack:
         home = stack.enter_context(Home(socket_path, loaded.config.group_ids, until_idle))
         worker = stack.enter_context(ThreadPoolExecutor(1, "worker"))
-        notices = Notices()
-        stack.callback(notices.close)
-        parts = worker.submit(Parts, loaded, home, log, notices).result()
+        notices = stack.enter_context(closing(Notices()))
+        parts = worker.submit(Parts, loaded, home, log, notices, declared).result()
         stack.callback(lambda: worker.submit(parts.close).result())
         if not until_idle and probe.is_root():  # an operator learns at once that the firewall cannot be used
             worker.submit(lambda: parts.requests.facts).result()
@@ -382,7 +393,7 @@ def run(
 
         async def serve() -> bool:
             await Daemon(parts, notices, worker, log, history, until_idle, load).run(home, serves)
-            return (until_idle or home.is_left_for_good) and parts.requests.is_idle
+            return (until_idle or home.is_left_for_good) and parts.is_idle
 
         home.is_abandoned = asyncio.run(serve())
         log.info("daemon stopped" + ("" if home.is_abandoned else ": ports stay published"), event="stopped")

@@ -3,6 +3,7 @@
 Addresses, subnets and ports are text, as a person writes them; ranges are `8000-8010`.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -10,16 +11,25 @@ import msgspec
 from gangway.addressing import first_gateway
 from gangway.admission import parse_subnet
 from gangway.errors import InvalidRequest
-from gangway.model import Endpoint, Network, PortMapping, bridge_name, default_mtu, parse_address
+from gangway.model import (
+    Endpoint,
+    Network,
+    PortRequest,
+    Source,
+    Subnet,
+    bridge_name,
+    default_mtu,
+    parse_address,
+)
 from gangway.plan import MappingPlan, Origin, Route
 from gangway.relay.sockets import Counters
 
 _MAX_INT = (1 << 31) - 1
 
 
-class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True):
+class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     name: str
-    subnets: list[str]
+    subnets: list[str] = []  # empty: free ones are chosen, as for `gangway0`
     gateways: list[str] = []  # one for each subnet at most; a subnet without one gets its first address
     bridge: str = ""  # the bridge's name; empty: it is derived from the network's
     masquerade: bool = True
@@ -27,9 +37,13 @@ class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True):
     internal: bool = False
     mtu: Annotated[int, msgspec.Meta(ge=0, le=_MAX_INT)] | None = None  # bytes; without a value it is the uplink's
 
-    def network(self, uplink_mtu: int | None = None) -> Network:
-        """Return the network.  InvalidRequest: its values do not fit together."""
-        subnets = tuple(map(parse_subnet, self.subnets))
+    def network(
+        self, uplink_mtu: int | None = None, subnets: Sequence[Subnet] = (), source: Source = Source.API
+    ) -> Network:
+        """Return the network; `subnets` are used if it names none.  InvalidRequest: its values do not fit together."""
+        if self.gateways and not self.subnets:
+            raise InvalidRequest(f"the gateway {self.gateways[0]} needs a subnet: name one for network {self.name}")
+        subnets = tuple(map(parse_subnet, self.subnets)) or tuple(subnets)
         unused = list(map(parse_address, self.gateways))
         gateways = []
         for subnet in subnets:
@@ -40,8 +54,26 @@ class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True):
         if unused:
             raise InvalidRequest(f"the gateway {unused[0]} is not in any of the subnets")
         mtu = default_mtu(uplink_mtu, subnets) if self.mtu is None else self.mtu
-        policy = self.masquerade, self.icc, self.internal, mtu
+        policy = self.masquerade, self.icc, self.internal, mtu, source
         return Network(self.name, self.bridge or bridge_name(self.name), subnets, tuple(gateways), *policy)
+
+    def describes(self, network: Network) -> bool:
+        """True if a network is as this requests it, whoever has created it."""
+        try:
+            return self.network(network.mtu, network.subnets, network.source) == network
+        except InvalidRequest:  # the gateway is in none of its subnets
+            return False
+
+    @classmethod
+    def of(cls, network: Network) -> "NetworkRequest":
+        """Return what requests the same network again."""
+        subnets, gateways = list(map(str, network.subnets)), list(map(str, network.gateways))
+        policy = network.masquerade, network.icc, network.internal, network.mtu
+        return cls(network.name, subnets, gateways, network.bridge, *policy)
+
+
+class CreateNetworkRequest(NetworkRequest, forbid_unknown_fields=True):
+    if_not_exists: bool = False  # one that is as requested is no error
 
 
 class AttachRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -52,13 +84,16 @@ class AttachRequest(msgspec.Struct, forbid_unknown_fields=True):
     namespace: str = ""  # the path of its network namespace, if `container` is a name of the client's choice
     owner: Annotated[int, msgspec.Meta(ge=1, le=_MAX_INT)] | None = None
     """The pid of a process at whose end the container is detached."""
+    if_not_exists: bool = False  # it is no error if the container is attached so
 
 
 class UnpublishRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Unpublish ports, each written as after `-p`; without any, all of the container's."""
 
-    container: str
+    container: str = ""
     ports: list[str] = []
+    all: bool = False  # of all containers, instead
+    if_exists: bool = False  # a port that is not published is no error
 
 
 class PublishRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -68,6 +103,21 @@ class PublishRequest(msgspec.Struct, forbid_unknown_fields=True):
     ports: list[str] = []
     admitted: list[str] = msgspec.field(default=[], name="from")
     """The subnets of the clients that may connect, besides the host itself; empty: everybody."""
+    if_not_exists: bool = False  # a port that is published so is no error
+    keep: bool = False  # also after a reboot: as soon as the container is there again
+
+
+class ApplyRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Declare what a file says, in place of what the file of that name has declared before."""
+
+    name: str  # of the file in the folder conf.d
+    text: str  # TOML: tables [[network]] and [[publish]]
+    dry_run: bool = False  # only answer what would be done
+
+
+class ApplyAnswer(msgspec.Struct):
+    changes: list[str]  # `+ publish box: 8000:80` or `- network web`, in this order
+    notes: list[str]  # what has to wait, or cannot be as it is declared
 
 
 class NetworkAnswer(msgspec.Struct):
@@ -126,10 +176,10 @@ class MappingAnswer(msgspec.Struct):
     """A mapping, and the road of each kind of client."""
 
     container: str  # for a lease `docker:NAME`, or empty if the name is not known
-    source: str  # the front that requested it: `api`, or `lease` for a docker-proxy launcher
+    source: str  # the front that requested it: `api`, `declared`, `docker`, or `lease` for a docker-proxy launcher
     protocol: str
     host_address: str
-    host_ports: str
+    host_ports: str  # empty: any, which is chosen when it is published
     container_address: str
     container_ports: str
     routes: list[RouteAnswer]
@@ -144,12 +194,12 @@ class MappingAnswer(msgspec.Struct):
     """Why it is not published now; empty if it is."""
 
     @classmethod
-    def waiting(cls, mapping: PortMapping, note: str) -> "MappingAnswer":
-        """Return a mapping that is not published now, and so has no roads."""
-        host = str(mapping.host_address), str(mapping.host_ports)
-        of = mapping.container, mapping.source, mapping.protocol
-        admitted = list(map(str, mapping.admitted))
-        return cls(*of, *host, "", str(mapping.container_ports), [], 0, _NOT_RELAYED._asdict(), admitted, note)
+    def waiting(cls, container: str, request: PortRequest, note: str) -> list["MappingAnswer"]:
+        """Return a mapping for each address of a request, which is not published now, and so has no roads."""
+        of = container, request.source, request.protocol
+        ports = str(request.host_ports or ""), "", str(request.container_ports)
+        rest = _NOT_RELAYED._asdict(), list(map(str, request.admitted)), note
+        return [cls(*of, str(address), *ports, [], 0, *rest) for address in request.host_addresses]
 
     @classmethod
     def of(

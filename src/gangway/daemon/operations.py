@@ -3,7 +3,7 @@
 `OPERATIONS` defines the API: its handlers (`api`) and its document (`openapi`) are generated from it.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,11 +11,16 @@ import msgspec
 
 from gangway.admission import parse_admitted
 from gangway.daemon import audit, messages
-from gangway.daemon.docker_ports import DockerPorts
+from gangway.daemon.commands import Commands
+from gangway.daemon.declared import Declared
+from gangway.daemon.docker_ports import DockerPorts, Ports
 from gangway.daemon.history import History
 from gangway.daemon.messages import (
+    ApplyAnswer,
+    ApplyRequest,
     AttachRequest,
     CheckAnswer,
+    CreateNetworkRequest,
     DockerChange,
     DockerCleanupRequest,
     DockerReport,
@@ -27,7 +32,6 @@ from gangway.daemon.messages import (
     HealthAnswer,
     MappingAnswer,
     NetworkAnswer,
-    NetworkRequest,
     PublishRequest,
     RouteAnswer,
     SettingAnswer,
@@ -35,9 +39,9 @@ from gangway.daemon.messages import (
     UnpublishRequest,
     VersionAnswer,
 )
-from gangway.errors import InvalidRequest
+from gangway.errors import Conflict, InvalidRequest
 from gangway.facts import Firewall
-from gangway.model import PortMapping, PortRange, Protocol, parse_address
+from gangway.model import PortMapping, PortRange, PortRequest, Protocol, parse_address
 from gangway.reconcile.changes import ANSWERS_ELSEWHERE
 from gangway.state.requests import Requests
 
@@ -51,6 +55,8 @@ class Service(NamedTuple):
 
     requests: Requests
     ports: DockerPorts
+    declared: Declared
+    commands: Commands
     checks: Callable[[], Iterable[CheckAnswer]]
     names: Callable[[], Awaitable[dict[str, str]]]  # return the names of Docker's containers, by address
     handover: Callable[[], "Handover"]
@@ -87,6 +93,14 @@ class Operation(NamedTuple):
         return method, path
 
 
+def _is_true(given: dict[str, str], name: str) -> bool:
+    """Return a parameter that is `true` or `false`, which stands for a missing one, too."""
+    value = given.get(name, "false")
+    if value not in ("true", "false"):
+        raise InvalidRequest(f"invalid {name} {value!r}: true or false")
+    return value == "true"
+
+
 def _network(service: Service, name: str) -> NetworkAnswer:
     return NetworkAnswer.of(service.requests.network(name), service.requests.endpoints(name))
 
@@ -95,41 +109,59 @@ def _list_networks(service: Service, _request: None, _given: dict[str, str]) -> 
     return [_network(service, network.name) for network in service.requests.networks()]
 
 
-def _create_network(service: Service, request: NetworkRequest, _given: dict[str, str]) -> NetworkAnswer:
-    network = request.network(service.requests.uplink_mtu())
-    return _network(service, service.requests.create_network(network).name)
+def _create_network(service: Service, request: CreateNetworkRequest, _given: dict[str, str]) -> NetworkAnswer:
+    return _network(service, service.commands.create_network(request, request.if_not_exists).name)
 
 
 def _attach(service: Service, request: AttachRequest, _given: dict[str, str]) -> EndpointAnswer:
-    addresses = [parse_address(text) for text in request.addresses]
-    network, namespace = request.network or None, request.namespace or None
-    endpoint = service.requests.attach(request.container, network, addresses, namespace, request.owner)
+    endpoint = service.commands.attach(request)
     elsewhere = ANSWERS_ELSEWHERE if service.requests.answers_elsewhere(endpoint) else ""
     return EndpointAnswer.of(endpoint, "; ".join(filter(None, (service.requests.ipv4_only(endpoint), elsewhere))))
 
 
 def _list_mappings(service: Service, _request: None, given: dict[str, str]) -> list[MappingAnswer]:
-    found, requests = service.ports.mappings(given.get("container")), service.requests
+    requests, container = service.requests, given.get("container")
+    declared = service.declared.waiting(container)
+    try:
+        found = service.ports.mappings(container)
+    except Conflict:
+        if not declared:
+            raise
+        found = Ports(())
     counted = zip(
         found.published, map(requests.redirected, found.published), requests.relayed(found.published), strict=True
     )
-    return [*starmap(MappingAnswer.of, counted), *(_waiting(service, mapping) for mapping in found.waiting)]
+    absent = (answer for port in declared for answer in MappingAnswer.waiting(*port))
+    return [*starmap(MappingAnswer.of, counted), *_waiting(service, found.waiting), *absent]
 
 
-def _waiting(service: Service, mapping: PortMapping) -> MappingAnswer:
-    return MappingAnswer.waiting(mapping, service.ports.why_waiting(mapping))
+def _waiting(service: Service, mappings: Iterable[PortMapping]) -> Iterator[MappingAnswer]:
+    for one in mappings:
+        ports = one.host_ports, one.container_ports, one.admitted, one.source
+        request = PortRequest(one.protocol, (one.host_address,), *ports)
+        yield from MappingAnswer.waiting(one.container, request, service.ports.why_waiting(one))
 
 
 def _publish(service: Service, request: PublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
     if not request.ports:
         raise InvalidRequest("nothing to publish: name ports with -p")
-    published = service.ports.publish(request.container, request.ports, parse_admitted(request.admitted))
+    admitted, flags = parse_admitted(request.admitted), (request.keep, request.if_not_exists)
+    published = service.commands.publish(request.container, request.ports, admitted, *flags)
     return list(map(MappingAnswer.of, published))
 
 
 def _unpublish(service: Service, request: UnpublishRequest, _given: dict[str, str]) -> list[MappingAnswer]:
-    found = service.ports.unpublish(request.container, request.ports)
-    return [*map(MappingAnswer.of, found.published), *(_waiting(service, mapping) for mapping in found.waiting)]
+    if request.all == bool(request.container) or (request.all and request.ports):
+        raise InvalidRequest("nothing to unpublish: name a container, or all of them, without ports, by --all")
+    if request.all:
+        found = service.commands.unpublish_all()
+    else:
+        found = service.commands.unpublish(request.container, request.ports, request.if_exists)
+    return [*map(MappingAnswer.of, found.published), *_waiting(service, found.waiting)]
+
+
+def _apply(service: Service, request: ApplyRequest, _given: dict[str, str]) -> ApplyAnswer:
+    return ApplyAnswer(*service.declared.apply(request.name, request.text, request.dry_run))
 
 
 def _explain(service: Service, _request: None, given: dict[str, str]) -> ExplainAnswer:
@@ -158,7 +190,7 @@ OPERATIONS = (
         "Create a network.",
         _create_network,
         NetworkAnswer,
-        NetworkRequest,
+        CreateNetworkRequest,
         describe=audit.network_created,
     ),
     Operation(
@@ -168,9 +200,9 @@ OPERATIONS = (
         NetworkAnswer,
     ),
     Operation(
-        "DELETE /networks/{name}",
+        "DELETE /networks/{name}?if_exists",
         "Remove a network that has no containers.",
-        lambda service, _, given: service.requests.remove_network(given["name"]),
+        lambda service, _, given: service.commands.remove_network(given["name"], _is_true(given, "if_exists")),
         describe=audit.network_removed,
     ),
     Operation(
@@ -194,9 +226,9 @@ OPERATIONS = (
         describe=audit.attached,
     ),
     Operation(
-        "DELETE /endpoints/{container}",
+        "DELETE /endpoints/{container}?if_exists",
         "Detach a container, and delete its mappings.  In the path, `/` is %2F.",
-        lambda service, _, given: service.requests.detach(given["container"]),
+        lambda service, _, given: service.commands.detach(given["container"], _is_true(given, "if_exists")),
         describe=audit.detached,
     ),
     Operation("GET /mappings?container", "List all mappings, or a container's.", _list_mappings, list[MappingAnswer]),
@@ -205,11 +237,20 @@ OPERATIONS = (
     ),
     Operation(
         "POST /mappings/withdraw",
-        "Delete mappings of a container: those that are named, or all.",
+        "Delete mappings of a container: those that are named, or all; or those of all containers.",
         _unpublish,
         list[MappingAnswer],
         UnpublishRequest,
         describe=audit.unpublished,
+    ),
+    Operation(
+        "POST /apply",
+        "Declare networks and ports: what the file does not say any more is removed.",
+        _apply,
+        ApplyAnswer,
+        ApplyRequest,
+        is_roots=True,
+        describe=audit.applied,
     ),
     Operation(
         "GET /explain?at&from",

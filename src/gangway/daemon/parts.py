@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 from gangway import __version__, runtime
 from gangway.daemon import audit, supervisor
+from gangway.daemon.commands import Commands
 from gangway.daemon.config import Config, Loaded, later
+from gangway.daemon.declared import Declared
+from gangway.daemon.declared_files import DeclaredFiles
 from gangway.daemon.docker_ports import DockerPorts
 from gangway.daemon.doctor import checks, docker_check, limit_checks, setting_checks
 from gangway.daemon.down import Down
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
 class Parts:
     """The parts of one daemon.  `close` changes nothing on the host: ports stay published."""
 
-    def __init__(self, loaded: Loaded, home: Home, log: Log, notices: Notices) -> None:
+    def __init__(self, loaded: Loaded, home: Home, log: Log, notices: Notices, declared: Path) -> None:
         self._loaded = self._loaded_at_start = loaded
         self._relay_before: int | None = None  # the pid of the relay that runs with settings from before a reload
         config = self.config = loaded.config
@@ -103,12 +106,31 @@ class Parts:
         self.requests = requests = Requests(controller, registry, executor, leases)
         parts = requests.repair, controller, registry, executor, leases
         self._adoption = Adoption(*parts, log.warning, lambda *what: log.write(audit.adopted(*what)))
-        self.down = Down(requests, registry, self._adoption, self.dataplane, settings, self._database)
+        files = DeclaredFiles(declared)
+        self.down = Down(requests, registry, self._adoption, self.dataplane, settings, self._database, files)
         self.ports = DockerPorts(lambda: self.config.docker.socket, self.serves_docker, requests, self._adoption)
+        self.declared = Declared(files, requests, self.ports, log)
+        self.commands = Commands(files, requests, self.ports)
+
+    @property
+    def is_idle(self) -> bool:
+        """True if there is nothing to look after, now or when a container comes into being."""
+        return self.requests.is_idle and not self.declared
+
+    @property
+    def follows_docker(self) -> bool:
+        """True if Docker's containers have to be followed, because gangway is to publish ports of some."""
+        return self.requests.follows_docker or self.declared.has_dockers
 
     def adopt(self, found: Adopted) -> None:
         """Serve what Docker has, or let published ports follow its containers.  GangwayError: to be tried again."""
         (self._adoption.adopt if self.serves_docker else self._adoption.follow)(found)
+        self.declared.serve_dockers(frozenset(one.endpoint.container for one in found.containers))
+
+    def check(self, since_s: float | None = None) -> None:
+        """Repair what other programs have changed, and serve containers that have come into being."""
+        self.requests.check(since_s)
+        self.declared.serve_new()
 
     def _owned_forward_chains(self) -> frozenset[int]:
         return self._executor.driver.owned_forward_chains()
@@ -216,6 +238,7 @@ class Parts:
     def check_thoroughly(self) -> None:
         """Repair what other programs have changed, of which the kernel need not have notified us."""
         self.requests.check_thoroughly()
+        self.declared.retry()
         if self.requests.is_ready:
             self._adoption.isolate()
 
@@ -234,7 +257,7 @@ class Parts:
     def stop_if_idle(self) -> bool:
         """Stop the relay if there is nothing to look after.  False: there is, or it failed."""
         try:
-            return self.requests.is_idle and self.dataplane.stop_if_unused()
+            return self.is_idle and self.dataplane.stop_if_unused()
         except Exception as error:
             self._log.warning(f"the relay could not be stopped: {error}")
             return False
@@ -245,6 +268,7 @@ class Parts:
         Conflict, HostRefused: something is left, which is managed as before.
         """
         removed = self.down.carry_out()
+        self.declared.end()
         self._database.delete()
         if self._database.path == Path(runtime.HOST_STATE):
             with suppress(OSError):  # it has something else

@@ -51,6 +51,15 @@ def inode_at(path: str) -> int:
     return found.st_ino
 
 
+def exists(path: str) -> bool:
+    """True if there is a network namespace at `path`, and it is not the calling thread's own."""
+    try:
+        own, found = os.stat(OWN), os.stat(path)
+    except OSError:
+        return False
+    return own.st_dev == found.st_dev and own.st_ino != found.st_ino
+
+
 def current_inode(path: str) -> int | None:
     """Return the inode number of whatever is at `path` now; None if nothing is."""
     try:

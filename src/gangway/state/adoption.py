@@ -83,7 +83,8 @@ class Adoption:
         GangwayError: as in `adopt`.
         """
         registry = self._registry
-        published = {self._id(one.mapping.container) for one in registry.mappings() if one.mapping.source is Source.API}
+        own = (one.mapping for one in registry.mappings() if one.mapping.source is not Source.DOCKER)
+        published = {self._id(one.container) for one in own}
         containers = [one for one in wanted.containers if one.id in published or one.id in registry.parked]
         used = {one.endpoint.network for one in containers}
         networks = (one for one in wanted.networks if one.name in used)

@@ -101,7 +101,9 @@ class Allocation:
         with self._part() as part:
             for address in request.host_addresses:
                 ports = host_ports, request.container_ports
-                mapping = PortMapping(container, request.protocol, address, *ports, admitted=request.admitted)
+                mapping = PortMapping(
+                    container, request.protocol, address, *ports, request.source, admitted=request.admitted
+                )
                 try:
                     part.reserve(mapping, name_holder=not request.is_choice)
                 except Unsupported:

@@ -60,11 +60,12 @@ _MIGRATIONS = (
     ALTER TABLE networks ADD COLUMN has_rules INTEGER DEFAULT 1;
     ALTER TABLE endpoints ADD COLUMN docker_id TEXT DEFAULT '';
     """,
+    "ALTER TABLE endpoints ADD COLUMN source TEXT DEFAULT 'api';",
 )
 """What makes each version (`user_version`) of the one before."""
 _COLUMNS = {
     "networks": "name, bridge, subnets, gateways, masquerade, icc, internal, mtu, on_demand, source, routed, has_rules",
-    "endpoints": "container, network, addresses, namespace, inode, cookie, owner, docker_id",
+    "endpoints": "container, network, addresses, namespace, inode, cookie, owner, docker_id, source",
     "mappings": "container, protocol, host_address, host_first, host_last, container_first, container_last, "
     "source, is_held, admitted, is_routed",
     "memory": "what, value",
@@ -203,7 +204,8 @@ class Database:
         self._execute("DELETE FROM networks WHERE name = ?", (name,))
 
     def add_endpoint(self, endpoint: Endpoint, place: Place) -> None:
-        self._insert("endpoints", (endpoint.container, endpoint.network, _words(endpoint.addresses), *place))
+        row = endpoint.container, endpoint.network, _words(endpoint.addresses), *place
+        self._insert("endpoints", (*row, endpoint.source.value))
 
     def rename_endpoint(self, container: str, name: str) -> None:
         """Give a container another name, which no other one has."""
@@ -339,10 +341,11 @@ def _network(
 
 
 def _endpoint(
-    container: str, network: str, addresses: str, namespace: str, inode: int, *identities: str
+    container: str, network: str, addresses: str, namespace: str, inode: int, *rest: str
 ) -> tuple[Endpoint, Place]:
+    *identities, source = rest
     place = Place(namespace, int(inode), *map(str, identities))
-    return Endpoint(container, network, tuple(map(ip_address, addresses.split()))), place
+    return Endpoint(container, network, tuple(map(ip_address, addresses.split())), Source(source)), place
 
 
 def _mapping(container: str, protocol: str, host_address: str, *rest: Any) -> PortMapping:

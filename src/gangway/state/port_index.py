@@ -54,7 +54,8 @@ class PortIndex:
         other = self.collision(mapping)
         if other is not None:
             at = f"{format_host(other.host_address)}:{other.host_ports}/{other.protocol}"
-            by = "already published for container" if other.source is Source.API else "published by Docker for"
+            is_dockers = other.source in (Source.DOCKER, Source.LEASE)
+            by = "published by Docker for" if is_dockers else "already published for container"
             raise Conflict(f"{at} is {by} {other.container}: choose another port")
 
     def collision(self, mapping: PortMapping) -> PortMapping | None:

@@ -23,12 +23,14 @@ from gangway.facts import Firewall, HostFacts
 from gangway.host import netns, probe, sockets
 from gangway.inet import format_host
 from gangway.model import (
+    ON_DEMAND,
     Address,
     Endpoint,
     Network,
     PortMapping,
     Protocol,
     Source,
+    Subnet,
     Subnets,
     check_container,
     default_mtu,
@@ -47,9 +49,6 @@ from gangway.state.database import Place
 from gangway.state.leases import Leases
 from gangway.state.publication import publish
 from gangway.state.registry import Registry
-
-ON_DEMAND = "gangway0"
-"""The network that is created when a container is attached and no network was named."""
 
 _Given = ParamSpec("_Given")
 _Answer = TypeVar("_Answer")
@@ -89,7 +88,8 @@ class Requests:
     def __init__(self, controller: Controller, registry: Registry, executor: Executor, leases: Leases) -> None:
         self._controller, self._registry, self._executor = controller, registry, executor
         self.leases = leases
-        self.network = registry.network
+        self.network, self.network_of = registry.network, registry.network_of
+        self.endpoint, self.has_endpoint = registry.endpoint, registry.has_endpoint
         self.redirected, self.relayed = executor.dataplane.redirected, executor.dataplane.relayed
         self.check, self.check_rules = controller.check, controller.check_rules
         self.check_thoroughly = partial(controller.check, thorough=True)
@@ -229,8 +229,9 @@ class Requests:
         addresses: Sequence[Address],
         namespace: str | None = None,
         owner: int | None = None,
+        source: Source = Source.API,
     ) -> Endpoint:
-        """Attach a container to a network.
+        """Attach a container to a network, on behalf of `source`.
 
         `namespace` is the path of its namespace, if its name is not enough; `owner` the pid of a process at whose end
         the container is detached.
@@ -252,13 +253,19 @@ class Requests:
             if not found:
                 reason = families.ipv6_off(path)
                 raise Unsupported(f"{container} cannot be attached to network {network.name}: {reason}")
-            endpoint = Endpoint(container, network.name, found)
+            endpoint = Endpoint(container, network.name, found, source)
             self._registry.add_endpoint(endpoint, place)
             undo.callback(self._registry.remove_endpoint, container)
             self._controller.carry_out(State(), self._registry.state_of_container(container))
             undo.pop_all()
         self._controller.look_into(container)
         return endpoint
+
+    def free_subnets(self) -> tuple[Subnet, ...]:
+        """Return subnets for a network that names none: private ones that neither a network nor a route has."""
+        of_networks = (subnet for one in self._registry.networks for subnet in one.subnets)
+        used = [*self._executor.links.routed_subnets(), *of_networks]
+        return families.without_unusable(free_subnets(used, token_bytes(5)))
 
     def answers_elsewhere(self, endpoint: Endpoint) -> bool:
         """True if the container's answers to far clients leave by another way than the network's gateway."""
@@ -283,12 +290,15 @@ class Requests:
     # Mappings
 
     @retry_after_reaping
-    def publish(self, container: str, texts: Sequence[str], admitted: Subnets = ()) -> tuple[MappingPlan, ...]:
+    def publish(
+        self, container: str, texts: Sequence[str], admitted: Subnets = (), source: Source = Source.API
+    ) -> tuple[MappingPlan, ...]:
         """Publish a container's ports to `admitted` clients; each text is as after Docker's `-p`.  All or none."""
         self.repair(container)
         network = self._registry.network_of(container)
         check_same_process(container, self._registry.place(container))
-        requests = [one for text in texts for one in families.without_missing(parse_port(text, admitted)).split_ports()]
+        parsed = (replace(parse_port(text, admitted), source=source) for text in texts)
+        requests = [one for request in parsed for one in families.without_missing(request).split_ports()]
         for address in {address for request in requests for address in request.host_addresses}:
             sockets.require_no_broadcast(str(address))
             self._check_excluded(address)
@@ -304,16 +314,24 @@ class Requests:
     def unpublish(self, container: str, texts: Sequence[str] = ()) -> tuple[MappingPlan, ...]:
         """Unpublish a container's mappings: those that the texts name, all without any."""
         self.repair(container)
-        planned = tuple(one for one in self._registry.mappings(container) if one.mapping.source is Source.API)
+        planned = tuple(one for one in self._registry.mappings(container) if one.mapping.source is not Source.DOCKER)
         if texts:
             chosen = [one for text in texts for one in self._registry.named(container, text)]
             planned = tuple({str(one.mapping): one for one in chosen}.values())
         for mapping in (one.mapping for one in planned if one.mapping.source is Source.DOCKER):
             raise Conflict(f"{mapping} is published by Docker: only docker run or docker rm can change that")
+        self._withdraw(planned)
+        return planned
+
+    def withdraw(self, planned: Sequence[MappingPlan]) -> None:
+        """Unpublish mappings, of any containers: all or none."""
+        self.repair()
+        self._withdraw(planned)
+
+    def _withdraw(self, planned: Sequence[MappingPlan]) -> None:
         self._controller.remove(self._registry.state_of(planned))
         with self._controller.restoring():
             self._registry.remove_mappings(planned)
-        return planned
 
     # Details
 
@@ -352,11 +370,10 @@ class Requests:
 
     def _network_for(self, name: str | None) -> Network:
         """Return the network of that name; the one on demand is created if it has to be."""
-        networks, name = self._registry.networks, name or ON_DEMAND
-        if name != ON_DEMAND or any(one.name == name for one in networks):
+        name = name or ON_DEMAND
+        if name != ON_DEMAND or any(one.name == name for one in self._registry.networks):
             return self._registry.own_network(name)
-        used = [*self._executor.links.routed_subnets(), *(subnet for one in networks for subnet in one.subnets)]
-        subnets = families.without_unusable(free_subnets(used, token_bytes(5)))
+        subnets = self.free_subnets()
         mtu = default_mtu(self.uplink_mtu(), subnets)
         network = Network(ON_DEMAND, ON_DEMAND, subnets, tuple(map(first_gateway, subnets)), mtu=mtu)
         return self.create_network(network, on_demand=True)

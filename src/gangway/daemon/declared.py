@@ -1,0 +1,250 @@
+"""What is declared: a front whose files say which networks and ports there are to be.
+
+A container need not exist: it is attached, and its ports are published, as soon as it does.  What cannot be served is
+logged once, and tried again with each thorough check.  What a file declares can be removed by that file only.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from typing import NamedTuple
+
+from gangway.daemon.declaration import Declaration, merge, parse_document, port_text
+from gangway.daemon.declared_files import DeclaredFiles
+from gangway.daemon.difference import (
+    Attach,
+    CreateNetwork,
+    Current,
+    Detach,
+    Difference,
+    Publish,
+    RemoveNetwork,
+    Step,
+    Unpublish,
+    compare,
+    match,
+)
+from gangway.daemon.docker_ports import DockerPorts
+from gangway.daemon.messages import NetworkRequest
+from gangway.errors import Conflict, GangwayError, InvalidRequest
+from gangway.host import netns, sockets
+from gangway.log import Log
+from gangway.model import DOCKER_PREFIX, Network, PortMapping, PortRequest, Source
+from gangway.reconcile.attempts import Attempts
+from gangway.state.requests import Requests
+
+
+class Applied(NamedTuple):
+    changes: list[str]  # what was done, or would be
+    notes: list[str]  # what cannot be as it is declared, or has to wait
+
+
+class WaitingPort(NamedTuple):
+    container: str
+    request: PortRequest
+    note: str  # why it is not published
+
+
+class Declared:
+    """Serves what files declare.  Everything but `waiting` is for the worker thread."""
+
+    def __init__(self, files: DeclaredFiles, requests: Requests, ports: DockerPorts, log: Log) -> None:
+        self._files, self._requests, self._ports, self._log = files, requests, ports, log
+        self._attempts = Attempts(self._warn)
+        self._warned = list[str]()
+        self._notes: tuple[str, ...] = ()
+        self._is_unfinished = False
+        self._failed = set[str]()  # containers of which something failed
+        self._running: frozenset[str] = frozenset()  # the names of Docker's containers
+
+    def __bool__(self) -> bool:
+        return bool(self._files.declaration)
+
+    @property
+    def has_dockers(self) -> bool:
+        """True if ports of Docker's containers are declared."""
+        return any(one.is_dockers for one in self._files.declaration.containers.values())
+
+    @property
+    def has_namespaces(self) -> bool:
+        """True if other containers are declared."""
+        return any(not one.is_dockers for one in self._files.declaration.containers.values())
+
+    # Serving what the files say
+
+    def reload(self) -> list[str]:
+        """Read the files, and serve what they say; log and return what is wrong, line by line."""
+        self._warned.clear()
+        self._attempts.forget()
+        self._notes = ()
+        self._files.read()
+        for text in self._files.mistakes():
+            self._warn(text)
+        self.serve()
+        return [*self._warned]
+
+    def serve(self) -> None:
+        """Serve everything that can be served."""
+        self._attempts.begin_round()
+        self._is_unfinished = not self._attempts.attempt(self._serve, "conf.d") or self._is_unfinished
+
+    def serve_new(self) -> None:
+        """Serve the containers that have come into being; those that could not be served have to wait for `retry`."""
+        names = (one for one in self._files.declaration.containers if one not in self._failed)
+        if any(self._exists(one) and not self._requests.has_endpoint(one) for one in names):
+            self.serve()
+
+    def retry(self) -> None:
+        """Serve the containers that have come into being, and what failed before."""
+        if self._is_unfinished:
+            self.serve()
+        else:
+            self.serve_new()
+
+    def end(self) -> None:
+        """Serve nothing any more: everything was removed, and the daemon ends."""
+        self._files.forget()
+        self._is_unfinished = False
+
+    def serve_dockers(self, running: frozenset[str]) -> None:
+        """Serve Docker's containers, of which those with these names run."""
+        self._running = running
+        if self.has_dockers:
+            self.serve()
+
+    def waiting(self, container: str | None = None) -> list[WaitingPort]:
+        """Return the declared ports, or those of a container, that are not published.  It is for any thread."""
+        wanted = [one for one in self._files.declaration.containers.values() if container in (None, one.name)]
+        published = self._mappings() if wanted else {}
+        return [
+            WaitingPort(one.name, request, self._why_waiting(one.name))
+            for one in wanted
+            for request in match([port.request for port in one.ports], published.get(one.name, ()), has_ipv6()).missing
+        ]
+
+    def apply(self, name: str, text: str, is_dry: bool) -> Applied:
+        """Put a file with this text into the folder, and serve what it says: all of it or nothing.
+
+        If `is_dry`, only say what would be done.  InvalidRequest, Conflict: the file is wrong, or another one is.
+        """
+        path = self._files.path_for(name)
+        documents = self._files.documents_with(path, parse_document(text, path))
+        declaration, contradictions = merge(documents)
+        for problem in (one for one in contradictions if one not in self._files.contradictions):
+            raise InvalidRequest(problem)
+        for other, problem in self._files.problems.items():
+            if other != path and other not in documents:
+                raise Conflict(f"nothing can be applied while another file is wrong: {problem}")
+        difference = self._compare(declaration, is_complete=True)
+        pending = self._compare(self._files.declaration, is_complete=False).steps if self._is_unfinished else ()
+        steps = [one for one in difference.steps if one not in pending]  # what other files wait for may fail again
+        notes = [one for one in difference.notes if one not in self._notes]
+        if not is_dry:
+            if notes:
+                raise Conflict(notes[0])
+            with self._files.replaced(path, text, documents[path]):
+                self._carry_out_all(steps)
+        absent = (one for one in declaration.containers.values() if one.file == path and not self._exists(one.name))
+        notes += (f"container {one.name} does not exist yet: it is served when it does" for one in absent)
+        return Applied([*map(str, steps)], notes)
+
+    # Details
+
+    def _warn(self, text: str) -> None:
+        self._warned.append(text)
+        self._log.warning(text)
+
+    def _serve(self) -> None:
+        self._is_unfinished, self._failed = False, set()
+        if not self._files.declaration and (self._requests.orphans or not self._requests.networks()):
+            return
+        difference = self._compare(self._files.declaration, self._files.is_complete)
+        for note in (one for one in difference.notes if one not in self._notes):
+            self._warn(f"conf.d: {note}")
+        self._notes = difference.notes
+        failed = [step for step in difference.steps if not self._attempt(step)]
+        self._failed |= {step.container for step in failed if isinstance(step, Publish)}
+        self._is_unfinished = bool(failed or difference.notes)
+
+    def _attempt(self, step: Step) -> bool:
+        """Carry out a step; if not all ports of a container can be published, those that can.  False: some failed."""
+        if isinstance(step, Publish) and step.container in self._failed:
+            return False  # it could not be attached
+        if isinstance(step, Publish) and len(step.requests) > 1:
+            with suppress(GangwayError, ExceptionGroup):
+                self._carry_out(step)
+                return True
+            done = [self._attempt(Publish(step.container, (one,))) for one in step.requests]
+            return all(done)
+        is_done = self._attempts.attempt(partial(self._carry_out, step), f"conf.d: {_what(step)}")
+        if isinstance(step, Attach) and not is_done:
+            self._failed.add(step.container)
+        return is_done
+
+    def _carry_out_all(self, steps: Sequence[Step]) -> None:
+        """Carry out all steps or none: after a failure everything is made what the files in use say."""
+        for step in steps:
+            try:
+                self._carry_out(step)
+            except BaseException as error:
+                self.serve()
+                if isinstance(error, GangwayError):
+                    raise type(error)(f"{_what(step)}: {error}") from None
+                raise
+
+    def _carry_out(self, step: Step) -> None:
+        match step:
+            case Unpublish():
+                self._ports.unpublish(step.container, list(map(str, step.mappings)))
+            case Detach():
+                self._requests.detach(step.container)
+            case RemoveNetwork():
+                self._requests.remove_network(step.name)
+            case CreateNetwork():
+                create_network(self._requests, step.declared.request, Source.DECLARED)
+            case Attach():
+                self._requests.attach(step.container, step.network, step.addresses, source=Source.DECLARED)
+            case Publish():
+                texts, admitted = list(map(port_text, step.requests)), step.requests[0].admitted
+                self._ports.publish(step.container, texts, admitted, Source.DECLARED)
+        self._log.info("conf.d: %s", step, event="declared")
+
+    def _compare(self, declaration: Declaration, is_complete: bool) -> Difference:
+        requests = self._requests
+        requests.repair()
+        mappings = tuple(one.mapping for one in requests.mappings())
+        current = Current(requests.networks(), requests.endpoints(), mappings)
+        return compare(declaration, current, self._exists, is_complete, has_ipv6())
+
+    def _mappings(self) -> dict[str, list[PortMapping]]:
+        """Return what is published, by container."""
+        found = defaultdict[str, list[PortMapping]](list)
+        for planned in self._requests.mappings():
+            found[planned.mapping.container].append(planned.mapping)
+        return found
+
+    def _exists(self, container: str) -> bool:
+        if container.startswith(DOCKER_PREFIX):
+            return container in self._running
+        return netns.exists(netns.path_of(container))
+
+    def _why_waiting(self, container: str) -> str:
+        if self._exists(container):
+            return "not published: see the log"
+        return f"container does not {'run' if container.startswith(DOCKER_PREFIX) else 'exist'}"
+
+
+def has_ipv6() -> bool:
+    """True if the kernel has IPv6, so that what is published at no address in particular is published at `::`."""
+    return sockets.has_sockets("udp", 6)
+
+
+def create_network(requests: Requests, request: NetworkRequest, source: Source = Source.API) -> Network:
+    """Create a network; if no subnets are requested, with free ones."""
+    subnets = () if request.subnets else requests.free_subnets()
+    return requests.create_network(request.network(requests.uplink_mtu(), subnets, source))
+
+
+def _what(step: Step) -> str:
+    return str(step)[2:]

@@ -1,0 +1,272 @@
+"""What is declared, compared with what there is: the requests that make the one of the other.
+
+What this file knows: what belongs to the files of conf.d (its source is `declared`) and may be removed when no file
+declares it, and what was typed and stays.  What it must not know: how a request is carried out.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gangway.daemon.declaration import Declaration, DeclaredContainer, DeclaredNetwork, port_text
+from gangway.model import (
+    ANY,
+    ON_DEMAND,
+    Address,
+    Endpoint,
+    Network,
+    PortMapping,
+    PortRange,
+    PortRequest,
+    Protocol,
+    Source,
+    Subnets,
+)
+
+
+@dataclass(frozen=True)
+class Current:
+    """What there is, whoever has requested it."""
+
+    networks: tuple[Network, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    mappings: tuple[PortMapping, ...] = ()
+
+
+class Unpublish(NamedTuple):
+    container: str
+    mappings: tuple[PortMapping, ...]
+
+    def __str__(self) -> str:
+        return f"- publish {self.container}: {', '.join(map(str, self.mappings))}"
+
+
+class Detach(NamedTuple):
+    container: str
+    network: str
+
+    def __str__(self) -> str:
+        return f"- attach {self.container}: network {self.network}"
+
+
+class RemoveNetwork(NamedTuple):
+    name: str
+
+    def __str__(self) -> str:
+        return f"- network {self.name}"
+
+
+class CreateNetwork(NamedTuple):
+    declared: DeclaredNetwork
+
+    def __str__(self) -> str:
+        request = self.declared.request
+        return f"+ network {request.name}: {', '.join(request.subnets) or 'free subnets'}"
+
+
+class Attach(NamedTuple):
+    container: str
+    network: str
+    addresses: tuple[Address, ...]
+
+    def __str__(self) -> str:
+        return f"+ attach {self.container}: network {self.network}{''.join(f', {one}' for one in self.addresses)}"
+
+
+class Publish(NamedTuple):
+    """Publish ports of a container that are all for the same clients."""
+
+    container: str
+    requests: tuple[PortRequest, ...]
+
+    def __str__(self) -> str:
+        clients = ", ".join(map(str, self.requests[0].admitted))
+        ports = ", ".join(map(port_text, self.requests))
+        return f"+ publish {self.container}: {ports}{clients and f' from {clients}'}"
+
+
+Step = Unpublish | Detach | RemoveNetwork | CreateNetwork | Attach | Publish
+
+
+class Difference(NamedTuple):
+    steps: tuple[Step, ...]  # in this order
+    notes: tuple[str, ...]  # what cannot be as it is declared, and why
+
+
+class Match(NamedTuple):
+    """How a container's mappings are those that are requested."""
+
+    missing: tuple[PortRequest, ...]  # requests without a mapping
+    unclaimed: tuple[PortMapping, ...]  # mappings that nobody requests
+
+
+_Key = tuple[Protocol, Address, PortRange | None, PortRange, Subnets]
+
+
+def match(requests: Iterable[PortRequest], mappings: Sequence[PortMapping], has_ipv6: bool = True) -> Match:
+    """Find the mappings that each request has led to: none belongs to two of them.
+
+    A request that leaves a choice of the host port has what is left by those that do not.  If the host has no IPv6,
+    one that names no address has no mapping at `::`.
+    """
+    left = {_key(one): one for one in mappings}
+    missing = list[PortRequest]()
+    for request in sorted(requests, key=lambda one: one.is_choice):
+        addresses = ANY[:1] if request.host_addresses == ANY and not has_ipv6 else request.host_addresses
+        ports = _chosen_ports(request, addresses, left.values()) if request.is_choice else request.host_ports
+        keys = [(request.protocol, at, ports, request.container_ports, request.admitted) for at in addresses]
+        if ports is None or not left.keys() >= {*keys}:
+            missing.append(request)
+            continue
+        for key in keys:
+            del left[key]
+    return Match(tuple(missing), tuple(left.values()))
+
+
+def compare(
+    declared: Declaration,
+    current: Current,
+    exists: Callable[[str], bool],
+    is_complete: bool = True,
+    has_ipv6: bool = True,
+) -> Difference:
+    """Return what makes `current` what is declared, as far as the containers exist.
+
+    What no file declares is removed if a file has declared it, unless a file could not be read: not `is_complete`.
+    """
+    comparison = _Comparison(declared, current, exists, is_complete, has_ipv6)
+    removals = tuple(comparison.removals())
+    return Difference((*removals, *comparison.additions()), tuple(comparison.notes))
+
+
+class _Comparison:
+    def __init__(
+        self,
+        declared: Declaration,
+        current: Current,
+        exists: Callable[[str], bool],
+        is_complete: bool,
+        has_ipv6: bool,
+    ) -> None:
+        self._declared, self._exists = declared, exists
+        self._is_complete, self._has_ipv6 = is_complete, has_ipv6
+        self._networks = {one.name: one for one in current.networks}
+        self._endpoints = {one.container: one for one in current.endpoints}
+        self._mappings = defaultdict[str, list[PortMapping]](list)
+        for mapping in current.mappings:
+            self._mappings[mapping.container].append(mapping)
+        self._missing = dict[str, tuple[PortRequest, ...]]()
+        self.notes: list[str] = []
+
+    def removals(self) -> Iterator[Step]:
+        """Yield the requests that remove what is not declared, or otherwise; of what is left, keep what is missing."""
+        stale = [name for name, one in self._networks.items() if self._is_stale(one)]
+        for endpoint in tuple(self._endpoints.values()):
+            if self._is_to_detach(endpoint, stale):
+                yield Detach(endpoint.container, endpoint.network)
+                del self._endpoints[endpoint.container]
+                self._mappings.pop(endpoint.container, None)
+        for container in {**self._mappings, **self._declared.containers}:
+            yield from self._unpublished(container)
+        for name in stale:
+            attached = sorted(one.container for one in self._endpoints.values() if one.network == name)
+            if attached:
+                self.notes.append(f"network {name} stays as it is: {', '.join(attached)} is attached by command")
+            else:
+                yield RemoveNetwork(name)
+                del self._networks[name]
+
+    def additions(self) -> Iterator[Step]:
+        """Yield the requests that make what is missing."""
+        for name, declared in self._declared.networks.items():
+            if name not in self._networks:
+                yield CreateNetwork(declared)
+            elif self._networks[name].source is not Source.DECLARED and not declared.request.describes(
+                self._networks[name]
+            ):
+                self.notes.append(
+                    f"network {name} is another one than {declared.file} declares: gangway network rm {name}"
+                )
+        for wanted in self._declared.containers.values():
+            yield from self._served(wanted)
+
+    def _served(self, wanted: DeclaredContainer) -> Iterator[Step]:
+        endpoint = self._endpoints.get(wanted.name)
+        if endpoint is None:
+            if not self._exists(wanted.name):
+                return
+            if not wanted.is_dockers:
+                yield Attach(wanted.name, wanted.network or ON_DEMAND, tuple(sorted(wanted.addresses, key=str)))
+        elif self._is_elsewhere(wanted):
+            self.notes.append(
+                f"container {wanted.name} is attached to network {endpoint.network} otherwise than {wanted.file} "
+                f"declares: gangway detach {wanted.name}"
+            )
+            return
+        groups = defaultdict[Subnets, list[PortRequest]](list)
+        for request in self._missing.get(wanted.name, ()):
+            groups[request.admitted].append(request)
+        yield from (Publish(wanted.name, tuple(requests)) for requests in groups.values())
+
+    def _unpublished(self, container: str) -> Iterator[Step]:
+        wanted = self._declared.containers.get(container)
+        if wanted is not None and self._is_elsewhere(wanted):
+            wanted = None
+        requests = () if wanted is None else tuple(one.request for one in wanted.ports)
+        self._missing[container], unclaimed = match(requests, self._mappings.get(container, ()), self._has_ipv6)
+        stale = tuple(one for one in unclaimed if one.source is Source.DECLARED)
+        if stale and self._is_complete:
+            yield Unpublish(container, stale)
+
+    def _is_elsewhere(self, wanted: DeclaredContainer) -> bool:
+        """True if a container is attached otherwise than it is declared, and stays so: its ports are not served."""
+        endpoint = self._endpoints.get(wanted.name)
+        return endpoint is not None and not wanted.is_dockers and not _is_as_declared(endpoint, wanted)
+
+    def _is_stale(self, network: Network) -> bool:
+        if network.source is not Source.DECLARED:
+            return False
+        wanted = self._declared.networks.get(network.name)
+        return self._is_complete if wanted is None else not wanted.request.describes(network)
+
+    def _is_to_detach(self, endpoint: Endpoint, stale: Collection[str]) -> bool:
+        """True if an endpoint that a file has declared is declared no longer, or otherwise."""
+        if endpoint.source is not Source.DECLARED:
+            return False
+        wanted = self._declared.containers.get(endpoint.container)
+        if wanted is None:
+            is_stale = self._is_complete
+        else:
+            is_stale = endpoint.network in stale or not _is_as_declared(endpoint, wanted)
+        typed = [one for one in self._mappings.get(endpoint.container, ()) if one.source is Source.API]
+        if is_stale and typed:
+            ports = ", ".join(map(str, typed))
+            self.notes.append(f"container {endpoint.container} stays attached: {ports} is published by command")
+        return is_stale and not typed
+
+
+def _is_as_declared(endpoint: Endpoint, wanted: DeclaredContainer) -> bool:
+    """True if an endpoint has the network and addresses that are declared.
+
+    If no network is named, one that was typed may have any.
+    """
+    is_any = not wanted.network and endpoint.source is not Source.DECLARED
+    is_same = is_any or endpoint.network == (wanted.network or ON_DEMAND)
+    return is_same and wanted.addresses <= set(endpoint.addresses)
+
+
+def _key(mapping: PortMapping) -> _Key:
+    return mapping.protocol, mapping.host_address, mapping.host_ports, mapping.container_ports, mapping.admitted
+
+
+def _chosen_ports(
+    request: PortRequest, addresses: Sequence[Address], mappings: Iterable[PortMapping]
+) -> PortRange | None:
+    """Return the host ports that were chosen for a request, at all of its addresses: those of files first."""
+    found = [one for one in mappings if request.names(one) and one.admitted == request.admitted]
+    found.sort(key=lambda one: (one.source is not Source.DECLARED, one.host_ports.first))
+    at = defaultdict[PortRange, set[Address]](set)
+    for one in found:
+        at[one.host_ports].add(one.host_address)
+    return next((ports for ports, known in at.items() if known.issuperset(addresses)), None)

@@ -1,0 +1,271 @@
+"""What is declared is served as soon as it can be, applied all or nothing, and removed by its file only."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gangway.daemon.commands import Commands
+from gangway.daemon.declared import Declared
+from gangway.daemon.declared_files import DeclaredFiles
+from gangway.daemon.docker_ports import DockerPorts
+from gangway.docker import lookup
+from gangway.errors import Conflict, GangwayError, InvalidRequest
+from gangway.log import Log
+from gangway.model import Source
+from gangway.state.adopted import Adopted
+from lab.netns import Namespace
+from lab.waiting import wait_until
+from tests.unit.fake_daemon import Daemon
+from tests.unit.samples import WEB
+from tests.unit.test_adoption import DOCKERS, container
+
+pytestmark = pytest.mark.usefixtures("own_namespace")
+
+NETWORK = '[[network]]\nname = "web"\nsubnets = ["172.30.0.0/24"]\n'
+
+
+def ports(box: Namespace | str, *texts: str, network: str = "web") -> str:
+    name = box if isinstance(box, str) else box.name
+    on = f'network = "{network}"\n' if network else ""
+    return f'[[publish]]\ncontainer = "{name}"\n{on}ports = [{", ".join(map(repr, texts))}]\n'
+
+
+class Site:
+    """A daemon, and the folder with what is declared."""
+
+    def __init__(self, daemon: Daemon, folder: Path) -> None:
+        self.daemon, self.folder = daemon, folder
+        log = Log(lambda event: daemon.log.append(event.text), clock=iter(range(0, 1 << 30, 100)).__next__)
+        self.docker_ports = DockerPorts(lambda: "/run/docker.sock", False, daemon.requests, daemon.adoption)
+        self.files = DeclaredFiles(folder)
+        self.declared = Declared(self.files, daemon.requests, self.docker_ports, log)
+        self.commands = Commands(self.files, daemon.requests, self.docker_ports)
+
+    def declare(self, text: str, name: str = "web.toml") -> list[str]:
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / name).write_text(text)
+        return self.declared.reload()
+
+    def found(self) -> list[str]:
+        """Return everything that there is, with its source."""
+        assert self.daemon.is_consistent()
+        requests = self.daemon.requests
+        things = [(one.name, one.source) for one in requests.networks()]
+        things += [(one.container, one.source) for one in requests.endpoints()]
+        things += [(str(one.mapping), one.mapping.source) for one in requests.mappings()]
+        return [f"{name} {source}" for name, source in things]
+
+    def kept(self) -> str:
+        path = self.folder / "kept.toml"
+        return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture
+def site(daemon: Daemon, tmp_path: Path) -> Site:
+    return Site(daemon, tmp_path / "conf.d")
+
+
+def test_a_container_is_served_when_it_exists(site: Site) -> None:
+    box = Namespace("later")
+    assert site.declare(NETWORK + ports(box, "127.0.0.1:8000:80")) == []
+    assert site.found() == ["web declared"]
+    assert [(one.container, one.note) for one in site.declared.waiting()] == [(box.name, "container does not exist")]
+    with box:
+        site.declared.serve_new()
+        served = ["web declared", f"{box.name} declared", "127.0.0.1:8000:80/tcp declared"]
+        assert site.found() == served
+        assert site.declared.waiting() == []
+        calls = len(site.daemon.calls.names)
+        assert site.declare(NETWORK + ports(box, "127.0.0.1:8000:80")) == []
+        site.declared.serve_new()
+        assert "driver.change" not in site.daemon.calls.names[calls:]
+    wait_until(site.daemon.requests.reap_dead_containers, "the kernel to delete the namespace")
+    assert site.found() == ["web declared"]
+    with box:
+        site.declared.serve_new()
+        assert site.found() == served
+
+
+def test_what_is_not_declared_any_more_is_removed(site: Site, box: Namespace) -> None:
+    site.declare(NETWORK + ports(box, "127.0.0.1:8000:80", "127.0.0.1:8001:80"))
+    site.docker_ports.publish(box.name, ["127.0.0.1:9000:90"], ())
+    site.declare(NETWORK + ports(box, "127.0.0.1:8001:80"))
+    assert site.found()[2:] == ["127.0.0.1:8001:80/tcp declared", "127.0.0.1:9000:90/tcp api"]
+    attached, network = site.declare("")
+    assert "127.0.0.1:9000:90/tcp is published by command" in attached
+    assert f"network web stays as it is: {box.name} is attached by command" in network
+    assert site.found()[2:] == ["127.0.0.1:9000:90/tcp api"]
+    site.commands.unpublish(box.name, [])
+    site.declared.retry()
+    assert site.found() == []
+    assert not site.declared
+
+
+def test_a_later_daemon_removes_what_was_declared(site: Site, box: Namespace, tmp_path: Path) -> None:
+    site.declare(NETWORK + ports(box, "127.0.0.1:8000:80"))
+    (site.folder / "web.toml").unlink()
+    later = Site(Daemon(tmp_path, site.daemon), site.folder)
+    assert later.declared.reload() == []
+    assert later.found() == []
+    later.daemon.close()
+
+
+def test_a_wrong_file_removes_nothing(site: Site, box: Namespace, tmp_path: Path) -> None:
+    site.declare(NETWORK + ports(box, "127.0.0.1:8000:80"))
+    before = site.found()
+    (problem,) = site.declare("[[")
+    assert problem.startswith(f"{site.folder}/web.toml: ")
+    assert site.found() == before
+    later = Site(Daemon(tmp_path, site.daemon), site.folder)
+    assert len(later.declared.reload()) == 1
+    assert later.found() == before
+    with pytest.raises(Conflict, match="nothing can be applied while another file is wrong"):
+        later.declared.apply("other.toml", "", is_dry=False)
+    assert later.declared.apply("web.toml", "", is_dry=False).changes == [
+        f"- attach {box.name}: network web",
+        "- network web",
+    ]
+    assert later.found() == []
+    later.daemon.close()
+
+
+def test_what_fails_is_logged_once_and_tried_again(site: Site, box: Namespace) -> None:
+    site.daemon.requests.create_network(WEB)
+    with Namespace("other") as other:
+        site.daemon.requests.attach(other.name, "web", ())
+        site.docker_ports.publish(other.name, ["127.0.0.1:8000:80"], ())
+        (warning,) = site.declare(ports(box, "127.0.0.1:8000:80", "127.0.0.1:8001:80"))
+        assert warning.startswith(f"conf.d: publish {box.name}: 127.0.0.1:8000:80: 127.0.0.1:8000/tcp is already")
+        assert [one.note for one in site.declared.waiting(box.name)] == ["not published: see the log"]
+        site.declared.retry()
+        assert sum(warning == line for line in site.daemon.log) == 1
+        site.docker_ports.unpublish(other.name, [])
+        site.declared.retry()
+        assert site.declared.waiting() == []
+
+
+def test_containers_on_no_network_are_attached_to_that_on_demand(site: Site, box: Namespace) -> None:
+    site.declare(ports(box, "127.0.0.1:8000:80", network=""))
+    assert site.found() == ["gangway0 api", f"{box.name} declared", "127.0.0.1:8000:80/tcp declared"]
+    site.declare("")
+    assert site.found() == []
+
+
+def test_apply_is_all_or_nothing(site: Site, box: Namespace) -> None:
+    first = NETWORK + ports(box, "127.0.0.1:8000:80")
+    expected = ["+ network web: 172.30.0.0/24", f"+ attach {box.name}: network web"]
+    expected += [f"+ publish {box.name}: 127.0.0.1:8000:80"]
+    assert site.declared.apply("web.toml", first, is_dry=True).changes == expected
+    assert site.found() == []
+    assert site.declared.apply("web.toml", first, is_dry=False).changes == expected
+    assert site.declared.apply("web.toml", first, is_dry=False) == ([], [])
+    before = site.found()
+    other = NETWORK.replace("172.30", "172.29") + ports(box, "127.0.0.1:8001:80", "127.0.0.1:8002:80")
+    site.daemon.calls.fail("relay.serve")
+    with pytest.raises(GangwayError, match=r"publish .*: relay\.serve failed"):
+        site.declared.apply("web.toml", other, is_dry=False)
+    site.daemon.calls.fail()
+    site.declared.retry()
+    assert site.found() == before
+    assert (site.folder / "web.toml").read_text() == first
+    with pytest.raises(InvalidRequest, match=f"{site.folder}/z.toml: network web: name: "):
+        site.declared.apply("z.toml", NETWORK, is_dry=False)
+    assert site.declared.apply("late.toml", ports("late", "80"), is_dry=False).notes == [
+        "container late does not exist yet: it is served when it does"
+    ]
+
+
+def test_what_commands_have_made_is_not_changed_by_apply(site: Site) -> None:
+    site.daemon.requests.create_network(WEB)
+    with pytest.raises(Conflict, match=r"network web is another one than .*: gangway network rm web"):
+        site.declared.apply("web.toml", NETWORK, is_dry=False)
+    assert site.found() == ["web api"]
+    assert not (site.folder / "web.toml").exists()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        lambda one, name: one.unpublish(name, []),
+        lambda one, name: one.unpublish(name, ["127.0.0.1:8000:80"]),
+        lambda one, name: one.detach(name),
+        lambda one, _name: one.remove_network("web"),
+    ],
+)
+def test_only_the_file_removes_what_it_declares(
+    site: Site, box: Namespace, request_: Callable[[Commands, str], object]
+) -> None:
+    site.declare(NETWORK + ports(box, "127.0.0.1:8000:80"))
+    before = site.found()
+    with pytest.raises(Conflict, match=f"is declared in {site.folder}/web.toml: remove it there, then gangway daemon"):
+        request_(site.commands, box.name)
+    assert site.found() == before
+
+
+def test_ports_are_kept_until_they_are_unpublished(site: Site, box: Namespace) -> None:
+    requests = site.daemon.requests
+    requests.create_network(WEB)
+    requests.attach(box.name, "web", ())
+    (published,) = site.commands.publish(box.name, ["127.0.0.1::80"], keep=True)
+    number = published.mapping.host_ports
+    assert f'ports = ["127.0.0.1:{number}:80"]' in site.kept()
+    with pytest.raises(Conflict, match=f"network web has ports that are kept: gangway unpublish {box.name}"):
+        site.commands.remove_network("web")
+    site.commands.unpublish(box.name, [f"127.0.0.1:{number}:80"])
+    assert site.kept() == ""
+    assert site.found() == ["web api", f"{box.name} api"]
+
+
+def test_kept_ports_are_there_after_a_reboot_without_the_database(site: Site, tmp_path: Path) -> None:
+    with Namespace("box") as box:
+        site.daemon.requests.create_network(WEB)
+        site.daemon.requests.attach(box.name, "web", ())
+        site.commands.publish(box.name, ["127.0.0.1:8000:80"], keep=True)
+        site.daemon.requests.detach(box.name)
+        site.daemon.requests.remove_network("web")
+        (tmp_path / "new").mkdir()
+        later = Site(Daemon(tmp_path / "new"), site.folder)
+        assert later.declared.reload() == []
+        assert later.found() == ["web declared", f"{box.name} declared", "127.0.0.1:8000:80/tcp declared"]
+        assert later.daemon.requests.network("web").subnets == WEB.subnets
+        later.commands.detach(box.name)
+        later.declared.serve_new()
+        assert later.kept() == ""
+        later.declared.reload()
+        assert later.found() == []
+        later.daemon.end()
+
+
+def test_a_port_that_cannot_be_kept_is_not_published(site: Site, box: Namespace) -> None:
+    site.daemon.requests.attach(box.name, None, ())
+    site.folder.write_text("no folder")
+    with pytest.raises(GangwayError, match=r"kept\.toml cannot be"):
+        site.commands.publish(box.name, ["127.0.0.1:8000:80"], keep=True)
+    assert site.found() == ["gangway0 api", f"{box.name} api"]
+    with pytest.raises(InvalidRequest, match="ports of pid:1 cannot be kept: it has no name that outlives it"):
+        site.commands.publish("pid:1", ["127.0.0.1:8000:80"], keep=True)
+
+
+def test_ports_of_dockers_containers_follow_them(site: Site, box: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Adopted((DOCKERS,), (container(box),))
+    monkeypatch.setattr(lookup, "find_container", lambda _path, _name: found)
+    site.declare(ports("docker:web", "0.0.0.0:9000:90", network=""))
+    assert site.declared.has_dockers
+    assert site.found() == []
+    for runs in (True, False, True):
+        site.daemon.adoption.follow(found if runs else Adopted((DOCKERS,), (), {"id of web": "docker:web"}))
+        site.declared.serve_dockers(frozenset({"docker:web"} if runs else ()))
+        assert [one.mapping.source for one in site.daemon.requests.mappings()] == [Source.DECLARED] * runs
+    site.declare("")
+    assert site.found() == []
+
+
+def test_nothing_is_served_when_everything_was_removed(site: Site, box: Namespace) -> None:
+    site.declare(NETWORK + ports(box, "127.0.0.1:8000:80"))
+    site.daemon.down.carry_out()
+    site.declared.end()
+    site.declared.serve_new()
+    site.declared.retry()
+    assert site.found() == []
+    assert site.files.paths() == [str(site.folder / "web.toml")]
