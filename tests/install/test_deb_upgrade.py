@@ -97,9 +97,9 @@ def test_clients_notice_nothing_of_an_upgrade(root: Root, package: Path, former_
     ):
         _dpkg(systemd, "--install", f"/root/{former_package.name}")
         assert _daemon(systemd) == ["daemon", _FORMER]
-        systemd("gangway", "network", "create", "web", "--subnet", "172.30.0.0/24")
-        systemd("gangway", "attach", box.name, "--network", "web")
-        systemd("gangway", "publish", box.name, "-p", f"{_PORT}:80")
+        _gangway(systemd, "network", "create", "web", "--subnet", "172.30.0.0/24")
+        _gangway(systemd, "attach", box.name, "--network", "web")
+        _gangway(systemd, "publish", box.name, "-p", f"{_PORT}:80")
         serve(box.popen, 80)
         roads = (neighbour, neighbour.host4), (neighbour, neighbour.host6), (host, "127.0.0.1")  # nat and relay
         with ExitStack() as stack:
@@ -108,8 +108,8 @@ def test_clients_notice_nothing_of_an_upgrade(root: Root, package: Path, former_
             assert _daemon(systemd) == ["daemon", __version__]
         assert [one for clients in traffic for one in clients.failed] == []
         print(f"\n{[clients.answered for clients in traffic]} clients were answered")
-        systemd("gangway", "detach", box.name)
-        systemd("gangway", "network", "rm", "web")
+        _gangway(systemd, "detach", box.name)
+        _gangway(systemd, "network", "rm", "web")
         _dpkg(systemd, "--purge", "gangway")
         wait_until(lambda: not pids_running("gangway.relay", host), "the relay to end")
         assert not pids_running("gangway.daemon", host)
@@ -123,6 +123,10 @@ def _dpkg(systemd: Systemd, *words: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def _gangway(systemd: Systemd, *words: str) -> str:
+    return systemd(*_ENVIRONMENT, "gangway", *words)
+
+
 def _daemon(systemd: Systemd) -> list[str]:
     """Return the word and the version that `gangway version` shows of the daemon."""
-    return systemd("gangway", "version").splitlines()[1].split()[:2]
+    return _gangway(systemd, "version").splitlines()[1].split()[:2]
