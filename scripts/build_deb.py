@@ -83,7 +83,7 @@ def _install_environment(target: Path, release: Release, wheel: Path, carried: P
     _copy(data / "scripts/gangway-docker-proxy", target / "bin/gangway-docker-proxy", 0o755)
     _install_shared(data / "data/share", target.parents[1] / "share")
     shutil.rmtree(data)
-    _link(target / "bin/python3", "/usr/bin/python3")
+    _link(target / "bin/python3", "../../../bin/python3")
     _write(target / "pyvenv.cfg", _ENVIRONMENT.format(python=release.python))
 
 
