@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from manual import chart, roads
-from manual.consoles import with_output
+from manual.consoles import left_open, with_output
 from manual.pages import PAGES, ROADS, played
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     _write(ROADS, roads.draw(roads.explained()))
     for path in [Path(name).resolve() for name in sys.argv[1:]] or PAGES:
         page = path.read_text()
-        changed = [(command, lines) for command, lines, _ in played(page) if not command.prints(lines)]
+        changed = [(command, left_open(lines)) for command, lines, _ in played(page) if not command.prints(lines)]
         _write(path, with_output(page, changed))
 
 

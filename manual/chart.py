@@ -68,9 +68,7 @@ def draw(results: str) -> str:
             parts.append(svg.box(_LEFT, y + 3, length, _ROW - 8, _COLOUR, radius=2))
             if bar.ratio > _LONGEST:
                 parts.append(svg.box(_LEFT + length - 14, y + 1, 4, _ROW - 4, _CUT, radius=0))
-            parts.append(
-                svg.text(_LEFT + length + 8, y + 13, f"{bar.ratio:.2f}".rstrip("0").rstrip("."), size=12, bold=True)
-            )
+            parts.append(svg.text(_LEFT + length + 8, y + 13, f"{bar.ratio:.2f}", size=12, bold=True))
             y += _ROW
     parts.append(svg.box(_LEFT + scale, 44, 1.5, height - 62, svg.INK, radius=0))
     return svg.page(_WIDTH, height, "gangway's rate in relation to docker-proxy's", parts)

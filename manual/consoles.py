@@ -20,6 +20,8 @@ ANYTHING = "…"
 _BLOCK = re.compile(r"^( *)```console\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _PROMPT = re.compile(r"(client)?\$ (.+)")
 _CONTINUED = "> "
+# What differs from run to run: process IDs, namespaces' cookies, containers' IDs.
+_VARYING = re.compile(r"(?<=\bpid )\d+|(?<=\bnetns-)\d+|\b[0-9a-f]{64}\b")
 
 
 class Command(NamedTuple):
@@ -54,6 +56,11 @@ def with_output(page: str, outputs: Sequence[tuple[Command, Sequence[str]]]) -> 
         start = command.output_at - 1
         lines[start : start + len(command.output)] = [f"{command.indent}{line}" for line in output]
     return "\n".join(lines)
+
+
+def left_open(output: Sequence[str]) -> list[str]:
+    """Return output without what differs from run to run."""
+    return [_VARYING.sub(ANYTHING, line) for line in output]
 
 
 def _in_block(page: str, block: re.Match[str]) -> Iterator[Command]:

@@ -43,6 +43,7 @@ umount --lazy /run/netns || true
 ln -sf {GANGWAY} {GANGWAY}-docker-proxy /usr/bin
 rm -rf /etc/gangway /etc/docker /var/lib/gangway
 mkdir -p /var/lib/docker
+cp -r {_TOP}/systemd/* /usr/lib/systemd/system/
 mount -t tmpfs docker /var/lib/docker
 """
 _IMAGE = "nginx"  # a name that readers know; it has busybox's web server

@@ -13,7 +13,7 @@ from gangway.daemon.operations import OPERATIONS
 from gangway.relay.settings import TABLE
 from manual import chart, reference, roads
 from manual.chart import CHART, RESULTS
-from manual.consoles import commands, with_output
+from manual.consoles import commands, left_open, with_output
 from manual.pages import NOT_RUN, PAGES, TOP, is_run
 from manual.roads import Client
 
@@ -58,6 +58,11 @@ def test_output_is_written_into_the_page() -> None:
     assert [one.output for one in commands(page)] == [("one", "two"), ("three",), ()]
     assert "   $ ls\n   ```" in page
     assert with_output(page, [(one, one.output) for one in commands(page)]) == page
+
+
+def test_what_differs_from_run_to_run_is_left_open() -> None:
+    lines = ["daemon (pid 310)", "/run/gangway/netns-4711/gangway.sock", "c9" * 32, "0.0.0.0:8000"]
+    assert left_open(lines) == ["daemon (pid …)", "/run/gangway/netns-…/gangway.sock", "…", "0.0.0.0:8000"]
 
 
 def test_output_without_a_command_is_refused() -> None:
