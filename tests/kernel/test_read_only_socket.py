@@ -58,6 +58,11 @@ def test_reading_commands_use_it_by_themselves(gangway: Gangway, words: tuple[st
     assert done.stdout.splitlines()[0] == gangway(*words).splitlines()[0]
 
 
+def test_readers_may_follow_the_log(gangway: Gangway) -> None:
+    done = _as_member(gangway, _READERS, "timeout", "1", str(GANGWAY), "log")
+    assert "network web created" in done.stdout
+
+
 def test_other_commands_say_who_may(gangway: Gangway) -> None:
     done = _as_member(gangway, _READERS, str(GANGWAY), "network", "rm", "web")
     assert done.returncode == 1

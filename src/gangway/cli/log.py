@@ -24,7 +24,7 @@ def follow(path: str, as_json: bool) -> None:
 
     NoDaemon: there is none.  Refused: it does not answer.
     """
-    with connect(path) as sock, suppress(KeyboardInterrupt):
+    with connect(path, is_reading=True) as sock, suppress(KeyboardInterrupt):
         with suppress(ConnectionError):  # then there is no answer
             sock.sendall(_REQUEST)
         for data in events(_received(sock, path)):
