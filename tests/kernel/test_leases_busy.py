@@ -91,7 +91,7 @@ def test_thousands_of_leases_under_a_low_soft_limit(scene: tuple[Host, Container
         assert {source_of_client(host, port) for port in ports} == {host.gateway4}
         assert serves(host, ports[-1])
         listed = host.run(str(GANGWAY), "ls").stdout.splitlines()
-        assert len([line for line in listed if " lease " in line and " redirect " in line]) == MANY
+        assert len([line for line in listed if " lease " in line and "redirect" in line]) == MANY
         os.kill(relay, 9)
         wait_until(lambda: serves(host, ports[-1]), "a new relay", 4 * PATIENCE_S)
     wait_until(lambda: all(is_free(host, port) for port in ports), "all ports to be free", 4 * PATIENCE_S)
