@@ -16,8 +16,7 @@ import pytest
 
 from gangway.errors import HostRefused
 from gangway.peers import peer_credentials
-from gangway.relay import client as client_module
-from gangway.relay import protocol
+from gangway.relay import connection, protocol
 from gangway.relay.client import RelayClient
 from gangway.relay.protocol import Destination, HostPorts, Mode, Serve
 from gangway.relay.settings import Settings
@@ -359,7 +358,7 @@ def test_relay_that_exits_during_connect_is_not_running(relays: Relays) -> None:
 
 def test_relay_that_hangs_at_its_start_is_killed(relays: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its log is on a file system that does not answer, for example; the other ports do not wait for one each."""
-    monkeypatch.setattr(client_module, "_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connection, "TIMEOUT_S", 0.3)
     program = relays.path.with_name("hangs")
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
@@ -387,7 +386,7 @@ def test_reason_of_a_failed_start_is_named(relays: Relays) -> None:
 def test_relay_that_does_not_answer_is_killed(relays: Relays, monkeypatch: pytest.MonkeyPatch) -> None:
     starter = relays.client()
     starter.serve(RANGE)
-    monkeypatch.setattr(client_module, "_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(connection, "TIMEOUT_S", 0.1)
     client = relays.client()
     assert client.connect()
     os.kill(relays.pid(), signal.SIGSTOP)

@@ -6,8 +6,6 @@ has neither a port nor a daemon ends by itself.  Calls may come from several thr
 
 import json
 import os
-import select
-import signal
 import socket
 import subprocess
 import sys
@@ -16,38 +14,20 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import RLock
-from typing import IO, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from gangway.errors import HostRefused
-from gangway.peers import peer_credentials
-from gangway.relay import protocol
-from gangway.relay.protocol import (
-    Count,
-    Exclude,
-    GetHeld,
-    Hello,
-    Hold,
-    HostPorts,
-    List,
-    ProtocolError,
-    Remove,
-    Serve,
-    Share,
-)
+from gangway.relay import connection, protocol
+from gangway.relay.connection import Connection, RelayExited, RelayFailed, RelayHung, is_readable
+from gangway.relay.protocol import Count, GetHeld, Hold, HostPorts, List, Remove, Serve, Share
 from gangway.relay.settings import Settings
 from gangway.relay.sockets import Counters, unlink_socket
 
-_TIMEOUT_S = 10.0
 _EXIT_S = 1.0
 _HUNG = "no status within {:g} s"
 _HUNG_S = 5.0  # how long none is started after one that hung: each port would wait for another one
 
-
 _Item = TypeVar("_Item")
-
-
-class _RelayExited(HostRefused):
-    """The relay closed the connection, or was killed because it did not answer."""
 
 
 class Exit(NamedTuple):
@@ -64,10 +44,8 @@ class RelayClient:
         self._path = path
         self.settings = settings  # of the next relay
         self._lock = RLock()
-        self._channel: socket.socket | None = None
+        self._relay: Connection | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._peer_pid = 0
-        self.release = ""  # the version of gangway that the relay belongs to; empty: an earlier one, or there was none
         self._hung_until_s = 0.0
         self._exited = False
         self.exits = 0
@@ -80,24 +58,22 @@ class RelayClient:
         """Connect to a running relay; False if there is none."""
         with self._lock:
             self.close()
-            channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            channel.settimeout(_TIMEOUT_S)
             try:
-                channel.connect(str(self._path))
+                found = Connection(self._path)
             except OSError:
-                channel.close()
                 return False
-            self._peer_pid = pid = peer_credentials(channel).pid
-            self._channel, self._exited = channel, False
+            self._exited = False
             try:
-                self.release = self._ask(Hello(protocol.VERSION))[0].partition(" ")[2]
-            except _RelayExited:  # it was about to end, unused, when we connected; or it was killed
+                found.greet()
+            except RelayExited:  # it was about to end, unused, when we connected; or it was killed
                 return False
             except HostRefused as error:
-                self.close()
+                found.close()
+                pid = found.pid
                 raise HostRefused(
                     f"the running relay (pid {pid}) cannot be used: {error}; stop it: kill {pid}"
                 ) from None
+            self._relay = found
             return True
 
     def served(self) -> list[Serve]:
@@ -112,7 +88,7 @@ class RelayClient:
         """Start the relay, if it does not run."""
         with self._lock:
             self.is_running()  # closes the connection to a relay that has exited
-            if self._channel is None and not self.connect():
+            if self._relay is None and not self.connect():
                 self._start()
 
     def serve(self, port: Serve, fds: Sequence[int] = ()) -> None:
@@ -121,15 +97,15 @@ class RelayClient:
             self.start()
             try:
                 self._ask(port, fds)
-            except _RelayExited:
+            except RelayExited:
                 self._start()
                 self._ask(port, fds)
 
     def remove(self, ports: HostPorts) -> None:
         """Remove ports; their connections end.  A relay that is not running serves none."""
         with self._lock:
-            if self.is_running() and self._channel is not None:
-                with suppress(_RelayExited):  # just now
+            if self.is_running() and self._relay is not None:
+                with suppress(RelayExited):  # just now
                     self._ask(Remove(ports))
 
     def share(self, name: str, family: int, fds: Sequence[int]) -> None:
@@ -141,7 +117,7 @@ class RelayClient:
     def shared_count(self) -> int:
         """Return how many of those sockets the relay has, those from an earlier daemon included."""
         with self._lock:
-            return 0 if self._channel is None else int(self._ask(protocol.CountShared())[0])
+            return 0 if self._relay is None else int(self._ask(protocol.CountShared())[0])
 
     def hold(self, name: str, fds: Sequence[int]) -> None:
         """Have this relay and each later one keep descriptors open under a name, in place of those held before.
@@ -150,7 +126,7 @@ class RelayClient:
         """
         with self._lock:
             self._held[name] = fds
-            if self._channel is not None:
+            if self._relay is not None:
                 self._ask(Hold(name, len(fds)), fds)
 
     def exclude(self, addresses: Sequence[str]) -> None:
@@ -158,28 +134,28 @@ class RelayClient:
         with self._lock:
             if (excluded := tuple(addresses)) != self._excluded:
                 self._excluded = excluded
-                if self.is_running() and self._channel is not None:
-                    self._exclude(excluded)
+                if self.is_running() and self._relay is not None:
+                    self._relay.exclude(excluded)
 
     def use_log(self, fd: int) -> None:
         """Have the relay write its log to an open file from now on; a relay that starts later opens its own."""
         with self._lock:
-            if self.is_running() and self._channel is not None:
+            if self.is_running() and self._relay is not None:
                 self._ask(Hold(protocol.LOG, 1), [fd])
 
     def held(self, name: str) -> list[int]:
         """Return the descriptors held under a name, an earlier daemon's included; the caller closes them."""
         with self._lock:
-            return [] if self._channel is None else self._ask(GetHeld(name))[1]
+            return [] if self._relay is None else self._ask(GetHeld(name))[1]
 
     def is_running(self) -> bool:
         """True unless the relay has exited; one that was not needed yet counts as running."""
         with self._lock:
             if self._process is not None:
                 self._process.poll()  # reaps it
-            if self._channel is None:
+            if self._relay is None:
                 return not self._exited
-            if not _is_readable(self._channel, 0):  # between answers, only its exit makes it readable
+            if self._relay.is_open():
                 return True
             self._lose()
             return False
@@ -187,19 +163,26 @@ class RelayClient:
     @property
     def pid(self) -> int | None:
         """The process ID of the running relay; None if it does not run."""
-        return None if self._channel is None else self._peer_pid
+        relay = self._relay
+        return None if relay is None else relay.pid
+
+    @property
+    def release(self) -> str:
+        """The version of gangway that the running relay belongs to; empty: there is none, or it does not say."""
+        relay = self._relay
+        return "" if relay is None else relay.release
 
     def fileno(self) -> int | None:
         """Return a descriptor that hangs up when the relay exits; None if it does not run."""
-        channel = self._channel
-        return None if channel is None or channel.fileno() < 0 else channel.fileno()
+        relay = self._relay
+        return None if relay is None or relay.fileno() < 0 else relay.fileno()
 
     def close(self) -> None:
         """Close the connection.  A relay without ports ends."""
         with self._lock:
-            if self._channel is not None:
-                self._channel.close()
-                self._channel = None
+            if self._relay is not None:
+                self._relay.close()
+                self._relay = None
 
     def stop(self) -> None:
         """Disconnect from a relay that has no ports, so that it ends; the next port starts another one."""
@@ -209,10 +192,7 @@ class RelayClient:
             unlink_socket(self._path)
 
     def _lose(self, reason: str = "") -> None:
-        """Give up a relay that has exited; one that is given up for a `reason` is killed: it serves nobody, either."""
-        if reason:
-            with suppress(OSError):
-                os.kill(self._peer_pid, signal.SIGKILL)
+        """Give up a relay that has exited, or was killed for a `reason`."""
         self.close()
         self.last_exit = Exit(time.monotonic(), reason or self._exit_status())
         self._exited = True
@@ -231,7 +211,7 @@ class RelayClient:
     def _start(self) -> None:
         if time.monotonic() < self._hung_until_s:
             raise HostRefused(
-                f"the relay failed to start: {_HUNG.format(_TIMEOUT_S)}; it is started again in some seconds"
+                f"the relay failed to start: {_HUNG.format(connection.TIMEOUT_S)}; it is started again in some seconds"
             )
         try:
             self._process = process = self._spawn()
@@ -239,8 +219,8 @@ class RelayClient:
             raise HostRefused(f"the relay failed to start: {error}") from None
         assert process.stdout is not None
         with process.stdout as pipe:
-            status = _HUNG.format(_TIMEOUT_S)
-            if _is_readable(pipe, _TIMEOUT_S):
+            status = _HUNG.format(connection.TIMEOUT_S)
+            if is_readable(pipe, connection.TIMEOUT_S):
                 status = os.read(pipe.fileno(), 4096).decode(errors="replace")
             else:
                 self._hung_until_s = time.monotonic() + _HUNG_S
@@ -251,26 +231,12 @@ class RelayClient:
             raise HostRefused(f"the relay failed to start: {reason}")
         for name, fds in self._held.items():
             self.hold(name, fds)
-        if self._excluded:
-            self._exclude(self._excluded)
+        if self._excluded and self._relay is not None:
+            self._relay.exclude(self._excluded)
 
     def _pages(self, request: type[List | Count], parse: Callable[[str], _Item]) -> list[_Item]:
-        """Ask for lines about all ports, and parse each."""
         with self._lock:
-            found: list[_Item] = []
-            while self._channel is not None:
-                lines = self._ask(request(len(found)))[0].splitlines()
-                if not lines:
-                    break
-                try:
-                    found += map(parse, lines)
-                except ProtocolError as error:
-                    raise HostRefused(f"the relay failed: {error}") from None
-            return found
-
-    def _exclude(self, addresses: tuple[str, ...]) -> None:
-        for offset in range(0, len(addresses) or 1, protocol.EXCLUDED_PAGE):
-            self._ask(Exclude(offset, addresses[offset : offset + protocol.EXCLUDED_PAGE]))
+            return [] if self._relay is None else self._checked(lambda relay: relay.pages(request, parse))
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
         cache = [f"-Xpycache_prefix={sys.pycache_prefix}"] if sys.pycache_prefix else []  # the daemon's
@@ -289,40 +255,17 @@ class RelayClient:
 
     def _ask(self, request: protocol.Request, fds: Sequence[int] = ()) -> tuple[str, list[int]]:
         """Send a request; return the answer's text and descriptors.  HostRefused: refused, or no answer."""
-        if self._channel is None:
+        return self._checked(lambda relay: relay.ask(request, fds))
+
+    def _checked(self, call: Callable[[Connection], _Item]) -> _Item:
+        """Call something with the relay's connection, and give the relay up if it turns out to be of no use."""
+        if self._relay is None:
             raise HostRefused("the relay is not running")
-        received: list[int] = []
         try:
-            socket.send_fds(self._channel, [protocol.encode(request)], fds)
-            answer, received, flags, _address = socket.recv_fds(
-                self._channel, protocol.MAX_ANSWER_BYTES, protocol.MAX_DESCRIPTORS
-            )
-            if not answer:
-                raise ConnectionResetError
-            done, text = protocol.parse_answer(answer)
-        except (OSError, ProtocolError) as error:
-            _close_all(received)
-            if isinstance(error, TimeoutError):
-                self._lose(f"killed: no answer within {_TIMEOUT_S:g} s")
-                raise _RelayExited(f"the relay did not answer within {_TIMEOUT_S:g} s, and was killed") from None
+            return call(self._relay)
+        except RelayHung:
+            self._lose(f"killed: no answer within {connection.TIMEOUT_S:g} s")
+            raise
+        except RelayFailed:
             self._lose()
-            if isinstance(error, ConnectionError):
-                raise _RelayExited("the relay exited") from None
-            raise HostRefused(f"the relay failed: {error}") from None
-        if done and not flags & socket.MSG_CTRUNC:
-            return text, received
-        _close_all(received)
-        if done:
-            raise HostRefused("out of file descriptors: not all that the relay holds arrived")
-        raise HostRefused(f"the relay refused {protocol.encode(request).decode()!r}: {text}")
-
-
-def _close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)
-
-
-def _is_readable(file: socket.socket | IO[bytes], timeout_s: float) -> bool:
-    poll = select.poll()
-    poll.register(file, select.POLLIN)
-    return bool(poll.poll(timeout_s * 1000))
+            raise
