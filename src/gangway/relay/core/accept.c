@@ -63,18 +63,24 @@ static int open_backend(uint16_t family, uint16_t protocol)
     return socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol);
 }
 
-/* Serve a client of a port, which is acquired; `backend` is a socket of the entrance's family. */
+/* A socket for a container, made before its family is known for certain. */
+struct backend {
+    int fd;
+    uint16_t family;
+};
+
+/* Serve a client of a port, which is acquired. */
 static void serve(struct thread *thread, struct entrance *entrance, struct port *port, uint16_t backend_port, int client,
-                  int backend)
+                  struct backend backend)
 {
     uint16_t family = port->settings.backend.family;
-    if (family != atomic_load_explicit(&entrance->family, memory_order_relaxed)) {
+    if (family != backend.family) {
         atomic_store_explicit(&entrance->family, family, memory_order_relaxed);
-        close(backend);
-        backend = open_backend(family, entrance->protocol);
+        close(backend.fd);
+        backend.fd = open_backend(family, entrance->protocol);
     }
-    if (backend >= 0) {
-        assign_client(thread, port, backend_port, client, backend);
+    if (backend.fd >= 0) {
+        assign_client(thread, port, backend_port, client, backend.fd);
         return;
     }
     lose_client(thread->core, port, errno);
@@ -111,7 +117,7 @@ static bool may_connect(const struct thread *thread, const struct port *port, in
 }
 
 /* Find the port of a client that was accepted at an entrance, and serve it. */
-static void receive(struct thread *thread, struct entrance *entrance, int client, int backend)
+static void receive(struct thread *thread, struct entrance *entrance, int client, struct backend backend)
 {
     uint16_t backend_port;
     struct port *port = port_of_client(thread->core, entrance, client, &backend_port);
@@ -120,7 +126,7 @@ static void receive(struct thread *thread, struct entrance *entrance, int client
         return;
     }
     /* Unpublished while the client waited, at an excluded address, or not for this client: as if nobody listened. */
-    close(backend);
+    close(backend.fd);
     reset_on_close(client);
     close(client);
     if (port != NULL) {
@@ -140,28 +146,54 @@ static bool is_nobody(int error)
     return false;
 }
 
+/* Accept a client, and return 0; an errno if that failed, EAGAIN if there is none. */
+static int accept_one(struct thread *thread, struct entrance *entrance)
+{
+    struct backend backend = {.family = atomic_load_explicit(&entrance->family, memory_order_relaxed)};
+    backend.fd = open_backend(backend.family, entrance->protocol);
+    if (backend.fd < 0)
+        return errno;
+    int client = accept4(entrance->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (client >= 0) {
+        receive(thread, entrance, client, backend);
+        return 0;
+    }
+    int error = is_nobody(errno) ? EAGAIN : errno;
+    close(backend.fd);
+    return error;
+}
+
 /* Accept a client, if there is one and the process has descriptors for it. */
 void accept_client(struct thread *thread, struct watch *watch)
 {
-    struct entrance *entrance = watch->entrance;
-    uint16_t family = atomic_load_explicit(&entrance->family, memory_order_relaxed);
-    if (atomic_load(&entrance->is_closed))
+    if (atomic_load(&watch->entrance->is_closed))
         return;
     if (is_starved(thread->core)) {
         pause_accepting(thread, watch);
         return;
     }
-    int backend = open_backend(family, entrance->protocol);
-    int client = backend < 0 ? -1 : accept4(entrance->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    int error = errno;
-    if (client >= 0) {
-        receive(thread, entrance, client, backend);
-        return;
-    }
-    if (backend >= 0)
-        close(backend);
-    if (backend < 0 || !is_nobody(error)) {
+    int error = accept_one(thread, watch->entrance);
+    if (error != 0 && error != EAGAIN) {
         note(thread->core, &(struct core_note){.kind = NOTE_CLIENTS_WAIT, .error = error});
         pause_accepting(thread, watch);
     }
+}
+
+/* Stop waiting at an entrance. */
+void forget_entrance(struct thread *thread, struct watch *watch)
+{
+    if (link_is_free(&watch->paused))
+        epoll_ctl(thread->epoll, EPOLL_CTL_DEL, watch->entrance->fd, NULL);
+    else
+        link_remove(&watch->paused);
+}
+
+/* Stop waiting at an entrance where another epoll set waits, too, perhaps another process's.  For each client the kernel has
+   woken one of the two only (EPOLLEXCLUSIVE), so those that this one was woken for have to be accepted.  Later ones wake the
+   other. */
+void leave_entrance(struct thread *thread, struct watch *watch)
+{
+    forget_entrance(thread, watch);
+    while (watch->watched == WATCHED_ENTRANCE && accept_one(thread, watch->entrance) == 0)
+        ;
 }

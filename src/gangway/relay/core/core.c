@@ -9,10 +9,10 @@
 
 uint64_t core_active(const struct core *core)
 {
-    uint64_t flows = 0;
+    uint64_t active = atomic_load_explicit(&core->client_count, memory_order_relaxed);
     for (unsigned number = 0; number < core->thread_count; number++)
-        flows += atomic_load_explicit(&core->threads[number]->flow_count, memory_order_relaxed);
-    return flows;
+        active += atomic_load_explicit(&core->threads[number]->flow_count, memory_order_relaxed);
+    return active;
 }
 
 static struct thread *make_thread(struct core *core, unsigned number)

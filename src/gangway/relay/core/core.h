@@ -133,6 +133,11 @@ CORE_API int core_read_notes(struct core *core, struct core_note *notes, int mos
 CORE_API struct entrance *core_listen(struct core *core, int fd, int binding);
 CORE_API void core_close_entrance(struct core *core, struct entrance *entrance);
 
+/* Stop accepting at an entrance, or at a port's own one, once, because another process accepts there, too.  What has been
+   accepted goes on.  The socket stays open: UDP clients are answered from it. */
+CORE_API void core_leave_entrance(struct core *core, struct entrance *entrance);
+CORE_API void core_leave_port(struct core *core, struct port *port);
+
 /* Serve a port by a socket `fd` of its own, or, with -1, by the shared ones.  The answers of a UDP port leave by the raw
    socket `raw`, if it is not -1.  Both belong to the library, also after a failure.  At a socket that is bound to all
    addresses, clients of excluded ones are refused. */
@@ -149,7 +154,7 @@ CORE_API int core_exclude(struct core *core, const struct core_end *addresses, u
 /* True if one of the subnets has the client's address. */
 CORE_API int core_admits(const struct core_subnet *subnets, uint32_t count, const struct core_end *client);
 
-/* The number of connections. */
+/* The number of connections and UDP clients. */
 CORE_API uint64_t core_active(const struct core *core);
 
 #endif

@@ -64,7 +64,7 @@ enum watched { WATCHED_WAKE, WATCHED_ENTRANCE, WATCHED_HALF, WATCHED_RECEIVER, W
 
 /* A message to all threads; each takes it from its inbox once. */
 struct letter {
-    enum { LETTER_STOP, LETTER_PORT_REMOVED, LETTER_ENTRANCE_CLOSED } kind;
+    enum { LETTER_STOP, LETTER_PORT_REMOVED, LETTER_ENTRANCE_LEFT, LETTER_ENTRANCE_CLOSED } kind;
     struct letter *next[MAX_THREADS];
 };
 
@@ -82,7 +82,7 @@ struct outlet {
 };
 
 struct entrance {
-    struct letter letter;
+    struct letter letter, leaving;
     struct port *port;                             /* NULL: ports are looked up */
     int fd;
     uint16_t protocol, host_port;
@@ -266,6 +266,8 @@ bool is_admitted(const struct thread *thread, const struct port *port, const str
 /* accept.c */
 int watch_entrance(struct thread *thread, struct watch *watch);
 void accept_client(struct thread *thread, struct watch *watch);
+void leave_entrance(struct thread *thread, struct watch *watch);
+void forget_entrance(struct thread *thread, struct watch *watch);
 void resume_accepting(struct thread *thread);
 
 /* flow.c */

@@ -43,15 +43,6 @@ static void reset_flows_of(struct thread *thread, const struct port *port)
     }
 }
 
-static void forget_entrance(struct thread *thread, struct entrance *entrance)
-{
-    struct watch *watch = &entrance->watches[thread->number];
-    if (link_is_free(&watch->paused))
-        epoll_ctl(thread->epoll, EPOLL_CTL_DEL, entrance->fd, NULL);
-    else
-        link_remove(&watch->paused);
-}
-
 /* Carry out a letter; what it is about may be freed only after the batch, so its reference is dropped then. */
 static void open_letter(struct thread *thread, struct letter *letter)
 {
@@ -63,8 +54,11 @@ static void open_letter(struct thread *thread, struct letter *letter)
         reset_flows_of(thread, OWNER(letter, struct port, letter));
         remove_clients(thread, OWNER(letter, struct port, letter));
         break;
+    case LETTER_ENTRANCE_LEFT:
+        leave_entrance(thread, &OWNER(letter, struct entrance, leaving)->watches[thread->number]);
+        break;
     case LETTER_ENTRANCE_CLOSED:
-        forget_entrance(thread, OWNER(letter, struct entrance, letter));
+        forget_entrance(thread, &OWNER(letter, struct entrance, letter)->watches[thread->number]);
         break;
     }
 }
