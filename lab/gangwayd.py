@@ -63,6 +63,8 @@ class Gangway(Closing):
         own = {name: value for name, value in os.environ.items() if not name.startswith("GANGWAY_")}
         self._environment = own | (environment or {})
         self.daemon: subprocess.Popen[Any] | None = None
+        self.program = GANGWAY
+        """What the next daemon is started with; commands are always this version's."""
 
     def __enter__(self) -> Self:
         self.directory = Path(tempfile.mkdtemp(prefix=f"{self.host.name}-gangway-"))
@@ -80,7 +82,7 @@ class Gangway(Closing):
         """Start the daemon, and wait until it serves. CommandFailed: it exited."""
         words = ("daemon", *(flags or self._flags))
         with self.log.open("a") as log:
-            self.daemon = self.host.popen(*self._within, str(GANGWAY), *words, stderr=log, env=self._environment)
+            self.daemon = self.host.popen(*self._within, str(self.program), *words, stderr=log, env=self._environment)
         wait_until(lambda: self._serves() or self.daemon.poll() is not None, "the daemon to serve")  # type: ignore[union-attr]
         if self.daemon.poll() is not None:
             raise CommandFailed(self.log.read_text().strip(), self.daemon.returncode)

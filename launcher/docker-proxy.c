@@ -24,7 +24,7 @@
 #include <stdarg.h>
 #include <sys/signalfd.h>
 
-#define LEASE_VERSION "1"                          /* src/gangway/relay/protocol.py: VERSION */
+#define LEASE_VERSION "1"                          /* src/gangway/relay/protocol.py */
 enum { STOP_MS = 2000, RETRY_MS = 500, ATTEMPTS = 3 };
 
 char reason[512];

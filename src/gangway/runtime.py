@@ -4,7 +4,7 @@
     /run/gangway/netns-COOKIE       0751   owned by root and the API's group; others may only open what they know
         gangway.sock                0660   the HTTP API, for root and the group
         gangway-ro.sock             0660   the same API for reading, for root and another group
-        relay.sock                  0600   the relay's control socket
+        relay.sock                  0600   the relay's control socket; relay.sock.PID: of one that was replaced
         lease.sock                  0600   where docker-proxy launchers take leases
         daemon.lock                 0600   locked by the daemon for as long as it runs; holds its pid and API socket,
                                            and after its death shows which stale socket was ours

@@ -68,4 +68,5 @@ def under_load(clients: Iterable[Client]) -> Iterator[Load]:
     finally:
         for client in load:
             client.stop()
-    assert [failure for client in load for failure in client.failures] == []
+    failures = [failure for client in load for failure in client.failures]
+    assert not failures, failures

@@ -4,6 +4,7 @@ import json
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,6 +13,7 @@ from lab.gangwayd import GANGWAY, CommandFailed, Gangway
 from lab.netns import Container, Host, Namespace
 from lab.processes import pids_running
 from lab.redirect import actual_peer
+from lab.versions import installed
 from lab.waiting import wait_until
 from tests.kernel.ground import PATIENCE_S
 from tests.kernel.launcher import launchers
@@ -236,3 +238,26 @@ def test_leases_survive_the_takeover_by_an_operators_daemon(scene: Scene) -> Non
             assert gangway.relays() == [relay]
             exchange(client)
             assert stop(launcher) == 0
+
+
+def test_leases_survive_the_takeover_by_a_daemon_of_another_version(scene: Scene, tmp_path: Path) -> None:
+    host, box = scene
+    launcher = publish(host, box, PORT)
+    _, relay = daemon_and_relay(host)
+    newer = Gangway(host)
+    newer.program = installed(tmp_path, "99.0.0")
+    with connect(host, PORT) as client:
+        exchange(client)
+        with newer:
+            assert newer.daemon is not None
+            pid = newer.daemon.pid
+            wait_until(lambda: pids_running("gangway.daemon", host) == [pid], "the daemon on demand to end", PATIENCE_S)
+            wait_until(lambda: scene.leased_ports() == [str(PORT)], "the lease to be taken again", PATIENCE_S)
+            with connect(host, PORT) as another:
+                exchange(another)
+            exchange(client)
+            assert relay in newer.relays()
+            assert len(newer.relays()) == 2
+            assert stop(launcher) == 0
+            assert is_free(host, PORT)
+            wait_until(lambda: relay not in newer.relays(), "the end of the relay that was replaced", PATIENCE_S)

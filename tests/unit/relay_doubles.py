@@ -28,12 +28,19 @@ class PublishedPort:
     ) -> None:
         self.backend, self.at = backend, at
         self.socks = list(socks)
-        self.is_closed = False
+        self.is_closed = self.is_left = False
         self.counted = Counters()
         self._server = server
 
     def counters(self) -> Counters:
         return self.counted
+
+    @property
+    def fd(self) -> int | None:
+        return self.socks[0].fileno() if self.socks else None
+
+    def leave(self) -> None:
+        self.is_left = True
 
     def close(self, then: Callable[[], None]) -> None:
         self.is_closed = True
@@ -60,6 +67,7 @@ class Server:
         """Withdrawn ports still have connections: `end_connections` ends them."""
         self.withdrawn: list[Callable[[], None]] = []
         self.excluded: list[str] = []
+        self.is_left = False
 
     @property
     def shared_count(self) -> int:
@@ -90,6 +98,13 @@ class Server:
         for sock in self.socks.values():
             sock.close()
         self.socks.clear()
+
+    def shared(self, protocol: int, family: int) -> list[int]:
+        sock = self.socks.get((protocol, family))
+        return [] if sock is None else [sock.fileno()]
+
+    def leave(self) -> None:
+        self.is_left = True
 
     def exclude(self, addresses: Sequence[str]) -> None:
         self.excluded = list(addresses)
@@ -150,7 +165,11 @@ class Daemon:
 
     def held(self, name: str) -> list[int]:
         """Return the inodes of what is held under a name."""
-        self.sock.send(protocol.encode(GetHeld(name)))
+        return self.given(GetHeld(name))
+
+    def given(self, request: Request) -> list[int]:
+        """Return the inodes of what a request is answered with."""
+        self.sock.send(protocol.encode(request))
         self._relay.turn()
         answer, fds, _, _ = socket.recv_fds(self.sock, 100, protocol.MAX_DESCRIPTORS)
         assert answer == b"ok"
@@ -182,6 +201,8 @@ class Relay:
         """What was logged."""
         self.emptied = self.disconnected = 0
         """How often these were called."""
+        self.limits_s: list[int] = []
+        """How long connections may last since the relay has retired."""
         self.server = Server()
         self._stack = ExitStack()
         self.now_s = 1000.0
@@ -195,7 +216,9 @@ class Relay:
         listener.listen()
         self.log = log = RecordingLog(lambda event: self.lines.append(event.text), lambda: self.now_s)
         self.control = Control(self.loop, listener, log, self._on_disconnected)
-        self.ports = ServedPorts(self.loop, self.server, log, self.control.is_connected, self._on_emptied)
+        self.ports = ServedPorts(
+            self.loop, self.server, log, self.control.is_connected, self._on_emptied, self.limits_s.append
+        )
         self.control.ports = self.ports
         self._stack.callback(self._close_descriptors)
         self._stack.callback(self.server.close)

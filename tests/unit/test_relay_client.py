@@ -329,11 +329,13 @@ def test_unused_relay_exits(relays: Relays) -> None:
     assert process.wait(5) == 0
 
 
-def test_relay_of_another_version_is_named(relays: Relays) -> None:
-    process = relays.start("from gangway.relay import protocol; protocol.VERSION = 2")
+def test_relay_that_is_too_old_is_named(relays: Relays) -> None:
+    """Those of version 1 of the protocol refuse a daemon of another version."""
+    refuse = "lambda _: (_ for _ in ()).throw(protocol.ProtocolError('this is version 1'))"
+    process = relays.start(f"from gangway.relay import protocol; protocol._WITH_NUMBER['hello'] = {refuse}")
     client = relays.client()
     pid = process.pid
-    reason = rf"the running relay \(pid {pid}\) cannot be used: .*version 1 .*version 2.*; stop it: kill {pid}$"
+    reason = rf"the running relay \(pid {pid}\) is too old .*: .*version 1; kill {pid} replaces it, and ends its connec"
     for call in (client.connect, lambda: client.serve(RANGE)):
         with pytest.raises(HostRefused, match=reason):
             call()

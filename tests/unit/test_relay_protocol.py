@@ -17,15 +17,20 @@ from gangway.relay.protocol import (
     Destination,
     Exclude,
     GetHeld,
+    GetPort,
+    GetShared,
     Hello,
     Hold,
     HostPorts,
     Lease,
     List,
+    ListExcluded,
+    ListHeld,
     Mode,
     ProtocolError,
     Remove,
     Request,
+    Retire,
     Serve,
     Share,
 )
@@ -59,7 +64,7 @@ def served(draw: st.DrawFn) -> Serve:
 
 
 KINDS: dict[type, st.SearchStrategy[Request]] = {
-    Hello: st.builds(Hello, st.just(protocol.VERSION)),
+    Hello: st.builds(Hello, st.integers(0, 100)),
     Serve: served(),
     Remove: st.builds(Remove, host_ports()),
     List: st.builds(List, st.integers(0, 1 << 17)),
@@ -69,12 +74,18 @@ KINDS: dict[type, st.SearchStrategy[Request]] = {
     Hold: st.builds(Hold, NAMES, st.integers(0, protocol.MAX_DESCRIPTORS)),
     GetHeld: st.builds(GetHeld, NAMES),
     Exclude: st.builds(Exclude, st.integers(0, 1 << 17), PAGES.map(tuple)),
+    ListHeld: st.builds(ListHeld),
+    ListExcluded: st.builds(ListExcluded),
+    GetPort: st.builds(GetPort, host_ports()),
+    GetShared: st.builds(GetShared, NAMES, st.sampled_from(sorted(inet.FAMILIES))),
+    Retire: st.builds(Retire, st.integers(0, 1 << 20)),
     Lease: st.builds(Lease, NAMES, st.builds(Destination, ADDRESSES, PORT_NUMBERS)),
 }
 REQUESTS = st.one_of(*KINDS.values())
 # Words of messages, and others, in any order.
 VOCABULARY = (
-    "hello serve remove list count share countshared hold getheld lease tcp udp own leased 4 10.0.0.1 ::1 80 0 1 -1"
+    "hello serve remove list count share countshared hold getheld listheld listexcluded getport getshared retire lease "
+    "tcp udp own leased 4 10.0.0.1 ::1 80 0 1 -1"
 )
 WORDS = st.sampled_from(VOCABULARY.split()) | st.text(max_size=5)
 ALMOST_REQUESTS = st.lists(WORDS, max_size=9).map(" ".join).map(str.encode)
@@ -196,6 +207,13 @@ def test_any_line_is_a_served_port_or_refused(line: str) -> None:
         "share tcp 4 1",
         "share TCP 4",
         "countshared 1",
+        "listheld 1",
+        "listexcluded 1",
+        "getport tcp 10.0.0.1 80",
+        "getshared tcp",
+        "getshared tcp 5",
+        "retire",
+        "retire -1",
         "hold some",
         "hold some one",
         "hold some -2",
@@ -233,10 +251,10 @@ def test_long_malformed_message_is_cut() -> None:
     assert len(str(refusal.value)) < 120
 
 
-@pytest.mark.parametrize("message", ["hello {}", "hello {} and more", "lease {} tcp 10.0.0.1 80", "lease {} else"])
-@pytest.mark.parametrize("version", [0, protocol.VERSION + 1, 100])
+@pytest.mark.parametrize("message", ["lease {} tcp 10.0.0.1 80", "lease {} else"])
+@pytest.mark.parametrize("version", [0, protocol.LEASE_VERSION + 1, 100])
 def test_unknown_version_names_both(message: str, version: int) -> None:
-    with pytest.raises(ProtocolError, match=rf"version {version} is not .*this is version {protocol.VERSION}\)"):
+    with pytest.raises(ProtocolError, match=rf"version {version} is not .*this is version {protocol.LEASE_VERSION}\)"):
         protocol.parse(message.format(version).encode())
 
 

@@ -18,12 +18,17 @@ from gangway.relay.protocol import (
     Destination,
     Exclude,
     GetHeld,
+    GetPort,
+    GetShared,
     Hold,
     HostPorts,
     List,
+    ListExcluded,
+    ListHeld,
     Mode,
     Remove,
     Request,
+    Retire,
     Serve,
     Share,
 )
@@ -202,6 +207,47 @@ def test_descriptors_of_other_requests_are_closed(daemon: Daemon, fds: list[int]
     before = fd_count()
     assert daemon.ask(request_, *fds).startswith("ok")
     assert fd_count() == before
+
+
+# What another relay is given.
+
+
+def test_descriptors_of_a_port_can_be_had_again(daemon: Daemon, sock: socket.socket, launcher: Launcher) -> None:
+    fds = [sock.fileno(), launcher.pidfd]
+    daemon.ask(LEASED, *fds)
+    daemon.ask(RANGE)
+    before = fd_count()
+    assert daemon.given(GetPort(PORT)) == inodes(fds)
+    assert daemon.given(GetPort(RANGE.ports)) == []
+    assert fd_count() == before
+    assert daemon.ask(GetPort(PORT._replace(first=81, last=81))) == "error tcp 0.0.0.0 81 81 is not served"
+
+
+def test_shared_sockets_can_be_had_again(daemon: Daemon, sock: socket.socket) -> None:
+    daemon.ask(Share("tcp", 4), sock.fileno())
+    assert daemon.given(GetShared("tcp", 4)) == inodes([sock.fileno()])
+    assert daemon.given(GetShared("tcp", 6)) == []
+
+
+def test_names_and_excluded_addresses_are_listed(daemon: Daemon, fds: list[int]) -> None:
+    assert (daemon.ask(ListHeld()), daemon.ask(ListExcluded())) == ("ok", "ok")
+    daemon.ask(Hold("one", 1), fds[0])
+    daemon.ask(Hold("other", 1), fds[1])
+    daemon.ask(Exclude(0, ("192.0.2.5", "2001:db8::5")))
+    assert (daemon.ask(ListHeld()), daemon.ask(ListExcluded())) == ("ok one other", "ok 192.0.2.5 2001:db8::5")
+
+
+def test_retired_relay_accepts_nobody_and_removes_ports(
+    relay: Relay, daemon: Daemon, sock: socket.socket, fds: list[int]
+) -> None:
+    daemon.ask(OWN, sock.fileno())
+    daemon.ask(Hold("one", 2), *fds[:2])
+    before = fd_count()
+    assert [daemon.ask(Retire(limit_s)) for limit_s in (60, 90)] == ["ok", "ok"]
+    assert (relay.limits_s, relay.server.is_left, relay.server.ports[0].is_left) == ([60], True, True), "once"
+    assert (daemon.served(), daemon.held("one"), fd_count()) == ([OWN], [], before - 2)
+    daemon.ask(Remove(PORT))
+    assert relay.server.ports[0].is_closed
 
 
 # Held descriptors.

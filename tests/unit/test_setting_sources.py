@@ -34,6 +34,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "relay.workers": ("3", 3),
     "relay.connect_timeout_s": ("2", 2.0),
     "relay.keepalive_s": ("20", 20),
+    "relay.drain_timeout_s": ("60", 60),
     "relay.udp_timeout_s": ("1.5", 1.5),
     "relay.udp_clients": ("100", 100),
     "relay.udp_clients_per_port": ("10", 10),

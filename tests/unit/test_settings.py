@@ -36,6 +36,8 @@ def test_every_setting_has_a_default() -> None:
         ("connect_timeout_s = 3600", "connect_timeout_s", 3600),
         ("keepalive_s = 1", "keepalive_s", 1),
         ("keepalive_s = 32767", "keepalive_s", 32767),
+        ("drain_timeout_s = 1", "drain_timeout_s", 1),
+        ("drain_timeout_s = 604_800", "drain_timeout_s", 604_800),
         ("udp_timeout_s = 1", "udp_timeout_s", 1),
         ("udp_timeout_s = 86400.0", "udp_timeout_s", 86400.0),
         ("udp_clients = 1", "udp_clients", 1),

@@ -39,12 +39,14 @@ def versions(found: Status | None) -> Iterator[str]:
 
 def mismatches(found: Status | None) -> Iterator[str]:
     """Yield how the versions differ, and what to do."""
-    if found and found["version"] != __version__:
-        restart = "systemctl restart gangway" if found["is_service"] else "gangway daemon restart"
+    if found is None:
+        return
+    restart = "systemctl restart gangway" if found["is_service"] else "gangway daemon restart"
+    if found["version"] != __version__:
         yield f"version mismatch: daemon {found['version']}, command {__version__}; replace the daemon: {restart}"
-    if found and found["relay_pid"] and found["relay_version"] != found["version"]:
+    if found["relay_pid"] and found["relay_version"] != found["version"]:
         versions = f"relay {found['relay_version'] or 'unknown'}, daemon {found['version']}"
-        yield f"version mismatch: {versions}; kill {found['relay_pid']} replaces the relay, and ends its connections"
+        yield f"version mismatch: {versions}; the next daemon replaces the relay: {restart}"
 
 
 def described(found: Status, now_s: float) -> list[str]:

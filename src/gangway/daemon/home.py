@@ -222,7 +222,8 @@ class Home:
         if self.is_abandoned:
             state = (f"{runtime.STATE}{end}" for end in ("", "-wal", "-shm"))
             start = (runtime.START,) if self.is_left_for_good else ()
-            for name in (runtime.LOCK, runtime.RELAY_SOCKET, *state, *start):
+            relays = (path.name for path in self.folder.glob(f"{runtime.RELAY_SOCKET}*"))
+            for name in (runtime.LOCK, *relays, *state, *start):
                 with suppress(OSError):
                     (self.folder / name).unlink()
             with suppress(OSError):

@@ -70,7 +70,7 @@ class Parts:
         self._home, self._log, self._notices, self._guard = home, log, notices, NatGuard()
         self._database = Database(Path(config.state or runtime.default_state()), log.warning)
         self._settings = settings = SavedSettings(self._database, log.warning)
-        relay = RelayClient(home.relay_path, config.relay_settings)
+        relay = RelayClient(home.relay_path, config.relay_settings, log.warning)
         relay.connect()
         no_rules = config.firewall == Firewall.NONE
         redirect = Redirect(relay, enabled=config.relay_settings.redirect, host_addresses=no_rules)
@@ -192,7 +192,7 @@ class Parts:
             on_demand=self._home.on_demand,
             folder=str(self._home.folder),
             socket=str(self._home.api_path),
-            relay_version=relay.release if relay.pid is not None else "",
+            relay_version=relay.release,
             relay_pid=relay.pid,
             networks=len(registry.networks),
             containers=len(registry.endpoints()),

@@ -1,9 +1,10 @@
 """The relay process, `python -m gangway.relay SETTINGS` (as JSON): how its parts are put together, and when it ends.
 
 Standard input is the control socket, which is bound.  The process gives up root, writes to standard output `0\\n` (or
-why it cannot start), and serves ports until it has had neither a port nor a daemon for `LINGER_S` seconds.  Nothing
-that it opens later (clients, backends, pipes) needs a privilege: the daemon or a launcher binds the ports' sockets, and
-the sockets that answer UDP clients of shared ports may be bound without one (core/outlet.c).
+why it cannot start), and serves ports until it has had neither a port nor a daemon for `LINGER_S` seconds, or until it
+has been replaced and its last connection has ended.  Nothing that it opens later (clients, backends, pipes) needs a
+privilege: the daemon or a launcher binds the ports' sockets, and the sockets that answer UDP clients of shared ports
+may be bound without one (core/outlet.c).
 """
 
 import gc
@@ -27,6 +28,7 @@ from gangway.relay.settings import Settings
 _STDOUT = 1
 # dockerd starts launchers one after the other, and `docker restart` ends the last before it starts the next.
 LINGER_S = 3.0
+_LOOK_S = 1.0  # how often a relay that was replaced looks whether it has connections
 
 
 class RelayProcess:
@@ -36,8 +38,9 @@ class RelayProcess:
         self.loop = Loop()
         self.loop.on_error = log.unexpected
         self.core = Core(self.loop, settings, log, icmp)
+        self._log = log
         self._control = Control(self.loop, control, log, self._schedule_end)
-        ports = ServedPorts(self.loop, self.core, log, self._control.is_connected, self._schedule_end)
+        ports = ServedPorts(self.loop, self.core, log, self._control.is_connected, self._schedule_end, self._retire)
         self._control.ports = ports
         self._end: Timer | None = None
         self._schedule_end()
@@ -50,6 +53,20 @@ class RelayProcess:
     def _end_if_unused(self) -> None:
         if not self._control and not self._control.ports:
             self.loop.stop()
+
+    def _retire(self, limit_s: int) -> None:
+        """End with the last connection, or after a limit: another relay serves the ports."""
+        self._log.info(f"relay replaced: it ends with its connections, after {limit_s} s at the latest")
+        self.loop.call_in(_LOOK_S, partial(self._end_if_left, self.loop.clock() + limit_s))
+
+    def _end_if_left(self, latest_s: float) -> None:
+        left = self.core.connections
+        if left and self.loop.clock() < latest_s:
+            self.loop.call_in(_LOOK_S, partial(self._end_if_left, latest_s))
+            return
+        end = f"its last {left} connections end (drain_timeout_s)" if left else "its last connection has ended"
+        self._log.info(f"replaced relay ended: {end}")
+        self.loop.stop()
 
 
 def main() -> int:

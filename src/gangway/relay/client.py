@@ -17,9 +17,10 @@ from threading import RLock
 from typing import NamedTuple, TypeVar
 
 from gangway.errors import HostRefused
-from gangway.relay import connection, protocol
+from gangway.relay import connection, protocol, replacement
 from gangway.relay.connection import Connection, RelayExited, RelayFailed, RelayHung, is_readable
 from gangway.relay.protocol import Count, GetHeld, Hold, HostPorts, List, Remove, Serve, Share
+from gangway.relay.replacement import Leader
 from gangway.relay.settings import Settings
 from gangway.relay.sockets import Counters, unlink_socket
 
@@ -40,11 +41,13 @@ class Exit(NamedTuple):
 class RelayClient:
     """The relay behind the control socket `path`.  HostRefused: a request failed, or the relay refused it."""
 
-    def __init__(self, path: Path, settings: Settings) -> None:
-        self._path = path
+    def __init__(self, path: Path, settings: Settings, report: Callable[[str], object] = lambda _text: None) -> None:
+        """`report` is called with what to log about a relay that is replaced by one of another version."""
+        self._path, self._report = path, report
         self.settings = settings  # of the next relay
         self._lock = RLock()
         self._relay: Connection | None = None
+        self._retired: list[Connection] = []  # replaced, and still with connections
         self._process: subprocess.Popen[bytes] | None = None
         self._hung_until_s = 0.0
         self._exited = False
@@ -55,26 +58,21 @@ class RelayClient:
         self._excluded: tuple[str, ...] | None = None  # None: what the running relay has been told
 
     def connect(self) -> bool:
-        """Connect to a running relay; False if there is none."""
+        """Connect to a running relay, which is replaced if it is of another version; False if there is none.
+
+        HostRefused: it can neither be used nor replaced.
+        """
         with self._lock:
             self.close()
-            try:
-                found = Connection(self._path)
-            except OSError:
-                return False
-            self._exited = False
-            try:
-                found.greet()
-            except RelayExited:  # it was about to end, unused, when we connected; or it was killed
-                return False
-            except HostRefused as error:
-                found.close()
-                pid = found.pid
-                raise HostRefused(
-                    f"the running relay (pid {pid}) cannot be used: {error}; stop it: kill {pid}"
-                ) from None
+            limit_s = self.settings.drain_timeout_s
+            if text := replacement.settle(self._path, limit_s):
+                self._report(text)
+            found = self._greeted(self._path)
+            if found is not None and replacement.is_due(found.version, found.release):
+                found = self._replaced(found)
             self._relay = found
-            return True
+            self._retired = [*replacement.retired(self._path, limit_s, self.served)]
+            return self._relay is not None
 
     def served(self) -> list[Serve]:
         """Return the ports that the relay serves; none if it does not run."""
@@ -104,6 +102,10 @@ class RelayClient:
     def remove(self, ports: HostPorts) -> None:
         """Remove ports; their connections end.  A relay that is not running serves none."""
         with self._lock:
+            for one in self._retired:
+                with suppress(HostRefused):  # it has exited
+                    one.ask(Remove(ports))
+            self._retired = [one for one in self._retired if one.is_open()]
             if self.is_running() and self._relay is not None:
                 with suppress(RelayExited):  # just now
                     self._ask(Remove(ports))
@@ -180,9 +182,10 @@ class RelayClient:
     def close(self) -> None:
         """Close the connection.  A relay without ports ends."""
         with self._lock:
-            if self._relay is not None:
-                self._relay.close()
-                self._relay = None
+            self._disconnect()
+            for one in self._retired:
+                one.close()
+            self._retired = []
 
     def stop(self) -> None:
         """Disconnect from a relay that has no ports, so that it ends; the next port starts another one."""
@@ -193,14 +196,20 @@ class RelayClient:
 
     def _lose(self, reason: str = "") -> None:
         """Give up a relay that has exited, or was killed for a `reason`."""
-        self.close()
-        self.last_exit = Exit(time.monotonic(), reason or self._exit_status())
+        pid = self.pid
+        self._disconnect()
+        self.last_exit = Exit(time.monotonic(), reason or self._exit_status(pid))
         self._exited = True
         self.exits += 1
 
-    def _exit_status(self) -> str:
+    def _disconnect(self) -> None:
+        if self._relay is not None:
+            self._relay.close()
+            self._relay = None
+
+    def _exit_status(self, pid: int | None) -> str:
         """Return how the relay has ended, if this daemon started it; the connection is closed a moment before."""
-        if self._process is None:
+        if self._process is None or self._process.pid != pid:
             return ""
         try:
             status = self._process.wait(_EXIT_S)
@@ -208,13 +217,66 @@ class RelayClient:
             return "it closed the connection"
         return f"signal {-status}" if status < 0 else f"status {status}"
 
+    def _greeted(self, path: Path) -> Connection | None:
+        """Connect to the relay at `path`; None if there is none.  HostRefused: it is too old."""
+        try:
+            found = Connection(path)
+        except OSError:
+            return None
+        self._exited = False
+        try:
+            found.greet()
+        except RelayExited:  # it was about to end, unused, when we connected; or it was killed
+            return None
+        except HostRefused as error:
+            found.close()
+            raise HostRefused(
+                f"the running relay (pid {found.pid}) is too old to hand its ports over: {error}; "
+                f"kill {found.pid} replaces it, and ends its connections"
+            ) from None
+        return found
+
+    def _replaced(self, old: Connection) -> Connection | None:
+        """Return the relay of this version that replaces another one, or that one if this fails; None: both exited.
+
+        HostRefused: it failed, and the old one does not understand this daemon.
+        """
+        began_s, name = time.monotonic(), f"relay {old.release} (pid {old.pid})"
+        try:
+            new = self._launch(replacement.next_path(self._path))
+        except HostRefused as error:
+            leader, failure = Leader.OLD, str(error)
+        else:
+            leader, failure = replacement.replace(self._path, old, new, self.settings.drain_timeout_s)
+            (old if leader is Leader.NEW else new).close()
+        if leader is Leader.NEW:
+            text = f"{name} replaced by {new.release} (pid {new.pid}) after {time.monotonic() - began_s:.2f} s"
+            self._report(text + f": not all was handed over: {failure}" * bool(failure))
+            return new
+        if leader is Leader.OLD and old.version == protocol.VERSION:
+            self._report(f"{name} is used, because it could not be replaced: {failure}")
+            return old
+        old.close()
+        if leader is Leader.OLD:
+            raise HostRefused(f"{name} is of another version, and could not be replaced: {failure}")
+        self._report(f"{name} exited while it was replaced: {failure}")
+        return None
+
     def _start(self) -> None:
+        self._relay = self._launch(self._path)
+        for name, fds in self._held.items():
+            self.hold(name, fds)
+        if self._excluded:
+            self._relay.exclude(self._excluded)
+
+    def _launch(self, path: Path) -> Connection:
+        """Start a relay whose control socket is at `path`, and connect to it."""
         if time.monotonic() < self._hung_until_s:
             raise HostRefused(
                 f"the relay failed to start: {_HUNG.format(connection.TIMEOUT_S)}; it is started again in some seconds"
             )
         try:
-            self._process = process = self._spawn()
+            self._process = process = self._spawn(path)
         except OSError as error:
             raise HostRefused(f"the relay failed to start: {error}") from None
         assert process.stdout is not None
@@ -224,26 +286,27 @@ class RelayClient:
                 status = os.read(pipe.fileno(), 4096).decode(errors="replace")
             else:
                 self._hung_until_s = time.monotonic() + _HUNG_S
-        if status != "0\n" or not self.connect():
+        relay = self._greeted(path) if status == "0\n" else None
+        if relay is None or relay.version != protocol.VERSION:
             process.kill()
             process.wait()
             reason = status.removeprefix("0\n").strip() or "it exited without a reason"
+            if relay is not None:
+                relay.close()
+                reason = f"gangway {relay.release} was installed: restart the daemon"
             raise HostRefused(f"the relay failed to start: {reason}")
-        for name, fds in self._held.items():
-            self.hold(name, fds)
-        if self._excluded and self._relay is not None:
-            self._relay.exclude(self._excluded)
+        return relay
 
     def _pages(self, request: type[List | Count], parse: Callable[[str], _Item]) -> list[_Item]:
         with self._lock:
             return [] if self._relay is None else self._checked(lambda relay: relay.pages(request, parse))
 
-    def _spawn(self) -> "subprocess.Popen[bytes]":
+    def _spawn(self, path: Path) -> "subprocess.Popen[bytes]":
         cache = [f"-Xpycache_prefix={sys.pycache_prefix}"] if sys.pycache_prefix else []  # the daemon's
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
-            unlink_socket(self._path)
-            control.bind(str(self._path))
-            os.chmod(self._path, 0o600)
+            unlink_socket(path)
+            control.bind(str(path))
+            os.chmod(path, 0o600)
             return subprocess.Popen(
                 [sys.executable, "-OO", "-I", *cache, "-m", "gangway.relay", json.dumps(self.settings._asdict())],
                 stdin=control.fileno(),

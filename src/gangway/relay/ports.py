@@ -10,7 +10,7 @@ container.
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
@@ -26,11 +26,16 @@ from gangway.relay.protocol import (
     CountShared,
     Exclude,
     GetHeld,
+    GetPort,
+    GetShared,
     Hold,
     HostPorts,
     List,
+    ListExcluded,
+    ListHeld,
     Mode,
     Remove,
+    Retire,
     Serve,
     Share,
 )
@@ -54,7 +59,11 @@ class Server(Protocol):
 
     def share(self, protocol: int, family: int, sock: socket.socket, binding: int | None = None) -> None: ...
 
+    def shared(self, protocol: int, family: int) -> list[int]: ...
+
     def unshare(self) -> None: ...
+
+    def leave(self) -> None: ...
 
     def exclude(self, addresses: Sequence[str]) -> None: ...
 
@@ -66,12 +75,22 @@ class _Port(NamedTuple):
 
 
 class ServedPorts:
-    """The served ports; `is_attended` says whether a daemon is connected, `emptied` is called when none is left."""
+    """The served ports; `is_attended` says whether a daemon is connected, `emptied` is called when none is left.
+
+    `retired` is called with the number of seconds that connections may last, once another relay serves the ports.
+    """
 
     def __init__(
-        self, loop: Loop, server: Server, log: Log, is_attended: Callable[[], bool], emptied: Callable[[], None]
+        self,
+        loop: Loop,
+        server: Server,
+        log: Log,
+        is_attended: Callable[[], bool],
+        emptied: Callable[[], None],
+        retired: Callable[[int], None],
     ) -> None:
         self._loop, self._server, self._log, self._is_attended, self._emptied = loop, server, log, is_attended, emptied
+        self._retired, self._is_retired = retired, False
         self._ports: dict[HostPorts, _Port] = {}
         self._held: dict[str, list[int]] = {}
         self._excluded: list[str] = []
@@ -92,14 +111,8 @@ class ServedPorts:
                 self._serve(request, fds)
             case Remove(ports):
                 return self._remove(ports, lambda: answer("", ()))
-            case List(offset):
-                text = "\n".join(self._page(offset, lambda port: protocol.encode_served(self._listed(port))))
-            case Count(offset):
-                text = "\n".join(self._page(offset, _counted))
             case Share():
                 self._share(request, fds)
-            case CountShared():
-                text = str(self._server.shared_count)
             case Hold(name, count):
                 if len(fds) != count:
                     raise InvalidRequest(f"wrong number of descriptors with {name}: {len(fds)}, not {count}")
@@ -110,21 +123,45 @@ class ServedPorts:
             case Exclude(offset, addresses):
                 self._excluded[offset:] = addresses
                 self._server.exclude(self._excluded)
-            case GetHeld(name):
-                sent = self._held.get(name, [])
+            case Retire(limit_s):
+                self._retire(limit_s)
             case _:
-                raise InvalidRequest(f"the relay does not serve {type(request).__name__}")
+                text, sent = self._look_up(request)
         return answer(text, sent)
 
-    def _page(self, offset: int, line_of: Callable[[_Port], str]) -> Iterator[str]:
-        """Yield lines about the ports from one of them on: as many as fit an answer."""
-        size = 0
+    def _look_up(self, request: protocol.Request) -> tuple[str, list[int]]:
+        """Return the answer to a question."""
+        match request:
+            case List(offset):
+                return self._page(offset, lambda port: protocol.encode_served(self._listed(port))), []
+            case Count(offset):
+                return self._page(offset, _counted), []
+            case CountShared():
+                return str(self._server.shared_count), []
+            case ListHeld():
+                return " ".join(self._held), []
+            case GetHeld(name):
+                return "", self._held.get(name, [])
+            case ListExcluded():
+                return " ".join(self._excluded), []
+            case GetPort(ports) if ports in self._ports:
+                _, published, owner = self._ports[ports]
+                return "", [fd for fd in (published.fd, owner) if fd is not None]
+            case GetPort(ports):
+                raise InvalidRequest(f"{_name(ports)} is not served")
+            case GetShared(kind, family):
+                return "", self._server.shared(PROTOCOLS[kind], FAMILIES[family])
+        raise InvalidRequest(f"the relay does not serve {type(request).__name__}")
+
+    def _page(self, offset: int, line_of: Callable[[_Port], str]) -> str:
+        """Return lines about the ports from one of them on: as many as fit an answer."""
+        lines, size = [], 0
         for port in islice(self._ports.values(), offset, offset + protocol.PAGE):
-            line = line_of(port)
+            lines.append(line := line_of(port))
             size += len(line) + 1
             if size > protocol.PAGE_BYTES:
-                return
-            yield line
+                return "\n".join(lines[:-1])
+        return "\n".join(lines)
 
     def _listed(self, port: _Port) -> Serve:
         served = port.served
@@ -186,6 +223,17 @@ class ServedPorts:
                 self._emptied()
 
         return port.published.close(removed)
+
+    def _retire(self, limit_s: int) -> None:
+        """Accept no client any more; the ports are still removed on request, and so end their connections."""
+        if not self._is_retired:
+            self._is_retired = True
+            self._server.leave()
+            for port in self._ports.values():
+                port.published.leave()
+            for name in tuple(self._held):
+                self._close_held(name)
+            self._retired(limit_s)
 
     def daemon_left(self) -> None:
         """Remove the ports that the last daemon had yet to remove: no daemon is connected now.

@@ -5,6 +5,9 @@ noted (SCM_RIGHTS; the pidfd is optional, as pidfd_open(2) needs Linux 5.3).  A 
 type, the others are its fields.  The first message of a connection carries the protocol's version.  A message that
 `parse` refuses ends its connection.
 
+A relay answers daemons of every version, and what a daemon needs to replace it (relay/replacement.py) keeps its form
+in all of them: `hello`, `remove`, `list` and the last six requests.
+
     daemon → relay    hello VERSION
                       serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST own        with the port's socket
                       serve PROTO HOST-IP FIRST LAST CONTAINER-IP FIRST leased     the same, and the launcher's pidfd
@@ -23,6 +26,12 @@ type, the others are its fields.  The first message of a connection carries the 
                       getheld NAME                           answered with those descriptors
                       exclude OFFSET ADDRESS...              the addresses that nobody is served at, from the one at
                                                              OFFSET on; all that there were from there on are replaced
+                      listheld                               the names of what is held
+                      listexcluded                           those addresses
+                      getport PROTO HOST-IP FIRST LAST       answered with the descriptors that its `serve` came with
+                      getshared PROTO FAMILY                 the same, of `share`; none if there was none
+                      retire SECONDS                         another relay serves the ports: accept no client any
+                                                             more, and end with the last connection, or after so long
     relay → daemon    ok [TEXT]    or    error TEXT          to `list`, TEXT has a line for each port: the words of its
                                                            `serve`; to `count`, the words of its `remove` and the
                                                            numbers; to `hello`, the version of the protocol, and
@@ -42,7 +51,10 @@ from typing import NamedTuple
 from gangway.inet import PROTOCOLS
 from gangway.relay.sockets import Counters, family_of
 
-VERSION = 1
+VERSION = 2
+"""Between daemon and relay.  Version 1 could not be replaced by another one."""
+LEASE_VERSION = 1
+"""Between launcher and daemon: launchers are not replaced, so a daemon has to know every earlier version, too."""
 MAX_REQUEST_BYTES = 4096
 MAX_ANSWER_BYTES = 1 << 16
 MAX_DESCRIPTORS = 32
@@ -137,13 +149,43 @@ class Exclude(NamedTuple):
     addresses: tuple[str, ...]
 
 
+class ListHeld(NamedTuple):
+    pass
+
+
+class ListExcluded(NamedTuple):
+    pass
+
+
+class GetPort(NamedTuple):
+    ports: HostPorts
+
+
+class GetShared(NamedTuple):
+    protocol: str
+    family: int  # 4 or 6
+
+
+class Retire(NamedTuple):
+    limit_s: int
+
+
 class Lease(NamedTuple):
     protocol: str
     to: Destination
 
 
-_WITH_NUMBER: dict[str, type[Hello | List | Count]] = {"hello": Hello, "list": List, "count": Count}
-Request = Hello | Serve | Remove | List | Count | Share | CountShared | Hold | GetHeld | Exclude | Lease
+_ALONE: dict[str, type[CountShared | ListHeld | ListExcluded]]
+_ALONE = {"countshared": CountShared, "listheld": ListHeld, "listexcluded": ListExcluded}
+_WITH_NUMBER: dict[str, type[Hello | List | Count | Retire]]
+_WITH_NUMBER = {"hello": Hello, "list": List, "count": Count, "retire": Retire}
+_WITH_PORTS: dict[str, type[Remove | GetPort]] = {"remove": Remove, "getport": GetPort}
+_WITH_KIND: dict[str, type[Share | GetShared]] = {"share": Share, "getshared": GetShared}
+Request = (
+    Hello
+    | (Serve | Remove | List | Count | Share | CountShared | Hold | GetHeld | Exclude | Lease)
+    | (ListHeld | ListExcluded | GetPort | GetShared | Retire)
+)
 
 
 def canonical(address: str) -> str:
@@ -155,7 +197,7 @@ def canonical(address: str) -> str:
 
 def encode(request: Request) -> bytes:
     """Return a request as the datagram that `parse` understands."""
-    verb = f"lease {VERSION}" if isinstance(request, Lease) else type(request).__name__.lower()
+    verb = f"lease {LEASE_VERSION}" if isinstance(request, Lease) else type(request).__name__.lower()
     return " ".join((verb, *_words(request))).encode()
 
 
@@ -163,25 +205,25 @@ def parse(data: bytes) -> Request:
     """Return the request in a datagram.  ProtocolError: it is malformed, or of another version."""
     try:
         match data.decode().split():
-            case ["hello" | "lease", version, *_] if version.isdecimal() and version != str(VERSION):
-                raise ProtocolError(f"protocol version {version} is not supported (this is version {VERSION})")
-            case ["hello" | "list" | "count" as verb, number]:
+            case ["lease", version, *_] if version.isdecimal() and version != str(LEASE_VERSION):
+                raise ProtocolError(f"protocol version {version} is not supported (this is version {LEASE_VERSION})")
+            case ["hello" | "list" | "count" | "retire" as verb, number]:
                 return _WITH_NUMBER[verb](_number(number))
             case ["exclude", offset, *addresses]:
                 return Exclude(_number(offset), tuple(map(_address, addresses)))
             case ["serve", *words] if Mode.ENDED not in words:
                 return _serve(words)
-            case ["remove", *words]:
-                return Remove(_host_ports(words))
-            case ["share", protocol, "4" | "6" as family]:
-                return Share(_protocol(protocol), int(family))
-            case ["countshared"]:
-                return CountShared()
+            case ["remove" | "getport" as verb, *words]:
+                return _WITH_PORTS[verb](_host_ports(words))
+            case ["share" | "getshared" as verb, protocol, "4" | "6" as family]:
+                return _WITH_KIND[verb](_protocol(protocol), int(family))
+            case ["countshared" | "listheld" | "listexcluded" as verb]:
+                return _ALONE[verb]()
             case ["hold", name, count] if _number(count) <= MAX_DESCRIPTORS:
                 return Hold(name, _number(count))
             case ["getheld", name]:
                 return GetHeld(name)
-            case ["lease", version, protocol, address, port] if version == str(VERSION):
+            case ["lease", version, protocol, address, port] if version == str(LEASE_VERSION):
                 return Lease(_protocol(protocol), Destination(_address(address), _port(port)))
     except ValueError:
         pass

@@ -10,6 +10,7 @@ _BOUNDS = {
     "workers": (1, 16),
     "connect_timeout_s": (0.1, 3600),
     "keepalive_s": (1, 32767),  # include/net/tcp.h, MAX_TCP_KEEPIDLE
+    "drain_timeout_s": (1, 604_800),
     "udp_timeout_s": (1, 86400),
     "udp_clients": (1, 1_000_000),
     "udp_clients_per_port": (1, 1_000_000),
@@ -24,6 +25,8 @@ class Settings(NamedTuple):
     connect_timeout_s: float = 10.0  # how long a container may take to answer a connection attempt
     keepalive_s: int = 15
     """How long a TCP connection is silent before the peer is probed, and the time between probes."""
+    drain_timeout_s: int = 3600
+    """How long connections may last after another relay has replaced the one that carries them."""
     udp_timeout_s: float = 90.0
     """How long a UDP client and its container may both be silent before the client is forgotten."""
     udp_clients: int = 8192

@@ -292,7 +292,8 @@ static struct entrance *make_entrance(struct core *core, int fd, struct port *po
     const struct core_end end = end_of(&name);
     static const uint8_t anywhere[16];
     *entrance = (struct entrance){
-        .letter.kind = LETTER_ENTRANCE_CLOSED, .leaving.kind = LETTER_ENTRANCE_LEFT, .port = port, .fd = fd, .protocol = (uint16_t)protocol,
+        .letter.kind = LETTER_ENTRANCE_CLOSED, .leaving.kind = LETTER_ENTRANCE_LEFT,
+        .port = port, .fd = fd, .protocol = (uint16_t)protocol,
         .host_port = end.port, .is_anywhere = memcmp(end.address, anywhere, sizeof anywhere) == 0,
         .home = is_udp ? choose_home(core, port == NULL, end.family) : NULL,
         .binding = binding < 0 ? NULL : map_binding(binding),

@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from gangway.errors import InvalidRequest
 from gangway.limits import exhausted, out_of_ports
@@ -26,12 +27,21 @@ _NONE = -1  # for a descriptor
 _LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 
-class Port:
-    """A published port, or a range of them."""
+class _Shared(NamedTuple):
+    """A shared socket, which the library owns, and the map that came with it."""
 
-    def __init__(self, served_by: "Core", handle: int) -> None:
+    entrance: int  # its handle
+    fd: int
+    binding: int | None
+
+
+class Port:
+    """A published port, or a range of them.  `fd` is the socket that it was published with, which the library owns."""
+
+    def __init__(self, served_by: "Core", handle: int, fd: int | None) -> None:
         self._core = served_by
         self.handle = handle
+        self.fd = fd
 
     def counters(self) -> Counters:
         """Return what was counted since the port was published.  It is not closed."""
@@ -39,6 +49,11 @@ class Port:
         found = library.Counters()
         core.core_read_counters(self.handle, found)
         return Counters._make(getattr(found, name) for name in Counters._fields)
+
+    def leave(self) -> None:
+        """Accept nobody at the port's own socket any more, once; connections and UDP clients go on."""
+        assert self.handle
+        core.core_leave_port(self._core.handle, self.handle)
 
     def close(self, then: Callable[[], None] = lambda: None) -> None:
         """Stop serving, once: reset all connections, forget all clients; `then` is called when none is left."""
@@ -78,8 +93,8 @@ class Core:
         )
         self.handle = self._checked(core.core_start(asked))
         self._loop, self._log = loop, log
-        self._shared: dict[tuple[int, int], int] = {}
-        """The handles of the shared sockets' entrances, by protocol and family."""
+        self._shared: dict[tuple[int, int], _Shared] = {}
+        """The shared sockets, by protocol and family."""
         self._removed: dict[int, Callable[[], None]] = {}
         self._notes = (library.Note * _NOTES)()
         self._notes_fd = core.core_notes_fd(self.handle)
@@ -87,7 +102,7 @@ class Core:
 
     @property
     def connections(self) -> int:
-        """The number of connections."""
+        """The number of connections; a UDP client counts as one."""
         return int(core.core_active(self.handle))
 
     @property
@@ -116,17 +131,38 @@ class Core:
         """
         if protocol == socket.IPPROTO_UDP and binding is None:
             raise InvalidRequest("no map came with the socket: the relay is out of file descriptors")
+        own = None if binding is None else os.dup(binding)
         fd = sock.detach()
-        entrance = self._checked(core.core_listen(self.handle, fd, _NONE if binding is None else binding))
-        former, self._shared[protocol, family] = self._shared.get((protocol, family)), entrance
+        try:
+            entrance = self._checked(core.core_listen(self.handle, fd, _NONE if own is None else own))
+        except OSError:
+            _close(own)
+            raise
+        former = self._shared.get((protocol, family))
+        self._shared[protocol, family] = _Shared(entrance, fd, own)
         if former is not None:
-            core.core_close_entrance(self.handle, former)
+            core.core_leave_entrance(self.handle, former.entrance)
+            self._close_shared(former)
+
+    def shared(self, protocol: int, family: int) -> list[int]:
+        """Return the descriptors that `share` was given, which stay this object's; none if it was not called."""
+        found = self._shared.get((protocol, family))
+        return [] if found is None else [fd for fd in (found.fd, found.binding) if fd is not None]
 
     def unshare(self) -> None:
         """Serve nobody by the shared sockets from now on."""
-        for entrance in self._shared.values():
-            core.core_close_entrance(self.handle, entrance)
+        for one in self._shared.values():
+            self._close_shared(one)
         self._shared.clear()
+
+    def leave(self) -> None:
+        """Accept nobody at the shared sockets any more, once; connections and UDP clients go on."""
+        for one in self._shared.values():
+            core.core_leave_entrance(self.handle, one.entrance)
+
+    def _close_shared(self, one: "_Shared") -> None:
+        core.core_close_entrance(self.handle, one.entrance)
+        _close(one.binding)
 
     def exclude(self, addresses: Iterable[str]) -> None:
         """Refuse new clients of these addresses at ports with a socket that is bound to all addresses; forget UDP
@@ -156,7 +192,8 @@ class Core:
         settings.backend, settings.protocol = End.at(backend.address, backend.port), backend.protocol
         settings.admitted, settings.admitted_count = (Subnet * len(admitted))(*admitted), len(admitted)
         fds = [_NONE if one is None else one.detach() for one in (sock, raw)]
-        return Port(self, self._checked(core.core_add_port(self.handle, settings, *fds)))
+        handle = self._checked(core.core_add_port(self.handle, settings, *fds))
+        return Port(self, handle, next((fd for fd in fds if fd != _NONE), None))
 
     def _checked(self, handle: int | None) -> int:
         if handle is None:
@@ -206,6 +243,11 @@ class Core:
             self._log.warning(text, backend, note.host_port)
         else:
             self._log.warning(f"cannot {'reach' if is_udp else 'connect to'} %s: %s", backend, error.strerror)
+
+
+def _close(fd: int | None) -> None:
+    if fd is not None:
+        os.close(fd)
 
 
 def _backend_of(note: library.Note) -> Backend:
