@@ -222,7 +222,9 @@ def test_without_descriptors_the_longest_idle_client_is_removed(relay: SharedRel
     idle = relay.publish("0.0.0.0", (host_port, host_port), other)
     first.sendto(b"request", ("127.0.0.1", host_port))
     relay.receive(other)
+    before = socket_count()
     relay.use(sock)
+    wait_until(sockets_are(before - 1), "the former socket to be closed")
     with free_descriptors(1):
         second.sendto(b"request", ("127.0.0.1", number))
         data, sender = relay.receive(server)
