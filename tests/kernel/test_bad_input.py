@@ -186,7 +186,7 @@ def test_a_choice_of_ports_that_are_all_in_use_is_refused(street: Quiet) -> None
     "words",
     [
         ("publish", "SERVER"),
-        ("network", "create", "bad"),
+        ("network", "create"),
         ("explain", "1.1.1.1:1", "--from", "moon"),
         ("frob",),
         ("run", "--nmae", "x", "--", "true"),
