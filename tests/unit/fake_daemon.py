@@ -293,7 +293,8 @@ class Daemon:
         )
         self.adopt = self.adoption.adopt
         parts_of_down = self.requests, self.registry, self.adoption, self.dataplane, settings, self.database
-        self.down = Down(*parts_of_down, DeclaredFiles(folder / "conf.d"))
+        declared = DeclaredFiles(folder / "conf.d")
+        self.down = Down(*parts_of_down, declared, lambda: [] if self.relay.pid is None else [self.relay.pid])
 
     def close(self) -> None:
         """Close everything; what the fakes have stays as it is."""

@@ -11,7 +11,8 @@ import pytest
 
 from gangway.cli import uninstall
 from gangway.cli.client import Refused
-from gangway.daemon.remains import Remain, _of_process, _Process
+from gangway.daemon.processes import Process
+from gangway.daemon.remains import Remain, _of_process
 from gangway.errors import Conflict, HostRefused
 from gangway.host import sysctl
 from gangway.model import Endpoint, Network, Source
@@ -135,7 +136,7 @@ def test_memory_of_no_database_is_empty(tmp_path: Path, content: bytes | None) -
 
 def test_processes_are_ended_by_whoever_runs_them() -> None:
     words = ["/usr/bin/docker-proxy", "-proto", "udp", "-host-ip", "0.0.0.0", "-host-port", "53"]
-    assert _of_process(_Process(7, "gangway-docker-proxy", words)) == Remain(
+    assert _of_process(Process(7, "gangway-docker-proxy", words)) == Remain(
         "gangway-docker-proxy (pid 7)", "docker stop $(docker ps --quiet --filter publish=53/udp)"
     )
-    assert _of_process(_Process(8, "gangway.relay", [])) == Remain("relay (pid 8)", "kill 8")
+    assert _of_process(Process(8, "gangway.relay", [])) == Remain("relay (pid 8)", "kill 8")

@@ -69,10 +69,10 @@ def end_daemon(path: str, found: Status, target: str = "/stop") -> Any:
 
     Return its answer; None if it has just ended by itself.  Refused: it is a service manager's, or does not end.
     """
-    answer, ended = None, pidfd(found["pid"])
+    answer, ended = None, _pidfd(found["pid"])
     with suppress(NoDaemon):
         answer = ask_running(path, "POST", target)
-    if not (has_ended(ended) if ended is not None else _has_gone_silent(path)):
+    if not (_has_ended(ended) if ended is not None else _has_gone_silent(path)):
         raise Refused("HostRefused", f"the daemon (pid {found['pid']}) did not exit within {_END_S:.0f} s: see its log")
     return answer
 
@@ -122,7 +122,7 @@ def _duration(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-def pidfd(pid: int) -> int | None:
+def _pidfd(pid: int) -> int | None:
     """Return a descriptor that becomes readable when a process ends; None: the kernel has none (before Linux 5.3)."""
     try:
         return os.pidfd_open(pid)
@@ -130,7 +130,7 @@ def pidfd(pid: int) -> int | None:
         return None
 
 
-def has_ended(process: int) -> bool:
+def _has_ended(process: int) -> bool:
     """Wait for the end of a process, and close its pidfd; False: it takes too long."""
     found = wait_readable(process, _END_S, "waiting for the daemon to end")
     os.close(process)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from gangway.cli.client import Refused, ask
-from gangway.cli.lifecycle import end_daemon, has_ended, pidfd, status
+from gangway.cli.lifecycle import end_daemon, status
 from gangway.cli.views import say
 from gangway.daemon.remains import Remain, remains
 from gangway.errors import GangwayError
@@ -30,12 +30,9 @@ def down(path: str, is_confirmed: bool) -> None:
         if sys.stdin.readline().strip().lower() not in _YES:
             return say("nothing was removed")
     found = status(path)
-    relay = pidfd(found["relay_pid"]) if found and found["relay_pid"] else None
     done = end_daemon(path, found, "/down") if found else None
-    if found is None or done is None:
+    if done is None:
         raise Refused("Conflict", f"the daemon at {path} has just ended: try again")
-    if relay is not None and not has_ended(relay):
-        raise Refused("HostRefused", f"the relay (pid {found['relay_pid']}) did not exit: kill it")
     print("Removed:", *_indented(done["removed"]), *_notes(done["advice"]), sep="\n")
 
 

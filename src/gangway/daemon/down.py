@@ -4,12 +4,11 @@ Containers and networks are removed one after the other, each as a whole: what a
 """
 
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 
 from gangway.daemon import supervisor
 from gangway.daemon.declared_files import DeclaredFiles
+from gangway.daemon.processes import relays, terminate
 from gangway.docker import settings_file
 from gangway.errors import Conflict, GangwayError, HostRefused
 from gangway.host.saved_settings import SavedSettings
@@ -35,19 +34,19 @@ class Down:
         settings: SavedSettings,
         database: Database,
         declared: DeclaredFiles,
+        relays: Callable[[], Sequence[int]] = relays,
     ) -> None:
         self._requests, self._registry, self._adoption = requests, registry, adoption
         self._dataplane, self._settings, self._database = dataplane, settings, database
-        self._declared = declared
+        self._declared, self._relays = declared, relays
 
     def planned(self) -> list[str]:
         """Return what would be removed, line by line.  Conflict: nothing would, because of launchers."""
         self._require_no_leases()
-        relay = self._dataplane.relay.pid
         return [
             *self._managed(),
             *(f"saved setting, restored: {name}" for name in self._settings.unrestored()),
-            *([f"relay (pid {relay})"] if relay is not None else []),
+            *(f"relay (pid {relay})" for relay in self._relays()),
             f"daemon (pid {os.getpid()})",
             f"database {self._database.path}",
         ]
@@ -70,19 +69,11 @@ class Down:
         is left.
         """
         planned = self.planned()
-        relay = _pidfd(self._dataplane.relay.pid)
         try:
             self._remove()
-            if relay is not None:
-                signal.pidfd_send_signal(relay, signal.SIGTERM)  # it would wait for another daemon for some seconds
         except (GangwayError, ExceptionGroup) as error:
             left = "; ".join(self._managed()) or "the relay, or saved settings"
             raise HostRefused(f"{error}; left, and managed as before: {left}") from None
-        except ProcessLookupError:
-            pass  # the relay has ended by itself
-        finally:
-            if relay is not None:
-                os.close(relay)
         return planned
 
     def _remove(self) -> None:
@@ -94,7 +85,7 @@ class Down:
                 self._detach(endpoint.container)
         for network in registry.networks:
             if not network.is_adopted:
-                requests.remove_network(network.name)
+                self._remove_network(network.name)
         if registry.networks or registry.parked:
             self._adoption.adopt(Adopted())
         for name in self._settings.unrestored():
@@ -103,12 +94,22 @@ class Down:
             raise HostRefused(f"cannot be restored: {', '.join(left)}")
         if not self._dataplane.stop_if_unused():
             raise Conflict("the relay serves ports of docker-proxy launchers")
+        # They would wait for another daemon for some seconds, or for the end of their connections.
+        if stuck := [relay for relay in self._relays() if not terminate(relay)]:
+            raise HostRefused(f"the relay (pid {stuck[0]}) does not end: kill it")
 
     def _detach(self, container: str) -> None:
         try:
             self._requests.detach(container)
         except Conflict:  # it was found dead meanwhile, and removed
             if self._registry.has_endpoint(container):
+                raise
+
+    def _remove_network(self, name: str) -> None:
+        try:
+            self._requests.remove_network(name)
+        except Conflict:  # it was made on demand, and removed with such a container
+            if name in {one.name for one in self._registry.networks}:
                 raise
 
     def _managed(self) -> Iterator[str]:
@@ -135,9 +136,3 @@ class Down:
                 "would start a daemon again; stop the containers that publish them, or name another "
                 "userland-proxy-path in daemon.json and restart dockerd"
             )
-
-
-def _pidfd(relay: int | None) -> int | None:
-    with suppress(OSError):  # it has just ended, or the kernel has no pidfd_open (before Linux 5.3)
-        return None if relay is None else os.pidfd_open(relay)
-    return None

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from gangway import runtime
 from gangway.daemon import detach
 from gangway.daemon.config import Config
+from gangway.daemon.processes import DAEMON, LAUNCHER, Process, running
 from gangway.daemon.start import Start
 from gangway.docker import settings_file
 from gangway.ebpf.attached import attached
@@ -33,8 +34,6 @@ from gangway.state.database import copies_of
 from gangway.state.memory import Memory
 
 _DOWN = "gangway down --yes"
-_LAUNCHER = "gangway-docker-proxy"
-_DAEMON, _RELAY = "gangway.daemon", "gangway.relay"
 
 
 class Remain(NamedTuple):
@@ -44,17 +43,11 @@ class Remain(NamedTuple):
     removal: str
 
 
-class _Process(NamedTuple):
-    pid: int
-    kind: str  # a module, or the launcher's name
-    words: list[str]
-
-
 def remains() -> list[Remain]:
     """Return everything of gangway's in this network namespace.  Forbidden: only root sees it all."""
     if not probe.is_root():
         raise Forbidden("only root sees all that is left: run as root")
-    config, processes = _config(), list(_processes())
+    config, processes = _config(), list(running())
     state = Path(config.state or runtime.default_state())
     memory = Memory(state)
     links = Links()
@@ -72,7 +65,7 @@ def remains() -> list[Remain]:
             for one in detach.groups(f"gangway-{os.path.basename(runtime.folder())}")
         ),
     ]
-    if any(one.kind == _DAEMON for one in processes):  # it would repair what is removed by hand
+    if any(one.kind == DAEMON for one in processes):  # it would repair what is removed by hand
         return [one if "docker " in one.removal else one._replace(removal=_DOWN) for one in found]
     return found
 
@@ -86,23 +79,11 @@ def _config() -> Config:
     return Config()
 
 
-def _processes() -> Iterator[_Process]:
-    """Yield the daemon, the relay, and the launchers of this network namespace."""
-    own = os.stat("/proc/self/ns/net")
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has exited
-            words = [os.fsdecode(word) for word in (path / "cmdline").read_bytes().split(b"\0")]
-            program = os.path.basename(os.readlink(path / "exe").removesuffix(" (deleted)"))
-            kind = next((one for one in (_DAEMON, _RELAY) if one in words), program)
-            if kind in (_DAEMON, _RELAY, _LAUNCHER) and os.path.samestat(os.stat(path / "ns/net"), own):
-                yield _Process(int(path.name), kind, words)
-
-
-def _of_process(process: _Process) -> Remain:
-    if process.kind == _LAUNCHER:
+def _of_process(process: Process) -> Remain:
+    if process.kind == LAUNCHER:
         flags = dict(zip(process.words[1::2], process.words[2::2], strict=False))
         port = f"{flags.get('-host-port', '?')}/{flags.get('-proto', 'tcp')}"
-        return Remain(f"{_LAUNCHER} (pid {process.pid})", f"docker stop $(docker ps --quiet --filter publish={port})")
+        return Remain(f"{LAUNCHER} (pid {process.pid})", f"docker stop $(docker ps --quiet --filter publish={port})")
     name = process.kind.rpartition(".")[2]
     return Remain(f"{name} (pid {process.pid})", f"kill {process.pid}")
 
