@@ -22,8 +22,9 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _PROGRAM = "/lib/systemd/systemd"
 
 # The last word has systemd 256 and later accept cgroups of version 1; they look for it where a kernel has its options.
+# Of the control groups' controllers it knows those that are mounted: it would mount the others, and they would stay.
 # Mounts are shared with the namespaces that systemd makes, as on any host: those of ip-netns, which come later, arrive.
-_BOOT = """
+_BOOT = r"""
 set -e
 for root in $(findmnt --raw --noheadings --output TARGET --types cgroup,cgroup2); do
     mkdir "$root/$NAME" || continue
@@ -39,6 +40,8 @@ exec unshare $CGROUP --pid --fork --kill-child --mount --propagation slave --uts
     mount --make-rshared "$SCRATCH/root"
     cd "$SCRATCH/root"
     mount -t proc proc proc
+    awk "\$2 != 0" proc/cgroups >"$SCRATCH/cgroups"
+    mount --bind "$SCRATCH/cgroups" proc/cgroups
     mount -t tmpfs run run
     mkdir -p run/systemd/system run/netns
     mount --rbind /run/netns run/netns
@@ -62,6 +65,11 @@ exec unshare $CGROUP --pid --fork --kill-child --mount --propagation slave --uts
 _TARGET = "[Unit]\nDefaultDependencies=no\n"
 
 
+def group_of(host: Namespace) -> str:
+    """Return the name that the control group of a host's systemd has in every hierarchy; it is removed with systemd."""
+    return f"{host.name}-systemd"
+
+
 class Systemd(Closing):
     """systemd, and commands that run beside it."""
 
@@ -80,7 +88,7 @@ class Systemd(Closing):
         """
         self._host, self._units, self._scratch, self._root = host, units, scratch, root
         self._cgroup = "" if sees_all_groups else "--cgroup"
-        self._name = f"{host.name}-systemd"
+        self._name = group_of(host)
         self._first: subprocess.Popen[Any] | None = None
         self._pid = 0
 

@@ -20,7 +20,7 @@ from lab.closing import Closing
 from lab.dockerd import busybox_archive
 from lab.gangwayd import GANGWAY
 from lab.netns import Namespace, Neighbour, end
-from lab.systemd import Systemd
+from lab.systemd import Systemd, group_of
 from lab.waiting import wait_until
 from manual.consoles import Command
 
@@ -34,7 +34,7 @@ _ALONE = "\n[Unit]\nDefaultDependencies=no\nAfter=\nBefore=\nWants=\n"
 _DOCKERD = f"""{_ALONE}
 [Service]
 Type=notify
-ExecStart=/usr/sbin/dockerd --exec-opt native.cgroupdriver=cgroupfs
+ExecStart=/usr/sbin/dockerd --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent=/{{group}}/docker
 KillMode=process
 """
 # What `apt install` does, and nothing of this machine's own settings and namespaces.
@@ -64,7 +64,7 @@ class Place(Closing):
             host = stack.enter_context(Namespace("host"))
             other = stack.enter_context(Neighbour(host))
             units = {path.name: path.read_text() + _ALONE for path in (_TOP / "systemd").iterdir()}
-            units["docker.service"] = _DOCKERD
+            units["docker.service"] = _DOCKERD.format(group=group_of(host))
             self._systemd = stack.enter_context(Systemd(host, units, scratch, sees_all_groups=True))
             self._systemd("sh", "-ec", _PREPARE)
             self._systemd("systemctl", "start", "gangway")
