@@ -59,6 +59,7 @@ class IptablesDriver(Driver):
         self._tools = {family: Iptables(family) for family in _FAMILIES}
         self._storage, self._saved, self._prefix = storage, saved, prefix
         super().__init__(notices, guard)
+        self._no_timeouts: str | None = None  # not known yet
         self._built_in: Tables = dict.fromkeys(_FAMILIES, ())  # the rules in built-in chains
         for family, tool in self._tools.items():
             foreign = partial(self._foreign_rules, family)
@@ -66,10 +67,16 @@ class IptablesDriver(Driver):
                 Setting(policy_name(tool), tool.policy, tool.set_policy, dependents=foreign, reason_to_stay=_STAYS)
             )
 
-    @cached_property
+    @property
     def no_timeouts(self) -> str:  # type: ignore[override]
-        """Why connections by nat have conntrack's ordinary timeouts.  TimedOut: that could not be found out."""
-        return timeouts.unavailable(self._tools.values())
+        """Why connections by nat have conntrack's ordinary timeouts; also empty as long as no rules were written."""
+        return self._no_timeouts or ""
+
+    def _sets_timeouts(self) -> bool:
+        """True if rules can set timeouts.  TimedOut: that could not be found out."""
+        if self._no_timeouts is None:
+            self._no_timeouts = timeouts.unavailable(self._tools.values())
+        return not self._no_timeouts
 
     @cached_property
     def _is_legacy(self) -> bool:
@@ -81,7 +88,7 @@ class IptablesDriver(Driver):
 
     def rewrite(self, plan: Plan, before: Plan | None) -> None:
         self._check_chains()
-        if not self.no_timeouts:
+        if self._sets_timeouts():
             timeouts.create()  # they are deleted with the rules
         wanted = self._render(plan)
         self.notices.forget()
@@ -98,7 +105,7 @@ class IptablesDriver(Driver):
         if built_in != former:
             self._remember(former, built_in)
         texts = {
-            family: iptables.change(removed, added, family, self._prefix, not self.no_timeouts) for family in _FAMILIES
+            family: iptables.change(removed, added, family, self._prefix, self._sets_timeouts()) for family in _FAMILIES
         }
         try:
             for family, text in texts.items():
@@ -204,7 +211,7 @@ class IptablesDriver(Driver):
         return parse_listing(self._tools[family].listing(table))
 
     def _render(self, plan: Plan) -> Tables:
-        return {family: iptables.render(plan, family, self._prefix, not self.no_timeouts) for family in _FAMILIES}
+        return {family: iptables.render(plan, family, self._prefix, self._sets_timeouts()) for family in _FAMILIES}
 
     def _closed(self) -> list[int]:
         """Return the families whose policy of FORWARD is DROP because of us."""

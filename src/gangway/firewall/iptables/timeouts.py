@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Iterable
 
-from gangway.errors import HostRefused, Unsupported
+from gangway.errors import HostRefused, TimedOut, Unsupported
 from gangway.firewall.iptables.render import TIMEOUT_POLICIES
 from gangway.firewall.iptables.tool import Iptables
 from gangway.host import netlink
@@ -25,7 +25,8 @@ _SET = 0x400 | 0x100  # NLM_F_CREATE, NLM_F_REPLACE: one that exists gets these 
 _NAME, _L3_PROTOCOL, _L4_PROTOCOL, _DATA = 1, 2, 3, 4  # CTA_TIMEOUT_…
 _FIN_WAIT, _CLOSE_WAIT = 4, 5  # CTA_TIMEOUT_TCP_…
 _UNKNOWN = (errno.EINVAL, errno.EPROTONOSUPPORT)  # the subsystem, the timeouts of TCP
-_PROBE = "GANGWAY-PROBE"
+PROBE_CHAIN = "GANGWAY-PROBE"
+"""The chain of a rule that is tried; a daemon that was killed meanwhile leaves it."""
 
 
 def create() -> None:
@@ -52,17 +53,27 @@ def delete() -> None:
 def unavailable(tools: Iterable[Iptables]) -> str:
     """Return why rules of these tools cannot set timeouts; empty if they can.  The policies exist then.
 
-    TimedOut: a tool was not answered.
+    TimedOut: another program holds the tools' lock.
     """
     try:
         create()
         for tool in tools:
-            rule = f"-A {_PROBE} -p tcp -j CT --timeout {TIMEOUT_POLICIES[tool.family]}"
-            tool.apply(f"*raw\n:{_PROBE} - [0:0]\n{rule}\nCOMMIT\n")
-            tool.apply(f"*raw\n-F {_PROBE}\n-X {_PROBE}\nCOMMIT\n")
+            _try_rule(tool)
+    except TimedOut:
+        raise
     except (Unsupported, HostRefused) as error:
         return str(error)
     return ""
+
+
+def _try_rule(tool: Iptables) -> None:
+    """Write a rule that sets timeouts in a chain that nothing jumps to, and remove both.
+
+    HostRefused: it is refused, and nothing is left.  TimedOut: a chain may be left, which the next attempt removes.
+    """
+    rule = f"-A {PROBE_CHAIN} -p tcp -j CT --timeout {TIMEOUT_POLICIES[tool.family]}"
+    tool.apply(f"*raw\n:{PROBE_CHAIN} - [0:0]\n{rule}\nCOMMIT\n")
+    tool.apply(f"*raw\n-F {PROBE_CHAIN}\n-X {PROBE_CHAIN}\nCOMMIT\n")
 
 
 def _request(kind: int, flags: int, version: int, *attributes: bytes) -> int:
