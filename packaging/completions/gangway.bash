@@ -13,7 +13,12 @@ _gangway() {
             :files) compopt -o filenames; mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(compgen -f -- "${last#*=}") ;;
             :commands) mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(compgen -c -- "$last") ;;
             # bash has split the word at : and =, and replaces what is after the last one only.
-            *) COMPREPLY+=("${candidate#"${last%"${last##*[:=]}"}"}") ;;
+            *)
+                candidate=${candidate#"${last%"${last##*[:=]}"}"}
+                # Names that others have chosen may have characters that the shell would act on.
+                [[ $candidate == *[^[:alnum:]_.:/@=,%+-]* ]] && printf -v candidate %q "$candidate"
+                COMPREPLY+=("$candidate")
+                ;;
         esac
     done < <("$1" __complete "${words[@]:1}" 2>/dev/null)
     [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *= ]] && compopt -o nospace

@@ -23,7 +23,11 @@ _PORTS = [
 ]
 ANSWERS = {
     "/networks": [{"name": "web", "subnets": ["172.30.0.0/24"]}, {"name": "back", "subnets": ["fd31::/64"]}],
-    "/endpoints": [{"container": "box", "network": "web"}, {"container": "docker:db", "network": "back"}],
+    "/endpoints": [
+        {"container": "box", "network": "web"},
+        {"container": "docker:db", "network": "back"},
+        {"container": "x;id", "network": "back"},
+    ],
     "/mappings": _PORTS,
     "/mappings?container=box": _PORTS,
 }

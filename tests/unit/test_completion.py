@@ -45,7 +45,7 @@ def words_after(line: str, get: completion.Get = get) -> list[str]:
         ("gangway network create ", []),
         ("gangway attach box --network ", ["web", "back"]),
         ("gangway attach box --network=b", ["--network=back"]),
-        ("gangway publish ", ["box", "docker:db"]),
+        ("gangway publish ", ["box", "docker:db", "x;id"]),
         ("gangway publish /run/n", [":files"]),
         ("gangway publish -p 80 b", ["box"]),
         ("gangway publish box ", []),
@@ -115,7 +115,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         yield found
 
 
-@pytest.mark.parametrize(("typed", "completed"), COMPLETED)
+@pytest.mark.parametrize(("typed", "completed"), [*COMPLETED, ("gangway detach x", r"gangway detach x\;id ")])
 def test_bash_completes(typed: str, completed: str, tmp_path: Path, environment: dict[str, str]) -> None:
     (tmp_path / "something.toml").touch()
     assert complete("bash", SCRIPTS / "gangway.bash", typed, tmp_path, environment) == completed
