@@ -1,6 +1,7 @@
 """What the kernel records about redirected sockets and attached programs."""
 
 import ctypes
+import errno
 import os
 import re
 import socket
@@ -18,10 +19,14 @@ def actual_peer(client: socket.socket) -> tuple[str, int]:
 
     getpeername(2) returns the address that the client connected to; the table of sockets (proc_pid_net(5)) is not
     translated.
+
+    ConnectionResetError: the table has no such socket, because the other end has reset the connection.
     """
     inode = str(os.fstat(client.fileno()).st_ino)
     table = Path(f"/proc/thread-self/net/{_KINDS[client.type]}{_FAMILIES[client.family]}").read_text()
-    remote = next(words[2] for words in map(str.split, table.splitlines()) if words[9] == inode)
+    remote = next((words[2] for words in map(str.split, table.splitlines()) if words[9] == inode), "")
+    if not remote:
+        raise ConnectionResetError(errno.ECONNRESET, "the connection was reset")
     address, _, port = remote.partition(":")
     packed = b"".join(int(address[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(address), 8))
     return socket.inet_ntop(client.family, packed).removeprefix("::ffff:"), int(port, 16)
