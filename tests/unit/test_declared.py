@@ -237,6 +237,19 @@ def test_kept_ports_are_there_after_a_reboot_without_the_database(site: Site, tm
         later.daemon.end()
 
 
+def test_kept_ports_of_a_container_that_does_not_exist_are_removed(site: Site) -> None:
+    with Namespace("box") as box:
+        site.daemon.requests.attach(box.name, None, ())
+        site.commands.publish(box.name, ["127.0.0.1:8000:80"], keep=True)
+    wait_until(site.daemon.requests.reap_dead_containers, "the kernel to delete the namespace")
+    with pytest.raises(Conflict):
+        site.commands.detach(box.name)
+    assert "8000:80" in site.kept()
+    site.commands.detach(box.name, if_exists=True)
+    assert site.kept() == ""
+    assert site.found() == []
+
+
 def test_a_port_that_cannot_be_kept_is_not_published(site: Site, box: Namespace) -> None:
     site.daemon.requests.attach(box.name, None, ())
     site.folder.write_text("no folder")

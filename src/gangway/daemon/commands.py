@@ -84,10 +84,14 @@ class Commands:
         files = [] if wanted is None else [wanted.file, *(port.file for port in wanted.ports)]
         for file in (one for one in files if one != self._files.kept_path):
             raise Conflict(_declared(f"container {container}", file))
-        if if_exists and not files and not self._requests.has_endpoint(container):
+        if if_exists and self._requests.has_endpoint(container):
+            self._requests.repair(container)  # removes the endpoint of a namespace that was deleted
+        is_detached = if_exists and not self._requests.has_endpoint(container)
+        if is_detached and not files:
             return
         with self._files.keeping(without_ports(self._files.kept(), container, ())):
-            self._requests.detach(container)
+            if not is_detached:
+                self._requests.detach(container)
 
     # Ports
 
