@@ -69,7 +69,10 @@ def test_files_that_contradict_each_other() -> None:
         "b: network web: name: a declares this network already",
         "b: publish box: network: a declares this container otherwise",
     ]
-    assert declared == merge({"a": parse_document(WEB, "a")})[0]
+    first, _ = merge({"a": parse_document(WEB, "a")})
+    assert (declared.networks, declared.containers) == (first.networks, first.containers)
+    assert declared.unknown_networks == {"web"}
+    assert declared.unknown_containers == {"box"}
 
 
 PORTS = st.one_of(

@@ -130,6 +130,21 @@ def test_a_wrong_file_removes_nothing(site: Site, box: Namespace, tmp_path: Path
     later.daemon.close()
 
 
+def test_files_that_contradict_each_other_remove_nothing(site: Site, box: Namespace) -> None:
+    site.declare(NETWORK + ports(box, "127.0.0.1:8000:80"), "20.toml")
+    before = site.found()
+    other = NETWORK.replace('"web"', '"wob"').replace("172.30", "172.29")
+    (problem,) = site.declare(other + ports(box, "127.0.0.1:8001:80", network="wob"), "10.toml")
+    declares_it = f"{site.folder}/10.toml declares this"
+    assert problem == f"{site.folder}/20.toml: publish {box.name}: network: {declares_it} container otherwise"
+    assert [one for one in site.found() if not one.startswith("wob")] == before
+    (problem,) = site.declare(NETWORK.replace("172.30", "172.29"), "10.toml")
+    assert problem == f"{site.folder}/20.toml: network web: name: {declares_it} network already"
+    assert [one for one in site.found() if not one.startswith("wob")] == before
+    assert site.declare("", "10.toml") == []
+    assert site.found() == before
+
+
 def test_what_fails_is_logged_once_and_tried_again(site: Site, box: Namespace) -> None:
     site.daemon.requests.create_network(WEB)
     with Namespace("other") as other:

@@ -91,6 +91,8 @@ class Declaration:
 
     networks: Mapping[str, DeclaredNetwork] = field(default_factory=dict)
     containers: Mapping[str, DeclaredContainer] = field(default_factory=dict)
+    unknown_networks: frozenset[str] = frozenset()  # files contradict each other: these are not removed
+    unknown_containers: frozenset[str] = frozenset()  # likewise, nor are their ports
 
     def __bool__(self) -> bool:
         return bool(self.networks or self.containers)
@@ -113,15 +115,17 @@ def parse_document(text: str, file: str) -> Document:
 def merge(documents: Mapping[str, Document]) -> tuple[Declaration, list[str]]:
     """Return what files declare together, and what of it contradicts a file before it, line by line.
 
-    Such an entry is left out.
+    Such an entry is left out, and it is unknown which of the two is meant.
     """
     networks = dict[str, DeclaredNetwork]()
     containers = dict[str, DeclaredContainer]()
+    unknown_networks, unknown_containers = set[str](), set[str]()
     problems = list[str]()
     for file, document in documents.items():
         for request in document.network:
             if request.name in networks:
                 other = networks[request.name].file
+                unknown_networks.add(request.name)
                 problems.append(f"{file}: network {request.name}: name: {other} declares this network already")
             else:
                 networks[request.name] = DeclaredNetwork(request, file)
@@ -130,11 +134,12 @@ def merge(documents: Mapping[str, Document]) -> tuple[Declaration, list[str]]:
             known = containers.get(found.name, found)
             if key := _contradiction(known, found):
                 problems.append(f"{file}: publish {found.name}: {key}: {known.file} declares this container otherwise")
+                unknown_containers.add(found.name)
                 continue
             network, addresses = known.network or found.network, known.addresses or found.addresses
             ports = _distinct((*known.ports, *found.ports))
             containers[found.name] = replace(known, network=network, addresses=addresses, ports=ports)
-    return Declaration(networks, containers), problems
+    return Declaration(networks, containers, frozenset(unknown_networks), frozenset(unknown_containers)), problems
 
 
 def port_text(request: PortRequest) -> str:

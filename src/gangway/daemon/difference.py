@@ -134,6 +134,7 @@ def compare(
     """Return what makes `current` what is declared, as far as the containers exist.
 
     What no file declares is removed if a file has declared it, unless a file could not be read: not `is_complete`.
+    Of networks and containers that files contradict each other about, nothing is removed.
     """
     comparison = _Comparison(declared, current, exists, is_complete, has_ipv6)
     removals = tuple(comparison.removals())
@@ -157,6 +158,9 @@ class _Comparison:
         for mapping in current.mappings:
             self._mappings[mapping.container].append(mapping)
         self._missing = dict[str, tuple[PortRequest, ...]]()
+        # A container that stays needs its network.
+        needed = {one.network for one in current.endpoints if one.container in declared.unknown_containers}
+        self._kept_networks = declared.unknown_networks | needed
         self.notes: list[str] = []
 
     def removals(self) -> Iterator[Step]:
@@ -199,10 +203,11 @@ class _Comparison:
             if not wanted.is_dockers:
                 yield Attach(wanted.name, wanted.network or ON_DEMAND, tuple(sorted(wanted.addresses, key=str)))
         elif self._is_elsewhere(wanted):
-            self.notes.append(
-                f"container {wanted.name} is attached to network {endpoint.network} otherwise than {wanted.file} "
-                f"declares: gangway detach {wanted.name}"
-            )
+            if wanted.name not in self._declared.unknown_containers:
+                self.notes.append(
+                    f"container {wanted.name} is attached to network {endpoint.network} otherwise than {wanted.file} "
+                    f"declares: gangway detach {wanted.name}"
+                )
             return
         groups = defaultdict[Subnets, list[PortRequest]](list)
         for request in self._missing.get(wanted.name, ()):
@@ -216,7 +221,7 @@ class _Comparison:
         requests = () if wanted is None else tuple(one.request for one in wanted.ports)
         self._missing[container], unclaimed = match(requests, self._mappings.get(container, ()), self._has_ipv6)
         stale = tuple(one for one in unclaimed if one.source is Source.DECLARED)
-        if stale and self._is_complete:
+        if stale and self._is_complete and container not in self._declared.unknown_containers:
             yield Unpublish(container, stale)
 
     def _is_elsewhere(self, wanted: DeclaredContainer) -> bool:
@@ -225,14 +230,14 @@ class _Comparison:
         return endpoint is not None and not wanted.is_dockers and not _is_as_declared(endpoint, wanted)
 
     def _is_stale(self, network: Network) -> bool:
-        if network.source is not Source.DECLARED:
+        if network.source is not Source.DECLARED or network.name in self._kept_networks:
             return False
         wanted = self._declared.networks.get(network.name)
         return self._is_complete if wanted is None else not wanted.request.describes(network)
 
     def _is_to_detach(self, endpoint: Endpoint, stale: Collection[str]) -> bool:
         """True if an endpoint that a file has declared is declared no longer, or otherwise."""
-        if endpoint.source is not Source.DECLARED:
+        if endpoint.source is not Source.DECLARED or endpoint.container in self._declared.unknown_containers:
             return False
         wanted = self._declared.containers.get(endpoint.container)
         if wanted is None:
