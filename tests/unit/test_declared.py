@@ -191,6 +191,38 @@ def test_apply_is_all_or_nothing(site: Site, box: Namespace) -> None:
     ]
 
 
+def test_apply_fails_if_its_own_ports_are_not_free_but_not_for_those_of_others(site: Site, box: Namespace) -> None:
+    site.daemon.requests.create_network(WEB)
+    with Namespace("other") as other:
+        site.daemon.requests.attach(other.name, "web", ())
+        site.docker_ports.publish(other.name, ["127.0.0.1:8000:80"], ())
+        text = ports(box, "127.0.0.1:8000:80")
+        site.declare(text, "app.toml")
+        for again in (text, text + ports(box, "127.0.0.1:8001:80")):
+            with pytest.raises(GangwayError, match=r"127\.0\.0\.1:8000/tcp is already published"):
+                site.declared.apply("app.toml", again, is_dry=False)
+        assert (site.folder / "app.toml").read_text() == text
+        more = ports(box, "127.0.0.1:9000:90")
+        added = [f"+ publish {box.name}: 127.0.0.1:9000:90"]
+        assert site.declared.apply("b.toml", more, is_dry=False) == (added, [])
+        with pytest.raises(GangwayError, match=r"127\.0\.0\.1:8000/tcp is already published"):
+            site.declared.apply("b.toml", text, is_dry=False)
+        site.docker_ports.unpublish(other.name, [])
+        site.declared.retry()
+        assert site.declared.waiting() == []
+
+
+def test_apply_fails_if_its_own_network_is_another_one_but_not_for_that_of_others(site: Site) -> None:
+    site.daemon.requests.create_network(WEB)
+    site.declare(NETWORK, "app.toml")
+    with pytest.raises(Conflict, match=r"network web is another one than .*/app\.toml declares"):
+        site.declared.apply("app.toml", NETWORK, is_dry=False)
+    assert site.declared.apply("b.toml", NETWORK.replace("web", "back").replace("30.0", "29.0"), is_dry=False) == (
+        ["+ network back: 172.29.0.0/24"],
+        [],
+    )
+
+
 def test_what_commands_have_made_is_not_changed_by_apply(site: Site) -> None:
     site.daemon.requests.create_network(WEB)
     with pytest.raises(Conflict, match=r"network web is another one than .*: gangway network rm web"):

@@ -97,6 +97,15 @@ class Declaration:
     def __bool__(self) -> bool:
         return bool(self.networks or self.containers)
 
+    def without(self, other: "Declaration") -> "Declaration":
+        """Leave out the networks and containers that another one declares, as if it were unknown what they are."""
+        return Declaration(
+            {name: one for name, one in self.networks.items() if name not in other.networks},
+            {name: one for name, one in self.containers.items() if name not in other.containers},
+            self.unknown_networks | other.networks.keys(),
+            self.unknown_containers | other.containers.keys(),
+        )
+
 
 def parse_document(text: str, file: str) -> Document:
     """Read a file's text.  InvalidRequest names the file, the key and the reason, in one line."""

@@ -5,12 +5,12 @@ logged once, and tried again with each thorough check.  What a file declares can
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
-from gangway.daemon.declaration import Declaration, merge, parse_document, port_text
+from gangway.daemon.declaration import Declaration, DeclaredContainer, Document, merge, parse_document, port_text
 from gangway.daemon.declared_files import DeclaredFiles
 from gangway.daemon.difference import (
     Attach,
@@ -116,12 +116,7 @@ class Declared:
     def waiting(self, container: str | None = None) -> list[WaitingPort]:
         """Return the declared ports, or those of a container, that are not published.  It is for any thread."""
         wanted = [one for one in self._files.declaration.containers.values() if container in (None, one.name)]
-        published = self._mappings() if wanted else {}
-        return [
-            WaitingPort(one.name, request, self._why_waiting(one.name))
-            for one in wanted
-            for request in match([port.request for port in one.ports], published.get(one.name, ()), has_ipv6()).missing
-        ]
+        return [WaitingPort(name, request, self._why_waiting(name)) for name, request in self._unpublished(wanted)]
 
     def apply(self, name: str, text: str, is_dry: bool) -> Applied:
         """Put a file with this text into the folder, and serve what it says: all of it or nothing.
@@ -136,18 +131,15 @@ class Declared:
         for other, problem in self._files.problems.items():
             if other != path and other not in documents:
                 raise Conflict(f"nothing can be applied while another file is wrong: {problem}")
-        difference = self._compare(declaration, is_complete=True)
-        pending = self._compare(self._files.declaration, is_complete=False).steps if self._is_unfinished else ()
-        steps = [one for one in difference.steps if one not in pending]  # what other files wait for may fail again
-        notes = [one for one in difference.notes if one not in self._notes]
+        steps, notes = self._without_others(self._compare(declaration, is_complete=True), path, documents)
         if not is_dry:
             if notes:
                 raise Conflict(notes[0])
             with self._files.replaced(path, text, documents[path]):
                 self._carry_out_all(steps)
         absent = (one for one in declaration.containers.values() if one.file == path and not self._exists(one.name))
-        notes += (f"container {one.name} does not exist yet: it is served when it does" for one in absent)
-        return Applied([*map(str, steps)], notes)
+        waits = (f"container {one.name} does not exist yet: it is served when it does" for one in absent)
+        return Applied([*map(str, steps)], [*notes, *waits])
 
     # Details
 
@@ -181,6 +173,24 @@ class Declared:
         if isinstance(step, Attach) and not is_done:
             self._failed.add(step.container)
         return is_done
+
+    def _without_others(self, difference: Difference, path: str, documents: Mapping[str, Document]) -> Difference:
+        """Leave out what other files than the one at `path` have been waiting for: it may fail again."""
+        if not self._is_unfinished:
+            return difference
+        own, _ = merge({path: documents[path]})
+        others, _ = merge({file: document for file, document in documents.items() if file != path})
+        pending = self._compare(self._files.declaration.without(own), self._files.is_complete)
+        ports = {(one.name, port.request) for one in own.containers.values() for port in one.ports}
+        waiting = {*self._unpublished(others.containers.values())} - ports
+        steps = list[Step]()
+        for step in difference.steps:
+            if isinstance(step, Publish):
+                requests = tuple(one for one in step.requests if (step.container, one) not in waiting)
+                steps += [Publish(step.container, requests)] if requests else []
+            elif step not in pending.steps:
+                steps.append(step)
+        return Difference(tuple(steps), tuple(one for one in difference.notes if one not in pending.notes))
 
     def _carry_out_all(self, steps: Sequence[Step]) -> None:
         """Carry out all steps or none: after a failure everything is made what the files in use say."""
@@ -217,12 +227,16 @@ class Declared:
         current = Current(requests.networks(), requests.endpoints(), mappings)
         return compare(declaration, current, self._exists, is_complete, has_ipv6())
 
-    def _mappings(self) -> dict[str, list[PortMapping]]:
-        """Return what is published, by container."""
-        found = defaultdict[str, list[PortMapping]](list)
-        for planned in self._requests.mappings():
-            found[planned.mapping.container].append(planned.mapping)
-        return found
+    def _unpublished(self, containers: Collection[DeclaredContainer]) -> list[tuple[str, PortRequest]]:
+        """Return the ports of declared containers that are not published."""
+        published = defaultdict[str, list[PortMapping]](list)
+        for planned in self._requests.mappings() if containers else ():
+            published[planned.mapping.container].append(planned.mapping)
+        return [
+            (one.name, request)
+            for one in containers
+            for request in match([port.request for port in one.ports], published[one.name], has_ipv6()).missing
+        ]
 
     def _exists(self, container: str) -> bool:
         if container.startswith(DOCKER_PREFIX):
