@@ -84,6 +84,32 @@ def test_mtu_is_the_uplinks_unless_it_is_given(uplink: int | None, given: int | 
     assert NetworkRequest("web", [FOUR], mtu=given).network(uplink).mtu == mtu
 
 
+@pytest.mark.parametrize(
+    ("subnets", "gateways", "is_described"),
+    [
+        ([FOUR, SIX], ["172.30.0.254", "fd30::fe"], True),
+        ([SIX, FOUR], ["172.30.0.254", "fd30::fe"], True),
+        ([SIX, FOUR], ["fd30::fe", "172.30.0.254"], True),
+        ([SIX, FOUR], ["172.30.0.254"], False),
+        ([SIX, FOUR], [], False),
+        ([FOUR], ["172.30.0.254"], False),
+        ([], [], False),
+    ],
+)
+def test_a_network_is_described_in_any_order(subnets: list[str], gateways: list[str], is_described: bool) -> None:
+    network = NetworkRequest("web", [FOUR, SIX], ["172.30.0.254", "fd30::fe"]).network()
+    assert NetworkRequest("web", subnets, gateways).describes(network) == is_described
+
+
+def test_an_mtu_that_is_not_requested_is_right_whatever_it_is() -> None:
+    network = NetworkRequest("web", [FOUR], mtu=1400).network()
+    assert [NetworkRequest("web", [FOUR], mtu=mtu).describes(network) for mtu in (None, 1400, 1500)] == [
+        True,
+        True,
+        False,
+    ]
+
+
 @pytest.mark.parametrize("kind", [NetworkRequest, AttachRequest, PublishRequest])
 def test_request_with_an_unknown_field_is_refused(kind: type[msgspec.Struct]) -> None:
     least = {"name": "web", "subnets": []} if kind is NetworkRequest else {"container": "box"}

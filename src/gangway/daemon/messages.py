@@ -4,6 +4,7 @@ Addresses, subnets and ports are text, as a person writes them; ranges are `8000
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import msgspec
@@ -58,9 +59,13 @@ class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
         return Network(self.name, self.bridge or bridge_name(self.name), subnets, tuple(gateways), *policy)
 
     def describes(self, network: Network) -> bool:
-        """True if a network is as this requests it, whoever has created it."""
+        """True if a network is as this requests it, whoever has created it; the order of the subnets does not matter.
+
+        If no MTU is requested, the network's is right: it was the uplink's when the network was created.
+        """
         try:
-            return self.network(network.mtu, network.subnets, network.source) == network
+            requested = self.network(network.mtu, network.subnets, network.source)
+            return _by_version(requested) == _by_version(network)
         except InvalidRequest:  # the gateway is in none of its subnets
             return False
 
@@ -70,6 +75,13 @@ class NetworkRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
         subnets, gateways = list(map(str, network.subnets)), list(map(str, network.gateways))
         policy = network.masquerade, network.icc, network.internal, network.mtu
         return cls(network.name, subnets, gateways, network.bridge, *policy)
+
+
+def _by_version(network: Network) -> Network:
+    """Return a network with its subnets, each with its gateway, in the order of their IP versions."""
+    pairs = sorted(zip(network.subnets, network.gateways, strict=True), key=lambda pair: pair[0].version)
+    subnets, gateways = zip(*pairs, strict=True)
+    return replace(network, subnets=subnets, gateways=gateways)
 
 
 class CreateNetworkRequest(NetworkRequest, forbid_unknown_fields=True):
