@@ -141,6 +141,10 @@ def test_files_that_contradict_each_other_remove_nothing(site: Site, box: Namesp
     (problem,) = site.declare(NETWORK.replace("172.30", "172.29"), "10.toml")
     assert problem == f"{site.folder}/20.toml: network web: name: {declares_it} network already"
     assert [one for one in site.found() if not one.startswith("wob")] == before
+    for name, text in (("10.toml", ""), ("20.toml", ports(box, "127.0.0.1:8000:80"))):
+        with pytest.raises(InvalidRequest, match=r"20\.toml: network web: name: "):
+            site.declared.apply(name, NETWORK + text, is_dry=False)
+    assert site.declared.apply("30.toml", "", is_dry=False) == ([], [])
     assert site.declare("", "10.toml") == []
     assert site.found() == before
 

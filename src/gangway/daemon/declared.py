@@ -126,7 +126,8 @@ class Declared:
         path = self._files.path_for(name)
         documents = self._files.documents_with(path, parse_document(text, path))
         declaration, contradictions = merge(documents)
-        for problem in (one for one in contradictions if one not in self._files.contradictions):
+        former = self._files.contradictions
+        for problem in (one for one in contradictions if one not in former or path in one):
             raise InvalidRequest(problem)
         for other, problem in self._files.problems.items():
             if other != path and other not in documents:
