@@ -38,7 +38,7 @@ from gangway.model import Source
 from gangway.runtime import API_SOCKET
 
 _MAX_ERROR_CHARACTERS = 1000
-_STATUS = {InvalidRequest: 400, Forbidden: 403, Conflict: 409, PortInUse: 409}
+_STATUS: dict[type, int] = {InvalidRequest: 400, Forbidden: 403, Conflict: 409, PortInUse: 409}
 _STATUS |= {HostRefused: 500, Unsupported: 501, TimedOut: 503}
 _INTERNAL = "internal error: {!r}; the daemon's log has the details"
 
@@ -197,7 +197,10 @@ def _refuse(
     if len(text) > _MAX_ERROR_CHARACTERS:
         half = _MAX_ERROR_CHARACTERS // 2
         text = f"{text[:half]} … {text[-half:]}"
-    answer, status = ErrorAnswer(type(error).__name__, text), status or _STATUS[type(error)]
+    kind = next(
+        one for one in type(error).__mro__ if one in _STATUS
+    )  # a part of the daemon may have a more precise one
+    answer, status = ErrorAnswer(kind.__name__, text), status or _STATUS[kind]
     log.write(audit.refused(request.method, request.path, status, answer, client))
     return web.json_response(body=msgspec.json.encode(answer), status=status)
 
