@@ -1,7 +1,7 @@
 """The log: events, each with a name and fields for programs and a text for people.
 
 One event feeds the lines of the log, whatever their format, the journal's fields and the API's stream of events.  Of
-warnings there is a limit: one of each kind per second.
+warnings there is a limit: one of each kind per second; of refused requests, one of each kind and user.
 
 It does not use the logging module: with its imports that would take a fifth of the relay's memory.  Also, logging
 reopens its file, which a process without privileges cannot.
@@ -65,7 +65,7 @@ class Log:
         """Less important events are left out."""
 
         self._written: dict[str, tuple[float, int]] = {}
-        """For each text: when it was last written, and how many lines were suppressed since."""
+        """For each kind: when one was last written, and how many lines were suppressed since."""
 
         self._lasting: dict[str, float] = {}
         """When what lasts was last reported."""
@@ -89,18 +89,27 @@ class Log:
         """Log `text`, or `text % args`, as an event with this name and these fields."""
         self._write(syslog.LOG_INFO, event, text % args if args else text, fields)
 
+    def write_limited(self, happened: Event, kind: str) -> None:
+        """Write an event; count it instead if one of the same `kind` was written less than a second ago."""
+        if (note := self._count(kind)) is not None:
+            self.write(happened._replace(text=happened.text + note))
+
     def warning(self, text: str, *args: object, event: str = "message", **fields: Field) -> None:
         """Log `text`, or `text % args`; count it instead if the same `text` was logged less than a second ago."""
+        if (note := self._count(text)) is not None:
+            self._write(syslog.LOG_WARNING, event, (text % args if args else text) + note, fields)
+
+    def _count(self, kind: str) -> str | None:
+        """Return what to add to the text of an event of this kind; None: it is counted, and not to be written."""
         now_s = self._clock()
         if len(self._written) > _MAX_TEXTS:
             self._written.clear()
-        last_s, suppressed = self._written.get(text, (now_s - 1.0, 0))
+        last_s, suppressed = self._written.get(kind, (now_s - 1.0, 0))
         if now_s - last_s < 1.0:
-            self._written[text] = (last_s, suppressed + 1)
-            return
-        self._written[text] = (now_s, 0)
-        note = f" ({suppressed} more like this were suppressed)" if suppressed else ""
-        self._write(syslog.LOG_WARNING, event, (text % args if args else text) + note, fields)
+            self._written[kind] = (last_s, suppressed + 1)
+            return None
+        self._written[kind] = (now_s, 0)
+        return f" ({suppressed} more like this were suppressed)" if suppressed else ""
 
     def lasting(self, text: str) -> None:
         """Log that something lasts: once, and again only if it has not been reported for a minute."""

@@ -99,3 +99,15 @@ def test_an_error_is_answered_by_the_nearest_documented_one(
         await server.end()
 
     run(test)
+
+
+def test_a_client_that_is_refused_again_and_again_does_not_fill_the_log(tmp_path: Path) -> None:
+    async def test(scope: ExitStack) -> None:
+        server = Server(tmp_path, scope, is_for_reading=True)
+        for number in range(50):
+            assert (await server.ask("POST", "/stop"))[0] == 403
+            assert (await server.ask("GET", f"/nowhere/{number}"))[0] == 404
+        assert [one.fields["kind"] for one in server.events] == ["Forbidden", "InvalidRequest"]
+        await server.end()
+
+    run(test)

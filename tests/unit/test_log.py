@@ -67,6 +67,15 @@ def test_kinds_do_not_suppress_each_other(written: Written) -> None:
     assert written.texts() == ["a 1", "b 1"]
 
 
+def test_events_of_a_kind_are_limited_as_warnings_are(written: Written) -> None:
+    for number in range(5):
+        for user in ("root", "other"):
+            written.log.write_limited(event("refused", f"{user} {number}", {}), user)
+    written.now_s += 1
+    written.log.write_limited(event("refused", "root again", {}), "root")
+    assert written.texts() == ["root 0", "other 0", "root again (4 more like this were suppressed)"]
+
+
 def test_information_is_never_suppressed(written: Written) -> None:
     for _ in range(3):
         written.log.info("up: %s", "all")

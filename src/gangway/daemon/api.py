@@ -192,7 +192,10 @@ class Connection(web.RequestHandler):
 def _refuse(
     request: web.BaseRequest, client: Client, error: GangwayError, log: Log, status: int | None = None
 ) -> web.Response:
-    """Log a request that failed, and return its answer: one line, however long the request's values are."""
+    """Log a request that failed, and return its answer: one line, however long the request's values are.
+
+    A client that is refused again and again neither fills the log nor displaces the events that are kept.
+    """
     text = " ".join(str(error).splitlines())
     if len(text) > _MAX_ERROR_CHARACTERS:
         half = _MAX_ERROR_CHARACTERS // 2
@@ -201,7 +204,8 @@ def _refuse(
         one for one in type(error).__mro__ if one in _STATUS
     )  # a part of the daemon may have a more precise one
     answer, status = ErrorAnswer(kind.__name__, text), status or _STATUS[kind]
-    log.write(audit.refused(request.method, request.path, status, answer, client))
+    refused = audit.refused(request.method, request.path, status, answer, client)
+    log.write_limited(refused, f"{refused.name} {answer.kind} {client.uid}")
     return web.json_response(body=msgspec.json.encode(answer), status=status)
 
 
