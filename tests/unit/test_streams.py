@@ -47,7 +47,11 @@ def test_a_client_that_does_not_read_learns_what_it_has_missed_and_delays_nobody
     async def serve(scope: ExitStack) -> None:
         app = web.Application()
         app.router.add_get("/events", follow)
-        app.on_shutdown.append(streams.end)
+
+        async def end(_app: web.Application) -> None:
+            streams.end()
+
+        app.on_shutdown.append(end)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         await web.UnixSite(runner, str(tmp_path / "socket")).start()

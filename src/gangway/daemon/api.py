@@ -38,6 +38,7 @@ from gangway.model import Source
 from gangway.runtime import API_SOCKET
 
 _MAX_ERROR_CHARACTERS = 1000
+_CARRY_OUT_S = 30.0  # how long a daemon that ends waits for requests that are being carried out
 _STATUS: dict[type, int] = {InvalidRequest: 400, Forbidden: 403, Conflict: 409, PortInUse: 409}
 _STATUS |= {HostRefused: 500, Unsupported: 501, TimedOut: 503}
 _INTERNAL = "internal error: {!r}; the daemon's log has the details"
@@ -68,7 +69,7 @@ def application(
     for operation in OPERATIONS:
         app.router.add_route(*operation.route, partial(handlers.handle, operation, _decoder(operation)))
     app.router.add_get("/openapi.json", describe)
-    app.on_shutdown.append(handlers.streams.end)
+    app.on_shutdown.append(handlers.end)
     return app
 
 
@@ -86,7 +87,14 @@ class Handlers:
     ) -> None:
         self._service, self._worker, self._reader, self._log, self._done = service, worker, reader, log, done
         self._is_for_reading = is_for_reading
-        self.streams = Streams()
+        self._streams = Streams()
+        self._running: set[asyncio.Future[Any]] = set()  # what the executors carry out, or will
+
+    async def end(self, _app: web.Application) -> None:
+        """End the streams, and wait for what is being carried out, so that its clients get an answer."""
+        self._streams.end()
+        if self._running:
+            await asyncio.wait(self._running, timeout=_CARRY_OUT_S)
 
     async def handle(self, operation: Operation, decode: _Decode | None, request: web.Request) -> web.StreamResponse:
         client, is_change = _client(request), request.method != "GET"
@@ -99,7 +107,7 @@ class Handlers:
         except Exception as error:
             return _refuse(request, client, _in_one_line(error, self._log), self._log)
         if operation.is_stream:
-            return await self.streams.send(request, answer)
+            return await self._streams.send(request, answer)
         if is_change:
             self._log.write(audit.carried_out(_described(operation, request, body, answer), client))
             self._done()
@@ -119,7 +127,11 @@ class Handlers:
             return operation.call(self._service, body, given)
         is_question = request.method == "GET" and self._service.requests.is_ready
         executor = self._reader if is_question else self._worker
-        return await asyncio.get_running_loop().run_in_executor(executor, operation.call, self._service, body, given)
+        call = partial(operation.call, self._service, body, given)
+        running = asyncio.get_running_loop().run_in_executor(executor, call)
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        return await running
 
 
 def _decoder(operation: Operation) -> _Decode | None:

@@ -13,9 +13,13 @@ from gangway.daemon.home import BACKLOG, Home
 from gangway.daemon.operations import Service
 from gangway.log import Log
 
+# How long a daemon that ends waits for clients that do not read their answers, and then again for their requests, which
+# are cancelled.  The default, 60 s, is longer than commands and service managers wait for its end.
+_UNREAD_S = 1.0
+
 
 async def serve(home: Home, service: Service, worker: Executor, log: Log, changed: Callable[[], None]) -> None:
-    """Serve clients of both sockets until cancelled; answers that are on their way are sent."""
+    """Serve clients of both sockets until cancelled; answers that are on their way are sent to those that read."""
     with ThreadPoolExecutor(1, "reader") as reader:
         api = partial(application, service, worker, reader, log, changed)
         async with asyncio.TaskGroup() as servers:  # which waits for both
@@ -24,7 +28,7 @@ async def serve(home: Home, service: Service, worker: Executor, log: Log, change
 
 
 async def _serve(app: web.Application, listener: socket.socket, log: Log) -> None:
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_UNREAD_S)
     await runner.setup()
     try:
         loop = asyncio.get_running_loop()

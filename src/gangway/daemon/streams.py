@@ -33,7 +33,7 @@ class Streams:
         finally:
             self._tasks.discard(task)
 
-    async def end(self, _app: web.Application) -> None:
+    def end(self) -> None:
         """End all streams: the daemon ends."""
         for task in self._tasks:
             task.cancel()
