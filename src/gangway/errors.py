@@ -35,6 +35,10 @@ class TimedOut(HostRefused):
     """A tool, or a lock that another program holds, has kept the request waiting for too long."""
 
 
+class Busy(GangwayError):
+    """As many clients as may do this at the same time do it already: end one of them, or try again later."""
+
+
 def leaves(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
     """Yield the errors of a group, and of the groups in it."""
     for error in errors.exceptions:

@@ -18,6 +18,7 @@ import pytest
 
 from gangway import log
 from gangway.daemon import server as server_module
+from gangway.daemon import streams
 from gangway.daemon.api import application
 from gangway.daemon.history import History
 from gangway.daemon.server import _serve
@@ -31,6 +32,7 @@ class Server:
 
     def __init__(self, folder: Path, scope: ExitStack, is_for_reading: bool = False, **service: Any) -> None:
         self.events: list[log.Event] = []
+        self.history = History()
         self.log = log.Log(self.events.append, lambda: 50.0)
         self._path, self._scope = str(folder / "api.sock"), scope
         worker, reader = (scope.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
@@ -38,7 +40,7 @@ class Server:
         listener.bind(self._path)
         listener.listen()
         listener.setblocking(False)
-        parts = {"requests": SimpleNamespace(is_ready=True), "history": History(), "names": dict}
+        parts = {"requests": SimpleNamespace(is_ready=True), "history": self.history, "names": dict}
         made: Any = SimpleNamespace(**parts, **service)
         app = application(made, worker, reader, self.log, lambda: None, is_for_reading)
         self.task = asyncio.get_running_loop().create_task(_serve(app, listener, self.log))
@@ -167,5 +169,24 @@ def test_what_is_being_carried_out_is_answered_before_the_daemon_ends(
         asyncio.get_running_loop().call_later(0.3, may_end.set)
         await server.end()
         assert await answer_of(client) == (200, ["reloaded"])
+
+    run(test)
+
+
+def test_only_so_many_clients_may_follow_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_MAX_STREAMS", 3)
+    request = b"GET /events HTTP/1.0\r\n\r\n"
+
+    async def test(scope: ExitStack) -> None:
+        server, loop = Server(tmp_path, scope), asyncio.get_running_loop()
+        followers = [await server.connect(request) for _ in range(3)]
+        for follower in followers:
+            assert (await loop.sock_recv(follower, 65536)).startswith(b"HTTP/1.0 200 OK")
+        status, answer = await server.ask("GET", "/events")
+        assert (status, answer) == (503, {"kind": "Busy", "error": "3 clients follow events already: end one of them"})
+        followers[0].close()
+        while b" 503 " in await loop.sock_recv(await server.connect(request), 4096):
+            server.history.add(log.event("counted", "", {}))  # writing it shows that the client has gone
+        await server.end()
 
     run(test)

@@ -49,7 +49,7 @@ def test_a_reader_that_waited_before_the_first_event_misses_none_silently() -> N
 def test_every_event_is_read_once_or_counted_as_missed(steps: list[int], size: int) -> None:
     """Whenever a reader looks: what it got and what it missed are all events, in order."""
     history, position, seen, count = History(size), 0, list[object](), 0
-    for added in [*steps, 0, 0, 0]:
+    for added in [*steps, *[0] * 13]:  # 13 pages hold all that are kept
         for _ in range(added):
             history.add(happened(count))
             count += 1

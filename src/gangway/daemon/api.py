@@ -24,6 +24,7 @@ from gangway.daemon.openapi import openapi
 from gangway.daemon.operations import OPERATIONS, Operation, Service
 from gangway.daemon.streams import Streams
 from gangway.errors import (
+    Busy,
     Conflict,
     Forbidden,
     GangwayError,
@@ -40,7 +41,7 @@ from gangway.runtime import API_SOCKET
 _MAX_ERROR_CHARACTERS = 1000
 _CARRY_OUT_S = 30.0  # how long a daemon that ends waits for requests that are being carried out
 _STATUS: dict[type, int] = {InvalidRequest: 400, Forbidden: 403, Conflict: 409, PortInUse: 409}
-_STATUS |= {HostRefused: 500, Unsupported: 501, TimedOut: 503}
+_STATUS |= {HostRefused: 500, Unsupported: 501, TimedOut: 503, Busy: 503}
 _INTERNAL = "internal error: {!r}; the daemon's log has the details"
 
 _Decode = Callable[[bytes], Any]
@@ -120,6 +121,8 @@ class Handlers:
             raise Forbidden(f"this socket is for reading; send changes to {API_SOCKET}")
         if operation.is_roots and client.uid != os.geteuid():
             raise Forbidden("only root may do this")
+        if operation.is_stream:
+            self._streams.check_room()
 
     async def _call(self, operation: Operation, request: web.Request, body: Any) -> Any:
         given = {**request.query, **request.match_info}

@@ -1,7 +1,8 @@
 """The last events of the daemon, for those who follow them.
 
-Readers share one ring of events, and each has a position in it, so that a slow one costs no memory: what the ring has
-lost before it was read is counted, and the reader is told.  Events come from any thread, and none of them waits.
+Readers share one ring of events, and each has a position in it, so that nothing is kept here for a slow one: what the
+ring has lost before it was read is counted, and the reader is told.  Events come from any thread, and none of them
+waits.
 """
 
 import syslog
@@ -12,7 +13,7 @@ from threading import Lock
 from gangway.log import Event, event
 
 _SIZE = 1000
-_PAGE = 100  # how many events a reader gets at a time
+_PAGE = 20  # how many events a reader gets at a time: what is sent and not read takes memory
 
 
 class History:

@@ -19,7 +19,7 @@ _ERRORS = {
     417: "The header Expect has an unknown value.",
     500: "The kernel, or one of its tools, refused or failed; no changes were made.",
     501: "The host lacks something that this needs.",
-    503: "A tool, or a lock that another program holds, took too long; no changes were made.",
+    503: "A tool, or another program's lock, took too long, or too many clients follow events; no changes were made.",
 }
 """The statuses of errors.  Each is answered by an ErrorAnswer, whose `kind` is more precise."""
 

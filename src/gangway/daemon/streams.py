@@ -6,16 +6,27 @@ from contextlib import suppress
 from aiohttp import web
 
 from gangway.daemon.history import History, as_server_sent
+from gangway.errors import Busy
 
 _SILENT_S = 30.0  # how long nothing is sent: a client that is gone is noticed, and one that waits knows that we live
 _COMMENT = b": no event\n\n"
+_MAX_STREAMS = 64  # on each socket
 
 
 class Streams:
-    """The clients that follow events.  One that does not read what it was sent delays nobody else."""
+    """The clients that follow events.
+
+    One that does not read what it was sent delays nobody else, but its connection buffers some 150 KB.  Therefore
+    their number is limited.
+    """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[object]] = set()
+
+    def check_room(self) -> None:
+        """Busy: there are as many streams as there may be."""
+        if len(self._tasks) >= _MAX_STREAMS:
+            raise Busy(f"{len(self._tasks)} clients follow events already: end one of them")
 
     async def send(self, request: web.Request, history: History) -> web.StreamResponse:
         """Send all events that are kept, and then each new one, until the client or the daemon ends."""
