@@ -69,8 +69,13 @@ def default_socket() -> str:
 
 
 def read_socket(path: str) -> str:
-    """Return the path of the socket for reading beside an API socket."""
-    return os.path.join(os.path.dirname(path), READ_SOCKET)
+    """Return the path of the socket for reading of the daemon that has its API socket at `path`.
+
+    It is always in the runtime folder.  If the API socket is elsewhere, the folder has a link to it.
+    """
+    linked = default_socket()
+    is_linked = os.path.realpath(linked) == os.path.realpath(path)
+    return os.path.join(os.path.dirname(linked if is_linked else path), READ_SOCKET)
 
 
 def socket_path_error(path: str) -> str | None:

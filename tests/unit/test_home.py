@@ -49,6 +49,13 @@ def test_a_killed_daemons_socket_is_replaced_wherever_it_is(base: Path) -> None:
         assert (home.folder / runtime.API_SOCKET).is_socket()
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_clients_find_the_socket_for_reading(base: Path, elsewhere: bool) -> None:
+    with Home(str(base / "own.sock") if elsewhere else None, (-1, -1)) as home:
+        for path in (str(home.api_path), runtime.default_socket()):
+            assert Path(runtime.read_socket(path)).samefile(home.read_path)
+
+
 def test_another_programs_stale_socket_stays(base: Path) -> None:
     path = base / "other.sock"
     inode = _leave_socket(path)

@@ -53,6 +53,16 @@ def test_without_root_the_folder_is_the_users(base: Path, tmp_path: Path, monkey
     assert runtime.default_socket() == f"{own}/gangway.sock"
 
 
+def test_the_socket_for_reading_is_in_the_folder_wherever_the_other_one_is(base: Path, tmp_path: Path) -> None:
+    folder = Path(runtime.create_folder())
+    assert runtime.read_socket(runtime.default_socket()) == f"{folder}/gangway-ro.sock"
+    own, other = tmp_path / "own.sock", base / "netns-1/gangway.sock"
+    (folder / "gangway.sock").symlink_to(own)
+    assert runtime.read_socket(str(own)) == f"{folder}/gangway-ro.sock"
+    assert runtime.read_socket(runtime.default_socket()) == f"{folder}/gangway-ro.sock"
+    assert runtime.read_socket(str(other)) == f"{base}/netns-1/gangway-ro.sock"  # another namespace's
+
+
 def test_a_namespace_without_a_cookie_is_identified_by_its_inode(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_sock: object) -> int:
         raise OSError("Protocol not available")
