@@ -1,8 +1,11 @@
 """A daemon of another version: clients notice nothing on any road, and its own relay replaces the running one."""
 
+import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,45 @@ def exchange(client: socket.socket, served: socket.socket) -> None:
     assert client.recv(100) == b"still here"
     client.sendall(b"so am I")
     assert served.recv(100) == b"so am I"
+
+
+def leader(street: Street) -> int:
+    """Return the pid of the relay that accepts clients; 0 if there is none."""
+    return ask_running(str(street.gangway.socket), "GET", "/status")["relay_pid"] or 0
+
+
+def has_other_leader(street: Street, former: int) -> bool:
+    return leader(street) not in (0, former)
+
+
+def test_connections_of_a_replaced_relay_outlive_the_new_one(street: Street, other: Path) -> None:
+    gangway = street.gangway
+    with ExitStack() as stack:
+        port = stack.enter_context(street.published(street.server, "8080:80/tcp", "8080:80/udp"))
+        at = stack.enter_context(listening(street.four, "tcp", [81]))[81]
+        stack.enter_context(street.published(street.four, "8081:81/tcp"))  # IPv6 clients of it are always relayed
+        gangway.stop()
+        gangway.program = other
+        gangway.start()
+        client = stack.enter_context(closing(client_of(street.neighbour, "tcp", HOST6, 8081)))
+        served = stack.enter_context(closing(at.accept()[0]))
+        assert served.recv(100)
+        gangway.stop()
+        gangway.program = GANGWAY
+        gangway.start()
+        for is_next_daemon in (False, True):
+            pid = leader(street)
+            if is_next_daemon:
+                gangway.stop()
+            os.kill(pid, signal.SIGKILL)
+            if is_next_daemon:
+                gangway.start()
+            wait_until(partial(has_other_leader, street, pid), "another relay", 10)
+            for protocol in ("tcp", "udp"):
+                wait_until(partial(street.reaches, street.neighbour, protocol, HOST4, port), "an answer", 10)
+            with closing(client_of(street.neighbour, "tcp", HOST6, 8081)):
+                at.accept()[0].close()
+            exchange(client, served)
 
 
 def test_upgrade_and_downgrade_fail_no_client(street: Street, other: Path) -> None:

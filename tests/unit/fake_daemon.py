@@ -76,6 +76,7 @@ class FakeRelay:
         self.last_exit: Exit | None = None
         self.ports: dict[HostPorts, Serve] = {}
         self.descriptors: dict[HostPorts, list[int]] = {}
+        self.pruned: list[set[HostPorts]] = []  # what was wanted, each time that replaced relays were pruned
         self._calls = calls
         self._running = True
 
@@ -91,6 +92,12 @@ class FakeRelay:
     def remove(self, ports: HostPorts) -> None:
         self._calls.record("relay.remove")
         self._forget(ports)
+
+    def former_socket(self, ports: HostPorts) -> None:
+        """No relay was replaced."""
+
+    def prune(self, wanted: Collection[HostPorts]) -> None:
+        self.pruned.append(set(wanted))
 
     def served(self) -> list[Serve]:
         return list(self.ports.values())

@@ -183,6 +183,15 @@ def test_ports_of_a_relay_that_exited_are_served_again(daemon: Daemon) -> None:
     assert daemon.is_consistent()
 
 
+def test_replaced_relays_keep_the_ports_that_are_wanted(daemon: Daemon) -> None:
+    """The new relay may have exited, and serve none at first."""
+    wanted = set(daemon.relay.ports)
+    daemon.relay.kill()
+    daemon.controller.check()
+    assert wanted
+    assert daemon.relay.pruned[-1] == wanted
+
+
 def test_relay_that_a_lease_has_started_gets_all_ports(daemon: Daemon) -> None:
     """The relay runs again when the controller looks, but it is another one."""
     daemon.relay.kill()

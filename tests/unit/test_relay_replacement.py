@@ -19,7 +19,7 @@ from gangway.relay import protocol, replacement
 from gangway.relay.client import RelayClient
 from gangway.relay.connection import Connection
 from gangway.relay.protocol import Destination, HostPorts, Mode, Serve
-from gangway.relay.replacement import Leader, decide, is_due
+from gangway.relay.replacement import Leader, decide, is_due, unwanted
 from lab.waiting import wait_until
 from tests.unit.relay_doubles import close_all, inodes, new_fds, new_socket
 from tests.unit.test_relay_client import SETTINGS, Relays, held, relays
@@ -138,6 +138,15 @@ def test_a_relay_that_lives_serves(complete: bool, old: bool, new: bool) -> None
         assert (leader is Leader.NEW) is complete
 
 
+def test_replaced_relay_keeps_what_is_wanted() -> None:
+    to = Destination("172.30.0.2", 80)
+    wanted, former, leased, ended = (
+        Serve(HostPorts("tcp", "127.0.0.1", number, number), to, mode)
+        for number, mode in enumerate([Mode.OWN, Mode.SHARED, Mode.LEASED, Mode.ENDED], start=80)
+    )
+    assert unwanted([wanted, former, leased, ended], {wanted.ports}) == [former.ports, ended.ports]
+
+
 # Replacement
 
 
@@ -252,8 +261,25 @@ def test_ports_that_were_removed_meanwhile_are_free(site: Site, relays: Relays) 
         leader.greet()
         leader.ask(protocol.Remove(site.port.ports))
         leader.close()
-        site.client()
+        site.client().prune(())
         socket.create_server(site.at).close()
+
+
+@pytest.mark.parametrize("is_next_daemon", [False, True])
+def test_connections_of_a_replaced_relay_outlive_the_new_one(site: Site, relays: Relays, is_next_daemon: bool) -> None:
+    with site.connection() as lasting:
+        client = site.client()
+        relays.kill()
+        if is_next_daemon:
+            client.close()
+            client = site.client()
+        client.start()
+        assert client.served() == []
+        client.prune({site.port.ports})
+        with client.former_socket(site.port.ports) or new_socket() as sock:
+            client.serve(site.port, [sock.fileno()])
+        site.wait_until_accepted_by(client)
+        assert is_answered(lasting)
 
 
 # Failures

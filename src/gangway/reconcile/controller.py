@@ -200,6 +200,7 @@ class Controller:
         forwarding = (self.facts.forwarding & wanted.forwarding) | (self.facts.switched_on - wanted.forwarding)
         before = replace(self._observer.found(wanted), plan=plan if are_applied else None, forwarding=forwarding)
         done, failed = self._apply(diff(before, wanted))
+        dataplane.relay.prune(wanted.ports)
         if are_rerouted:
             self._attempt(partial(self._executor.do, Flows(translated_udp(self._registry.mappings()), ())))
         for bridge in self._observer.routing(anew=True).closed_bridges:
@@ -280,8 +281,7 @@ class Controller:
 
     def _apply(self, steps: Iterable[Step]) -> tuple[list[Step], list[Step]]:
         """Carry out as many steps as possible; return those that were, and those that failed."""
-        done: list[Step] = []
-        failed: list[Step] = []
+        done, failed = list[Step](), list[Step]()
         for step in steps:
             for part in parts(step, self._unavailable_mappings(failed)):
                 (done if self._attempt(partial(self._executor.do, part)) else failed).append(part)

@@ -15,7 +15,7 @@ from threading import RLock
 from gangway.ebpf.keys import PortBlock, Target, blocks
 from gangway.ebpf.redirect import Redirect
 from gangway.ebpf.steering import Steering
-from gangway.errors import GangwayError, HostRefused
+from gangway.errors import GangwayError, HostRefused, PortInUse
 from gangway.host import connected, sockets
 from gangway.host.saved_settings import SavedSettings
 from gangway.inet import format_host
@@ -216,7 +216,7 @@ class DataPlane:
         if port.mode is Mode.HELD:
             return self.relay.serve(port, self._answering(port.ports))
         if port.mode is not Mode.SHARED:
-            with sockets.bind_port(port.ports.protocol, port.ports.address, port.ports.first) as sock:
+            with self._bound(port.ports) as sock:
                 return self.relay.serve(port, [sock.fileno()])
         reservation = self.steering.reserve(*port.ports)
         try:
@@ -224,6 +224,15 @@ class DataPlane:
         except GangwayError:
             reservation.close()
             raise
+
+    def _bound(self, ports: HostPorts) -> socket.socket:
+        """Return a socket bound to a port.  A relay that was replaced keeps its own, whoever serves the port now."""
+        try:
+            return sockets.bind_port(ports.protocol, ports.address, ports.first)
+        except PortInUse:
+            if (former := self.relay.former_socket(ports)) is None:
+                raise
+            return former
 
     def _answering(self, held: HostPorts) -> list[int]:
         """Return the descriptors that the relay needs to answer from ports that another program's sockets have."""

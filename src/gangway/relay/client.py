@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import RLock
@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 from gangway.errors import HostRefused
 from gangway.relay import connection, protocol, replacement
 from gangway.relay.connection import Connection, RelayExited, RelayFailed, RelayHung, is_readable
-from gangway.relay.protocol import Count, GetHeld, Hold, HostPorts, List, Remove, Serve, Share
+from gangway.relay.protocol import Count, GetHeld, GetPort, Hold, HostPorts, List, Remove, Serve, Share
 from gangway.relay.replacement import Leader
 from gangway.relay.settings import Settings
 from gangway.relay.sockets import Counters, unlink_socket
@@ -71,7 +71,7 @@ class RelayClient:
             if found is not None and replacement.is_due(found.version, found.release):
                 found = self._replaced(found)
             self._relay = found
-            self._retired = [*replacement.retired(self._path, limit_s, self.served)]
+            self._retired = [*replacement.retired(self._path, limit_s)]
             return self._relay is not None
 
     def served(self) -> list[Serve]:
@@ -109,6 +109,21 @@ class RelayClient:
             if self.is_running() and self._relay is not None:
                 with suppress(RelayExited):  # just now
                     self._ask(Remove(ports))
+
+    def former_socket(self, ports: HostPorts) -> socket.socket | None:
+        """Return a duplicate of the socket that a relay that was replaced has for ports; None: none has one."""
+        with self._lock:
+            for one in self._retired:
+                with suppress(HostRefused), one.lent(GetPort(ports)) as fds:
+                    if fds:
+                        return socket.socket(fileno=os.dup(fds[0]))
+        return None
+
+    def prune(self, wanted: Collection[HostPorts]) -> None:
+        """End what relays that were replaced still carry for ports of networks that are not among the wanted ones."""
+        with self._lock:
+            for one in self._retired:
+                replacement.prune(one, wanted)
 
     def share(self, name: str, family: int, fds: Sequence[int]) -> None:
         """Hand over the socket that serves the ports of a protocol and family (4 or 6) that have none of their own; for

@@ -20,10 +20,13 @@ UDP.  A socket that both have is read by both until step 4: it comes last.  Clie
 them by their next datagram, and sends it from another port of the gateway, as if they had been silent for
 `udp_timeout_s`.  What their containers still answer to the old port is passed on by the old relay.
 
-A relay that has retired is still asked to remove ports, so that their connections end when they are unpublished.
+A relay that has retired is still asked to remove ports, so that their connections end when they are unpublished.  If it
+missed one, that shows when its ports are compared with those that are wanted.  Those that the new relay serves do not
+tell: once it is killed, there are none at first, and the connections of the retired one are to go on.  The retired one
+keeps its sockets bound, so the successor is given those.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from enum import Enum, auto
 from pathlib import Path
@@ -37,6 +40,7 @@ from gangway.relay.protocol import (
     GetPort,
     GetShared,
     Hold,
+    HostPorts,
     List,
     ListExcluded,
     ListHeld,
@@ -117,16 +121,25 @@ def settle(path: Path, limit_s: int) -> str:
                 one.close()
 
 
-def retired(path: Path, limit_s: int, served: Callable[[], Iterable[Serve]]) -> Iterator[Connection]:
-    """Yield connections to the relays that were replaced, without the ports that are not `served` any more."""
+def retired(path: Path, limit_s: int) -> Iterator[Connection]:
+    """Yield connections to the relays that were replaced."""
     for place in path.parent.glob(f"{path.name}.[0-9]*"):
         if (found := _connect(place)) is not None:
             _retire(found, limit_s)
-            with suppress(HostRefused):  # it has exited, or its ports are described in a way of later versions
-                former = {one.ports for one in found.pages(List, protocol.parse_served)}
-                for ports in former.difference(one.ports for one in served()):
-                    found.ask(Remove(ports))
             yield found
+
+
+def unwanted(former: Iterable[Serve], wanted: Collection[HostPorts]) -> list[HostPorts]:
+    """Return the ports of a retired relay that are to be removed.  `wanted` are those of networks: a lease's port is
+    wanted for as long as its launcher runs."""
+    return [one.ports for one in former if one.mode is not Mode.LEASED and one.ports not in wanted]
+
+
+def prune(relay: Connection, wanted: Collection[HostPorts]) -> None:
+    """Have a retired relay remove the ports that are not wanted any more."""
+    with suppress(HostRefused):  # it has exited, or its ports are described in a way of later versions
+        for ports in unwanted(relay.pages(List, protocol.parse_served), wanted):
+            relay.ask(Remove(ports))
 
 
 def _copy(old: Connection, new: Connection) -> None:
