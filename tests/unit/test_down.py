@@ -11,7 +11,7 @@ import pytest
 
 from gangway.cli import uninstall
 from gangway.cli.client import Refused
-from gangway.daemon.processes import Process
+from gangway.daemon.processes import Process, kind_of, running
 from gangway.daemon.remains import Remain, _of_process
 from gangway.errors import Conflict, HostRefused
 from gangway.host import sysctl
@@ -132,6 +132,39 @@ def test_memory_of_no_database_is_empty(tmp_path: Path, content: bytes | None) -
         path.write_bytes(content)
     assert Memory(path).recall("what") is None
     assert path.exists() == (content is not None)
+
+
+_LAUNCHER, _RELAY, _DAEMON = "gangway-docker-proxy", "gangway.relay", "gangway.daemon"
+
+
+@pytest.mark.parametrize(
+    ("line", "uid", "daemons", "kind"),
+    [
+        ("python3 -I -OO -m gangway.daemon {}", 0, 0, _DAEMON),
+        ("python3 -OO -I -m gangway.relay {}", 65534, 0, _RELAY),
+        ("python3 -m gangway.relay {}", 1000, 1000, _RELAY),
+        ("/usr/bin/docker-proxy -proto udp", 1000, 0, _LAUNCHER),
+        ("less gangway.relay", 0, 0, None),
+        ("less gangway.relay", 65534, 0, None),
+        ("vi gangway.daemon", 0, 0, None),
+        ("python3 -m gangway.daemon {}", 1000, 0, None),
+        ("python3 -m gangway.relay {}", 1000, 0, None),
+        ("python3 -m gangway.relay {}", 0, 0, None),
+        ("python3 -m pytest -m", 0, 0, None),
+    ],
+)
+def test_processes_are_gangways_by_module_and_user(line: str, uid: int, daemons: int, kind: str | None) -> None:
+    program = _LAUNCHER if kind == _LAUNCHER else "python3.11"
+    assert kind_of(program, line.split(), uid, daemons) == kind
+
+
+def test_argument_of_another_program_makes_no_process_of_gangways() -> None:
+    shown = subprocess.Popen(["sh", "-c", "sleep 60; :", "gangway.relay"], start_new_session=True)
+    try:
+        assert shown.pid not in [one.pid for one in running()]
+    finally:
+        os.killpg(shown.pid, signal.SIGKILL)
+        shown.wait()
 
 
 def test_processes_are_ended_by_whoever_runs_them() -> None:

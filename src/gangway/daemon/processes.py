@@ -4,10 +4,13 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+
+from gangway.relay.privilege import NOBODY
 
 DAEMON, RELAY, LAUNCHER = "gangway.daemon", "gangway.relay", "gangway-docker-proxy"
 _END_S = 5.0  # how long a process may take to end
@@ -20,15 +23,32 @@ class Process(NamedTuple):
 
 
 def running() -> Iterator[Process]:
-    """Yield the daemon, its relays and the launchers, as far as this user may see them."""
+    """Yield this user's daemon, its relays and the launchers, as far as this user may see them."""
     own = os.stat("/proc/thread-self/ns/net")
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has exited
             words = [os.fsdecode(word) for word in (path / "cmdline").read_bytes().split(b"\0")]
             program = os.path.basename(os.readlink(path / "exe").removesuffix(" (deleted)"))
-            kind = next((one for one in (DAEMON, RELAY) if one in words), program)
-            if kind in (DAEMON, RELAY, LAUNCHER) and os.path.samestat(os.stat(path / "ns/net"), own):
+            kind = kind_of(program, words, _uid(path), os.geteuid())
+            if kind is not None and os.path.samestat(os.stat(path / "ns/net"), own):
                 yield Process(int(path.name), kind, words)
+
+
+def kind_of(program: str, words: Sequence[str], uid: int, daemons: int) -> str | None:
+    """Return what a process is, after its program, command line and user; None: none of gangway's.
+
+    `daemons` is the daemon's user.  Other programs may have the name of a module among their arguments, too.
+    """
+    if program == LAUNCHER:
+        return LAUNCHER
+    users = {DAEMON: daemons, RELAY: daemons or NOBODY}  # root's relay drops its privileges
+    return next((one for flag, one in pairwise(words) if flag == "-m" and users.get(one) == uid), None)
+
+
+def _uid(path: Path) -> int:
+    """Return the effective user of a process: its folder is root's if it has changed its user (proc(5))."""
+    (line,) = (one for one in (path / "status").read_text().splitlines() if one.startswith("Uid:"))
+    return int(line.split()[2])
 
 
 def relays() -> list[int]:
