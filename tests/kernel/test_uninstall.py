@@ -74,7 +74,12 @@ def test_what_a_killed_daemon_leaves_is_removed_by_the_commands_that_are_named(f
         for pid in gangway.relays():
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not gangway.relays(), "the relay's end")
+        if firewall == "iptables":
+            host.run("iptables", "-t", "raw", "-N", "GANGWAY-PROBE")
         found = _left(host)
+        if firewall == "iptables":
+            assert "conntrack: timeout policies gw-4, gw-6" in found
+            assert "iptables -t raw: chain GANGWAY-PROBE, 0 rules" in found
         for command in found.values():
             host.run("sh", "-ec", command)
         _assert_nothing_is_left(host, before)

@@ -14,6 +14,7 @@ from gangway.cli.client import Refused
 from gangway.daemon.processes import Process, kind_of, running
 from gangway.daemon.remains import Remain, _of_process
 from gangway.errors import Conflict, HostRefused
+from gangway.firewall.iptables import timeouts
 from gangway.host import sysctl
 from gangway.model import Endpoint, Network, Source
 from gangway.reconcile.dataplane import TW_REUSE
@@ -73,6 +74,13 @@ def test_what_is_dockers_keeps_all_but_the_rules(own_namespace: Namespace, daemo
     ]
     assert daemon.requests.is_idle
     assert daemon.is_consistent()
+
+
+def test_timeout_policies_are_found_and_removed(used: Daemon) -> None:
+    timeouts.create()
+    assert timeouts.existing() == ["gw-4", "gw-6"]
+    used.down.carry_out()
+    assert timeouts.existing() == []
 
 
 def test_failure_names_what_is_left(used: Daemon, box: Namespace) -> None:

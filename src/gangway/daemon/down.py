@@ -11,6 +11,7 @@ from gangway.daemon.declared_files import DeclaredFiles
 from gangway.daemon.processes import relays, terminate
 from gangway.docker import settings_file
 from gangway.errors import Conflict, GangwayError, HostRefused
+from gangway.firewall.iptables import timeouts
 from gangway.host.saved_settings import SavedSettings
 from gangway.reconcile.dataplane import DataPlane
 from gangway.state.adopted import Adopted
@@ -94,6 +95,7 @@ class Down:
             raise HostRefused(f"cannot be restored: {', '.join(left)}")
         if not self._dataplane.stop_if_unused():
             raise Conflict("the relay serves ports of docker-proxy launchers")
+        timeouts.delete()  # there are some as soon as the firewall is iptables
         # They would wait for another daemon for some seconds, or for the end of their connections.
         if stuck := [relay for relay in self._relays() if not terminate(relay)]:
             raise HostRefused(f"the relay (pid {stuck[0]}) does not end: kill it")

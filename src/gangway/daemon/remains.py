@@ -20,6 +20,7 @@ from gangway.docker import settings_file
 from gangway.ebpf.attached import attached
 from gangway.errors import Forbidden, HostRefused, InvalidRequest, Unsupported
 from gangway.firewall import nat_guard
+from gangway.firewall.iptables import timeouts
 from gangway.firewall.iptables.driver import policy_name, prefix_of_rules, remembered_rules
 from gangway.firewall.iptables.render import DOCKERS_PREFIX
 from gangway.firewall.iptables.tables import chain_of, deletion, parse_listing
@@ -65,6 +66,8 @@ def remains() -> list[Remain]:
             for one in detach.groups(f"gangway-{os.path.basename(runtime.folder())}")
         ),
     ]
+    if names := timeouts.existing():  # last: the rules that name them have to go first, and few have nfct(8)
+        found.append(Remain(f"conntrack: timeout policies {', '.join(names)}", _DOWN))
     if any(one.kind == DAEMON for one in processes):  # it would repair what is removed by hand
         return [one if "docker " in one.removal else one._replace(removal=_DOWN) for one in found]
     return found
@@ -111,10 +114,10 @@ def _iptables(memory: Memory, interfaces: Collection[str], configured: str) -> I
             for rule in (one for one in rules if one.startswith("-A") and chain_of(one) != prefix):
                 if (tool.family, table, rule) in remembered or {prefix, *interfaces} & set(rule.split()[2:]):
                     yield Remain(f"{command}: {rule}", f"{command} {deletion(rule)}")
-            if f":{prefix}" in rules:
-                count = sum(one.startswith(f"-A {prefix} ") for one in rules)
+            for chain in (one for one in (prefix, timeouts.PROBE) if f":{one}" in rules):
+                count = sum(one.startswith(f"-A {chain} ") for one in rules)
                 yield Remain(
-                    f"{command}: chain {prefix}, {count} rules", f"{command} -F {prefix} && {command} -X {prefix}"
+                    f"{command}: chain {chain}, {count} rules", f"{command} -F {chain} && {command} -X {chain}"
                 )
 
 

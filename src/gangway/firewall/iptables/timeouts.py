@@ -19,14 +19,15 @@ from gangway.firewall.iptables.tool import Iptables
 from gangway.host import netlink
 from gangway.inet import FAMILIES, PROTOCOLS
 
+PROBE = "GANGWAY-PROBE"
+"""A chain in the table `raw`, for a moment."""
+
 _HALF_CLOSED_S = 3600
-_NEW, _DELETE = (8 << 8 | kind for kind in (0, 2))  # NFNL_SUBSYS_CTNETLINK_TIMEOUT, IPCTNL_MSG_TIMEOUT_…
+_NEW, _GET, _DELETE = (8 << 8 | kind for kind in range(3))  # NFNL_SUBSYS_CTNETLINK_TIMEOUT, IPCTNL_MSG_TIMEOUT_…
 _SET = 0x400 | 0x100  # NLM_F_CREATE, NLM_F_REPLACE: one that exists gets these timeouts
 _NAME, _L3_PROTOCOL, _L4_PROTOCOL, _DATA = 1, 2, 3, 4  # CTA_TIMEOUT_…
 _FIN_WAIT, _CLOSE_WAIT = 4, 5  # CTA_TIMEOUT_TCP_…
 _UNKNOWN = (errno.EINVAL, errno.EPROTONOSUPPORT)  # the subsystem, the timeouts of TCP
-PROBE_CHAIN = "GANGWAY-PROBE"
-"""The chain of a rule that is tried; a daemon that was killed meanwhile leaves it."""
 
 
 def create() -> None:
@@ -50,6 +51,11 @@ def delete() -> None:
         _request(_DELETE, 0, version)
 
 
+def existing() -> list[str]:
+    """Return the names of the policies that there are."""
+    return [name for version, name in TIMEOUT_POLICIES.items() if not _request(_GET, 0, version)]
+
+
 def unavailable(tools: Iterable[Iptables]) -> str:
     """Return why rules of these tools cannot set timeouts; empty if they can.  The policies exist then.
 
@@ -71,9 +77,9 @@ def _try_rule(tool: Iptables) -> None:
 
     HostRefused: it is refused, and nothing is left.  TimedOut: a chain may be left, which the next attempt removes.
     """
-    rule = f"-A {PROBE_CHAIN} -p tcp -j CT --timeout {TIMEOUT_POLICIES[tool.family]}"
-    tool.apply(f"*raw\n:{PROBE_CHAIN} - [0:0]\n{rule}\nCOMMIT\n")
-    tool.apply(f"*raw\n-F {PROBE_CHAIN}\n-X {PROBE_CHAIN}\nCOMMIT\n")
+    rule = f"-A {PROBE} -p tcp -j CT --timeout {TIMEOUT_POLICIES[tool.family]}"
+    tool.apply(f"*raw\n:{PROBE} - [0:0]\n{rule}\nCOMMIT\n")
+    tool.apply(f"*raw\n-F {PROBE}\n-X {PROBE}\nCOMMIT\n")
 
 
 def _request(kind: int, flags: int, version: int, *attributes: bytes) -> int:
