@@ -1,5 +1,6 @@
 """The runtime folder: what is left of it when the daemon ends, and what the next one gets."""
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from gangway import runtime
 from gangway.daemon import supervisor
 from gangway.daemon.home import Home
-from gangway.errors import HostRefused
+from gangway.errors import Conflict, HostRefused
 
 
 @pytest.fixture
@@ -71,6 +72,26 @@ def test_a_socket_that_another_program_put_in_the_place_of_ours_stays(base: Path
         path.rename(base / "moved")
         inode = _leave_socket(path)
     assert path.lstat().st_ino == inode
+
+
+@pytest.mark.parametrize("record", ["", "7 /run/a.sock\n1 2\n"])
+def test_daemon_that_has_yet_to_say_what_it_is_is_waited_for(
+    base: Path, monkeypatch: pytest.MonkeyPatch, record: str
+) -> None:
+    """It may be one on demand, which gives way; `record` is what it has written."""
+    folder = Path(runtime.folder())
+    folder.mkdir(parents=True)
+    with open(folder / runtime.LOCK, "w+") as lock:
+        lock.write(record)
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        monkeypatch.setattr("gangway.daemon.home.time.sleep", lambda _s: fcntl.flock(lock, fcntl.LOCK_UN))
+        if record:
+            with pytest.raises(Conflict, match=r"a daemon \(pid 7, socket /run/a.sock\) already manages"):
+                Home(None, (-1, -1)).__enter__()
+        else:
+            with Home(None, (-1, -1)) as home:
+                assert home.api_path.is_socket()
 
 
 @pytest.mark.parametrize("is_abandoned", [False, True])

@@ -130,11 +130,13 @@ class Home:
                 lock.seek(0)
                 first, *others = lock.read().splitlines() or [""]
                 pid, _, at = first.partition(" ")
-                if self.on_demand or _ON_DEMAND not in others or time.monotonic() > deadline_s:
+                is_to_stay = first and _ON_DEMAND not in others  # nothing: it has yet to write what it is
+                if self.on_demand or is_to_stay or time.monotonic() > deadline_s:
                     text = f"a daemon (pid {pid}, socket {at}) already manages this network namespace"
                     raise Conflict(text) from None
-                with suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGTERM)
+                if first:
+                    with suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGTERM)
                 time.sleep(_LOOK_S)
 
     def _record(self, lock: TextIO, former: dict[Path, str]) -> None:
