@@ -12,6 +12,7 @@ IPv6.
 """
 
 import errno
+import os
 import socket
 import socketserver
 import subprocess
@@ -19,6 +20,9 @@ import sys
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+BRIEF_S = 3.0 if "GANGWAY_VM" in os.environ else 0.7
+"""How long to wait for an answer that may never come: an emulated machine is slow."""
 
 _PATIENCE_S = 15.0  # SCTP retransmits the first lost packet after 3 s (RTO.Initial, RFC 9260, 16)
 _SCTP = 132

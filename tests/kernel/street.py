@@ -121,7 +121,7 @@ class Street:
         """True if anything answers a client in `space`."""
         try:
             with space.entered():
-                echo_server.request_here(protocol, address, port, patience_s=0.7)
+                echo_server.request_here(protocol, address, port, patience_s=echo_server.BRIEF_S)
         except echo_server.NoAnswer:
             return False
         return True

@@ -120,7 +120,7 @@ class Routed:
 
 def _peer(client: Namespace, protocol: str, address: str, port: int) -> str:
     with client.entered(), suppress(echo_server.NoAnswer):
-        return echo_server.request_here(protocol, address, port, patience_s=0.7).peer
+        return echo_server.request_here(protocol, address, port, patience_s=echo_server.BRIEF_S).peer
     return ""
 
 
@@ -129,7 +129,7 @@ def _is_answering(client: Namespace, address: str) -> bool:
     kind, request = (socket.IPPROTO_ICMPV6, b"\x80") if ":" in address else (socket.IPPROTO_ICMP, b"\x08\0\xf7\xff")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with client.entered(), socket.socket(family, socket.SOCK_RAW, kind) as sock:
-        sock.settimeout(0.7)
+        sock.settimeout(echo_server.BRIEF_S)
         sock.connect((address, 0))  # only this address is received from
         sock.send(request.ljust(8, b"\0"))
         with suppress(TimeoutError):

@@ -49,7 +49,7 @@ class Crossroads:
         """True if the left reaches the right."""
         try:
             with self.left.entered():
-                echo_server.request_here("tcp", "10.72.0.2", PORT, patience_s=0.7)
+                echo_server.request_here("tcp", "10.72.0.2", PORT, patience_s=echo_server.BRIEF_S)
         except echo_server.NoAnswer:
             return False
         return True

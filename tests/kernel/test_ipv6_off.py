@@ -21,7 +21,7 @@ def switch_off(space: Namespace, name: str) -> None:
 def reaches(space: Namespace, address: str, port: int = 8080) -> bool:
     try:
         with space.entered():
-            echo_server.request_here("tcp", address, port, patience_s=0.7)
+            echo_server.request_here("tcp", address, port, patience_s=echo_server.BRIEF_S)
     except echo_server.NoAnswer:
         return False
     return True
