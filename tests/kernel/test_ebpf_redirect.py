@@ -73,7 +73,7 @@ def _aim_of_connecting(client: socket.socket, address: str, port: int) -> tuple[
     """A connection to loopback that was refused is not in the kernel's table any longer."""
     try:
         return actual_peer(client)
-    except (StopIteration, IndexError):
+    except (ConnectionResetError, IndexError):
         return address, port
 
 

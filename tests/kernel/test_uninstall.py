@@ -81,7 +81,7 @@ def test_what_a_killed_daemon_leaves_is_removed_by_the_commands_that_are_named(f
             assert "conntrack: timeout policies gw-4, gw-6" in found
             assert "iptables -t raw: chain GANGWAY-PROBE, 0 rules" in found
         for command in found.values():
-            host.run("sh", "-ec", command)
+            host.run("sh", "-ec", command, env=os.environ | {"PATH": f"{GANGWAY.parent}:{os.environ['PATH']}"})
         _assert_nothing_is_left(host, before)
 
 
