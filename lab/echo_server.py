@@ -60,6 +60,15 @@ def request(command: Callable[..., list[str]], protocol: str, address: str, port
     return Answer(*done.stdout.split())
 
 
+def is_answered(protocol: str, address: str, port: int) -> bool:
+    """True if anything answers a client in the current network namespace within BRIEF_S."""
+    try:
+        request_here(protocol, address, port, patience_s=BRIEF_S)
+    except NoAnswer:
+        return False
+    return True
+
+
 def request_here(
     protocol: str,
     address: str,
