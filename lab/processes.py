@@ -1,12 +1,14 @@
-"""The processes in a namespace, and how much memory processes use."""
+"""The processes in a namespace, how much memory processes use, and how to stop one for a while."""
 
 import os
 import re
+import signal
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from lab.netns import Namespace
+from lab.waiting import wait_until
 
 
 def processes_in(namespace: str | int, kind: str = "net") -> dict[int, list[str]]:
@@ -40,3 +42,10 @@ def pss_kib(pids: Iterable[int]) -> int:
             found = re.search(r"^Pss: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
             total += int(found[1]) if found else 0
     return total
+
+
+def suspend(pid: int) -> None:
+    """Send SIGSTOP to a process, and wait until all of its threads have stopped: each runs until it sees it."""
+    os.kill(pid, signal.SIGSTOP)
+    stats = list(Path(f"/proc/{pid}/task").glob("*/stat"))
+    wait_until(lambda: all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in stats), "it to stop")

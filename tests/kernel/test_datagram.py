@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lab.netns import Host, Namespace
+from lab.processes import suspend
 from lab.waiting import wait_until
 from tests.kernel.ground import BRIEF_S, PATIENCE_S, SLOW_MACHINE, Port, Ports, few_descriptors, site_and_ports
 from tests.kernel.published import anonymous_kib, descriptors, open_socket
@@ -231,7 +232,7 @@ def test_batch_of_answers_leaves_from_the_right_ports(ports: Ports) -> None:
     waiting = [(port, _client(port)) for _ in range(_AT_ONCE) for port in published]
     known = [_exchange(port, client) for port, client in waiting]
     relay = ports.site.relay()
-    os.kill(relay, signal.SIGSTOP)
+    suspend(relay)
     try:
         for (port, _), number in zip(waiting, known, strict=True):
             port.server.sendto(b"%d" % number, (Host.gateway4, number))

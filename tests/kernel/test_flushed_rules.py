@@ -10,6 +10,7 @@ import pytest
 from gangway.firewall.nat_guard import TABLE
 from lab import echo_server
 from lab.netns import Namespace
+from lab.processes import suspend
 from lab.waiting import wait_until
 from tests.kernel.street import HOST4, HOST6, Street
 
@@ -51,7 +52,7 @@ def test_connections_outlive_a_flush(street: Avenue) -> None:
         ]
         connections = [opened.enter_context(connect(*client, port)) for client in clients]
         before = street.rules()
-        daemon.send_signal(signal.SIGSTOP)
+        suspend(daemon.pid)
         try:
             street.host.run("nft", "flush", "ruleset")
             assert not street.rules()

@@ -11,7 +11,7 @@ import pytest
 
 from lab.gangwayd import GANGWAY, CommandFailed, Gangway
 from lab.netns import Container, Host, Namespace
-from lab.processes import pids_running
+from lab.processes import pids_running, suspend
 from lab.redirect import actual_peer
 from lab.versions import installed
 from lab.waiting import wait_until
@@ -183,7 +183,7 @@ def test_relay_frees_the_port_of_a_launcher_that_is_killed_after_the_daemon(scen
     host, box = scene
     launcher = publish(host, box, PORT)
     daemon, _ = daemon_and_relay(host)
-    launcher.send_signal(signal.SIGSTOP)  # it must not start another daemon
+    suspend(launcher.pid)  # it must not start another daemon
     kill(daemon)
     assert scene.is_redirected(PORT)
     assert stop(launcher, signal.SIGKILL) == -signal.SIGKILL
@@ -197,7 +197,7 @@ def test_next_daemon_frees_the_port_of_a_launcher_that_is_killed_meanwhile(scene
     host, box = scene
     publish(host, box, OTHER)
     launcher = publish(host, box, PORT)
-    launcher.send_signal(signal.SIGSTOP)
+    suspend(launcher.pid)
     kill(daemon_and_relay(host)[0])
     wait_until(lambda: scene.leased_ports() == [str(OTHER)], "the next daemon, with the other lease", PATIENCE_S)
     assert scene.is_redirected(PORT), "until the launcher exits"
@@ -216,7 +216,7 @@ def test_slow_launcher_takes_its_lease_again(scene: Scene) -> None:
     launcher = publish(host, box, PORT)
     with connect(host, PORT) as client:
         exchange(client)
-        launcher.send_signal(signal.SIGSTOP)
+        suspend(launcher.pid)
         kill(daemon_and_relay(host)[0])
         wait_until(lambda: scene.leased_ports() == [str(OTHER)], "the next daemon, with the other lease", PATIENCE_S)
         launcher.send_signal(signal.SIGCONT)

@@ -17,6 +17,7 @@ import pytest
 from gangway import runtime
 from lab.gangwayd import GANGWAY, runtime_folder
 from lab.netns import Container, Host, end
+from lab.processes import suspend
 from lab.redirect import actual_peer
 from lab.waiting import wait_until
 from tests.kernel.ground import PATIENCE_S
@@ -98,7 +99,7 @@ def test_modes_if_a_launcher_is_first(scene: tuple[Host, Container], prepare: st
     assert_modes(host, launcher.pid)
     within = ("nsenter", f"--mount=/proc/{launcher.pid}/ns/mnt", "--")
     daemon = next(processes(host))
-    launcher.send_signal(19)  # SIGSTOP: it must not start another one
+    suspend(launcher.pid)  # it must not start another one
     os.kill(daemon, 9)
     wait_until(lambda: daemon not in processes(host), "the end of the daemon", PATIENCE_S)
     with operators_daemon(host, *within):

@@ -14,7 +14,7 @@ from gangway.host.reserved_ports import RESERVED
 from gangway.reconcile.dataplane import TW_REUSE
 from lab.gangwayd import Gangway
 from lab.netns import Namespace
-from lab.processes import pids_running, processes_in
+from lab.processes import pids_running, processes_in, suspend
 from lab.waiting import wait_until
 from tests.kernel import published
 from tests.kernel.snapshot import Snapshot, make_tables, snapshot, wait_until_restored
@@ -71,9 +71,11 @@ class Site:
     def kill_all(self) -> None:
         """Kill daemon, relay and launcher at once."""
         pids = [pid for module in ("gangway.daemon", "gangway.relay") for pid in pids_running(module, self._host)]
-        for number in (signal.SIGSTOP, signal.SIGKILL):  # none may see another one's end
-            for pid in (*pids, *([self._launcher.pid] if self._launcher else ())):
-                os.kill(pid, number)
+        every = (*pids, *([self._launcher.pid] if self._launcher else ()))
+        for pid in every:  # none may see another one's end
+            suspend(pid)
+        for pid in every:
+            os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not {*pids} & processes_in(self._host.path).keys(), "their end")
 
     def start(self) -> None:

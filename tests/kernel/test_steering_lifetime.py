@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab.netns import Namespace
+from lab.processes import suspend
 from lab.redirect import detach_link, link_exists
 from lab.waiting import wait_until
 from tests.kernel.crossings import listening
@@ -135,7 +136,7 @@ def test_waiting_clients_are_reset_when_their_range_is_unpublished(street: Stree
     with listening(street.server, "tcp", [8000]), street.published(street.server, "8000-8009:8000-8009"):
         street.publish(street.far, "7000:80")
         (relay,) = street.gangway.relays()
-        os.kill(relay, signal.SIGSTOP)
+        suspend(relay)
         clients = [_connecting(street.host, 8001 + number) for number in range(3)]
         withdrawn = threading.Thread(target=street.gangway, args=("unpublish", street.server.name))
         withdrawn.start()

@@ -20,6 +20,7 @@ from gangway.relay import connection, protocol
 from gangway.relay.client import RelayClient
 from gangway.relay.protocol import Destination, HostPorts, Mode, Serve
 from gangway.relay.settings import Settings
+from lab.processes import suspend
 from lab.waiting import wait_until
 from tests.unit.relay_doubles import close_all, fd_count, inodes, new_fds, new_socket, no_descriptors_left
 
@@ -391,7 +392,7 @@ def test_relay_that_does_not_answer_is_killed(relays: Relays, monkeypatch: pytes
     monkeypatch.setattr(connection, "TIMEOUT_S", 0.1)
     client = relays.client()
     assert client.connect()
-    os.kill(relays.pid(), signal.SIGSTOP)
+    suspend(relays.pid())
     with pytest.raises(HostRefused, match=r"the relay did not answer within 0\.1 s, and was killed"):
         client.served()
     assert (client.is_running(), client.fileno(), client.exits) == (False, None, 1)

@@ -1,6 +1,5 @@
 """net.ipv4.tcp_tw_reuse: set while the relay runs, and restored in every order in which processes end."""
 
-import os
 import re
 import signal
 from collections.abc import Callable
@@ -9,6 +8,7 @@ import pytest
 
 from lab.gangwayd import GANGWAY
 from lab.netns import Container, Host
+from lab.processes import suspend
 from lab.waiting import wait_until
 from tests.kernel.ground import PATIENCE_S
 from tests.kernel.launcher.launchers import (
@@ -47,7 +47,7 @@ class Scene:
 
     def end_all(self, launcher: Launcher) -> None:
         """Kill everything, so that no process restores anything; the relay exits by itself."""
-        os.kill(launcher.pid, signal.SIGSTOP)  # it would start another daemon
+        suspend(launcher.pid)  # it would start another daemon
         kill(*daemon_and_relay(self.host), launcher.pid)  # the daemon first: it would restore what the launcher needed
         launcher.wait()
         wait_until(lambda: not any(processes(self.host)), "the end of the killed processes", PATIENCE_S)
