@@ -312,6 +312,16 @@ def test_nodelay_and_keepalive_are_set_on_both_sides(ports: Ports) -> None:
     assert sum(f"pid={relay}," in line and "timer:(keepalive" in line for line in lines) == 2
 
 
+def test_connection_to_the_container_is_not_paced(ports: Ports) -> None:
+    port = ports.tcp()
+    echo(*port.pair())
+    with _relay_sockets(ports.site.relay()) as socks:
+        at = {sock.getpeername()[0]: sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16) for sock in socks}
+    used = {address: name.rstrip(b"\0").decode() for address, name in at.items()}
+    default = ports.site.host.sysctl("net.ipv4.tcp_congestion_control")
+    assert used == {port.server.getsockname()[0]: "reno", port.address: default}
+
+
 def test_without_descriptors_clients_wait_until_others_end(tmp_path: Path) -> None:
     with site_and_ports(tmp_path, few_descriptors(64), workers=1) as (site, ports):
         port = ports.tcp()

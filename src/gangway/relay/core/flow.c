@@ -7,6 +7,10 @@
      for the first data, which a client has mostly sent by the time that its backend answers: this saves a packet and a
      wake-up of the backend.  If the client has sent none, turning the option on sends the acknowledgement at once
      (net/ipv4/tcp.c, __tcp_sock_set_quickack): a backend that speaks first must not wait.
+   * A socket has the host's congestion control (tcp(7), tcp_congestion_control).  BBR paces what it sends, by timers that cost
+     more than all else on the way to a container, and keep it below the speed of that way (net/ipv4/tcp_output.c,
+     tcp_pacing_check).  It is within the host: there is no bottleneck to find.  So a backend's socket uses reno, which every
+     kernel has and everybody may use (net/ipv4/tcp_cong.c).  A client's keeps the host's: it may be far away.
    * Keepalive is set on a backend's socket when its flow is a second old.  Most flows never are. */
 #include "parts.h"
 
@@ -36,6 +40,14 @@ void enable_keepalive(int fd, uint16_t protocol, int idle_s)
     set(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
     set(fd, IPPROTO_TCP, TCP_KEEPIDLE, idle_s);
     set(fd, IPPROTO_TCP, TCP_KEEPINTVL, idle_s);
+}
+
+/* For a connection within the host, and before it is made: pacing that has begun never ends. */
+static void do_not_pace(int fd, uint16_t protocol)
+{
+    static const char name[] = "reno";
+    if (protocol == IPPROTO_TCP)
+        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, sizeof name - 1);
 }
 
 static void set_quick_ack(struct flow *flow, int enabled)
@@ -156,6 +168,7 @@ void connect_flow(struct thread *thread, struct flow *flow)
         return;
     }
     disable_delay(flow->backend.fd, flow->port->settings.protocol);
+    do_not_pace(flow->backend.fd, flow->port->settings.protocol);
     set_quick_ack(flow, 0);
     int error = connect_backend(flow);
     if (error != 0 && error != EINPROGRESS) {

@@ -134,7 +134,7 @@ struct half {
     struct half *peer;
     bool is_reading, is_bulky;
     bool was_urgent;                               /* there was urgent data */
-    uint8_t full_reads;
+    uint8_t streak;                                /* full reads in a row; if bulky, scarce transfers */
     enum event stalled, drained, ended, was_reset; /* what it reports */
     char *held;                                    /* read, and not sent yet */
     size_t held_from, held_to;

@@ -2,8 +2,9 @@
 
    A half moves what its own socket receives in one of two ways: `pump` moves data that fits the thread's buffer with recv
    and send, two system calls for a message, which no other way beats.  When several reads in a row fill the buffer the
-   half is bulky, and `pour` moves pages with splice(2), without copying them.  A pipe belongs to a half only while bytes
-   are stuck in it.
+   half is bulky, and `pour` moves pages with splice(2), without copying them, until several transfers in a row were scarce.
+   A pipe belongs to a half only while bytes are stuck in it.  For a flow with a bulky half a thread does not poll: while it
+   sleeps more bytes arrive, and more at once cost less.
 
    Stalls.  A half that cannot send what it has read holds it (one buffer or one pipe full at most), and reads nothing
    until the peer has accepted all of it.  So a client that does not read stalls its own flow only: TCP's window closes
@@ -17,8 +18,8 @@
 
 #include <fcntl.h>
 
-enum { BULKY_READS = 4 };                          /* so many full reads in a row make a half bulky */
-enum { SCARCE_BYTES = SMALL_BYTES / 4 };           /* a transfer below this ends being bulky */
+enum { STREAK = 4 };                               /* so many full reads make a half bulky, so many scarce transfers end it */
+enum { SCARCE_BYTES = SMALL_BYTES / 4 };           /* a transfer below this is scarce */
 enum { TURN = 16 };                                /* transfers of one half before others get a turn */
 
 static bool would_wait(int error)
@@ -149,7 +150,7 @@ static bool hold(struct half *half, const char *data, size_t bytes)
 static void end_bulk(struct half *half)
 {
     half->is_bulky = false;
-    half->full_reads = 0;
+    half->streak = 0;
     call_soon(half);
 }
 
@@ -158,7 +159,6 @@ static void pour(struct half *half)
 {
     struct thread *thread = half->flow->thread;
     struct pipe pipe = acquire_pipe(thread);
-    thread->is_chatty = false;
     if (pipe.read_end < 0) {                       /* out of descriptors */
         end_bulk(half);
         return;
@@ -183,7 +183,8 @@ static void pour(struct half *half)
                 send_failed(half);
             return;
         }
-        if (moved < SCARCE_BYTES) {
+        half->streak = moved < SCARCE_BYTES ? half->streak + 1 : 0;
+        if (half->streak == STREAK) {
             release_pipe(thread, &pipe);
             end_bulk(half);
             return;
@@ -221,11 +222,12 @@ static void pump(struct half *half, uint32_t events)
             handle(flow, hold(half, buffer + sent, (size_t)(got - sent)) ? half->stalled : half->was_reset);
             return;
         }
-        half->full_reads = (size_t)got < room ? 0 : half->full_reads + 1;
-        if (is_stream && half->full_reads == 0 && !until_empty)
+        half->streak = (size_t)got < room ? 0 : half->streak + 1;
+        if (is_stream && half->streak == 0 && !until_empty)
             return;
-        if (is_stream && half->full_reads == BULKY_READS && !half->was_urgent) {
+        if (is_stream && half->streak == STREAK && !half->was_urgent) {
             half->is_bulky = true;
+            half->streak = 0;
             pour(half);
             return;
         }
@@ -264,6 +266,8 @@ static void drain(struct half *half)
 void ready(struct half *half, uint32_t events)
 {
     struct half *peer = half->peer;
+    if (half->is_bulky || peer->is_bulky)
+        half->flow->thread->is_chatty = false;
     if (events & EPOLLPRI) {                       /* splice would stop before the mark for ever */
         half->was_urgent = true;
         half->is_bulky = false;
