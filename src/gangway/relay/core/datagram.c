@@ -258,12 +258,23 @@ static void send_parts(struct sending *sending, const struct outbox *outbox, uns
     }
 }
 
+/* Send the rest of an outbox, from a datagram on; return how many were sent, or -1.  For a plain one sendto costs least. */
+static int send_from(int fd, struct outbox *outbox, unsigned first)
+{
+    const struct msghdr *message = &outbox->headers[first].msg_hdr;
+    const struct iovec *part = message->msg_iov;
+    const int flags = MSG_DONTWAIT | MSG_NOSIGNAL;
+    if (first + 1 < outbox->count || message->msg_controllen > 0 || message->msg_iovlen > 1)
+        return sendmmsg(fd, outbox->headers + first, outbox->count - first, flags);
+    return sendto(fd, part->iov_base, part->iov_len, flags, message->msg_name, message->msg_namelen) < 0 ? -1 : 1;
+}
+
 /* Send all of an outbox, in order. */
 static void send_all(struct sending *sending, struct outbox *outbox)
 {
     unsigned done = 0;
     while (done < outbox->count) {
-        int sent = sendmmsg(sending->fd, outbox->headers + done, outbox->count - done, MSG_DONTWAIT | MSG_NOSIGNAL);
+        int sent = send_from(sending->fd, outbox, done);
         if (sent < 0 && errno == EAGAIN)
             report_loss(sending, EAGAIN);
         else if (sent < 0 && outbox->segments[done] != 0)
