@@ -30,10 +30,12 @@ from gangway.host.rule_notices import RuleNotices
 from gangway.host.saved_settings import SavedSettings
 from gangway.log import Log
 from gangway.plan import MappingPlan, Plan
+from gangway.reconcile.containers import Looked
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.observe import Chains, Observer
+from gangway.reconcile.state import State
 from gangway.relay.client import Exit, RelayClient
 from gangway.relay.protocol import HostPorts, Serve
 from gangway.state.adoption import Adoption
@@ -319,7 +321,7 @@ class Daemon:
 
     def is_consistent(self) -> bool:
         """True if what the fakes and the host's links have is what the registry wants."""
-        found = self.observer.found()
+        found = self.observer.found(State(), Looked(self.links.all(), {}))
         if not self.registry.networks:
             return not (found.ports or found.redirects or found.steered or found.bridges or self.driver.mappings)
         wanted = self.registry.state(self.registry.plan())

@@ -7,6 +7,7 @@ containers one look at the host would take a second, and gangway looks often.
 import errno
 import socket
 import struct
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ _GET_LINK, _GET_ADDRESS, _GET_ROUTE = 18, 22, 26
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=8BI")  # struct rtmsg: family, lengths, tos, table, protocol, scope, type, flags
-_EXT_MASK, _WITHOUT_STATISTICS = 29, 1 << 3
+_NO_STATISTICS = pack_attribute(29, _NUMBER.pack(1 << 3))  # IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS
 _MAC, _IFNAME, _MTU, _LINK_PEER, _MASTER, _LINKINFO, _IFALIAS, _LINK_NETNSID = 1, 3, 4, 5, 10, 18, 20, 37
 _LINK_ATTRIBUTES = (_MAC, _IFNAME, _MTU, _LINK_PEER, _MASTER, _LINKINFO, _IFALIAS, _LINK_NETNSID)
 _INFO_KIND, _INFO_SLAVE_DATA, _BRPORT_MODE, _BRPORT_ISOLATED = 1, 5, 4, 33
@@ -27,6 +28,7 @@ _IFF_UP = 1  # include/uapi/linux/if.h
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC = 1, 2, 4, 5, 7
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
+_TABLE_AT, _LOCAL_TABLE = 4, 255  # in struct rtmsg; RT_TABLE_LOCAL
 # include/uapi/linux/fib_rules.h, netconf.h
 _GET_RULE, _GET_NETCONF = 34, 82
 _RULE = struct.Struct("=8BI")  # struct fib_rule_hdr: family, lengths, tos, table, two unused, action, flags
@@ -101,9 +103,51 @@ class Way(NamedTuple):
     source: str
 
 
+Question = tuple[str, str]
+"""A packet whose way is asked for: its destination, and its source or an empty text."""
+
+
+class LinkState(NamedTuple):
+    """What is read of a link in a container."""
+
+    is_up: bool
+    mtu: int
+
+
+class Inside(NamedTuple):
+    """What was found in a network namespace, as far as it was asked."""
+
+    links: Mapping[int, LinkState] = {}  # by number
+    addresses: Sequence[InterfaceAddress] = ()
+    routes: Mapping[int, Sequence[Route]] = {}  # by family, without those of the table `local`
+    ways: Sequence[Way | None] = ()  # in the order of the questions
+
+
+def inside(ifindex: int, questions: Sequence[Question]) -> Inside:
+    """Ask everything by one socket: a namespace of a container has little, but there may be a thousand containers.
+
+    If there is an `ifindex`: all addresses, and the links of this number and of loopback.  Routes also if there is no
+    way for a packet.  OSError: the kernel refuses.
+    """
+    numbers = (LOOPBACK_IFINDEX, ifindex) if ifindex else ()
+    requests = [*map(_link_request, numbers), *(_way_request(*question) for question in questions)]
+    with netlink.connect(socket.NETLINK_ROUTE) as sock:
+        replies = netlink.replies(sock, requests)
+        ways = [None if body is None else _way(body) for body in replies[len(numbers) :]]
+        own = _listed(sock, _GET_ADDRESS, _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)) if ifindex else []
+        is_incomplete = ifindex or None in ways
+        routed = _listed(sock, _GET_ROUTE, _ROUTE.pack(socket.AF_UNSPEC, *(0,) * 8)) if is_incomplete else []
+    routes: dict[int, list[Route]] = {family: [] for family in FAMILIES}
+    for body in routed:
+        if body[0] in FAMILIES and body[_TABLE_AT] != _LOCAL_TABLE:
+            routes[body[0]].append(_route(body))
+    found = {number: _link_state(body) for number, body in zip(numbers, replies, strict=False) if body is not None}
+    return Inside(found, [_own_address(body) for body in own if body[0] in FAMILIES], routes, ways)
+
+
 def links(kind: str = "") -> list[Link]:
     """List all links, or those of a kind.  OSError: the kernel refuses."""
-    request = _LINK.pack(0, 0, 0, 0, 0) + pack_attribute(_EXT_MASK, _NUMBER.pack(_WITHOUT_STATISTICS))
+    request = _LINK.pack(0, 0, 0, 0, 0) + _NO_STATISTICS
     if kind:
         request += pack_attribute(_LINKINFO, pack_attribute(_INFO_KIND, kind.encode() + b"\0"))
     # A kernel that does not know the kind lists all links.
@@ -153,15 +197,21 @@ def not_forwarding(family: int) -> frozenset[int]:
 
 def way_to(destination: str, source: str = "") -> Way | None:
     """Return the way of a packet of this host to an address, perhaps from one of its own; None if there is no route."""
+    with netlink.connect(socket.NETLINK_ROUTE) as sock:
+        (body,) = netlink.replies(sock, [_way_request(destination, source)])
+    return None if body is None else _way(body)
+
+
+def _way_request(destination: str, source: str) -> bytes:
     family = socket.AF_INET6 if ":" in destination else socket.AF_INET
     ends = [socket.inet_pton(family, text) if text else b"" for text in (destination, source)]
     request = _ROUTE.pack(family, *(8 * len(end) for end in ends), *(0,) * 6)
     request += b"".join(pack_attribute(kind, end) for kind, end in zip((_RTA_DST, _RTA_SRC), ends, strict=True) if end)
-    with netlink.connect(socket.NETLINK_ROUTE) as sock:
-        sock.send(netlink.pack_message(_GET_ROUTE, netlink.REQUEST, request))
-        data = sock.recv(netlink.BUFFER_BYTES)
-    found = next(netlink.messages(data))
-    return None if found.kind == netlink.ERROR else _way(family, memoryview(data)[netlink.MESSAGE.size : found.end])
+    return netlink.pack_message(_GET_ROUTE, netlink.REQUEST, request)
+
+
+def _link_request(ifindex: int) -> bytes:
+    return netlink.pack_message(_GET_LINK, netlink.REQUEST, _LINK.pack(0, 0, ifindex, 0, 0) + _NO_STATISTICS)
 
 
 def _dump(kind: int, request: bytes, strict: bool = False) -> list[memoryview]:
@@ -170,12 +220,16 @@ def _dump(kind: int, request: bytes, strict: bool = False) -> list[memoryview]:
         if strict:
             with suppress(OSError):  # before Linux 4.20
                 sock.setsockopt(netlink.SOL_NETLINK, _STRICT_CHECK, 1)
-        try:
-            return netlink.listed(sock, netlink.pack_message(kind, netlink.REQUEST | netlink.DUMP, request))
-        except OSError as error:
-            if error.errno == errno.EAFNOSUPPORT:  # a kernel without the family, which has nothing of it
-                return []
-            raise
+        return _listed(sock, kind, request)
+
+
+def _listed(sock: socket.socket, kind: int, request: bytes) -> list[memoryview]:
+    try:
+        return netlink.listed(sock, netlink.pack_message(kind, netlink.REQUEST | netlink.DUMP, request))
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT:  # a kernel without the family, which has nothing of it
+            return []
+        raise
 
 
 def _link(body: memoryview) -> Link:
@@ -197,6 +251,11 @@ def _link(body: memoryview) -> Link:
         peer=_number(found.get(_LINK_PEER)),
         peer_namespace=_number(found[_LINK_NETNSID]) if _LINK_NETNSID in found else None,
     )
+
+
+def _link_state(body: memoryview) -> LinkState:
+    flags = _LINK.unpack_from(body)[3]
+    return LinkState(bool(flags & _IFF_UP), _number(attributes_among(body, _LINK.size, (_MTU,)).get(_MTU)))
 
 
 def _own_address(body: memoryview) -> InterfaceAddress:
@@ -221,8 +280,8 @@ def _rule(body: memoryview) -> Rule:
     return Rule(f"{source}/{length}", _number(found[_FRA_TABLE]) if _FRA_TABLE in found else table)
 
 
-def _way(family: int, body: memoryview) -> Way | None:
-    kind = _ROUTE.unpack_from(body)[7]
+def _way(body: memoryview) -> Way | None:
+    family, *_, kind, _ = _ROUTE.unpack_from(body)
     found = attributes_among(body, _ROUTE.size, (_RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC))
     gateway, source = (
         socket.inet_ntop(family, found[one]) if one in found else "" for one in (_RTA_GATEWAY, _RTA_PREFSRC)

@@ -40,7 +40,8 @@ class Notices:
             self.rules = RuleNotices()
             undo.callback(self.rules.close)
             self._scope = undo.pop_all()
-        self._hears_others = _listen_everywhere(self.links) and _listen_everywhere(self.routes)
+        _listen_everywhere(self.links)
+        _listen_everywhere(self.routes)
 
     def drain(self, sock: socket.socket) -> bool:
         """Discard all notices that wait at one of the sockets; True if one is of this namespace or a watched one."""
@@ -60,13 +61,13 @@ class Notices:
                     self._changed |= numbers
         return is_ours
 
-    def changed_among(self, namespaces: frozenset[int], thorough: bool) -> frozenset[int]:
-        """Return the namespaces where something may have changed since the last call; watch all of them from now on.
+    def changed_among(self, namespaces: frozenset[int]) -> frozenset[int]:
+        """Return the namespaces where something has changed since the last call; watch all of them from now on.
 
-        They are given by their numbers in ours.  If `thorough`, without notices from others all may have changed.
+        They are given by their numbers in ours.  If the kernel refuses notices from others, none has changed.
         """
         with self._lock:
-            missed, self._has_missed = self._has_missed or (thorough and not self._hears_others), False
+            missed, self._has_missed = self._has_missed, False
             found = namespaces if missed else namespaces & self._changed | namespaces - self._watched
             self._watched, self._changed = namespaces, set()
         return found
@@ -82,10 +83,7 @@ def _subscribed(groups: tuple[int, ...]) -> socket.socket:
     return sock
 
 
-def _listen_everywhere(sock: socket.socket) -> bool:
-    """Receive notices of other namespaces, too; False if the kernel refuses."""
-    try:
+def _listen_everywhere(sock: socket.socket) -> None:
+    """Receive notices of other namespaces, too, unless the kernel refuses."""
+    with suppress(OSError):
         sock.setsockopt(netlink.SOL_NETLINK, _ALL_NSID, 1)
-    except OSError:
-        return False
-    return True

@@ -17,7 +17,7 @@
 import errno
 import os
 import socket
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from hashlib import blake2s
@@ -92,8 +92,7 @@ class Links:
     def routes(self, family: int, ifindex: int = 0) -> list[dump.Route]:
         """Return the routes of a family (4 or 6) in the main table, or those of them by one interface."""
         with attempting("list routes"):
-            found = dump.routes(FAMILIES[family], ifindex)
-            return [route for route in found if route.table == _MAIN_TABLE]
+            return main_routes(dump.routes(FAMILIES[family], ifindex))
 
     def create_bridge(
         self, name: str, alias: str, addresses: Iterable[Interface], mtu: int, settings: Mapping[str, str]
@@ -256,6 +255,17 @@ class Links:
                 return bool(owners) and (not interface or _index(interface) in owners)
             way = dump.way_to(bare)
             return way is not None and way.is_local
+
+
+def main_routes(routes: Iterable[dump.Route]) -> list[dump.Route]:
+    """Return the routes of the main table."""
+    return [route for route in routes if route.table == _MAIN_TABLE]
+
+
+def visit(namespace: str, ifindex: int, questions: Sequence[dump.Question]) -> dump.Inside:
+    """Return what the namespace at a path has (`dump.inside`).  Conflict: there is none.  HostRefused: it refuses."""
+    with netns.entered(namespace), attempting(f"look into {namespace}"):
+        return dump.inside(ifindex, questions)
 
 
 @contextmanager

@@ -116,6 +116,14 @@ def messages(data: bytes) -> Iterator[Message]:
         start += (length + 3) & ~3
 
 
+def replies(sock: socket.socket, requests: Collection[bytes]) -> list[memoryview | None]:
+    """Send requests that are answered by one message each, and return these without headers; None: it was refused."""
+    if requests:
+        sock.send(b"".join(requests))
+    found = (sock.recv(BUFFER_BYTES) for _ in requests)
+    return [None if MESSAGE.unpack_from(data)[1] == ERROR else memoryview(data)[MESSAGE.size :] for data in found]
+
+
 def error_code(data: bytes, start: int) -> int:
     """Return the errno of the message of type ERROR or DONE that begins there; 0: success."""
     return -int(_CODE.unpack_from(data, start + MESSAGE.size)[0])
@@ -155,15 +163,17 @@ def answer(sock: socket.socket) -> tuple[list[memoryview], bool]:
     bodies: list[memoryview] = []
     is_complete = True
     while True:
-        data = sock.recv(BUFFER_BYTES)
+        data, start = sock.recv(BUFFER_BYTES), 0
         view = memoryview(data)
-        for message in messages(data):
-            is_complete = is_complete and not message.flags & INTERRUPTED
-            if message.kind in (ERROR, DONE):
-                if code := error_code(data, message.start):
+        while start < len(data):
+            length, kind, flags, _, _ = MESSAGE.unpack_from(data, start)
+            is_complete = is_complete and not flags & INTERRUPTED
+            if kind in (ERROR, DONE):
+                if code := error_code(data, start):
                     raise OSError(code, os.strerror(code))
                 return bodies, is_complete
-            bodies.append(view[message.start + MESSAGE.size : message.end])
+            bodies.append(view[start + MESSAGE.size : start + length])
+            start += (length + 3) & ~3
 
 
 def dump(sock: socket.socket, request: bytes) -> Iterator[bytes]:

@@ -12,7 +12,6 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TextIO
 
 from gangway import runtime
 from gangway.errors import Conflict, HostRefused, InvalidRequest, Unsupported
@@ -20,6 +19,7 @@ from gangway.host import probe
 
 OWN = "/proc/thread-self/ns/net"
 """The path of the calling thread's namespace."""
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC
 _CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 _OF_PROCESS = re.compile(r"/proc/[0-9]+/(task/[0-9]+/)?ns/net")
 _NAMED = "/run/netns"  # where ip-netns(8) mounts them
@@ -107,12 +107,19 @@ def has_process_ended(identity: str) -> bool:
 @contextmanager
 def entered(path: str) -> Iterator[None]:
     """Run a block with the calling thread in the namespace at `path`; sockets made there stay in it."""
-    with open(OWN) as own, _open(path) as other:
-        _setns(other.fileno(), path)
+    own = os.open(OWN, _FLAGS)
+    try:
+        other = _open(path)
+        try:
+            _setns(other, path)
+        finally:
+            os.close(other)
         try:
             yield
         finally:
-            _setns(own.fileno(), "the thread's own namespace")
+            _setns(own, "the thread's own namespace")
+    finally:
+        os.close(own)
 
 
 def unshare() -> None:
@@ -122,9 +129,9 @@ def unshare() -> None:
         raise Unsupported(f"cannot create a network namespace: {os.strerror(error)}; run as root")
 
 
-def _open(path: str) -> TextIO:
+def _open(path: str) -> int:
     try:
-        return open(path)
+        return os.open(path, _FLAGS)
     except OSError as error:
         raise Conflict(f"there is no network namespace {path}: {error.strerror}") from None
 

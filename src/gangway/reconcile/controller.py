@@ -18,17 +18,17 @@ from gangway.facts import Firewall, HostFacts
 from gangway.firewall.base import Driver
 from gangway.host.reserved_ports import ReservedPorts
 from gangway.log import Log
-from gangway.model import Address
+from gangway.model import Endpoint
 from gangway.plan import MappingPlan
 from gangway.reconcile import orphans, repairs
 from gangway.reconcile.attempts import Attempts
 from gangway.reconcile.changes import changes, has_other_rules, is_rerouted, now_unforwardable, translated_udp
+from gangway.reconcile.containers import Container, Looked
 from gangway.reconcile.dataplane import Reserved
 from gangway.reconcile.diff import Flows, Ports, Rewrite, Step, diff, parts
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.liveness import is_dead
 from gangway.reconcile.observe import Observer, shared_chains
-from gangway.reconcile.routing import answers_elsewhere
 from gangway.reconcile.state import State, link_name, ports_of, redirects_of, steered_of, steered_ports
 from gangway.state.registry import Registry
 
@@ -157,14 +157,14 @@ class Controller:
             if self._has_lost_relay():
                 self._log_restart(self._executor.dataplane.relay.exits)
             return
+        self.reap_dead_containers()
+        looked = self._look_into_containers() if thorough else None
         if thorough:
-            self._look_into_containers()
             self._attempt(self._executor.dataplane.steering.reclaim_auto_bound)
         self._look_at_chains(thorough)
         self._observer.routing(anew=True)
-        self.reap_dead_containers()
         is_due = self._condition in (Condition.RETRYING, Condition.DIRTY) or self._gather() != self.facts
-        if is_due or self._is_disturbed(thorough):
+        if is_due or self._is_disturbed(looked):
             self.reconcile(since_s)
         else:
             self._attempts.forget()
@@ -185,10 +185,10 @@ class Controller:
         self._attempt(self._executor.links.delete_unfinished)
         _ = self.facts
         self._look_at_chains()
-        self._look_into_containers()
+        self.reap_dead_containers()
+        looked = self._look_into_containers()
         self._observer.routing(anew=True)
         said, are_rerouted = self._refresh_facts()
-        self.reap_dead_containers()
         for name in [one.name for one in self._registry.networks if self._registry.is_unneeded(one.name)]:
             self._registry.remove_network(name)
             self._condition = Condition.DIRTY
@@ -198,7 +198,9 @@ class Controller:
         wanted = self._registry.state(plan)
         # Of the families that are not wanted only those that are ours to stop, even if a daemon died while it did so.
         forwarding = (self.facts.forwarding & wanted.forwarding) | (self.facts.switched_on - wanted.forwarding)
-        before = replace(self._observer.found(wanted), plan=plan if are_applied else None, forwarding=forwarding)
+        before = replace(
+            self._observer.found(wanted, looked), plan=plan if are_applied else None, forwarding=forwarding
+        )
         done, failed = self._apply(diff(before, wanted))
         dataplane.relay.prune(wanted.ports)
         if are_rerouted:
@@ -249,9 +251,7 @@ class Controller:
 
     def look_into(self, container: str) -> None:
         """Find out whether a container's answers pass the host, and adapt the rules."""
-        found = self._answers_elsewhere(container)
-        if found != self._observer.answers_elsewhere.get(container, set()):
-            self._observer.answers_elsewhere = self._observer.answers_elsewhere | {container: found}
+        if self._observer.look_again(self._container(self._registry.endpoint(container))):
             self.reconcile()
 
     def reap_dead_containers(self) -> bool:
@@ -270,14 +270,13 @@ class Controller:
                 found.add(shared_chains(family)[0])
         return found
 
-    def _look_into_containers(self) -> None:
-        names = (one.container for one in self._registry.endpoints())
-        self._observer.answers_elsewhere = {name: lost for name in names if (lost := self._answers_elsewhere(name))}
+    def _look_into_containers(self) -> Looked:
+        return self._observer.look_into([*map(self._container, self._registry.endpoints())])
 
-    def _answers_elsewhere(self, container: str) -> set[Address]:
-        network, place = self._registry.network_of(container), self._registry.place(container)
+    def _container(self, endpoint: Endpoint) -> Container:
+        network, place = self._registry.network(endpoint.network), self._registry.place(endpoint.container)
         gateways = () if network.internal else network.gateways  # internal: no default route by gangway
-        return answers_elsewhere(place.namespace, self._registry.endpoint(container).addresses, gateways)
+        return Container(link_name(endpoint.container), place.namespace, endpoint.addresses, gateways)
 
     def _apply(self, steps: Iterable[Step]) -> tuple[list[Step], list[Step]]:
         """Carry out as many steps as possible; return those that were, and those that failed."""
@@ -369,8 +368,9 @@ class Controller:
         self._registry.decide(now)
         return said, is_rerouted(before, now)
 
-    def _is_disturbed(self, thorough: bool) -> bool:
-        """True if something that gangway created was changed or removed."""
+    def _is_disturbed(self, looked: Looked | None) -> bool:
+        """True if something that gangway created was changed or removed; with `looked`, do not rely on notices."""
+        thorough = looked is not None
         if self._condition is Condition.UNKNOWN or self._has_lost_relay():
             return True
         if not self._executor.driver.is_intact(self._registry.plan, thorough):
@@ -378,8 +378,7 @@ class Controller:
         if self._observer.routing().closed_bridges or (thorough and not self._reserved_ports.is_intact()):
             return True
         wanted = self._registry.links()
-        found = self._observer.found_links(wanted, changed_only=True, thorough=thorough)
-        return any(diff(found, wanted))
+        return any(diff(self._observer.found_links(wanted, looked), wanted))
 
     def _unavailable_mappings(self, failed: Sequence[Step]) -> list[MappingPlan]:
         """Return the mappings with a port that failed: another program has the port, and keeps its clients."""

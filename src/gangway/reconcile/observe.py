@@ -26,10 +26,11 @@ from gangway.firewall.iptables.tool import Iptables
 from gangway.firewall.nft import kernel
 from gangway.firewall.nft.library import Nftables
 from gangway.firewall.nft.transaction import TABLE
-from gangway.host import probe, sockets, sysctl
+from gangway.host import netns, probe, sockets, sysctl
 from gangway.host.links import Link, Links
 from gangway.model import Address, Protocol, is_interface_name
 from gangway.reconcile import observe_links
+from gangway.reconcile.containers import Container, Looked, answers_elsewhere, look_into
 from gangway.reconcile.dataplane import DataPlane
 from gangway.reconcile.routing import Routing, host_addresses, read_routing, unwritable_switch
 from gangway.reconcile.state import State
@@ -110,7 +111,7 @@ class Observer:
         adopted_bridges: Callable[[], Collection[str]] = tuple,
         has_leases: Callable[[], bool] = bool,
         follow: Callable[[Collection[str]], None] = lambda _: None,
-        changed_among: Callable[[frozenset[int], bool], frozenset[int]] = lambda namespaces, _thorough: namespaces,
+        changed_among: Callable[[frozenset[int]], frozenset[int]] = lambda namespaces: namespaces,
         owned_forward_chains: Callable[[], Collection[int]] = tuple,
     ) -> None:
         self._config, self._database, self._links, self._dataplane = config, database, links, dataplane
@@ -121,8 +122,8 @@ class Observer:
         self._owned: Collection[int] = ()
         self._routing: Routing | None = None
         self._excluded: frozenset[Address] | None = None
-        self.answers_elsewhere: dict[str, set[Address]] = {}
-        """Containers' addresses whose answers do not pass the host, by container; the controller looks for them."""
+        self.answers_elsewhere: dict[str, frozenset[Address]] = {}
+        """Containers' addresses whose answers do not pass the host, by the link's name."""
 
     def use(self, config: Config) -> None:
         """Gather facts by other settings from now on.
@@ -229,32 +230,48 @@ class Observer:
             no_steering=self._dataplane.steering.unavailable,
         )
 
-    def found(self, wanted: State = _NOTHING) -> State:
+    def look_into(self, containers: Collection[Container]) -> Looked:
+        """Look at the links and into each container; `answers_elsewhere` is what was found there."""
+        looked = self._look(containers)
+        found = {one.link: answers_elsewhere(one, looked.inside[one.link]) for one in containers}
+        self.answers_elsewhere = {link: lost for link, lost in found.items() if lost}
+        return looked
+
+    def look_again(self, container: Container) -> bool:
+        """Look into a container; True if its answers take another way than before."""
+        found = answers_elsewhere(container, look_into(container))
+        before, self.answers_elsewhere = self.answers_elsewhere, self.answers_elsewhere | {container.link: found}
+        return found != before.get(container.link, frozenset())
+
+    def found(self, wanted: State, looked: Looked) -> State:
         """Return what the host has of ours: links, the relay's ports, the entries of redirect and steering."""
-        links = self.found_links(wanted)
+        links = self.found_links(wanted, looked)
         data = self._dataplane.found()
         return replace(links, ports=data.ports, steered=data.steered, redirects=data.redirects)
 
-    def found_links(self, wanted: State = _NOTHING, changed_only: bool = False, thorough: bool = False) -> State:
+    def found_links(self, wanted: State = _NOTHING, looked: Looked | None = None) -> State:
         """Return the links of ours, and their properties, without veths whose other end is not where `wanted` says.
 
-        If `changed_only`, the containers where nothing has changed since the last call are taken to be as wanted.
-        `thorough`: do not rely on notices alone.
+        Without `looked`, the containers where nothing has changed since the last look are taken to be as wanted.  So
+        are those whose path leads to no namespace, or to another one, as after `ip netns delete` while a process lives
+        there.
         """
-        links = self._links.all()
-        ours = {name: link for name, link in links.items() if self._is_ours(link)}
+        attachments = {name: one for name, one in wanted.attachments.items() if one is not None}
+        if looked is None:
+            containers = [Container(name, one.namespace) for name, one in attachments.items()]
+            looked = self._look(containers, changed_only=True)
+        mark = self.alias()
+        ours = {name: link for name, link in looked.links.items() if link.alias.startswith(mark)}
         veths = {name: link for name, link in ours.items() if link.kind == "veth"}
-        namespaces = {name: one for name, one in wanted.attachments.items() if one and name in veths}
-        numbers = {name: veths[name].peer_namespace for name in namespaces}
-        changed = self._changed_among(frozenset(number for number in numbers.values() if number is not None), thorough)
         at = {
-            name: observe_links.inside(self._links, name, veths[name].peer, one.namespace, one.inode)
-            for name, one in namespaces.items()
-            if not changed_only or numbers[name] is None or numbers[name] in changed
+            name: frozenset(observe_links.inside(inside, name, veths[name].peer, one.namespace))
+            for name, one in attachments.items()
+            if name in veths
+            and (inside := looked.inside.get(name)) is not None
+            and netns.current_inode(one.namespace) == one.inode
         }
-        known = {name for name, found in at.items() if found is not None}
-        properties = {one for one in wanted.properties if one.namespace and one.link not in known}
-        properties.update(observe_links.on_host(self._links, ours.values()), *(at[name] or () for name in known))
+        properties = {one for one in wanted.properties if one.namespace and one.link not in at}
+        properties.update(observe_links.on_host(self._links, ours.values()), *at.values())
         veths = {name: link for name, link in veths.items() if at.get(name) != frozenset()}
         return State(
             bridges={name: None for name, link in ours.items() if link.kind == "bridge"},
@@ -262,6 +279,15 @@ class Observer:
             isolated=frozenset(name for name, link in veths.items() if link.isolated),
             properties=frozenset(properties),
         )
+
+    def _look(self, containers: Collection[Container], changed_only: bool = False) -> Looked:
+        """Enter each container once, or only those where something may have changed since the last look."""
+        links = self._links.all()
+        numbers = {one.link: links[one.link].peer_namespace for one in containers if one.link in links}
+        changed = self._changed_among(frozenset(number for number in numbers.values() if number is not None))
+        is_due = {link for link, number in numbers.items() if number is None or number in changed}
+        chosen = (one for one in containers if one.link in is_due) if changed_only else containers
+        return Looked(links, {one.link: look_into(one, links.get(one.link)) for one in chosen})
 
     def _is_ours(self, link: Link) -> bool:
         """True if a daemon with this database made the link."""

@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Iterator
 
-from gangway.errors import GangwayError
-from gangway.host import dump, netns, sysctl
-from gangway.host.links import Link, Links
+from gangway.host import dump, sysctl
+from gangway.host.links import Link, Links, main_routes
+from gangway.inet import FAMILIES
 from gangway.reconcile.properties import BRIDGE_SETTINGS, Kind, Property
 
 
@@ -26,38 +26,26 @@ def on_host(links: Links, ours: Collection[Link]) -> Iterator[Property]:
             yield _address(bridges[address.ifindex], "", *address[1:])
 
 
-def inside(links: Links, name: str, peer: int, namespace: str, inode: int) -> frozenset[Property] | None:
-    """Return the properties of the other end of the veth `name`, the link number `peer` in a namespace.
+def inside(found: dump.Inside, name: str, peer: int, namespace: str) -> Iterator[Property]:
+    """Yield the properties of the other end of the veth `name`, the link number `peer` in a namespace.
 
-    There are none if the link is not there.  None: the path leads to no namespace, or to another one than `inode`'s, as
-    after `ip netns delete` while a process lives there.
+    There are none if the link is not there.
     """
-    if netns.current_inode(namespace) != inode:
-        return None
-    try:
-        with netns.entered(namespace):
-            return frozenset(_inside(links, name, peer, namespace))
-    except GangwayError:
-        return None
-
-
-def _inside(links: Links, name: str, peer: int, namespace: str) -> Iterator[Property]:
-    found = {link.ifindex: link for link in links.all().values()}
-    if peer not in found:
+    if peer not in found.links:
         return
-    yield from _of_link(found[peer], name, namespace)
-    if found[dump.LOOPBACK_IFINDEX].is_up:
+    yield from _of_link(found.links[peer], name, namespace)
+    if found.links[dump.LOOPBACK_IFINDEX].is_up:
         yield Property(name, namespace, Kind.LOOPBACK)
-    yield from (_address(name, namespace, *one[1:]) for one in links.interface_addresses() if one.ifindex == peer)
-    for family in (4, 6):
-        for route in links.routes(family):
+    yield from (_address(name, namespace, *one[1:]) for one in found.addresses if one.ifindex == peer)
+    for version, family in FAMILIES.items():
+        for route in main_routes(found.routes[family]):
             if not route.prefix_length:
-                yield Property(name, namespace, Kind.DEFAULT_ROUTE, f"IPv{family}")
+                yield Property(name, namespace, Kind.DEFAULT_ROUTE, f"IPv{version}")
             elif route.ifindex == peer:
                 yield _route(name, namespace, *route[:2])
 
 
-def _of_link(link: Link, name: str, namespace: str) -> Iterator[Property]:
+def _of_link(link: Link | dump.LinkState, name: str, namespace: str) -> Iterator[Property]:
     yield Property(name, namespace, Kind.MTU, str(link.mtu))
     if link.is_up:
         yield Property(name, namespace, Kind.UP)

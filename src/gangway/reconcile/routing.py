@@ -9,8 +9,6 @@ Facts that it leans on:
   by the container's address, before its source is translated back: it would leave by the main table's way.  For the
   same reason a packet of the host's own from such an address, once its destination is translated, is routed by the
   rule's table, which need not have a route to the container.
-* A container may have a default route of its own, by a VPN or a second network.  Its answers to far clients then leave
-  by that way, with an address that no client has connected to.
 """
 
 import socket
@@ -18,9 +16,8 @@ from collections.abc import Collection, Iterator
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
-from gangway.errors import GangwayError
 from gangway.facts import Detour, LostSource
-from gangway.host import dump, netns, sysctl
+from gangway.host import dump, sysctl
 from gangway.host.links import attempting
 from gangway.host.sockets import UNREACHABLE
 from gangway.inet import FAMILIES
@@ -71,33 +68,6 @@ def host_addresses() -> list[tuple[str, Address]]:
     """Return the host's addresses, each with the name of its interface."""
     with attempting("list addresses"):
         return [(_name(ifindex), ip_address(text)) for ifindex, text in dump.interface_addresses()]
-
-
-def answers_elsewhere(namespace: str, addresses: Collection[Address], gateways: Collection[Address]) -> set[Address]:
-    """Return those of a container's addresses whose answers to far clients do not pass a gateway of its network.
-
-    `namespace` is the path of its network namespace; one that is not there has none.
-    """
-    try:
-        with netns.entered(namespace), attempting(f"look up routes in {namespace}"):
-            return {one for one in addresses if not _passes_gateway(one, gateways)}
-    except GangwayError:
-        return set()
-
-
-def _passes_gateway(address: Address, gateways: Collection[Address]) -> bool:
-    gateway = next((str(one) for one in gateways if one.version == address.version), "")
-    if not gateway:
-        return True
-    own, to_gateway = dump.way_to(str(address)), dump.way_to(gateway)
-    if own is None or not own.is_local or to_gateway is None:  # its link is about to be made, or repaired
-        return True
-    way = dump.way_to(_FAR[address.version], str(address))
-    if way is None:  # without any default route, gangway's is about to be restored
-        return all(route.prefix_length for route in dump.routes(FAMILIES[address.version]))
-    if way.ifindex != to_gateway.ifindex:
-        return False
-    return way.gateway == gateway or way.gateway.startswith("fe80:")  # the bridge's, from a router advertisement
 
 
 def _is_routed(address: Address) -> bool:
