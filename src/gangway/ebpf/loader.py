@@ -119,14 +119,18 @@ class LoadedObject:
                 self.update(name, key, b"\1")
 
     def entries(self, name: str, key_bytes: int, value_bytes: int) -> Iterator[tuple[bytes, bytes]]:
-        """Return all entries of a hash table, which are read with few calls however many there are."""
+        """Yield all entries of a hash table, or of a trie (since Linux 5.13), which are read with few calls.
+
+        What has been read is a number in a hash table, and the last key in a trie (kernel/bpf/syscall.c,
+        generic_map_lookup_batch).
+        """
         fd, info = self._maps[name], libbpf.MapInfo()
         self._read_info(fd, info)
         most = min(info.max_entries, _MOST_ENTRIES)
         keys, values = (ctypes.create_string_buffer(size * most) for size in (key_bytes, value_bytes))
-        position, count, former = c_uint32(), c_uint32(most), None
+        position, count, former = ctypes.create_string_buffer(max(4, key_bytes)), c_uint32(most), None
         while True:
-            error = self._bpf.bpf_map_lookup_batch(fd, former, byref(position), keys, values, byref(count), None)
+            error = self._bpf.bpf_map_lookup_batch(fd, former, position, keys, values, byref(count), None)
             read = count.value if error in (0, -errno.ENOENT) else 0
             packed_keys = ctypes.string_at(keys, read * key_bytes)
             packed_values = ctypes.string_at(values, read * value_bytes)
@@ -135,7 +139,7 @@ class LoadedObject:
                 yield packed_keys[key : key + key_bytes], packed_values[value : value + value_bytes]
             if error or not read:
                 return
-            former, count = byref(position), c_uint32(most)
+            former, count = position, c_uint32(most)
 
     def _load(
         self, scope: ExitStack, constants: bytes, former_links: Sequence[int]

@@ -64,9 +64,8 @@ class PortMap:
         self._counts.reset(span for entry in self.entries().items() for span in spans(*entry))
 
     def entries(self) -> dict[PortBlock, bytes]:
-        found = self.loaded.keys(self._name, KEY_BYTES)
-        values = ((key, self.loaded.lookup(self._name, key, self._value_bytes)) for key in found)
-        return {unpack_key(key): value for key, value in values if value is not None}
+        found = self.loaded.entries(self._name, KEY_BYTES, self._value_bytes)
+        return {unpack_key(key): value for key, value in found}
 
     def lookup(self, block: PortBlock) -> bytes | None:
         """Return the value of the block, or of the one that includes it; None if there is none."""
