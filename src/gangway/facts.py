@@ -60,6 +60,9 @@ class HostFacts:
     no_steering: str = ""  # why one socket cannot serve many ports; empty if it can
     no_raw: str = ""  # why UDP answers cannot leave from a port that another program has bound; empty if they can
 
+    def __hash__(self) -> int:
+        return hash(self.firewall)  # decisions about thousands of mappings are looked up by the same facts
+
     def dropper(self, family: int) -> str | None:
         """Return another program's chain that drops forwarded packets of a family; None if there is none."""
         return next((chain for version, chain in self.forward_droppers if version == family), None)

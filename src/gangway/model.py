@@ -71,7 +71,7 @@ class Source(StrEnum):
     DOCKER = "docker"  # Docker's API says so: a network, container or port of dockerd's, which is adopted
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class PortRange:
     """The ports from `first` to `last`, both included."""
 
@@ -197,7 +197,7 @@ def is_interface_name(text: str) -> bool:
     return len(text) <= _INTERFACE_NAME_BYTES and _INTERFACE_NAME.fullmatch(text) is not None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PortMapping:
     """Ports of one host address that lead to ports of a container."""
 
@@ -254,6 +254,9 @@ class Network:
     has_rules: bool = True
     """False: gangway writes no rules, because dockerd does; redirect and relay serve what gangway publishes."""
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # decisions about thousands of mappings are looked up by their network
+
     def opens(self, family: int) -> bool:
         """True if clients elsewhere may connect to the containers' own addresses, at published ports."""
         return family in self.routed and self.has_rules and not self.internal
@@ -293,6 +296,9 @@ class Endpoint:
     network: str
     addresses: tuple[Address, ...]
     source: Source = Source.API
+
+    def __hash__(self) -> int:
+        return hash(self.container)  # properties of its links are looked up by it
 
     def address_for(self, host_address: Address) -> Address:
         """Return the address that a mapping of `host_address` leads to: of the same family, if there is one."""

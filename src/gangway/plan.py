@@ -103,7 +103,7 @@ class Roads(NamedTuple):
     used: frozenset[Road]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MappingPlan:
     """A mapping, the container address that it leads to, and the road of each kind of client."""
 

@@ -70,9 +70,6 @@ class FakeLibrary:
     def accepts(self, text: str) -> bool:
         return True
 
-    def listing(self, _table: str) -> str:
-        return ""
-
     def apply(self, text: str) -> None:
         self.applied.append(text)
 

@@ -33,9 +33,6 @@ class Kernel:
     def accepts(self, _text: str) -> bool:
         return True
 
-    def listing(self, _table: str) -> str:
-        return ""
-
     def apply(self, text: str) -> None:
         self.refused -= 1
         if self.refused == 0 and not self.is_late:
@@ -66,6 +63,7 @@ class Kernel:
 def nft(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     found = Kernel()
     monkeypatch.setattr(kernel, "elements", found.elements)
+    monkeypatch.setattr(kernel, "names", lambda _table: set())
     monkeypatch.setattr(kernel, "chains_and_rules", lambda _table: found.rules)
     return found
 

@@ -27,8 +27,8 @@ class Driver:
     def __init__(self, notices: RuleNotices, guard: NatGuard) -> None:
         self.notices, self._guard = notices, guard
         notices.follow(self.owns)
-        self._plan: Plan | None = None  # whose rules were written last; its mappings have changed since
-        self._mappings: dict[str, MappingPlan] = {}
+        self._plan: Plan | None = None  # whose rules were written last
+        self._mappings: dict[str, MappingPlan] | None = None  # those that have rules now, if any has changed since
 
     def owns(self, _change: Change) -> bool:
         """True if a change is about rules of this driver's."""
@@ -81,11 +81,13 @@ class Driver:
 
     def _record(self, plan: Plan | None) -> None:
         """Record that all rules have been written."""
-        self._plan = plan
-        self._mappings = {} if plan is None else {str(one.mapping): one for one in plan.mappings}
+        self._plan, self._mappings = plan, None
 
     def _record_change(self, removed: Iterable[MappingPlan], added: Iterable[MappingPlan]) -> None:
         """Record that rules of mappings have been written."""
+        if self._mappings is None:
+            written = () if self._plan is None else self._plan.mappings
+            self._mappings = {str(one.mapping): one for one in written}
         for one in removed:
             self._mappings.pop(str(one.mapping), None)
         self._mappings.update((str(one.mapping), one) for one in added)
@@ -94,4 +96,4 @@ class Driver:
         """Return the plan whose rules should be there.  HostRefused: there is none."""
         if self._plan is None:
             raise HostRefused("the firewall's rules are missing: the daemon's log says why they could not be written")
-        return replace(self._plan, mappings=tuple(self._mappings.values()))
+        return self._plan if self._mappings is None else replace(self._plan, mappings=tuple(self._mappings.values()))

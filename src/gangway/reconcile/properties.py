@@ -25,7 +25,7 @@ class Kind(IntEnum):
     LOOPBACK = auto()  # the container's loopback interface is up
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Property:
     """One property of a link on the host, or of the other end of a veth."""
 

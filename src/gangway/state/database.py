@@ -350,13 +350,13 @@ def _endpoint(
 
 def _mapping(container: str, protocol: str, host_address: str, *rest: Any) -> PortMapping:
     *ports, source, is_held, admitted, is_routed = rest
-    host, inner = PortRange(*ports[:2]), PortRange(*ports[2:])
+    host, inner = PortRange(*ports[:2]), _container_ports(*ports[2:])
     of = Source(source), bool(is_held), tuple(map(ip_network, admitted.split())), bool(is_routed)
     return PortMapping(container, Protocol(protocol), _address(host_address), host, inner, *of)
 
 
-# Most mappings are of 0.0.0.0 or ::.
-_address = lru_cache(ip_address)
+# Most mappings are of 0.0.0.0 or ::, and lead to the same few ports.
+_address, _container_ports = lru_cache(ip_address), lru_cache(PortRange)
 
 
 def _words(values: Iterable[object]) -> str:

@@ -232,11 +232,10 @@ class Registry:
         """Return what the host should be: the rules of a plan, and all else of every mapping."""
         links = self.links()
         return replace(
-            self.state_of(self.mappings()),
+            self._served(self.mappings()),
             bridges=links.bridges,
             attachments=links.attachments,
             properties=links.properties,
-            mappings={},
             plan=whole,
             forwarding=frozenset() if whole is None else whole.forwarding,
         )
@@ -256,12 +255,15 @@ class Registry:
 
     def state_of(self, planned: Sequence[MappingPlan]) -> State:
         """Return what mappings make of the host."""
+        return replace(self._served(planned), mappings={str(one.mapping): one for one in planned if one.has_rules})
+
+    def _served(self, planned: Sequence[MappingPlan]) -> State:
+        """Return what mappings make of the host, without their rules."""
         relayed = [one for one in planned if one.mapping.protocol not in self._decided_facts.missing_protocols]
         return State(
             ports=dict(pair for one in relayed for pair in ports_of(one)),
             steered=dict(pair for one in relayed for pair in steered_of(one)),
             redirects=dict(pair for one in planned for pair in redirects_of(one)),
-            mappings={str(one.mapping): one for one in planned if one.has_rules},
         )
 
     def state_of_container(self, container: str) -> State:

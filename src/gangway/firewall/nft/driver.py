@@ -56,7 +56,6 @@ class NftDriver(Driver):
         self.notices.forget()
         self._write(plan)
         self._record(plan)
-        self._answers = Answers(plan.mappings)
         self._guard.start()
 
     def change(self, removed: Collection[MappingPlan], added: Collection[MappingPlan]) -> None:
@@ -98,10 +97,12 @@ class NftDriver(Driver):
         return rules
 
     def _write(self, plan: Plan) -> None:
+        answers = Answers(plan.mappings)
         try:
-            self._apply(render.render(plan, self._features, self._library.listing(TABLE)))
+            self._apply(render.render(plan, self._features, kernel.names(TABLE), answers))
         except HostRefused:  # the table has something of these names that cannot be changed in place
-            self._apply(render.render(plan, self._features))
+            self._apply(render.render(plan, self._features, answers=answers))
+        self._answers = answers
         self._rules = kernel.chains_and_rules(TABLE)
         self._of_networks = _found(render.SETS_OF_NETWORKS)
 
@@ -120,7 +121,7 @@ class NftDriver(Driver):
             raise HostRefused(f"{error}; rules from before this change could not be restored: {failure}") from None
 
     def _has_elements_of(self, plan: Plan) -> bool:
-        wanted = render.elements_of_mappings(plan.mappings, self._features)
+        wanted = render.elements_of_mappings(plan.mappings, self._features, Answers(plan.mappings))
         return _found(render.SETS_OF_MAPPINGS) == {
             name: frozenset(elements.pack(text, render.is_interval(name)) for text in wanted.get(name, ()))
             for name in render.SETS_OF_MAPPINGS

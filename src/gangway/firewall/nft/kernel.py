@@ -27,7 +27,8 @@ _LIST_ELEMENT = 1
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE, _HOOK_NUMBER, _HOOK_PRIORITY = 1, 3, 4, 5, 7, 1, 2
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2, 4, 1, 2
 _SET_TABLE, _SET_NAME, _SET_ELEMENTS, _ELEMENT_KEY, _ELEMENT_DATA, _ELEMENT_KEY_END = 1, 2, 3, 1, 2, 10
-_SET_FLAGS, _SET_INTERVAL, _ELEMENT_FLAGS, _INTERVAL_END = 3, 4, 3, 1  # NFT_SET_INTERVAL, NFT_SET_ELEM_INTERVAL_END
+_SET_FLAGS, _SET_ANONYMOUS, _SET_INTERVAL, _SET_MAP = 3, 1, 4, 8  # NFT_SET_…
+_ELEMENT_FLAGS, _INTERVAL_END = 3, 1  # NFT_SET_ELEM_INTERVAL_END
 _DATA_VALUE, _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
 _IMMEDIATE_DATA, _TARGET_NAME = 2, 1
 _ELEMENT_PARTS = (_ELEMENT_KEY, _ELEMENT_KEY_END, _ELEMENT_DATA)
@@ -117,6 +118,25 @@ def chains_and_rules(table: str) -> tuple[bytes, ...]:
     at = pack_attribute(_CHAIN_TABLE, _packed(name))
     chains = (body for body in _dump(_GET_CHAIN, _NUMBERS[family]) if at in body)
     return (*chains, *_dump(_GET_RULE, _NUMBERS[family], pack_attribute(_RULE_TABLE, _packed(name))))
+
+
+def names(table: str) -> set[tuple[str, str]]:
+    """Return the sets, maps and chains of a table such as `inet gangway`: what each is, as nft says, and its name.
+
+    libnftables would read all elements before it lists a table without them.
+    """
+    family, _, name = table.partition(" ")
+    at = pack_attribute(_CHAIN_TABLE, _packed(name))
+    try:
+        sets = [attributes(body, _HEADER_BYTES) for body in _dump(_GET_SET, _NUMBERS[family], at)]
+    except HostRefused:  # there is no such table
+        return set()
+    chains = [attributes(body, _HEADER_BYTES) for body in _dump(_GET_CHAIN, _NUMBERS[family]) if at in body]
+    flagged = [(_number(one.get(_SET_FLAGS, b"")), text_of(one[_SET_NAME])) for one in sets]
+    named = {
+        ("map" if flags & _SET_MAP else "set", set_name) for flags, set_name in flagged if not flags & _SET_ANONYMOUS
+    }
+    return named | {("chain", text_of(one[_CHAIN_NAME])) for one in chains}
 
 
 def elements(table: str, name: str) -> frozenset[Element]:

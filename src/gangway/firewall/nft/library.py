@@ -13,7 +13,6 @@ _LONG_TEXT = 1 << 20  # bytes
 _UNKNOWN_PROTOCOL = "Could not resolve protocol name"  # `tcp`: it asks getprotobyname(3)
 _NO_PROTOCOLS = ": /etc/protocols is missing or incomplete (Debian: apt-get install netbase)"
 _LIBRARY = "libnftables.so.1"
-_STATELESS, _TERSE = 1 << 1, 1 << 11  # include/nftables/libnftables.h
 
 
 class Nftables:
@@ -26,7 +25,6 @@ class Nftables:
             raise Unsupported(f"nftables cannot be used: {_LIBRARY} is not installed (Debian: nftables)") from None
         library.nft_ctx_new.restype, library.nft_ctx_new.argtypes = c_void_p, [c_uint]
         library.nft_run_cmd_from_buffer.argtypes = [c_void_p, c_char_p]
-        library.nft_ctx_output_set_flags.argtypes = [c_void_p, c_uint]
         library.nft_ctx_set_dry_run.argtypes = [c_void_p, c_bool]
         for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error", "nft_ctx_free"):
             getattr(library, name).argtypes = [c_void_p]
@@ -67,20 +65,10 @@ class Nftables:
             self._library.nft_ctx_set_dry_run(self._context, False)
         return True
 
-    def listing(self, table: str) -> str:
-        """Return a table's rules, and its sets without their elements; empty if there is no such table."""
-        try:
-            return self._run(f"list table {table}", _STATELESS | _TERSE)
-        except HostRefused:
-            return ""
-
-    def _run(self, text: str, flags: int = 0) -> str:
-        self._library.nft_ctx_output_set_flags(self._context, flags)
+    def _run(self, text: str) -> None:
         failed = self._library.nft_run_cmd_from_buffer(self._context, text.encode())
-        output = self._library.nft_ctx_get_output_buffer(self._context) or b""
         errors = self._library.nft_ctx_get_error_buffer(self._context) or b""
         if failed:
             lines = [*errors.decode(errors="replace").splitlines(), "refused"]
             reason = lines[0].removeprefix("Error: ")
             raise HostRefused(f"nftables: {reason}{_NO_PROTOCOLS if _UNKNOWN_PROTOCOL in reason else ''}")
-        return bytes(output).decode(errors="replace")

@@ -109,6 +109,8 @@ _SUFFIX, _KINDS = "_keys", ("ports", "addresses", "ranges")
 _WORD = {4: "ip", 6: "ip6"}
 # Never translated: the kernel routes no loopback address, and forwards nothing from a link-local one.
 _UNTRANSLATED = {4: "127.0.0.0/8", 6: "{ ::1, fe80::/10 }"}
+Name = tuple[str, str]
+"""Of what the table has: `set`, `map` or `chain`, and the name."""
 _NAMES = re.compile(r"^\t(set|map|chain) (\w+) ", re.MULTILINE)
 _ANY = {4: "0.0.0.0/0", 6: "::/0"}
 _OTHERS = ("answers", "answers_at", "ambiguous", "opened", *restricted.KINDS)
@@ -131,19 +133,21 @@ _HEARTBEAT, _ABORT = "@th,96,8 4", "@th,96,8 6"
 
 
 def probe_features(accepts: Callable[[str], bool]) -> Features:
-    """Return the features of a kernel; `accepts` says whether it would carry a text out."""
-    return Features(*(accepts(f"table {TABLE}_probe {{\n{_PROBES[name]}\n}}\n") for name in Features._fields))
+    """Return the features of a kernel; `accepts` says whether it would carry a text out, for which the kernel waits."""
+    probes = [f"table {TABLE}_probe_{name} {{\n{_PROBES[name]}\n}}\n" for name in Features._fields]
+    return ALL if accepts("".join(probes)) else Features(*map(accepts, probes))
 
 
-def render(plan: Plan, features: Features = ALL, listing: str = "") -> str:
+def render(plan: Plan, features: Features = ALL, there: Collection[Name] = (), answers: Answers | None = None) -> str:
     """Return the text of one transaction that makes the table a plan's, whatever it was before.
 
-    `listing` is the table as it is.  If it has the same sets, maps and chains, these stay and get other content: so our
+    `there` is what the table has.  If it has the same sets, maps and chains, these stay and get other content: so our
     base chains keep their places among other programs' of the same priority.  Else the table is deleted first.
+    `answers` are those of the plan's mappings, if they are known.
     """
     declared = _declarations(plan, features)
     names = _NAMES.findall(declared)
-    if set(names) == set(_NAMES.findall(listing)):
+    if set(names) == set(there):
         flushed = (f"flush {kind} {TABLE} {name}\n" for kind, name in names if kind != "chain")
         head = "".join((declared, f"flush table {TABLE}\n", *flushed))  # all rules, and all elements
     else:
@@ -151,7 +155,8 @@ def render(plan: Plan, features: Features = ALL, listing: str = "") -> str:
     lines = [f"table {TABLE} {{"]
     for name, (_, rules) in chains(plan, features).items():
         lines += [f"\tchain {name} {{", *(f"\t\t{rule}" for rule in rules), "\t}"]
-    elements = _networks(plan) | elements_of_mappings(plan.mappings, features)
+    answers = answers or Answers(plan.mappings)
+    elements = _networks(plan) | elements_of_mappings(plan.mappings, features, answers)
     return head + "\n".join((*lines, "}\n")) + Transaction({}, elements).text()
 
 
@@ -175,9 +180,9 @@ def change(removed: Collection[MappingPlan], added: Collection[MappingPlan], fea
     return Transaction(deletes, restricted.elements(added) | _mappings(added, features))  # is restricted for as long
 
 
-def elements_of_mappings(plans: Collection[MappingPlan], features: Features) -> Elements:
-    """Return the elements of each set and map that mappings have."""
-    return restricted.elements(plans) | _mappings(plans, features) | Answers(plans).elements()
+def elements_of_mappings(plans: Collection[MappingPlan], features: Features, answers: Answers) -> Elements:
+    """Return the elements of each set and map that mappings have; `answers` are theirs."""
+    return restricted.elements(plans) | _mappings(plans, features) | answers.elements()
 
 
 def place_of(planned: MappingPlan) -> str:
