@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 from hashlib import blake2s
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from itertools import product
@@ -172,6 +173,12 @@ def parse_port(text: str, admitted: Subnets = ()) -> PortRequest:
         raise InvalidRequest(f"invalid -p {text!r}: {error}") from None
 
 
+@lru_cache(4096)
+def text_of(address: Address) -> str:
+    """Return an address's text: a container's is written once for each of its ports, and again for each use of them."""
+    return str(address)
+
+
 def parse_address(text: str) -> Address:
     """Read an address; one of IPv6 may be in brackets."""
     is_bracketed = text.startswith("[") and text.endswith("]")
@@ -230,7 +237,7 @@ class PortMapping:
             yield port, port + offset
 
     def __str__(self) -> str:
-        return f"{format_host(self.host_address)}:{self.host_ports}:{self.container_ports}/{self.protocol}"
+        return f"{format_host(text_of(self.host_address))}:{self.host_ports}:{self.container_ports}/{self.protocol}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from gangway.facts import Firewall, HostFacts
 from gangway.firewall.nft.answers import Answers
-from gangway.firewall.nft.render import Features, Name, chains, change, matching_rules, remove, render
+from gangway.firewall.nft.features import Features
+from gangway.firewall.nft.render import Name, chains, change, matching_rules, remove, render
 from gangway.firewall.nft.transaction import MOST_ELEMENTS, TABLE
 from gangway.model import Network, PortMapping, Protocol
 from gangway.plan import MappingPlan, Plan, Road

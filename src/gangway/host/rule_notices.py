@@ -156,11 +156,16 @@ class RuleNotices:
 
 
 def _changes(data: bytes) -> Iterator[Change]:
-    """Yield what a datagram is about."""
+    """Yield what a datagram is about; elements that one author has changed in a table are one change."""
+    former = None
     for one in netlink.messages(data):
         subsystem, kind = divmod(one.kind, 1 << 8)
-        if subsystem == netlink.NFTABLES and kind != _GENERATION:
+        if subsystem != netlink.NFTABLES or kind == _GENERATION:
+            continue
+        about = one.port, data[one.start + netlink.MESSAGE.size : data.index(b"\0", one.start + _FIRST_VALUE)]
+        if kind not in _ELEMENTS or about != former:
             yield _change(data[one.start : one.end], kind, one.port)
+        former = about if kind in _ELEMENTS else None
 
 
 def _change(message: bytes, kind: int, author: int) -> Change:

@@ -12,7 +12,7 @@ from gangway.host.dump import Inside, Question, Way
 from gangway.host.links import Link, visit
 from gangway.host.sockets import UNREACHABLE
 from gangway.inet import FAMILIES
-from gangway.model import Address
+from gangway.model import Address, text_of
 
 _FAR = UNREACHABLE
 """By IP version, an address that nobody has: its route is the default one."""
@@ -61,7 +61,8 @@ def _with_gateways(container: Container) -> Iterator[tuple[Address, Address]]:
 
 def _questions(address: Address, gateway: Address) -> tuple[Question, ...]:
     """Return the packets of a container to itself, to its gateway, and to a far client."""
-    return (str(address), ""), (str(gateway), ""), (_FAR[address.version], str(address))
+    own = text_of(address)
+    return (own, ""), (text_of(gateway), ""), (_FAR[address.version], own)
 
 
 def _passes_gateway(gateway: Address, own: Way | None, to_gateway: Way | None, way: Way | None, inside: Inside) -> bool:
@@ -72,4 +73,4 @@ def _passes_gateway(gateway: Address, own: Way | None, to_gateway: Way | None, w
         return all(route.prefix_length for route in inside.routes[FAMILIES[gateway.version]])
     if way.ifindex != to_gateway.ifindex:
         return False
-    return way.gateway == str(gateway) or way.gateway.startswith("fe80:")  # the bridge's, by router advertisement
+    return way.gateway == text_of(gateway) or way.gateway.startswith("fe80:")  # the bridge's, by router advertisement

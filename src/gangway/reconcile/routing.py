@@ -41,7 +41,9 @@ class Routing(NamedTuple):
 def read_routing(bridges: Collection[int], forwarding: Collection[int]) -> Routing:
     """Read it.  `bridges` are the numbers of gangway's own bridges, `forwarding` the families that are forwarded."""
     with attempting("list addresses and policy rules"):
-        found = [(ifindex, ip_address(text)) for ifindex, text in dump.interface_addresses()]
+        # Each container's veth has a link-local address.
+        texts = (one for one in dump.interface_addresses() if not one[1].startswith("fe80:"))
+        found = ((ifindex, ip_address(text)) for ifindex, text in texts)
         own = sorted((one for one in found if _is_routed(one[1])), key=str)
         off = dump.not_forwarding(socket.AF_INET) if 4 in forwarding else frozenset()
         detours = list(_unforwarding(own, off - {dump.LOOPBACK_IFINDEX, *bridges}))

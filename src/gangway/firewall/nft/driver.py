@@ -10,6 +10,7 @@ from gangway.firewall.nat_guard import NatGuard
 from gangway.firewall.nft import elements, kernel, render
 from gangway.firewall.nft.answers import Answers
 from gangway.firewall.nft.elements import Element
+from gangway.firewall.nft.features import Features, probe
 from gangway.firewall.nft.library import Nftables
 from gangway.firewall.nft.transaction import TABLE
 from gangway.host.rule_notices import Change, RuleNotices
@@ -35,8 +36,8 @@ class NftDriver(Driver):
         self._of_networks: Elements = {}  # the elements that were written with them
 
     @cached_property
-    def _features(self) -> render.Features:
-        return render.probe_features(self._library.accepts)
+    def _features(self) -> Features:
+        return probe(self._library.accepts)
 
     @property
     def no_timeouts(self) -> str:  # type: ignore[override]

@@ -45,33 +45,16 @@ Only the verdict `drop` is final: what is accepted here passes other programs' c
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from ipaddress import ip_network
-from typing import NamedTuple
 
 from gangway.firewall.nft import asked, restricted, routed
 from gangway.firewall.nft.answers import Answers
+from gangway.firewall.nft.features import ALL, Features
 from gangway.firewall.nft.transaction import TABLE, Elements, Transaction
-from gangway.model import Address, Network, Protocol, Subnet
+from gangway.model import Address, Network, Protocol, Subnet, text_of
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 from gangway.reasons import Code
-
-
-class Features(NamedTuple):
-    """What the kernel's nftables can do."""
-
-    map_as_set: bool = True  # a rule can test whether a map has a key (6.1: no; then the keys are in sets, too)
-    timeouts: bool = True  # a rule can set a tracked connection's timeouts (CONFIG_NF_CONNTRACK_TIMEOUT)
-    remembers: bool = True  # a rule can add an element to a map
-
-
-ALL = Features()
-_PROBES = {
-    "map_as_set": "\tmap m { type inet_service : ipv4_addr; }\n\tchain c { tcp dport @m drop; }",
-    "timeouts": "\tct timeout t { protocol tcp; l3proto ip; policy = { close_wait : 3600 }; }\n"
-    '\tchain c { meta l4proto tcp ct timeout set "t"; }',
-    "remembers": asked.PROBE,
-}
 
 _MAPS = """\
 	map ports{f} {{ type inet_proto . inet_service : ipv{f}_addr . inet_service; }}
@@ -130,12 +113,6 @@ _CLAMPED = "tcp flags & (syn | rst) == syn jump syn"
 _TRANSLATED = "oifname @bridges ct status dnat accept"
 # The type of the first chunk, read at its offset: nft's `sctp chunk` needs Linux 5.14.
 _HEARTBEAT, _ABORT = "@th,96,8 4", "@th,96,8 6"
-
-
-def probe_features(accepts: Callable[[str], bool]) -> Features:
-    """Return the features of a kernel; `accepts` says whether it would carry a text out, for which the kernel waits."""
-    probes = [f"table {TABLE}_probe_{name} {{\n{_PROBES[name]}\n}}\n" for name in Features._fields]
-    return ALL if accepts("".join(probes)) else Features(*map(accepts, probes))
 
 
 def render(plan: Plan, features: Features = ALL, there: Collection[Name] = (), answers: Answers | None = None) -> str:
@@ -396,7 +373,7 @@ def _mappings(plans: Collection[MappingPlan], features: Features) -> Elements:
 def _elements(planned: MappingPlan) -> tuple[str, list[str]]:
     """Return the map that a mapping belongs to, and its elements."""
     mapping, family = planned.mapping, planned.family
-    to = planned.container_address
+    to = text_of(planned.container_address)
     if mapping.host_ports.count > 1 and mapping.keeps_ports:
         at = _ANY[family] if mapping.host_address.is_unspecified else ip_network(mapping.host_address)
         return f"ranges{family}", [f"{mapping.protocol} . {at} . {mapping.host_ports} : {to}"]
