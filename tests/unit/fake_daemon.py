@@ -37,7 +37,7 @@ from gangway.reconcile.executor import Executor
 from gangway.reconcile.observe import Chains, Observer
 from gangway.reconcile.state import State
 from gangway.relay.client import Exit, RelayClient
-from gangway.relay.protocol import HostPorts, Serve
+from gangway.relay.protocol import LEASES, HostPorts, Serve
 from gangway.state.adoption import Adoption
 from gangway.state.database import Database
 from gangway.state.leases import Leases
@@ -103,6 +103,9 @@ class FakeRelay:
 
     def served(self) -> list[Serve]:
         return list(self.ports.values())
+
+    def leased(self) -> list[Serve]:
+        return [one for one in self.ports.values() if one.mode in LEASES]
 
     def is_running(self) -> bool:
         return self._running

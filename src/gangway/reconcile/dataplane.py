@@ -24,7 +24,7 @@ from gangway.plan import MappingPlan
 from gangway.reconcile.repairs import relay_restarted
 from gangway.reconcile.state import State, ports_of, redirects_of
 from gangway.relay.client import RelayClient
-from gangway.relay.protocol import HostPorts, Mode, Serve
+from gangway.relay.protocol import LEASES, HostPorts, Mode, Serve
 from gangway.relay.sockets import Counters
 
 TW_REUSE = "net.ipv4.tcp_tw_reuse"
@@ -34,7 +34,6 @@ make that safe (ip-sysctl.rst, RFC 6191)."""
 WITHOUT_TW_REUSE = "many short connections to one container may use up the local ports, and are refused then"
 Reserved = Mapping[HostPorts, Sequence[int]]
 """Ports that are reserved already, each with the descriptors that the relay needs to serve it."""
-_LEASED = (Mode.LEASED, Mode.ENDED)
 
 
 class DataPlane:
@@ -66,9 +65,9 @@ class DataPlane:
         with self._lock:
             redirects, steered = self.redirect.entries(), self.steering.entries()
             served = self.relay.served() if self.relay.is_running() else []
-            leased = self._leased.union(*(lease_blocks(one.ports) for one in served if one.mode in _LEASED))
+            leased = self._leased.union(*(lease_blocks(one.ports) for one in served if one.mode in LEASES))
         return State(
-            ports={one.ports: one for one in served if one.mode not in _LEASED},
+            ports={one.ports: one for one in served if one.mode not in LEASES},
             steered=steered,
             redirects={block: to for block, to in redirects.items() if block not in leased},
         )
@@ -83,8 +82,7 @@ class DataPlane:
     def leased(self) -> list[Serve]:
         """Return the leased ports that the relay serves, those of an earlier daemon included."""
         with self._lock:
-            served = self.relay.served() if self.relay.is_running() else []
-        return [one for one in served if one.mode in _LEASED]
+            return self.relay.leased() if self.relay.is_running() else []
 
     def restarted(self, whose: str, exits: int) -> str:
         """Record that `networks` or `leases` have their ports served after the exit of so many relays.

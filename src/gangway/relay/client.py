@@ -78,6 +78,10 @@ class RelayClient:
         """Return the ports that the relay serves; none if it does not run."""
         return self._pages(List, protocol.parse_served)
 
+    def leased(self) -> list[Serve]:
+        """Return those of them that belong to leases, or did before their launchers exited."""
+        return [one for one in self._pages(List, protocol.parse_leased) if one is not None]
+
     def counted(self) -> dict[HostPorts, Counters]:
         """Return what the relay has counted of each port; nothing if it does not run."""
         return dict(self._pages(Count, protocol.parse_counted))

@@ -87,6 +87,10 @@ class Mode(StrEnum):
     HELD = "held"  # the same, but another program's socket is bound to the port: UDP answers leave by a raw socket
 
 
+LEASES = (Mode.LEASED, Mode.ENDED)
+"""The modes of ports that belong to leases."""
+
+
 class HostPorts(NamedTuple):
     """Ports of one host address, from `first` to `last`."""
 
@@ -241,6 +245,12 @@ def parse_served(line: str) -> Serve:
         return _serve(line.split())
     except ValueError:
         raise ProtocolError(f"malformed port {line[:80]!r}") from None
+
+
+def parse_leased(line: str) -> Serve | None:
+    """Return a leased port from a line of the answer to `list`, None for any other.  ProtocolError: it is malformed."""
+    words = line.split()
+    return parse_served(line) if any(mode in words for mode in LEASES) else None
 
 
 def encode_counted(ports: HostPorts, counters: Counters) -> str:
