@@ -16,7 +16,7 @@ ETH, VPN, LO = 2, 3, 1
 LOCAL, DIRECT = Way(True, LO, "", ""), Way(False, ETH, "", "")
 BY_GATEWAY4, BY_GATEWAY6 = Way(False, ETH, str(GATEWAY4), ""), Way(False, ETH, str(GATEWAY6), "")
 DEFAULT, MAIN, LATER = Route("", 0, VPN, 254, 3), 254, 100
-NO_ROUTES = {socket.AF_INET: (), socket.AF_INET6: ()}
+NO_ROUTES: dict[int, tuple[Route, ...]] = {socket.AF_INET: (), socket.AF_INET6: ()}
 
 
 def lost(ways4: tuple[Way | None, ...], *routes4: Route) -> frozenset[object]:
