@@ -174,8 +174,8 @@ def parse_port(text: str, admitted: Subnets = ()) -> PortRequest:
 
 
 @lru_cache(4096)
-def text_of(address: Address) -> str:
-    """Return an address's text: a container's is written once for each of its ports, and again for each use of them."""
+def text_of(address: Address | Subnet) -> str:
+    """Return an address's or subnet's text, which is needed again for each of thousands of ports and containers."""
     return str(address)
 
 

@@ -56,7 +56,7 @@ class Redirect(Program):
 
     def entries(self) -> dict[PortBlock, Target]:
         """Return all entries, as the kernel has them; none if it is unavailable."""
-        return {block: unpack_target(value, block.first)._replace(uses=0) for block, value in self._found().items()}
+        return {block: Target(*unpack_target(value, block.first)[:2]) for block, value in self._found().items()}
 
     def add(self, entries: Mapping[PortBlock, Target]) -> None:
         """Add entries: all of them or none.  Unsupported: it is unavailable.  HostRefused: the kernel refused one."""

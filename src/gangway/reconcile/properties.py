@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, auto
 from functools import lru_cache
 
-from gangway.model import Address, Endpoint, Network, Subnet
+from gangway.model import Address, Endpoint, Network, Subnet, text_of
 
 
 class Kind(IntEnum):
@@ -95,5 +95,5 @@ def _of_veth(name: str, namespace: str, endpoint: Endpoint, network: Network) ->
 
 
 def _of_address(link: str, namespace: str, address: Address, subnet: Subnet) -> Iterator[Property]:
-    yield Property(link, namespace, Kind.ADDRESS, f"{address}/{subnet.prefixlen}")
-    yield Property(link, namespace, Kind.ROUTE, str(subnet), str(address))
+    yield Property(link, namespace, Kind.ADDRESS, f"{text_of(address)}/{subnet.prefixlen}")
+    yield Property(link, namespace, Kind.ROUTE, text_of(subnet), text_of(address))
