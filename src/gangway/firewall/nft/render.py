@@ -48,11 +48,11 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from ipaddress import ip_network
 
-from gangway.firewall.nft import asked, restricted, routed
+from gangway.firewall.nft import asked, masquerade, restricted, routed
 from gangway.firewall.nft.answers import Answers
 from gangway.firewall.nft.features import ALL, Features
 from gangway.firewall.nft.transaction import TABLE, Elements, Transaction
-from gangway.model import Address, Network, Protocol, Subnet, text_of
+from gangway.model import Network, Protocol, text_of
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 from gangway.reasons import Code
 
@@ -209,8 +209,8 @@ def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[st
                 f"{_MIDSTREAM} jump answers",
                 *(_timeout(family) for family in (4, 6) if features.timeouts),
                 *remember,
-                *map(_hairpin, (4, 6)),
-                *map(_to_gateway, sorted(plan.facts.answers_elsewhere, key=str)),
+                *map(masquerade.hairpin, (4, 6)),
+                *map(masquerade.to_gateway, sorted(plan.facts.answers_elsewhere, key=str)),
                 "oifname @bridges accept",
                 *answer,
                 *(f"{_WORD[family]} saddr @masqueraded{family} masquerade" for family in (4, 6)),
@@ -261,9 +261,9 @@ def matching_rules(planned: MappingPlan, route: Route, network: Network, port: i
         yield f"forward: {_TRANSLATED}"
     if route.neighbour:
         own = next(subnet for subnet in network.subnets if planned.container_address in subnet)
-        yield f"postrouting: {_hairpin(planned.family)} {{ {_neighbours(network, own)} }}"
+        yield f"postrouting: {masquerade.hairpin(planned.family)} {{ {masquerade.neighbours(network, own)} }}"
     elif route.reason.code is Code.ANSWERS_ELSEWHERE:
-        yield f"postrouting: {_to_gateway(planned.container_address)}"
+        yield f"postrouting: {masquerade.to_gateway(planned.container_address)}"
 
 
 def _kept_sources(plan: Plan) -> Iterator[str]:
@@ -310,11 +310,6 @@ def _published_invalid(features: Features) -> Iterator[str]:
             yield f"{of_family}{_key(family, kind)} @{kind}{family}{suffix} drop"
 
 
-def _hairpin(family: int) -> str:
-    """Masquerade a neighbour: the container would answer it directly, from an address that it did not connect to."""
-    return f"oifname . {_WORD[family]} saddr @neighbours{family} ct status dnat masquerade"
-
-
 def _timeout(family: int) -> str:
     """Set the timeouts of a new connection; only then the kernel allows it (net/netfilter/nft_ct.c)."""
     return f'oifname @bridges ct status dnat meta nfproto ipv{family} meta l4proto tcp ct timeout set "tcp{family}"'
@@ -325,15 +320,6 @@ def _answers(family: int) -> Iterator[str]:
     key = f"{word} saddr . tcp sport"
     yield f"meta nfproto ipv{family} meta l4proto tcp masquerade to :{key} map @answers{family}"
     yield f"meta l4proto tcp snat {word} to {key} map @answers_at{family}"
-
-
-def _neighbours(network: Network, subnet: Subnet) -> str:
-    return f'"{network.bridge}" . {subnet}'
-
-
-def _to_gateway(container: Address) -> str:
-    """Masquerade clients of a container that would send its answers elsewhere: the gateway is on its own link."""
-    return f"oifname @bridges {_WORD[container.version]} daddr {container} ct status dnat masquerade"
 
 
 def _networks(plan: Plan) -> Elements:
@@ -347,7 +333,7 @@ def _networks(plan: Plan) -> Elements:
         if network.icc:
             found["together"].append(f"{bridge} . {bridge}")
         for subnet in network.subnets:
-            found[f"neighbours{subnet.version}"].append(_neighbours(network, subnet))
+            found[f"neighbours{subnet.version}"].append(masquerade.neighbours(network, subnet))
             if network.masquerades(subnet):
                 found[f"masqueraded{subnet.version}"].append(str(subnet))
     for family in (4, 6):
