@@ -104,7 +104,7 @@ class Gangway(Closing):
             if self.daemon is not None and self.daemon.poll() is None:
                 for network in self.json("network", "ls"):
                     for endpoint in network["endpoints"]:
-                        self("detach", endpoint["container"])
+                        self("detach", "--if-exists", endpoint["container"])
                     if network["name"] != "gangway0":  # created on demand, and deleted with its last container
                         self("network", "rm", network["name"])
         self.stop()

@@ -303,6 +303,8 @@ class Endpoint:
     network: str
     addresses: tuple[Address, ...]
     source: Source = Source.API
+    is_first: bool = True
+    """True if the network has the container's default route and its published ports; it may be on further ones."""
 
     def __hash__(self) -> int:
         return hash(self.container)  # properties of its links are looked up by it

@@ -85,7 +85,7 @@ class Street:
         """Remove all of gangway's networks; the daemon goes on running."""
         for network in self.gangway.json("network", "ls"):
             for endpoint in network["endpoints"]:
-                self.gangway("detach", endpoint["container"])
+                self.gangway("detach", "--if-exists", endpoint["container"])
             self.gangway("network", "rm", network["name"])
 
     def container(self, role: str, network: str) -> Box:

@@ -23,8 +23,12 @@ _RUN = (
     ("explain", 0),
     ("ls", 2),
     ("publish", 1),
+    ("network create", 1),
+    ("attach", 2),
+    ("detach", 1),
     ("unpublish", 1),
     ("network rm", 1),
+    ("network rm", 2),
 )
 
 

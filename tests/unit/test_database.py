@@ -68,6 +68,7 @@ _ADDED = (
     ("networks", "has_rules"),
     ("endpoints", "docker_id"),
     ("endpoints", "source"),
+    ("endpoints", "is_first"),
 )
 """The columns that version 1 did not have."""
 
@@ -83,7 +84,7 @@ def test_a_file_without_a_version_is_migrated(path: Path) -> None:
 def test_a_file_of_a_newer_version_is_refused_and_left_alone(path: Path) -> None:
     _execute(path, "PRAGMA user_version = 99;")
     before = path.read_bytes()
-    with pytest.raises(HostRefused, match="has version 99, and this gangway knows 7: install the newer one"):
+    with pytest.raises(HostRefused, match="has version 99, and this gangway knows 8: install the newer one"):
         Database(path)
     assert path.read_bytes() == before
 

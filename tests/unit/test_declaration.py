@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gangway.daemon.declaration import Document, PublishTable, document_text, merge, parse_document, port_text
 from gangway.daemon.declared_files import DeclaredFiles, check_files, folder_for, read_files, written
-from gangway.daemon.kept import names, with_ports, without_ports
+from gangway.daemon.kept import names, with_ports, without_network, without_ports
 from gangway.daemon.messages import NetworkRequest
 from gangway.errors import InvalidRequest
 from gangway.model import PortRequest, parse_port
@@ -41,6 +41,8 @@ from = ["10.0.0.0/8"]
         ('[[publish]]\ncontainer = "a b"', "publish a b: invalid container 'a b'"),
         ('[[publish]]\ncontainer = "pid:x"', "publish pid:x: container: 'x' is not a process id"),
         ('[[publish]]\ncontainer = "docker:b"\nnetwork = "w"', "publish docker:b: network: Docker attaches this"),
+        ('[[publish]]\ncontainer = "b"\nnetwork = 1', "Expected `str | array`, got `int` - at `$.publish[0].network`"),
+        ('[[publish]]\ncontainer = "b"\nnetwork = ["w", "w"]', "publish b: network: w is named twice"),
         ('[[network]]\nname = "a b"', "network a b: invalid network name 'a b'"),
         ('[[network]]\nname = "w"\nsubnets = ["ten"]', "network w: invalid subnet 'ten'"),
         ('[[network]]\nname = "w"\ngateways = ["10.0.0.1"]', "network w: the gateway 10.0.0.1 needs a subnet"),
@@ -82,7 +84,7 @@ PORTS = st.one_of(
 TABLES = st.builds(
     PublishTable,
     container=st.sampled_from(("box", 'q"\\', "/run/ä")),
-    network=st.sampled_from(("", "web")),
+    network=st.sampled_from(("", "web", ["web", "back"])),
     ports=st.lists(PORTS),
     admitted=st.sampled_from(([], ["10.0.0.0/8", "fd00::/8"])),
 )
@@ -105,14 +107,19 @@ def test_a_document_is_read_as_it_was_written(document: Document) -> None:
     assert parse_document(document_text(document), "file") == document
 
 
-@given(st.lists(TABLES), st.lists(PORTS, min_size=1), st.sampled_from((None, NetworkRequest("web", ["10.1.0.0/24"]))))
+@given(
+    st.lists(TABLES),
+    st.lists(PORTS, min_size=1),
+    st.sampled_from((["gangway0"], ["web"], ["web", "gangway0"])),
+    st.sampled_from((None, NetworkRequest("web", ["10.1.0.0/24"]))),
+)
 def test_ports_that_were_kept_are_removed_again(
-    tables: list[PublishTable], texts: list[str], created: NetworkRequest | None
+    tables: list[PublishTable], texts: list[str], networks: list[str], created: NetworkRequest | None
 ) -> None:
     requests = [one for one in map(parse_port, texts) if not one.is_choice]
     before = without_ports(Document([], tables), "new", ())
     if requests:
-        kept = with_ports(before, "new", "web", requests, created)
+        kept = with_ports(before, "new", networks, requests, [created] if created else [])
         assert {*map(parse_port, kept.publish[-1].ports)} == {*requests}
         assert without_ports(kept, "new", requests).publish == before.publish
         assert without_ports(kept, "new", ()).publish == before.publish
@@ -121,7 +128,7 @@ def test_ports_that_were_kept_are_removed_again(
 
 def test_what_is_left_of_a_port_stays_kept() -> None:
     created = NetworkRequest("web", ["10.1.0.0/24"])
-    kept = with_ports(Document(), "box", "web", [parse_port("8000:80"), parse_port("9000:90")], created)
+    kept = with_ports(Document(), "box", ["web"], [parse_port("8000:80"), parse_port("9000:90")], [created])
     kept = without_ports(kept, "box", [parse_port("0.0.0.0:8000:80")])
     assert kept.publish[0].ports == ["[::]:8000:80", "9000:90"]
     kept = without_ports(kept, "box", [parse_port("[::]:8000:80"), parse_port("9000:91")])
@@ -132,8 +139,16 @@ def test_what_is_left_of_a_port_stays_kept() -> None:
 
 def test_a_container_that_has_moved_is_kept_where_it_is() -> None:
     ports: list[PortRequest] = [parse_port("8000:80")]
-    kept = with_ports(with_ports(Document(), "box", "web", ports, None), "box", "back", [parse_port("1:1")], None)
+    kept = with_ports(with_ports(Document(), "box", ["web"], ports, []), "box", ["back"], [parse_port("1:1")], [])
     assert [msgspec.to_builtins(one)["network"] for one in kept.publish] == ["back"]
+
+
+def test_a_network_that_a_container_has_left_is_not_kept() -> None:
+    networks = [NetworkRequest(name, [f"10.{number}.0.0/24"]) for number, name in enumerate(("web", "back"), 1)]
+    kept = with_ports(Document(), "box", ["web", "back"], [parse_port("8000:80")], networks)
+    assert kept.publish[0].network == ["web", "back"]
+    left = without_network(kept, "box", "back")
+    assert (left.publish[0].network, left.publish[0].ports, left.network) == ("web", ["8000:80"], networks[:1])
 
 
 def test_wrong_files_say_what_they_said_before(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ touched."""
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from ipaddress import ip_address
+from itertools import permutations
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,8 +43,11 @@ def asked(text: str, *clients: str) -> PortRequest:
     return replace(parse_port(text, admitted), source=Source.DECLARED)
 
 
-def declared_container(name: str, of: str = "", *ports: PortRequest) -> DeclaredContainer:
-    return DeclaredContainer(name, of, frozenset(), FILE, tuple(DeclaredPort(one, FILE) for one in ports))
+def declared_container(
+    name: str, of: Sequence[str] = (), *ports: PortRequest, addresses: Sequence[str] = ()
+) -> DeclaredContainer:
+    declared_ports = tuple(DeclaredPort(one, FILE) for one in ports)
+    return DeclaredContainer(name, tuple(of), frozenset(map(ip_address, addresses)), FILE, declared_ports)
 
 
 def declaration(networks: Iterable[NetworkRequest], containers: Iterable[DeclaredContainer]) -> Declaration:
@@ -56,11 +61,14 @@ class World:
 
     def __init__(self, current: Current) -> None:
         self.networks = {one.name: one for one in current.networks}
-        self.endpoints = {one.container: one for one in current.endpoints}
+        self.endpoints = list(current.endpoints)
         self.mappings = list(current.mappings)
 
     def current(self) -> Current:
-        return Current(tuple(self.networks.values()), tuple(self.endpoints.values()), tuple(self.mappings))
+        return Current(tuple(self.networks.values()), tuple(self.endpoints), tuple(self.mappings))
+
+    def of(self, container: str) -> list[Endpoint]:
+        return [one for one in self.endpoints if one.container == container]
 
     def do(self, step: Step) -> None:
         match step:
@@ -68,13 +76,16 @@ class World:
                 for one in step.mappings:
                     self.mappings.remove(one)
             case Detach():
-                assert self.endpoints.pop(step.container).network == step.network
-                self.mappings = [one for one in self.mappings if one.container != step.container]
-                used = {one.network for one in self.endpoints.values()}
+                (left,) = (one for one in self.of(step.container) if one.network == step.network)
+                self.endpoints.remove(left)
+                if left.is_first:
+                    assert not self.of(step.container)
+                    self.mappings = [one for one in self.mappings if one.container != step.container]
+                used = {one.network for one in self.endpoints}
                 if ON_DEMAND not in used:
                     self.networks.pop(ON_DEMAND, None)
             case RemoveNetwork():
-                assert step.name not in {one.network for one in self.endpoints.values()}
+                assert step.name not in {one.network for one in self.endpoints}
                 del self.networks[step.name]
             case CreateNetwork():
                 made = step.declared.request.network(subnets=WEB.subnets, source=Source.DECLARED)
@@ -84,10 +95,12 @@ class World:
                 if step.network == ON_DEMAND:
                     self.networks.setdefault(ON_DEMAND, ON_DEMANDS)
                 assert step.network in self.networks
-                assert step.container not in self.endpoints
-                self.endpoints[step.container] = Endpoint(step.container, step.network, (), Source.DECLARED)
+                known = self.of(step.container)
+                assert step.network not in {one.network for one in known}
+                of = step.addresses, Source.DECLARED
+                self.endpoints.append(Endpoint(step.container, step.network, *of, is_first=not known))
             case Publish():
-                assert step.container in self.endpoints or step.container.startswith("docker:")
+                assert self.of(step.container) or step.container.startswith("docker:")
                 for request in step.requests:
                     self._publish(step.container, request)
 
@@ -132,10 +145,11 @@ def declarations(draw: st.DrawFn, leaves_choices: bool = True) -> Declaration:
         NetworkRequest, name=st.sampled_from(("web", "back")), subnets=st.sampled_from(subnets), icc=st.booleans()
     )
     networks = draw(st.lists(requested, unique_by=lambda one: one.name))
-    known = ["", *(one.name for one in networks)]
+    known = [(), *permutations((*(one.name for one in networks), ON_DEMAND), 1)]
+    known += permutations((*(one.name for one in networks), ON_DEMAND), 2)
     containers = []
     for name in draw(st.sets(st.sampled_from(NAMES))):
-        of = "" if name.startswith("docker:") else draw(st.sampled_from(known))
+        of = () if name.startswith("docker:") else draw(st.sampled_from(known))
         # A request and another one for some of its addresses cannot both be served.
         ports = draw(st.lists(ports_of, unique_by=lambda one: (one.host_ports, one.container_ports, one.admitted)))
         containers.append(declared_container(name, of, *ports))
@@ -148,6 +162,8 @@ def typed(draw: st.DrawFn) -> Current:
     networks = draw(st.sets(st.sampled_from((WEB, BACK))))
     endpoints = [Endpoint("other", one.name, ()) for one in list(networks)[:1]]
     endpoints += [Endpoint("b", one.name, ()) for one in list(networks)[1:]]
+    if len(networks) > 1 and draw(st.booleans()):
+        endpoints.append(Endpoint("b", endpoints[0].network, (), is_first=False))
     mappings = [mapping("127.0.0.1", "6000", container=one.container) for one in endpoints if draw(st.booleans())]
     return Current(tuple(networks), tuple(endpoints), tuple(mappings))
 
@@ -193,7 +209,9 @@ def test_no_mapping_belongs_to_two_requests(one: list[PortRequest], other: list[
 
 
 def test_a_container_that_does_not_exist_waits() -> None:
-    wanted = declaration([NetworkRequest("web", ["172.30.0.0/24"])], [declared_container("a", "web", asked("8000:80"))])
+    wanted = declaration(
+        [NetworkRequest("web", ["172.30.0.0/24"])], [declared_container("a", ["web"], asked("8000:80"))]
+    )
     (step,) = compare(wanted, Current(), lambda _name: False).steps
     assert str(step) == "+ network web: 172.30.0.0/24"
     steps = compare(wanted, Current((made_of(step),)), everything_exists).steps
@@ -206,7 +224,9 @@ def made_of(step: Step) -> Network:
 
 
 def test_what_commands_have_made_otherwise_is_said() -> None:
-    wanted = declaration([NetworkRequest("web", ["172.28.0.0/24"])], [declared_container("a", "web", asked("8000:80"))])
+    wanted = declaration(
+        [NetworkRequest("web", ["172.28.0.0/24"])], [declared_container("a", ["web"], asked("8000:80"))]
+    )
     current = Current((WEB, BACK), (Endpoint("a", "back", ()),))
     steps, notes = compare(wanted, current, everything_exists)
     assert steps == ()
@@ -229,8 +249,8 @@ def test_what_commands_use_of_what_was_declared_stays() -> None:
 
 
 def test_clients_that_change_are_published_anew() -> None:
-    wanted = declaration([], [declared_container("docker:c", "", asked("127.0.0.1:8000:80", str(WEB.subnets[0])))])
-    before = after(Current(), declaration([], [declared_container("docker:c", "", asked("127.0.0.1:8000:80"))]))
+    wanted = declaration([], [declared_container("docker:c", (), asked("127.0.0.1:8000:80", str(WEB.subnets[0])))])
+    before = after(Current(), declaration([], [declared_container("docker:c", (), asked("127.0.0.1:8000:80"))]))
     assert list(map(str, compare(wanted, before, everything_exists).steps)) == [
         "- publish docker:c: 127.0.0.1:8000:80/tcp",
         "+ publish docker:c: 127.0.0.1:8000:80 from 172.30.0.0/24",

@@ -72,7 +72,7 @@ def test_later_daemon_reads_everything(database: Database, registry: Registry) -
 def test_removed_things_are_removed_from_the_database(database: Database, registry: Registry) -> None:
     registry.remove_mappings(registry.mappings()[1:])
     assert content(decided(database)) == content(registry)
-    registry.remove_endpoint("box")
+    registry.remove_container("box")
     assert content(decided(database)) == content(registry)
     registry.remove_network("web")
     later = decided(database)
@@ -166,7 +166,7 @@ def test_unknown_names_are_refused_with_the_known_ones(registry: Registry) -> No
 def test_state_of_the_whole_is_that_of_the_parts(registry: Registry) -> None:
     plan = registry.plan()
     assert plan is not None
-    whole, part = registry.state(plan), registry.state_of_container("box")
+    whole, part = registry.state(plan), registry.state_of_endpoints(registry.endpoints_of("box"))
     assert (whole.ports, whole.steered, whole.redirects) == (part.ports, part.steered, part.redirects)
     assert whole.attachments == part.attachments == {link_name("box"): part.attachments[link_name("box")]}
     assert (list(whole.bridges), whole.plan, whole.mappings) == (["gw-web"], plan, {})

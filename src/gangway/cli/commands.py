@@ -293,11 +293,13 @@ COMMANDS: dict[str, Command] = {
     "attach": _request(
         "POST /endpoints",
         (opt.CONTAINER, opt.NETWORK, opt.IPS, opt.IF_NOT_EXISTS),
-        "Attach a container to a network.",
+        "Attach a container to a network.  On several, the first one has its default route and its published ports.",
         views.print_attached,
     ),
     "detach": _request(
-        "DELETE /endpoints/{container}", (opt.CONTAINER, opt.IF_EXISTS), "Detach a container, and unpublish its ports."
+        "DELETE /endpoints/{container}",
+        (opt.CONTAINER, opt.LEFT_NETWORK, opt.IF_EXISTS),
+        "Detach a container, and unpublish its ports.  The first of its networks is left last.",
     ),
     "publish": _request(
         "POST /mappings",

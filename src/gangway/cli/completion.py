@@ -140,7 +140,7 @@ def _values(name: str, option: Option, given: Sequence[str], last: str, get: Get
     elif metavar == "CONTAINER":
         yield from _unattached() if name == "attach" else _containers(get)
     elif metavar == "NETWORK":
-        yield from _networks(get)
+        yield from _networks(get) if name != "detach" else _networks_of(given, get)
     elif metavar == "PORTS" and name == "unpublish" and given:
         for mapping in get(f"/mappings?container={quote(given[0], safe='')}"):
             yield MAPPINGS.fields["ports"][1](mapping), ""
@@ -172,11 +172,19 @@ def _filters(name: str, last: str, get: Get) -> Iterator[Candidate]:
 
 
 def _containers(get: Get) -> Iterator[Candidate]:
-    yield from ((one["container"], f"on network {one['network']}") for one in get("/endpoints"))
+    networks: dict[str, list[str]] = {}
+    for one in get("/endpoints"):
+        networks.setdefault(one["container"], []).append(one["network"])
+    yield from ((name, f"on network {', '.join(found)}") for name, found in networks.items())
 
 
 def _networks(get: Get) -> Iterator[Candidate]:
     yield from ((one["name"], ", ".join(one["subnets"])) for one in get("/networks"))
+
+
+def _networks_of(given: Sequence[str], get: Get) -> Iterator[Candidate]:
+    """Yield the networks of the container that is given."""
+    yield from ((one["network"], "") for one in get("/endpoints") if one["container"] in given)
 
 
 def _unattached() -> Iterator[Candidate]:

@@ -63,9 +63,11 @@ SECTIONS: dict[str, dict[str, Pairs]] = {
         "attach": (
             ("gangway attach box --network web", "a namespace that `ip netns add box` has created"),
             ("gangway attach pid:4711 --network web --ip 172.30.0.9", "that of a process, with this address"),
+            ("gangway attach box --network db", "box, which is on web, is on db, too; its ports stay on web"),
         ),
         "detach": (
-            ("gangway detach box", "also unpublishes its ports"),
+            ("gangway detach box", "from all its networks; also unpublishes its ports"),
+            ("gangway detach box --network db", "box stays on its other networks"),
             ("gangway detach pid:4711", "a container that was attached by this name"),
         ),
     },

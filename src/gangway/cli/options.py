@@ -107,6 +107,7 @@ INTERNAL = _flag("--internal", "Containers reach the host only, and only the hos
 IPS = _list("--ip", "Its address; a free one if left out.", "ADDRESS", "addresses")
 JSON = _flag("--json", "Print a JSON array.", "as_json")
 JSON_LINES = _flag("--json", "Print a JSON object for each event.", "as_json")
+LEFT_NETWORK = _option("--network", "From this network only; from all if left out.", "NETWORK", type=_not_empty)
 LOG_FORMAT = _option("--log-format", "How the log is written (text).", "text|json")
 LOG_LEVEL = _option("--log-level", "The least important events in the log (info).", "debug|info|warning|error")
 MTU = _option("--mtu", "In bytes; that of the default route's interface if left out.", type=int)

@@ -123,8 +123,10 @@ def attached(given: Mapping[str, Any], endpoint: EndpointAnswer) -> Described:
 
 
 def detached(given: Mapping[str, Any], _answer: None) -> Described:
-    text = f"container {given['container']} detached{_condition(given)}"
-    return Described("detached", text, {"container": given["container"]})
+    container, network = given["container"], given.get("network", "")
+    where = f" from network {network}" if network else ""
+    fields = {"container": container} | ({"network": network} if network else {})
+    return Described("detached", f"container {container} detached{where}{_condition(given)}", fields)
 
 
 def adopted(name: str, container: str, mappings: Sequence[MappingPlan]) -> Event:

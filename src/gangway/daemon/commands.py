@@ -5,7 +5,7 @@ it, and what unpublishes its ports removes them there, too.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from gangway.daemon.declaration import DeclaredPort, Document, port_text
@@ -13,7 +13,7 @@ from gangway.daemon.declared import create_network, has_ipv6
 from gangway.daemon.declared_files import DeclaredFiles
 from gangway.daemon.difference import match
 from gangway.daemon.docker_ports import DockerPorts, Ports
-from gangway.daemon.kept import names, with_ports, without_ports
+from gangway.daemon.kept import names, with_ports, without_network, without_ports
 from gangway.daemon.messages import AttachRequest, NetworkRequest
 from gangway.errors import Conflict, GangwayError, InvalidRequest
 from gangway.host import netns
@@ -55,7 +55,7 @@ class Commands:
         """Remove a network, `if_exists`.  Conflict: it has containers, or a file declares it."""
         declared = self._files.declaration.networks.get(name)
         if declared is not None and declared.file == self._files.kept_path:
-            using = (one.name for one in self._files.declaration.containers.values() if one.network == name)
+            using = (one.name for one in self._files.declaration.containers.values() if name in one.networks)
             advice = "; ".join(f"gangway unpublish {container}" for container in using)
             raise Conflict(f"network {name} has ports that are kept: {advice}")
         if declared is not None:
@@ -64,34 +64,40 @@ class Commands:
             self._requests.remove_network(name)
 
     def attach(self, request: AttachRequest) -> Endpoint:
-        """Attach a container, or return its endpoint if that is as requested already, `if_not_exists`."""
+        """Attach a container to a network, or return its endpoint there if that is as requested, `if_not_exists`."""
         container, addresses = request.container, [parse_address(text) for text in request.addresses]
         if request.if_not_exists:
             self._requests.repair(container)
-            if self._requests.has_endpoint(container):
-                found = self._requests.endpoint(container)
-                if found.network == (request.network or ON_DEMAND) and set(addresses) <= set(found.addresses):
-                    return found
+            name = request.network or ON_DEMAND
+            found = next((one for one in self._requests.endpoints(name) if one.container == container), None)
+            if found is not None and set(addresses) <= set(found.addresses):
+                return found
         network, namespace = request.network or None, request.namespace or None
         return self._requests.attach(container, network, addresses, namespace, request.owner)
 
-    def detach(self, container: str, if_exists: bool = False) -> None:
-        """Detach a container, and remove its ports from the kept file.
+    def detach(self, container: str, network: str = "", if_exists: bool = False) -> None:
+        """Detach a container from a network, or from all, and remove that, or its ports, from the kept file.
 
         Conflict: another file declares it; it is not attached, unless `if_exists`.
         """
+        if if_exists and self._requests.has_endpoint(container):
+            self._requests.repair(container)  # removes the endpoints of a namespace that was deleted
+        attached = [one.network for one in self._requests.endpoints() if one.container == container]
         wanted = self._files.declaration.containers.get(container)
-        files = [] if wanted is None else [wanted.file, *(port.file for port in wanted.ports)]
+        declared = [] if wanted is None else list(wanted.networks)
+        is_whole = not network or (attached or declared) == [network]
+        is_declared = wanted is not None and (is_whole or network in declared)
+        files = [wanted.file, *(port.file for port in wanted.ports)] if wanted is not None and is_declared else []
         for file in (one for one in files if one != self._files.kept_path):
             raise Conflict(_declared(f"container {container}", file))
-        if if_exists and self._requests.has_endpoint(container):
-            self._requests.repair(container)  # removes the endpoint of a namespace that was deleted
-        is_detached = if_exists and not self._requests.has_endpoint(container)
+        is_detached = if_exists and not (network in attached if network else attached)
         if is_detached and not files:
             return
-        with self._files.keeping(without_ports(self._files.kept(), container, ())):
+        kept = self._files.kept()
+        left = without_ports(kept, container, ()) if is_whole else without_network(kept, container, network)
+        with self._files.keeping(left):
             if not is_detached:
-                self._requests.detach(container)
+                self._requests.detach(container, network or None)
 
     # Ports
 
@@ -113,10 +119,11 @@ class Commands:
         if document is None:
             return published
         try:
-            network = None if container.startswith(DOCKER_PREFIX) else self._requests.network_of(container)
-            name = "" if network is None or network.name == ON_DEMAND else network.name
+            is_dockers = container.startswith(DOCKER_PREFIX)
+            names = [] if is_dockers else [one.network for one in self._requests.endpoints_of(container)]
+            created = list(self._created(map(self._requests.network, names)))
             chosen = list(_as_published(requests, [one.mapping for one in published]))
-            with self._files.keeping(with_ports(document, container, name, chosen, self._created(network))):
+            with self._files.keeping(with_ports(document, container, names, chosen, created)):
                 return published
         except GangwayError:
             self._ports.unpublish(container, [str(one.mapping) for one in added])
@@ -196,12 +203,12 @@ class Commands:
         published = (one.mapping for one in planned if one.mapping.source is not Source.DOCKER)
         return [*published, *self._ports.waiting(container)]
 
-    def _created(self, network: Network | None) -> NetworkRequest | None:
-        """Return what creates a container's network again; None if that is Docker's, made on demand, or declared."""
-        if network is None or network.is_adopted or network.name == ON_DEMAND:
-            return None
-        declared = self._files.declaration.networks.get(network.name)
-        return None if declared is not None and declared.file != self._files.kept_path else NetworkRequest.of(network)
+    def _created(self, networks: Iterable[Network]) -> Iterator[NetworkRequest]:
+        """Yield what creates networks again, but for those that are made on demand, or declared."""
+        for network in (one for one in networks if one.name != ON_DEMAND):
+            declared = self._files.declaration.networks.get(network.name)
+            if declared is None or declared.file == self._files.kept_path:
+                yield NetworkRequest.of(network)
 
 
 def _as_published(requests: Sequence[PortRequest], mappings: Sequence[PortMapping]) -> Iterator[PortRequest]:

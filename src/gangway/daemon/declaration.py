@@ -47,7 +47,8 @@ class PublishTable(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tru
     """A table `[[publish]]`."""
 
     container: str  # a name of ip-netns(8), a path, pid:PID or docker:NAME
-    network: str = ""  # which it is attached to if it is on none; `gangway0` if left out
+    network: str | list[str] = ""
+    """Which it is attached to if it is on none, the network of its ports first; `gangway0` if left out."""
     addresses: list[str] = []  # of the container: one for each subnet at most; in the others it gets a free one
     ports: list[str] = []  # each as after `-p`; without any the container is only attached
     admitted: list[str] = msgspec.field(default=[], name="from")  # the subnets of the clients that may connect
@@ -67,10 +68,10 @@ class DeclaredPort(NamedTuple):
 
 @dataclass(frozen=True)
 class DeclaredContainer:
-    """A container with its network, empty if none is named, and its ports: of one file, or of several."""
+    """A container with its networks, none if none is named, and its ports: of one file, or of several."""
 
     name: str
-    network: str
+    networks: tuple[str, ...]  # the first one is that of its ports
     addresses: frozenset[Address]
     file: str  # the first that declares it
     ports: tuple[DeclaredPort, ...] = ()
@@ -145,10 +146,16 @@ def merge(documents: Mapping[str, Document]) -> tuple[Declaration, list[str]]:
                 problems.append(f"{file}: publish {found.name}: {key}: {known.file} declares this container otherwise")
                 unknown_containers.add(found.name)
                 continue
-            network, addresses = known.network or found.network, known.addresses or found.addresses
+            attached = known.networks or found.networks, known.addresses or found.addresses
             ports = _distinct((*known.ports, *found.ports))
-            containers[found.name] = replace(known, network=network, addresses=addresses, ports=ports)
+            containers[found.name] = DeclaredContainer(known.name, *attached, known.file, ports)
     return Declaration(networks, containers, frozenset(unknown_networks), frozenset(unknown_containers)), problems
+
+
+def networks_of(table: PublishTable) -> tuple[str, ...]:
+    """Return the networks that a table names."""
+    named = table.network
+    return tuple(filter(None, [named] if isinstance(named, str) else named))
 
 
 def port_text(request: PortRequest) -> str:
@@ -184,6 +191,9 @@ def _container(table: PublishTable, file: str) -> DeclaredContainer:
             raise InvalidRequest(f"{'network' if table.network else 'addresses'}: Docker attaches this container")
         if name.startswith("pid:") and not name[4:].isdecimal():
             raise InvalidRequest(f"container: {name[4:]!r} is not a process id")
+        networks = networks_of(table)
+        if twice := next((one for one in networks if networks.count(one) > 1), ""):
+            raise InvalidRequest(f"network: {twice} is named twice")
         addresses = frozenset(_each("addresses", table.addresses, parse_address))
         try:
             admitted = parse_admitted(table.admitted)
@@ -193,12 +203,12 @@ def _container(table: PublishTable, file: str) -> DeclaredContainer:
         ports = (
             DeclaredPort(replace(request, source=Source.DECLARED), file) for split in requests for request in split
         )
-        return DeclaredContainer(name, table.network, addresses, file, _distinct(ports))
+        return DeclaredContainer(name, networks, addresses, file, _distinct(ports))
 
 
 def _contradiction(one: DeclaredContainer, other: DeclaredContainer) -> str:
     """Return the key that two tables give different values; empty if there is none."""
-    if one.network and other.network and one.network != other.network:
+    if one.networks and other.networks and one.networks != other.networks:
         return "network"
     return "addresses" if one.addresses and other.addresses and one.addresses != other.addresses else ""
 

@@ -162,8 +162,8 @@ class Declared:
 
     def _attempt(self, step: Step) -> bool:
         """Carry out a step; if not all ports of a container can be published, those that can.  False: some failed."""
-        if isinstance(step, Publish) and step.container in self._failed:
-            return False  # it could not be attached
+        if isinstance(step, Attach | Publish) and step.container in self._failed:
+            return False  # it could not be attached to its first network
         if isinstance(step, Publish) and len(step.requests) > 1:
             with suppress(GangwayError, ExceptionGroup):
                 self._carry_out(step)
@@ -171,7 +171,7 @@ class Declared:
             done = [self._attempt(Publish(step.container, (one,))) for one in step.requests]
             return all(done)
         is_done = self._attempts.attempt(partial(self._carry_out, step), f"conf.d: {_what(step)}")
-        if isinstance(step, Attach) and not is_done:
+        if isinstance(step, Attach) and not is_done and not self._requests.has_endpoint(step.container):
             self._failed.add(step.container)
         return is_done
 
@@ -209,7 +209,7 @@ class Declared:
             case Unpublish():
                 self._ports.unpublish(step.container, list(map(str, step.mappings)))
             case Detach():
-                self._requests.detach(step.container)
+                self._requests.detach(step.container, step.network)
             case RemoveNetwork():
                 self._requests.remove_network(step.name)
             case CreateNetwork():

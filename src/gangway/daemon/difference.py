@@ -7,6 +7,7 @@ declares it, and what was typed and stays.  What it must not know: how a request
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import NamedTuple
 
 from gangway.daemon.declaration import Declaration, DeclaredContainer, DeclaredNetwork, port_text
@@ -153,7 +154,9 @@ class _Comparison:
         self._declared, self._exists = declared, exists
         self._is_complete, self._has_ipv6 = is_complete, has_ipv6
         self._networks = {one.name: one for one in current.networks}
-        self._endpoints = {one.container: one for one in current.endpoints}
+        self._endpoints = defaultdict[str, list[Endpoint]](list)  # by container, the first one first
+        for endpoint in current.endpoints:
+            self._endpoints[endpoint.container].append(endpoint)
         self._mappings = defaultdict[str, list[PortMapping]](list)
         for mapping in current.mappings:
             self._mappings[mapping.container].append(mapping)
@@ -166,15 +169,18 @@ class _Comparison:
     def removals(self) -> Iterator[Step]:
         """Yield the requests that remove what is not declared, or otherwise; of what is left, keep what is missing."""
         stale = [name for name, one in self._networks.items() if self._is_stale(one)]
-        for endpoint in tuple(self._endpoints.values()):
-            if self._is_to_detach(endpoint, stale):
+        for endpoints in self._endpoints.values():
+            for endpoint in [*self._to_detach(endpoints, stale)]:
                 yield Detach(endpoint.container, endpoint.network)
-                del self._endpoints[endpoint.container]
-                self._mappings.pop(endpoint.container, None)
+                endpoints.remove(endpoint)
+                if endpoint.is_first:
+                    self._mappings.pop(endpoint.container, None)
         for container in {**self._mappings, **self._declared.containers}:
             yield from self._unpublished(container)
         for name in stale:
-            attached = sorted(one.container for one in self._endpoints.values() if one.network == name)
+            attached = sorted(
+                one.container for found in self._endpoints.values() for one in found if one.network == name
+            )
             if attached:
                 self.notes.append(f"network {name} stays as it is: {', '.join(attached)} is attached by command")
             else:
@@ -196,23 +202,37 @@ class _Comparison:
             yield from self._served(wanted)
 
     def _served(self, wanted: DeclaredContainer) -> Iterator[Step]:
-        endpoint = self._endpoints.get(wanted.name)
-        if endpoint is None:
+        endpoints = self._endpoints.get(wanted.name)
+        networks = wanted.networks or (ON_DEMAND,)
+        if not endpoints:
             if not self._exists(wanted.name):
                 return
             if not wanted.is_dockers:
-                yield Attach(wanted.name, wanted.network or ON_DEMAND, tuple(sorted(wanted.addresses, key=str)))
+                yield self._attach(wanted, networks[0])
         elif self._is_elsewhere(wanted):
-            if wanted.name not in self._declared.unknown_containers:
-                self.notes.append(
-                    f"container {wanted.name} is attached to network {endpoint.network} otherwise than {wanted.file} "
-                    f"declares: gangway detach {wanted.name}"
-                )
+            self._note_otherwise(wanted, endpoints[0])
             return
         groups = defaultdict[Subnets, list[PortRequest]](list)
         for request in self._missing.get(wanted.name, ()):
             groups[request.admitted].append(request)
         yield from (Publish(wanted.name, tuple(requests)) for requests in groups.values())
+        further = {one.network: one for one in endpoints or () if not one.is_first}
+        for network in networks[1:]:  # after the ports, which do not depend on it
+            if network not in further:
+                yield self._attach(wanted, network)
+            elif not self._has_addresses(further[network], wanted):
+                self._note_otherwise(wanted, further[network])
+
+    def _attach(self, wanted: DeclaredContainer, network: str) -> Attach:
+        return Attach(wanted.name, network, tuple(sorted(self._addresses(wanted, network), key=str)))
+
+    def _note_otherwise(self, wanted: DeclaredContainer, endpoint: Endpoint) -> None:
+        if wanted.name not in self._declared.unknown_containers:
+            which = "" if endpoint.is_first else f" --network {endpoint.network}"
+            self.notes.append(
+                f"container {wanted.name} is attached to network {endpoint.network} otherwise than {wanted.file} "
+                f"declares: gangway detach {wanted.name}{which}"
+            )
 
     def _unpublished(self, container: str) -> Iterator[Step]:
         wanted = self._declared.containers.get(container)
@@ -226,8 +246,10 @@ class _Comparison:
 
     def _is_elsewhere(self, wanted: DeclaredContainer) -> bool:
         """True if a container is attached otherwise than it is declared, and stays so: its ports are not served."""
-        endpoint = self._endpoints.get(wanted.name)
-        return endpoint is not None and not wanted.is_dockers and not _is_as_declared(endpoint, wanted)
+        endpoints = self._endpoints.get(wanted.name)
+        if not endpoints or wanted.is_dockers:
+            return False
+        return not self._is_first_as_declared(endpoints[0], wanted)
 
     def _is_stale(self, network: Network) -> bool:
         if network.source is not Source.DECLARED or network.name in self._kept_networks:
@@ -235,30 +257,69 @@ class _Comparison:
         wanted = self._declared.networks.get(network.name)
         return self._is_complete if wanted is None else not wanted.request.describes(network)
 
-    def _is_to_detach(self, endpoint: Endpoint, stale: Collection[str]) -> bool:
-        """True if an endpoint that a file has declared is declared no longer, or otherwise."""
-        if endpoint.source is not Source.DECLARED or endpoint.container in self._declared.unknown_containers:
-            return False
-        wanted = self._declared.containers.get(endpoint.container)
-        if wanted is None:
-            is_stale = self._is_complete
-        else:
-            is_stale = endpoint.network in stale or not _is_as_declared(endpoint, wanted)
-        typed = [one for one in self._mappings.get(endpoint.container, ()) if one.source is Source.API]
-        if is_stale and typed:
-            ports = ", ".join(map(str, typed))
-            self.notes.append(f"container {endpoint.container} stays attached: {ports} is published by command")
-        return is_stale and not typed
+    def _to_detach(self, endpoints: Sequence[Endpoint], stale: Collection[str]) -> Iterator[Endpoint]:
+        """Yield those of a container's endpoints that a file has declared, and that are declared no longer, or
+        otherwise: the first one last, and only with all others."""
+        first, *further = endpoints
+        wanted = self._declared.containers.get(first.container)
+        if first.container in self._declared.unknown_containers:
+            return
 
+        def is_stale(one: Endpoint) -> bool:
+            if one.source is not Source.DECLARED:
+                return False
+            if wanted is None:
+                return self._is_complete
+            is_declared = self._is_first_as_declared(first, wanted)
+            if one.is_first:
+                return one.network in stale or not is_declared
+            is_declared &= one.network in wanted.networks[1:]
+            is_as_declared = is_declared and one.network not in stale and self._has_addresses(one, wanted)
+            return not is_as_declared and (is_declared or self._is_complete)
 
-def _is_as_declared(endpoint: Endpoint, wanted: DeclaredContainer) -> bool:
-    """True if an endpoint has the network and addresses that are declared.
+        if is_stale(first):
+            if not (typed := self._typed(first.container, further)):
+                yield from reversed(endpoints)
+                return
+            self.notes.append(f"container {first.container} stays attached: {typed}")
+        yield from (one for one in reversed(further) if is_stale(one))
 
-    If no network is named, one that was typed may have any.
-    """
-    is_any = not wanted.network and endpoint.source is not Source.DECLARED
-    is_same = is_any or endpoint.network == (wanted.network or ON_DEMAND)
-    return is_same and wanted.addresses <= set(endpoint.addresses)
+    def _typed(self, container: str, further: Iterable[Endpoint]) -> str:
+        """Return what commands have added to a container; empty if nothing."""
+        if ports := [one for one in self._mappings.get(container, ()) if one.source is Source.API]:
+            return f"{', '.join(map(str, ports))} is published by command"
+        networks = [one.network for one in further if one.source is Source.API]
+        return f"network {', '.join(networks)} was joined by command" if networks else ""
+
+    def _is_first_as_declared(self, endpoint: Endpoint, wanted: DeclaredContainer) -> bool:
+        """True if a container's first endpoint has the network and addresses that are declared.
+
+        If no network is named, one that was typed may have any.
+        """
+        is_any = not wanted.networks and endpoint.source is not Source.DECLARED
+        is_same = is_any or endpoint.network == (wanted.networks or (ON_DEMAND,))[0]
+        return is_same and self._has_addresses(endpoint, wanted)
+
+    def _has_addresses(self, endpoint: Endpoint, wanted: DeclaredContainer) -> bool:
+        """True if an endpoint has the addresses that are declared of its network."""
+        network = wanted.networks[0] if endpoint.is_first and wanted.networks else endpoint.network
+        return self._addresses(wanted, network) <= set(endpoint.addresses)
+
+    def _addresses(self, wanted: DeclaredContainer, network: str) -> frozenset[Address]:
+        """Return the declared addresses of a container on a network: on the first one, what is in no further one."""
+        further = {name: self._subnets(name) for name in wanted.networks[1:]}
+        subnets = further.get(network)
+        if subnets is not None:
+            return frozenset(one for one in wanted.addresses if any(one in subnet for subnet in subnets))
+        others = [subnet for found in further.values() for subnet in found]
+        return frozenset(one for one in wanted.addresses if not any(one in subnet for subnet in others))
+
+    def _subnets(self, network: str) -> Subnets:
+        """Return the subnets of a network: those that are declared, or else those that it has."""
+        declared = self._declared.networks.get(network)
+        if declared is not None and declared.request.subnets:
+            return tuple(map(ip_network, declared.request.subnets))
+        return self._networks[network].subnets if network in self._networks else ()
 
 
 def _key(mapping: PortMapping) -> _Key:

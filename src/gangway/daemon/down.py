@@ -81,9 +81,9 @@ class Down:
         requests, registry = self._requests, self._registry
         if requests.orphans:
             requests.clean_up()
-        for endpoint in registry.endpoints():
-            if not registry.network(endpoint.network).is_adopted:
-                self._detach(endpoint.container)
+        own = [one for one in registry.endpoints() if not registry.network(one.network).is_adopted]
+        for container in dict.fromkeys(one.container for one in own):
+            self._detach(container)
         for network in registry.networks:
             if not network.is_adopted:
                 self._remove_network(network.name)
@@ -124,7 +124,8 @@ class Down:
             for endpoint in registry.endpoints(network.name):
                 mappings = (one.mapping for one in registry.mappings(endpoint.container))
                 count = sum(ports.count for _, ports in {(one.protocol, one.host_ports) for one in mappings})
-                yield f"container {endpoint.container} on it, {count} published port{'s' * (count != 1)}"
+                ports = f", {count} published port{'s' * (count != 1)}" if endpoint.is_first else ""
+                yield f"container {endpoint.container} on it{ports}"
         for mapping in registry.waiting():
             yield f"port {mapping}, which waits for {mapping.container}"
 

@@ -5,24 +5,28 @@ from dataclasses import replace
 
 import msgspec
 
-from gangway.daemon.declaration import Document, PublishTable, port_text
+from gangway.daemon.declaration import Document, PublishTable, networks_of, port_text
 from gangway.daemon.messages import NetworkRequest
-from gangway.model import PortMapping, PortRequest, parse_port
+from gangway.model import ON_DEMAND, PortMapping, PortRequest, parse_port
 
 
 def with_ports(
-    document: Document, container: str, network: str, requests: Sequence[PortRequest], created: NetworkRequest | None
+    document: Document,
+    container: str,
+    networks: Sequence[str],
+    requests: Sequence[PortRequest],
+    created: Sequence[NetworkRequest],
 ) -> Document:
-    """Add ports of a container, which is on that network, for the same clients; and the network, if it is `created`."""
+    """Add ports of a container, which is on these networks, for the same clients; and the networks to be `created`."""
     admitted = list(map(str, requests[0].admitted))
-    tables = [_on_network(one, network) if one.container == container else one for one in document.publish]
+    tables = [_on_networks(one, networks) if one.container == container else one for one in document.publish]
     same = next((one for one in tables if (one.container, one.admitted) == (container, admitted)), None)
     if same is None:
-        same = PublishTable(container, network, admitted=admitted)
+        same = _on_networks(PublishTable(container, admitted=admitted), networks)
         tables.append(same)
     same.ports = list(dict.fromkeys((*same.ports, *map(port_text, requests))))
-    networks = [one for one in document.network if created is None or one.name != created.name]
-    return Document([*networks, created] if created else networks, tables)
+    names = {one.name for one in created}
+    return Document([*(one for one in document.network if one.name not in names), *created], tables)
 
 
 def without_ports(document: Document, container: str, named: Sequence[PortRequest]) -> Document:
@@ -34,8 +38,16 @@ def without_ports(document: Document, container: str, named: Sequence[PortReques
             table = msgspec.structs.replace(table, ports=left)
         if table.ports:
             tables.append(table)
-    unused = {one.network for one in document.publish} - {one.network for one in tables}
-    return Document([one for one in document.network if one.name not in unused], tables)
+    return _with_tables(document, tables)
+
+
+def without_network(document: Document, container: str, network: str) -> Document:
+    """Remove a container from a network, and that if nothing else is on it."""
+
+    def left(table: PublishTable) -> PublishTable:
+        return _on_networks(table, [one for one in networks_of(table) if one != network])
+
+    return _with_tables(document, [left(one) if one.container == container else one for one in document.publish])
 
 
 def names(named: PortRequest, port: PortRequest) -> bool:
@@ -59,5 +71,13 @@ def _naming(named: PortRequest, port: PortRequest) -> Callable[..., bool]:
     return lambda address: named.names(PortMapping("", port.protocol, address, *ports))
 
 
-def _on_network(table: PublishTable, network: str) -> PublishTable:
-    return msgspec.structs.replace(table, network=network)
+def _on_networks(table: PublishTable, networks: Sequence[str]) -> PublishTable:
+    """Put a container on these networks."""
+    written = list(networks) if len(networks) > 1 else next((one for one in networks if one != ON_DEMAND), "")
+    return msgspec.structs.replace(table, network=written)
+
+
+def _with_tables(document: Document, tables: list[PublishTable]) -> Document:
+    """Replace the tables of a document, and remove the networks that only the former ones need."""
+    former, needed = ({name for one in some for name in networks_of(one)} for some in (document.publish, tables))
+    return Document([one for one in document.network if one.name not in former - needed], tables)

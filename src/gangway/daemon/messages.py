@@ -157,11 +157,13 @@ class EndpointAnswer(msgspec.Struct):
     container: str
     network: str
     addresses: list[str]
+    is_first: bool = True  # the network has the container's default route and its published ports
     note: str = ""  # what may surprise about the container; filled in when it is attached
 
     @classmethod
     def of(cls, endpoint: Endpoint, note: str = "") -> "EndpointAnswer":
-        return cls(endpoint.container, endpoint.network, list(map(str, endpoint.addresses)), note)
+        addresses = list(map(str, endpoint.addresses))
+        return cls(endpoint.container, endpoint.network, addresses, endpoint.is_first, note)
 
 
 class RouteAnswer(msgspec.Struct):

@@ -119,6 +119,10 @@ def _attach(service: Service, request: AttachRequest, _given: dict[str, str]) ->
     return EndpointAnswer.of(endpoint, "; ".join(filter(None, (service.requests.ipv4_only(endpoint), elsewhere))))
 
 
+def _detach(service: Service, _request: None, given: dict[str, str]) -> None:
+    service.commands.detach(given["container"], given.get("network", ""), _is_true(given, "if_exists"))
+
+
 def _list_mappings(service: Service, _request: None, given: dict[str, str]) -> list[MappingAnswer]:
     requests, container = service.requests, given.get("container")
     declared = service.declared.waiting(container)
@@ -219,16 +223,16 @@ OPERATIONS = (
     ),
     Operation(
         "POST /endpoints",
-        "Attach a container to a network.",
+        "Attach a container to a network; one that is on others is on that one, too, then.",
         _attach,
         EndpointAnswer,
         AttachRequest,
         describe=audit.attached,
     ),
     Operation(
-        "DELETE /endpoints/{container}?if_exists",
-        "Detach a container, and delete its mappings.  In the path, `/` is %2F.",
-        lambda service, _, given: service.commands.detach(given["container"], _is_true(given, "if_exists")),
+        "DELETE /endpoints/{container}?network&if_exists",
+        "Detach a container from a network, or from all, and delete its mappings.  In the path, `/` is %2F.",
+        _detach,
         describe=audit.detached,
     ),
     Operation("GET /mappings?container", "List all mappings, or a container's.", _list_mappings, list[MappingAnswer]),

@@ -195,7 +195,7 @@ class Parts:
             relay_version=relay.release,
             relay_pid=relay.pid,
             networks=len(registry.networks),
-            containers=len(registry.endpoints()),
+            containers=len(registry.containers),
             mappings=len(registry.mappings()),
             leases=len(self.requests.leases),
         )

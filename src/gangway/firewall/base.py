@@ -12,6 +12,7 @@ from gangway.errors import HostRefused
 from gangway.firewall.nat_guard import NatGuard
 from gangway.host.rule_notices import Change, RuleNotices
 from gangway.model import Network
+from gangway.neighbours import Neighbours, further_neighbours
 from gangway.plan import MappingPlan, Plan, Route
 
 
@@ -78,6 +79,11 @@ class Driver:
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network, port: int) -> Iterable[str]:
         """Return the rules that match the first packet of a client of one of the mapping's ports, in order."""
         return ()
+
+    def _further(self, planned: MappingPlan) -> list[Neighbours]:
+        """Return the clients on further networks of a mapping's container, as far as rules were written for them."""
+        written = () if self._plan is None else further_neighbours(self._plan)
+        return [one for one in written if one.address == planned.container_address]
 
     def _record(self, plan: Plan | None) -> None:
         """Record that all rules have been written."""

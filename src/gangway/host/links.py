@@ -57,12 +57,9 @@ class Links:
         with attempting("list links"):
             return {link.name: link for link in dump.links()}
 
-    def exists(self, name: str) -> bool:
-        """True if there is a link of that name; this costs one system call, however many links there are."""
-        try:
-            return if_nametoindex(name) > 0
-        except OSError:
-            return False
+    def exists(self, *names: str) -> bool:
+        """True if there is a link of one of these names; each costs one system call, however many links there are."""
+        return any(map(_index, names))
 
     def bridges(self) -> list[Link]:
         """Return the bridges: of a thousand containers' links only the few that are needed."""

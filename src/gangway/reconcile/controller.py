@@ -29,7 +29,7 @@ from gangway.reconcile.diff import Flows, Ports, Rewrite, Step, diff, parts
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.liveness import is_dead
 from gangway.reconcile.observe import Observer, shared_chains
-from gangway.reconcile.state import State, link_name, ports_of, redirects_of, steered_of, steered_ports
+from gangway.reconcile.state import State, link_of, ports_of, redirects_of, steered_of, steered_ports
 from gangway.state.registry import Registry
 
 
@@ -113,16 +113,16 @@ class Controller:
             raise
         self._release_reserved_ports(before)
 
-    def remove(self, before: State) -> None:
-        """Remove everything that a state has; if that fails because something is missing, repair the host first."""
+    def remove(self, before: State, after: State | None = None) -> None:
+        """Remove what `after` does not have; if that fails because something is missing, repair the host first."""
         try:
-            self.carry_out(before, State())
+            self.carry_out(before, after or State())
         except TimedOut:
             raise  # nothing is missing, and a repair would wait as long
         except HostRefused:
             self._condition = Condition.DIRTY
             self.reconcile()
-            self.carry_out(before, State())
+            self.carry_out(before, after or State())
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
@@ -247,7 +247,7 @@ class Controller:
     def is_dead(self, container: str) -> bool:
         """True if a container's namespace has ended, or its process.  Of Docker's containers Docker says so."""
         is_adopted, place = self._registry.network_of(container).is_adopted, self._registry.place(container)
-        return not is_adopted and is_dead(place, self._executor.links.exists(link_name(container)))
+        return not is_adopted and is_dead(place, self._executor.links.exists(*self._registry.link_names(container)))
 
     def look_into(self, container: str) -> None:
         """Find out whether a container's answers pass the host, and adapt the rules."""
@@ -256,7 +256,7 @@ class Controller:
 
     def reap_dead_containers(self) -> bool:
         """Remove the containers whose namespace has ended; True if there was one."""
-        dead = [one.container for one in self._registry.endpoints() if self.is_dead(one.container)]
+        dead = list(filter(self.is_dead, self._registry.containers))
         for container in dead:
             self._reap(container)
         return bool(dead)
@@ -275,8 +275,9 @@ class Controller:
 
     def _container(self, endpoint: Endpoint) -> Container:
         network, place = self._registry.network(endpoint.network), self._registry.place(endpoint.container)
-        gateways = () if network.internal else network.gateways  # internal: no default route by gangway
-        return Container(link_name(endpoint.container), place.namespace, endpoint.addresses, gateways)
+        has_route = endpoint.is_first and not network.internal  # a default route by gangway
+        gateways = network.gateways if has_route else ()
+        return Container(link_of(endpoint), place.namespace, endpoint.addresses, gateways)
 
     def _apply(self, steps: Iterable[Step]) -> tuple[list[Step], list[Step]]:
         """Carry out as many steps as possible; return those that were, and those that failed."""
@@ -309,15 +310,15 @@ class Controller:
         self._log.warning(
             f"container {container} exited: its ports are unpublished", event="exited", container=container
         )
-        state = self._registry.state_of_container(container)
+        endpoints = self._registry.endpoints_of(container)
+        state = self._registry.state_of_endpoints(endpoints)
         try:
             self._executor.carry_out(diff(state, State()))
         except (GangwayError, ExceptionGroup):
             self._condition = Condition.DIRTY  # what is left of it is removed when everything is compared
         self._release_reserved_ports(state)
-        network = self._registry.network_of(container).name
-        self._registry.remove_endpoint(container)
-        if self._registry.is_unneeded(network):
+        self._registry.remove_container(container)
+        if len(endpoints) > 1 or self._registry.is_unneeded(endpoints[0].network):  # there are other rules then
             self._condition = Condition.DIRTY
 
     def _release_reserved_ports(self, removed: State) -> None:

@@ -137,6 +137,7 @@ class Executor:
 
     def _attach(self, name: str, attachment: Attachment) -> None:
         endpoint, network = attachment.endpoint, attachment.network
+        has_default_route = endpoint.is_first and not network.internal
         self.links.delete(name)
         self.links.attach(
             name,
@@ -144,7 +145,7 @@ class Executor:
             network.bridge,
             attachment.namespace,
             _interfaces(endpoint.addresses, network),
-            () if network.internal else [str(gateway) for gateway in network.gateways],
+            [str(gateway) for gateway in network.gateways] if has_default_route else (),
             network.mtu,
         )
         if attachment.isolated:

@@ -85,11 +85,12 @@ def _of_veth(name: str, namespace: str, endpoint: Endpoint, network: Network) ->
     for at in ("", namespace):
         yield Property(name, at, Kind.MTU, str(network.mtu))
         yield Property(name, at, Kind.UP)
-    yield Property(name, namespace, Kind.LOOPBACK)
+    if endpoint.is_first:
+        yield Property(name, namespace, Kind.LOOPBACK)
     for address in endpoint.addresses:
         subnet = next(subnet for subnet in network.subnets if address in subnet)
         yield from _of_address(name, namespace, address, subnet)
-        if not network.internal:
+        if endpoint.is_first and not network.internal:
             gateway = next(gateway for gateway in network.gateways if gateway in subnet)
             yield Property(name, namespace, Kind.DEFAULT_ROUTE, f"IPv{gateway.version}", str(gateway))
 

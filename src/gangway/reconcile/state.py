@@ -47,9 +47,18 @@ def rules_of(plan: Plan | None) -> State:
     return State() if plan is None else State(plan=plan, forwarding=plan.forwarding)
 
 
-def link_name(container: str) -> str:
-    """Return the name of a container's veth on the host: always the same, and short enough for a link."""
-    return "gw" + hashlib.blake2s(container.encode(), digest_size=6).hexdigest()
+def link_name(container: str, further: str = "") -> str:
+    """Return the name of a container's veth on the host, on its first network or on a `further` one of that name.
+
+    It is always the same, and short enough for a link.
+    """
+    text = f"{container}\0{further}" if further else container
+    return "gw" + hashlib.blake2s(text.encode(), digest_size=6).hexdigest()
+
+
+def link_of(endpoint: Endpoint) -> str:
+    """Return the name of an endpoint's veth on the host."""
+    return link_name(endpoint.container, "" if endpoint.is_first else endpoint.network)
 
 
 def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPorts, Serve]]:

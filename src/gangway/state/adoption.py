@@ -118,7 +118,7 @@ class Adoption:
         for network in (one for one in registry.networks if not one.has_rules):
             for endpoint in registry.endpoints(network.name):
                 if not registry.mappings(endpoint.container):
-                    registry.remove_endpoint(endpoint.container)
+                    registry.remove_container(endpoint.container)
             if not registry.endpoints(network.name):
                 registry.remove_network(network.name)
 
@@ -193,7 +193,7 @@ class Adoption:
                 registry.parked.park(self._id(container), container, own)
             registry.remove_mappings(stale)
             for container in ended:
-                registry.remove_endpoint(container)
+                registry.remove_container(container)
 
     def _is_same(self, endpoint: Endpoint, wanted: AdoptedContainer) -> bool:
         """True if a container has the same addresses and namespace as before."""
@@ -248,7 +248,7 @@ class Adoption:
                 name = one.endpoint.container
                 if not registry.has_endpoint(name):
                     registry.add_endpoint(one.endpoint, _place(one))
-                    undo.callback(registry.remove_endpoint, name)
+                    undo.callback(registry.remove_container, name)
             added = publish(self._controller, registry, self._executor, partial(self._reserve, containers))
             undo.pop_all()
         self._report_each("published", added)

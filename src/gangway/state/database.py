@@ -61,11 +61,22 @@ _MIGRATIONS = (
     ALTER TABLE endpoints ADD COLUMN docker_id TEXT DEFAULT '';
     """,
     "ALTER TABLE endpoints ADD COLUMN source TEXT DEFAULT 'api';",
+    # A container may be on several networks; where it is stands in each of its rows.
+    """
+    CREATE TABLE endpoints_of_networks (
+        container TEXT, network TEXT, addresses TEXT, namespace TEXT, inode INTEGER, cookie TEXT, owner TEXT,
+        docker_id TEXT, source TEXT, is_first INTEGER,
+        PRIMARY KEY (container, network));
+    INSERT INTO endpoints_of_networks
+        SELECT container, network, addresses, namespace, inode, cookie, owner, docker_id, source, 1 FROM endpoints;
+    DROP TABLE endpoints;
+    ALTER TABLE endpoints_of_networks RENAME TO endpoints;
+    """,
 )
 """What makes each version (`user_version`) of the one before."""
 _COLUMNS = {
     "networks": "name, bridge, subnets, gateways, masquerade, icc, internal, mtu, on_demand, source, routed, has_rules",
-    "endpoints": "container, network, addresses, namespace, inode, cookie, owner, docker_id, source",
+    "endpoints": "container, network, addresses, namespace, inode, cookie, owner, docker_id, source, is_first",
     "mappings": "container, protocol, host_address, host_first, host_last, container_first, container_last, "
     "source, is_held, admitted, is_routed",
     "memory": "what, value",
@@ -179,15 +190,15 @@ class Database:
         return self._converted("networks", _network)
 
     def endpoints(self) -> Iterator[tuple[Endpoint, Place]]:
-        """Yield each endpoint, and where its container is."""
-        return self._converted("endpoints", _endpoint)
+        """Yield each endpoint, and where its container is; the first ones of all containers first."""
+        return self._converted("endpoints", _endpoint, "ORDER BY is_first DESC, rowid")
 
     def mappings(self) -> Iterator[PortMapping]:
         """Yield each mapping."""
         return self._converted("mappings", _mapping)
 
-    def _converted(self, table: str, convert: Callable[..., _Made]) -> Iterator[_Made]:
-        for row in self._all(table):
+    def _converted(self, table: str, convert: Callable[..., _Made], order: str = "") -> Iterator[_Made]:
+        for row in self._all(table, order):
             try:
                 made = convert(*row)
             except (GangwayError, ValueError, TypeError, AttributeError) as error:
@@ -205,7 +216,7 @@ class Database:
 
     def add_endpoint(self, endpoint: Endpoint, place: Place) -> None:
         row = endpoint.container, endpoint.network, _words(endpoint.addresses), *place
-        self._insert("endpoints", (*row, endpoint.source.value))
+        self._insert("endpoints", (*row, endpoint.source.value, endpoint.is_first))
 
     def rename_endpoint(self, container: str, name: str) -> None:
         """Give a container another name, which no other one has."""
@@ -213,8 +224,11 @@ class Database:
             for table in ("endpoints", "mappings"):
                 self._execute(f"UPDATE {table} SET container = ? WHERE container = ?", (name, container))
 
-    def remove_endpoint(self, container: str) -> None:
-        """Remove an endpoint and its mappings."""
+    def remove_endpoint(self, container: str, network: str) -> None:
+        self._execute("DELETE FROM endpoints WHERE container = ? AND network = ?", (container, network))
+
+    def remove_container(self, container: str) -> None:
+        """Remove a container's endpoints and mappings."""
         with self.transaction():
             self._execute("DELETE FROM mappings WHERE container = ?", (container,))
             self._execute("DELETE FROM endpoints WHERE container = ?", (container,))
@@ -259,9 +273,9 @@ class Database:
         except sqlite3.Error as error:
             raise HostRefused(f"the database {self.path} cannot be read: {error}") from None
 
-    def _all(self, table: str, condition: str = "") -> list[tuple]:  # type: ignore[type-arg]  # whatever the columns are
+    def _all(self, table: str, clauses: str = "") -> list[tuple]:  # type: ignore[type-arg]  # whatever the columns are
         with self._reading():
-            return self._database.execute(f"SELECT {_COLUMNS[table]} FROM {table} {condition}").fetchall()
+            return self._database.execute(f"SELECT {_COLUMNS[table]} FROM {table} {clauses}").fetchall()
 
     def _insert(self, table: str, row: tuple[object, ...]) -> None:
         self._execute(f"INSERT INTO {table} ({_COLUMNS[table]}) VALUES ({', '.join('?' * len(row))})", row)
@@ -341,11 +355,12 @@ def _network(
 
 
 def _endpoint(
-    container: str, network: str, addresses: str, namespace: str, inode: int, *rest: str
+    container: str, network: str, addresses: str, namespace: str, inode: int, *rest: Any
 ) -> tuple[Endpoint, Place]:
-    *identities, source = rest
+    *identities, source, is_first = rest
     place = Place(namespace, int(inode), *map(str, identities))
-    return Endpoint(container, network, tuple(map(ip_address, addresses.split())), Source(source)), place
+    found = tuple(map(ip_address, addresses.split()))
+    return Endpoint(container, network, found, Source(source), bool(is_first)), place
 
 
 def _mapping(container: str, protocol: str, host_address: str, *rest: Any) -> PortMapping:

@@ -14,7 +14,7 @@ from gangway.facts import HostFacts
 from gangway.model import Address, Endpoint, Network, PortMapping, PortRange, Protocol, parse_port
 from gangway.plan import MappingPlan, Plan, assemble, plan_mapping, plan_network
 from gangway.reconcile import properties
-from gangway.reconcile.state import Attachment, State, link_name, ports_of, redirects_of, steered_of
+from gangway.reconcile.state import Attachment, State, link_of, ports_of, redirects_of, steered_of
 from gangway.state.database import Database, Place
 from gangway.state.parked import ParkedPorts
 from gangway.state.port_index import PortIndex
@@ -28,7 +28,7 @@ class Registry:
         self._facts: HostFacts | None = None
         self._networks: dict[str, Network] = {}
         self._on_demand: dict[str, bool] = {}
-        self._endpoints: dict[str, Endpoint] = {}
+        self._endpoints: dict[str, tuple[Endpoint, ...]] = {}  # by container, the first one first
         self._places: dict[str, Place] = {}
         self._mappings: dict[str, dict[str, MappingPlan]] = {}
         self.index, self.parked = PortIndex(), ParkedPorts(database)
@@ -53,6 +53,7 @@ class Registry:
         return self._networks[name]
 
     def network_of(self, container: str) -> Network:
+        """Return a container's first network.  Conflict: it is on none."""
         return self._networks[self.endpoint(container).network]
 
     def own_network(self, name: str) -> Network:
@@ -80,18 +81,32 @@ class Registry:
 
     # Endpoints
 
+    @property
+    def containers(self) -> tuple[str, ...]:
+        """The names of all containers that are attached."""
+        return tuple(self._endpoints)
+
     def endpoints(self, network: str | None = None) -> tuple[Endpoint, ...]:
         """Return every endpoint, or those of a network."""
-        return tuple(one for one in tuple(self._endpoints.values()) if network in (None, one.network))
+        found = (one for endpoints in tuple(self._endpoints.values()) for one in endpoints)
+        return tuple(one for one in found if network in (None, one.network))
 
-    def endpoint(self, container: str) -> Endpoint:
-        """Return a container's endpoint.  Conflict: it has none."""
+    def endpoints_of(self, container: str) -> tuple[Endpoint, ...]:
+        """Return a container's endpoints, the first one first.  Conflict: it has none."""
         if container not in self._endpoints:
             raise Conflict(f"no container named {container!r} is attached; attached: {_names(self._endpoints)}")
         return self._endpoints[container]
 
+    def endpoint(self, container: str) -> Endpoint:
+        """Return a container's first endpoint.  Conflict: it has none."""
+        return self.endpoints_of(container)[0]
+
     def has_endpoint(self, container: str) -> bool:
         return container in self._endpoints
+
+    def link_names(self, container: str) -> tuple[str, ...]:
+        """Return the names of a container's links on the host."""
+        return tuple(map(link_of, self.endpoints_of(container)))
 
     def owners(self) -> set[str]:
         """Return the processes at whose end a container is detached.  It may be called from any thread."""
@@ -132,23 +147,31 @@ class Registry:
         return tuple(found)
 
     def add_endpoint(self, endpoint: Endpoint, place: Place) -> None:
+        """Add an endpoint, which is its container's first one if that has none; `place` is one for all of them."""
         self._database.add_endpoint(endpoint, place)
         self._insert_endpoint(endpoint, place)
 
     def rename_endpoint(self, container: str, name: str) -> None:
         """Give a container another name, which no other one has.  Nothing on the host depends on it."""
-        endpoint, place, known = self._endpoints[container], self._places[container], self.mappings(container)
+        endpoints, place, known = self._endpoints[container], self._places[container], self.mappings(container)
         self._database.rename_endpoint(container, name)
-        self._insert_endpoint(replace(endpoint, container=name), place)
+        for endpoint in endpoints:
+            self._insert_endpoint(replace(endpoint, container=name), place)
         for planned in known:
             renamed = replace(planned, mapping=replace(planned.mapping, container=name))
             self._mappings[name][str(renamed.mapping)] = renamed
             self.index.replace(planned.mapping, renamed.mapping)
         del self._endpoints[container], self._places[container], self._mappings[container]
 
-    def remove_endpoint(self, container: str) -> None:
-        """Remove an endpoint and its mappings."""
-        self._database.remove_endpoint(container)
+    def remove_endpoint(self, endpoint: Endpoint) -> None:
+        """Remove an endpoint that is not its container's first one."""
+        self._database.remove_endpoint(endpoint.container, endpoint.network)
+        left = (one for one in self._endpoints[endpoint.container] if one != endpoint)
+        self._endpoints[endpoint.container] = tuple(left)
+
+    def remove_container(self, container: str) -> None:
+        """Remove a container's endpoints and mappings."""
+        self._database.remove_container(container)
         for planned in self.mappings(container):
             self.index.remove(planned.mapping)
         del self._endpoints[container], self._places[container], self._mappings[container]
@@ -219,13 +242,14 @@ class Registry:
         for mapping in mappings:
             self._decide_mapping(mapping)
 
-    def plan(self, without: str | None = None) -> Plan | None:
-        """Return the plan of all rules, perhaps without one network; None if no network has any."""
+    def plan(self, without: str | None = None, leaving: Collection[Endpoint] = ()) -> Plan | None:
+        """Return the plan of all rules, perhaps without one network, or `leaving` endpoints; None if there are none."""
         networks = {one.name: one for one in self.networks if one.has_rules and one.name != without}
         if not networks:
             return None
-        endpoints = tuple(one for one in self.endpoints() if one.network in networks)
-        mappings = tuple(one for one in self.mappings() if one.has_rules)
+        endpoints = tuple(one for one in self.endpoints() if one.network in networks and one not in leaving)
+        gone = {one.container for one in leaving if one.is_first}
+        mappings = tuple(one for one in self.mappings() if one.has_rules and one.mapping.container not in gone)
         return assemble(tuple(networks.values()), endpoints, mappings, self._decided_facts)
 
     def state(self, whole: Plan | None) -> State:
@@ -266,10 +290,10 @@ class Registry:
             redirects=dict(pair for one in planned for pair in redirects_of(one)),
         )
 
-    def state_of_container(self, container: str) -> State:
-        """Return what an endpoint and its mappings make of the host."""
-        attachments = self._attachments([self.endpoint(container)])
-        return replace(self.state_of(self.mappings(container)), attachments=attachments)
+    def state_of_endpoints(self, endpoints: Sequence[Endpoint]) -> State:
+        """Return what endpoints make of the host; a container's mappings belong to its first one."""
+        published = (planned for one in endpoints if one.is_first for planned in self.mappings(one.container))
+        return replace(self.state_of(tuple(published)), attachments=self._attachments(endpoints))
 
     def _attachments(self, endpoints: Iterable[Endpoint]) -> dict[str, Attachment]:
         found = {}
@@ -278,16 +302,19 @@ class Registry:
             if network.is_adopted:
                 continue
             isolated = plan_network(network, self._decided_facts).isolate_ports
-            found[link_name(endpoint.container)] = Attachment(endpoint, network, place.namespace, isolated, place.inode)
+            found[link_of(endpoint)] = Attachment(endpoint, network, place.namespace, isolated, place.inode)
         return found
 
     def _insert_endpoint(self, endpoint: Endpoint, place: Place) -> None:
-        self._endpoints[endpoint.container], self._places[endpoint.container] = endpoint, place
-        self._mappings[endpoint.container] = {}
+        container = endpoint.container
+        if container not in self._endpoints:
+            endpoint = replace(endpoint, is_first=True)  # the row of its first one may have been damaged
+            self._places[container], self._mappings[container] = place, {}
+        self._endpoints[container] = (*self._endpoints.get(container, ()), endpoint)
 
     def planned(self, mapping: PortMapping) -> MappingPlan:
         """Return what would be decided about a mapping of an attached container."""
-        endpoint = self._endpoints[mapping.container]
+        endpoint = self.endpoint(mapping.container)
         return plan_mapping(mapping, endpoint, self._networks[endpoint.network], self._decided_facts)
 
     def _decide_mapping(self, mapping: PortMapping) -> MappingPlan:

@@ -39,6 +39,7 @@ from gangway.model import (
 )
 from gangway.plan import MappingPlan, Origin, Plan, Route
 from gangway.reach import routes_past, routes_to
+from gangway.reconcile.changes import translated_udp
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.state import State, rules_of
@@ -46,6 +47,7 @@ from gangway.state import families
 from gangway.state.allocate import Allocation
 from gangway.state.checks import check_internal, check_reachable, check_same_process
 from gangway.state.database import Place
+from gangway.state.joining import check_may_join, join, leave, leaving, place_of
 from gangway.state.leases import Leases
 from gangway.state.publication import publish
 from gangway.state.registry import Registry
@@ -89,7 +91,7 @@ class Requests:
         self._controller, self._registry, self._executor = controller, registry, executor
         self.leases = leases
         self.network, self.network_of = registry.network, registry.network_of
-        self.endpoint, self.has_endpoint = registry.endpoint, registry.has_endpoint
+        self.endpoints_of, self.has_endpoint = registry.endpoints_of, registry.has_endpoint
         self.redirected, self.relayed = executor.dataplane.redirected, executor.dataplane.relayed
         self.check, self.check_rules = controller.check, controller.check_rules
         self.check_thoroughly = partial(controller.check, thorough=True)
@@ -231,34 +233,35 @@ class Requests:
         owner: int | None = None,
         source: Source = Source.API,
     ) -> Endpoint:
-        """Attach a container to a network, on behalf of `source`.
+        """Attach a container to a network, on behalf of `source`; one that is attached is on that network, too, then.
 
         `namespace` is the path of its namespace, if its name is not enough; `owner` the pid of a process at whose end
         the container is detached.
         """
         check_container(container, namespace)
         self.repair(container)
-        if self._registry.has_endpoint(container):
-            name = self._registry.network_of(container).name
-            raise Conflict(f"container {container} is attached to network {name} already: detach it first")
-        path = namespace or netns.path_of(container)
-        owned_by = "" if owner is None else netns.process_identity(owner)
-        place = Place(path, netns.inode_at(path), netns.cookie_at(path), owned_by)
-        self._check_container(container, place)
+        is_first = not self._registry.has_endpoint(container)
+        if is_first:
+            place = place_of(container, namespace, owner)
+            self._check_container(container, place)
+        else:
+            endpoints, place = self._registry.endpoints_of(container), self._registry.place(container)
+            _ = self._registry.own_network(endpoints[0].network)
+            check_may_join(endpoints, network_name, place, namespace, owner)
         network = self._network_for(network_name)
         with ExitStack() as undo:
             undo.callback(self._remove_if_unneeded, network.name)
-            without = families.families_without(path, addresses)
+            without = families.families_without(place.namespace, addresses)
             found = self._registry.addresses_for(network, addresses, without)
             if not found:
-                reason = families.ipv6_off(path)
+                reason = families.ipv6_off(place.namespace)
                 raise Unsupported(f"{container} cannot be attached to network {network.name}: {reason}")
-            endpoint = Endpoint(container, network.name, found, source)
-            self._registry.add_endpoint(endpoint, place)
-            undo.callback(self._registry.remove_endpoint, container)
-            self._controller.carry_out(State(), self._registry.state_of_container(container))
+            endpoint = Endpoint(container, network.name, found, source, is_first)
+            join(self._controller, self._registry, endpoint, place)
             undo.pop_all()
         self._controller.look_into(container)
+        if not is_first:  # flows of clients there would stay without masquerade for as long as these send
+            self._executor.delete_flows(translated_udp(self._registry.mappings(container)))
         return endpoint
 
     def free_subnets(self) -> tuple[Subnet, ...]:
@@ -277,15 +280,15 @@ class Requests:
         return families.ipv4_only(endpoint, network, place.namespace, network.name == ON_DEMAND)
 
     @retry_after_reaping
-    def detach(self, container: str) -> None:
-        """Detach a container from its network; its ports are unpublished."""
+    def detach(self, container: str, network: str | None = None) -> None:
+        """Detach a container from a network, or from all; with the first one its ports are unpublished."""
         self.repair(container)
-        endpoint = self._registry.endpoint(container)
-        _ = self._registry.own_network(endpoint.network)
-        self._controller.remove(self._registry.state_of_container(container))
-        with self._controller.restoring():
-            self._registry.remove_endpoint(container)
-        self._remove_if_unneeded(endpoint.network)
+        endpoints = self._registry.endpoints_of(container)
+        _ = self._registry.own_network(endpoints[0].network)
+        left = leaving(endpoints, network)
+        leave(self._controller, self._registry, left)
+        for one in left:
+            self._remove_if_unneeded(one.network)
 
     # Mappings
 
@@ -364,7 +367,7 @@ class Requests:
     def _check_container(self, container: str, place: Place) -> None:
         if place.inode == netns.current_inode(netns.OWN):
             raise Conflict(f"{container} is the host's own network namespace")
-        for other in (endpoint.container for endpoint in self._registry.endpoints()):
+        for other in self._registry.containers:
             if self._registry.place(other).inode == place.inode and not self._controller.is_dead(other):
                 raise Conflict(f"{container} is the network namespace of container {other}, which is attached already")
 

@@ -158,7 +158,7 @@ class IptablesDriver(Driver):
 
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network, port: int) -> Iterable[str]:
         """Return the rules that match; those that the kernel does not have now are marked."""
-        rules = [*iptables.matching_rules(planned, route, network, self._prefix)]
+        rules = [*iptables.matching_rules(planned, route, network, self._prefix, self._further(planned))]
         listed = self._listed(planned.family) if rules else {}
         for rule in rules:
             table, _, text = rule.partition(": ")

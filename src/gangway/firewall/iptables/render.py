@@ -29,6 +29,7 @@ from gangway.firewall.iptables import routed
 from gangway.firewall.iptables.tables import Table, chain_of, deletion
 from gangway.inet import format_host
 from gangway.model import Address, Network, Protocol, Subnet
+from gangway.neighbours import Neighbours, further_neighbours
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route, is_link_local
 from gangway.reasons import Code
 
@@ -148,8 +149,13 @@ def _requested(planned: MappingPlan, elsewhere: str = "") -> str:
     return f"{at}{elsewhere} -p {mapping.protocol} -m {mapping.protocol} --dport {_ports(mapping.host_ports)}"
 
 
-def matching_rules(planned: MappingPlan, route: Route, network: Network, prefix: str) -> Iterator[str]:
-    """Yield the rules that match the first packet of a client on `route`, each as `TABLE: RULE`."""
+def matching_rules(
+    planned: MappingPlan, route: Route, network: Network, prefix: str, further: Iterable[Neighbours] = ()
+) -> Iterator[str]:
+    """Yield the rules that match the first packet of a client on `route`, each as `TABLE: RULE`.
+
+    `further` are the container's neighbours on further networks.
+    """
     if route.road is Road.RELAY and route.origin in (Origin.REMOTE, Origin.CONTAINER) and _is_restricted(planned):
         yield from (f"mangle: {rule}" for rule in _refusal(planned, prefix))
     if route.road is Road.ROUTED and route.origin is not Origin.HOST and not route.neighbour:
@@ -168,6 +174,7 @@ def matching_rules(planned: MappingPlan, route: Route, network: Network, prefix:
     if route.neighbour:
         subnet = next(subnet for subnet in network.subnets if planned.container_address in subnet)
         yield f"nat: {_hairpin(subnet, planned.bridge)}"
+        yield from (f"nat: {_further(one)}" for one in further)
     elif route.reason.code is Code.ANSWERS_ELSEWHERE:
         yield f"nat: {_to_gateway(planned.container_address, planned.bridge)}"
 
@@ -233,6 +240,7 @@ def _nat(plan: Plan, family: int, prefix: str) -> Iterator[str]:
     for network, subnet in subnets:
         found = sorted(one for one in plan.facts.answers_elsewhere if one.version == family and one in subnet)
         yield from (_to_gateway(one, network.bridge) for one in found)
+    yield from (_further(one) for one in further_neighbours(plan) if one.subnet.version == family)
     if prefix != DOCKERS_PREFIX:
         for network, subnet in subnets:
             yield _hairpin(subnet, network.bridge)
@@ -292,6 +300,12 @@ def _excluded(plan: Plan, family: int, prefix: str) -> Iterator[str]:
 def _hairpin(subnet: Subnet, bridge: str) -> str:
     """Masquerade a neighbour: the container would answer it directly, from an address that it did not connect to."""
     return f"-A POSTROUTING -s {subnet} -o {bridge} -m conntrack --ctstate DNAT -j MASQUERADE"
+
+
+def _further(clients: Neighbours) -> str:
+    """Masquerade neighbours on a further network of a container, for the same reason."""
+    to = f"-d {ip_network(clients.address)} -o {clients.bridge}"
+    return f"-A POSTROUTING -s {clients.subnet} {to} -m conntrack --ctstate DNAT -j MASQUERADE"
 
 
 def _to_gateway(container: Address, bridge: str) -> str:

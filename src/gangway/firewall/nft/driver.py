@@ -16,6 +16,7 @@ from gangway.firewall.nft.transaction import TABLE
 from gangway.host.rule_notices import Change, RuleNotices
 from gangway.host.saved_settings import Storage
 from gangway.model import Network
+from gangway.neighbours import further_neighbours
 from gangway.plan import MappingPlan, Plan, Road, Route
 
 KEY = "nftables rules"
@@ -76,6 +77,8 @@ class NftDriver(Driver):
         """Compare what is there; rules, and elements of networks, with what was there when they were written."""
         if self._plan is None or plan.networks != self._plan.networks:
             return False
+        if further_neighbours(plan) != further_neighbours(self._plan):
+            return False
         if kernel.chains_and_rules(TABLE) != self._rules:
             return False
         return _found(render.SETS_OF_NETWORKS) == self._of_networks and self._has_elements_of(plan)
@@ -89,7 +92,7 @@ class NftDriver(Driver):
 
     def matching_rules(self, planned: MappingPlan, route: Route, network: Network, port: int) -> Iterable[str]:
         """Return the rules that match, and the element of a map as the kernel has it now."""
-        rules = [*render.matching_rules(planned, route, network, port)]
+        rules = [*render.matching_rules(planned, route, network, port, self._further(planned))]
         if route.road is Road.NAT:
             name, key = render.place_of(planned), elements.pack_key(*render.key_of(planned, port))
             found = kernel.element(TABLE, name, key)

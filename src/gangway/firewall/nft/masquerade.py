@@ -1,6 +1,9 @@
 """Masquerades clients that a container would answer past the host: it sees the gateway instead."""
 
+from collections.abc import Collection, Iterator
+
 from gangway.model import Address, Network, Subnet
+from gangway.neighbours import Neighbours
 
 _WORD = {4: "ip", 6: "ip6"}
 
@@ -13,6 +16,14 @@ def hairpin(family: int) -> str:
 def neighbours(network: Network, subnet: Subnet) -> str:
     """Return the element of a network's own clients."""
     return f'"{network.bridge}" . {subnet}'
+
+
+def further(clients: Collection[Neighbours]) -> Iterator[str]:
+    """Masquerade neighbours on further networks of containers: a rule for each family that has some."""
+    for family, word in _WORD.items():
+        keys = [f"{one.subnet} . {one.address}" for one in clients if one.subnet.version == family]
+        if keys:
+            yield f"oifname @bridges {word} saddr . {word} daddr {{ {', '.join(keys)} }} ct status dnat masquerade"
 
 
 def to_gateway(container: Address) -> str:

@@ -53,6 +53,7 @@ from gangway.firewall.nft.answers import Answers
 from gangway.firewall.nft.features import ALL, Features
 from gangway.firewall.nft.transaction import TABLE, Elements, Transaction
 from gangway.model import Network, Protocol, text_of
+from gangway.neighbours import Neighbours, further_neighbours
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 from gangway.reasons import Code
 
@@ -210,6 +211,7 @@ def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[st
                 *(_timeout(family) for family in (4, 6) if features.timeouts),
                 *remember,
                 *map(masquerade.hairpin, (4, 6)),
+                *masquerade.further(further_neighbours(plan)),
                 *map(masquerade.to_gateway, sorted(plan.facts.answers_elsewhere, key=str)),
                 "oifname @bridges accept",
                 *answer,
@@ -244,8 +246,13 @@ def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[st
     }
 
 
-def matching_rules(planned: MappingPlan, route: Route, network: Network, port: int) -> Iterator[str]:
-    """Yield the rules that match the first packet of a client of a port on `route`, each as `CHAIN: RULE`."""
+def matching_rules(
+    planned: MappingPlan, route: Route, network: Network, port: int, further: Collection[Neighbours] = ()
+) -> Iterator[str]:
+    """Yield the rules that match the first packet of a client of a port on `route`, each as `CHAIN: RULE`.
+
+    `further` are the container's neighbours on further networks.
+    """
     if route.road is not Road.BLOCKED and route.origin in (Origin.REMOTE, Origin.CONTAINER):
         yield from restricted.matching_rules(planned)
     if route.road is Road.ROUTED and route.origin is not Origin.HOST and not route.neighbour:
@@ -262,6 +269,7 @@ def matching_rules(planned: MappingPlan, route: Route, network: Network, port: i
     if route.neighbour:
         own = next(subnet for subnet in network.subnets if planned.container_address in subnet)
         yield f"postrouting: {masquerade.hairpin(planned.family)} {{ {masquerade.neighbours(network, own)} }}"
+        yield from (f"postrouting: {rule}" for rule in masquerade.further(further))
     elif route.reason.code is Code.ANSWERS_ELSEWHERE:
         yield f"postrouting: {masquerade.to_gateway(planned.container_address)}"
 
