@@ -25,6 +25,7 @@ ANSWERS = {
     "/networks": [{"name": "web", "subnets": ["172.30.0.0/24"]}, {"name": "back", "subnets": ["fd31::/64"]}],
     "/endpoints": [
         {"container": "box", "network": "web"},
+        {"container": "box", "network": "back"},
         {"container": "docker:db", "network": "back"},
         {"container": "x;id", "network": "back"},
     ],

@@ -45,6 +45,9 @@ def test_networks_and_containers() -> None:
     assert made.name == "attached"
     assert made.text.startswith(f"container {endpoint().container} attached to network {endpoint().network}: ")
     assert audit.detached({"container": "box"}, None).text == "container box detached"
+    left = audit.detached({"container": "box", "network": "web"}, None)
+    assert left.text == "container box detached from network web"
+    assert left.fields == {"container": "box", "network": "web"}
     assert audit.network_removed({"name": "web"}, None).text == "network web removed"
 
 

@@ -45,6 +45,8 @@ def words_after(line: str, get: completion.Get = get) -> list[str]:
         ("gangway network create ", []),
         ("gangway attach box --network ", ["web", "back"]),
         ("gangway attach box --network=b", ["--network=back"]),
+        ("gangway detach box --network ", ["web", "back"]),
+        ("gangway detach docker:db --network ", ["back"]),
         ("gangway publish ", ["box", "docker:db", "x;id"]),
         ("gangway publish /run/n", [":files"]),
         ("gangway publish -p 80 b", ["box"]),
@@ -82,6 +84,10 @@ def test_names_are_asked_for_only_if_they_are_needed() -> None:
         raise AssertionError(target)
 
     assert words_after("gangway publish --f", refuse) == ["--from"]
+
+
+def test_a_container_is_offered_once_with_its_networks() -> None:
+    assert candidates(["detach", "b"], get) == [("box", "on network web, back")]
 
 
 def test_attach_offers_named_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gangway.errors import HostRefused
-from gangway.model import Endpoint, Network
+from gangway.model import Endpoint, Network, Source
 from gangway.state.database import Database, Place
 from tests.unit.samples import WEB, mapping
 
@@ -79,6 +80,31 @@ def test_a_file_without_a_version_is_migrated(path: Path) -> None:
     _execute(path, "PRAGMA user_version = 0; PRAGMA application_id = 0;")
     assert _opened(path) == (([WEB], [(BOX, Place(PLACE.namespace, PLACE.inode))], 2), [])
     assert _opened(path)[1] == []
+
+
+def test_a_container_of_version_7_is_on_its_first_network(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    _fill(path)
+    _execute(
+        path,
+        """
+        DROP TABLE endpoints;
+        CREATE TABLE endpoints (
+            container TEXT PRIMARY KEY, network TEXT, addresses TEXT, namespace TEXT, inode INTEGER,
+            cookie TEXT DEFAULT '', owner TEXT DEFAULT '', docker_id TEXT DEFAULT '', source TEXT DEFAULT 'api');
+        INSERT INTO endpoints VALUES
+            ('box', 'web', '172.30.0.2', '/run/netns/box', 4026532000, 'boot 7', 'boot 12 34567', '3fa9', 'declared'),
+            ('other', 'web', '172.30.0.3', '/run/netns/other', 4026532001, '', '', '', 'api');
+        PRAGMA user_version = 7;
+        """,
+    )
+    with closing(Database(path)) as database:
+        other = Endpoint("other", "web", (ip_address("172.30.0.3"),))
+        place = Place("/run/netns/other", 4026532001)
+        assert list(database.endpoints()) == [(replace(BOX, source=Source.DECLARED), PLACE), (other, place)]
+        assert len(list(database.mappings())) == 2
+        database.add_endpoint(replace(other, network="back", is_first=False), place)
+        assert [one.is_first for one, _ in database.endpoints()] == [True, True, False]
 
 
 def test_a_file_of_a_newer_version_is_refused_and_left_alone(path: Path) -> None:

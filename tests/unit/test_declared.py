@@ -9,8 +9,9 @@ from gangway.daemon.commands import Commands
 from gangway.daemon.declared import Declared
 from gangway.daemon.declared_files import DeclaredFiles
 from gangway.daemon.docker_ports import DockerPorts
+from gangway.daemon.messages import NetworkRequest
 from gangway.docker import lookup
-from gangway.errors import Conflict, GangwayError, InvalidRequest
+from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest
 from gangway.log import Log
 from gangway.model import Source
 from gangway.state.adopted import Adopted
@@ -333,3 +334,58 @@ def test_nothing_is_served_when_everything_was_removed(site: Site, box: Namespac
     site.declared.retry()
     assert site.found() == []
     assert site.files.paths() == [str(site.folder / "web.toml")]
+
+
+def on_both(box: Namespace) -> str:
+    return ports(box, "127.0.0.1:8000:80").replace('"web"', '["web", "back"]')
+
+
+def networks_of(site: Site) -> list[str]:
+    return [one.network for one in site.daemon.requests.endpoints()]
+
+
+def test_ports_do_not_wait_for_a_further_network(site: Site, box: Namespace) -> None:
+    (warning,) = site.declare(NETWORK + on_both(box))
+    assert warning.startswith(f"conf.d: attach {box.name}: network back: no network named 'back'")
+    assert site.found()[1:] == [f"{box.name} declared", "127.0.0.1:8000:80/tcp declared"]
+    site.commands.create_network(NetworkRequest("back"))
+    site.declared.retry()
+    assert networks_of(site) == ["web", "back"]
+    site.declared.retry()
+    assert site.daemon.log.count(warning) == 1
+
+
+def test_a_further_network_does_not_become_the_first_one(site: Site, box: Namespace) -> None:
+    site.commands.create_network(NetworkRequest("back"))
+    (warning,) = site.declare(on_both(box))
+    assert "no network named 'web'" in warning
+    assert networks_of(site) == []
+    site.commands.create_network(NetworkRequest("web"))
+    site.declared.retry()
+    assert networks_of(site) == ["web", "back"]
+
+
+def test_apply_joins_and_leaves_networks(site: Site, box: Namespace) -> None:
+    def apply(text: str, is_dry: bool = False) -> list[str]:
+        return site.declared.apply("web.toml", text, is_dry).changes
+
+    back = NETWORK.replace("web", "back").replace("172.30", "172.31")
+    apply(NETWORK + back + ports(box, "127.0.0.1:8000:80"))
+    joins = [f"+ attach {box.name}: network back"]
+    assert apply(NETWORK + back + on_both(box), is_dry=True) == joins
+    assert networks_of(site) == ["web"]
+    assert apply(NETWORK + back + on_both(box)) == joins
+    assert apply(NETWORK + back + on_both(box)) == []
+    assert networks_of(site) == ["web", "back"]
+    site.daemon.calls.fail("driver.rewrite")
+    with pytest.raises(HostRefused, match=f"attach {box.name}: network back: driver.rewrite failed"):
+        apply(NETWORK + ports(box, "127.0.0.1:8000:80"))
+    site.daemon.calls.fail()
+    site.declared.retry()
+    assert networks_of(site) == ["web", "back"]
+    leaves = [f"- attach {box.name}: network back", "- network back"]
+    assert apply(NETWORK + ports(box, "127.0.0.1:8000:80")) == leaves
+    assert site.found() == ["web declared", f"{box.name} declared", "127.0.0.1:8000:80/tcp declared"]
+    apply(NETWORK + back + on_both(box))
+    assert apply("")[:2] == [f"- attach {box.name}: network back", f"- attach {box.name}: network web"]
+    assert site.found() == []

@@ -263,3 +263,51 @@ def test_a_port_without_an_address_has_none_of_ipv6_where_there_is_no_ipv6() -> 
         assert match([request], [four], has_ipv6=False) == ((), ())
         assert match([request], [four]) == ((request,), (four,))
         assert match([request], [four, six]) == ((), ())
+
+
+def several(*containers: DeclaredContainer) -> Declaration:
+    requested = NetworkRequest("web", ["172.30.0.0/24"]), NetworkRequest("back", ["172.31.0.0/24"])
+    return declaration(requested, containers)
+
+
+def steps_of(wanted: Declaration, current: Current) -> list[str]:
+    return list(map(str, compare(wanted, current, everything_exists).steps))
+
+
+def test_a_container_joins_further_networks_after_its_ports_are_published() -> None:
+    box = declared_container("a", ["web", "back"], asked("8000:80"), addresses=["172.31.0.9", "172.30.0.5"])
+    both = after(Current(), several(box))
+    assert steps_of(several(box), Current())[2:] == [
+        "+ attach a: network web, 172.30.0.5",
+        "+ publish a: 8000:80",
+        "+ attach a: network back, 172.31.0.9",
+    ]
+    moved = replace(box, addresses=frozenset({ip_address("172.31.0.8")}))
+    assert steps_of(several(moved), both) == ["- attach a: network back", "+ attach a: network back, 172.31.0.8"]
+    left = replace(moved, networks=("web",))
+    assert steps_of(several(replace(left, addresses=frozenset())), both) == ["- attach a: network back"]
+    turned = replace(box, networks=("back", "web"), addresses=frozenset())
+    assert steps_of(several(turned), both) == [
+        "- attach a: network back",
+        "- attach a: network web",
+        "+ attach a: network back",
+        "+ publish a: 8000:80",
+        "+ attach a: network web",
+    ]
+    assert steps_of(several(), both)[:2] == ["- attach a: network back", "- attach a: network web"]
+
+
+def test_a_further_network_that_was_typed_stays() -> None:
+    web, back = (replace(one, subnets=one.subnets[:1], gateways=one.gateways[:1]) for one in (WEB, BACK))
+    typed = Endpoint("a", "back", (back.subnets[0][2],), is_first=False)
+    current = Current((web, back), (Endpoint("a", "web", (), Source.DECLARED), typed))
+    steps, notes = compare(Declaration(), current, everything_exists)
+    assert (steps, notes) == ((), ("container a stays attached: network back was joined by command",))
+    box = declared_container("a", ["web", "back"])
+    wanted = declaration([], [replace(box, addresses=frozenset({ip_address("172.31.0.9")}))])
+    steps, notes = compare(wanted, current, everything_exists)
+    assert steps == ()
+    assert notes == (
+        f"container a is attached to network back otherwise than {FILE} declares: gangway detach a --network back",
+    )
+    assert compare(declaration([], [box]), current, everything_exists) == ((), ())

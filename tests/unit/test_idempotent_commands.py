@@ -66,6 +66,48 @@ def test_an_endpoint_that_exists(attached: Commands, box: Namespace, daemon: Dae
             attached.attach(other)
 
 
+def test_a_container_on_several_networks(attached: Commands, box: Namespace, daemon: Daemon, tmp_path: Path) -> None:
+    back, kept = NetworkRequest("back", ["172.31.0.0/24"]), tmp_path / "conf.d/kept.toml"
+    attached.create_network(back)
+    joined = AttachRequest(box.name, "back", if_not_exists=True)
+    (further,) = {attached.attach(joined) for _ in range(2)}
+    assert (further.network, further.is_first) == ("back", False)
+    attached.publish(box.name, ["127.0.0.1:8000:80"], keep=True)
+    assert 'network = ["web", "back"]' in kept.read_text()
+    with pytest.raises(Conflict, match=f"network back has ports that are kept: gangway unpublish {box.name}"):
+        attached.remove_network("back")
+    with pytest.raises(Conflict, match="on network web: detach it from back first"):
+        attached.detach(box.name, "web")
+    assert 'network = ["web", "back"]' in kept.read_text()
+    for _ in range(2):
+        attached.detach(box.name, "back", if_exists=True)
+        assert 'network = "web"' in kept.read_text()
+        assert [one.network for one in daemon.requests.endpoints_of(box.name)] == ["web"]
+    attached.remove_network("back")
+    assert published(daemon) == ["127.0.0.1:8000:80/tcp"]
+    attached.attach(AttachRequest(box.name, "gangway0"))
+    attached.detach(box.name)
+    assert not kept.exists()
+    assert daemon.requests.endpoints() == ()
+
+
+def test_a_declared_further_network_is_left_to_its_file(
+    attached: Commands, box: Namespace, daemon: Daemon, tmp_path: Path
+) -> None:
+    file = tmp_path / "conf.d/box.toml"
+    file.parent.mkdir()
+    file.write_text(f'[[publish]]\ncontainer = "{box.name}"\nnetwork = ["web", "back"]\n')
+    attached._files.read()
+    for name in ("back", "other"):
+        attached.create_network(NetworkRequest(name))
+        attached.attach(AttachRequest(box.name, name))
+    attached.detach(box.name, "other")
+    for network in ("back", ""):
+        with pytest.raises(Conflict, match=f"is declared in {file}: remove it there"):
+            attached.detach(box.name, network)
+    assert len(daemon.requests.endpoints()) == 2
+
+
 def test_ports_that_exist(attached: Commands, box: Namespace, daemon: Daemon) -> None:
     first = attached.publish(box.name, ["127.0.0.1:8000:80", "127.0.0.1::81"], if_not_exists=True)
     both = attached.publish(box.name, ["127.0.0.1:8000:80", "127.0.0.1::81", "127.0.0.1:8001:80"], if_not_exists=True)

@@ -123,6 +123,7 @@ def test_endpoint_answer() -> None:
         "container": "box",
         "network": "web",
         "addresses": ["172.30.0.2", "fd30::2"],
+        "is_first": True,
         "note": "",
     }
 

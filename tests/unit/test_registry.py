@@ -1,6 +1,8 @@
 """What is wanted, in memory and in a database: a later daemon reads what an earlier one has written."""
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given
 
 from gangway.errors import Conflict, HostRefused, InvalidRequest
-from gangway.model import PortMapping, Protocol
+from gangway.model import Endpoint, Network, PortMapping, Protocol
 from gangway.reconcile.state import link_name
 from gangway.state.database import Database, Place
 from gangway.state.registry import Registry
@@ -79,6 +81,58 @@ def test_removed_things_are_removed_from_the_database(database: Database, regist
     assert (later.networks, later.endpoints(), later.mappings(), later.plan()) == ((), (), (), None)
     assert later.index.collision(RANGE) is None
     assert registry.index.collision(RANGE) is None
+
+
+def on_several(registry: Registry, *networks: Network) -> list[Endpoint]:
+    """Put the container on more networks, and return all of its endpoints."""
+    for one in networks:
+        registry.add_network(one, on_demand=True)
+        registry.add_endpoint(replace(endpoint(one), is_first=False), PLACE)
+    return list(registry.endpoints_of("box"))
+
+
+def test_endpoints_of_several_networks(database: Database, registry: Registry) -> None:
+    first, back, four = on_several(registry, BACK, FOUR)
+    for found in (registry, decided(database)):
+        assert found.endpoint("box") == first
+        assert {*found.endpoints_of("box")} == {first, back, four}
+        assert (found.containers, found.network_of("box")) == (("box",), WEB)
+        assert found.endpoints("back") == (back,)
+        assert found.endpoints_of("box")[0].is_first
+    assert registry.link_names("box") == (link_name("box"), link_name("box", "back"), link_name("box", "four"))
+    registry.remove_endpoint(back)
+    assert content(decided(database)) == content(registry)
+    assert (registry.endpoints_of("box"), registry.is_unneeded("back")) == ((first, four), True)
+    assert len(registry.mappings("box")) == len(MAPPINGS)
+    registry.rename_endpoint("box", "bax")
+    assert content(decided(database)) == content(registry)
+    registry.remove_container("bax")
+    assert content(decided(database)) == content(registry)
+    assert (registry.endpoints(), registry.mappings(), registry.index.collision(RANGE)) == ((), (), None)
+
+
+def test_mappings_belong_to_the_first_endpoint(registry: Registry) -> None:
+    first, back = on_several(registry, BACK)
+    assert registry.state_of_endpoints([back]).mappings == {}
+    assert list(registry.state_of_endpoints([back]).attachments) == [link_name("box", "back")]
+    assert list(registry.state_of_endpoints([back, first]).attachments) == [link_name("box", "back"), link_name("box")]
+    assert len(registry.state_of_endpoints([back, first]).mappings) == len(MAPPINGS)
+    without_back, without = registry.plan(leaving=[back]), registry.plan(leaving=[back, first])
+    assert without_back is not None
+    assert (without_back.endpoints, len(without_back.mappings)) == ((first,), len(MAPPINGS))
+    assert without is not None
+    assert (without.endpoints, without.mappings) == ((), ())
+
+
+def test_a_container_whose_first_endpoint_is_damaged_keeps_its_ports(database: Database, registry: Registry) -> None:
+    _, back = on_several(registry, BACK)
+    with closing(sqlite3.connect(database.path)) as damaged, damaged:
+        damaged.execute("UPDATE endpoints SET addresses = 'x' WHERE is_first")
+    later = Database(database.path)
+    found = decided(later)
+    assert found.endpoint("box") == replace(back, is_first=True)
+    assert {one.container_address for one in found.mappings("box")} == {*back.addresses}
+    later.close()
 
 
 @given(APART)

@@ -311,8 +311,9 @@ def test_without_a_firewall_a_mapping_of_one_address_is_redirected() -> None:
     assert block == PortBlock("tcp", "192.0.2.5", 8000, 8000)
 
 
-def test_link_name_depends_on_the_container_only() -> None:
+def test_link_name_depends_on_the_container_and_its_further_network() -> None:
     names = {link_name(container) for container in ("box", "box2", "pid:1", "/run/netns/box", "ö" * 200)}
-    assert len(names) == 5
+    names |= {link_name("box", "2"), link_name("box2", "2")}
+    assert len(names) == 7
     assert all(len(name) <= 15 and name.isalnum() for name in names)
-    assert link_name("box") == link_name("box")
+    assert link_name("box") == "gw7d64952bd69b"  # always: an upgrade keeps the link
