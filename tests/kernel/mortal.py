@@ -233,7 +233,7 @@ class Ground:
         return {
             *map(str, database.mappings()),
             *(network.name for network, _ in database.networks()),
-            *(endpoint.container for endpoint, _ in database.endpoints()),
+            *(f"{one.container} on {one.network}, first: {one.is_first}" for one, _ in database.endpoints()),
         }
 
     def found(self) -> Found:

@@ -27,7 +27,10 @@ ACTS = {
     "remove the last network": FIREWALLS,
     "attach": ("none",),
     "attach on demand": ("none",),
+    "attach to another network": ("nftables",),
+    "detach from another network": ("nftables",),
     "detach": FIREWALLS,
+    "detach from both networks": ("none",),
     "publish": FIREWALLS,
     "unpublish": ("none",),
     "unpublish one": FIREWALLS,
@@ -79,6 +82,9 @@ def _cases(one: str, other: str) -> dict[str, tuple[Act, Act, Act]]:
     def join(requests: Requests) -> object:
         return requests.attach(one, "web", [])
 
+    def join_more(requests: Requests) -> object:
+        return requests.attach(one, "more", [])
+
     def publish(requests: Requests) -> object:
         return requests.publish(one, ports)
 
@@ -98,6 +104,21 @@ def _cases(one: str, other: str) -> dict[str, tuple[Act, Act, Act]]:
             nothing,
             lambda requests: requests.attach(other, None, []),
             lambda requests: requests.detach(other),
+        ),
+        "attach to another network": (
+            _all(web, more, join),
+            lambda requests: requests.attach(one, "more", []),
+            lambda requests: requests.detach(one, "more"),
+        ),
+        "detach from another network": (
+            _all(web, more, join, join_more),
+            lambda requests: requests.detach(one, "more"),
+            join_more,
+        ),
+        "detach from both networks": (
+            _all(web, more, join, join_more),
+            lambda requests: requests.detach(one),
+            _all(join, join_more),
         ),
         "detach": (_all(web, join, publish), lambda requests: requests.detach(one), _all(join, publish)),
         "publish": (_all(web, join), publish, lambda requests: requests.unpublish(one)),
@@ -138,8 +159,8 @@ def test_the_next_daemon_finishes_or_undoes_what_a_killed_one_began(ground: Grou
 
 
 def _remove_all(ground: Ground) -> None:
-    for endpoint in ground.requests.endpoints():
-        ground.requests.detach(endpoint.container)
+    for container in {one.container for one in ground.requests.endpoints()}:
+        ground.requests.detach(container)
     for network in ground.requests.networks():
         ground.requests.remove_network(network.name)
 

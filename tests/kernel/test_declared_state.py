@@ -56,6 +56,12 @@ def is_served(gangway: Gangway, box: Namespace, port: int = 8000) -> bool:
             return False
 
 
+def networks_of(gangway: Gangway, box: Namespace) -> dict[str, bool]:
+    """Return a container's networks, and whether each is the first one."""
+    endpoints = (one for network in gangway.json("network", "ls") for one in network["endpoints"])
+    return {one["network"]: one["is_first"] for one in endpoints if one["container"] == box.name}
+
+
 def lines(gangway: Gangway) -> list[str]:
     return [f"{one['source']} {one['host_address']}:{one['host_ports']} {one['note']}" for one in gangway.json("ls")]
 
@@ -70,6 +76,7 @@ def test_everything_is_there_after_a_reboot(site: Site, has_database: bool) -> N
             wait_until(lambda: is_served(gangway, box), "the container to be served")
             gangway("network", "create", "other")
             gangway("attach", typed.name, "--network", "other")
+            gangway("attach", typed.name, "--network", "web")
             gangway("publish", typed.name, "--keep", "-p", "127.0.0.1:8001:80")
             assert is_served(gangway, typed, 8001)
         wait_until(lambda: "container does not exist" in gangway("ls"), "the container to be detached")
@@ -82,6 +89,7 @@ def test_everything_is_there_after_a_reboot(site: Site, has_database: bool) -> N
         assert {one["name"] for one in gangway.json("network", "ls")} == {"web", "other"}
         with box, typed:
             wait_until(lambda: is_served(gangway, box) and is_served(gangway, typed, 8001), "everything to be served")
+            wait_until(lambda: networks_of(gangway, typed) == {"other": True, "web": False}, "its further network")
             gangway("unpublish", typed.name)
             assert lines(gangway) == ["declared 127.0.0.1:8000 "]
     with site.booted() as gangway, box, typed:
