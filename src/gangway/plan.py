@@ -22,9 +22,9 @@ clients of one family: 0.0.0.0 is IPv4's, `::` is IPv6's.
     a client that comes in by an interface      nat, in PREROUTING, if the kernel forwards what comes in there, no other
                                                 program drops it, and the answer leaves by the way the request came
 
-Connections from the container's own network are masqueraded as well: otherwise the container would answer its neighbour
-directly, from an address that the neighbour did not connect to.  A container whose answers do not come back to the host
-sees every client as the gateway, which is on its link.
+Connections from the container's own network are masqueraded, and those from its further ones (`neighbours`): otherwise
+it would answer its neighbour directly, from an address that the neighbour did not connect to.  A container whose
+answers do not come back to the host sees every client as the gateway, which is on its link.
 
 Some of the host's addresses are exceptions within an origin; the rules leave them out, and the relay serves them.  The
 kernel forwards nothing that comes from a link-local address (RFC 4291, 2.5.6), hence no client of fe80::….  A Detour is
@@ -71,7 +71,7 @@ class SeenAs(StrEnum):
 
 @dataclass(frozen=True)
 class Route:
-    """The road of one kind of client.  A `neighbour` is on the container's own network, or the container itself."""
+    """The road of one kind of client.  A `neighbour` is on the container's first network, or the container itself."""
 
     origin: Origin
     neighbour: bool
