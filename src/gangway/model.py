@@ -304,7 +304,7 @@ class Endpoint:
     addresses: tuple[Address, ...]
     source: Source = Source.API
     is_first: bool = True
-    """True if the network has the container's default route and its published ports; it may be on further ones."""
+    """True if the network has the container's default route and its published ports, which others have not."""
 
     def __hash__(self) -> int:
         return hash(self.container)  # properties of its links are looked up by it

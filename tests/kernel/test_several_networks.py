@@ -179,3 +179,5 @@ def test_the_end_of_a_container_is_its_end_on_all_networks(street: Street) -> No
     wait_until(lambda: networks_of(street, brief.name) == {}, "the end of its endpoints")
     wait_until(lambda: rules(street).count("172.31.0.0/24") == before.count("172.31.0.0/24"), "the end of its rules")
     assert not {link_name(brief.name), link_name(brief.name, "other")} & {*street.host.ip("-br", "link").split()}
+    street.gangway("doctor")
+    assert "rules were changed" not in street.gangway.log.read_text()

@@ -86,8 +86,9 @@ class Commands:
         wanted = self._files.declaration.containers.get(container)
         declared = [] if wanted is None else list(wanted.networks)
         is_whole = not network or (attached or declared) == [network]
-        is_declared = wanted is not None and (is_whole or network in declared)
-        files = [wanted.file, *(port.file for port in wanted.ports)] if wanted is not None and is_declared else []
+        files = list[str]()
+        if wanted is not None and (is_whole or network in declared):
+            files = [wanted.file, *(port.file for port in wanted.ports)]
         for file in (one for one in files if one != self._files.kept_path):
             raise Conflict(_declared(f"container {container}", file))
         is_detached = if_exists and not (network in attached if network else attached)

@@ -258,31 +258,29 @@ class _Comparison:
         return self._is_complete if wanted is None else not wanted.request.describes(network)
 
     def _to_detach(self, endpoints: Sequence[Endpoint], stale: Collection[str]) -> Iterator[Endpoint]:
-        """Yield those of a container's endpoints that a file has declared, and that are declared no longer, or
-        otherwise: the first one last, and only with all others."""
+        """Yield those of a container's endpoints that are to be removed: the first one last, with all others."""
         first, *further = endpoints
-        wanted = self._declared.containers.get(first.container)
         if first.container in self._declared.unknown_containers:
             return
-
-        def is_stale(one: Endpoint) -> bool:
-            if one.source is not Source.DECLARED:
-                return False
-            if wanted is None:
-                return self._is_complete
-            is_declared = self._is_first_as_declared(first, wanted)
-            if one.is_first:
-                return one.network in stale or not is_declared
-            is_declared &= one.network in wanted.networks[1:]
-            is_as_declared = is_declared and one.network not in stale and self._has_addresses(one, wanted)
-            return not is_as_declared and (is_declared or self._is_complete)
-
-        if is_stale(first):
+        if self._is_undeclared(first, first, stale):
             if not (typed := self._typed(first.container, further)):
                 yield from reversed(endpoints)
                 return
             self.notes.append(f"container {first.container} stays attached: {typed}")
-        yield from (one for one in reversed(further) if is_stale(one))
+        yield from (one for one in reversed(further) if self._is_undeclared(one, first, stale))
+
+    def _is_undeclared(self, endpoint: Endpoint, first: Endpoint, stale: Collection[str]) -> bool:
+        """True if a file has declared an endpoint, and it is declared no longer, or otherwise, or its network is."""
+        wanted = self._declared.containers.get(endpoint.container)
+        if endpoint.source is not Source.DECLARED:
+            return False
+        if wanted is None:
+            return self._is_complete
+        if not self._is_first_as_declared(first, wanted):
+            return endpoint.is_first or self._is_complete
+        if not endpoint.is_first and endpoint.network not in wanted.networks:
+            return self._is_complete
+        return endpoint.network in stale or not self._has_addresses(endpoint, wanted)
 
     def _typed(self, container: str, further: Iterable[Endpoint]) -> str:
         """Return what commands have added to a container; empty if nothing."""
@@ -302,8 +300,7 @@ class _Comparison:
 
     def _has_addresses(self, endpoint: Endpoint, wanted: DeclaredContainer) -> bool:
         """True if an endpoint has the addresses that are declared of its network."""
-        network = wanted.networks[0] if endpoint.is_first and wanted.networks else endpoint.network
-        return self._addresses(wanted, network) <= set(endpoint.addresses)
+        return self._addresses(wanted, endpoint.network) <= set(endpoint.addresses)
 
     def _addresses(self, wanted: DeclaredContainer, network: str) -> frozenset[Address]:
         """Return the declared addresses of a container on a network: on the first one, what is in no further one."""

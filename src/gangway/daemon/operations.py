@@ -223,7 +223,7 @@ OPERATIONS = (
     ),
     Operation(
         "POST /endpoints",
-        "Attach a container to a network; one that is on others is on that one, too, then.",
+        "Attach a container to a network; it may be on others already.",
         _attach,
         EndpointAnswer,
         AttachRequest,

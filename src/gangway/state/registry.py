@@ -307,10 +307,11 @@ class Registry:
 
     def _insert_endpoint(self, endpoint: Endpoint, place: Place) -> None:
         container = endpoint.container
-        if container not in self._endpoints:
-            endpoint = replace(endpoint, is_first=True)  # the row of its first one may have been damaged
+        known = self._endpoints.get(container, ())
+        if not known:
             self._places[container], self._mappings[container] = place, {}
-        self._endpoints[container] = (*self._endpoints.get(container, ()), endpoint)
+        endpoint = replace(endpoint, is_first=not known)  # the row of the first one may have been damaged
+        self._endpoints[container] = (*known, endpoint)
 
     def planned(self, mapping: PortMapping) -> MappingPlan:
         """Return what would be decided about a mapping of an attached container."""

@@ -233,7 +233,7 @@ class Requests:
         owner: int | None = None,
         source: Source = Source.API,
     ) -> Endpoint:
-        """Attach a container to a network, on behalf of `source`; one that is attached is on that network, too, then.
+        """Attach a container to a network, on behalf of `source`; it may be on others already.
 
         `namespace` is the path of its namespace, if its name is not enough; `owner` the pid of a process at whose end
         the container is detached.
