@@ -94,7 +94,11 @@ def test_every_operation_answers_as_documented(api: Api, tmp_path: Path) -> None
         ("GET", "/networks", "/networks", None),
         ("GET", "/networks/{name}", "/networks/web", None),
         ("POST", "/endpoints", "/endpoints", {"container": api.box.path, "network": "web"}),
+        ("POST", "/networks", "/networks", {"name": "back"}),
+        ("POST", "/endpoints", "/endpoints", {"container": api.box.path, "network": "back"}),
         ("GET", "/endpoints", "/endpoints", None),
+        ("DELETE", "/endpoints/{container}", f"/endpoints/{api.box.path.replace('/', '%2F')}?network=back", None),
+        ("DELETE", "/networks/{name}", "/networks/back", None),
         (
             "POST",
             "/mappings",
