@@ -174,7 +174,7 @@ def parse_port(text: str, admitted: Subnets = ()) -> PortRequest:
 
 
 @lru_cache(4096)
-def text_of(address: Address | Subnet) -> str:
+def address_text(address: Address | Subnet) -> str:
     """Return an address's or subnet's text, which is needed again for each of thousands of ports and containers."""
     return str(address)
 
@@ -237,7 +237,8 @@ class PortMapping:
             yield port, port + offset
 
     def __str__(self) -> str:
-        return f"{format_host(text_of(self.host_address))}:{self.host_ports}:{self.container_ports}/{self.protocol}"
+        host = format_host(address_text(self.host_address))
+        return f"{host}:{self.host_ports}:{self.container_ports}/{self.protocol}"
 
 
 @dataclass(frozen=True)

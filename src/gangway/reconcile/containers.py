@@ -1,4 +1,4 @@
-"""Looks into containers: each is entered once, for everything that has to be known of it.
+"""Looks into containers: one visit for each endpoint asks for everything that has to be known of it.
 
 A container may have a default route of its own, by a VPN or a second network.  Its answers to far clients then leave by
 that way, with an address that no client has connected to.
@@ -12,19 +12,19 @@ from gangway.host.dump import Inside, Question, Way
 from gangway.host.links import Link, visit
 from gangway.host.sockets import UNREACHABLE
 from gangway.inet import FAMILIES
-from gangway.model import Address, text_of
+from gangway.model import Address, address_text
 
 _FAR = UNREACHABLE
 """By IP version, an address that nobody has: its route is the default one."""
 
 
 class Container(NamedTuple):
-    """A container to look into."""
+    """A container to look into, on one of its networks."""
 
     link: str  # the name of its veth on the host
     namespace: str  # the path of its network namespace
     addresses: tuple[Address, ...] = ()
-    gateways: tuple[Address, ...] = ()  # of its network, if its answers to far clients have to pass them
+    gateways: tuple[Address, ...] = ()  # of the network, if answers to far clients have to pass them
 
 
 class Looked(NamedTuple):
@@ -61,8 +61,8 @@ def _with_gateways(container: Container) -> Iterator[tuple[Address, Address]]:
 
 def _questions(address: Address, gateway: Address) -> tuple[Question, ...]:
     """Return the packets of a container to itself, to its gateway, and to a far client."""
-    own = text_of(address)
-    return (own, ""), (text_of(gateway), ""), (_FAR[address.version], own)
+    own = address_text(address)
+    return (own, ""), (address_text(gateway), ""), (_FAR[address.version], own)
 
 
 def _passes_gateway(gateway: Address, own: Way | None, to_gateway: Way | None, way: Way | None, inside: Inside) -> bool:
@@ -73,4 +73,5 @@ def _passes_gateway(gateway: Address, own: Way | None, to_gateway: Way | None, w
         return all(route.prefix_length for route in inside.routes[FAMILIES[gateway.version]])
     if way.ifindex != to_gateway.ifindex:
         return False
-    return way.gateway == text_of(gateway) or way.gateway.startswith("fe80:")  # the bridge's, by router advertisement
+    # A link-local gateway is the bridge, by a router advertisement.
+    return way.gateway == address_text(gateway) or way.gateway.startswith("fe80:")

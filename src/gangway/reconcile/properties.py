@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, auto
 from functools import lru_cache
 
-from gangway.model import Address, Endpoint, Network, Subnet, text_of
+from gangway.model import Address, Endpoint, Network, Subnet, address_text
 
 
 class Kind(IntEnum):
@@ -96,5 +96,5 @@ def _of_veth(name: str, namespace: str, endpoint: Endpoint, network: Network) ->
 
 
 def _of_address(link: str, namespace: str, address: Address, subnet: Subnet) -> Iterator[Property]:
-    yield Property(link, namespace, Kind.ADDRESS, f"{text_of(address)}/{subnet.prefixlen}")
-    yield Property(link, namespace, Kind.ROUTE, text_of(subnet), text_of(address))
+    yield Property(link, namespace, Kind.ADDRESS, f"{address_text(address)}/{subnet.prefixlen}")
+    yield Property(link, namespace, Kind.ROUTE, address_text(subnet), address_text(address))

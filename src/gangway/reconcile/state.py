@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gangway.ebpf.keys import PortBlock, SteeringState, Target, blocks
-from gangway.model import Endpoint, Network, Source, text_of
+from gangway.model import Endpoint, Network, Source, address_text
 from gangway.plan import MappingPlan, NetworkPlan, Plan
 from gangway.reconcile.properties import Property
 from gangway.relay.protocol import Destination, HostPorts, Mode, Serve
@@ -63,8 +63,8 @@ def link_of(endpoint: Endpoint) -> str:
 
 def ports_of(planned: MappingPlan) -> Iterator[tuple[HostPorts, Serve]]:
     """Yield what the relay serves for a mapping: the whole range, or each port by a socket of its own."""
-    mapping, address = planned.mapping, text_of(planned.container_address)
-    protocol, host_address = mapping.protocol.value, text_of(mapping.host_address)
+    mapping, address = planned.mapping, address_text(planned.container_address)
+    protocol, host_address = mapping.protocol.value, address_text(mapping.host_address)
     admitted = tuple(map(str, mapping.admitted))
     if planned.is_blocked or planned.is_leased:
         return
@@ -92,7 +92,7 @@ def steered_of(planned: MappingPlan) -> Iterator[tuple[PortBlock, SteeringState]
 def redirects_of(planned: MappingPlan) -> Iterator[tuple[PortBlock, Target]]:
     """Yield the redirect's entries for a mapping."""
     if planned.is_redirected and not planned.is_leased:
-        mapping, address = planned.mapping, text_of(planned.container_address)
+        mapping, address = planned.mapping, address_text(planned.container_address)
         shift = mapping.container_ports.first - mapping.host_ports.first
         for block in _blocks(planned):
             yield block, Target(address, block.first + shift)
@@ -106,5 +106,5 @@ def steered_ports(plans: Iterable[MappingPlan]) -> Iterator[tuple[int, int]]:
 def _blocks(planned: MappingPlan) -> Iterator[PortBlock]:
     mapping = planned.mapping
     return blocks(
-        mapping.protocol.value, text_of(mapping.host_address), mapping.host_ports.first, mapping.host_ports.last
+        mapping.protocol.value, address_text(mapping.host_address), mapping.host_ports.first, mapping.host_ports.last
     )

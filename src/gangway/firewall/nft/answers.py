@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from gangway.firewall.nft.transaction import Elements
-from gangway.model import Protocol, text_of
+from gangway.model import Protocol, address_text
 from gangway.plan import MappingPlan
 
 
@@ -71,7 +71,7 @@ class Answers:
 
 def _elements(planned: MappingPlan) -> Iterator[tuple[_Element, _Element]]:
     """Yield each port of the container as an element of `ambiguous`, and the element for the host's port."""
-    mapping, family, to = planned.mapping, planned.family, text_of(planned.container_address)
+    mapping, family, to = planned.mapping, planned.family, address_text(planned.container_address)
     is_kept_range = mapping.host_ports.count > 1 and mapping.keeps_ports
     if not planned.is_nat or mapping.protocol is not Protocol.TCP or is_kept_range:
         return

@@ -52,7 +52,7 @@ from gangway.firewall.nft import asked, masquerade, restricted, routed
 from gangway.firewall.nft.answers import Answers
 from gangway.firewall.nft.features import ALL, Features
 from gangway.firewall.nft.transaction import TABLE, Elements, Transaction
-from gangway.model import Network, Protocol, text_of
+from gangway.model import Network, Protocol, address_text
 from gangway.neighbours import Neighbours, further_neighbours
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 from gangway.reasons import Code
@@ -367,7 +367,7 @@ def _mappings(plans: Collection[MappingPlan], features: Features) -> Elements:
 def _elements(planned: MappingPlan) -> tuple[str, list[str]]:
     """Return the map that a mapping belongs to, and its elements."""
     mapping, family = planned.mapping, planned.family
-    to = text_of(planned.container_address)
+    to = address_text(planned.container_address)
     if mapping.host_ports.count > 1 and mapping.keeps_ports:
         at = _ANY[family] if mapping.host_address.is_unspecified else ip_network(mapping.host_address)
         return f"ranges{family}", [f"{mapping.protocol} . {at} . {mapping.host_ports} : {to}"]
