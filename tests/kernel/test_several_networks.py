@@ -33,6 +33,11 @@ def networks_of(street: Street, name: str) -> dict[str, bool]:
     return {one["network"]: one["is_first"] for one in endpoints if one["container"] == name}
 
 
+def own_links(street: Street) -> set[str]:
+    """Return the names of the host's links, which `ip` prints with their peer's number."""
+    return {line.split()[0].partition("@")[0] for line in street.host.ip("-br", "link").splitlines()}
+
+
 def rules(street: Street) -> str:
     saved = ("nft list ruleset", "iptables-save", "ip6tables-save")
     return "".join(street.host.run(*words.split()).stdout for words in saved)
@@ -168,16 +173,31 @@ def test_leaving_a_network_leaves_the_other_ones_connections_alone(street: Stree
     street.gangway("attach", street.server.name, "--network", "other", "--ip", joined.address4)
 
 
+@pytest.mark.parametrize("at", [HOST4, HOST6])
+def test_a_join_keeps_the_flows_of_clients_elsewhere(street: Street, at: str) -> None:
+    """The server speaks first, as a stream does: without the client's flow nothing would lead back to it."""
+    with listening(street.near, "udp", [81]) as opened, street.published(street.near, "8081:81/udp"):
+        server = opened[81]
+        with closing(client_of(street.neighbour, "udp", at, 8081)) as client:
+            _, peer = server.recvfrom(100)
+            street.gangway("attach", street.near.name, "--network", "other")
+            server.sendto(b"next", peer)
+            assert client.recv(100) == b"next"
+    street.gangway("detach", street.near.name, "--network", "other")
+
+
 def test_the_end_of_a_container_is_its_end_on_all_networks(street: Street) -> None:
     before = rules(street)
     with Namespace("brief") as brief:
         addresses = street.gangway("attach", brief.name, "--network", "web", "--ip", "172.30.0.77").split()
         street.gangway("attach", brief.name, "--network", "other")
+        of_brief = {link_name(brief.name), link_name(brief.name, "other")}
+        assert of_brief <= own_links(street)
         echo_server.serve(brief.popen, PORT)
         street.publish(Box(brief, *addresses), "8082:80")
         assert street.reaches(street.far.space, "tcp", HOST4, 8082)
     wait_until(lambda: networks_of(street, brief.name) == {}, "the end of its endpoints")
     wait_until(lambda: rules(street).count("172.31.0.0/24") == before.count("172.31.0.0/24"), "the end of its rules")
-    assert not {link_name(brief.name), link_name(brief.name, "other")} & {*street.host.ip("-br", "link").split()}
+    assert not of_brief & own_links(street)
     street.gangway("doctor")
     assert "rules were changed" not in street.gangway.log.read_text()

@@ -18,7 +18,7 @@ from gangway.state.adopted import Adopted
 from lab.netns import Namespace
 from lab.waiting import wait_until
 from tests.unit.fake_daemon import Daemon
-from tests.unit.samples import WEB
+from tests.unit.samples import BACK, WEB
 from tests.unit.test_adoption import DOCKERS, container
 
 pytestmark = pytest.mark.usefixtures("own_namespace")
@@ -262,7 +262,7 @@ def test_ports_are_kept_until_they_are_unpublished(site: Site, box: Namespace) -
     (published,) = site.commands.publish(box.name, ["127.0.0.1::80"], keep=True)
     number = published.mapping.host_ports
     assert f'ports = ["127.0.0.1:{number}:80"]' in site.kept()
-    with pytest.raises(Conflict, match=f"network web has ports that are kept: gangway unpublish {box.name}"):
+    with pytest.raises(Conflict, match=f"network web is used by ports that are kept: gangway unpublish {box.name}"):
         site.commands.remove_network("web")
     site.commands.unpublish(box.name, [f"127.0.0.1:{number}:80"])
     assert site.kept() == ""
@@ -287,6 +287,19 @@ def test_kept_ports_are_there_after_a_reboot_without_the_database(site: Site, tm
         later.declared.reload()
         assert later.found() == []
         later.daemon.end()
+
+
+def test_kept_ports_do_not_contradict_the_file_that_names_the_networks(site: Site, box: Namespace) -> None:
+    site.declare(NETWORK + ports(box, "127.0.0.1:8000:80"))
+    site.daemon.requests.create_network(BACK)
+    site.daemon.requests.attach(box.name, "back", ())
+    site.commands.publish(box.name, ["127.0.0.1:8001:80"], keep=True)
+    assert "network" not in site.kept()
+    assert site.declared.reload() == []
+    assert {str(one.mapping) for one in site.daemon.requests.mappings()} == {
+        "127.0.0.1:8000:80/tcp",
+        "127.0.0.1:8001:80/tcp",
+    }
 
 
 def test_kept_ports_of_a_container_that_does_not_exist_are_removed(site: Site) -> None:

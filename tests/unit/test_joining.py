@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gangway.errors import Conflict, HostRefused, InvalidRequest
+from gangway.host import conntrack
 from gangway.host.links import Links
 from gangway.model import ON_DEMAND, Endpoint, Source
 from gangway.neighbours import further_neighbours
@@ -186,6 +187,26 @@ def test_a_dead_container_leaves_no_rules(joined: Daemon, box: Namespace) -> Non
     assert (joined.requests.endpoints(), joined.requests.mappings()) == ((), ())
     assert [one.name for one in joined.requests.networks()] == ["web", "back"]
     assert is_applied(joined)
+
+
+def test_a_join_fails_whole_if_flows_cannot_be_deleted(
+    attached: Daemon, box: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients on the network would stay without answers."""
+
+    def refuse(*_given: object) -> bool:
+        raise HostRefused("try again")
+
+    attached.requests.publish(box.name, ["8002:80/udp"])
+    before = stored(attached)
+    with monkeypatch.context() as patch:
+        patch.setattr(conntrack, "delete", refuse)
+        with pytest.raises(HostRefused, match="try again"):
+            attached.requests.attach(box.name, "back", ())
+    assert stored(attached) == before
+    assert interfaces(box) == ["eth0 172.30.0.2/24"]
+    assert is_applied(attached)
+    attached.requests.attach(box.name, "back", ())
 
 
 def test_a_container_lives_while_it_has_one_of_its_links(joined: Daemon, box: Namespace) -> None:

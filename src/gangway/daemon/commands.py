@@ -55,9 +55,10 @@ class Commands:
         """Remove a network, `if_exists`.  Conflict: it has containers, or a file declares it."""
         declared = self._files.declaration.networks.get(name)
         if declared is not None and declared.file == self._files.kept_path:
-            using = (one.name for one in self._files.declaration.containers.values() if name in one.networks)
-            advice = "; ".join(f"gangway unpublish {container}" for container in using)
-            raise Conflict(f"network {name} has ports that are kept: {advice}")
+            using = [one for one in self._files.declaration.containers.values() if name in one.networks]
+            of_ports = [f"gangway unpublish {one.name}" for one in using if one.networks[0] == name]
+            further = [f"gangway detach {one.name} --network {name}" for one in using if one.networks[0] != name]
+            raise Conflict(f"network {name} is used by ports that are kept: {'; '.join((*of_ports, *further))}")
         if declared is not None:
             raise Conflict(_declared(f"network {name}", declared.file))
         if not if_exists or any(one.name == name for one in self._requests.networks()):
@@ -120,8 +121,8 @@ class Commands:
         if document is None:
             return published
         try:
-            is_dockers = container.startswith(DOCKER_PREFIX)
-            names = [] if is_dockers else [one.network for one in self._requests.endpoints_of(container)]
+            is_named = container.startswith(DOCKER_PREFIX) or self._files.names_networks(container)
+            names = [] if is_named else [one.network for one in self._requests.endpoints_of(container)]
             created = list(self._created(map(self._requests.network, names)))
             chosen = list(_as_published(requests, [one.mapping for one in published]))
             with self._files.keeping(with_ports(document, container, names, chosen, created)):

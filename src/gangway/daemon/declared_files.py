@@ -77,6 +77,11 @@ class DeclaredFiles:
         problems = {other: problem for other, problem in self.problems.items() if other != path}
         self._use(Files(self.documents_with(path, document), problems))
 
+    def names_networks(self, container: str) -> bool:
+        """True if another file than the kept one names a container's networks."""
+        others = (document for path, document in self._documents.items() if path != self.kept_path)
+        return any(table.network for one in others for table in one.publish if table.container == container)
+
     def kept(self) -> Document:
         """Return what the kept file says.  Conflict: it is wrong."""
         if self.kept_path in self.problems:

@@ -20,6 +20,7 @@ import struct
 import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
+from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
 from gangway.errors import HostRefused, Unsupported
@@ -82,16 +83,21 @@ def unavailable() -> str:
     return os.strerror(code) if code else ""
 
 
-def delete(protocol: str, family: int, destinations: Sequence[Destination]) -> bool:
+def delete(
+    protocol: str,
+    family: int,
+    destinations: Sequence[Destination],
+    clients: Collection[IPv4Network | IPv6Network] = (),
+) -> bool:
     """Delete the entries of clients that connected to one of `destinations`; `family` is 4 or 6.
 
-    Return whether there were any.
+    With `clients`, subnets of that family, those of clients there only.  Return whether there were any.
     Unsupported: this kernel cannot.  HostRefused: it failed, and some entries may be left.
     """
     try:
         with netlink.connect(netlink.NETFILTER) as sock:
             sock.setsockopt(netlink.SOL_NETLINK, netlink.CAP_ACK, 1)
-            return _Entries(sock, protocol, family, destinations).delete()
+            return _Entries(sock, protocol, family, destinations, clients).delete()
     except OSError as error:
         if reason := unavailable():
             raise Unsupported(f"tracked connections cannot be deleted: {reason}") from None
@@ -107,10 +113,18 @@ class _Entries(dict[_Key, bytes | None]):
     that it is not among the destinations.
     """
 
-    def __init__(self, sock: socket.socket, protocol: str, family: int, destinations: Sequence[Destination]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        protocol: str,
+        family: int,
+        destinations: Sequence[Destination],
+        clients: Collection[IPv4Network | IPv6Network],
+    ) -> None:
+        self._clients = [(int(one.netmask), int(one.network_address)) for one in clients]
         self._sock, self._protocol, self._destinations = sock, PROTOCOLS[protocol], destinations
         self._family, self._version = FAMILIES[family], family
-        self._can_filter = protocol != "sctp" and not any(one.container for one in destinations)
+        self._can_filter = protocol != "sctp" and not clients and not any(one.container for one in destinations)
 
     def __missing__(self, key: _Key) -> bytes | None:
         address, port = socket.inet_ntop(self._family, key[0]), int.from_bytes(key[1], "big")
@@ -156,7 +170,10 @@ class _Entries(dict[_Key, bytes | None]):
                     original, at = at + _TUPLE_AT, at + length
                     kept = self[address, port]
                     source = original + size + _SOURCE_IN_TUPLE
-                    if kept is not None and (not kept or data[source : source + address_bytes] != kept):
+                    if kept is None or (kept and data[source : source + address_bytes] == kept):
+                        continue
+                    client = original + _SOURCE_IN_TUPLE
+                    if not self._clients or self._is_client(data[client : client + address_bytes]):
                         found[address, port] += 1
                         batch.append(data[original : original + size])
                 self._delete_batch(batch)
@@ -164,6 +181,10 @@ class _Entries(dict[_Key, bytes | None]):
                     break
                 batch.clear()
         return found
+
+    def _is_client(self, address: bytes) -> bool:
+        number = int.from_bytes(address, "big")
+        return any(number & mask == subnet for mask, subnet in self._clients)
 
     def _delete_batch(self, tuples: Sequence[bytes]) -> None:
         """Delete the entries with these tuples, many with one call; some may have ended meanwhile."""

@@ -5,7 +5,7 @@ as done, or is created again.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from ipaddress import ip_interface, ip_network
 
@@ -15,7 +15,7 @@ from gangway.host import conntrack
 from gangway.host.forwarding import ForwardingSwitch
 from gangway.host.links import Interface, Links
 from gangway.host.sysctl import ReadOnly
-from gangway.model import Address, Network, Protocol, Source
+from gangway.model import Address, Network, Protocol, Source, Subnet
 from gangway.plan import MappingPlan, NetworkPlan, Origin, Plan, Road, Route
 from gangway.reconcile import diff
 from gangway.reconcile.dataplane import DataPlane, Reserved
@@ -151,10 +151,12 @@ class Executor:
         if attachment.isolated:
             self.links.set_isolated(name, True)
 
-    def delete_flows(self, planned: Iterable[MappingPlan], former: bool = False) -> bool:
+    def delete_flows(
+        self, planned: Iterable[MappingPlan], former: bool = False, clients: Collection[Subnet] = ()
+    ) -> bool:
         """Delete tracked connections to ports of mappings; `former`: only those on another road than the plan's.
 
-        Return whether there were any.
+        With `clients`, only those of clients in these subnets.  Return whether there were any.
 
         They began before a change, and would continue on their former road.  An answer that is on its way may lead a
         client back to it, so former ones are deleted a second time if there were any.  The kernel goes through all
@@ -170,12 +172,15 @@ class Executor:
             destination = conntrack.Destination(to, range(ports.first, ports.last + 1), container)
             kinds.setdefault((one.mapping.protocol, one.family), []).append(destination)
         for (protocol, family), destinations in kinds.items():
+            subnets = [one for one in clients if one.version == family]
+            if clients and not subnets:
+                continue
             with suppress(Unsupported):
-                found = conntrack.delete(protocol.value, family, destinations)
+                found = conntrack.delete(protocol.value, family, destinations, subnets)
                 is_any = is_any or found
                 if found and former:
                     time.sleep(_ANSWER_S)
-                    conntrack.delete(protocol.value, family, destinations)
+                    conntrack.delete(protocol.value, family, destinations, subnets)
         return is_any
 
 

@@ -258,10 +258,12 @@ class Requests:
                 raise Unsupported(f"{container} cannot be attached to network {network.name}: {reason}")
             endpoint = Endpoint(container, network.name, found, source, is_first)
             join(self._controller, self._registry, endpoint, place)
+            if not is_first:  # flows of clients there would stay without masquerade for as long as these send
+                undo.callback(leave, self._controller, self._registry, [self._registry.endpoints_of(container)[-1]])
+                published = translated_udp(self._registry.mappings(container))
+                self._executor.delete_flows(published, clients=network.subnets)
             undo.pop_all()
         self._controller.look_into(container)
-        if not is_first:  # flows of clients there would stay without masquerade for as long as these send
-            self._executor.delete_flows(translated_udp(self._registry.mappings(container)))
         return endpoint
 
     def free_subnets(self) -> tuple[Subnet, ...]:
