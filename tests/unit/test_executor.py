@@ -137,7 +137,7 @@ def test_forwarding_is_set(daemon: Daemon) -> None:
 
 def test_flows_are_flushed_once_for_each_protocol_and_family(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: dict[tuple[str, int], list[conntrack.Destination]] = {}
-    monkeypatch.setattr(conntrack, "delete", lambda name, family, to: flushed.update({(name, family): to}))
+    monkeypatch.setattr(conntrack, "delete", lambda name, family, to, _clients: flushed.update({(name, family): to}))
     many = [mapping("0.0.0.0", "80"), mapping("192.0.2.5", "81-82"), mapping("::", "53", protocol=Protocol.UDP)]
     many.append(mapping("192.0.2.5", "9", protocol=Protocol.SCTP))
     daemon.executor.do(Flows(tuple(map(planned, many)), ()))
@@ -151,7 +151,7 @@ def test_flows_are_flushed_once_for_each_protocol_and_family(daemon: Daemon, mon
 
 def test_flows_that_lead_to_an_added_container_are_kept(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[conntrack.Destination] = []
-    monkeypatch.setattr(conntrack, "delete", lambda _name, _family, to: flushed.extend(to))
+    monkeypatch.setattr(conntrack, "delete", lambda _name, _family, to, _clients: flushed.extend(to))
     one, leased = planned(mapping("192.0.2.5", "81")), planned(lease("192.0.2.5", "82"))
     daemon.executor.do(Flows((), (one, leased)))
     assert flushed == [
@@ -163,7 +163,7 @@ def test_flows_that_lead_to_an_added_container_are_kept(daemon: Daemon, monkeypa
 def test_flows_by_nat_are_not_kept_if_clients_are_relayed(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when another program's chain begins to drop what is forwarded: they would be dropped while they last."""
     flushed: list[conntrack.Destination] = []
-    monkeypatch.setattr(conntrack, "delete", lambda _name, _family, to: flushed.extend(to))
+    monkeypatch.setattr(conntrack, "delete", lambda _name, _family, to, _clients: flushed.extend(to))
     dropping = replace(NFTABLES, forward_droppers=((4, "ip other forward"),))
     daemon.executor.do(Flows((), (planned(mapping("192.0.2.5", "81"), dropping),)))
     assert flushed == [({"192.0.2.5"}, range(81, 82), "")]

@@ -74,7 +74,7 @@ def test_a_container_on_several_networks(attached: Commands, box: Namespace, dae
     assert (further.network, further.is_first) == ("back", False)
     attached.publish(box.name, ["127.0.0.1:8000:80"], keep=True)
     assert 'network = ["web", "back"]' in kept.read_text()
-    with pytest.raises(Conflict, match=f"network back is used by ports that are kept: gangway unpublish {box.name}"):
+    with pytest.raises(Conflict, match=f"by ports that are kept: gangway detach {box.name} --network back$"):
         attached.remove_network("back")
     with pytest.raises(Conflict, match="on network web: detach it from back first"):
         attached.detach(box.name, "web")
