@@ -152,6 +152,11 @@ def test_every_operation_answers_as_documented(api: Api, tmp_path: Path) -> None
         ("POST", "/docker/disable", {"config_file": "/no/such"}, 409, "Conflict", "/no/such"),
         ("GET", "/explain?at=80", None, 400, "InvalidRequest", "HOST-IP:PORT"),
         ("GET", "/explain?at=127.0.0.1:80&from=mars", None, 400, "InvalidRequest", "mars"),
+        # What would be left out changes what is asked: without a network, all of them are left.
+        ("DELETE", "/endpoints/box?net=web", None, 400, "InvalidRequest", "unknown query parameter 'net'"),
+        ("DELETE", "/endpoints/box?network=", None, 400, "InvalidRequest", "network: give one value"),
+        ("DELETE", "/endpoints/box?network=a&network=b", None, 400, "InvalidRequest", "network: give one value"),
+        ("GET", "/networks?name=web", None, 400, "InvalidRequest", "there is none"),
     ],
 )
 def test_an_error_names_its_cause(
@@ -160,5 +165,8 @@ def test_an_error_names_its_cause(
     found, answer = api.ask(method, path, body)
     assert (found, answer["kind"]) == (status, kind)
     assert message in answer["error"]
-    described = "/networks/{name}" if path.startswith("/networks/") else path.partition("?")[0]
+    described = path.partition("?")[0]
+    for prefix, parameter in (("/networks/", "{name}"), ("/endpoints/", "{container}")):
+        if described.startswith(prefix):
+            described = prefix + parameter
     api.check(described, method.lower(), answer, str(status))

@@ -102,7 +102,8 @@ class Handlers:
         try:
             self._check_allowed(operation, client, is_change)
             body = None if decode is None else decode(await request.read())
-            answer = await self._call(operation, request, body)
+            given = operation.given(request.query.items()) | request.match_info
+            answer = await self._call(operation, body, given)
         except web.HTTPException:
             raise
         except Exception as error:
@@ -110,7 +111,7 @@ class Handlers:
         if operation.is_stream:
             return await self._streams.send(request, answer)
         if is_change:
-            self._log.write(audit.carried_out(_described(operation, request, body, answer), client))
+            self._log.write(audit.carried_out(_described(operation, given, body, answer), client))
             self._done()
         await _name_leases(answer, self._service.names)
         status = 503 if isinstance(answer, HealthAnswer) and not answer.is_healthy else 200
@@ -124,11 +125,10 @@ class Handlers:
         if operation.is_stream:
             self._streams.check_room()
 
-    async def _call(self, operation: Operation, request: web.Request, body: Any) -> Any:
-        given = {**request.query, **request.match_info}
+    async def _call(self, operation: Operation, body: Any, given: dict[str, str]) -> Any:
         if operation.is_instant or operation.is_stream:
             return operation.call(self._service, body, given)
-        is_question = request.method == "GET" and self._service.requests.is_ready
+        is_question = operation.route[0] == "GET" and self._service.requests.is_ready
         executor = self._reader if is_question else self._worker
         call = partial(operation.call, self._service, body, given)
         running = asyncio.get_running_loop().run_in_executor(executor, call)
@@ -146,12 +146,12 @@ def _client(request: web.BaseRequest) -> Client:
     return NOBODY if sock is None else client_of(sock)
 
 
-def _described(operation: Operation, request: web.Request, body: Any, answer: Any) -> Described:
+def _described(operation: Operation, given: dict[str, str], body: Any, answer: Any) -> Described:
     """Say what a request has done."""
     if operation.describe is None:
         return audit.requested(operation.pattern)
     values = msgspec.structs.asdict(body) if body else {}
-    return operation.describe({**values, **request.query, **request.match_info}, answer)
+    return operation.describe(values | given, answer)
 
 
 async def _name_leases(answer: Any, names: Callable[[], Awaitable[dict[str, str]]]) -> None:

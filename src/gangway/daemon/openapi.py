@@ -46,15 +46,14 @@ def _described(operation: Operation, schema: dict[str, Any]) -> dict[str, Any]:
     def body(kind: Any, media: str = "application/json") -> dict[str, Any]:
         return {media: {"schema": {"type": "null"} if kind is None else schema[repr(kind)]}}
 
-    path, _, query = operation.pattern.partition("?")
-    in_path, in_query = re.findall(r"{(\w+)}", path), re.findall(r"\w+", query)
+    in_path = re.findall(r"{(\w+)}", operation.pattern)
     text = {"schema": {"type": "string"}}
     media = "text/event-stream" if operation.is_stream else "application/json"
     described: dict[str, Any] = {
         "summary": operation.summary,
         "parameters": [
             *({"name": name, "in": "path", "required": True, **text} for name in in_path),
-            *({"name": name, "in": "query", **text} for name in in_query),
+            *({"name": name, "in": "query", **text} for name in operation.query),
         ],
         "responses": {
             "200": {"description": "OK", "content": body(operation.answer, media)},

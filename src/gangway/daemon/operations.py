@@ -92,6 +92,22 @@ class Operation(NamedTuple):
         method, _, path = self.pattern.partition("?")[0].partition(" ")
         return method, path
 
+    def given(self, query: Iterable[tuple[str, str]]) -> dict[str, str]:
+        """Return the parameters of a query.  InvalidRequest: one is unknown, empty or there twice."""
+        known, found = self.query, dict[str, str]()
+        for name, value in query:
+            if name not in known:
+                raise InvalidRequest(f"unknown query parameter {name!r}: {', '.join(known) or 'there is none'}")
+            if name in found or not value:
+                raise InvalidRequest(f"query parameter {name}: give one value")
+            found[name] = value
+        return found
+
+    @property
+    def query(self) -> tuple[str, ...]:
+        """The names of the query's parameters."""
+        return tuple(filter(None, self.pattern.partition("?")[2].split("&")))
+
 
 def _is_true(given: dict[str, str], name: str) -> bool:
     """Return a parameter that is `true` or `false`, which stands for a missing one, too."""
