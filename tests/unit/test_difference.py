@@ -297,6 +297,16 @@ def test_a_container_joins_further_networks_after_its_ports_are_published() -> N
     assert steps_of(several(), both)[:2] == ["- attach a: network back", "- attach a: network web"]
 
 
+def test_an_address_waits_for_the_further_network_that_it_may_be_of() -> None:
+    web = declaration([NetworkRequest("web", ["172.30.0.0/24"])], [])
+    for addresses, at_once in ((["172.31.0.9"], ""), (["172.31.0.9", "172.30.0.5"], ", 172.30.0.5")):
+        box = declared_container("a", ["web", "back"], asked("8000:80"), addresses=addresses)
+        steps = steps_of(replace(web, containers={"a": box}), Current())
+        assert steps[1:] == [f"+ attach a: network web{at_once}", "+ publish a: 8000:80", "+ attach a: network back"]
+    alone = declared_container("a", ["web"], asked("8000:80"), addresses=["172.31.0.9"])  # refused when it is attached
+    assert steps_of(replace(web, containers={"a": alone}), Current())[1] == "+ attach a: network web, 172.31.0.9"
+
+
 def test_a_further_network_that_was_typed_stays() -> None:
     web, back = (replace(one, subnets=one.subnets[:1], gateways=one.gateways[:1]) for one in (WEB, BACK))
     typed = Endpoint("a", "back", (back.subnets[0][2],), is_first=False)

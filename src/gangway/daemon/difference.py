@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
+from itertools import chain
 from typing import NamedTuple
 
 from gangway.daemon.declaration import Declaration, DeclaredContainer, DeclaredNetwork, port_text
@@ -22,6 +23,7 @@ from gangway.model import (
     PortRequest,
     Protocol,
     Source,
+    Subnet,
     Subnets,
 )
 
@@ -303,13 +305,16 @@ class _Comparison:
         return self._addresses(wanted, endpoint.network) <= set(endpoint.addresses)
 
     def _addresses(self, wanted: DeclaredContainer, network: str) -> frozenset[Address]:
-        """Return the declared addresses of a container on a network: on the first one, what is in no further one."""
+        """Return the declared addresses of a container on a network: on the first one, what is in no further one.
+
+        While the subnets of a further one are not known, what is not in the first one's may be in these.
+        """
         further = {name: self._subnets(name) for name in wanted.networks[1:]}
-        subnets = further.get(network)
-        if subnets is not None:
-            return frozenset(one for one in wanted.addresses if any(one in subnet for subnet in subnets))
-        others = [subnet for found in further.values() for subnet in found]
-        return frozenset(one for one in wanted.addresses if not any(one in subnet for subnet in others))
+        if network in further:
+            return _within(wanted.addresses, further[network])
+        left = wanted.addresses - _within(wanted.addresses, chain.from_iterable(further.values()))
+        own = self._subnets(network)
+        return _within(left, own) if own and not all(further.values()) else left
 
     def _subnets(self, network: str) -> Subnets:
         """Return the subnets of a network: those that are declared, or else those that it has."""
@@ -317,6 +322,11 @@ class _Comparison:
         if declared is not None and declared.request.subnets:
             return tuple(map(ip_network, declared.request.subnets))
         return self._networks[network].subnets if network in self._networks else ()
+
+
+def _within(addresses: frozenset[Address], subnets: Iterable[Subnet]) -> frozenset[Address]:
+    found = tuple(subnets)
+    return frozenset(one for one in addresses if any(one in subnet for subnet in found))
 
 
 def _key(mapping: PortMapping) -> _Key:
