@@ -122,7 +122,7 @@ def _network(service: Service, name: str) -> NetworkAnswer:
 
 
 def _list_networks(service: Service, _request: None, _given: dict[str, str]) -> list[NetworkAnswer]:
-    return [_network(service, network.name) for network in service.requests.networks()]
+    return [_network(service, name) for name in sorted(network.name for network in service.requests.networks())]
 
 
 def _create_network(service: Service, request: CreateNetworkRequest, _given: dict[str, str]) -> NetworkAnswer:

@@ -64,7 +64,7 @@ def of_bridge(network: Network) -> frozenset[Property]:
     return frozenset(_of_bridge(network))
 
 
-@lru_cache(4096)
+@lru_cache(16_384)  # sixteen full bridges (BR_MAX_PORTS, net/bridge/br_private.h)
 def of_veth(name: str, namespace: str, endpoint: Endpoint, network: Network) -> frozenset[Property]:
     """Return the properties of both ends of a container's veth; `name` is that of the end on the host."""
     return frozenset(_of_veth(name, namespace, endpoint, network))
