@@ -5,10 +5,10 @@ directly, as the container has a route to that network, from an address that the
 masquerade these clients, as they do those on the first network.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from gangway.model import Address, Subnet
-from gangway.plan import Plan
+from gangway.model import Address, Endpoint, Network, Subnet
 
 
 class Neighbours(NamedTuple):
@@ -19,16 +19,9 @@ class Neighbours(NamedTuple):
     bridge: str  # of the first network
 
 
-def further_neighbours(plan: Plan) -> tuple[Neighbours, ...]:
-    """Return those of all containers in a plan, always in the same order."""
-    networks = {one.network.name: one.network for one in plan.networks}
-    first = {one.container: one for one in plan.endpoints if one.is_first}
-    found = (
-        Neighbours(subnet, address, networks[first[one.container].network].bridge)
-        for one in plan.endpoints
-        if not one.is_first
-        for subnet in networks[one.network].subnets
-        for address in first[one.container].addresses
-        if address.version == subnet.version
-    )
-    return tuple(sorted(found, key=str))
+def further_neighbours(first: Endpoint, network: Network, further: Network) -> Iterator[Neighbours]:
+    """Yield the clients on a container's `further` network; `first` is its endpoint on the first one, `network`."""
+    for subnet in further.subnets:
+        for address in first.addresses:
+            if address.version == subnet.version:
+                yield Neighbours(subnet, address, network.bridge)

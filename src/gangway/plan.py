@@ -22,9 +22,8 @@ clients of one family: 0.0.0.0 is IPv4's, `::` is IPv6's.
     a client that comes in by an interface      nat, in PREROUTING, if the kernel forwards what comes in there, no other
                                                 program drops it, and the answer leaves by the way the request came
 
-Connections from the container's own network are masqueraded, and those from its further ones (`neighbours`): otherwise
-it would answer its neighbour directly, from an address that the neighbour did not connect to.  A container whose
-answers do not come back to the host sees every client as the gateway, which is on its link.
+Connections from the container's own network are masqueraded, and those from its further ones: `neighbours` says why.
+A container whose answers do not come back to the host sees every client as the gateway, which is on its link.
 
 Some of the host's addresses are exceptions within an origin; the rules leave them out, and the relay serves them.  The
 kernel forwards nothing that comes from a link-local address (RFC 4291, 2.5.6), hence no client of fe80::….  A Detour is
@@ -39,6 +38,7 @@ from typing import NamedTuple
 
 from gangway.facts import Firewall, HostFacts
 from gangway.model import Address, Endpoint, Network, PortMapping, Protocol, Source
+from gangway.neighbours import Neighbours
 from gangway.reasons import Code, Reason
 
 
@@ -171,7 +171,7 @@ class Plan:
 
     facts: HostFacts
     networks: tuple[NetworkPlan, ...]
-    endpoints: tuple[Endpoint, ...]
+    further: frozenset[Neighbours]  # of containers on several networks
     mappings: tuple[MappingPlan, ...]
     forwarding: frozenset[int]  # families that have to be forwarded; some may not be yet
 
@@ -193,13 +193,13 @@ class Plan:
 
 
 def assemble(
-    networks: tuple[Network, ...], endpoints: tuple[Endpoint, ...], mappings: tuple[MappingPlan, ...], facts: HostFacts
+    networks: tuple[Network, ...], further: frozenset[Neighbours], mappings: tuple[MappingPlan, ...], facts: HostFacts
 ) -> Plan:
     """Return the Plan of mappings that have been decided already, by the same facts."""
     families = {subnet.version for network in networks for subnet in network.subnets if not network.internal}
     forwarding = families if facts.firewall is not Firewall.NONE and facts.may_forward else set()
     planned = tuple(plan_network(network, facts) for network in networks)
-    return Plan(facts, planned, endpoints, mappings, frozenset(forwarding) - dict(facts.unforwardable).keys())
+    return Plan(facts, planned, further, mappings, frozenset(forwarding) - dict(facts.unforwardable).keys())
 
 
 def plan_network(network: Network, facts: HostFacts) -> NetworkPlan:

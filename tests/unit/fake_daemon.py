@@ -29,6 +29,7 @@ from gangway.host.reserved_ports import ReservedPorts
 from gangway.host.rule_notices import RuleNotices
 from gangway.host.saved_settings import SavedSettings
 from gangway.log import Log
+from gangway.neighbours import Neighbours
 from gangway.plan import MappingPlan, Plan
 from gangway.reconcile.containers import Looked
 from gangway.reconcile.controller import Controller
@@ -230,6 +231,7 @@ class FakeDriver(Driver):
         super().__init__(notices, FakeGuard())
         self.plan: Plan | None = None
         self.mappings: set[str] = set()
+        self.further: frozenset[Neighbours] = frozenset()
         self.intact = True
         self._calls = calls
 
@@ -237,18 +239,25 @@ class FakeDriver(Driver):
         self._calls.record("driver.rewrite")
         self.notices.forget()
         self.plan, self.mappings, self.intact = plan, {str(one.mapping) for one in plan.mappings}, True
+        self.further = plan.further
 
     def change(self, removed: Collection[MappingPlan], added: Collection[MappingPlan]) -> None:
         self._calls.record("driver.change")
         self.mappings -= {str(one.mapping) for one in removed}
         self.mappings |= {str(one.mapping) for one in added}
 
+    def change_further(self, removed: Collection[Neighbours], added: Collection[Neighbours]) -> None:
+        self._calls.record("driver.change_further")
+        assert self.further.issuperset(removed)
+        assert self.further.isdisjoint(added)
+        self.further = self.further.difference(removed).union(added)
+
     def has_rules_of(self, plan: Plan) -> bool:
         return self.intact
 
     def remove(self, before: Plan | None = None) -> None:
         self._calls.record("driver.remove")
-        self.plan, self.mappings = None, set()
+        self.plan, self.mappings, self.further = None, set(), frozenset()
 
 
 class FakeObserver(Observer):
@@ -327,12 +336,14 @@ class Daemon:
         found = self.observer.found(State(), Looked(self.links.all(), {}))
         if not self.registry.networks:
             return not (found.ports or found.redirects or found.steered or found.bridges or self.driver.mappings)
-        wanted = self.registry.state(self.registry.plan())
+        plan = self.registry.plan()
+        wanted = self.registry.state(plan)
         return (
             (found.ports, found.redirects, found.steered) == (wanted.ports, wanted.redirects, wanted.steered)
             and found.bridges.keys() == wanted.bridges.keys()
             and found.attachments.keys() == wanted.attachments.keys()
             and self.driver.mappings == {str(one.mapping) for one in self.registry.mappings() if one.has_rules}
+            and self.driver.further == (plan.further if plan is not None else frozenset())
         )
 
     def change_rules(self) -> None:

@@ -89,7 +89,7 @@ def planned(one: PortMapping, facts: HostFacts = NFTABLES, of: Network = WEB) ->
 def whole(facts: HostFacts, *mappings: PortMapping, networks: tuple[Network, ...] = (WEB,)) -> Plan:
     """Return a plan of these networks and a container on the first of them with these mappings."""
     planned_mappings = tuple(planned(one, facts, networks[0]) for one in mappings)
-    return assemble(networks, (endpoint(networks[0]),), planned_mappings, facts)
+    return assemble(networks, frozenset(), planned_mappings, facts)
 
 
 FORMS = (

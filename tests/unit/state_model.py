@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from gangway.ebpf.keys import PortBlock, SteeringState, Target, blocks
 from gangway.model import Endpoint, Protocol
+from gangway.neighbours import Neighbours, further_neighbours
 from gangway.plan import MappingPlan, NetworkPlan, Plan
 from gangway.reconcile.diff import (
     Bridge,
     Flows,
     Forwarding,
+    Further,
     Isolation,
     Ports,
     Properties,
@@ -27,7 +29,7 @@ from gangway.reconcile.diff import (
 from gangway.reconcile.properties import Property, of_bridge, of_veth
 from gangway.reconcile.state import Attachment, State, ports_of, redirects_of, steered_of
 from gangway.relay.protocol import Destination, HostPorts, Mode, Serve
-from tests.unit.samples import BACK, NFTABLES, NO_STEERING, WEB, held, mapping, planned, whole
+from tests.unit.samples import BACK, NFTABLES, NO_STEERING, WEB, endpoint, held, mapping, planned, whole
 
 NETWORKS = {network.bridge: network for network in (WEB, BACK)}
 BRIDGES = {bridge: NetworkPlan(network, False) for bridge, network in NETWORKS.items()}
@@ -57,6 +59,7 @@ HERE, THERE = (
     dict(redirects_of(planned(mapping("0.0.0.0", "8000-8010", container_ports))))
     for container_ports in ("80-90", "90-100")
 )
+NEIGHBOURS = tuple(further_neighbours(endpoint(WEB), WEB, BACK))
 PLANS = (
     None,
     whole(NFTABLES, networks=(WEB,)),
@@ -88,6 +91,7 @@ class Host:
     steered: dict[PortBlock, SteeringState] = field(default_factory=dict)
     redirects: dict[PortBlock, Target] = field(default_factory=dict)
     mappings: dict[str, MappingPlan] = field(default_factory=dict)
+    neighbours: frozenset[Neighbours] = frozenset()
     plan: Plan | None = None
     forwarding: frozenset[int] = frozenset()
     properties: set[Property] = field(default_factory=set)
@@ -97,6 +101,7 @@ class Host:
         """Return a host that is in a state."""
         host = cls(dict(state.bridges), dict(state.attachments), set(state.isolated), dict(state.ports))
         host.steered, host.redirects, host.mappings = dict(state.steered), dict(state.redirects), dict(state.mappings)
+        host.neighbours = state.neighbours
         host.plan, host.forwarding, host.properties = state.plan, state.forwarding, set(state.properties)
         return host
 
@@ -110,6 +115,10 @@ class Host:
                 for planned in removed:
                     del self.mappings[str(planned.mapping)]
                 self.mappings |= {str(planned.mapping): planned for planned in added}
+            case Further(removed, added):
+                assert self.neighbours >= removed
+                assert not self.neighbours & added
+                self.neighbours = self.neighbours - removed | added
             case Forwarding(before, after):
                 assert self.forwarding == before
                 self.forwarding = after
@@ -233,6 +242,7 @@ def states(draw: st.DrawFn, of_mappings: bool, found: bool = False) -> State:
         dict(pair for one in served for pair in steered_of(one)) | left_over,
         {block: draw(st.sampled_from((HERE, THERE)))[block] for block in redirected},
         {name: PLANNED[name] for name in sorted(names)},
+        draw(st.frozensets(st.sampled_from(NEIGHBOURS))) if of_mappings else frozenset(),
         None if of_mappings else draw(st.sampled_from(PLANS)),
         draw(st.frozensets(st.sampled_from((4, 6)))),
         frozenset(properties) - lost,

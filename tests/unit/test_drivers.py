@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from gangway.plan import Plan
 from tests.unit.fake_host import FakeGuard, FakeStorage
 from tests.unit.fake_iptables import Kernel, bare, restore, rules, save
 from tests.unit.samples import mapping, planned, whole
+from tests.unit.state_model import NEIGHBOURS
 
 PREFIX = "GANGWAY"
 OPEN = HostFacts(Firewall.IPTABLES)
@@ -203,6 +205,37 @@ def test_a_change_that_fails_is_undone(scene: Scene, prefix: str, refused: int, 
     first.change(old, new)
     first.change(new, ())
     first.remove()
+    assert scene.is_bare()
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+@pytest.mark.parametrize("refused", [1, 2])
+def test_neighbours_are_added_and_removed_whole(scene: Scene, refused: int, writes: int) -> None:
+    first = scene.driver(Firewall.IPTABLES)
+    first.rewrite(PLAN, None)
+    alone, joined = copy.deepcopy(HOST), replace(PLAN, further=frozenset(NEIGHBOURS))
+    for removed, added, expected in (((), NEIGHBOURS, PLAN), (NEIGHBOURS, (), joined)):
+        host = copy.deepcopy(HOST)
+        FakeTool.refuses, FakeTool.writes = refused, writes
+        with pytest.raises(HostRefused, match="refused"):
+            first.change_further(removed, added)
+        assert host == HOST
+        assert first.has_rules_of(expected)
+        first.change_further(removed, added)
+    assert alone == HOST
+
+
+def test_neighbours_are_remembered(scene: Scene) -> None:
+    """A daemon that comes later finds their rules, which no chain of ours has."""
+    first = scene.driver(Firewall.IPTABLES)
+    first.rewrite(PLAN, None)
+    first.change_further((), NEIGHBOURS)
+    for family, subnet in ((4, "172.31.0.0/24"), (6, "fd31::/64")):
+        assert any(subnet in rule for rule in rules(HOST[family], "nat", "POSTROUTING"))
+    later = scene.driver(Firewall.IPTABLES)
+    later.rewrite(PLAN, None)
+    assert later.has_rules_of(PLAN)
+    later.remove()
     assert scene.is_bare()
 
 

@@ -1,6 +1,8 @@
 """A batch replaces gangway's rules, and leaves other programs' rules as they were."""
 
 import copy
+from collections.abc import Iterable
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -8,12 +10,22 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gangway.facts import HostFacts
-from gangway.firewall.iptables.render import change, render, with_mappings
-from gangway.firewall.iptables.tables import Table, batch, built_in, chain_of, parse_listing
+from gangway.firewall.iptables.render import of_further, of_mappings, render
+from gangway.firewall.iptables.tables import (
+    Table,
+    batch,
+    built_in,
+    chain_of,
+    insertion,
+    parse_listing,
+    statements,
+    with_change,
+)
 from gangway.model import Network, PortMapping
-from gangway.plan import Plan
+from gangway.plan import MappingPlan, Plan
 from tests.unit.fake_iptables import Kernel, bare, restore, rules, save
-from tests.unit.samples import APART, FACTS, FOUR, INNER, IPTABLES, NETWORKS, WEB, mapping, whole
+from tests.unit.samples import APART, BACK, FACTS, FOUR, INNER, IPTABLES, NETWORKS, WEB, mapping, whole
+from tests.unit.state_model import NEIGHBOURS
 
 Tables = tuple[Table, ...]
 THEIRS = """\
@@ -33,6 +45,11 @@ PLANS = st.builds(lambda facts, many, network: whole(facts, *many, networks=(net
 # Two host ports that lead to the same port of the container.
 TWICE = whole(IPTABLES, mapping("0.0.0.0", "8000", "80"), mapping("0.0.0.0", "8001", "80"))
 ONCE = whole(IPTABLES, mapping("0.0.0.0", "8000", "80"))
+
+
+def change(removed: Iterable[MappingPlan], added: Iterable[MappingPlan], family: int, prefix: str) -> str:
+    """Return the text that removes mappings and adds others."""
+    return statements(*(of_mappings(plans, family, prefix) for plans in (removed, added)))
 
 
 def others() -> Kernel:
@@ -153,12 +170,13 @@ def test_a_change_is_the_difference_of_two_plans(
 
 
 @given(APART, APART, FACTS, FAMILY, PREFIXES)
-def test_with_mappings_returns_the_rules_in_built_in_chains(
+def test_with_change_returns_the_rules_in_built_in_chains(
     old: list[PortMapping], new: list[PortMapping], facts: HostFacts, family: int, prefix: str
 ) -> None:
     before, after = (whole(facts, *many) for many in (old, new))
     tables = built_in(render(before, family, prefix))
-    found = with_mappings(tables, before.mappings, after.mappings, family)
+    removed, added = (of_mappings(one.mappings, family, prefix) for one in (before, after))
+    found = with_change(tables, removed, added)
     wanted = built_in(render(after, family, prefix))
     assert [(table.name, table.chain, sorted(table.rules)) for table in found] == [
         (table.name, table.chain, sorted(table.rules)) for table in wanted
@@ -168,7 +186,8 @@ def test_with_mappings_returns_the_rules_in_built_in_chains(
 def test_a_change_of_the_other_family_is_empty() -> None:
     assert change(ONCE.mappings, ONCE.mappings, 6, "GANGWAY") == ""
     assert change((), (), 4, "GANGWAY") == ""
-    assert with_mappings((), ONCE.mappings, ONCE.mappings, 4) == ()
+    of_once = of_mappings(ONCE.mappings, 4, "GANGWAY")
+    assert with_change((), of_once, of_once) == ()
 
 
 def test_a_mapping_is_added_and_removed_by_its_own_rules() -> None:
@@ -194,3 +213,21 @@ def test_two_mappings_to_one_container_port_are_independent(network: Network) ->
     restore(kernel, change((), both.mappings[1:], 4, "DOCKER"))
     assert in_any_order(kernel) == in_any_order(start)
     assert len(rules(kernel, "filter", "DOCKER")) == 2
+
+
+@pytest.mark.parametrize("prefix", ["GANGWAY", "DOCKER"])
+@pytest.mark.parametrize("family", [4, 6])
+def test_further_neighbours_come_before_what_accepts_them(family: int, prefix: str) -> None:
+    """A rule of their own is inserted, whatever other programs and mappings have added to the chain meanwhile."""
+    without = whole(IPTABLES, mapping("0.0.0.0", "8000", "80"), mapping("::", "8000", "80"), networks=(WEB, BACK))
+    within = replace(without, further=frozenset(NEIGHBOURS))
+    kernel = with_rules(render(without, family, prefix))
+    start, former = copy.deepcopy(kernel), rules(kernel, "nat", "POSTROUTING")
+    clients = of_further(NEIGHBOURS, family, prefix)
+    restore(kernel, statements((), clients, insertion))
+    (rule,) = clients[0].rules
+    assert rules(kernel, "nat", "POSTROUTING") == [rule, *former]
+    assert in_any_order(kernel) == in_any_order(with_rules(render(within, family, prefix)))
+    assert rule in with_change(built_in(render(without, family, prefix)), (), clients)[2].rules
+    restore(kernel, statements(clients, ()))
+    assert kernel == start

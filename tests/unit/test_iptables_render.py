@@ -67,7 +67,7 @@ def dockers_plan() -> Plan:
     docker0 = Network("bridge", "docker0", (ip_network("172.17.0.0/16"),), (ip_address("172.17.0.1"),))
     box = Endpoint("box", "bridge", (ip_address("172.17.0.2"),))
     published = plan_mapping(mapping("0.0.0.0", "8000"), box, docker0, DOCKERS)
-    return assemble((docker0,), (box,), (published,), DOCKERS)
+    return assemble((docker0,), frozenset(), (published,), DOCKERS)
 
 
 @pytest.mark.parametrize("family", [4, 6])

@@ -11,7 +11,6 @@ from gangway.errors import Conflict, HostRefused, InvalidRequest
 from gangway.host import conntrack
 from gangway.host.links import Links
 from gangway.model import ON_DEMAND, Endpoint, Source
-from gangway.neighbours import further_neighbours
 from gangway.reconcile.state import link_name
 from gangway.state.adopted import Adopted, AdoptedContainer
 from lab.netns import Namespace, ip
@@ -51,15 +50,7 @@ def interfaces(box: Namespace) -> list[str]:
 
 def masqueraded(daemon: Daemon) -> list[str]:
     """Return the clients on further networks that rules were written for."""
-    plan = daemon.driver.plan
-    return [] if plan is None else [str(one.subnet) for one in further_neighbours(plan)]
-
-
-def is_applied(daemon: Daemon) -> bool:
-    """True if the host is as it is wanted, rules for further neighbours included."""
-    plan = daemon.registry.plan()
-    wanted = [] if plan is None else [str(one.subnet) for one in further_neighbours(plan)]
-    return daemon.is_consistent() and masqueraded(daemon) == wanted
+    return sorted(str(one.subnet) for one in daemon.driver.further)
 
 
 def test_a_container_joins_a_network_and_leaves_it(attached: Daemon, box: Namespace) -> None:
@@ -72,11 +63,42 @@ def test_a_container_joins_a_network_and_leaves_it(attached: Daemon, box: Namesp
     assert box.ip("route", "show", "default").split()[:3] == ["default", "via", "172.30.0.1"]
     assert attached.registry.link_names(box.name) == (link_name(box.name), link_name(box.name, "back"))
     assert masqueraded(attached) == ["172.31.0.0/24", "fd31::/64"]
-    assert is_applied(attached)
+    assert attached.is_consistent()
     requests.detach(box.name, "back")
     assert stored(attached) == before
     assert masqueraded(attached) == []
-    assert is_applied(attached)
+    assert attached.is_consistent()
+
+
+def test_only_the_rules_for_its_clients_change(attached: Daemon, box: Namespace) -> None:
+    calls = len(attached.calls.names)
+    attached.requests.attach(box.name, "back", ())
+    attached.requests.detach(box.name, "back")
+    attached.controller.check(thorough=True)
+    changes = [one for one in attached.calls.names[calls:] if one.startswith("driver.")]
+    assert changes == ["driver.change_further", "driver.change_further"]
+
+
+@pytest.mark.parametrize("network", ["back", None])
+def test_a_container_that_ends_while_it_leaves(
+    joined: Daemon, box: Namespace, monkeypatch: pytest.MonkeyPatch, network: str | None
+) -> None:
+    """Its end is found by the repair that is made when a rule is missing."""
+    reconcile = joined.controller.reconcile
+
+    def end() -> None:
+        joined.calls.fail()
+        links = joined.registry.link_names(box.name)
+        box.close()
+        wait_until(lambda: not joined.links.exists(*links), "the end of its links", 5)
+        reconcile()
+
+    monkeypatch.setattr(joined.controller, "reconcile", end)
+    joined.calls.fail("driver.change_further")
+    with pytest.raises(Conflict, match=f"no container named '{box.name}' is attached"):
+        joined.requests.detach(box.name, network)
+    assert joined.requests.endpoints() == ()
+    assert joined.is_consistent()
 
 
 def test_a_later_daemon_has_both_networks(joined: Daemon, box: Namespace, tmp_path: Path) -> None:
@@ -85,7 +107,7 @@ def test_a_later_daemon_has_both_networks(joined: Daemon, box: Namespace, tmp_pa
     later = Daemon(tmp_path, joined)
     assert stored(later) == stored(joined)
     assert interfaces(box) == ["eth0 172.30.0.2/24", "eth1 172.31.0.2/24"]
-    assert is_applied(later)
+    assert later.is_consistent()
     later.close()
 
 
@@ -93,7 +115,8 @@ def test_a_later_daemon_has_both_networks(joined: Daemon, box: Namespace, tmp_pa
     ("request_of", "failing"),
     [
         (lambda requests, box: requests.attach(box, "back", ()), "attach"),
-        (lambda requests, box: requests.attach(box, "back", ()), "driver.rewrite"),
+        (lambda requests, box: requests.attach(box, "back", ()), "driver.change_further"),
+        (lambda requests, box: requests.attach(box, ON_DEMAND, ()), "driver.change_further"),
         (lambda requests, box: requests.attach(box, ON_DEMAND, ()), "driver.rewrite"),
     ],
 )
@@ -111,11 +134,11 @@ def test_failed_join_leaves_nothing(
     _fail(attached, monkeypatch)
     assert stored(attached) == before
     assert interfaces(box) == ["eth0 172.30.0.2/24"]
-    assert is_applied(attached)
+    assert attached.is_consistent()
 
 
 @pytest.mark.parametrize("network", ["back", None])
-@pytest.mark.parametrize("failing", ["delete", "driver.rewrite"])
+@pytest.mark.parametrize("failing", ["delete", "driver.change_further"])
 def test_failed_leave_restores_both(
     joined: Daemon, box: Namespace, monkeypatch: pytest.MonkeyPatch, network: str | None, failing: str
 ) -> None:
@@ -128,9 +151,9 @@ def test_failed_leave_restores_both(
     joined.requests.check()
     assert stored(joined) == before
     assert interfaces(box) == ["eth0 172.30.0.2/24", "eth1 172.31.0.2/24"]
-    assert is_applied(joined)
+    assert joined.is_consistent()
     joined.requests.detach(box.name, network)
-    assert is_applied(joined)
+    assert joined.is_consistent()
 
 
 def _fail(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, failing: str = "", link: str = "") -> None:
@@ -162,13 +185,13 @@ def test_the_first_network_is_left_last(joined: Daemon, box: Namespace) -> None:
     requests.detach(box.name, "back")
     requests.detach(box.name, "web")
     assert (requests.endpoints(), requests.mappings(), interfaces(box)) == ((), (), [])
-    assert is_applied(joined)
+    assert joined.is_consistent()
 
 
 def test_leaving_all_networks_unpublishes(joined: Daemon, box: Namespace) -> None:
     joined.requests.detach(box.name)
     assert (joined.requests.endpoints(), joined.requests.mappings(), interfaces(box)) == ((), (), [])
-    assert is_applied(joined)
+    assert joined.is_consistent()
 
 
 def test_a_network_on_demand_ends_with_its_last_endpoint(attached: Daemon, box: Namespace) -> None:
@@ -176,6 +199,16 @@ def test_a_network_on_demand_ends_with_its_last_endpoint(attached: Daemon, box: 
     assert [one.name for one in attached.requests.networks()] == ["web", "back", ON_DEMAND]
     attached.requests.detach(box.name, ON_DEMAND)
     assert [one.name for one in attached.requests.networks()] == ["web", "back"]
+
+
+def test_the_end_of_a_container_changes_only_its_rules(joined: Daemon, box: Namespace) -> None:
+    links, calls = joined.registry.link_names(box.name), len(joined.calls.names)
+    box.close()
+    wait_until(lambda: not joined.links.exists(*links), "the end of its links", 5)
+    joined.controller.check(thorough=True)
+    changes = [one for one in joined.calls.names[calls:] if one.startswith("driver.")]
+    assert changes == ["driver.change", "driver.change_further"]
+    assert joined.is_consistent()
 
 
 def test_a_dead_container_leaves_no_rules(joined: Daemon, box: Namespace) -> None:
@@ -186,7 +219,7 @@ def test_a_dead_container_leaves_no_rules(joined: Daemon, box: Namespace) -> Non
     joined.controller.check()
     assert (joined.requests.endpoints(), joined.requests.mappings()) == ((), ())
     assert [one.name for one in joined.requests.networks()] == ["web", "back"]
-    assert is_applied(joined)
+    assert joined.is_consistent()
 
 
 def test_a_join_fails_whole_if_flows_cannot_be_deleted(
@@ -205,7 +238,7 @@ def test_a_join_fails_whole_if_flows_cannot_be_deleted(
             attached.requests.attach(box.name, "back", ())
     assert stored(attached) == before
     assert interfaces(box) == ["eth0 172.30.0.2/24"]
-    assert is_applied(attached)
+    assert attached.is_consistent()
     attached.requests.attach(box.name, "back", ())
 
 

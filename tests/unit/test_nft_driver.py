@@ -16,6 +16,7 @@ from gangway.host.rule_notices import RuleNotices
 from gangway.state.database import Database
 from tests.unit.fake_host import FakeGuard
 from tests.unit.samples import NFTABLES, WEB, mapping, planned, whole
+from tests.unit.state_model import NEIGHBOURS
 
 MOVED = planned(mapping("0.0.0.0", "1024-13023", "2024-14023"))
 PLAN = whole(NFTABLES, mapping("0.0.0.0", "80"), mapping("::", "1000-2000"), mapping("10.0.0.1", "81"))
@@ -51,7 +52,7 @@ class Kernel:
 
     def elements(self, _table: str, name: str) -> frozenset[Element]:
         found = self.found.get(name, ())
-        if name in render.SETS_OF_MAPPINGS:
+        if name in render.CHANGING_SETS:
             return frozenset(elements.pack(text, render.is_interval(name)) for text in found)
         return frozenset(Element(text.encode(), b"", b"") for text in found)
 
@@ -89,6 +90,27 @@ def test_a_change_is_undone_if_a_part_is_refused(driver: NftDriver, nft: Kernel,
     assert driver.is_intact(lambda: PLAN)
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_neighbours_are_added_and_removed_whole(driver: NftDriver, nft: Kernel, is_late: bool) -> None:
+    before, of_further = nft.same(), {"further4": {"172.31.0.0/24 . 172.30.0.2"}, "further6": {"fd31::/64 . fd30::2"}}
+    joined = replace(PLAN, further=frozenset(NEIGHBOURS))
+    nft.refused, nft.is_late = 1, is_late
+    with pytest.raises(HostRefused, match="no memory"):
+        driver.change_further((), NEIGHBOURS)
+    assert (nft.same(), driver.has_rules_of(PLAN)) == (before, True)
+    driver.change_further((), NEIGHBOURS)
+    driver.change((), [MOVED])  # both are in what a failed change restores
+    driver.change([MOVED], ())
+    assert nft.same() == before | of_further
+    assert (driver.has_rules_of(PLAN), driver.has_rules_of(joined)) == (False, True)
+    nft.refused = 1
+    with pytest.raises(HostRefused, match="no memory"):
+        driver.change_further(NEIGHBOURS, ())
+    assert (nft.same(), driver.has_rules_of(joined)) == (before | of_further, True)
+    driver.change_further(NEIGHBOURS, ())
+    assert nft.same() == before
+
+
 def test_several_transactions_are_applied(driver: NftDriver, nft: Kernel) -> None:
     before = nft.same()
     driver.change((), [MOVED])
@@ -107,6 +129,7 @@ def test_several_transactions_are_applied(driver: NftDriver, nft: Kernel) -> Non
         ("ranges6", "tcp . ::/0 . 1000-2000 : fd30::2", "tcp . ::/0 . 1000-1999 : fd30::2"),
         ("bridges", f'"{WEB.bridge}"', '"other"'),
         ("ports4", "", "udp . 53 : 172.30.0.2 . 53"),
+        ("further4", "", "172.31.0.0/24 . 172.30.0.2"),
         ("ports4", "tcp . 80 : 172.30.0.2 . 80", ""),
     ],
 )
@@ -117,7 +140,7 @@ def test_an_element_that_another_program_has_changed_is_found(
     if element:
         nft.found[name].remove(element)
     if other:
-        nft.found[name].add(other)
+        nft.found.setdefault(name, set()).add(other)
     assert not driver.has_rules_of(PLAN)
 
 

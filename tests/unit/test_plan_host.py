@@ -65,7 +65,7 @@ def test_bridge_isolates_unless_rules_can(network: Network, filtered: frozenset[
 def test_families_that_have_to_be_forwarded(
     facts: HostFacts, networks: tuple[Network, ...], wanted: frozenset[int]
 ) -> None:
-    assert assemble(networks, (), (), facts).forwarding == wanted
+    assert assemble(networks, frozenset(), (), facts).forwarding == wanted
 
 
 @pytest.mark.parametrize("firewall", [Firewall.NFTABLES, Firewall.IPTABLES])
@@ -90,7 +90,7 @@ def test_family_that_was_not_forwarded_before_is_closed(
     firewall: Firewall,
 ) -> None:
     facts = HostFacts(firewall, forwarding=forwarding, switched_on=switched_on)
-    assert assemble(networks, (), (), facts).closed == closed
+    assert assemble(networks, frozenset(), (), facts).closed == closed
 
 
 def test_without_permission_to_forward_nothing_is_closed() -> None:
@@ -229,4 +229,4 @@ def test_mappings_are_decided_independently(many: list[PortMapping], networks: l
     box = endpoint(networks[0])
     assert made.mappings == tuple(plan_mapping(one, box, networks[0], facts) for one in many)
     assert made.networks == tuple(plan_network(network, facts) for network in networks)
-    assert assemble(tuple(networks), made.endpoints, made.mappings, facts) == made
+    assert assemble(tuple(networks), made.further, made.mappings, facts) == made

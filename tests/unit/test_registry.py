@@ -13,6 +13,7 @@ from hypothesis import given
 
 from gangway.errors import Conflict, HostRefused, InvalidRequest
 from gangway.model import Endpoint, Network, PortMapping, Protocol
+from gangway.neighbours import further_neighbours
 from gangway.reconcile.state import link_name
 from gangway.state.database import Database, Place
 from gangway.state.registry import Registry
@@ -117,11 +118,29 @@ def test_mappings_belong_to_the_first_endpoint(registry: Registry) -> None:
     assert list(registry.state_of_endpoints([back]).attachments) == [link_name("box", "back")]
     assert list(registry.state_of_endpoints([back, first]).attachments) == [link_name("box", "back"), link_name("box")]
     assert len(registry.state_of_endpoints([back, first]).mappings) == len(MAPPINGS)
-    without_back, without = registry.plan(leaving=[back]), registry.plan(leaving=[back, first])
-    assert without_back is not None
-    assert (without_back.endpoints, len(without_back.mappings)) == ((first,), len(MAPPINGS))
-    assert without is not None
-    assert (without.endpoints, without.mappings) == ((), ())
+
+
+def test_neighbours_belong_to_the_further_endpoints(registry: Registry) -> None:
+    first, back = on_several(registry, BACK)
+    of_back = registry.state_of_endpoints([back]).neighbours
+    assert of_back == {*further_neighbours(first, WEB, BACK)}
+    assert registry.state_of_endpoints([back, first]).neighbours == of_back
+    assert registry.state_of_endpoints([first]).neighbours == frozenset()
+    plan = registry.plan()
+    assert plan is not None
+    assert plan.further == of_back
+    assert registry.state(plan).neighbours == frozenset()  # the plan has them
+
+
+def test_there_is_no_state_of_a_container_that_was_removed(registry: Registry) -> None:
+    first, back = on_several(registry, BACK)
+    published = registry.mappings("box")
+    registry.remove_container("box")
+    for one in (first, back):
+        with pytest.raises(Conflict, match="no container named 'box' is attached"):
+            registry.state_of_endpoints([one])
+    with pytest.raises(Conflict, match="no container named 'box' is attached"):
+        registry.state_of(published)
 
 
 def test_a_container_whose_first_endpoint_is_damaged_keeps_its_ports(database: Database, registry: Registry) -> None:

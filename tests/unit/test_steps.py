@@ -10,6 +10,7 @@ from gangway.reconcile.diff import (
     Bridge,
     Flows,
     Forwarding,
+    Further,
     Isolation,
     Ports,
     Properties,
@@ -39,7 +40,7 @@ from tests.unit.samples import (
     planned,
     whole,
 )
-from tests.unit.state_model import Host, verb
+from tests.unit.state_model import NEIGHBOURS, Host, verb
 
 LINK = Attachment(endpoint(WEB), WEB, "/run/netns/box", isolated=False)
 ISOLATED = LINK._replace(isolated=True)
@@ -173,6 +174,14 @@ def test_redirects_are_added_last_and_removed_first() -> None:
     add, remove = Redirects((), ((KEY, HERE),)), Redirects(((KEY, HERE),), ())
     assert list(diff(State(), wanted))[-2:] == [Ports((), (SERVED,)), add]
     assert list(diff(wanted, State()))[:2] == [remove, Ports((SERVED,), ())]
+
+
+def test_rules_for_further_neighbours_are_there_while_the_link_is() -> None:
+    """Without them the container would answer these clients directly, by that link."""
+    wanted = State({"gw-back": NetworkPlan(BACK, False)}, {"gw1": LINK}, neighbours=frozenset(NEIGHBOURS))
+    assert [verb(step) for step in diff(State(), wanted)] == ["+Bridge", "+Further", "+Veth"]
+    assert [verb(step) for step in diff(wanted, State())] == ["-Veth", "-Further", "-Bridge"]
+    assert Further(frozenset(), wanted.neighbours).inverse() == Further(wanted.neighbours, frozenset())
 
 
 def test_redirects_are_removed_before_rules() -> None:

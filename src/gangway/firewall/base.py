@@ -1,7 +1,8 @@
 """What every firewall driver does; the base itself is the driver for `--firewall none`, which has no rules.
 
-A change of port mappings is a small transaction.  Anything else (another network, a changed fact about the host, rules
-that another program has changed) rewrites all rules in one transaction.  Each driver remembers in the storage that it
+A change of port mappings is a small transaction, and so is one of a container's further networks.  Anything else
+(another network, a changed fact about the host, rules that another program has changed) rewrites all rules in one
+transaction.  Each driver remembers in the storage that it
 has written rules, so that a daemon that uses another firewall than the last one can remove them.
 """
 
@@ -12,7 +13,7 @@ from gangway.errors import HostRefused
 from gangway.firewall.nat_guard import NatGuard
 from gangway.host.rule_notices import Change, RuleNotices
 from gangway.model import Network
-from gangway.neighbours import Neighbours, further_neighbours
+from gangway.neighbours import Neighbours
 from gangway.plan import MappingPlan, Plan, Route
 
 
@@ -40,6 +41,9 @@ class Driver:
 
     def change(self, removed: Collection[MappingPlan], added: Collection[MappingPlan]) -> None:
         """Remove the rules of some mappings, and add those of others."""
+
+    def change_further(self, removed: Collection[Neighbours], added: Collection[Neighbours]) -> None:
+        """Remove the rules for some clients on further networks, and add those for others."""
 
     def is_intact(self, expected: Callable[[], Plan | None], thorough: bool = False) -> bool:
         """True if no other program has changed our rules.
@@ -82,8 +86,8 @@ class Driver:
 
     def _further(self, planned: MappingPlan) -> list[Neighbours]:
         """Return the clients on further networks of a mapping's container, as far as rules were written for them."""
-        written = () if self._plan is None else further_neighbours(self._plan)
-        return [one for one in written if one.address == planned.container_address]
+        written = () if self._plan is None else self._plan.further
+        return sorted((one for one in written if one.address == planned.container_address), key=str)
 
     def _record(self, plan: Plan | None) -> None:
         """Record that all rules have been written."""
@@ -97,6 +101,11 @@ class Driver:
         for one in removed:
             self._mappings.pop(str(one.mapping), None)
         self._mappings.update((str(one.mapping), one) for one in added)
+
+    def _record_further(self, removed: Iterable[Neighbours], added: Iterable[Neighbours]) -> None:
+        """Record that rules for clients on further networks have been written."""
+        if self._plan is not None:
+            self._plan = replace(self._plan, further=self._plan.further.difference(removed).union(added))
 
     def _written(self) -> Plan:
         """Return the plan whose rules should be there.  HostRefused: there is none."""

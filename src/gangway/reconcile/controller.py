@@ -113,16 +113,16 @@ class Controller:
             raise
         self._release_reserved_ports(before)
 
-    def remove(self, before: State, after: State | None = None) -> None:
-        """Remove what `after` does not have; if that fails because something is missing, repair the host first."""
+    def remove(self, state: Callable[[], State]) -> None:
+        """Remove a state; if that fails because something is missing, repair the host, and ask for the state again."""
         try:
-            self.carry_out(before, after or State())
+            self.carry_out(state(), State())
         except TimedOut:
             raise  # nothing is missing, and a repair would wait as long
         except HostRefused:
             self._condition = Condition.DIRTY
             self.reconcile()
-            self.carry_out(before, after or State())
+            self.carry_out(state(), State())
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
@@ -318,7 +318,7 @@ class Controller:
             self._condition = Condition.DIRTY  # what is left of it is removed when everything is compared
         self._release_reserved_ports(state)
         self._registry.remove_container(container)
-        if len(endpoints) > 1 or self._registry.is_unneeded(endpoints[0].network):  # there are other rules then
+        if any(self._registry.is_unneeded(one.network) for one in endpoints):
             self._condition = Condition.DIRTY
 
     def _release_reserved_ports(self, removed: State) -> None:

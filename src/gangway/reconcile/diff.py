@@ -3,13 +3,15 @@
 A request compares the little that it changes; a daemon that starts, or that was notified of a change, compares what it
 found in the kernel with all that is wanted.  The order:
 
-    removing      redirects → forwarding → rules → steering → relay's ports → flows → attachments → bridges
-    adding        bridges → attachments → properties of links → relay's ports → steering → rules → flows → forwarding
-                  → redirects
+    removing      redirects → forwarding → rules → steering → relay's ports → flows → attachments → rules for further
+                  neighbours → bridges
+    adding        bridges → rules for further neighbours → attachments → properties of links → relay's ports → steering
+                  → rules → flows → forwarding → redirects
 
 Nothing is translated before its target exists, and the relay has a port before a rule leads past it: so at no moment is
-a connection refused that would have been served a moment later.  Forwarding is on only while the rules that restrict it
-are applied.
+a connection refused that would have been served a moment later.  Clients on a container's further network are
+masqueraded before it has a link there that its answers would take, and until that is deleted.  Forwarding is on only
+while the rules that restrict it are applied.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Self, TypeVar
 
 from gangway.ebpf.keys import PortBlock, SteeringState, Target
+from gangway.neighbours import Neighbours
 from gangway.plan import MappingPlan, NetworkPlan, Plan
 from gangway.reconcile.properties import Property
 from gangway.reconcile.state import Attachment, State, redirects_of, steered_of
@@ -83,6 +86,10 @@ class Rules(Change[tuple[MappingPlan, ...]]):
     """The rules of mappings."""
 
 
+class Further(Change[frozenset[Neighbours]]):
+    """The rules for clients on further networks of containers."""
+
+
 class Flows(Change[tuple[MappingPlan, ...]]):
     """Tracked connections of mappings that are removed, and former ones of those that are added: they can be deleted,
     but not restored."""
@@ -98,6 +105,7 @@ class Forwarding(Change[frozenset[int]]):
 def diff(before: State, after: State) -> Iterator[Step]:
     """Yield the steps from one state to the other, in order."""
     yield from _remove(before, after)
+    yield from _remove_links(before, after)
     yield from _add_links(before, after)
     yield from _add(before, after)
 
@@ -137,9 +145,14 @@ def _remove(before: State, after: State) -> Iterator[Step]:
         yield Ports(tuple(served for _, served in ports), ())
     if removed:
         yield Flows(removed, ())
+
+
+def _remove_links(before: State, after: State) -> Iterator[Step]:
     for name, attachment in before.attachments.items():
         if name not in after.attachments:
             yield Veth(attachment, None, name)
+    if neighbours := before.neighbours - after.neighbours:
+        yield Further(neighbours, frozenset())
     for name, network in before.bridges.items():
         if name not in after.bridges:
             yield Bridge(network, None, name)
@@ -149,6 +162,8 @@ def _add_links(before: State, after: State) -> Iterator[Step]:
     for name, network in after.bridges.items():
         if name not in before.bridges:
             yield Bridge(None, network, name)
+    if neighbours := after.neighbours - before.neighbours:
+        yield Further(frozenset(), neighbours)
     for name, attachment in after.attachments.items():
         if name not in before.attachments:
             yield Veth(None, attachment, name)

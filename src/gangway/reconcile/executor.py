@@ -66,12 +66,8 @@ class Executor:
     def do(self, step: Step, reserved: Reserved | None = None) -> None:
         """Carry out one step: all of it or nothing.  GangwayError: it failed."""
         match step:
-            case diff.Rewrite(before, Plan() as after):
-                self.driver.rewrite(after, before)
-            case diff.Rewrite(before):
-                self.driver.remove(before)
-            case diff.Rules(removed, added):
-                self.driver.change(removed, added)
+            case diff.Rewrite() | diff.Rules() | diff.Further():
+                self._change_rules(step)
             case diff.Forwarding(_, families):
                 self.forwarding.switch(families)
             case diff.Flows(removed, added):
@@ -112,6 +108,17 @@ class Executor:
         if network is None or not planned.has_rules:
             return ()
         return self.driver.matching_rules(planned, route, network, port)
+
+    def _change_rules(self, step: Step) -> None:
+        match step:
+            case diff.Rewrite(before, Plan() as after):
+                self.driver.rewrite(after, before)
+            case diff.Rewrite(before):
+                self.driver.remove(before)
+            case diff.Rules(removed, added):
+                self.driver.change(removed, added)
+            case diff.Further(removed, added):
+                self.driver.change_further(removed, added)
 
     def _change_link(self, step: Step) -> None:
         match step:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from gangway.ebpf.keys import PortBlock, SteeringState, Target, blocks
 from gangway.model import Endpoint, Network, Source, address_text
+from gangway.neighbours import Neighbours
 from gangway.plan import MappingPlan, NetworkPlan, Plan
 from gangway.reconcile.properties import Property
 from gangway.relay.protocol import Destination, HostPorts, Mode, Serve
@@ -37,6 +38,8 @@ class State:
     redirects: Mapping[PortBlock, Target] = field(default_factory=dict)
     mappings: Mapping[str, MappingPlan] = field(default_factory=dict)
     """Mappings whose rules change one by one, by their text."""
+    neighbours: frozenset[Neighbours] = frozenset()
+    """Clients on further networks of containers, whose rules change one by one."""
     plan: Plan | None = None  # the plan whose rules are applied as a whole
     forwarding: frozenset[int] = frozenset()  # families (4, 6) that are forwarded
     properties: frozenset[Property] = frozenset()  # of the links

@@ -184,7 +184,7 @@ class Adoption:
                 ended.append(endpoint.container)
                 stale += published
         if stale:
-            self._controller.remove(registry.state_of(stale))
+            self._controller.remove(partial(registry.state_of, stale))
             self._report_each("unpublished", stale)
         with self._controller.restoring():
             for container in ended:

@@ -1,18 +1,16 @@
 """Attaches containers to networks, and detaches them.
 
 A container's first network has its default route and its published ports, so that one is left last.  A further one
-changes the rules for its clients (`gangway.neighbours`).  A failure, in whatever part of it, leaves what was there.
+has rules for its clients (`gangway.neighbours`).  A failure, in whatever part of it, leaves what was there.
 """
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from functools import partial
 
 from gangway.errors import Conflict
 from gangway.host import netns
 from gangway.model import Endpoint
-from gangway.neighbours import further_neighbours
-from gangway.plan import Plan
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.state import State
 from gangway.state.checks import check_same_process
@@ -48,13 +46,10 @@ def check_may_join(
 
 def join(controller: Controller, registry: Registry, endpoint: Endpoint, place: Place) -> None:
     """Add an endpoint, and make its link: all of it or nothing."""
-    before = None if endpoint.is_first else registry.plan()
     with ExitStack() as undo:
         registry.add_endpoint(endpoint, place)
         undo.callback(_remove, registry, [endpoint])
-        after = None if endpoint.is_first else registry.plan()
-        former, rules = _other_rules(before, after)
-        controller.carry_out(State(plan=former), replace(registry.state_of_endpoints([endpoint]), plan=rules))
+        controller.carry_out(State(), registry.state_of_endpoints([endpoint]))
         undo.pop_all()
 
 
@@ -80,9 +75,7 @@ def leaving(endpoints: Sequence[Endpoint], network: str | None) -> list[Endpoint
 
 def leave(controller: Controller, registry: Registry, endpoints: Sequence[Endpoint]) -> None:
     """Delete the links of a container's endpoints, in this order; with the first one its ports are unpublished."""
-    is_only = len(endpoints) == 1 and endpoints[0].is_first
-    former, rules = (None, None) if is_only else _other_rules(registry.plan(), registry.plan(leaving=endpoints))
-    controller.remove(replace(registry.state_of_endpoints(endpoints), plan=former), State(plan=rules))
+    controller.remove(partial(registry.state_of_endpoints, endpoints))
     with controller.restoring():
         _remove(registry, endpoints)
 
@@ -93,10 +86,3 @@ def _remove(registry: Registry, endpoints: Sequence[Endpoint]) -> None:
         return registry.remove_container(endpoints[-1].container)
     for one in endpoints:
         registry.remove_endpoint(one)
-
-
-def _other_rules(before: Plan | None, after: Plan | None) -> tuple[Plan | None, Plan | None]:
-    """Return two plans if their rules for neighbours on further networks differ; else none."""
-    if before is None or after is None or further_neighbours(before) == further_neighbours(after):
-        return None, None
-    return before, after

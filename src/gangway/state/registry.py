@@ -12,6 +12,7 @@ from gangway.addressing import free_address
 from gangway.errors import Conflict, InvalidRequest
 from gangway.facts import HostFacts
 from gangway.model import Address, Endpoint, Network, PortMapping, PortRange, Protocol, parse_port
+from gangway.neighbours import Neighbours, further_neighbours
 from gangway.plan import MappingPlan, Plan, assemble, plan_mapping, plan_network
 from gangway.reconcile import properties
 from gangway.reconcile.state import Attachment, State, link_of, ports_of, redirects_of, steered_of
@@ -186,8 +187,8 @@ class Registry:
         return tuple(planned for found in tuple(self._mappings.values()) for planned in tuple(found.values()))
 
     def mapping(self, mapping: PortMapping) -> MappingPlan:
-        """Return what was decided about a mapping."""
-        return self._mappings[mapping.container][str(mapping)]
+        """Return what was decided about a mapping.  Conflict: its container is not attached."""
+        return self._mappings[self.endpoint(mapping.container).container][str(mapping)]
 
     def named(self, container: str, text: str) -> tuple[MappingPlan, ...]:
         """Return the mappings of a container that a `-p` names.  Conflict: it names none."""
@@ -242,15 +243,13 @@ class Registry:
         for mapping in mappings:
             self._decide_mapping(mapping)
 
-    def plan(self, without: str | None = None, leaving: Collection[Endpoint] = ()) -> Plan | None:
-        """Return the plan of all rules, perhaps without one network, or `leaving` endpoints; None if there are none."""
+    def plan(self, without: str | None = None) -> Plan | None:
+        """Return the plan of all rules, perhaps without one network; None if there are none."""
         networks = {one.name: one for one in self.networks if one.has_rules and one.name != without}
         if not networks:
             return None
-        endpoints = tuple(one for one in self.endpoints() if one.network in networks and one not in leaving)
-        gone = {one.container for one in leaving if one.is_first}
-        mappings = tuple(one for one in self.mappings() if one.has_rules and one.mapping.container not in gone)
-        return assemble(tuple(networks.values()), endpoints, mappings, self._decided_facts)
+        mappings = tuple(one for one in self.mappings() if one.has_rules)
+        return assemble(tuple(networks.values()), self._neighbours(self.endpoints()), mappings, self._decided_facts)
 
     def state(self, whole: Plan | None) -> State:
         """Return what the host should be: the rules of a plan, and all else of every mapping."""
@@ -278,8 +277,9 @@ class Registry:
         )
 
     def state_of(self, planned: Sequence[MappingPlan]) -> State:
-        """Return what mappings make of the host."""
-        return replace(self._served(planned), mappings={str(one.mapping): one for one in planned if one.has_rules})
+        """Return what mappings make of the host, as is decided now.  Conflict: one's container is not attached."""
+        current = [self.mapping(one.mapping) for one in planned]
+        return replace(self._served(current), mappings={str(one.mapping): one for one in current if one.has_rules})
 
     def _served(self, planned: Sequence[MappingPlan]) -> State:
         """Return what mappings make of the host, without their rules."""
@@ -291,9 +291,24 @@ class Registry:
         )
 
     def state_of_endpoints(self, endpoints: Sequence[Endpoint]) -> State:
-        """Return what endpoints make of the host; a container's mappings belong to its first one."""
+        """Return what endpoints make of the host; a container's mappings belong to its first one.
+
+        Conflict: a container is not attached.
+        """
         published = (planned for one in endpoints if one.is_first for planned in self.mappings(one.container))
-        return replace(self.state_of(tuple(published)), attachments=self._attachments(endpoints))
+        return replace(
+            self.state_of(tuple(published)),
+            neighbours=self._neighbours(endpoints),
+            attachments=self._attachments(endpoints),
+        )
+
+    def _neighbours(self, endpoints: Iterable[Endpoint]) -> frozenset[Neighbours]:
+        """Return the clients on further networks among those of some endpoints."""
+        further = ((self.endpoint(one.container), one.network) for one in endpoints if not one.is_first)
+        found = (
+            further_neighbours(first, self._networks[first.network], self._networks[name]) for first, name in further
+        )
+        return frozenset().union(*found)
 
     def _attachments(self, endpoints: Iterable[Endpoint]) -> dict[str, Attachment]:
         found = {}

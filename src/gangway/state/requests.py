@@ -334,7 +334,7 @@ class Requests:
         self._withdraw(planned)
 
     def _withdraw(self, planned: Sequence[MappingPlan]) -> None:
-        self._controller.remove(self._registry.state_of(planned))
+        self._controller.remove(partial(self._registry.state_of, planned))
         with self._controller.restoring():
             self._registry.remove_mappings(planned)
 

@@ -7,9 +7,8 @@ is restored if no program has added a rule to FORWARD since gangway set it; one 
 """
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from dataclasses import replace
 from functools import cached_property, partial
 
 from gangway.errors import Conflict, GangwayError, HostRefused
@@ -23,14 +22,18 @@ from gangway.firewall.iptables.tables import (
     are_listed,
     batch,
     built_in,
+    insertion,
     listed_rules,
     parse_listing,
+    statements,
+    with_change,
 )
 from gangway.firewall.iptables.tool import Iptables
 from gangway.firewall.nat_guard import NatGuard
 from gangway.host.rule_notices import Change, RuleNotices
 from gangway.host.saved_settings import SavedSettings, Setting, Storage
 from gangway.model import Network
+from gangway.neighbours import Neighbours
 from gangway.plan import MappingPlan, Plan, Route
 
 _KEY = "iptables rules"
@@ -100,26 +103,20 @@ class IptablesDriver(Driver):
             self._guard.start()
 
     def change(self, removed: Collection[MappingPlan], added: Collection[MappingPlan]) -> None:
-        former = self._built_in
-        built_in = {family: iptables.with_mappings(rules, removed, added, family) for family, rules in former.items()}
-        if built_in != former:
-            self._remember(former, built_in)
-        texts = {
-            family: iptables.change(removed, added, family, self._prefix, self._sets_timeouts()) for family in _FAMILIES
-        }
-        try:
-            for family, text in texts.items():
-                if text:
-                    self._apply(family, text)
-        except HostRefused as error:
-            expected = self._written()
-            self._undo(self._render(expected), self._render(replace(expected, mappings=tuple(added))), error)
-            self._remember_less(former)
-            raise
-        if built_in != former:
-            self._remember_less(built_in)
-        self._built_in = built_in
+        timeouts = self._sets_timeouts()
+
+        def rules(plans: Collection[MappingPlan]) -> Tables:
+            return {family: iptables.of_mappings(plans, family, self._prefix, timeouts) for family in _FAMILIES}
+
+        self._change(rules(removed), rules(added))
         self._record_change(removed, added)
+
+    def change_further(self, removed: Collection[Neighbours], added: Collection[Neighbours]) -> None:
+        def rules(clients: Collection[Neighbours]) -> Tables:
+            return {family: iptables.of_further(clients, family, self._prefix) for family in _FAMILIES}
+
+        self._change(rules(removed), rules(added), insertion)
+        self._record_further(removed, added)
 
     def has_rules_of(self, plan: Plan) -> bool:
         former = remembered_rules(self._storage)
@@ -163,6 +160,24 @@ class IptablesDriver(Driver):
         for rule in rules:
             table, _, text = rule.partition(": ")
             yield rule if text in listed.get(table, ()) else f"{rule} (missing in the kernel)"
+
+    def _change(self, removed: Tables, added: Tables, spell: Callable[[str], str] = str) -> None:
+        """Remove some rules and add others, which `spell` may place: all or nothing."""
+        former = self._built_in
+        after = {family: with_change(tables, removed[family], added[family]) for family, tables in former.items()}
+        if after != former:
+            self._remember(former, after)
+        try:
+            for family in _FAMILIES:
+                if text := statements(removed[family], added[family], spell):
+                    self._apply(family, text)
+        except HostRefused as error:
+            self._undo(self._render(self._written()), added, error)
+            self._remember_less(former)
+            raise
+        if after != former:
+            self._remember_less(after)
+        self._built_in = after
 
     def _replace(self, wanted: Tables, closed: Collection[int]) -> None:
         """Replace all rules, and the policies of FORWARD: all or nothing."""

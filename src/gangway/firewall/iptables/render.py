@@ -26,10 +26,10 @@ from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
 
 from gangway.firewall.iptables import routed
-from gangway.firewall.iptables.tables import Table, chain_of, deletion
+from gangway.firewall.iptables.tables import Table, chain_of
 from gangway.inet import format_host
 from gangway.model import Address, Network, Protocol, Subnet
-from gangway.neighbours import Neighbours, further_neighbours
+from gangway.neighbours import Neighbours
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route, is_link_local
 from gangway.reasons import Code
 
@@ -53,10 +53,10 @@ _TO_OTHERS = "-m addrtype ! --dst-type LOCAL"
 
 def render(plan: Plan, family: int, prefix: str, timeouts: bool = False) -> tuple[Table, ...]:
     """Return all rules of a family; with `timeouts` half-closed connections get those of TIMEOUT_POLICIES."""
-    of_mappings = [rules_of(planned, family, prefix, timeouts) for planned in plan.mappings]
+    found = {one.name: one.rules for one in of_mappings(plan.mappings, family, prefix, timeouts)}
 
     def table(name: str, rules: Iterable[str]) -> Table:
-        return Table(name, prefix, (*rules, *(rule for found in of_mappings for rule in found.get(name, ()))))
+        return Table(name, prefix, (*rules, *found.get(name, ())))
 
     return (
         table("raw", _raw(plan, family, prefix, timeouts)),
@@ -64,6 +64,20 @@ def render(plan: Plan, family: int, prefix: str, timeouts: bool = False) -> tupl
         table("nat", _nat(plan, family, prefix)),
         table("filter", _filter(plan, family, prefix)),
     )
+
+
+def of_mappings(plans: Iterable[MappingPlan], family: int, prefix: str, timeouts: bool = False) -> tuple[Table, ...]:
+    """Return the rules of mappings in a family; `timeouts` as in `render`."""
+    found: dict[str, list[str]] = {}
+    for planned in plans:
+        for table, rules in rules_of(planned, family, prefix, timeouts).items():
+            found.setdefault(table, []).extend(rules)
+    return tuple(Table(name, prefix, tuple(rules)) for name, rules in found.items())
+
+
+def of_further(clients: Iterable[Neighbours], family: int, prefix: str) -> tuple[Table, ...]:
+    """Return the rules for neighbours on further networks in a family: each has to be inserted first in its chain."""
+    return (Table("nat", prefix, tuple(_further(clients, family))),)
 
 
 def rules_of(planned: MappingPlan, family: int, prefix: str, timeouts: bool = False) -> dict[str, list[str]]:
@@ -174,40 +188,9 @@ def matching_rules(
     if route.neighbour:
         subnet = next(subnet for subnet in network.subnets if planned.container_address in subnet)
         yield f"nat: {_hairpin(subnet, planned.bridge)}"
-        yield from (f"nat: {_further(one)}" for one in further)
+        yield from (f"nat: {rule}" for rule in _further(further, planned.family))
     elif route.reason.code is Code.ANSWERS_ELSEWHERE:
         yield f"nat: {_to_gateway(planned.container_address, planned.bridge)}"
-
-
-def change(
-    removed: Iterable[MappingPlan], added: Iterable[MappingPlan], family: int, prefix: str, timeouts: bool = False
-) -> str:
-    """Return the text that removes mappings and adds others; empty if none has a rule in the family."""
-    lines: dict[str, list[str]] = {}
-    for plans, spell in ((removed, deletion), (added, str)):
-        for planned in plans:
-            for table, rules in rules_of(planned, family, prefix, timeouts).items():
-                lines.setdefault(table, []).extend(spell(rule) for rule in rules)
-    return "".join(f"*{table}\n" + "\n".join(rules) + "\nCOMMIT\n" for table, rules in lines.items())
-
-
-def with_mappings(
-    tables: Iterable[Table], removed: Iterable[MappingPlan], added: Iterable[MappingPlan], family: int
-) -> tuple[Table, ...]:
-    """Return what `built_in` returns, after a change of mappings."""
-
-    def rules(plans: Iterable[MappingPlan], table: Table) -> tuple[str, ...]:
-        found = (rule for planned in plans for rule in rules_of(planned, family, table.chain).get(table.name, ()))
-        return table._replace(rules=tuple(found)).built_in
-
-    def changed(table: Table) -> Table:
-        left = list(table.rules)
-        for rule in rules(removed, table):
-            if rule in left:
-                left.remove(rule)
-        return table._replace(rules=(*left, *rules(added, table)))
-
-    return tuple(map(changed, tables))
 
 
 def _raw(plan: Plan, family: int, prefix: str, timeouts: bool) -> Iterator[str]:
@@ -240,7 +223,7 @@ def _nat(plan: Plan, family: int, prefix: str) -> Iterator[str]:
     for network, subnet in subnets:
         found = sorted(one for one in plan.facts.answers_elsewhere if one.version == family and one in subnet)
         yield from (_to_gateway(one, network.bridge) for one in found)
-    yield from (_further(one) for one in further_neighbours(plan) if one.subnet.version == family)
+    yield from _further(plan.further, family)
     if prefix != DOCKERS_PREFIX:
         for network, subnet in subnets:
             yield _hairpin(subnet, network.bridge)
@@ -302,10 +285,11 @@ def _hairpin(subnet: Subnet, bridge: str) -> str:
     return f"-A POSTROUTING -s {subnet} -o {bridge} -m conntrack --ctstate DNAT -j MASQUERADE"
 
 
-def _further(clients: Neighbours) -> str:
-    """Masquerade neighbours on a further network of a container, for the same reason."""
-    to = f"-d {ip_network(clients.address)} -o {clients.bridge}"
-    return f"-A POSTROUTING -s {clients.subnet} {to} -m conntrack --ctstate DNAT -j MASQUERADE"
+def _further(clients: Iterable[Neighbours], family: int) -> Iterator[str]:
+    """Masquerade neighbours on further networks of containers, for the same reason."""
+    for one in sorted((one for one in clients if one.subnet.version == family), key=str):
+        to = f"-d {ip_network(one.address)} -o {one.bridge}"
+        yield f"-A POSTROUTING -s {one.subnet} {to} -m conntrack --ctstate DNAT -j MASQUERADE"
 
 
 def _to_gateway(container: Address, bridge: str) -> str:

@@ -5,7 +5,7 @@ it must not know: what a rule is for.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 TABLES = ("raw", "mangle", "nat", "filter")  # that have rules, in the order in which they are written
@@ -61,6 +61,28 @@ def batch(wanted: Collection[Table], applied: Collection[Table], listed: Listing
     return "\n".join(text) + "\n"
 
 
+def statements(removed: Iterable[Table], added: Iterable[Table], spell: Callable[[str], str] = str) -> str:
+    """Return the text that removes rules and adds others, which `spell` may place; empty if there are none."""
+    lines: dict[str, list[str]] = {}
+    for tables, spelled in ((removed, deletion), (added, spell)):
+        for table in filter(lambda one: one.rules, tables):
+            lines.setdefault(table.name, []).extend(map(spelled, table.rules))
+    return "".join(f"*{name}\n" + "\n".join(rules) + "\nCOMMIT\n" for name, rules in lines.items())
+
+
+def with_change(tables: Iterable[Table], removed: Collection[Table], added: Collection[Table]) -> tuple[Table, ...]:
+    """Return what `built_in` returns, after a change."""
+
+    def changed(table: Table) -> Table:
+        left = list(table.rules)
+        for rule in _joined(table.name, removed).built_in:
+            if rule in left:
+                left.remove(rule)
+        return table._replace(rules=(*left, *_joined(table.name, added).built_in))
+
+    return tuple(map(changed, tables))
+
+
 def built_in(tables: Iterable[Table]) -> tuple[Table, ...]:
     """Return the tables with only their rules in built-in chains."""
     return tuple(table._replace(rules=table.built_in) for table in tables)
@@ -109,6 +131,12 @@ def deletion(rule: str) -> str:
     return f"-D{rule[2:]}"
 
 
+def insertion(rule: str, place: int = 1) -> str:
+    """Return what inserts a rule at a place in its chain, of which the first is 1."""
+    chain = chain_of(rule)
+    return f"-I {chain} {place}{rule[len('-A ') + len(chain) :]}"
+
+
 def _is_in(rule: str, chain: str) -> bool:
     return rule.startswith(f"-A {chain} ")
 
@@ -138,4 +166,4 @@ def _insertions(table: str, rules: Iterable[str]) -> Iterator[str]:
         chain = chain_of(rule)
         places[chain] += 1
         is_last = table == "nat" and chain in ("PREROUTING", "OUTPUT")
-        yield rule if is_last else f"-I {chain} {places[chain]}{rule[len('-A ') + len(chain) :]}"
+        yield rule if is_last else insertion(rule, places[chain])

@@ -12,11 +12,11 @@ from gangway.firewall.nft.answers import Answers
 from gangway.firewall.nft.elements import Element
 from gangway.firewall.nft.features import Features, probe
 from gangway.firewall.nft.library import Nftables
-from gangway.firewall.nft.transaction import TABLE
+from gangway.firewall.nft.transaction import TABLE, Transaction
 from gangway.host.rule_notices import Change, RuleNotices
 from gangway.host.saved_settings import Storage
 from gangway.model import Network
-from gangway.neighbours import further_neighbours
+from gangway.neighbours import Neighbours
 from gangway.plan import MappingPlan, Plan, Road, Route
 
 KEY = "nftables rules"
@@ -62,22 +62,23 @@ class NftDriver(Driver):
 
     def change(self, removed: Collection[MappingPlan], added: Collection[MappingPlan]) -> None:
         """Delete elements of the table's maps, and add others: a long list takes several transactions."""
-        changed = self._answers.change(removed, added) if self._answers else ({}, {})
+        answers = self._answers
+        changed = answers.change(removed, added) if answers else ({}, {})
         try:
-            for transaction in render.change(removed, added, self._features).extended(*changed).split():
-                self._apply(transaction.text())
-        except HostRefused as error:
-            if self._answers:
-                self._answers.change(added, removed)
-            self._restore(error)
+            self._carry_out(render.change(removed, added, self._features).extended(*changed))
+        except HostRefused:
+            if answers:
+                answers.change(added, removed)
             raise
         self._record_change(removed, added)
+
+    def change_further(self, removed: Collection[Neighbours], added: Collection[Neighbours]) -> None:
+        self._carry_out(render.change_further(removed, added))
+        self._record_further(removed, added)
 
     def has_rules_of(self, plan: Plan) -> bool:
         """Compare what is there; rules, and elements of networks, with what was there when they were written."""
         if self._plan is None or plan.networks != self._plan.networks:
-            return False
-        if further_neighbours(plan) != further_neighbours(self._plan):
             return False
         if kernel.chains_and_rules(TABLE) != self._rules:
             return False
@@ -110,6 +111,14 @@ class NftDriver(Driver):
         self._rules = kernel.chains_and_rules(TABLE)
         self._of_networks = _found(render.SETS_OF_NETWORKS)
 
+    def _carry_out(self, transaction: Transaction) -> None:
+        try:
+            for part in transaction.split():
+                self._apply(part.text())
+        except HostRefused as error:
+            self._restore(error)
+            raise
+
     def _apply(self, text: str) -> None:
         with self.notices.own_change():
             self._library.apply(text)
@@ -125,10 +134,10 @@ class NftDriver(Driver):
             raise HostRefused(f"{error}; rules from before this change could not be restored: {failure}") from None
 
     def _has_elements_of(self, plan: Plan) -> bool:
-        wanted = render.elements_of_mappings(plan.mappings, self._features, Answers(plan.mappings))
-        return _found(render.SETS_OF_MAPPINGS) == {
+        wanted = render.changing_elements(plan, self._features, Answers(plan.mappings))
+        return _found(render.CHANGING_SETS) == {
             name: frozenset(elements.pack(text, render.is_interval(name)) for text in wanted.get(name, ()))
-            for name in render.SETS_OF_MAPPINGS
+            for name in render.CHANGING_SETS
         }
 
 

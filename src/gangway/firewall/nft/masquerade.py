@@ -1,7 +1,9 @@
 """Masquerades clients that a container would answer past the host: it sees the gateway instead."""
 
-from collections.abc import Collection, Iterator
+from collections import defaultdict
+from collections.abc import Iterable
 
+from gangway.firewall.nft.transaction import Elements
 from gangway.model import Address, Network, Subnet
 from gangway.neighbours import Neighbours
 
@@ -18,12 +20,18 @@ def neighbours(network: Network, subnet: Subnet) -> str:
     return f'"{network.bridge}" . {subnet}'
 
 
-def further(clients: Collection[Neighbours]) -> Iterator[str]:
-    """Masquerade neighbours on further networks of containers: a rule for each family that has some."""
-    for family, word in _WORD.items():
-        keys = [f"{one.subnet} . {one.address}" for one in clients if one.subnet.version == family]
-        if keys:
-            yield f"oifname @bridges {word} saddr . {word} daddr {{ {', '.join(keys)} }} ct status dnat masquerade"
+def further(family: int) -> str:
+    """Masquerade neighbours on further networks of containers, for the same reason."""
+    word = _WORD[family]
+    return f"oifname @bridges {word} saddr . {word} daddr @further{family} ct status dnat masquerade"
+
+
+def further_elements(clients: Iterable[Neighbours]) -> Elements:
+    """Return the elements of neighbours on further networks."""
+    found: Elements = defaultdict(list)
+    for one in sorted(clients, key=str):
+        found[f"further{one.subnet.version}"].append(f"{one.subnet} . {one.address}")
+    return found
 
 
 def to_gateway(container: Address) -> str:

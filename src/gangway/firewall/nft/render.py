@@ -45,7 +45,7 @@ Only the verdict `drop` is final: what is accepted here passes other programs' c
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from ipaddress import ip_network
 
 from gangway.firewall.nft import asked, masquerade, restricted, routed
@@ -53,7 +53,7 @@ from gangway.firewall.nft.answers import Answers
 from gangway.firewall.nft.features import ALL, Features
 from gangway.firewall.nft.transaction import TABLE, Elements, Transaction
 from gangway.model import Network, Protocol, address_text
-from gangway.neighbours import Neighbours, further_neighbours
+from gangway.neighbours import Neighbours
 from gangway.plan import MappingPlan, Origin, Plan, Road, Route
 from gangway.reasons import Code
 
@@ -63,6 +63,7 @@ _MAPS = """\
 	map ranges{f} {{ type inet_proto . ipv{f}_addr . inet_service : ipv{f}_addr; flags interval; }}
 	set masqueraded{f} {{ type ipv{f}_addr; flags interval; }}
 	set neighbours{f} {{ type ifname . ipv{f}_addr; flags interval; }}
+	set further{f} {{ type ipv{f}_addr . ipv{f}_addr; flags interval; }}
 	set untranslated{f} {{ type ifname; }}
 	map answers{f} {{ type ipv{f}_addr . inet_service : inet_service; }}
 	map answers_at{f} {{ type ipv{f}_addr . inet_service : ipv{f}_addr . inet_service; }}
@@ -97,13 +98,13 @@ Name = tuple[str, str]
 """Of what the table has: `set`, `map` or `chain`, and the name."""
 _NAMES = re.compile(r"^\t(set|map|chain) (\w+) ", re.MULTILINE)
 _ANY = {4: "0.0.0.0/0", 6: "::/0"}
-_OTHERS = ("answers", "answers_at", "ambiguous", "opened", *restricted.KINDS)
-SETS_OF_MAPPINGS = tuple(f"{name}{family}" for family in (4, 6) for name in (*_KINDS, *_OTHERS)) + tuple(
+_OTHERS = ("answers", "answers_at", "ambiguous", "opened", "further", *restricted.KINDS)
+CHANGING_SETS = tuple(f"{name}{family}" for family in (4, 6) for name in (*_KINDS, *_OTHERS)) + tuple(
     f"{kind}{family}{_SUFFIX}" for family in (4, 6) for kind in _KINDS
 )
-"""The sets and maps that change with each mapping, `_KEYS` included."""
+"""The sets and maps that change with each mapping, `_KEYS` included, or when a container joins or leaves a network."""
 SETS_OF_NETWORKS = tuple(
-    name for _, name in _NAMES.findall(_MAPS.format(f=4) + _MAPS.format(f=6) + _SETS) if name not in SETS_OF_MAPPINGS
+    name for _, name in _NAMES.findall(_MAPS.format(f=4) + _MAPS.format(f=6) + _SETS) if name not in CHANGING_SETS
 )
 """Those that change with networks and facts only."""
 
@@ -134,7 +135,7 @@ def render(plan: Plan, features: Features = ALL, there: Collection[Name] = (), a
     for name, (_, rules) in chains(plan, features).items():
         lines += [f"\tchain {name} {{", *(f"\t\t{rule}" for rule in rules), "\t}"]
     answers = answers or Answers(plan.mappings)
-    elements = _networks(plan) | elements_of_mappings(plan.mappings, features, answers)
+    elements = _networks(plan) | changing_elements(plan, features, answers)
     return head + "\n".join((*lines, "}\n")) + Transaction({}, elements).text()
 
 
@@ -158,9 +159,15 @@ def change(removed: Collection[MappingPlan], added: Collection[MappingPlan], fea
     return Transaction(deletes, restricted.elements(added) | _mappings(added, features))  # is restricted for as long
 
 
-def elements_of_mappings(plans: Collection[MappingPlan], features: Features, answers: Answers) -> Elements:
-    """Return the elements of each set and map that mappings have; `answers` are theirs."""
-    return restricted.elements(plans) | _mappings(plans, features) | answers.elements()
+def change_further(removed: Iterable[Neighbours], added: Iterable[Neighbours]) -> Transaction:
+    """Return the transaction that removes neighbours on further networks and adds others."""
+    return Transaction(masquerade.further_elements(removed), masquerade.further_elements(added))
+
+
+def changing_elements(plan: Plan, features: Features, answers: Answers) -> Elements:
+    """Return the elements of CHANGING_SETS; `answers` are those of the plan's mappings."""
+    of_mappings = restricted.elements(plan.mappings) | _mappings(plan.mappings, features) | answers.elements()
+    return of_mappings | masquerade.further_elements(plan.further)
 
 
 def place_of(planned: MappingPlan) -> str:
@@ -175,8 +182,8 @@ def key_of(planned: MappingPlan, port: int) -> tuple[str, str, int]:
 
 
 def is_interval(name: str) -> bool:
-    """True if the elements of a set or map of mappings are intervals."""
-    return name.startswith(("ranges", "opened", *restricted.KINDS))
+    """True if the elements of one of CHANGING_SETS are intervals."""
+    return name.startswith(("ranges", "opened", "further", *restricted.KINDS))
 
 
 def remove() -> str:
@@ -211,7 +218,7 @@ def chains(plan: Plan, features: Features = ALL) -> dict[str, tuple[str, list[st
                 *(_timeout(family) for family in (4, 6) if features.timeouts),
                 *remember,
                 *map(masquerade.hairpin, (4, 6)),
-                *masquerade.further(further_neighbours(plan)),
+                *map(masquerade.further, (4, 6)),
                 *map(masquerade.to_gateway, sorted(plan.facts.answers_elsewhere, key=str)),
                 "oifname @bridges accept",
                 *answer,
@@ -269,7 +276,8 @@ def matching_rules(
     if route.neighbour:
         own = next(subnet for subnet in network.subnets if planned.container_address in subnet)
         yield f"postrouting: {masquerade.hairpin(planned.family)} {{ {masquerade.neighbours(network, own)} }}"
-        yield from (f"postrouting: {rule}" for rule in masquerade.further(further))
+        if keys := masquerade.further_elements(further).get(f"further{planned.family}"):
+            yield f"postrouting: {masquerade.further(planned.family)} {{ {', '.join(keys)} }}"
     elif route.reason.code is Code.ANSWERS_ELSEWHERE:
         yield f"postrouting: {masquerade.to_gateway(planned.container_address)}"
 
