@@ -49,7 +49,7 @@ ONCE = whole(IPTABLES, mapping("0.0.0.0", "8000", "80"))
 
 def change(removed: Iterable[MappingPlan], added: Iterable[MappingPlan], family: int, prefix: str) -> str:
     """Return the text that removes mappings and adds others."""
-    return statements(*(of_mappings(plans, family, prefix) for plans in (removed, added)))
+    return statements(of_mappings(removed, family, prefix), of_mappings(added, family, prefix))
 
 
 def others() -> Kernel:

@@ -414,10 +414,9 @@ def test_plan_decides_leases_beside_mappings() -> None:
     assert made.mappings == (planned(mapping("0.0.0.0")), planned(lease("0.0.0.0", "8001", "80")))
 
 
-def test_plan_has_all_networks_endpoints_and_mappings() -> None:
+def test_plan_has_all_networks_and_mappings() -> None:
     made = whole(NFTABLES, mapping("0.0.0.0"), mapping("::"), networks=(WEB, INNER))
     assert [one.network for one in made.networks] == [WEB, INNER]
-    assert made.endpoints == (endpoint(WEB),)
     assert made.mappings == (planned(mapping("0.0.0.0")), planned(mapping("::")))
     assert made.facts is NFTABLES
 

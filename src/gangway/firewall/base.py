@@ -2,8 +2,8 @@
 
 A change of port mappings is a small transaction, and so is one of a container's further networks.  Anything else
 (another network, a changed fact about the host, rules that another program has changed) rewrites all rules in one
-transaction.  Each driver remembers in the storage that it
-has written rules, so that a daemon that uses another firewall than the last one can remove them.
+transaction.  Each driver remembers in the storage that it has written rules, so that a daemon that uses another
+firewall than the last one can remove them.
 """
 
 from collections.abc import Callable, Collection, Iterable

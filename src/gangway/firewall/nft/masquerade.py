@@ -21,7 +21,7 @@ def neighbours(network: Network, subnet: Subnet) -> str:
 
 
 def further(family: int) -> str:
-    """Masquerade neighbours on further networks of containers, for the same reason."""
+    """Masquerade neighbours on further networks of containers, as `hairpin` does those on the first one."""
     word = _WORD[family]
     return f"oifname @bridges {word} saddr . {word} daddr @further{family} ct status dnat masquerade"
 

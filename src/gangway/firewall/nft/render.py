@@ -3,9 +3,9 @@
 What this file knows: nft's language, and what a rule costs.  What it must not know: why a road was chosen.
 
 All rules are in one table, `inet gangway`.  They depend on the networks and on the families that are forwarded only:
-mappings are elements of the table's maps, so a packet passes the same few rules however many there are.  Only the first
-packet of a connection passes the chains of type nat.  All others pass `forward`, whose second rule accepts them: bulk
-transfers show each lookup that a packet is spared.
+mappings are elements of the table's maps, and the further networks of containers are elements of sets, so a packet
+passes the same few rules however many there are.  Only the first packet of a connection passes the chains of type nat.
+All others pass `forward`, whose second rule accepts them: bulk transfers show each lookup that a packet is spared.
 
 A family has three maps; each kind of mapping has the form that is cheapest for it:
 
