@@ -390,8 +390,8 @@ def test_apply_joins_and_leaves_networks(site: Site, box: Namespace) -> None:
     assert apply(NETWORK + back + on_both(box)) == joins
     assert apply(NETWORK + back + on_both(box)) == []
     assert networks_of(site) == ["web", "back"]
-    site.daemon.calls.fail("driver.rewrite")
-    with pytest.raises(HostRefused, match=f"attach {box.name}: network back: driver.rewrite failed"):
+    site.daemon.calls.fail("driver.change_further")
+    with pytest.raises(HostRefused, match=f"attach {box.name}: network back: driver.change_further failed"):
         apply(NETWORK + ports(box, "127.0.0.1:8000:80"))
     site.daemon.calls.fail()
     site.declared.retry()

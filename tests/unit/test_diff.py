@@ -36,10 +36,12 @@ REMOVING = (
     {"-Ports"},
     {"Flows"},
     {"-Veth"},
+    {"-Further"},
     {"-Bridge"},
 )
 ADDING = (
     {"+Bridge"},
+    {"+Further"},
     {"+Veth"},
     {"Properties"},
     {"Isolation"},

@@ -23,7 +23,6 @@ from tests.unit.samples import (
     NONE,
     SIX,
     WEB,
-    endpoint,
     held,
     lease,
     mapping,
