@@ -94,9 +94,8 @@ static struct port *port_of_client(struct core *core, const struct entrance *ent
 {
     struct core_end host = {0};
     if (needs_host(core, entrance)) {
-        struct sockaddr_storage local;
-        socklen_t size = sizeof local;
-        if (getsockname(client, (struct sockaddr *)&local, &size) < 0)
+        struct name local = {.size = sizeof local.as};
+        if (getsockname(client, &local.as.any, &local.size) < 0)
             return NULL;
         host = end_of(&local);
     }
@@ -106,11 +105,10 @@ static struct port *port_of_client(struct core *core, const struct entrance *ent
 /* True if a port is for a client; false also if the client has ended, and the port is not for everybody. */
 static bool may_connect(const struct thread *thread, const struct port *port, int client)
 {
-    struct sockaddr_storage peer;
-    socklen_t size = sizeof peer;
+    struct name peer = {.size = sizeof peer.as};
     if (port->settings.admitted_count == 0)
         return true;
-    if (getpeername(client, (struct sockaddr *)&peer, &size) < 0)
+    if (getpeername(client, &peer.as.any, &peer.size) < 0)
         return false;
     const struct core_end end = end_of(&peer);
     return is_admitted(thread, port, &end);

@@ -237,7 +237,7 @@ static struct client *new_client(struct port *port, uint16_t backend_port, const
     client->backend_port = backend_port;
     client->burst = 1;
     client->container = name_of(&port->settings.backend, backend_port);
-    client->name = port->raw < 0 ? *name : raw_name(key);
+    client->name = port->raw < 0 ? *name : name_of(&key->from, 0);   /* raw(7): no port */
     client->origin_bytes = write_origin(key, client->origin);
     link_init(&client->by_age);
     link_init(&client->of_port);
@@ -249,7 +249,6 @@ static struct client *new_client(struct port *port, uint16_t backend_port, const
 static int open_client(struct thread *thread, struct entrance *entrance, struct client *client)
 {
     struct port *port = client->port;
-    client->host_port = entrance->port != NULL ? entrance->host_port : client->key.destination_port;
     make_room(thread, port);
     client->fd = open_udp(thread, port, port->settings.backend.family);
     client->outlet = client->fd < 0 ? NULL : acquire_outlet(thread, entrance, client);
@@ -281,13 +280,11 @@ static void lose_udp_client(struct thread *thread, struct port *port, uint16_t b
 struct client *make_client(struct thread *thread, struct entrance *entrance, const struct client_key *key, uint64_t hash,
                            const struct name *name)
 {
-    const struct core_end host = end_of_key(key->destination, key->destination_zone, key->destination_port);
-    const struct core_end peer = end_of_key(key->address, key->zone, key->port);
     uint16_t backend_port;
-    struct port *port = acquire_port(thread->core, entrance, &host, &backend_port);
+    struct port *port = acquire_port(thread->core, entrance, &key->to, &backend_port);
     if (port == NULL)
         return NULL;
-    if (atomic_load(&port->is_removed) || !is_admitted(thread, port, &peer)) {
+    if (atomic_load(&port->is_removed) || !is_admitted(thread, port, &key->from)) {
         count(&COUNTER(port, not_admitted), 1);
         release_port(thread->core, port);
         return NULL;
@@ -295,7 +292,7 @@ struct client *make_client(struct thread *thread, struct entrance *entrance, con
     struct client *client = new_client(port, backend_port, key, hash, name);
     if (client != NULL && open_client(thread, entrance, client) == 0)
         return client;
-    lose_udp_client(thread, port, backend_port, client == NULL ? 0 : client->host_port);
+    lose_udp_client(thread, port, backend_port, key->to.port);
     if (client != NULL && client->fd >= 0)
         close(client->fd);
     free(client);
@@ -327,9 +324,8 @@ void remove_excluded(struct thread *thread)
     pthread_rwlock_rdlock(&core->lock);
     for (struct link *one = thread->clients->by_age.next, *next; one != &thread->clients->by_age; one = next) {
         struct client *client = OWNER(one, struct client, by_age);
-        const struct core_end host = end_of_key(client->key.destination, 0, 0);
         next = one->next;
-        if (is_excluded(core, &host))
+        if (is_excluded(core, &client->key.to))
             forget_client(thread, client);
     }
     pthread_rwlock_unlock(&core->lock);

@@ -116,19 +116,6 @@ static int receive(struct inbox *inbox, int fd, unsigned first, unsigned most)
     return count;
 }
 
-/* Return an address as 16 bytes of a key, and its port and zone. */
-static void read_name(const struct name *name, uint8_t *address, uint32_t *zone, uint16_t *port)
-{
-    if (name->as.any.sa_family == AF_INET) {
-        map_ipv4(&name->as.ipv4.sin_addr, address);
-        *port = ntohs(name->as.ipv4.sin_port);
-        return;
-    }
-    memcpy(address, &name->as.ipv6.sin6_addr, 16);
-    *zone = name->as.ipv6.sin6_scope_id;
-    *port = ntohs(name->as.ipv6.sin6_port);
-}
-
 /* What a datagram's control messages say, besides its destination. */
 struct arrival {
     uint16_t segment;                              /* the size of its parts, if several were joined; else 0 */
@@ -137,8 +124,8 @@ struct arrival {
 
 static void read_destination4(const struct in_pktinfo *info, struct client_key *key, struct arrival *arrival)
 {
-    map_ipv4(&info->ipi_spec_dst, key->destination);
-    key->destination_zone = 0;
+    key->to.family = AF_INET;
+    memcpy(key->to.address, &info->ipi_spec_dst, 4);
     arrival->is_group = info->ipi_addr.s_addr != info->ipi_spec_dst.s_addr;
 }
 
@@ -146,8 +133,9 @@ static void read_destination6(const struct in6_pktinfo *info, struct client_key 
 {
     if (IN6_IS_ADDR_V4MAPPED(&info->ipi6_addr))    /* IPv4's says more */
         return;
-    memcpy(key->destination, &info->ipi6_addr, 16);
-    key->destination_zone = IN6_IS_ADDR_LINKLOCAL(&info->ipi6_addr) ? info->ipi6_ifindex : 0;
+    key->to.family = AF_INET6;
+    memcpy(key->to.address, &info->ipi6_addr, 16);
+    key->to.zone = IN6_IS_ADDR_LINKLOCAL(&info->ipi6_addr) ? info->ipi6_ifindex : 0;
     arrival->is_group = IN6_IS_ADDR_MULTICAST(&info->ipi6_addr);
 }
 
@@ -169,9 +157,9 @@ static struct arrival read_control(struct msghdr *message, struct client_key *ke
         else if ((data = data_of(one, IPPROTO_IPV6, IPV6_PKTINFO, sizeof(struct in6_pktinfo))) != NULL)
             read_destination6(data, key, &arrival);
         else if ((data = data_of(one, IPPROTO_IP, IP_ORIGDSTADDR, sizeof(struct sockaddr_in))) != NULL)
-            key->destination_port = ntohs(((const struct sockaddr_in *)data)->sin_port);
+            key->to.port = ntohs(((const struct sockaddr_in *)data)->sin_port);
         else if ((data = data_of(one, IPPROTO_IPV6, IPV6_ORIGDSTADDR, sizeof(struct sockaddr_in6))) != NULL)
-            key->destination_port = ntohs(((const struct sockaddr_in6 *)data)->sin6_port);
+            key->to.port = ntohs(((const struct sockaddr_in6 *)data)->sin6_port);
         else if ((data = data_of(one, IPPROTO_UDP, UDP_GRO, sizeof(int))) != NULL)
             arrival.segment = (uint16_t)*(const int *)data;
     }
@@ -201,10 +189,8 @@ static void put(struct outbox *outbox, struct name *name, const struct client *o
         message->msg_controllen = origin->origin_bytes;
     }
     if (is_cut) {
-        struct cmsghdr *cut = (struct cmsghdr *)(outbox->controls[at] + message->msg_controllen);
-        *cut = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof segment), .cmsg_level = IPPROTO_UDP, .cmsg_type = UDP_SEGMENT};
-        memcpy(CMSG_DATA(cut), &segment, sizeof segment);
-        message->msg_controllen += CMSG_SPACE(sizeof segment);
+        char *cut = outbox->controls[at] + message->msg_controllen;
+        message->msg_controllen += write_control(cut, IPPROTO_UDP, UDP_SEGMENT, &segment, sizeof segment);
     }
 }
 
@@ -308,10 +294,7 @@ static bool is_tftp_request(const char *data, size_t bytes)
 
 static void set_container_port(struct client *client, uint16_t port)
 {
-    if (client->container.as.any.sa_family == AF_INET)
-        client->container.as.ipv4.sin_port = htons(port);
-    else
-        client->container.as.ipv6.sin6_port = htons(port);
+    client->container = name_of(&client->port->settings.backend, port);
 }
 
 static void send_up(struct thread *thread, struct client *client)
@@ -335,10 +318,9 @@ void receive_datagrams(struct thread *thread, struct entrance *entrance)
         return;
     int arrived = receive(inbox, entrance->fd, 0, MESSAGES);
     for (int slot = 0; slot < arrived; slot++) {
-        struct client_key key = {.own = entrance->port};
+        struct client_key key = {.own = entrance->port, .from = end_of(&inbox->names[slot]), .to.port = entrance->host_port};
         uint64_t hash;
         struct arrival arrival = read_control(&inbox->headers[slot].msg_hdr, &key);
-        read_name(&inbox->names[slot], key.address, &key.zone, &key.port);
         if (client == NULL || memcmp(&client->key, &key, sizeof key) != 0) {
             send_up(thread, client);
             client = find_client(thread, &key, &hash);
@@ -376,14 +358,9 @@ void send_answers(struct thread *thread)
 /* True if an error is an ICMP message about a datagram that a client sent to `destination`, its container. */
 static bool is_about(const struct sock_extended_err *error, const struct client *client, const struct name *destination)
 {
-    uint8_t address[16], container[16];
-    uint32_t zone = 0;
-    uint16_t port = 0, container_port = 0;
-    if (error->ee_origin != SO_EE_ORIGIN_ICMP && error->ee_origin != SO_EE_ORIGIN_ICMP6)
-        return false;
-    read_name(&client->container, container, &zone, &container_port);
-    read_name(destination, address, &zone, &port);
-    return memcmp(address, container, sizeof address) == 0 && (port == container_port || port == client->backend_port);
+    const struct core_end container = end_of(&client->container), to = end_of(destination);
+    bool is_icmp = error->ee_origin == SO_EE_ORIGIN_ICMP || error->ee_origin == SO_EE_ORIGIN_ICMP6;
+    return is_icmp && have_same_address(&to, &container) && (to.port == container.port || to.port == client->backend_port);
 }
 
 /* Handle what has become of a datagram: the container refused it, or it did not get there. */
@@ -425,15 +402,11 @@ static void read_errors(struct thread *thread, struct client *client)
 /* True if a datagram comes from the client's container; during a TFTP transfer the next ones go where it came from. */
 static bool is_from_container(struct client *client, const struct name *name)
 {
-    uint8_t address[16], container[16];
-    uint32_t zone = 0;
-    uint16_t port, container_port;
-    read_name(&client->container, container, &zone, &container_port);
-    read_name(name, address, &zone, &port);
-    if (memcmp(address, container, sizeof address) != 0)
+    const struct core_end container = end_of(&client->container), from = end_of(name);
+    if (!have_same_address(&from, &container))
         return false;
-    if (client->is_tftp && port != container_port)
-        set_container_port(client, port);
+    if (client->is_tftp && from.port != container.port)
+        set_container_port(client, from.port);
     return true;
 }
 

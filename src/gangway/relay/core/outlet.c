@@ -23,70 +23,31 @@
 
 enum { SMALLEST_BUFFER = 1 };                      /* the kernel raises it to its minimum: an outlet receives nothing */
 
-/* Addresses */
+/* Where answers leave from */
 
-static bool is_mapped(const uint8_t *address)
+/* Write a control message; return how much room it takes. */
+socklen_t write_control(char *control, int level, int type, const void *data, size_t bytes)
 {
-    return IN6_IS_ADDR_V4MAPPED((const struct in6_addr *)address);
-}
-
-/* Write an IPv4 address as the 16 bytes of a key. */
-void map_ipv4(const void *ipv4, uint8_t *address)
-{
-    static const uint8_t prefix[12] = {[10] = 0xff, [11] = 0xff};
-    memcpy(address, prefix, sizeof prefix);
-    memcpy(address + sizeof prefix, ipv4, 4);
-}
-
-/* Return an address of a client's key. */
-struct core_end end_of_key(const uint8_t *address, uint32_t zone, uint16_t port)
-{
-    struct core_end end = {.family = AF_INET6, .port = port, .zone = zone};
-    if (is_mapped(address)) {
-        end.family = AF_INET;
-        memcpy(end.address, address + 12, 4);
-    } else {
-        memcpy(end.address, address, 16);
-    }
-    return end;
-}
-
-struct name name_of(const struct core_end *end, uint16_t port)
-{
-    struct name name = {0};
-    if (end->family == AF_INET) {
-        name.as.ipv4 = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(port)};
-        memcpy(&name.as.ipv4.sin_addr, end->address, 4);
-        name.size = sizeof name.as.ipv4;
-    } else {
-        name.as.ipv6 = (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_scope_id = end->zone};
-        memcpy(&name.as.ipv6.sin6_addr, end->address, 16);
-        name.size = sizeof name.as.ipv6;
-    }
-    return name;
+    struct cmsghdr *header = (struct cmsghdr *)control;
+    *header = (struct cmsghdr){.cmsg_len = CMSG_LEN(bytes), .cmsg_level = level, .cmsg_type = type};
+    memcpy(CMSG_DATA(header), data, bytes);
+    return CMSG_SPACE(bytes);
 }
 
 /* Write the control message that has answers leave from where the client sent to; return its size, 0 if the kernel has to
    choose. */
 socklen_t write_origin(const struct client_key *key, char *control)
 {
-    static const uint8_t unknown[16];
-    struct msghdr message = {.msg_control = control, .msg_controllen = ORIGIN_BYTES};
-    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-    if (memcmp(key->destination, unknown, sizeof unknown) == 0 || key->destination[0] == 0xff)
-        return 0;
-    if (is_mapped(key->destination)) {
+    if (key->to.family == AF_INET) {
         struct in_pktinfo info = {0};
-        memcpy(&info.ipi_spec_dst, key->destination + 12, 4);
-        *header = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof info), .cmsg_level = IPPROTO_IP, .cmsg_type = IP_PKTINFO};
-        memcpy(CMSG_DATA(header), &info, sizeof info);
-        return CMSG_SPACE(sizeof info);
+        memcpy(&info.ipi_spec_dst, key->to.address, 4);
+        return write_control(control, IPPROTO_IP, IP_PKTINFO, &info, sizeof info);
     }
-    struct in6_pktinfo info = {.ipi6_ifindex = key->destination_zone};
-    memcpy(&info.ipi6_addr, key->destination, 16);
-    *header = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof info), .cmsg_level = IPPROTO_IPV6, .cmsg_type = IPV6_PKTINFO};
-    memcpy(CMSG_DATA(header), &info, sizeof info);
-    return CMSG_SPACE(sizeof info);
+    struct in6_pktinfo info = {.ipi6_ifindex = key->to.zone};
+    memcpy(&info.ipi6_addr, key->to.address, 16);
+    if (key->to.family != AF_INET6 || IN6_IS_ADDR_MULTICAST(&info.ipi6_addr))
+        return 0;
+    return write_control(control, IPPROTO_IPV6, IPV6_PKTINFO, &info, sizeof info);
 }
 
 /* Outlets */
@@ -132,14 +93,14 @@ static struct outlet *outlet_at(struct port *port, uint16_t host_port)
 struct outlet *acquire_outlet(struct thread *thread, struct entrance *entrance, const struct client *client)
 {
     struct port *port = client->port;
-    struct outlet *outlet = outlet_at(port, client->host_port);
+    struct outlet *outlet = outlet_at(port, client->key.to.port);
     if (outlet == NULL)
         return NULL;
     if (outlet != &port->only && outlet->clients == 0) {
         outlet->fd = open_udp(thread, port, port->settings.host.family);
         if (outlet->fd < 0)
             return NULL;
-        if (bind_outlet(thread->core, entrance, port, outlet->fd, client->host_port) < 0) {
+        if (bind_outlet(thread->core, entrance, port, outlet->fd, client->key.to.port) < 0) {
             int error = errno;
             close(outlet->fd);
             errno = error;
@@ -190,20 +151,13 @@ void write_udp_header(const struct client *client, const void *data, size_t byte
 {
     const struct client_key *key = &client->key;
     uint16_t length = htons((uint16_t)(sizeof *header + bytes)), protocol = htons(IPPROTO_UDP);
-    *header = (struct udphdr){.source = htons(client->host_port), .dest = htons(key->port), .len = length};
-    if (!is_mapped(key->destination))
+    *header = (struct udphdr){.source = htons(client->key.to.port), .dest = htons(key->from.port), .len = length};
+    if (key->to.family != AF_INET)
         return;
-    uint64_t sum = add_words(add_words(0, key->destination + 12, 4), key->address + 12, 4) + protocol + length;
+    uint64_t sum = add_words(add_words(0, key->to.address, 4), key->from.address, 4) + protocol + length;
     header->check = checksum(add_words(add_words(sum, header, sizeof *header), data, bytes));
     if (header->check == 0)
         header->check = 0xffff;                    /* RFC 768: 0 would mean that there is none */
-}
-
-/* What a raw socket takes as the name of a client: no port. */
-struct name raw_name(const struct client_key *key)
-{
-    const struct core_end end = end_of_key(key->address, key->zone, 0);
-    return name_of(&end, 0);
 }
 
 /* Refusals */
@@ -223,7 +177,7 @@ struct quoted6 {
 static struct udphdr quoted_udp(const struct client *client)
 {
     return (struct udphdr){
-        .source = htons(client->key.port), .dest = htons(client->host_port), .len = htons(sizeof(struct udphdr)),
+        .source = htons(client->key.from.port), .dest = htons(client->key.to.port), .len = htons(sizeof(struct udphdr)),
     };
 }
 
@@ -232,8 +186,8 @@ static struct quoted4 quote4(const struct client *client)
     struct quoted4 quoted = {.icmp = {.type = ICMP_DEST_UNREACH, .code = ICMP_PORT_UNREACH}, .udp = quoted_udp(client)};
     quoted.ip = (struct iphdr){.version = 4, .ihl = 5, .ttl = 64, .protocol = IPPROTO_UDP};
     quoted.ip.tot_len = htons(sizeof quoted.ip + sizeof quoted.udp);
-    memcpy(&quoted.ip.saddr, client->key.address + 12, 4);
-    memcpy(&quoted.ip.daddr, client->key.destination + 12, 4);
+    memcpy(&quoted.ip.saddr, client->key.from.address, 4);
+    memcpy(&quoted.ip.daddr, client->key.to.address, 4);
     quoted.ip.check = checksum(add_words(0, &quoted.ip, sizeof quoted.ip));
     quoted.icmp.checksum = checksum(add_words(0, &quoted, sizeof quoted));
     return quoted;
@@ -247,8 +201,8 @@ static struct quoted6 quote6(const struct client *client)
     quoted.ip.ip6_plen = quoted.udp.len;
     quoted.ip.ip6_nxt = IPPROTO_UDP;
     quoted.ip.ip6_hlim = 64;
-    memcpy(&quoted.ip.ip6_src, client->key.address, 16);
-    memcpy(&quoted.ip.ip6_dst, client->key.destination, 16);
+    memcpy(&quoted.ip.ip6_src, client->key.from.address, 16);
+    memcpy(&quoted.ip.ip6_dst, client->key.to.address, 16);
     return quoted;                                 /* the kernel adds the checksum (RFC 3542, 3.1) */
 }
 
@@ -272,11 +226,11 @@ int core_open_icmp(int family)
 /* Tell a client that its container refused a datagram. */
 void report_refusal(const struct core *core, const struct client *client)
 {
-    bool is_ipv4 = is_mapped(client->key.address);
+    bool is_ipv4 = client->key.from.family == AF_INET;
     int fd = is_ipv4 ? core->settings.icmp : core->settings.icmp6;
     if (fd < 0 || client->origin_bytes == 0)
         return;
-    struct name name = raw_name(&client->key);
+    struct name name = name_of(&client->key.from, 0);
     struct quoted4 four = quote4(client);
     struct quoted6 six = quote6(client);
     struct iovec part = {is_ipv4 ? (void *)&four : (void *)&six, is_ipv4 ? sizeof four : sizeof six};

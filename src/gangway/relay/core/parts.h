@@ -85,7 +85,8 @@ struct entrance {
     struct letter letter, leaving;
     struct port *port;                             /* NULL: ports are looked up */
     int fd;
-    uint16_t protocol, host_port;
+    uint16_t protocol;
+    uint16_t host_port;                            /* 0: shared */
     _Atomic uint16_t family;                       /* of the last client's container, which the next one's has mostly, too */
     bool is_anywhere;                              /* bound to all addresses */
     struct thread *home;                           /* the one that serves it; NULL: all do */
@@ -159,13 +160,10 @@ struct tally {
     uint64_t up_bytes, down_bytes;
 };
 
-/* Who sent a datagram, and to which address and port of the host: compared and hashed as bytes.  IPv4 is mapped. */
+/* Who sent a datagram, and to which address and port of the host: compared and hashed as bytes. */
 struct client_key {
     const struct port *own;                        /* the port, if its entrance serves no other; else NULL */
-    uint8_t address[16], destination[16];          /* destination: zeros if the kernel has not said it */
-    uint32_t zone, destination_zone;                     /* of link-local addresses */
-    uint16_t port, destination_port;
-    uint32_t unused;
+    struct core_end from, to;                      /* to: its family is 0 if the kernel has not said it */
 };
 _Static_assert(sizeof(struct client_key) == 7 * sizeof(uint64_t), "no padding");
 
@@ -192,7 +190,7 @@ struct client {
     struct outlet *outlet;
     struct link by_age, of_port, closing;
     uint32_t tick;                                 /* when a datagram was last moved */
-    uint16_t host_port, backend_port;
+    uint16_t backend_port;
     uint16_t burst;                                /* so many answers are received at once */
     bool is_removed, is_tftp;
     bool is_group;                                 /* its last datagram was a broadcast or multicast */
@@ -257,7 +255,9 @@ bool is_excluded(const struct core *core, const struct core_end *at);
 void release_port(struct core *core, struct port *port);
 void release_entrance(struct core *core, struct entrance *entrance);
 void note(struct core *core, const struct core_note *note);
-struct core_end end_of(const struct sockaddr_storage *address);
+struct core_end end_of(const struct name *name);
+struct name name_of(const struct core_end *end, uint16_t port);
+bool have_same_address(const struct core_end *one, const struct core_end *other);
 void tell_all(struct core *core, struct letter *letter);
 
 /* admission.c */
@@ -313,15 +313,12 @@ void expire_clients(struct thread *thread, int64_t now_ms);
 bool may_be_told(struct thread *thread, struct client *client);
 
 /* outlet.c */
-void map_ipv4(const void *ipv4, uint8_t *address);
-struct core_end end_of_key(const uint8_t *address, uint32_t zone, uint16_t port);
-struct name name_of(const struct core_end *end, uint16_t port);
+socklen_t write_control(char *control, int level, int type, const void *data, size_t bytes);
 socklen_t write_origin(const struct client_key *key, char *control);
 struct outlet *acquire_outlet(struct thread *thread, struct entrance *entrance, const struct client *client);
 void release_outlet(struct client *client);
 struct udphdr;
 void write_udp_header(const struct client *client, const void *data, size_t bytes, struct udphdr *header);
-struct name raw_name(const struct client_key *key);
 void report_refusal(const struct core *core, const struct client *client);
 
 /* thread.c */

@@ -146,34 +146,52 @@ static struct port *find(const struct core *core, const struct core_port_setting
 }
 
 /* Return the address and port in a socket address; IPv4 if they are mapped into IPv6. */
-struct core_end end_of(const struct sockaddr_storage *address)
+struct core_end end_of(const struct name *name)
 {
-    struct core_end end = {.family = address->ss_family};
-    if (address->ss_family == AF_INET) {
-        const struct sockaddr_in *ipv4 = (const struct sockaddr_in *)address;
-        end.port = ntohs(ipv4->sin_port);
+    const struct sockaddr_in *ipv4 = &name->as.ipv4;
+    const struct sockaddr_in6 *ipv6 = &name->as.ipv6;
+    if (name->as.any.sa_family == AF_INET) {
+        struct core_end end = {.family = AF_INET, .port = ntohs(ipv4->sin_port)};
         memcpy(end.address, &ipv4->sin_addr, 4);
         return end;
     }
-    const struct sockaddr_in6 *ipv6 = (const struct sockaddr_in6 *)address;
-    end.port = ntohs(ipv6->sin6_port);
+    struct core_end end = {.family = AF_INET6, .port = ntohs(ipv6->sin6_port), .zone = ipv6->sin6_scope_id};
     if (IN6_IS_ADDR_V4MAPPED(&ipv6->sin6_addr)) {
         end.family = AF_INET;
         memcpy(end.address, ipv6->sin6_addr.s6_addr + 12, 4);
-        return end;
+    } else {
+        memcpy(end.address, &ipv6->sin6_addr, 16);
     }
-    end.zone = ipv6->sin6_scope_id;
-    memcpy(end.address, &ipv6->sin6_addr, 16);
     return end;
+}
+
+/* Return the socket address of an address and a port. */
+struct name name_of(const struct core_end *end, uint16_t port)
+{
+    struct name name = {0};
+    if (end->family == AF_INET) {
+        name.as.ipv4 = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(port)};
+        memcpy(&name.as.ipv4.sin_addr, end->address, 4);
+        name.size = sizeof name.as.ipv4;
+    } else {
+        name.as.ipv6 = (struct sockaddr_in6){.sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_scope_id = end->zone};
+        memcpy(&name.as.ipv6.sin6_addr, end->address, 16);
+        name.size = sizeof name.as.ipv6;
+    }
+    return name;
+}
+
+/* True if the addresses are the same, whatever the ports and zones are. */
+bool have_same_address(const struct core_end *one, const struct core_end *other)
+{
+    return one->family == other->family && memcmp(one->address, other->address, sizeof one->address) == 0;
 }
 
 bool is_excluded(const struct core *core, const struct core_end *at)
 {
-    for (uint32_t number = 0; number < core->excluded_count; number++) {
-        const struct core_end *one = &core->excluded[number];
-        if (one->family == at->family && memcmp(one->address, at->address, sizeof one->address) == 0)
+    for (uint32_t number = 0; number < core->excluded_count; number++)
+        if (have_same_address(&core->excluded[number], at))
             return true;
-    }
     return false;
 }
 
@@ -282,19 +300,19 @@ static _Atomic uint64_t *map_binding(int binding)
 static struct entrance *make_entrance(struct core *core, int fd, struct port *port, int binding)
 {
     struct entrance *entrance = calloc(1, sizeof *entrance);
-    struct sockaddr_storage name = {0};
+    struct name name = {.size = sizeof name.as};
     int protocol = 0;
-    socklen_t size = sizeof protocol, name_size = sizeof name;
+    socklen_t size = sizeof protocol;
     getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size);
     bool is_udp = protocol == IPPROTO_UDP;
-    if (entrance == NULL || getsockname(fd, (struct sockaddr *)&name, &name_size) < 0)
+    if (entrance == NULL || getsockname(fd, &name.as.any, &name.size) < 0)
         goto failed;
     const struct core_end end = end_of(&name);
     static const uint8_t anywhere[16];
     *entrance = (struct entrance){
         .letter.kind = LETTER_ENTRANCE_CLOSED, .leaving.kind = LETTER_ENTRANCE_LEFT,
         .port = port, .fd = fd, .protocol = (uint16_t)protocol,
-        .host_port = end.port, .is_anywhere = memcmp(end.address, anywhere, sizeof anywhere) == 0,
+        .host_port = port == NULL ? 0 : end.port, .is_anywhere = memcmp(end.address, anywhere, sizeof anywhere) == 0,
         .home = is_udp ? choose_home(core, port == NULL, end.family) : NULL,
         .binding = binding < 0 ? NULL : map_binding(binding),
     };
