@@ -10,21 +10,17 @@
 
 #include <netinet/udp.h>
 
-enum { TICK_MS = 1000, FEWEST_BUCKETS = 64, MOST_REFUSALS = 100 };
-
-struct table {
-    struct client **buckets;
-    size_t bucket_count;                           /* a power of two */
-    size_t client_count;
-};
+enum { TICK_MS = 1000, MOST_REFUSALS = 100 };
 
 struct clients {
-    struct table table;
     struct link by_age, removed;
     struct link ports;                             /* those that have clients */
     unsigned port_count;                           /* of them */
     uint32_t tick;
     unsigned refusals;                             /* reported in this tick */
+    size_t client_count;
+    size_t bucket_count;                           /* a power of two: as many as clients are allowed, or more */
+    struct client *buckets[];                      /* the hash table */
 };
 
 /* The table */
@@ -41,58 +37,33 @@ static uint64_t hash_of(uint64_t secret, const struct client_key *key)
     return hash;
 }
 
-static struct client **bucket_of(const struct table *table, uint64_t hash)
+static struct client **bucket_of(struct clients *clients, uint64_t hash)
 {
-    return &table->buckets[hash & (table->bucket_count - 1)];
+    return &clients->buckets[hash & (clients->bucket_count - 1)];
 }
 
-static int grow(struct table *table)
+static void insert(struct clients *clients, struct client *client)
 {
-    struct table grown = {.bucket_count = table->bucket_count == 0 ? FEWEST_BUCKETS : table->bucket_count * 2};
-    grown.client_count = table->client_count;
-    grown.buckets = calloc(grown.bucket_count, sizeof *grown.buckets);
-    if (grown.buckets == NULL)
-        return -1;
-    for (size_t number = 0; number < table->bucket_count; number++)
-        for (struct client *one = table->buckets[number], *next; one != NULL; one = next) {
-            struct client **bucket = bucket_of(&grown, one->hash);
-            next = one->next;
-            one->next = *bucket;
-            *bucket = one;
-        }
-    free(table->buckets);
-    *table = grown;
-    return 0;
-}
-
-static int insert(struct table *table, struct client *client)
-{
-    if (table->client_count == table->bucket_count && grow(table) < 0)
-        return -1;
-    struct client **bucket = bucket_of(table, client->hash);
+    struct client **bucket = bucket_of(clients, client->hash);
     client->next = *bucket;
     *bucket = client;
-    table->client_count++;
-    return 0;
+    clients->client_count++;
 }
 
-static void take_out(struct table *table, const struct client *client)
+static void take_out(struct clients *clients, const struct client *client)
 {
-    struct client **at = bucket_of(table, client->hash);
+    struct client **at = bucket_of(clients, client->hash);
     while (*at != client)
         at = &(*at)->next;
     *at = client->next;
-    table->client_count--;
+    clients->client_count--;
 }
 
 /* Return the client with a key, or NULL; its hash in both cases. */
 struct client *find_client(struct thread *thread, const struct client_key *key, uint64_t *hash)
 {
-    const struct table *table = &thread->clients->table;
     *hash = hash_of(thread->core->secret, key);
-    if (table->bucket_count == 0)
-        return NULL;
-    for (struct client *one = *bucket_of(table, *hash); one != NULL; one = one->next)
+    for (struct client *one = *bucket_of(thread->clients, *hash); one != NULL; one = one->next)
         if (one->hash == *hash && memcmp(&one->key, key, sizeof *key) == 0)
             return one;
     return NULL;
@@ -131,7 +102,7 @@ static void forget_client(struct thread *thread, struct client *client)
 {
     struct port *port = client->port;
     client->is_removed = true;
-    take_out(&thread->clients->table, client);
+    take_out(thread->clients, client);
     link_remove(&client->by_age);
     link_remove(&client->of_port);
     link_append(&thread->clients->removed, &client->closing);
@@ -158,7 +129,7 @@ static struct client *evict(struct thread *thread, struct port *port)
 static struct port *largest(struct thread *thread, struct port *port)
 {
     const struct clients *clients = thread->clients;
-    if ((size_t)port->client_count * clients->port_count > clients->table.client_count)
+    if ((size_t)port->client_count * clients->port_count > clients->client_count)
         return port;
     for (struct link *one = clients->ports.next; one != &clients->ports; one = one->next) {
         struct port *other = OWNER(one, struct port, with_clients);
@@ -254,13 +225,14 @@ static int open_client(struct thread *thread, struct entrance *entrance, struct 
     client->outlet = client->fd < 0 ? NULL : acquire_outlet(thread, entrance, client);
     if (client->outlet == NULL)
         return -1;
-    if (prepare_backend(thread, client) < 0 || insert(&thread->clients->table, client) < 0) {
+    if (prepare_backend(thread, client) < 0) {
         int error = errno;
         release_outlet(client);
         errno = error;
         return -1;
     }
     client->tick = thread->clients->tick;
+    insert(thread->clients, client);
     add_to_port(thread, client);
     if (thread->expire_ms == 0)
         thread->expire_ms = clock_ms() + TICK_MS;
@@ -377,19 +349,18 @@ bool may_be_told(struct thread *thread, struct client *client)
     return true;
 }
 
-struct clients *make_clients(void)
+/* Return what a thread knows of its clients, of whom there are `most` in all threads; NULL: there is no memory. */
+struct clients *make_clients(uint32_t most)
 {
-    struct clients *clients = calloc(1, sizeof *clients);
+    size_t bucket_count = 1;
+    while (bucket_count < most)
+        bucket_count *= 2;
+    struct clients *clients = calloc(1, sizeof *clients + bucket_count * sizeof *clients->buckets);
     if (clients == NULL)
         return NULL;
+    clients->bucket_count = bucket_count;
     link_init(&clients->by_age);
     link_init(&clients->removed);
     link_init(&clients->ports);
     return clients;
-}
-
-void free_clients(struct clients *clients)
-{
-    free(clients->table.buckets);
-    free(clients);
 }

@@ -33,7 +33,7 @@ static struct thread *make_thread(struct core *core, unsigned number)
     thread->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     thread->routes = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
     thread->datagrams = make_datagrams();
-    thread->clients = make_clients();
+    thread->clients = make_clients(core->settings.udp_clients);
     if (thread->epoll < 0 || thread->wake < 0 || thread->routes < 0)
         return NULL;                               /* the process exits: nothing to clean up for */
     if (thread->datagrams == NULL || thread->clients == NULL)
@@ -104,8 +104,8 @@ static void free_thread(struct thread *thread)
     close(thread->wake);
     close(thread->routes);
     pthread_mutex_destroy(&thread->lock);
-    free_datagrams(thread->datagrams);
-    free_clients(thread->clients);
+    free(thread->datagrams);
+    free(thread->clients);
     free(thread);
 }
 

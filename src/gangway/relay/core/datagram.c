@@ -65,11 +65,6 @@ struct datagrams *make_datagrams(void)
     return calloc(1, sizeof(struct datagrams));
 }
 
-void free_datagrams(struct datagrams *datagrams)
-{
-    free(datagrams);
-}
-
 /* Give back the memory of datagrams that have been moved; nothing is in an outbox. */
 void release_memory(struct datagrams *datagrams)
 {

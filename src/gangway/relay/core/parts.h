@@ -291,7 +291,6 @@ void close_pipe(struct pipe *pipe);
 
 /* datagram.c */
 struct datagrams *make_datagrams(void);
-void free_datagrams(struct datagrams *datagrams);
 void release_memory(struct datagrams *datagrams);
 int prepare_receiver(int fd, int family, bool is_shared);
 void receive_datagrams(struct thread *thread, struct entrance *entrance);
@@ -299,8 +298,7 @@ void receive_answers(struct thread *thread, struct client *client, uint32_t even
 void send_answers(struct thread *thread);
 
 /* client.c */
-struct clients *make_clients(void);
-void free_clients(struct clients *clients);
+struct clients *make_clients(uint32_t most);
 struct client *find_client(struct thread *thread, const struct client_key *key, uint64_t *hash);
 struct client *make_client(struct thread *thread, struct entrance *entrance, const struct client_key *key, uint64_t hash,
                            const struct name *name);
