@@ -69,6 +69,15 @@ struct backend {
     uint16_t family;
 };
 
+/* Reset a client; for it it is as if nobody listened. */
+static void refuse(struct core *core, struct port *port, int client)
+{
+    reset_on_close(client);
+    close(client);
+    if (port != NULL)
+        release_port(core, port);
+}
+
 /* Serve a client of a port, which is acquired. */
 static void serve(struct thread *thread, struct entrance *entrance, struct port *port, uint16_t backend_port, int client,
                   struct backend backend)
@@ -79,14 +88,15 @@ static void serve(struct thread *thread, struct entrance *entrance, struct port 
         close(backend.fd);
         backend.fd = open_backend(family, entrance->protocol);
     }
-    if (backend.fd >= 0) {
-        assign_client(thread, port, backend_port, client, backend.fd);
+    struct flow *flow = backend.fd < 0 ? NULL : make_flow(port, backend_port, client, backend.fd);
+    if (flow != NULL) {
+        assign_flow(thread, flow);
         return;
     }
     lose_client(thread->core, port, errno);
-    reset_on_close(client);
-    close(client);
-    release_port(thread->core, port);
+    if (backend.fd >= 0)
+        close(backend.fd);
+    refuse(thread->core, port, client);
 }
 
 /* Return the port that a client was accepted for; NULL: there is none, or the client has ended. */
@@ -123,14 +133,11 @@ static void receive(struct thread *thread, struct entrance *entrance, int client
         serve(thread, entrance, port, backend_port, client, backend);
         return;
     }
-    /* Unpublished while the client waited, at an excluded address, or not for this client: as if nobody listened. */
+    /* Unpublished while the client waited, at an excluded address, or not for this client. */
     close(backend.fd);
-    reset_on_close(client);
-    close(client);
-    if (port != NULL) {
+    if (port != NULL)
         count(&COUNTER(port, not_admitted), 1);
-        release_port(thread->core, port);
-    }
+    refuse(thread->core, port, client);
 }
 
 /* True if accept failed because there is no client: another thread was faster, or it has ended (accept(2)). */

@@ -105,7 +105,7 @@ static void forget_client(struct thread *thread, struct client *client)
     take_out(thread->clients, client);
     link_remove(&client->by_age);
     link_remove(&client->of_port);
-    link_append(&thread->clients->removed, &client->closing);
+    link_append(&thread->clients->removed, &client->by_age);
     if (--port->client_count == 0) {
         link_remove(&port->with_clients);
         thread->clients->port_count--;
@@ -212,7 +212,6 @@ static struct client *new_client(struct port *port, uint16_t backend_port, const
     client->origin_bytes = write_origin(key, client->origin);
     link_init(&client->by_age);
     link_init(&client->of_port);
-    link_init(&client->closing);
     return client;
 }
 
@@ -307,8 +306,8 @@ void remove_excluded(struct thread *thread)
 void free_removed_clients(struct thread *thread)
 {
     while (!link_empty(&thread->clients->removed)) {
-        struct client *client = OWNER(thread->clients->removed.next, struct client, closing);
-        link_remove(&client->closing);
+        struct client *client = OWNER(thread->clients->removed.next, struct client, by_age);
+        link_remove(&client->by_age);
         if (client->fd >= 0)
             close(client->fd);
         release_outlet(client);

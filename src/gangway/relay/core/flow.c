@@ -64,7 +64,8 @@ static void init_half(struct half *half, struct flow *flow, struct half *peer, i
     link_init(&half->soon);
 }
 
-static struct flow *make_flow(struct port *port, uint16_t backend_port, int client, int backend)
+/* Return a flow of an accepted client of a port, which is acquired; NULL: there is no memory. */
+struct flow *make_flow(struct port *port, uint16_t backend_port, int client, int backend)
 {
     struct flow *flow = calloc(1, sizeof *flow);
     if (flow == NULL)
@@ -80,7 +81,6 @@ static struct flow *make_flow(struct port *port, uint16_t backend_port, int clie
     flow->state = CONNECTING;
     link_init(&flow->all);
     link_init(&flow->young);
-    link_init(&flow->closing);
     return flow;
 }
 
@@ -99,20 +99,11 @@ static struct thread *choose_thread(struct thread *thread)
     return chosen;
 }
 
-/* Make a flow of an accepted client of a port, which is acquired, and give it to a thread. */
-void assign_client(struct thread *thread, struct port *port, uint16_t backend_port, int client, int backend)
+/* Give a new flow to a thread. */
+void assign_flow(struct thread *thread, struct flow *flow)
 {
-    struct flow *flow = make_flow(port, backend_port, client, backend);
-    if (flow == NULL) {
-        lose_client(thread->core, port, ENOMEM);
-        reset_on_close(client);
-        close(client);
-        close(backend);
-        release_port(thread->core, port);
-        return;
-    }
-    count(&COUNTER(port, connections), 1);
-    count(&COUNTER(port, active), 1);
+    count(&COUNTER(flow->port, connections), 1);
+    count(&COUNTER(flow->port, active), 1);
     struct thread *chosen = choose_thread(thread);
     atomic_fetch_add_explicit(&chosen->flow_count, 1, memory_order_relaxed);
     if (chosen == thread) {
@@ -189,7 +180,7 @@ static void end_flow(struct flow *flow)
     link_remove(&flow->young);
     discard(&flow->client);
     discard(&flow->backend);
-    link_append(&flow->thread->closing, &flow->closing);
+    link_append(&flow->thread->closing, &flow->all);
 }
 
 static void reset_flow(struct flow *flow)
@@ -217,8 +208,8 @@ void close_flows(struct thread *thread)
     if (link_empty(&thread->closing))
         return;
     while (!link_empty(&thread->closing)) {
-        struct flow *flow = OWNER(thread->closing.next, struct flow, closing);
-        link_remove(&flow->closing);
+        struct flow *flow = OWNER(thread->closing.next, struct flow, all);
+        link_remove(&flow->all);
         abandon_flow(thread, flow);
     }
     resume_accepting(thread);

@@ -151,7 +151,8 @@ struct flow {
     uint32_t client_events;                        /* of the client while the backend is being connected to */
     uint16_t backend_port;
     int64_t began_ms;
-    struct link all, young, closing;
+    struct link all;                               /* in one of its thread's lists passed, flows, closing */
+    struct link young;
 };
 
 /* Bytes of one port that are counted already, and not yet in its counters, which threads share. */
@@ -188,7 +189,8 @@ struct client {
     struct client_key key;
     struct port *port;
     struct outlet *outlet;
-    struct link by_age, of_port, closing;
+    struct link by_age;                            /* in one of its thread's lists by_age, removed */
+    struct link of_port;
     uint32_t tick;                                 /* when a datagram was last moved */
     uint16_t backend_port;
     uint16_t burst;                                /* so many answers are received at once */
@@ -269,12 +271,13 @@ void accept_client(struct thread *thread, struct watch *watch);
 void leave_entrance(struct thread *thread, struct watch *watch);
 void forget_entrance(struct thread *thread, struct watch *watch);
 void resume_accepting(struct thread *thread);
+void lose_client(struct core *core, struct port *port, int error);
 
 /* flow.c */
-void assign_client(struct thread *thread, struct port *port, uint16_t backend_port, int client, int backend);
+struct flow *make_flow(struct port *port, uint16_t backend_port, int client, int backend);
+void assign_flow(struct thread *thread, struct flow *flow);
 void connect_flow(struct thread *thread, struct flow *flow);
 void abandon_flow(struct thread *thread, struct flow *flow);
-void lose_client(struct core *core, struct port *port, int error);
 void reset_on_close(int fd);
 void handle(struct flow *flow, enum event event);
 void half_event(struct half *half, uint32_t events);
