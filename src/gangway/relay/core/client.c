@@ -238,15 +238,6 @@ static int open_client(struct thread *thread, struct entrance *entrance, struct 
     return 0;
 }
 
-static void lose_udp_client(struct thread *thread, struct port *port, uint16_t backend_port, uint16_t host_port)
-{
-    struct core_note lost = {.kind = NOTE_UDP_CLIENT_LOST, .error = errno, .protocol = IPPROTO_UDP, .host_port = host_port};
-    lost.end = port->settings.backend;
-    lost.end.port = backend_port;
-    count(&COUNTER(port, lost), 1);
-    note(thread->core, &lost);
-}
-
 /* Return a new client of an entrance; NULL: nothing is published there, the client is not admitted, or it is lost. */
 struct client *make_client(struct thread *thread, struct entrance *entrance, const struct client_key *key, uint64_t hash,
                            const struct name *name)
@@ -263,7 +254,8 @@ struct client *make_client(struct thread *thread, struct entrance *entrance, con
     struct client *client = new_client(port, backend_port, key, hash, name);
     if (client != NULL && open_client(thread, entrance, client) == 0)
         return client;
-    lose_udp_client(thread, port, backend_port, key->to.port);
+    count(&COUNTER(port, lost), 1);
+    note_backend(thread->core, port, backend_port, NOTE_UDP_CLIENT_LOST, errno, key->to.port);
     if (client != NULL && client->fd >= 0)
         close(client->fd);
     free(client);

@@ -201,12 +201,9 @@ struct sending {
 static void report_loss(const struct sending *sending, int error)
 {
     const struct client *client = sending->client;
-    struct core_note lost = {.kind = (int32_t)sending->kind, .error = error, .protocol = IPPROTO_UDP};
-    lost.end = client->port->settings.backend;
-    lost.end.port = client->backend_port;
     count(&COUNTER(client->port, dropped), 1);
     if (error != EAGAIN)                           /* a full buffer: UDP guarantees no delivery */
-        note(sending->thread->core, &lost);
+        note_backend(sending->thread->core, client->port, client->backend_port, sending->kind, error, 0);
 }
 
 /* Send a datagram by itself; the first attempt may report the error of an earlier one. */
@@ -361,9 +358,6 @@ static bool is_about(const struct sock_extended_err *error, const struct client 
 /* Handle what has become of a datagram: the container refused it, or it did not get there. */
 static void handle_error(struct thread *thread, struct client *client, uint32_t error)
 {
-    struct core_note failure = {.kind = NOTE_UNREACHABLE, .error = (int32_t)error, .protocol = IPPROTO_UDP};
-    failure.end = client->port->settings.backend;
-    failure.end.port = client->backend_port;
     if (error == ECONNREFUSED) {
         count(&COUNTER(client->port, resets), 1);
         set_container_port(client, client->backend_port);
@@ -371,7 +365,7 @@ static void handle_error(struct thread *thread, struct client *client, uint32_t 
             report_refusal(thread->core, client);
     } else if (error != EMSGSIZE) {                /* the kernel has learned the path's MTU */
         count(&COUNTER(client->port, failed), 1);
-        note(thread->core, &failure);
+        note_backend(thread->core, client->port, client->backend_port, NOTE_UNREACHABLE, (int)error, 0);
     }
 }
 

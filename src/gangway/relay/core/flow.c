@@ -137,11 +137,8 @@ static int connect_backend(const struct flow *flow)
 
 static void connect_failed(struct flow *flow, int error)
 {
-    struct core_note failure = {.kind = NOTE_CANNOT_CONNECT, .error = error, .protocol = flow->port->settings.protocol};
-    failure.end = flow->port->settings.backend;
-    failure.end.port = flow->backend_port;
     count(error == ETIMEDOUT ? &COUNTER(flow->port, timeouts) : &COUNTER(flow->port, failed), 1);
-    note(flow->thread->core, &failure);
+    note_backend(flow->thread->core, flow->port, flow->backend_port, NOTE_CANNOT_CONNECT, error, 0);
     handle(flow, CONNECT_FAILED);
 }
 

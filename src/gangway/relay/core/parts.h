@@ -257,6 +257,8 @@ bool is_excluded(const struct core *core, const struct core_end *at);
 void release_port(struct core *core, struct port *port);
 void release_entrance(struct core *core, struct entrance *entrance);
 void note(struct core *core, const struct core_note *note);
+void note_backend(struct core *core, const struct port *port, uint16_t backend_port, enum core_note_kind kind, int error,
+                  uint16_t host_port);
 struct core_end end_of(const struct name *name);
 struct name name_of(const struct core_end *end, uint16_t port);
 bool have_same_address(const struct core_end *one, const struct core_end *other);

@@ -20,6 +20,16 @@ void note(struct core *core, const struct core_note *note)
         eventfd_write(core->notes_fd, 1);
 }
 
+/* Note what has become of an attempt to reach a port's container, or to answer from `host_port`. */
+void note_backend(struct core *core, const struct port *port, uint16_t backend_port, enum core_note_kind kind, int error,
+                  uint16_t host_port)
+{
+    struct core_note about = {.end = port->settings.backend, .kind = (int32_t)kind, .error = error, .host_port = host_port};
+    about.end.port = backend_port;
+    about.protocol = port->settings.protocol;
+    note(core, &about);
+}
+
 int core_notes_fd(const struct core *core)
 {
     return core->notes_fd;
