@@ -31,10 +31,7 @@ static const int allowed[] = {
     SYS_epoll_wait,
 #endif
     /* What a thread does first: it may not have begun yet, and libc ends the process if rseq fails */
-    SYS_set_robust_list,
-#ifdef SYS_rseq
-    SYS_rseq,
-#endif
+    SYS_set_robust_list, SYS_rseq,
     /* Memory, time, the end of the process */
     SYS_mmap, SYS_munmap, SYS_mremap, SYS_mprotect, SYS_madvise, SYS_brk, SYS_clock_gettime, SYS_clock_nanosleep,
     SYS_nanosleep, SYS_gettimeofday, SYS_getrandom, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
@@ -53,17 +50,9 @@ static const int deadly[] = {
     SYS_umount2, SYS_pivot_root, SYS_chroot, SYS_unshare, SYS_setns, SYS_init_module, SYS_finit_module, SYS_delete_module,
     SYS_kexec_load, SYS_keyctl, SYS_add_key, SYS_request_key, SYS_perf_event_open, SYS_open_by_handle_at, SYS_setuid,
     SYS_setresuid, SYS_setgid, SYS_setresgid, SYS_capset, SYS_reboot, SYS_personality,
+    SYS_clone3, SYS_userfaultfd, SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register,
 #ifdef SYS_fork
     SYS_fork, SYS_vfork,
-#endif
-#ifdef SYS_clone3
-    SYS_clone3,
-#endif
-#ifdef SYS_userfaultfd
-    SYS_userfaultfd,
-#endif
-#ifdef SYS_io_uring_setup
-    SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register,
 #endif
 #ifdef SYS_pidfd_getfd
     SYS_pidfd_getfd,
