@@ -102,8 +102,8 @@ static void serve(struct thread *thread, struct entrance *entrance, struct port 
 /* Return the port that a client was accepted for; NULL: there is none, or the client has ended. */
 static struct port *port_of_client(struct core *core, const struct entrance *entrance, int client, uint16_t *backend_port)
 {
-    struct core_end host = {0};
-    if (needs_host(core, entrance)) {
+    struct core_end host = {0};                    /* asked for only if the port, or whether there is one, depends on it */
+    if (entrance->port == NULL || (entrance->is_anywhere && core->excluded_count > 0)) {
         struct name local = {.size = sizeof local.as};
         if (getsockname(client, &local.as.any, &local.size) < 0)
             return NULL;

@@ -131,10 +131,9 @@ static uint64_t add_words(uint64_t sum, const void *data, size_t bytes)
         sum += word;
     }
     if (bytes == 1) {
-        const uint8_t last[2] = {*at, 0};
-        uint16_t word;
-        memcpy(&word, last, 2);
-        sum += word;
+        uint16_t last = 0;
+        memcpy(&last, at, 1);
+        sum += last;
     }
     return sum;
 }

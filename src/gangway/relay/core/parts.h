@@ -252,7 +252,6 @@ struct core {
 /* ports.c */
 struct port *acquire_port(struct core *core, const struct entrance *entrance, const struct core_end *host,
                           uint16_t *backend_port);
-bool needs_host(const struct core *core, const struct entrance *entrance);
 bool is_excluded(const struct core *core, const struct core_end *at);
 void release_port(struct core *core, struct port *port);
 void release_entrance(struct core *core, struct entrance *entrance);

@@ -217,12 +217,6 @@ static struct port *find_shared(const struct core *core, uint16_t protocol, cons
     return find(core, &wanted);
 }
 
-/* True if which port an entrance leads to, or whether it does, depends on what a client came to. */
-bool needs_host(const struct core *core, const struct entrance *entrance)
-{
-    return entrance->port == NULL || (entrance->is_anywhere && core->excluded_count > 0);
-}
-
 /* Return the port of an entrance for a client that came to `host`, and the container's port for it; release it
    afterwards.  NULL: it is unpublished, or the address is excluded. */
 struct port *acquire_port(struct core *core, const struct entrance *entrance, const struct core_end *host,
