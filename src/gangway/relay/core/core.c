@@ -96,6 +96,7 @@ static void free_thread(struct thread *thread)
     while (!link_empty(&thread->passed)) {
         struct flow *flow = OWNER(thread->passed.next, struct flow, all);
         link_remove(&flow->all);
+        reset_on_close(flow->client.fd);
         abandon_flow(thread, flow);
     }
     while (thread->spares > 0)
