@@ -132,6 +132,16 @@ def test_neighbours_belong_to_the_further_endpoints(registry: Registry) -> None:
     assert registry.state(plan).neighbours == frozenset()  # the plan has them
 
 
+def test_a_further_link_is_made_with_the_udp_ports_whose_clients_there_were_not_masqueraded(registry: Registry) -> None:
+    endpoints = on_several(registry, BACK)
+    add(registry, mapping("0.0.0.0", "5000", protocol=Protocol.UDP))
+    made = registry.state_of_endpoints(endpoints).attachments.values()
+    assert [[str(one.mapping) for one in link.udp] for link in made if link is not None] == [
+        [],
+        ["0.0.0.0:5000:5000/udp"],
+    ]
+
+
 def test_there_is_no_state_of_a_container_that_was_removed(registry: Registry) -> None:
     first, back = on_several(registry, BACK)
     published = registry.mappings("box")

@@ -1,5 +1,7 @@
 """Single steps: the inverse of each, when rules are rewritten, and what becomes of links that were only found."""
 
+from dataclasses import replace
+
 import pytest
 
 from gangway.ebpf.keys import PortBlock, SteeringState, Target, blocks
@@ -182,6 +184,19 @@ def test_rules_for_further_neighbours_are_there_while_the_link_is() -> None:
     assert [verb(step) for step in diff(State(), wanted)] == ["+Bridge", "+Further", "+Veth"]
     assert [verb(step) for step in diff(wanted, State())] == ["-Veth", "-Further", "-Bridge"]
     assert Further(frozenset(), wanted.neighbours).inverse() == Further(wanted.neighbours, frozenset())
+
+
+def test_a_further_link_is_made_last_of_what_its_clients_packets_take() -> None:
+    """Flows are deleted before: a daemon that is killed in between leaves no link, and the next one does both."""
+    further = LINK._replace(endpoint=replace(LINK.endpoint, is_first=False))
+    wanted = State(attachments={"gw1": LINK, "gw2": further}, plan=SMALL, forwarding=BOTH)
+    steps = [*diff(State(), wanted)]
+    assert [(verb(one), one.name) for one in steps] == [
+        ("+Veth", "gw1"),
+        ("Rewrite", ""),
+        ("+Veth", "gw2"),
+        ("Forwarding", ""),
+    ]
 
 
 def test_redirects_are_removed_before_rules() -> None:

@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 
 from gangway.facts import FORWARDING_SETTING, HostFacts
-from gangway.model import Protocol
-from gangway.plan import MappingPlan, Plan
+from gangway.plan import Plan
 from gangway.reasons import Code, Reason
 
 UNFORWARDABLE = "clients elsewhere are relayed, and containers reach no other network (IPv{})"
@@ -62,11 +61,6 @@ def has_other_rules(before: Plan, now: Plan | None) -> bool:
     if now is None or is_rerouted(before.facts, now.facts):
         return True
     return (before.translated, before.closed) != (now.translated, now.closed)
-
-
-def translated_udp(plans: Iterable[MappingPlan]) -> tuple[MappingPlan, ...]:
-    """Return the mappings whose UDP flows would stay on their former road for as long as the client sends."""
-    return tuple(one for one in plans if one.is_nat and one.mapping.protocol is Protocol.UDP)
 
 
 def said_of(reason: Reason) -> str:

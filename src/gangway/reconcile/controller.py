@@ -22,14 +22,14 @@ from gangway.model import Endpoint
 from gangway.plan import MappingPlan
 from gangway.reconcile import orphans, repairs
 from gangway.reconcile.attempts import Attempts
-from gangway.reconcile.changes import changes, has_other_rules, is_rerouted, now_unforwardable, translated_udp
+from gangway.reconcile.changes import changes, has_other_rules, is_rerouted, now_unforwardable
 from gangway.reconcile.containers import Container, Looked
 from gangway.reconcile.dataplane import Reserved
 from gangway.reconcile.diff import Flows, Ports, Rewrite, Step, diff, parts
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.liveness import is_dead
 from gangway.reconcile.observe import Observer, shared_chains
-from gangway.reconcile.state import State, link_of, ports_of, redirects_of, steered_of, steered_ports
+from gangway.reconcile.state import State, link_of, ports_of, redirects_of, steered_of, steered_ports, translated_udp
 from gangway.state.registry import Registry
 
 

@@ -5,13 +5,13 @@ found in the kernel with all that is wanted.  The order:
 
     removing      redirects → forwarding → rules → steering → relay's ports → flows → attachments → rules for further
                   neighbours → bridges
-    adding        bridges → rules for further neighbours → attachments → properties of links → relay's ports → steering
-                  → rules → flows → forwarding → redirects
+    adding        bridges → rules for further neighbours → first attachments → properties of links → relay's ports →
+                  steering → rules → flows → further attachments → forwarding → redirects
 
 Nothing is translated before its target exists, and the relay has a port before a rule leads past it: so at no moment is
 a connection refused that would have been served a moment later.  Clients on a container's further network are
-masqueraded before it has a link there that its answers would take, and until that is deleted.  Forwarding is on only
-while the rules that restrict it are applied.
+masqueraded, and their former flows deleted, before it has a link there that its answers would take.  So no daemon that
+is killed in between leaves both.  Forwarding is on only while the rules that restrict it are applied.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -164,9 +164,7 @@ def _add_links(before: State, after: State) -> Iterator[Step]:
             yield Bridge(None, network, name)
     if neighbours := after.neighbours - before.neighbours:
         yield Further(frozenset(), neighbours)
-    for name, attachment in after.attachments.items():
-        if name not in before.attachments:
-            yield Veth(None, attachment, name)
+    yield from _new_links(before, after, is_first=True)
     # A link that was just created has all of them.  A new bridge has no ports: those of the former one join it here.
     there = {*before.bridges, *before.attachments}
     lost = sorted(after.properties - before.properties, key=lambda one: (one.kind, one))
@@ -189,10 +187,17 @@ def _add(before: State, after: State) -> Iterator[Step]:
         yield Rules((), added)
     if stale := tuple(one for one in added if one.mapping.protocol == "udp" and not one.mapping.is_routed):
         yield Flows((), stale)
+    yield from _new_links(before, after, is_first=False)
     if after.forwarding - before.forwarding:
         yield Forwarding(before.forwarding & after.forwarding, after.forwarding)
     if redirects := _differing(after.redirects, before.redirects):
         yield Redirects((), redirects)
+
+
+def _new_links(before: State, after: State, is_first: bool) -> Iterator[Step]:
+    for name, attachment in after.attachments.items():
+        if name not in before.attachments and attachment is not None and attachment.endpoint.is_first is is_first:
+            yield Veth(None, attachment, name)
 
 
 def _is_removed(entry: tuple[PortBlock, SteeringState], after: State) -> bool:

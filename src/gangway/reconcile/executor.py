@@ -145,6 +145,8 @@ class Executor:
     def _attach(self, name: str, attachment: Attachment) -> None:
         endpoint, network = attachment.endpoint, attachment.network
         has_default_route = endpoint.is_first and not network.internal
+        if attachment.udp:  # before the container has a link that its answers to these clients would take
+            self.delete_flows(attachment.udp, clients=network.subnets)
         self.links.delete(name)
         self.links.attach(
             name,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gangway.ebpf.keys import PortBlock, SteeringState, Target, blocks
-from gangway.model import Endpoint, Network, Source, address_text
+from gangway.model import Endpoint, Network, Protocol, Source, address_text
 from gangway.neighbours import Neighbours
 from gangway.plan import MappingPlan, NetworkPlan, Plan
 from gangway.reconcile.properties import Property
@@ -21,6 +21,8 @@ class Attachment(NamedTuple):
     namespace: str  # the path of the container's network namespace
     isolated: bool  # its bridge port reaches the bridge only, and no other isolated port
     inode: int = 0  # of the namespace: the path may lead to another one later; 0: not known
+    udp: tuple[MappingPlan, ...] = ()
+    """On a further network, the container's translated UDP ports: flows of clients there were not masqueraded."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,11 @@ def redirects_of(planned: MappingPlan) -> Iterator[tuple[PortBlock, Target]]:
         shift = mapping.container_ports.first - mapping.host_ports.first
         for block in _blocks(planned):
             yield block, Target(address, block.first + shift)
+
+
+def translated_udp(plans: Iterable[MappingPlan]) -> tuple[MappingPlan, ...]:
+    """Return the mappings whose UDP flows would stay on their former road for as long as the client sends."""
+    return tuple(one for one in plans if one.is_nat and one.mapping.protocol is Protocol.UDP)
 
 
 def steered_ports(plans: Iterable[MappingPlan]) -> Iterator[tuple[int, int]]:

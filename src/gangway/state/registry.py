@@ -15,7 +15,7 @@ from gangway.model import Address, Endpoint, Network, PortMapping, PortRange, Pr
 from gangway.neighbours import Neighbours, further_neighbours
 from gangway.plan import MappingPlan, Plan, assemble, plan_mapping, plan_network
 from gangway.reconcile import properties
-from gangway.reconcile.state import Attachment, State, link_of, ports_of, redirects_of, steered_of
+from gangway.reconcile.state import Attachment, State, link_of, ports_of, redirects_of, steered_of, translated_udp
 from gangway.state.database import Database, Place
 from gangway.state.parked import ParkedPorts
 from gangway.state.port_index import PortIndex
@@ -317,7 +317,8 @@ class Registry:
             if network.is_adopted:
                 continue
             isolated = plan_network(network, self._decided_facts).isolate_ports
-            found[link_of(endpoint)] = Attachment(endpoint, network, place.namespace, isolated, place.inode)
+            udp = () if endpoint.is_first else translated_udp(self.mappings(endpoint.container))
+            found[link_of(endpoint)] = Attachment(endpoint, network, place.namespace, isolated, place.inode, udp)
         return found
 
     def _insert_endpoint(self, endpoint: Endpoint, place: Place) -> None:

@@ -39,7 +39,6 @@ from gangway.model import (
 )
 from gangway.plan import MappingPlan, Origin, Plan, Route
 from gangway.reach import routes_past, routes_to
-from gangway.reconcile.changes import translated_udp
 from gangway.reconcile.controller import Controller
 from gangway.reconcile.executor import Executor
 from gangway.reconcile.state import State, rules_of
@@ -258,10 +257,6 @@ class Requests:
                 raise Unsupported(f"{container} cannot be attached to network {network.name}: {reason}")
             endpoint = Endpoint(container, network.name, found, source, is_first)
             join(self._controller, self._registry, endpoint, place)
-            if not is_first:  # flows of clients there would stay without masquerade for as long as these send
-                undo.callback(leave, self._controller, self._registry, [self._registry.endpoints_of(container)[-1]])
-                published = translated_udp(self._registry.mappings(container))
-                self._executor.delete_flows(published, clients=network.subnets)
             undo.pop_all()
         self._controller.look_into(container)
         return endpoint
