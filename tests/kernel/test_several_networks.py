@@ -93,8 +93,9 @@ def test_explain_names_the_rule_for_further_neighbours(street: Street, joined: B
     with street.published(street.server, "8080:80"):
         (answer,) = street.gangway.json("explain", f"{HOST4}:8080", "--from", "container")
     found = {route["neighbour"]: "\n".join(route["rules"]) for route in answer["mapping"]["routes"]}
-    assert "172.31.0.0/24" in found[True]
-    assert "172.31.0.0/24" not in found[False]
+    assert "172.31.0.0/24" in found[False]
+    assert "172.31.0.0/24" not in found[True]
+    assert answer["further_networks"] == ["other"]
 
 
 def test_udp_client_of_before_is_answered_after_the_container_has_joined(street: Street) -> None:

@@ -190,6 +190,14 @@ def answer(one: PortMapping, at: str, network: Network, facts: HostFacts) -> Exp
     return ExplainAnswer(at, one.host_ports.first, facts.firewall.value, name, gateways, answered)
 
 
+def test_clients_on_further_networks_are_seen_as_the_gateway() -> None:
+    for road in ("nat", "relay"):
+        facts = NFTABLES if road == "nat" else NONE
+        answered = msgspec.structs.replace(answer(mapping("0.0.0.0"), "0.0.0.0", WEB, facts), further_networks=["back"])
+        said = "  Of clients on back, which it is on, too, it sees the gateway."
+        assert explained(answered).count(said) == (road == "nat")
+
+
 def explained(answered: ExplainAnswer) -> str:
     return "\n".join(explanation(msgspec.to_builtins(answered))) + "\n"
 

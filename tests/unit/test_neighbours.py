@@ -8,7 +8,7 @@ from gangway.facts import HostFacts
 from gangway.firewall.iptables import render as iptables
 from gangway.firewall.nft import render as nftables
 from gangway.neighbours import Neighbours, further_neighbours
-from gangway.plan import Plan, assemble
+from gangway.plan import Origin, Plan, assemble
 from gangway.reconcile.properties import Kind, of_veth
 from tests.unit.samples import BACK, FOUR, INNER, IPTABLES, NFTABLES, WEB, endpoint, mapping, planned
 
@@ -60,14 +60,14 @@ def test_iptables_rules(prefix: str) -> None:
     ]
 
 
-def test_explain_shows_these_rules_for_neighbours_only() -> None:
+def test_explain_shows_these_rules_for_containers_of_other_networks() -> None:
     there = iptables_rules(plan(IPTABLES), iptables.DEFAULT_PREFIX)
     further = [one for one in OF_BACK if one.subnet.version == 4]
     for route in PORTS[0].routes:
         by_nft = [*nftables.matching_rules(PORTS[0], route, WEB, 8000, further)]
         by_iptables = [*iptables.matching_rules(PORTS[0], route, WEB, iptables.DEFAULT_PREFIX, further)]
         of_further = [one for one in (*by_nft, *by_iptables) if "172.31.0.0/24" in one]
-        assert len(of_further) == 2 * route.neighbour
+        assert len(of_further) == 2 * (route.origin is Origin.CONTAINER and not route.neighbour)
         for rule in of_further:
             text, _, elements = rule.partition(" { ")
             assert rule in there or (text in nft_rules(plan(NFTABLES)) and elements == "172.31.0.0/24 . 172.30.0.2 }")

@@ -158,6 +158,8 @@ def explanation(answer: Answer) -> Iterator[str]:
         yield f"  {_REASONS[route['code']].format(fact=route['fact'])}"
         if route["seen_as"] != "nobody":
             yield f"  The container sees {_seen_address(route, answer)}."
+        if route["origin"] == "container" and route["code"] == "translated" and answer["further_networks"]:
+            yield f"  Of clients on {', '.join(answer['further_networks'])}, which it is on, too, it sees the gateway."
         yield from (f"    {rule}" for rule in route["rules"])
 
 

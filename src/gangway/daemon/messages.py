@@ -241,6 +241,7 @@ class ExplainAnswer(msgspec.Struct):
     network: str  # empty for a lease
     gateways: list[str]  # the network's; empty for a lease
     mapping: MappingAnswer
+    further_networks: list[str] = []  # the container's; it sees their clients as the gateway, as its own network's
 
 
 class CheckAnswer(msgspec.Struct):

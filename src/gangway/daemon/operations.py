@@ -200,7 +200,8 @@ def _explain(service: Service, _request: None, given: dict[str, str]) -> Explain
     (relayed,) = service.requests.relayed([found.planned])
     answer = MappingAnswer.of(found.planned, service.requests.redirected(found.planned), relayed, routes)
     firewall = service.requests.facts.firewall if found.planned.has_rules else Firewall.NONE
-    return ExplainAnswer(str(address), ports.first, firewall.value, name, list(map(str, gateways)), answer)
+    of_network = name, list(map(str, gateways))
+    return ExplainAnswer(str(address), ports.first, firewall.value, *of_network, answer, list(found.further))
 
 
 OPERATIONS = (

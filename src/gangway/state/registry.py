@@ -302,6 +302,12 @@ class Registry:
             attachments=self._attachments(endpoints),
         )
 
+    def further_networks(self, planned: MappingPlan) -> tuple[str, ...]:
+        """Return the names of the further networks of a mapping's container whose clients there are masqueraded."""
+        of_container = self._endpoints.get(planned.mapping.container, ())
+        further = (self._networks[one.network] for one in of_container if not one.is_first)
+        return tuple(one.name for one in further if any(subnet.version == planned.family for subnet in one.subnets))
+
     def _neighbours(self, endpoints: Iterable[Endpoint]) -> frozenset[Neighbours]:
         """Return the clients on further networks among those of some endpoints."""
         further = ((self.endpoint(one.container), one.network) for one in endpoints if not one.is_first)

@@ -61,6 +61,7 @@ class Explanation(NamedTuple):
 
     planned: MappingPlan
     network: Network | None
+    further: tuple[str, ...]  # the container's further networks that have the family of its address
     routes: tuple[tuple[Route, tuple[str, ...]], ...]
 
 
@@ -173,7 +174,7 @@ class Requests:
         else:
             routes = routes_to(planned, address, port, origin)
         found = ((route, tuple(self._executor.matching(planned, route, network, port))) for route in routes)
-        return Explanation(planned, network, tuple(found))
+        return Explanation(planned, network, self._registry.further_networks(planned), tuple(found))
 
     # Networks
 

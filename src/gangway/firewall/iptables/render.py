@@ -168,7 +168,7 @@ def matching_rules(
 ) -> Iterator[str]:
     """Yield the rules that match the first packet of a client on `route`, each as `TABLE: RULE`.
 
-    `further` are the container's neighbours on further networks.
+    `further` are the container's neighbours on further networks, who are among the containers of other networks.
     """
     if route.road is Road.RELAY and route.origin in (Origin.REMOTE, Origin.CONTAINER) and _is_restricted(planned):
         yield from (f"mangle: {rule}" for rule in _refusal(planned, prefix))
@@ -188,8 +188,10 @@ def matching_rules(
     if route.neighbour:
         subnet = next(subnet for subnet in network.subnets if planned.container_address in subnet)
         yield f"nat: {_hairpin(subnet, planned.bridge)}"
+        return
+    if route.origin is Origin.CONTAINER:
         yield from (f"nat: {rule}" for rule in _further(further, planned.family))
-    elif route.reason.code is Code.ANSWERS_ELSEWHERE:
+    if route.reason.code is Code.ANSWERS_ELSEWHERE:
         yield f"nat: {_to_gateway(planned.container_address, planned.bridge)}"
 
 

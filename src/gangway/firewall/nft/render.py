@@ -258,7 +258,7 @@ def matching_rules(
 ) -> Iterator[str]:
     """Yield the rules that match the first packet of a client of a port on `route`, each as `CHAIN: RULE`.
 
-    `further` are the container's neighbours on further networks.
+    `further` are the container's neighbours on further networks, who are among the containers of other networks.
     """
     if route.road is not Road.BLOCKED and route.origin in (Origin.REMOTE, Origin.CONTAINER):
         yield from restricted.matching_rules(planned)
@@ -276,9 +276,11 @@ def matching_rules(
     if route.neighbour:
         own = next(subnet for subnet in network.subnets if planned.container_address in subnet)
         yield f"postrouting: {masquerade.hairpin(planned.family)} {{ {masquerade.neighbours(network, own)} }}"
-        if keys := masquerade.further_elements(further).get(f"further{planned.family}"):
-            yield f"postrouting: {masquerade.further(planned.family)} {{ {', '.join(keys)} }}"
-    elif route.reason.code is Code.ANSWERS_ELSEWHERE:
+        return
+    keys = masquerade.further_elements(further).get(f"further{planned.family}")
+    if keys and route.origin is Origin.CONTAINER:
+        yield f"postrouting: {masquerade.further(planned.family)} {{ {', '.join(keys)} }}"
+    if route.reason.code is Code.ANSWERS_ELSEWHERE:
         yield f"postrouting: {masquerade.to_gateway(planned.container_address)}"
 
 
