@@ -11,6 +11,13 @@ from lab.roots import Root
 _SOURCES = "/root/gangway"
 _SERVE = "python3 -m http.server --bind 127.0.0.9 80"
 _LAUNCHER = "-proto tcp -host-ip 127.0.0.1 -host-port 8001 -container-ip 127.0.0.9 -container-port 80"
+_APPLIED = '[[network]]\nname = "web"\n'
+_DECLARE = """
+ip netns add box
+gangway attach box
+gangway publish box --keep -p 127.0.0.1:8002:80
+gangway apply /root/web.toml
+"""
 # What apt and dpkg write for any package, and copies of the former lists of users.
 _OTHERS = ("proc", "sys", "dev", "run", "tmp", "root", "var/lib/dpkg", "var/lib/apt", "var/cache/apt", "var/log")
 _BACKUPS = ("etc/passwd-", "etc/group-", "etc/shadow-", "etc/gshadow-", "var/cache/ldconfig/aux-cache")
@@ -55,6 +62,9 @@ def test_a_purge_leaves_the_system_as_it_was(root: Root, package: Path) -> None:
     assert "redirect" in shown
     launcher = f"{_SERVE} & exec gangway-docker-proxy {_LAUNCHER} 3>/dev/null"
     assert root.answer(f"({launcher})", "http://127.0.0.1:8001") == "200"
+    (root.path / "root/web.toml").write_text(_APPLIED)
+    root.run_offline("sh", "-ec", _DECLARE)
+    assert sorted(os.listdir(root.path / "etc/gangway/conf.d")) == ["kept.toml", "web.toml"]
     root.run("apt-get", "-qq", "--yes", "purge", "gangway")
     after = _contents(root)
     assert sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)) == []
