@@ -21,6 +21,7 @@ from tests.kernel.crossings import client_of
 pytestmark = pytest.mark.any_kernel
 
 _UNIT = Path(__file__).parents[2] / "systemd/gangway.service"
+_DECLARED = "/etc/gangway/conf.d/web.toml"
 # While the file `gate` exists, no daemon is started.
 _DROP_IN = """
 [Unit]
@@ -178,5 +179,9 @@ def test_down_ends_the_service_and_leaves_nothing(service: Service) -> None:
     is_active = ("systemctl", "is-active", "gangway")
     wait_until(lambda: service.systemd.run(*is_active).stdout == "inactive\n", "systemd to know that it has ended")
     assert service.gangway("uninstall-check") == "nothing is left\n"
+    service.systemd("sh", "-ec", f"mkdir -p /etc/gangway/conf.d; : >{_DECLARED}")  # in memory, as all its files are
+    found = json.loads(service.systemd.run(str(GANGWAY), "uninstall-check", "--json").stdout)
+    assert found == [{"what": f"file {_DECLARED}, which the next daemon reads", "removal": f"rm {_DECLARED}"}]
+    service.systemd("rm", _DECLARED)
     service.systemd("systemctl", "start", "gangway")
     assert json.loads(service.gangway("network", "ls", "--json")) == []

@@ -104,3 +104,19 @@ def test_down_removes_nothing_unasked() -> None:
             assert "network web\n" in done.stdout
             assert said in done.stdout
         assert _left(host) == {}
+
+
+def test_declared_file_is_left_by_down_and_named() -> None:
+    with Namespace("host") as host, Gangway(host, "--firewall", "none") as gangway:
+        file = gangway.folder / "conf.d/web.toml"
+        file.parent.mkdir()
+        file.write_text('[[network]]\nname = "web"\nsubnets = ["172.30.0.0/24"]\n')
+        gangway("daemon", "reload")
+        named = {f"file {file}, which the next daemon reads": f"rm {file}"}
+        assert _left(host).items() >= named.items()
+        assert f"kept: {file}" in host.run(str(GANGWAY), "down", "--yes").stdout
+        found = _left(host)
+        assert found.items() >= named.items()
+        for command in found.values():
+            host.run("sh", "-ec", command)
+        assert _left(host) == {}

@@ -12,7 +12,7 @@ import pytest
 from gangway.cli import uninstall
 from gangway.cli.client import Refused
 from gangway.daemon.processes import Process, kind_of, running
-from gangway.daemon.remains import Remain, _of_process
+from gangway.daemon.remains import Remain, _declared, _of_process
 from gangway.errors import Conflict, HostRefused
 from gangway.firewall.iptables import timeouts
 from gangway.host import sysctl
@@ -140,6 +140,19 @@ def test_memory_of_no_database_is_empty(tmp_path: Path, content: bytes | None) -
         path.write_bytes(content)
     assert Memory(path).recall("what") is None
     assert path.exists() == (content is not None)
+
+
+def test_files_that_a_daemon_reads_are_left(tmp_path: Path) -> None:
+    folder = tmp_path / "conf.d"
+    assert list(_declared(folder)) == []
+    folder.mkdir()
+    texts = {"b.toml": '[[network]]\nname = "web"\n', "a wrong.toml": "nonsense", ".b.toml.new": "", "notes": ""}
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    assert list(_declared(folder)) == [
+        Remain(f"file {folder}/a wrong.toml, which the next daemon reads", f"rm '{folder}/a wrong.toml'"),
+        Remain(f"file {folder}/b.toml, which the next daemon reads", f"rm {folder}/b.toml"),
+    ]
 
 
 _LAUNCHER, _RELAY, _DAEMON = "gangway-docker-proxy", "gangway.relay", "gangway.daemon"

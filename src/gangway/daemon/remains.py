@@ -14,6 +14,7 @@ from typing import NamedTuple
 from gangway import runtime
 from gangway.daemon import detach
 from gangway.daemon.config import Config
+from gangway.daemon.declared_files import folder_for, read_files
 from gangway.daemon.processes import DAEMON, LAUNCHER, Process, running
 from gangway.daemon.start import Start
 from gangway.docker import settings_file
@@ -48,7 +49,9 @@ def remains() -> list[Remain]:
     """Return everything of gangway's in this network namespace.  Forbidden: only root sees it all."""
     if not probe.is_root():
         raise Forbidden("only root sees all that is left: run as root")
-    config, processes = _config(), list(running())
+    start, processes = Start(), list(running())
+    start.apply_last()
+    config = _config(start)
     state = Path(config.state or runtime.default_state())
     memory = Memory(state)
     links = Links()
@@ -69,17 +72,21 @@ def remains() -> list[Remain]:
     if names := timeouts.existing():  # last: the rules that name them have to go first, and few have nfct(8)
         found.append(Remain(f"conntrack: timeout policies {', '.join(names)}", _DOWN))
     if any(one.kind == DAEMON for one in processes):  # it would repair what is removed by hand
-        return [one if "docker " in one.removal else one._replace(removal=_DOWN) for one in found]
-    return found
+        found = [one if "docker " in one.removal else one._replace(removal=_DOWN) for one in found]
+    return [*_declared(folder_for(start.config)), *found]  # first: the runtime folder may be around these files
 
 
-def _config() -> Config:
+def _config(start: Start) -> Config:
     """Return the settings that a daemon would start with."""
-    start = Start()
-    start.apply_last()
     with suppress(InvalidRequest):
         return start.load(os.environ).config
     return Config()
+
+
+def _declared(folder: Path) -> Iterator[Remain]:
+    """Yield the files that declare what the next daemon serves, or may when they are mended; `down` keeps them."""
+    for path in sorted({path for what in read_files(folder, {}) for path in what}):
+        yield Remain(f"file {path}, which the next daemon reads", f"rm {quote(path)}")
 
 
 def _of_process(process: Process) -> Remain:
