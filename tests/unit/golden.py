@@ -1,10 +1,10 @@
-"""Compares texts with the files in tests/golden; GANGWAY_WRITE_GOLDEN=1 writes these files."""
+"""Compares texts with the files in tests/golden; WRITE_GOLDEN=1 writes these files."""
 
 import os
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "golden"
-WRITE = os.environ.get("GANGWAY_WRITE_GOLDEN") == "1"
+WRITE = os.environ.get("WRITE_GOLDEN") == "1"
 
 
 def assert_golden(name: str, text: str) -> None:
@@ -12,4 +12,4 @@ def assert_golden(name: str, text: str) -> None:
     path = FOLDER / name
     if WRITE:
         path.write_text(text)
-    assert text == path.read_text(), f"{path} differs; if it is out of date, run the test with GANGWAY_WRITE_GOLDEN=1"
+    assert text == path.read_text(), f"{path} differs; if it is out of date, run the test with WRITE_GOLDEN=1"

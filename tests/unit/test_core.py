@@ -9,7 +9,7 @@ import pytest
 _CORE = Path(__file__).parents[2] / "src/gangway/relay/core"
 _DRIVER = Path(__file__).with_name("core_driver.c")
 _FUZZER = Path(__file__).with_name("core_fuzz.c")
-_FUZZED_S = int(os.environ.get("GANGWAY_FUZZ_S", "30"))  # more by hand
+_FUZZED_S = int(os.environ.get("FUZZ_S", "30"))  # more by hand
 _FLAGS = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wl,--wrap=epoll_ctl,--wrap=pipe2", f"-I{_CORE}"]
 
 
