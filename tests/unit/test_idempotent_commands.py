@@ -66,6 +66,13 @@ def test_an_endpoint_that_exists(attached: Commands, box: Namespace, daemon: Dae
             attached.attach(other)
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_ports_of_no_container(attached: Commands, box: Namespace, keep: bool, tmp_path: Path) -> None:
+    with pytest.raises(Conflict, match=f"^no container named 'none' is attached; attached: {box.name}$"):
+        attached.publish("none", ["127.0.0.1:8000:80"], keep=keep)
+    assert not (tmp_path / "conf.d").exists()
+
+
 def test_a_container_on_several_networks(attached: Commands, box: Namespace, daemon: Daemon, tmp_path: Path) -> None:
     back, kept = NetworkRequest("back", ["172.31.0.0/24"]), tmp_path / "conf.d/kept.toml"
     attached.create_network(back)

@@ -183,14 +183,20 @@ class Commands:
         return tuple(one for one in known if one.mapping not in others), list(map(port_text, missing))
 
     def _keepable(self, container: str) -> Document:
-        """Return what the kept file says.  InvalidRequest: the container has no name that a later one may have."""
+        """Return what the kept file says.
+
+        InvalidRequest: the container has no name that a later one may have.  Conflict: it does not exist.
+        """
         path = netns.path_of(container)
-        is_named = netns.exists(path) and not netns.is_of_process(path)
-        if not is_named and not container.startswith(DOCKER_PREFIX):
-            raise InvalidRequest(
-                f"ports of {container} cannot be kept: it has no name that outlives it; name it with ip netns attach"
-            )
-        return self._files.kept()
+        is_of_process = netns.is_of_process(path)
+        if container.startswith(DOCKER_PREFIX) or (netns.exists(path) and not is_of_process):
+            return self._files.kept()
+        if not is_of_process:
+            self._requests.repair(container)  # removes the endpoints of a namespace that was deleted
+            self._requests.endpoints_of(container)
+        raise InvalidRequest(
+            f"ports of {container} cannot be kept: it has no name that outlives it; name it with ip netns attach"
+        )
 
     def _declared_ports(self, container: str) -> tuple[list[PortRequest], list[DeclaredPort]]:
         """Return the ports of a container that are kept, and those that other files declare."""
