@@ -127,9 +127,9 @@ class PortRequest:
         host, container = self.host_ports, self.container_ports
         if host is not None and container.count not in (1, host.count):
             last = host.first + container.count - 1
-            example = f"; for example {host.first}-{last}:{container}" if last <= _MAX_PORT else ""
+            hint = f"; for example {replace(self, host_ports=PortRange(host.first, last))}" if last <= _MAX_PORT else ""
             raise InvalidRequest(
-                f"{host.count} host port{'s' * (host.count > 1)} for {container.count} container ports{example}"
+                f"{host.count} host port{'s' * (host.count > 1)} for {container.count} container ports{hint}"
             )
 
     @property
@@ -152,6 +152,13 @@ class PortRequest:
             return iter([self])
         ports = range(self.container_ports.first, self.container_ports.last + 1)
         return (replace(self, container_ports=PortRange(port, port)) for port in ports)
+
+    def __str__(self) -> str:
+        """Return what is written after `-p`; `parse_port` reads the same from it, but for the admitted clients."""
+        host = "" if self.host_addresses == ANY else f"{format_host(self.host_addresses[0])}:"
+        ports = f"{self.host_ports or ''}:" if host or self.host_ports else ""
+        protocol = "" if self.protocol is Protocol.TCP else f"/{self.protocol}"
+        return f"{host}{ports}{self.container_ports}{protocol}"
 
 
 def parse_port(text: str, admitted: Subnets = ()) -> PortRequest:

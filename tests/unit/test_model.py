@@ -74,6 +74,8 @@ def test_port_is_parsed_as_docker_parses_it(text: str, wanted: PortRequest) -> N
         ("8000:80-70000", "port 70000 is out of range"),
         ("8010-8000:80", "8010-8000 is reversed: write 8000-8010"),
         ("8000-8001:80-82", "2 host ports for 3 container ports; for example 8000-8002:80-82"),
+        ("10.0.0.1:8000:80-82/udp", "1 host port for 3 container ports; for example 10.0.0.1:8000-8002:80-82/udp"),
+        ("[fd00::1]:8000:80-82/sctp", "1 host port for 3 container ports; for example [fd00::1]:8000-8002:80-82/sctp"),
         ("8000:80-82", "1 host port for 3 container ports; for example 8000-8002:80-82"),
         ("65535:80-82", "1 host port for 3 container ports"),
         ("8000:80/icmp", "unknown protocol 'icmp': use tcp, udp or sctp"),

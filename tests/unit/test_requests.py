@@ -1,5 +1,6 @@
 """What each request changes, and that a failure below any step leaves registry, index and host as they were."""
 
+import re
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -217,11 +218,23 @@ def test_refused_requests(attached: Daemon, box: Namespace, own_namespace: Names
     assert attached.is_consistent()
 
 
-def test_internal_network_is_published_at_loopback_only(daemon: Daemon, box: Namespace) -> None:
+@pytest.mark.parametrize(
+    ("given", "suggested"),
+    [
+        ("8000:80", "127.0.0.1:8000:80"),
+        ("7000-7005:7000-7005/udp", "127.0.0.1:7000-7005:7000-7005/udp"),
+        ("10.0.0.1::80-82/sctp", "127.0.0.1::80-82/sctp"),
+        ("7000-7005:80", "127.0.0.1:7000-7005:80"),
+        ("[fd00::1]:53:53/udp", "[::1]:53:53/udp"),
+    ],
+)
+def test_internal_network_is_published_at_loopback_only(
+    daemon: Daemon, box: Namespace, given: str, suggested: str
+) -> None:
     daemon.requests.create_network(INNER)
     daemon.requests.attach(box.name, "inner", ())
-    with pytest.raises(Conflict, match=r"published on a loopback address only, as in -p 127\.0\.0\.1:8000:80"):
-        daemon.requests.publish(box.name, ["127.0.0.1:9000:90", "8000:80"])
+    with pytest.raises(Conflict, match=f"on a loopback address only, as in -p {re.escape(suggested)}$"):
+        daemon.requests.publish(box.name, ["127.0.0.1:9000:90", given])
     assert daemon.requests.mappings() == ()
     assert daemon.registry.index.collision(mapping("127.0.0.1", "9000")) is None
     assert daemon.requests.publish(box.name, ["127.0.0.1:9000:90"])

@@ -25,13 +25,10 @@ import msgspec
 from gangway.admission import parse_admitted, parse_subnet
 from gangway.daemon.messages import NetworkRequest
 from gangway.errors import InvalidRequest
-from gangway.inet import format_host
 from gangway.model import (
-    ANY,
     DOCKER_PREFIX,
     Address,
     PortRequest,
-    Protocol,
     Source,
     check_container,
     parse_address,
@@ -159,12 +156,7 @@ def networks_of(table: PublishTable) -> tuple[str, ...]:
 
 
 def port_text(request: PortRequest) -> str:
-    """Return a port as it is written after `-p`; `parse_port` reads the same from it."""
-    host = "" if request.host_addresses == ANY else f"{format_host(request.host_addresses[0])}:"
-    ports = "" if request.host_ports is None else str(request.host_ports)
-    ports += ":" if ports or host else ""
-    protocol = "" if request.protocol is Protocol.TCP else f"/{request.protocol}"
-    return f"{host}{ports}{request.container_ports}{protocol}"
+    return str(request)
 
 
 def document_text(document: Document) -> str:

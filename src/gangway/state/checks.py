@@ -1,12 +1,16 @@
 """What keeps ports of an attached container from being published."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import ip_address
 
 from gangway.errors import Conflict, Unsupported
 from gangway.host import netns
 from gangway.model import Network, PortRequest
 from gangway.plan import MappingPlan
 from gangway.state.database import Place
+
+_LOOPBACK = {4: ip_address("127.0.0.1"), 6: ip_address("::1")}
 
 
 def check_same_process(container: str, place: Place) -> None:
@@ -31,8 +35,9 @@ def check_reachable(planned: Sequence[MappingPlan]) -> None:
 def check_internal(request: PortRequest, network: Network) -> None:
     """Conflict: ports of the network's containers cannot be published at a requested address."""
     if network.internal and not all(address.is_loopback for address in request.host_addresses):
-        inner = request.container_ports
+        family = min(address.version for address in request.host_addresses)
+        at_loopback = replace(request, host_addresses=(_LOOPBACK[family],))
         raise Conflict(
             f"network {network.name} is internal: its containers' ports can be published on a loopback address only, "
-            f"as in -p 127.0.0.1:{request.host_ports or inner}:{inner}"
+            f"as in -p {at_loopback}"
         )

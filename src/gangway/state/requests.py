@@ -298,7 +298,9 @@ class Requests:
         self.repair(container)
         network = self._registry.network_of(container)
         check_same_process(container, self._registry.place(container))
-        parsed = (replace(parse_port(text, admitted), source=source) for text in texts)
+        parsed = [replace(parse_port(text, admitted), source=source) for text in texts]
+        for request in parsed:
+            check_internal(request, network)
         requests = [one for request in parsed for one in families.without_missing(request).split_ports()]
         for address in {address for request in requests for address in request.host_addresses}:
             sockets.require_no_broadcast(str(address))
@@ -306,7 +308,6 @@ class Requests:
 
         def reserve(allocation: Allocation) -> None:
             for request in requests:
-                check_internal(request, network)
                 allocation.allocate(container, request)
 
         return publish(self._controller, self._registry, self._executor, reserve, check_reachable)
