@@ -1,5 +1,6 @@
 """What is declared in files is there as soon as its containers are, and again after a reboot."""
 
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +63,14 @@ def networks_of(gangway: Gangway, box: Namespace) -> dict[str, bool]:
     return {one["network"]: one["is_first"] for one in endpoints if one["container"] == box.name}
 
 
+def health(gangway: Gangway) -> tuple[int, list[str]]:
+    """Return the status that GET /health has, and the reasons."""
+    socket_options = ("--unix-socket", str(gangway.socket))
+    said = gangway.host.run("curl", "-sS", "-w", "\n%{http_code}", *socket_options, "http://gangway/health").stdout
+    answer, _, status = said.rpartition("\n")
+    return int(status), json.loads(answer)["reasons"]
+
+
 def lines(gangway: Gangway) -> list[str]:
     return [f"{one['source']} {one['host_address']}:{one['host_ports']} {one['note']}" for one in gangway.json("ls")]
 
@@ -72,6 +81,7 @@ def test_everything_is_there_after_a_reboot(site: Site, has_database: bool) -> N
     site.declare(NETWORK + ports(box, "127.0.0.1:8000:80"))
     with site.booted() as gangway:
         assert lines(gangway) == ["declared 127.0.0.1:8000 container does not exist"]
+        assert health(gangway) == (200, [])
         with box, typed:
             wait_until(lambda: is_served(gangway, box), "the container to be served")
             gangway("network", "create", "other")
@@ -120,6 +130,8 @@ def test_files_are_applied_and_read_again(site: Site, tmp_path: Path) -> None:
             assert f"{site.folder}/wrong.toml: Object contains unknown field `kontainer`" in done.stderr
             assert done.returncode == (2 if command[0] == "config" else 0)
         assert is_served(gangway, box)
+        status, (mistake,) = health(gangway)
+        assert (status, mistake.startswith(f"{site.folder}/wrong.toml: ")) == (503, True)
         (site.folder / "wrong.toml").unlink()
         (site.folder / "app.toml").unlink()
         assert gangway("daemon", "reload") == ""

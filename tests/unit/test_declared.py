@@ -72,6 +72,7 @@ def test_a_container_is_served_when_it_exists(site: Site) -> None:
     assert site.declare(NETWORK + ports(box, "127.0.0.1:8000:80")) == []
     assert site.found() == ["web declared"]
     assert [(one.container, one.note) for one in site.declared.waiting()] == [(box.name, "container does not exist")]
+    assert site.declared.problems() == []
     with box:
         site.declared.serve_new()
         served = ["web declared", f"{box.name} declared", "127.0.0.1:8000:80/tcp declared"]
@@ -97,9 +98,11 @@ def test_what_is_not_declared_any_more_is_removed(site: Site, box: Namespace) ->
     assert "127.0.0.1:9000:90/tcp is published by command" in attached
     assert f"network web stays as it is: {box.name} is attached by command" in network
     assert site.found()[2:] == ["127.0.0.1:9000:90/tcp api"]
+    assert site.declared.problems() == [attached, network]
     site.commands.unpublish(box.name, [])
     site.declared.retry()
     assert site.found() == []
+    assert site.declared.problems() == []
     assert not site.declared
 
 
@@ -117,6 +120,7 @@ def test_a_wrong_file_removes_nothing(site: Site, box: Namespace, tmp_path: Path
     before = site.found()
     (problem,) = site.declare("[[")
     assert problem.startswith(f"{site.folder}/web.toml: ")
+    assert site.declared.problems() == [problem]
     assert site.found() == before
     later = Site(Daemon(tmp_path, site.daemon), site.folder)
     assert len(later.declared.reload()) == 1
@@ -127,6 +131,7 @@ def test_a_wrong_file_removes_nothing(site: Site, box: Namespace, tmp_path: Path
         f"- attach {box.name}: network web",
         "- network web",
     ]
+    assert later.declared.problems() == []
     assert later.found() == []
     later.daemon.close()
 
@@ -158,11 +163,14 @@ def test_what_fails_is_logged_once_and_tried_again(site: Site, box: Namespace) -
         (warning,) = site.declare(ports(box, "127.0.0.1:8000:80", "127.0.0.1:8001:80"))
         assert warning.startswith(f"conf.d: publish {box.name}: 127.0.0.1:8000:80: 127.0.0.1:8000/tcp is already")
         assert [one.note for one in site.declared.waiting(box.name)] == ["not published: see the log"]
-        site.declared.retry()
+        for _ in range(2):
+            site.declared.retry()
+            assert site.declared.problems() == [warning]
         assert sum(warning == line for line in site.daemon.log) == 1
         site.docker_ports.unpublish(other.name, [])
         site.declared.retry()
         assert site.declared.waiting() == []
+        assert site.declared.problems() == []
 
 
 def test_containers_on_no_network_are_attached_to_that_on_demand(site: Site, box: Namespace) -> None:

@@ -47,13 +47,14 @@ class WaitingPort(NamedTuple):
 
 
 class Declared:
-    """Serves what files declare.  Everything but `waiting` is for the worker thread."""
+    """Serves what files declare.  Everything but `waiting` and `problems` is for the worker thread."""
 
     def __init__(self, files: DeclaredFiles, requests: Requests, ports: DockerPorts, log: Log) -> None:
         self._files, self._requests, self._ports, self._log = files, requests, ports, log
         self._attempts = Attempts(self._warn)
         self._warned = list[str]()
         self._notes: tuple[str, ...] = ()
+        self._unserved: tuple[str, ...] = ()  # as it was logged
         self._is_unfinished = False
         self._failed = set[str]()  # containers of which something failed
         self._running: frozenset[str] = frozenset()  # the names of Docker's containers
@@ -86,8 +87,9 @@ class Declared:
 
     def serve(self) -> None:
         """Serve everything that can be served."""
-        self._attempts.begin_round()
         self._is_unfinished = not self._attempts.attempt(self._serve, "conf.d") or self._is_unfinished
+        self._attempts.begin_round()  # so that `failures` are this round's, not an earlier one's
+        self._unserved = (*map(_of_note, self._notes), *self._attempts.failures)
 
     def serve_new(self) -> None:
         """Serve the containers that have come into being; those that could not be served have to wait for `retry`."""
@@ -105,13 +107,20 @@ class Declared:
     def end(self) -> None:
         """Serve nothing any more: everything was removed, and the daemon ends."""
         self._files.forget()
-        self._is_unfinished = False
+        self._unserved, self._is_unfinished = (), False
 
     def serve_dockers(self, running: frozenset[str]) -> None:
         """Serve Docker's containers, of which those with these names run."""
         self._running = running
         if self.has_dockers:
             self.serve()
+
+    def problems(self) -> list[str]:
+        """Return what is wrong in files, and what could not be served, line by line.  It is for any thread.
+
+        A container that does not exist is no problem: it is served when it does.
+        """
+        return [*self._files.mistakes(), *self._unserved]
 
     def waiting(self, container: str | None = None) -> list[WaitingPort]:
         """Return the declared ports, or those of a container, that are not published.  It is for any thread."""
@@ -151,10 +160,11 @@ class Declared:
     def _serve(self) -> None:
         self._is_unfinished, self._failed = False, set()
         if not self._files.declaration and (self._requests.orphans or not self._requests.networks()):
+            self._notes = ()
             return
         difference = self._compare(self._files.declaration, self._files.is_complete)
         for note in (one for one in difference.notes if one not in self._notes):
-            self._warn(f"conf.d: {note}")
+            self._warn(_of_note(note))
         self._notes = difference.notes
         failed = [step for step in difference.steps if not self._attempt(step)]
         self._failed |= {step.container for step in failed if isinstance(step, Publish)}
@@ -259,6 +269,10 @@ def create_network(requests: Requests, request: NetworkRequest, source: Source =
     """Create a network; if no subnets are requested, with free ones."""
     subnets = () if request.subnets else requests.free_subnets()
     return requests.create_network(request.network(requests.uplink_mtu(), subnets, source))
+
+
+def _of_note(note: str) -> str:
+    return f"conf.d: {note}"
 
 
 def _what(step: Step) -> str:

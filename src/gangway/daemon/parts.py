@@ -217,6 +217,7 @@ class Parts:
             reasons.append(f"the database is lost, and these links are left: {', '.join(self.requests.orphans)}")
         if self.docker is not None and self.docker.problem:
             reasons.append(self.docker.problem)
+        reasons += self.declared.problems()
         return HealthAnswer(not reasons, reasons)
 
     def handover(self) -> "Handover":
