@@ -128,7 +128,7 @@ def test_files_are_applied_and_read_again(site: Site, tmp_path: Path) -> None:
         for command in (("daemon", "reload"), ("config", "check", str(site.settings))):
             done = gangway.run(*command)
             assert f"{site.folder}/wrong.toml: Object contains unknown field `kontainer`" in done.stderr
-            assert done.returncode == (2 if command[0] == "config" else 0)
+            assert done.returncode == (2 if command[0] == "config" else 1)
         assert is_served(gangway, box)
         status, (mistake,) = health(gangway)
         assert (status, mistake.startswith(f"{site.folder}/wrong.toml: ")) == (503, True)

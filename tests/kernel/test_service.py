@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -147,6 +148,18 @@ def test_reload_reports_a_mistake(service: Service) -> None:
         service.settings.write_text(settings)
         assert service.systemd.run("systemctl", "reload", "gangway").returncode == code
         assert service.systemd("systemctl", "is-active", "gangway") == "active\n"
+    declared = service.settings.with_name("conf.d")
+    declared.mkdir()
+    try:
+        (declared / "10.toml").write_text("[[")
+        (declared / "20.toml").write_text('[[network]]\nname = "web"\n')
+        assert service.systemd.run("systemctl", "reload", "gangway").returncode == 1
+        assert service.systemd("systemctl", "is-active", "gangway") == "active\n"
+        assert service.gangway("network", "ls", "-q") == "web\n"
+    finally:
+        shutil.rmtree(declared)
+    service.systemd("systemctl", "reload", "gangway")
+    assert service.gangway("network", "ls", "-q") == ""
     assert service.pid() == before
 
 

@@ -99,12 +99,18 @@ def restart(path: str) -> None:
 
 
 def reload(path: str) -> None:
-    """Have the daemon read its settings again, and open its log files again."""
+    """Have the daemon read its settings and what is declared in the folder conf.d again, and open its log files again.
+
+    The exit code is 1 if something declared is wrong or cannot be served; the rest is served.
+    """
     try:
-        for warning in ask_running(path, "POST", "/reload"):
-            say(warning)
+        problems = ask_running(path, "POST", "/reload")
     except NoDaemon:
         raise Refused("Conflict", f"no daemon runs at {path}; the next one reads the settings when it starts") from None
+    for text in problems:
+        say(text)
+    if problems:
+        sys.exit(FAILED)
 
 
 def list_ports(path: str, container: str | None, filters: Sequence[Filter], **form: Any) -> None:

@@ -220,9 +220,9 @@ class Daemon:
         return removed
 
     def _reload(self) -> list[str]:
-        """Read the settings again, and open the log files again, which may have been renamed; return warnings.
+        """Read the settings again, open the log files again, which may have been renamed, and serve what is declared.
 
-        InvalidRequest, HostRefused: the former settings are in use.
+        Return what is wrong with that, line by line.  InvalidRequest, HostRefused: the former settings are in use.
         """
         supervisor.notify(supervisor.reloading())
         try:
@@ -234,7 +234,7 @@ class Daemon:
             supervisor.notify(supervisor.READY)
         for text in loaded.warnings:
             self._log.warning(text)
-        return [*loaded.warnings, *self._parts.declared.reload()]
+        return self._parts.declared.reload()
 
     def _reload_or_log(self) -> None:
         try:

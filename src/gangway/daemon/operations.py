@@ -320,7 +320,7 @@ OPERATIONS = (
     ),
     Operation(
         "POST /reload",
-        "Read the settings again, and open the log files again; the answer is warnings.",
+        "Read the settings and conf.d again, and open the log files again; the answer is what is wrong in conf.d.",
         lambda service, *_: service.reload(),
         list[str],
         is_roots=True,
