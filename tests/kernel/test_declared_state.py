@@ -107,7 +107,7 @@ def test_everything_is_there_after_a_reboot(site: Site, has_database: bool) -> N
 
 
 def test_files_are_applied_and_read_again(site: Site, tmp_path: Path) -> None:
-    source = tmp_path / "app.toml"
+    source, later = tmp_path / "app.toml", Namespace("later")
     with Namespace("box") as box, site.booted() as gangway:
         source.write_text(NETWORK + ports(box, "127.0.0.1:8000:80"))
         words = "apply", str(source)
@@ -122,6 +122,14 @@ def test_files_are_applied_and_read_again(site: Site, tmp_path: Path) -> None:
             with pytest.raises(CommandFailed, match=r"publish .*: port 127\.0\.0\.1:8002/tcp is in use"):
                 gangway(*words)
         assert is_served(gangway, box)
+        source.write_text(NETWORK + ports(box, "127.0.0.1:8000:80") + ports(later, "127.0.0.1:8000:81"))
+        with later:
+            refused = [gangway.run(*words, *flags) for flags in (("--dry-run",), ())]
+        assert [(one.returncode, one.stdout) for one in refused] == [(1, "")] * 2
+        assert {one.stderr for one in refused} == {
+            f"gangway: publish {later.name}: 127.0.0.1:8000:81: 127.0.0.1:8000/tcp is already published for container "
+            f"{box.name}: choose another port\n"
+        }
         with pytest.raises(CommandFailed, match=f"is declared in {site.folder}/app.toml: remove it there"):
             gangway("unpublish", box.name)
         site.declare("[[publish]]\nkontainer = 1\n", "wrong.toml")

@@ -97,7 +97,9 @@ def test_what_was_applied() -> None:
     made = audit.applied({"name": "web.toml", "dry_run": False}, answer)
     assert made.text.startswith("web.toml applied: + network net0: free subnets; ")
     assert made.text.endswith("net7: free subnets and 2 more")
-    assert audit.applied({"name": "web.toml", "dry_run": True}, ApplyAnswer([], [])).text.endswith("nothing to change")
+    assert made.name == "applied"
+    dry = audit.applied({"name": "web.toml", "dry_run": True}, ApplyAnswer([], []))
+    assert (dry.name, dry.text) == ("compared", "web.toml compared: nothing to change")
 
 
 def test_a_condition_is_said_as_the_answer_does_not_say_whether_it_held() -> None:

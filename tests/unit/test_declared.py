@@ -212,8 +212,9 @@ def test_apply_fails_if_its_own_ports_are_not_free_but_not_for_those_of_others(s
         text = ports(box, "127.0.0.1:8000:80")
         site.declare(text, "app.toml")
         for again in (text, text + ports(box, "127.0.0.1:8001:80")):
-            with pytest.raises(GangwayError, match=r"127\.0\.0\.1:8000/tcp is already published"):
-                site.declared.apply("app.toml", again, is_dry=False)
+            for is_dry in (True, False):
+                with pytest.raises(GangwayError, match=r"publish .*: 127\.0\.0\.1:8000/tcp is already published"):
+                    site.declared.apply("app.toml", again, is_dry)
         assert (site.folder / "app.toml").read_text() == text
         more = ports(box, "127.0.0.1:9000:90")
         added = [f"+ publish {box.name}: 127.0.0.1:9000:90"]
@@ -223,6 +224,16 @@ def test_apply_fails_if_its_own_ports_are_not_free_but_not_for_those_of_others(s
         site.docker_ports.unpublish(other.name, [])
         site.declared.retry()
         assert site.declared.waiting() == []
+
+
+def test_the_port_of_a_container_that_has_just_exited_is_free(site: Site, box: Namespace) -> None:
+    with Namespace("other") as other:
+        site.declare(NETWORK + ports(other, "127.0.0.1:8000:80"), "other.toml")
+    added = [f"+ attach {box.name}: network web", f"+ publish {box.name}: 127.0.0.1:8000:80"]
+    wait_until(lambda: site.daemon.controller.is_dead(other.name), "the kernel to delete the namespace")
+    assert [one.container for one in site.daemon.requests.endpoints()] == [other.name]
+    for is_dry in (True, False):
+        assert site.declared.apply("web.toml", ports(box, "127.0.0.1:8000:80"), is_dry).changes == added
 
 
 def test_apply_fails_if_its_own_network_is_another_one_but_not_for_that_of_others(site: Site) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 from itertools import permutations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,10 +21,12 @@ from gangway.daemon.difference import (
     RemoveNetwork,
     Step,
     Unpublish,
+    check_free,
     compare,
     match,
 )
 from gangway.daemon.messages import NetworkRequest
+from gangway.errors import Conflict
 from gangway.model import ON_DEMAND, Endpoint, Network, PortMapping, PortRange, PortRequest, Source, parse_port
 from tests.unit.samples import BACK, WEB, mapping, network
 
@@ -255,6 +258,22 @@ def test_clients_that_change_are_published_anew() -> None:
         "- publish docker:c: 127.0.0.1:8000:80/tcp",
         "+ publish docker:c: 127.0.0.1:8000:80 from 172.30.0.0/24",
     ]
+
+
+def test_a_port_is_free_when_its_turn_comes() -> None:
+    box, has_8000 = Endpoint("box", "web", (), Source.DECLARED), mapping("127.0.0.1", "8000", "80")
+    current = Current((WEB,), (box, Endpoint("box", "back", (), Source.DECLARED, is_first=False)), (has_8000,))
+    publish = Publish("a", (asked("8001:80"), asked("127.0.0.1:8000:80")))
+    refused = r"^publish a: 8001:80, 127\.0\.0\.1:8000:80: 127\.0\.0\.1:8000/tcp is already published for container box"
+    for steps in ((publish,), (Detach("box", "back"), publish), (Unpublish("box", ()), publish)):
+        with pytest.raises(Conflict, match=refused):
+            check_free(steps, current)
+    for steps in ((Detach("box", "web"), publish), (Unpublish("box", (has_8000,)), publish)):
+        check_free(steps, current)
+    with pytest.raises(Conflict, match=r"^publish b: \[::\]:8001:80: \[::\]:8001/tcp .* container a: "):
+        check_free((publish, Publish("b", (asked("[::]:8001:80"),))), Current())
+    check_free((publish, Publish("b", (asked("[::]:8001:80"),))), Current(), has_ipv6=False)
+    check_free((Publish("b", (asked("80"), asked("127.0.0.1:8000-8001:80"))),), current)
 
 
 def test_a_port_without_an_address_has_none_of_ipv6_where_there_is_no_ipv6() -> None:

@@ -100,7 +100,7 @@ ALLOWED: dict[str, set[str]] = {
                "log_targets", "peers", "reconcile", "relay", "runtime", "state", *PLANNING},
     "daemon.config": {"errors", "exclusions", "log", "log_targets", "model", "relay.settings"},
     "daemon.declaration": {"admission", "daemon.messages", "errors", "inet", "model"},
-    "daemon.difference": {"daemon.declaration", "model"},
+    "daemon.difference": {"daemon.declaration", "errors", "model", "state.port_index"},
     "daemon.kept": {"daemon.declaration", "daemon.messages", "model"},
     "daemon.declared_files": {"daemon.declaration", "errors", "runtime"},
     "daemon.mounts": set(),

@@ -98,11 +98,10 @@ def unpublished(given: Mapping[str, Any], mappings: Sequence[MappingAnswer]) -> 
 
 
 def applied(given: Mapping[str, Any], answer: ApplyAnswer) -> Described:
-    count = len(answer.changes)
+    name, count = "compared" if given["dry_run"] else "applied", len(answer.changes)
     said = "; ".join(answer.changes[:_MAX_NAMED]) or "nothing to change"
     more = f" and {count - _MAX_NAMED} more" * (count > _MAX_NAMED)
-    text = f"{given['name']} {'compared' if given['dry_run'] else 'applied'}: {said}{more}"
-    return Described("applied", text, {"file": given["name"], "changes": count})
+    return Described(name, f"{given['name']} {name}: {said}{more}", {"file": given["name"], "changes": count})
 
 
 def network_created(given: Mapping[str, Any], network: NetworkAnswer) -> Described:

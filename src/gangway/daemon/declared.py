@@ -22,8 +22,10 @@ from gangway.daemon.difference import (
     RemoveNetwork,
     Step,
     Unpublish,
+    check_free,
     compare,
     match,
+    what,
 )
 from gangway.daemon.docker_ports import DockerPorts
 from gangway.daemon.messages import NetworkRequest
@@ -130,7 +132,8 @@ class Declared:
     def apply(self, name: str, text: str, is_dry: bool) -> Applied:
         """Put a file with this text into the folder, and serve what it says: all of it or nothing.
 
-        If `is_dry`, only say what would be done.  InvalidRequest, Conflict: the file is wrong, or another one is.
+        If `is_dry`, only say what would be done.  InvalidRequest, Conflict: this file or another one is wrong, or a
+        port is published already.
         """
         path = self._files.path_for(name)
         documents = self._files.documents_with(path, parse_document(text, path))
@@ -142,9 +145,15 @@ class Declared:
             if other != path and other not in documents:
                 raise Conflict(f"nothing can be applied while another file is wrong: {problem}")
         steps, notes = self._without_others(self._compare(declaration, is_complete=True), path, documents)
+        if notes and not is_dry:
+            raise Conflict(notes[0])
+        try:
+            check_free(steps, self._current(), has_ipv6())
+        except Conflict:
+            if not self._requests.reap_dead_containers():
+                raise
+            return self.apply(name, text, is_dry)  # it was the port of a container that has just exited
         if not is_dry:
-            if notes:
-                raise Conflict(notes[0])
             with self._files.replaced(path, text, documents[path]):
                 self._carry_out_all(steps)
         absent = (one for one in declaration.containers.values() if one.file == path and not self._exists(one.name))
@@ -180,7 +189,7 @@ class Declared:
                 return True
             done = [self._attempt(Publish(step.container, (one,))) for one in step.requests]
             return all(done)
-        is_done = self._attempts.attempt(partial(self._carry_out, step), f"conf.d: {_what(step)}")
+        is_done = self._attempts.attempt(partial(self._carry_out, step), f"conf.d: {what(step)}")
         if isinstance(step, Attach) and not is_done and not self._requests.has_endpoint(step.container):
             self._failed.add(step.container)
         return is_done
@@ -211,7 +220,7 @@ class Declared:
             except BaseException as error:
                 self.serve()
                 if isinstance(error, GangwayError):
-                    raise type(error)(f"{_what(step)}: {error}") from None
+                    raise type(error)(f"{what(step)}: {error}") from None
                 raise
 
     def _carry_out(self, step: Step) -> None:
@@ -232,11 +241,13 @@ class Declared:
         self._log.info("conf.d: %s", step, event="declared")
 
     def _compare(self, declaration: Declaration, is_complete: bool) -> Difference:
+        self._requests.repair()
+        return compare(declaration, self._current(), self._exists, is_complete, has_ipv6())
+
+    def _current(self) -> Current:
         requests = self._requests
-        requests.repair()
         mappings = tuple(one.mapping for one in requests.mappings())
-        current = Current(requests.networks(), requests.endpoints(), mappings)
-        return compare(declaration, current, self._exists, is_complete, has_ipv6())
+        return Current(requests.networks(), requests.endpoints(), mappings)
 
     def _unpublished(self, containers: Collection[DeclaredContainer]) -> list[tuple[str, PortRequest]]:
         """Return the ports of declared containers that are not published."""
@@ -273,7 +284,3 @@ def create_network(requests: Requests, request: NetworkRequest, source: Source =
 
 def _of_note(note: str) -> str:
     return f"conf.d: {note}"
-
-
-def _what(step: Step) -> str:
-    return str(step)[2:]

@@ -12,6 +12,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from gangway.daemon.declaration import Declaration, DeclaredContainer, DeclaredNetwork, port_text
+from gangway.errors import Conflict
 from gangway.model import (
     ANY,
     ON_DEMAND,
@@ -26,6 +27,7 @@ from gangway.model import (
     Subnet,
     Subnets,
 )
+from gangway.state.port_index import PortIndex
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ class Publish(NamedTuple):
 Step = Unpublish | Detach | RemoveNetwork | CreateNetwork | Attach | Publish
 
 
+def what(step: Step) -> str:
+    """Return what a step makes or removes, without the sign."""
+    return str(step)[2:]
+
+
 class Difference(NamedTuple):
     steps: tuple[Step, ...]  # in this order
     notes: tuple[str, ...]  # what cannot be as it is declared, and why
@@ -116,7 +123,7 @@ def match(requests: Iterable[PortRequest], mappings: Sequence[PortMapping], has_
     left = {_key(one): one for one in mappings}
     missing = list[PortRequest]()
     for request in sorted(requests, key=lambda one: one.is_choice):
-        addresses = ANY[:1] if request.host_addresses == ANY and not has_ipv6 else request.host_addresses
+        addresses = _host_addresses(request, has_ipv6)
         ports = _chosen_ports(request, addresses, left.values()) if request.is_choice else request.host_ports
         keys = [(request.protocol, at, ports, request.container_ports, request.admitted) for at in addresses]
         if ports is None or not left.keys() >= {*keys}:
@@ -142,6 +149,45 @@ def compare(
     comparison = _Comparison(declared, current, exists, is_complete, has_ipv6)
     removals = tuple(comparison.removals())
     return Difference((*removals, *comparison.additions()), tuple(comparison.notes))
+
+
+def check_free(steps: Sequence[Step], current: Current, has_ipv6: bool = True) -> None:
+    """Conflict: a step publishes a port that a mapping of gangway's or Docker's has when its turn comes.
+
+    Whether another program has a port, or any is left where there is a choice, is known only when it is published.
+    """
+    index = PortIndex()
+    for mapping in _not_removed(steps, current):
+        index.add(mapping)
+    for step in (one for one in steps if isinstance(one, Publish)):
+        try:
+            for request in step.requests:
+                for mapping in _fixed_mappings(step.container, request, has_ipv6):
+                    index.add(mapping)
+        except Conflict as error:
+            raise Conflict(f"{what(step)}: {error}") from None
+
+
+def _fixed_mappings(container: str, request: PortRequest, has_ipv6: bool) -> Iterator[PortMapping]:
+    """Yield the mappings that a request leads to, unless it leaves a choice of the host port."""
+    if request.host_ports is not None and not request.is_choice:
+        ports = request.host_ports, request.container_ports
+        for address in _host_addresses(request, has_ipv6):
+            yield PortMapping(container, request.protocol, address, *ports, request.source)
+
+
+def _not_removed(steps: Iterable[Step], current: Current) -> Iterator[PortMapping]:
+    """Yield the mappings that steps leave: with a container's first endpoint it loses its mappings."""
+    networks = {one.container: one.network for one in current.endpoints if one.is_first}
+    unpublished, detached = set[PortMapping](), set[str]()
+    for step in steps:
+        if isinstance(step, Unpublish):
+            unpublished.update(step.mappings)
+        elif isinstance(step, Detach) and networks[step.container] == step.network:
+            detached.add(step.container)
+    for one in current.mappings:
+        if one not in unpublished and one.container not in detached:
+            yield one
 
 
 class _Comparison:
@@ -331,6 +377,11 @@ def _within(addresses: frozenset[Address], subnets: Iterable[Subnet]) -> frozens
 
 def _key(mapping: PortMapping) -> _Key:
     return mapping.protocol, mapping.host_address, mapping.host_ports, mapping.container_ports, mapping.admitted
+
+
+def _host_addresses(request: PortRequest, has_ipv6: bool) -> tuple[Address, ...]:
+    """Return the addresses of a request: without `::`, which it did not name, if the host has no IPv6."""
+    return ANY[:1] if request.host_addresses == ANY and not has_ipv6 else request.host_addresses
 
 
 def _chosen_ports(
