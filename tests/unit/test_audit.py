@@ -66,6 +66,17 @@ def test_ports_of_dockers_containers() -> None:
     assert made.text.endswith("/tcp of container docker:web, as Docker says")
 
 
+def test_what_files_declare() -> None:
+    published = audit.planned_ports("published", "box", [planned(held("0.0.0.0"))])
+    made = audit.declared(published, {"b.toml", "a.toml"}, is_removed=False)
+    assert (made.name, made.fields) == ("published", published.fields | {"file": "a.toml, b.toml"})
+    assert made.text == f"{published.text}, declared in a.toml, b.toml"
+    removed = audit.network_removed({"name": "web"}, None)
+    assert audit.declared(removed, {"a.toml"}, is_removed=True).text.endswith(" removed, no longer declared in a.toml")
+    unknown = audit.declared(removed, (), is_removed=True)
+    assert (unknown.text, unknown.fields) == (f"{removed.text}, not declared in any file", removed.fields)
+
+
 def test_a_refused_request() -> None:
     made = audit.refused("POST", "/mappings", 409, ErrorAnswer("PortInUse", "port 80 is in use"), ASKED)
     assert made.text == "POST /mappings refused: port 80 is in use (by gangway (pid 812, uid 1000))"

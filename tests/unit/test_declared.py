@@ -12,7 +12,7 @@ from gangway.daemon.docker_ports import DockerPorts
 from gangway.daemon.messages import NetworkRequest
 from gangway.docker import lookup
 from gangway.errors import Conflict, GangwayError, HostRefused, InvalidRequest
-from gangway.log import Log
+from gangway.log import Event, Field, Log
 from gangway.model import Source
 from gangway.state.adopted import Adopted
 from lab.netns import Namespace
@@ -37,7 +37,9 @@ class Site:
 
     def __init__(self, daemon: Daemon, folder: Path) -> None:
         self.daemon, self.folder = daemon, folder
+        self.events = list[Event]()
         log = Log(lambda event: daemon.log.append(event.text), clock=iter(range(0, 1 << 30, 100)).__next__)
+        log.add_writer(self.events.append)
         self.docker_ports = DockerPorts(lambda: "/run/docker.sock", False, daemon.requests, daemon.adoption)
         self.files = DeclaredFiles(folder)
         self.declared = Declared(self.files, daemon.requests, self.docker_ports, log)
@@ -253,6 +255,41 @@ def test_what_commands_have_made_is_not_changed_by_apply(site: Site) -> None:
         site.declared.apply("web.toml", NETWORK, is_dry=False)
     assert site.found() == ["web api"]
     assert not (site.folder / "web.toml").exists()
+
+
+def test_what_files_change_is_logged_as_the_request_that_it_is(site: Site, box: Namespace) -> None:
+    def logged() -> list[tuple[str, dict[str, Field]]]:
+        found = [(one.name, one.fields) for one in site.events]
+        site.events.clear()
+        return found
+
+    first, second = (str(site.folder / name) for name in ("a.toml", "b.toml"))
+    site.declare(NETWORK + ports(box, "127.0.0.1:8000:80"), "a.toml")
+    site.declare(ports(box, "127.0.0.1:8001:80"), "b.toml")
+    (endpoint,) = site.daemon.requests.endpoints()
+    address, bridge = str(endpoint.addresses[0]), site.daemon.requests.network("web").bridge
+    attached, subnets = {"container": box.name, "network": "web"}, "172.30.0.0/24"
+
+    def port(number: int) -> dict[str, Field]:
+        return {"container": box.name, "ports": f"127.0.0.1:{number} -> {address}:80/tcp"}
+
+    assert logged() == [
+        ("network-created", {"network": "web", "bridge": bridge, "subnets": subnets, "file": first}),
+        ("attached", {**attached, "addresses": address, "file": first}),
+        ("published", port(8000) | {"file": first}),
+        ("published", port(8001) | {"file": second}),
+    ]
+    site.declared.apply("b.toml", ports(box, "127.0.0.1:8002:80"), is_dry=False)
+    assert logged() == [("unpublished", port(8001) | {"file": second}), ("published", port(8002) | {"file": second})]
+    site.declare("", "b.toml")
+    assert logged() == [("unpublished", port(8002) | {"file": second})]
+    site.declare("", "a.toml")
+    assert logged() == [
+        ("detached", attached | {"file": first}),
+        ("network-removed", {"network": "web", "file": first}),
+    ]
+    site.declare("[[", "a.toml")
+    assert logged() == [("not-served", {})]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import re
 import socket
 import syslog
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -128,10 +128,22 @@ def detached(given: Mapping[str, Any], _answer: None) -> Described:
     return Described("detached", f"container {container} detached{where}{_condition(given)}", fields)
 
 
+def planned_ports(name: str, container: str, mappings: Sequence[MappingPlan]) -> Described:
+    """Describe ports of a container that were `published` or `unpublished`."""
+    return _ports(name, container, list(map(MappingAnswer.of, mappings[:_MAX_NAMED])), len(mappings))
+
+
 def adopted(name: str, container: str, mappings: Sequence[MappingPlan]) -> Event:
     """Return the event of ports that follow a container of Docker's: `published` or `unpublished`."""
-    described = _ports(name, container, list(map(MappingAnswer.of, mappings[:_MAX_NAMED])), len(mappings))
+    described = planned_ports(name, container, mappings)
     return event(name, f"{described.text}, as Docker says", described.fields)
+
+
+def declared(described: Described, files: Collection[str], is_removed: bool) -> Event:
+    """Return the event of what was done because these files declare it, or, if it `is_removed`, no longer do."""
+    file = ", ".join(sorted(files))
+    why = f"{'no longer declared' if is_removed else 'declared'} in {file}" if file else "not declared in any file"
+    return event(described.name, f"{described.text}, {why}", described.fields | ({"file": file} if file else {}))
 
 
 def lease_granted(mapping: PortMapping, client: Client) -> Event:

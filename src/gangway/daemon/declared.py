@@ -10,7 +10,16 @@ from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
-from gangway.daemon.declaration import Declaration, DeclaredContainer, Document, merge, parse_document, port_text
+from gangway.daemon import audit
+from gangway.daemon.declaration import (
+    Declaration,
+    DeclaredContainer,
+    DeclaredPort,
+    Document,
+    merge,
+    parse_document,
+    port_text,
+)
 from gangway.daemon.declared_files import DeclaredFiles
 from gangway.daemon.difference import (
     Attach,
@@ -28,7 +37,7 @@ from gangway.daemon.difference import (
     what,
 )
 from gangway.daemon.docker_ports import DockerPorts
-from gangway.daemon.messages import NetworkRequest
+from gangway.daemon.messages import EndpointAnswer, NetworkAnswer, NetworkRequest
 from gangway.errors import Conflict, GangwayError, InvalidRequest
 from gangway.host import netns, sockets
 from gangway.log import Log
@@ -55,6 +64,7 @@ class Declared:
         self._files, self._requests, self._ports, self._log = files, requests, ports, log
         self._attempts = Attempts(self._warn)
         self._warned = list[str]()
+        self._former = Declaration()  # what the files said before they were read last
         self._notes: tuple[str, ...] = ()
         self._unserved: tuple[str, ...] = ()  # as it was logged
         self._is_unfinished = False
@@ -80,7 +90,7 @@ class Declared:
         """Read the files, and serve what they say; log and return what is wrong, line by line."""
         self._warned.clear()
         self._attempts.forget()
-        self._notes = ()
+        self._notes, self._former = (), self._files.declaration
         self._files.read()
         for text in self._files.mistakes():
             self._warn(text)
@@ -155,7 +165,7 @@ class Declared:
             return self.apply(name, text, is_dry)  # it was the port of a container that has just exited
         if not is_dry:
             with self._files.replaced(path, text, documents[path]):
-                self._carry_out_all(steps)
+                self._carry_out_all(steps, declaration)
         absent = (one for one in declaration.containers.values() if one.file == path and not self._exists(one.name))
         waits = (f"container {one.name} does not exist yet: it is served when it does" for one in absent)
         return Applied([*map(str, steps)], [*notes, *waits])
@@ -164,7 +174,7 @@ class Declared:
 
     def _warn(self, text: str) -> None:
         self._warned.append(text)
-        self._log.warning(text)
+        self._log.warning(text, event="not-served")
 
     def _serve(self) -> None:
         self._is_unfinished, self._failed = False, set()
@@ -185,11 +195,12 @@ class Declared:
             return False  # it could not be attached to its first network
         if isinstance(step, Publish) and len(step.requests) > 1:
             with suppress(GangwayError, ExceptionGroup):
-                self._carry_out(step)
+                self._carry_out(step, self._files.declaration, self._former)
                 return True
             done = [self._attempt(Publish(step.container, (one,))) for one in step.requests]
             return all(done)
-        is_done = self._attempts.attempt(partial(self._carry_out, step), f"conf.d: {what(step)}")
+        call = partial(self._carry_out, step, self._files.declaration, self._former)
+        is_done = self._attempts.attempt(call, f"conf.d: {what(step)}")
         if isinstance(step, Attach) and not is_done and not self._requests.has_endpoint(step.container):
             self._failed.add(step.container)
         return is_done
@@ -212,33 +223,45 @@ class Declared:
                 steps.append(step)
         return Difference(tuple(steps), tuple(one for one in difference.notes if one not in pending.notes))
 
-    def _carry_out_all(self, steps: Sequence[Step]) -> None:
+    def _carry_out_all(self, steps: Sequence[Step], declaration: Declaration) -> None:
         """Carry out all steps or none: after a failure everything is made what the files in use say."""
         for step in steps:
             try:
-                self._carry_out(step)
+                self._carry_out(step, declaration, self._files.declaration)
             except BaseException as error:
                 self.serve()
                 if isinstance(error, GangwayError):
                     raise type(error)(f"{what(step)}: {error}") from None
                 raise
 
-    def _carry_out(self, step: Step) -> None:
+    def _carry_out(self, step: Step, declaration: Declaration, former: Declaration) -> None:
+        """Carry out a step, and log it as the request that it is, with the files that declare it, or did before."""
+        done, files = self._done(step), _files_of(step, declaration, former)
+        self._log.write(audit.declared(done, files, is_removed=isinstance(step, Unpublish | Detach | RemoveNetwork)))
+
+    def _done(self, step: Step) -> audit.Described:
+        """Carry out a step, and describe what was done."""
         match step:
             case Unpublish():
-                self._ports.unpublish(step.container, list(map(str, step.mappings)))
+                unpublished = self._ports.unpublish(step.container, list(map(str, step.mappings)))
+                return audit.planned_ports("unpublished", step.container, unpublished.published)
             case Detach():
                 self._requests.detach(step.container, step.network)
+                return audit.detached({"container": step.container, "network": step.network}, None)
             case RemoveNetwork():
                 self._requests.remove_network(step.name)
+                return audit.network_removed({"name": step.name}, None)
             case CreateNetwork():
-                create_network(self._requests, step.declared.request, Source.DECLARED)
+                network = create_network(self._requests, step.declared.request, Source.DECLARED)
+                return audit.network_created({}, NetworkAnswer.of(network, ()))
             case Attach():
-                self._requests.attach(step.container, step.network, step.addresses, source=Source.DECLARED)
+                addresses = step.addresses
+                endpoint = self._requests.attach(step.container, step.network, addresses, source=Source.DECLARED)
+                return audit.attached({}, EndpointAnswer.of(endpoint))
             case Publish():
                 texts, admitted = list(map(port_text, step.requests)), step.requests[0].admitted
-                self._ports.publish(step.container, texts, admitted, Source.DECLARED)
-        self._log.info("conf.d: %s", step, event="declared")
+                published = self._ports.publish(step.container, texts, admitted, Source.DECLARED)
+                return audit.planned_ports("published", step.container, published)
 
     def _compare(self, declaration: Declaration, is_complete: bool) -> Difference:
         self._requests.repair()
@@ -280,6 +303,31 @@ def create_network(requests: Requests, request: NetworkRequest, source: Source =
     """Create a network; if no subnets are requested, with free ones."""
     subnets = () if request.subnets else requests.free_subnets()
     return requests.create_network(request.network(requests.uplink_mtu(), subnets, source))
+
+
+def _files_of(step: Step, declaration: Declaration, former: Declaration) -> set[str]:
+    """Return the files that declare what a step makes, or have declared what it removes, if that is known."""
+    match step:
+        case CreateNetwork():
+            return {step.declared.file}
+        case Attach():
+            return {declaration.containers[step.container].file}
+        case Publish():
+            requests = set(step.requests)
+            return {one.file for one in _ports_of(declaration, step.container) if one.request in requests}
+        case Unpublish():
+            left = {*_ports_of(former, step.container)} - {*_ports_of(declaration, step.container)}
+            return {one.file for one in left}
+        case Detach():
+            container = former.containers.get(step.container)
+            return set() if container is None else {container.file}
+        case RemoveNetwork():
+            network = former.networks.get(step.name)
+            return set() if network is None else {network.file}
+
+
+def _ports_of(declaration: Declaration, container: str) -> tuple[DeclaredPort, ...]:
+    return declaration.containers[container].ports if container in declaration.containers else ()
 
 
 def _of_note(note: str) -> str:

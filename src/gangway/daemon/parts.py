@@ -70,7 +70,7 @@ class Parts:
         self._home, self._log, self._notices, self._guard = home, log, notices, NatGuard()
         self._database = Database(Path(config.state or runtime.default_state()), log.warning)
         self._settings = settings = SavedSettings(self._database, log.warning)
-        relay = RelayClient(home.relay_path, config.relay_settings, log.warning)
+        relay = RelayClient(home.relay_path, config.relay_settings, partial(log.warning, event="relay-replacement"))
         relay.connect()
         no_rules = config.firewall == Firewall.NONE
         redirect = Redirect(relay, enabled=config.relay_settings.redirect, host_addresses=no_rules)
