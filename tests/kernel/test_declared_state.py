@@ -130,6 +130,9 @@ def test_files_are_applied_and_read_again(site: Site, tmp_path: Path) -> None:
             f"gangway: publish {later.name}: 127.0.0.1:8000:81: 127.0.0.1:8000/tcp is already published for container "
             f"{box.name}: choose another port\n"
         }
+        source.write_text("[[publish]]\nkontainer = 1\n")
+        with pytest.raises(CommandFailed, match=r"^gangway: app\.toml: Object contains unknown field `kontainer`"):
+            gangway(*words)
         with pytest.raises(CommandFailed, match=f"is declared in {site.folder}/app.toml: remove it there"):
             gangway("unpublish", box.name)
         site.declare("[[publish]]\nkontainer = 1\n", "wrong.toml")

@@ -150,8 +150,11 @@ def test_files_that_contradict_each_other_remove_nothing(site: Site, box: Namesp
     assert problem == f"{site.folder}/20.toml: network web: name: {declares_it} network already"
     assert [one for one in site.found() if not one.startswith("wob")] == before
     for name, text in (("10.toml", ""), ("20.toml", ports(box, "127.0.0.1:8000:80"))):
-        with pytest.raises(InvalidRequest, match=r"20\.toml: network web: name: "):
+        blamed = {"10.toml": f"{site.folder}/20.toml", "20.toml": "20.toml"}[name]
+        other = {"10.toml": "10.toml", "20.toml": f"{site.folder}/10.toml"}[name]
+        with pytest.raises(InvalidRequest) as refused:
             site.declared.apply(name, NETWORK + text, is_dry=False)
+        assert str(refused.value) == f"{blamed}: network web: name: {other} declares this network already"
     assert site.declared.apply("30.toml", "", is_dry=False) == ([], [])
     assert site.declare("", "10.toml") == []
     assert site.found() == before
@@ -199,8 +202,11 @@ def test_apply_is_all_or_nothing(site: Site, box: Namespace) -> None:
     site.declared.retry()
     assert site.found() == before
     assert (site.folder / "web.toml").read_text() == first
-    with pytest.raises(InvalidRequest, match=f"{site.folder}/z.toml: network web: name: "):
+    with pytest.raises(InvalidRequest, match=r"^z\.toml: network web: name: .*/conf\.d/web\.toml declares this"):
         site.declared.apply("z.toml", NETWORK, is_dry=False)
+    for wrong in ("[[", "kontainer = 1", '[[publish]]\ncontainer = "box"\nports = ["x"]\n'):
+        with pytest.raises(InvalidRequest, match=r"^z\.toml: "):
+            site.declared.apply("z.toml", wrong, is_dry=True)
     assert site.declared.apply("late.toml", ports("late", "80"), is_dry=False).notes == [
         "container late does not exist yet: it is served when it does"
     ]

@@ -143,13 +143,13 @@ class Declared:
         """Put a file with this text into the folder, and serve what it says: all of it or nothing.
 
         If `is_dry`, only say what would be done.  InvalidRequest, Conflict: this file or another one is wrong, or a
-        port is published already.
+        port is published already.  A mistake names this file as `name`: it need not be in the folder.
         """
         path = self._files.path_for(name)
-        documents = self._files.documents_with(path, parse_document(text, path))
-        declaration, contradictions = merge(documents)
-        former = self._files.contradictions
-        for problem in (one for one in contradictions if one not in former or path in one):
+        documents = self._files.documents_with(path, parse_document(text, name))
+        declaration, _ = merge(documents)
+        _, contradictions = merge({name if file == path else file: one for file, one in documents.items()})
+        for problem in (one for one in contradictions if one not in self._files.contradictions):
             raise InvalidRequest(problem)
         for other, problem in self._files.problems.items():
             if other != path and other not in documents:
