@@ -1,5 +1,6 @@
 """A daemon of another version: clients notice nothing on any road, and its own relay replaces the running one."""
 
+import json
 import os
 import signal
 import socket
@@ -26,7 +27,7 @@ def street(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     flags: tuple[str, ...] = ("--firewall", "nftables")
     if request.param == "relay only":
         flags = ("--firewall", "none", *without_redirect(tmp_path_factory.mktemp("settings")))
-    with Street(*flags) as made:
+    with Street(*flags, "--log-format", "json") as made:
         yield made
 
 
@@ -117,7 +118,9 @@ def test_upgrade_and_downgrade_fail_no_client(street: Street, other: Path) -> No
             assert status["relay_version"] == status["version"]
             assert release in ("", status["version"])
             assert status["relay_pid"] not in before
-            assert " replaced by " in gangway.log.read_text()[logged:]
+            events = [json.loads(line) for line in gangway.log.read_text()[logged:].splitlines()]
+            (replacement,) = (one for one in events if one["event"] == "relay-replacement")
+            assert " replaced by " in replacement["message"]
             for pair in pairs:
                 exchange(*pair)
     wait_until(lambda: gangway.relays() in ([], [status["relay_pid"]]), "the end of the relays that were replaced", 10)
