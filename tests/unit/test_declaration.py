@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gangway.daemon.declaration import Document, PublishTable, document_text, merge, parse_document, port_text
+from gangway.daemon.declaration import Document, PublishTable, document_text, merge, parse_document
 from gangway.daemon.declared_files import DeclaredFiles, check_files, folder_for, read_files, written
 from gangway.daemon.kept import names, with_ports, without_network, without_ports
 from gangway.daemon.messages import NetworkRequest
@@ -60,7 +60,7 @@ def test_files_say_together_what_is_declared() -> None:
     files = {"a": parse_document(WEB, "a"), "b": parse_document(more, "b")}
     declared, problems = merge(files)
     assert problems == []
-    ports = [(port_text(one.request), len(one.request.admitted), one.file) for one in declared.containers["box"].ports]
+    ports = [(str(one.request), len(one.request.admitted), one.file) for one in declared.containers["box"].ports]
     assert ports == [("8000:80", 1, "a"), ("80", 1, "a"), ("8000:80/udp", 0, "b"), ("8000:80", 0, "b")]
 
 
@@ -99,7 +99,7 @@ NETWORKS = st.builds(
 
 @given(PORTS)
 def test_a_port_is_read_as_it_was_written(text: str) -> None:
-    assert parse_port(port_text(parse_port(text))) == parse_port(text)
+    assert parse_port(str(parse_port(text))) == parse_port(text)
 
 
 @given(st.builds(Document, st.lists(NETWORKS), st.lists(TABLES)))

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from gangway.daemon.declaration import DeclaredPort, Document, port_text
+from gangway.daemon.declaration import DeclaredPort, Document
 from gangway.daemon.declared import create_network, has_ipv6
 from gangway.daemon.declared_files import DeclaredFiles
 from gangway.daemon.difference import match
@@ -141,7 +141,7 @@ class Commands:
             return self._ports.unpublish(container, texts)
         named = list(map(parse_port, texts))
         for port in (port for port in others if any(names(one, port.request) for one in named)):
-            raise Conflict(_declared(f"-p {port_text(port.request)} of {container}", port.file))
+            raise Conflict(_declared(f"-p {port.request} of {container}", port.file))
         left = match([port.request for port in others], self._known(container), has_ipv6()).unclaimed
         if not (texts or left or kept or if_exists):
             raise Conflict(_declared(f"everything that is published of {container}", others[0].file))
@@ -180,7 +180,7 @@ class Commands:
         known = self._requests.mappings(container) if self._requests.has_endpoint(container) else ()
         missing, unclaimed = match(requests, [one.mapping for one in known], has_ipv6())
         others = set(unclaimed)
-        return tuple(one for one in known if one.mapping not in others), list(map(port_text, missing))
+        return tuple(one for one in known if one.mapping not in others), list(map(str, missing))
 
     def _keepable(self, container: str) -> Document:
         """Return what the kept file says.

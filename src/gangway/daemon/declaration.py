@@ -155,10 +155,6 @@ def networks_of(table: PublishTable) -> tuple[str, ...]:
     return tuple(filter(None, [named] if isinstance(named, str) else named))
 
 
-def port_text(request: PortRequest) -> str:
-    return str(request)
-
-
 def document_text(document: Document) -> str:
     """Return a file's text, without the keys that have their default."""
     lines = list[str]()

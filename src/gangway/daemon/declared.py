@@ -18,7 +18,6 @@ from gangway.daemon.declaration import (
     Document,
     merge,
     parse_document,
-    port_text,
 )
 from gangway.daemon.declared_files import DeclaredFiles
 from gangway.daemon.difference import (
@@ -259,7 +258,7 @@ class Declared:
                 endpoint = self._requests.attach(step.container, step.network, addresses, source=Source.DECLARED)
                 return audit.attached({}, EndpointAnswer.of(endpoint))
             case Publish():
-                texts, admitted = list(map(port_text, step.requests)), step.requests[0].admitted
+                texts, admitted = list(map(str, step.requests)), step.requests[0].admitted
                 published = self._ports.publish(step.container, texts, admitted, Source.DECLARED)
                 return audit.planned_ports("published", step.container, published)
 

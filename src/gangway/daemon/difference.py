@@ -11,7 +11,7 @@ from ipaddress import ip_network
 from itertools import chain
 from typing import NamedTuple
 
-from gangway.daemon.declaration import Declaration, DeclaredContainer, DeclaredNetwork, port_text
+from gangway.daemon.declaration import Declaration, DeclaredContainer, DeclaredNetwork
 from gangway.errors import Conflict
 from gangway.model import (
     ANY,
@@ -87,7 +87,7 @@ class Publish(NamedTuple):
 
     def __str__(self) -> str:
         clients = ", ".join(map(str, self.requests[0].admitted))
-        ports = ", ".join(map(port_text, self.requests))
+        ports = ", ".join(map(str, self.requests))
         return f"+ publish {self.container}: {ports}{clients and f' from {clients}'}"
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import msgspec
 
-from gangway.daemon.declaration import Document, PublishTable, networks_of, port_text
+from gangway.daemon.declaration import Document, PublishTable, networks_of
 from gangway.daemon.messages import NetworkRequest
 from gangway.model import ON_DEMAND, PortMapping, PortRequest, parse_port
 
@@ -24,7 +24,7 @@ def with_ports(
     if same is None:
         same = _on_networks(PublishTable(container, admitted=admitted), networks)
         tables.append(same)
-    same.ports = list(dict.fromkeys((*same.ports, *map(port_text, requests))))
+    same.ports = list(dict.fromkeys((*same.ports, *map(str, requests))))
     names = {one.name for one in created}
     return Document([*(one for one in document.network if one.name not in names), *created], tables)
 
@@ -59,8 +59,8 @@ def _left_of(port: PortRequest, named: Sequence[PortRequest]) -> list[str]:
     """Return what is left of a port: all of it, what is at other addresses, or nothing."""
     addresses = [at for at in port.host_addresses if not any(_naming(one, port)(at) for one in named)]
     if tuple(addresses) == port.host_addresses:
-        return [] if port in named else [port_text(port)]
-    return [port_text(replace(port, host_addresses=(address,))) for address in addresses]
+        return [] if port in named else [str(port)]
+    return [str(replace(port, host_addresses=(address,))) for address in addresses]
 
 
 def _naming(named: PortRequest, port: PortRequest) -> Callable[..., bool]:
