@@ -116,6 +116,9 @@ def test_reload_says_what_is_wrong(tmp_path: Path) -> None:
     settings.write_text('firewall = "none"\n')
     with Namespace("host") as host, Gangway(host, "--config", str(settings)) as gangway:
         assert gangway("daemon", "reload") == ""
+        settings.write_text(f'[relay]\nlog = "{tmp_path}/log"\n')
+        done = gangway.run("daemon", "reload")
+        assert (done.returncode, "log in the table [relay] is deprecated" in done.stderr) == (0, True)
         settings.write_text('firewall = "nonsense"\n')
         with pytest.raises(CommandFailed, match=f"{settings}: unknown firewall 'nonsense'"):
             gangway("daemon", "reload")

@@ -104,12 +104,12 @@ def reload(path: str) -> None:
     The exit code is 1 if something declared is wrong or cannot be served; the rest is served.
     """
     try:
-        problems = ask_running(path, "POST", "/reload")
+        found = ask_running(path, "POST", "/reload")
     except NoDaemon:
         raise Refused("Conflict", f"no daemon runs at {path}; the next one reads the settings when it starts") from None
-    for text in problems:
+    for text in (*found["warnings"], *found["problems"]):
         say(text)
-    if problems:
+    if found["problems"]:
         sys.exit(FAILED)
 
 

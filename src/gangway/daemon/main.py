@@ -26,6 +26,7 @@ from gangway.daemon.config import Loaded
 from gangway.daemon.history import History
 from gangway.daemon.home import Home
 from gangway.daemon.leases import LeaseServer
+from gangway.daemon.messages import ReloadAnswer
 from gangway.daemon.mounts import MountWatch
 from gangway.daemon.owners import OwnerWatch
 from gangway.daemon.parts import Parts
@@ -219,10 +220,10 @@ class Daemon:
         self._loop.call_soon_threadsafe(self._over.set)
         return removed
 
-    def _reload(self) -> list[str]:
+    def _reload(self) -> ReloadAnswer:
         """Read the settings again, open the log files again, which may have been renamed, and serve what is declared.
 
-        Return what is wrong with that, line by line.  InvalidRequest, HostRefused: the former settings are in use.
+        InvalidRequest, HostRefused: the former settings are in use.
         """
         supervisor.notify(supervisor.reloading())
         try:
@@ -232,9 +233,7 @@ class Daemon:
             raise HostRefused(f"the log cannot be opened again: {error}") from None
         finally:
             supervisor.notify(supervisor.READY)
-        for text in loaded.warnings:
-            self._log.warning(text)
-        return self._parts.declared.reload()
+        return ReloadAnswer(list(loaded.warnings), self._parts.declared.reload())
 
     def _reload_or_log(self) -> None:
         try:

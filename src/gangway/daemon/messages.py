@@ -244,6 +244,13 @@ class ExplainAnswer(msgspec.Struct):
     further_networks: list[str] = []  # the container's; it sees their clients as the gateway, as its own network's
 
 
+class ReloadAnswer(msgspec.Struct):
+    """What was noticed when the settings and the files of conf.d were read again."""
+
+    warnings: list[str]  # about settings, which are in force
+    problems: list[str]  # in conf.d: what is wrong or cannot be served
+
+
 class CheckAnswer(msgspec.Struct):
     """A condition that a road depends on: whether it holds on this host; if not, why, and the consequence."""
 

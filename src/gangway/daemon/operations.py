@@ -33,6 +33,7 @@ from gangway.daemon.messages import (
     MappingAnswer,
     NetworkAnswer,
     PublishRequest,
+    ReloadAnswer,
     RouteAnswer,
     SettingAnswer,
     StatusAnswer,
@@ -66,7 +67,7 @@ class Service(NamedTuple):
     version: Callable[[], VersionAnswer]
     health: Callable[[], HealthAnswer]
     history: History
-    reload: Callable[[], list[str]]
+    reload: Callable[[], ReloadAnswer]
     stop: Callable[[], None]
     take_down: Callable[[], list[str]]
 
@@ -320,9 +321,9 @@ OPERATIONS = (
     ),
     Operation(
         "POST /reload",
-        "Read the settings and conf.d again, and open the log files again; the answer is what is wrong in conf.d.",
+        "Read the settings and conf.d again, and open the log files again.",
         lambda service, *_: service.reload(),
-        list[str],
+        ReloadAnswer,
         is_roots=True,
     ),
     Operation(

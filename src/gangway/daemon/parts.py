@@ -165,6 +165,8 @@ class Parts:
                 self.dataplane.relay.use_log(fd)
         self._log.info("settings reloaded" + "".join(_later(former, config)), event="reloaded")
         self._log.write(audit.settings(config))
+        for text in loaded.warnings:
+            self._log.warning(text)
 
     def checks(self) -> Iterator[CheckAnswer]:
         facts, leases = self.requests.facts, len(self.requests.leases)
