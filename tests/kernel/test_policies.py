@@ -175,6 +175,6 @@ def test_an_internal_network_publishes_only_on_loopback(street: Quarter) -> None
         done = street.gangway.run("publish", street.inner.name, "-p", refused)
         assert done.returncode == 1
         assert "internal" in done.stderr
-        assert "127.0.0.1" in done.stderr
+        assert f"as in -p {'[::1]' if refused.startswith('[') else '127.0.0.1'}:8080:80" in done.stderr
         assert done.stderr.count("\n") == 1
     assert street.gangway.json("ls", street.inner.name) == []
