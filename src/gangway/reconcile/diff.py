@@ -10,8 +10,9 @@ found in the kernel with all that is wanted.  The order:
 
 Nothing is translated before its target exists, and the relay has a port before a rule leads past it: so at no moment is
 a connection refused that would have been served a moment later.  Clients on a container's further network are
-masqueraded, and their former flows deleted, before it has a link there that its answers would take.  So no daemon that
-is killed in between leaves both.  Forwarding is on only while the rules that restrict it are applied.
+masqueraded, and their former flows deleted, before it has a link there that its answers would take: so a daemon that is
+killed in between leaves no link that the next one would take for complete.  Forwarding is on only while the rules that
+restrict it are applied.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
