@@ -188,7 +188,8 @@ class Registry:
 
     def mapping(self, mapping: PortMapping) -> MappingPlan:
         """Return what was decided about a mapping.  Conflict: its container is not attached."""
-        return self._mappings[self.endpoint(mapping.container).container][str(mapping)]
+        _ = self.endpoint(mapping.container)
+        return self._mappings[mapping.container][str(mapping)]
 
     def named(self, container: str, text: str) -> tuple[MappingPlan, ...]:
         """Return the mappings of a container that a `-p` names.  Conflict: it names none."""
